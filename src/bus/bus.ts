@@ -1,0 +1,162 @@
+/**
+ * A bus: how virtio-msg messages travel between one driver side and one device side.
+ *
+ * Theory of operation. A bus has two SPSC queues, one each way, and some doorbell. It is *attached*
+ * while a peer is known to be there; attach and detach are events, and a bus goes on waiting for the
+ * next peer by itself. A message is encoded straight into the slot that `claim` gives, then published
+ * with `send`. The doorbell rings once per turn of the reactor, after everything of that turn has been
+ * published. Incoming messages are copied once into a private slot and given to the listener, at most
+ * {@link RECEIVE_BUDGET} per turn, so that a flood of messages cannot starve the queues.
+ *
+ * A subclass brings the memory and the doorbell: {@link QueueBus.ring} rings it.
+ */
+
+import type { Fd } from "../linux/fd.ts";
+import type { Reactor, Task } from "../linux/reactor.ts";
+import { SLOT_SIZE, type SpscQueue } from "./spsc_queue.ts";
+
+/** Which end of a bus: "driver" is where the virtio driver is, "device" where the device is. */
+export type Side = "driver" | "device";
+
+/** Messages given to the listener per turn of the reactor. */
+export const RECEIVE_BUDGET = 256;
+
+/** Who uses a bus: the device side or the driver side of the transport. */
+export interface BusListener {
+  /** A peer is there; messages can be sent. */
+  attached(): void;
+  /** The peer is gone; what was sent may not have arrived. */
+  detached(reason: string): void;
+  /** One message. The view is private, {@link SLOT_SIZE} bytes, and reused for the next one. */
+  received(slot: DataView): void;
+}
+
+/** What decides how a bus treats queues it finds; the dialect knows. */
+export interface BusOptions {
+  /** Drop what is queued when a peer attaches (`v1`), or use the queues as found (`proto`). */
+  readonly discardOnAttach: boolean;
+  /** Ring after every message, as peers of the prototype do, instead of once per turn. */
+  readonly ringPerMessage: boolean;
+}
+
+/** One end of a bus. */
+export interface Bus extends Disposable {
+  readonly side: Side;
+  /** For log lines: the kind of bus and where it is. */
+  readonly description: string;
+  readonly isAttached: boolean;
+  /** Can file descriptors be sent with messages? */
+  readonly carriesFds: boolean;
+  /** Starts to wait for a peer. */
+  open(listener: BusListener): void;
+  /** The view that {@link claim}'s offsets belong to. */
+  readonly view: DataView;
+  /**
+   * The offset of a free slot, or -1 when detached or full.
+   *
+   * @param reserve how many slots must stay free for others; events leave room for answers
+   */
+  claim(reserve?: number): number;
+  /** Sends the claimed slot. */
+  send(): void;
+  /** Sends a descriptor ahead of the message that names it; its ordinal, or -1 to try again later. */
+  sendFd(fd: Fd): number;
+  /** Takes the descriptor with this ordinal, once. */
+  takeFd(ordinal: number): Fd | undefined;
+  /** Drops the peer, because it broke the rules; the bus waits for the next one. */
+  drop(reason: string): void;
+}
+
+/** What all buses made of two SPSC queues share. */
+export abstract class QueueBus implements Bus {
+  abstract readonly description: string;
+  abstract readonly carriesFds: boolean;
+  protected listener: BusListener | undefined;
+  #attached = false;
+  #claimed = false;
+  readonly #slotWords = new Uint32Array(SLOT_SIZE / 4);
+  readonly #slot = new DataView(this.#slotWords.buffer);
+  readonly #drain: Task = { run: () => this.#receive() };
+  readonly #ring: Task = {
+    run: () => {
+      if (this.#attached) this.ring();
+      return false;
+    },
+  };
+
+  /**
+   * @param outgoing the queue this side produces into
+   * @param incoming the queue this side consumes from
+   */
+  constructor(
+    readonly side: Side,
+    protected readonly reactor: Reactor,
+    readonly options: BusOptions,
+    protected readonly outgoing: SpscQueue,
+    protected readonly incoming: SpscQueue,
+  ) {}
+
+  get isAttached(): boolean {
+    return this.#attached;
+  }
+
+  get view(): DataView {
+    return this.outgoing.view;
+  }
+
+  open(listener: BusListener): void {
+    this.listener = listener;
+  }
+
+  claim(reserve = 0): number {
+    if (!this.#attached) return -1;
+    if (reserve > 0 && this.outgoing.free <= reserve) return -1;
+    const offset = this.outgoing.claim();
+    this.#claimed = offset >= 0;
+    return offset;
+  }
+
+  send(): void {
+    if (!this.#claimed) throw new Error("send without claim");
+    this.#claimed = false;
+    this.outgoing.publish();
+    if (this.options.ringPerMessage) this.ring();
+    else this.reactor.schedule(this.#ring);
+  }
+
+  /** Wakes the peer. */
+  protected abstract ring(): void;
+
+  /** To be called when the peer may have sent something. */
+  protected rung(): void {
+    // The first batch at once: requests come before the tasks of this turn.
+    if (this.#receive()) this.reactor.schedule(this.#drain);
+  }
+
+  #receive(): boolean {
+    for (let i = 0; i < RECEIVE_BUDGET; i++) {
+      if (!this.#attached || !this.incoming.receive(this.#slotWords)) return false;
+      this.listener?.received(this.#slot);
+    }
+    return true;
+  }
+
+  protected attach(): void {
+    this.outgoing.attachProducer();
+    this.incoming.attachConsumer(this.options.discardOnAttach);
+    this.#attached = true;
+    this.listener?.attached();
+  }
+
+  protected detach(reason: string): void {
+    if (!this.#attached) return;
+    this.#attached = false;
+    this.#claimed = false;
+    this.listener?.detached(reason);
+  }
+
+  abstract sendFd(fd: Fd): number;
+  abstract takeFd(ordinal: number): Fd | undefined;
+  abstract drop(reason: string): void;
+  abstract [Symbol.dispose](): void;
+}

@@ -1,0 +1,185 @@
+/**
+ * The linux-user bus: two processes on one host, two queue files and a Unix socket, with the names,
+ * sizes and the notification byte of the prototype QEMU (wire document 8.2).
+ *
+ *     queue-<name>-driver, queue-<name>-device   4096 slots each, 262272 bytes, mapped by both
+ *     socket                                     one side listens, the other connects
+ *
+ * States: waiting (listening, or trying to connect every {@link RETRY_MS}) -> attached -> waiting ...
+ * A listener has one peer; while it is attached, others are turned away. Whoever comes first creates
+ * the files; whoever comes later, or again, finds the other side by itself, so the start order does
+ * not matter and a killed process is simply replaced.
+ *
+ * Two vmsg processes that speak `v1` lock the queue files (open file description locks on the driver
+ * file, dropped by the kernel with the process): byte 0 while opening, byte 1 by the driver side,
+ * byte 2 by the device side. Whoever finds the other role's byte free is alone and starts with empty
+ * files. The prototype knows no locks, so in its dialect the queues are used as found, and only
+ * `reset` empties them.
+ */
+
+import {
+  type Fd,
+  fileSize,
+  lockByteWaiting,
+  O_CREAT,
+  openFile,
+  resizeFile,
+  tryLockByte,
+  unlockByte,
+} from "../linux/fd.ts";
+import { VmsgError } from "../linux/errors.ts";
+import { type Mapping, mapShared } from "../linux/mapping.ts";
+import { EPOLLIN, type Reactor, type Timer } from "../linux/reactor.ts";
+import { connectUnix, listenUnix, type UnixListener } from "../linux/unix_socket.ts";
+import type { BusListener, BusOptions, Side } from "./bus.ts";
+import { SpscQueue, spscSize } from "./spsc_queue.ts";
+import { StreamBus } from "./stream_bus.ts";
+
+/** Slots per queue file. */
+const CAPACITY = 4096;
+/** How often a connecting side tries. */
+const RETRY_MS = 50;
+
+const BYTE_OPENING = 0;
+const BYTE_OF = { driver: 1, device: 2 } as const;
+
+/** Options of `--bus linux-user,...`. */
+export interface LinuxUserOptions extends BusOptions {
+  /** Names the queue files. */
+  readonly name: string;
+  /** The directory of the queue files. */
+  readonly directory: string;
+  readonly socket: string;
+  /** Listen on the socket, or connect to it. */
+  readonly listen: boolean;
+  /** A connecting side that finds nobody: wait, or fail. */
+  readonly wait: boolean;
+  /** Empty the queue files first. */
+  readonly reset: boolean;
+  /** Hold the lock, i.e. both sides are vmsg and speak `v1`. */
+  readonly lock: boolean;
+  /** Says what the bus waits for; called once per wait. */
+  readonly log: (line: string) => void;
+}
+
+interface QueueFiles extends Disposable {
+  readonly driver: Mapping;
+  readonly device: Mapping;
+}
+
+function openQueueFiles(side: Side, options: LinuxUserOptions): QueueFiles {
+  using stack = new DisposableStack();
+  const path = (which: Side) => `${options.directory}/queue-${options.name}-${which}`;
+  const driverFile = stack.use(openFile(path("driver"), O_CREAT));
+  using deviceFile = openFile(path("device"), O_CREAT);
+  const empty = takeRole(side, driverFile, options) || options.reset;
+  for (const file of [driverFile, deviceFile]) {
+    if (empty) resizeFile(file, 0);
+    if (fileSize(file) !== spscSize(CAPACITY)) resizeFile(file, spscSize(CAPACITY));
+  }
+  if (options.lock) unlockByte(driverFile, BYTE_OPENING);
+  const driver = stack.use(mapShared(driverFile.number, spscSize(CAPACITY)));
+  const device = stack.use(mapShared(deviceFile.number, spscSize(CAPACITY)));
+  const owner = stack.move();
+  return { driver, device, [Symbol.dispose]: () => owner.dispose() };
+}
+
+/** Takes this side's lock; returns true if the other side's is free, so the files may be emptied. */
+function takeRole(side: Side, file: Fd, options: LinuxUserOptions): boolean {
+  if (!options.lock) return false;
+  lockByteWaiting(file, BYTE_OPENING);
+  if (!tryLockByte(file, BYTE_OF[side])) {
+    throw new VmsgError(
+      "BUS_IN_USE",
+      `bus linux-user,name=${options.name}: another process is the ${side} side already`,
+    );
+  }
+  const other = BYTE_OF[side === "driver" ? "device" : "driver"];
+  const alone = tryLockByte(file, other);
+  if (alone) unlockByte(file, other);
+  return alone;
+}
+
+/** One end of a linux-user bus. */
+export class LinuxUserBus extends StreamBus {
+  readonly #files: QueueFiles;
+  readonly #options: LinuxUserOptions;
+  readonly #retry: Timer;
+  #listener: UnixListener | undefined;
+  #told = false;
+
+  constructor(side: Side, reactor: Reactor, options: LinuxUserOptions) {
+    const files = openQueueFiles(side, options);
+    const driver = new SpscQueue(files.driver, 0, files.driver.size);
+    const device = new SpscQueue(files.device, 0, files.device.size);
+    const [outgoing, incoming] = side === "driver" ? [driver, device] : [device, driver];
+    super(side, reactor, options, outgoing, incoming);
+    this.#files = files;
+    this.#options = options;
+    this.#retry = reactor.timer(() => this.#connect());
+  }
+
+  get description(): string {
+    return `linux-user bus ${this.#options.socket}`;
+  }
+
+  override open(listener: BusListener): void {
+    super.open(listener);
+    if (!this.#options.listen) return this.#connect();
+    const socket = listenUnix(this.#options.socket);
+    this.#listener = socket;
+    this.reactor.watch(socket.fd, EPOLLIN, () => this.#accept(socket));
+    this.#tellWaiting();
+  }
+
+  #accept(socket: UnixListener): void {
+    for (let stream = socket.accept(); stream !== undefined; stream = socket.accept()) {
+      if (this.isAttached) {
+        this.#options.log(`${this.description}: turned a second ${this.#otherSide} side away`);
+        stream[Symbol.dispose]();
+      } else {
+        this.connected(stream);
+      }
+    }
+  }
+
+  #connect(): void {
+    const stream = connectUnix(this.#options.socket);
+    if (stream !== undefined) return this.connected(stream);
+    if (!this.#options.wait) {
+      throw new VmsgError(
+        "NOBODY_THERE",
+        `${this.description}: no ${this.#otherSide} side listens there (wait=off)`,
+      );
+    }
+    this.#tellWaiting();
+    this.#retry.arm(RETRY_MS);
+  }
+
+  get #otherSide(): Side {
+    return this.side === "driver" ? "device" : "driver";
+  }
+
+  #tellWaiting(): void {
+    if (this.#told) return;
+    this.#told = true;
+    this.#options.log(`${this.description}: waiting for the ${this.#otherSide} side`);
+  }
+
+  protected override disconnected(): void {
+    this.#told = false;
+    this.#tellWaiting();
+    // A peer that closes at once must not make this a busy loop, so never reconnect on the spot.
+    if (!this.#options.listen) this.#retry.arm(RETRY_MS);
+  }
+
+  override [Symbol.dispose](): void {
+    super[Symbol.dispose]();
+    this.reactor.dropTimer(this.#retry);
+    if (this.#listener !== undefined) {
+      this.reactor.unwatch(this.#listener.fd);
+      this.#listener[Symbol.dispose]();
+    }
+    this.#files[Symbol.dispose]();
+  }
+}

@@ -1,0 +1,141 @@
+/**
+ * The message queue that every virtio-msg bus of the prototype uses: one direction, one producer, one
+ * consumer, 64-byte slots in shared memory (wire document 8.1).
+ *
+ *     0    u32 head: the slot the producer writes next; only the producer writes it
+ *     64   u32 tail: the slot the consumer reads next; only the consumer writes it
+ *     128  slots of 64 bytes, capacity = floor((size - 128) / 64)
+ *
+ * Indices run 0..capacity-1; head == tail is empty; one slot always stays free. Each side keeps its own
+ * index privately and only ever stores it; the other's index is read, checked against the capacity, and
+ * cached, as in the C implementations. An index that is out of range counts as "nothing moved": the
+ * queue stands still instead of following a hostile or broken peer.
+ */
+
+import { loadAcquire32, type MappedMemory, storeRelease32 } from "../memory/mod.ts";
+
+/** Bytes of one slot, and so of the longest message. */
+export const SLOT_SIZE = 64;
+const TAIL_WORD = 16;
+const SLOTS_OFFSET = 128;
+const WORDS = SLOT_SIZE / 4;
+
+/** How many slots fit into `size` bytes. */
+export function spscCapacity(size: number): number {
+  return Math.max(0, Math.floor((size - SLOTS_OFFSET) / SLOT_SIZE));
+}
+
+/** The bytes that `capacity` slots need. */
+export function spscSize(capacity: number): number {
+  return SLOTS_OFFSET + SLOT_SIZE * capacity;
+}
+
+/** One end of one queue. Use it as producer or as consumer, never as both. */
+export class SpscQueue {
+  readonly capacity: number;
+  /** The whole queue area; messages are encoded in place at the offset that {@link claim} gives. */
+  readonly view: DataView;
+  /** How often the peer's index was out of range. */
+  badIndices = 0;
+  readonly #words: Uint32Array;
+  /** The producer's head or the consumer's tail: this side's index, and its truth. */
+  #own = 0;
+  /** The last valid index seen of the other side. */
+  #other = 0;
+
+  /**
+   * @param memory shared with the peer
+   * @param offset of the queue area, a multiple of 4
+   * @param size of the queue area in bytes
+   */
+  constructor(memory: MappedMemory, offset: number, size: number) {
+    this.capacity = spscCapacity(size);
+    if (this.capacity < 2) throw new Error(`a queue of ${size} bytes has no room for two messages`);
+    this.view = new DataView(memory.buffer, offset, size);
+    this.#words = new Uint32Array(memory.buffer, offset, spscSize(this.capacity) / 4);
+  }
+
+  /**
+   * Producer: continues where the head in memory says; one that is out of range, left by whoever had
+   * the memory before, starts at 0.
+   */
+  attachProducer(): void {
+    const head = loadAcquire32(this.#words, 0);
+    this.#own = head < this.capacity ? head : 0;
+    storeRelease32(this.#words, 0, this.#own);
+    const tail = loadAcquire32(this.#words, TAIL_WORD);
+    this.#other = tail < this.capacity ? tail : this.#own;
+  }
+
+  /**
+   * Consumer: continues where the tail in memory says.
+   *
+   * @param discard drop what is queued: a living peer of ours sends its messages again, and what an
+   * earlier one left is not for us. The prototype's queues are used as found.
+   */
+  attachConsumer(discard: boolean): void {
+    const head = loadAcquire32(this.#words, 0);
+    const tail = loadAcquire32(this.#words, TAIL_WORD);
+    this.#other = head < this.capacity ? head : 0;
+    this.#own = discard || tail >= this.capacity ? this.#other : tail;
+    storeRelease32(this.#words, TAIL_WORD, this.#own);
+  }
+
+  /** Producer: how many messages there is room for. */
+  get free(): number {
+    this.#other = this.#read(TAIL_WORD);
+    return (this.#other - this.#own - 1 + this.capacity) % this.capacity;
+  }
+
+  /**
+   * Producer: the byte offset in {@link view} of the slot to write, or -1 when the queue is full.
+   * Nothing is sent before {@link publish}.
+   */
+  claim(): number {
+    const next = this.#next();
+    if (next === this.#other) {
+      this.#other = this.#read(TAIL_WORD);
+      if (next === this.#other) return -1;
+    }
+    return SLOTS_OFFSET + SLOT_SIZE * this.#own;
+  }
+
+  /** Producer: hands the claimed slot to the consumer. */
+  publish(): void {
+    this.#own = this.#next();
+    // Release: the slot's bytes are there before the head that announces them.
+    storeRelease32(this.#words, 0, this.#own);
+  }
+
+  /**
+   * Consumer: copies the next message into `slot`. One copy, so that what is checked is what is used.
+   *
+   * @param slot 16 words that nobody else sees
+   * @returns false when the queue is empty
+   */
+  receive(slot: Uint32Array): boolean {
+    if (this.#own === this.#other) {
+      this.#other = this.#read(0);
+      if (this.#own === this.#other) return false;
+    }
+    let from = (SLOTS_OFFSET + SLOT_SIZE * this.#own) / 4;
+    for (let i = 0; i < WORDS; i++) slot[i] = this.#words[from++];
+    this.#own = this.#next();
+    // Release: the slot has been read before the producer may write it again.
+    storeRelease32(this.#words, TAIL_WORD, this.#own);
+    return true;
+  }
+
+  #next(): number {
+    const next = this.#own + 1;
+    return next === this.capacity ? 0 : next;
+  }
+
+  /** The peer's index with acquire: its slot writes (or reads) come before what follows here. */
+  #read(word: number): number {
+    const index = loadAcquire32(this.#words, word);
+    if (index < this.capacity) return index;
+    this.badIndices++;
+    return this.#other;
+  }
+}

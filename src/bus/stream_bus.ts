@@ -1,0 +1,108 @@
+/**
+ * A QueueBus whose doorbell is a byte on a Unix stream socket, as the prototype's linux-user bus rings
+ * (wire document 8.2): the byte 0xED after messages, values and number of bytes without meaning, the
+ * end of file as the peer's farewell.
+ *
+ * Between two vmsg processes a byte can carry one file descriptor (ADD_MEMORY's memory). Descriptors
+ * are numbered per connection in the order they were sent, 0, 1, ...; the message that uses one names
+ * its ordinal and is published after the byte was sent, so it never arrives first. At most
+ * {@link MAX_WAITING_FDS} wait for their message; a truncated or surplus one ends the attachment.
+ */
+
+import { allocate } from "../linux/arena.ts";
+import type { Fd } from "../linux/fd.ts";
+import { EPOLLIN } from "../linux/reactor.ts";
+import type { UnixStream } from "../linux/unix_socket.ts";
+import { QueueBus } from "./bus.ts";
+
+/** Descriptors received whose ADD_MEMORY has not come yet. */
+export const MAX_WAITING_FDS = 64;
+/** Bytes taken per read, as the prototype does. */
+const READ_SIZE = 128;
+const NOTIFICATION = 0xed;
+
+const bytes = allocate(READ_SIZE + 1);
+bytes.bytes[READ_SIZE] = NOTIFICATION;
+const notification = bytes.address + BigInt(READ_SIZE);
+
+/** See the head of this file. A subclass finds the stream: {@link StreamBus.connected}. */
+export abstract class StreamBus extends QueueBus {
+  override readonly carriesFds: boolean = true;
+  #stream: UnixStream | undefined;
+  readonly #waiting = new Map<number, Fd>();
+  #sentFds = 0;
+  #receivedFds = 0;
+
+  /** The subclass has a stream to a peer; the bus owns it from here. */
+  protected connected(stream: UnixStream): void {
+    this.#stream = stream;
+    this.#sentFds = 0;
+    this.#receivedFds = 0;
+    this.reactor.watch(stream.fd, EPOLLIN, () => this.#ready(stream));
+    this.attach();
+  }
+
+  /** The stream is gone and the bus detached; the subclass looks for the next peer. */
+  protected abstract disconnected(): void;
+
+  #ready(stream: UnixStream): void {
+    // Bounded: a peer that writes bytes without end must not hold the loop.
+    for (let i = 0; i < 8; i++) {
+      const received = stream.receive(bytes.address, READ_SIZE);
+      if (received === 0) return this.drop("the other side closed the connection");
+      const problem = this.#keepFds(stream);
+      if (problem !== undefined) return this.drop(problem);
+      if (received < READ_SIZE && stream.fds.length === 0) break;
+    }
+    this.rung();
+  }
+
+  #keepFds(stream: UnixStream): string | undefined {
+    for (const fd of stream.fds) {
+      if (this.side === "driver" || this.#waiting.size >= MAX_WAITING_FDS) {
+        fd[Symbol.dispose]();
+        return "the other side sent a file descriptor that nobody asked for";
+      }
+      this.#waiting.set(this.#receivedFds++, fd);
+    }
+    return stream.truncated ? "a file descriptor from the other side was lost" : undefined;
+  }
+
+  protected override ring(): void {
+    // A full socket already holds a wake-up, and a dead one is reported by its end of file.
+    this.#stream?.send(notification, 1);
+  }
+
+  override sendFd(fd: Fd): number {
+    if (this.#stream === undefined || this.#stream.send(notification, 1, [fd]) <= 0) return -1;
+    return this.#sentFds++;
+  }
+
+  override takeFd(ordinal: number): Fd | undefined {
+    const fd = this.#waiting.get(ordinal);
+    this.#waiting.delete(ordinal);
+    return fd;
+  }
+
+  override drop(reason: string): void {
+    if (this.#stream === undefined) return;
+    this.#closeStream();
+    this.detach(reason);
+    this.disconnected();
+  }
+
+  #closeStream(): void {
+    const stream = this.#stream;
+    this.#stream = undefined;
+    if (stream !== undefined) {
+      this.reactor.unwatch(stream.fd);
+      stream[Symbol.dispose]();
+    }
+    for (const fd of this.#waiting.values()) fd[Symbol.dispose]();
+    this.#waiting.clear();
+  }
+
+  override [Symbol.dispose](): void {
+    this.#closeStream();
+  }
+}

@@ -1,0 +1,138 @@
+/**
+ * What a subcommand is: one table of options gives its parsing and its `--help`.
+ *
+ * Options are long. One with a `value` takes it as `--name value` or `--name=value`; one that may be
+ * `repeated` gives a list; the others are flags. Values with structure are groups, see groups.ts.
+ */
+
+import { parseArgs } from "@std/cli/parse-args";
+import { UsageError } from "../linux/errors.ts";
+
+/** One option of a subcommand. */
+export interface Option {
+  readonly name: string;
+  /** What stands for the value in the help; a flag has none. */
+  readonly value?: string;
+  readonly repeated?: boolean;
+  readonly required?: boolean;
+  readonly default?: string;
+  readonly help: string;
+}
+
+/** The parsed options by name. */
+export class Options {
+  readonly #values: Readonly<Record<string, unknown>>;
+  /** Arguments that are no options. */
+  readonly arguments: readonly string[];
+
+  constructor(values: Readonly<Record<string, unknown>>, rest: readonly string[]) {
+    this.#values = values;
+    this.arguments = rest;
+  }
+
+  flag(name: string): boolean {
+    return this.#values[name] === true;
+  }
+
+  text(name: string): string | undefined {
+    const value = this.#values[name];
+    return typeof value === "string" ? value : undefined;
+  }
+
+  list(name: string): string[] {
+    const value = this.#values[name];
+    return Array.isArray(value) ? value.map(String) : [];
+  }
+
+  /** A number within limits; a usage error otherwise. */
+  number(name: string, min: number, max: number): number | undefined {
+    const text = this.text(name);
+    if (text === undefined) return undefined;
+    const value = Number(text);
+    if (text.trim() === "" || !(value >= min && value <= max)) {
+      throw new UsageError(`--${name} takes a number from ${min} to ${max}, not ${text}`);
+    }
+    return value;
+  }
+}
+
+/** A subcommand. */
+export interface Command {
+  readonly name: string;
+  /** One line for the list of subcommands. */
+  readonly summary: string;
+  /** What the subcommand does, for its own help. */
+  readonly description: string;
+  /** What may follow the name besides options. */
+  readonly argumentsHelp?: string;
+  readonly options: readonly Option[];
+  readonly examples: readonly string[];
+  /** Runs it; the result is the exit code. */
+  run(options: Options): Promise<number>;
+}
+
+/** Options that every subcommand has. */
+const COMMON: readonly Option[] = [{ name: "help", help: "show this help" }];
+
+/** Parses a subcommand's arguments; throws a UsageError that names what is wrong. */
+export function parseOptions(command: Command, args: readonly string[]): Options {
+  const options = [...command.options, ...COMMON];
+  const of = (test: (option: Option) => boolean) => options.filter(test).map(({ name }) => name);
+  const parsed = parseArgs([...args], {
+    string: of((option) => option.value !== undefined),
+    boolean: of((option) => option.value === undefined),
+    collect: of((option) => option.repeated === true),
+    "--": false,
+    unknown: (argument: string, key?: string) => {
+      if (key === undefined) return true;
+      throw new UsageError(
+        `unknown option ${argument.split("=")[0]}; see: vmsg ${command.name} --help`,
+      );
+    },
+  });
+  const values: Record<string, unknown> = { ...parsed };
+  for (const option of options) {
+    if (option.value === undefined) continue;
+    const value = values[option.name];
+    const given = option.repeated === true ? (value as string[]) : [value];
+    if (given.includes("")) throw new UsageError(`--${option.name} needs ${option.value}`);
+    if (option.default !== undefined) values[option.name] ??= option.default;
+    const missing = values[option.name] === undefined || (given.length === 0);
+    if (option.required === true && missing && !parsed.help) {
+      throw new UsageError(`--${option.name} ${option.value} is missing`);
+    }
+  }
+  const rest = parsed._.map(String);
+  if (rest.length > 0 && command.argumentsHelp === undefined) {
+    throw new UsageError(`unexpected argument ${rest[0]}; see: vmsg ${command.name} --help`);
+  }
+  return new Options(values, rest);
+}
+
+/** The text of `vmsg NAME --help`. */
+export function helpText(command: Command): string {
+  const usage = ["vmsg", command.name, command.argumentsHelp, "[options]"];
+  const rows = [...command.options, ...COMMON].map((option) => {
+    const left = option.value === undefined
+      ? `--${option.name}`
+      : `--${option.name} ${option.value}`;
+    const notes = [
+      option.help,
+      option.default === undefined ? "" : `(default ${option.default})`,
+      option.repeated === true ? "(may be repeated)" : "",
+    ];
+    return `  ${left}\n      ${notes.filter((note) => note !== "").join(" ")}`;
+  });
+  return [
+    `Usage: ${usage.filter((word) => word !== undefined).join(" ")}`,
+    "",
+    command.description,
+    "",
+    "Options:",
+    ...rows,
+    "",
+    "Examples:",
+    ...command.examples.map((example) => `  ${example}`),
+    "",
+  ].join("\n");
+}

@@ -1,0 +1,61 @@
+/** The subcommand `vmsg driver`. */
+
+import { UsageError } from "../linux/errors.ts";
+import { parseIpv4Address } from "../network/responder/ipv4.ts";
+import { BUS_OPTION, parseBus } from "./bus_option.ts";
+import type { Command, Options } from "./command.ts";
+import { COMMON_OPTIONS, parseCommon, runDataPlane } from "./data_plane.ts";
+
+function addressOption(options: Options, name: string): string {
+  const text = options.text(name)!;
+  try {
+    parseIpv4Address(text);
+  } catch {
+    throw new UsageError(`--${name} takes an IPv4 address, not ${text}`);
+  }
+  return text;
+}
+
+/** See `vmsg driver --help`. */
+export const driverCommand: Command = {
+  name: "driver",
+  summary: "the driver side without a guest: a virtio-net driver in user space that pings",
+  description:
+    "Drives the network card of a device side from user space, and pings through it. It waits for the\n" +
+    "device side, and takes it back when it was restarted. Exit code 0 if a ping was answered.",
+  options: [
+    BUS_OPTION,
+    { name: "device", value: "N", default: "0", help: "device number on the bus" },
+    { name: "ping", value: "ADDRESS", default: "10.0.2.2", help: "whom to ping" },
+    { name: "address", value: "ADDRESS", default: "10.0.2.15", help: "our own address" },
+    { name: "count", value: "N", help: "how many pings (until stopped)" },
+    { name: "interval", value: "SECONDS", default: "1", help: "between two pings" },
+    {
+      name: "throughput",
+      value: "SECONDS",
+      default: "0",
+      help: "after the pings, send frames as fast as they are taken for that long, then receive",
+    },
+    { name: "json", help: "print one JSON object at the end instead of lines" },
+    ...COMMON_OPTIONS,
+  ],
+  examples: [
+    "vmsg driver --bus linux-user,socket=lu.sock --count 3",
+    "vmsg driver --bus linux-user,socket=lu.sock --count 100 --interval 0.01 --throughput 2",
+  ],
+  run: (options) => {
+    const settings = {
+      bus: parseBus(options.text("bus")!, "driver"),
+      device: options.number("device", 0, 65535)!,
+      json: options.flag("json"),
+      ping: {
+        target: addressOption(options, "ping"),
+        address: addressOption(options, "address"),
+        count: options.number("count", 1, 1e9) ?? Infinity,
+        intervalMs: options.number("interval", 0.0001, 3600)! * 1000,
+        throughputMs: options.number("throughput", 0, 3600)! * 1000,
+      },
+    };
+    return runDataPlane({ kind: "driver", settings }, parseCommon(options));
+  },
+};

@@ -1,0 +1,106 @@
+/**
+ * Option groups as QEMU and vhost-device users know them: `kind,key=value,flag,...`.
+ *
+ * A flag is a key without value and means `on`; `flag=off` switches it off. Every key that is not in
+ * the table is a usage error, so a misspelt one never passes silently.
+ */
+
+import { UsageError } from "../linux/errors.ts";
+
+/** A parsed group. */
+export class Group {
+  readonly #values: ReadonlyMap<string, string>;
+
+  constructor(
+    /** The option it was given to, for messages. */
+    readonly option: string,
+    readonly kind: string,
+    values: ReadonlyMap<string, string>,
+  ) {
+    this.#values = values;
+  }
+
+  /** A value, or undefined when the key was not given. */
+  text(key: string): string | undefined {
+    return this.#values.get(key);
+  }
+
+  /** A value that must be there. */
+  required(key: string): string {
+    const value = this.#values.get(key);
+    if (value === undefined) throw this.error(`${key}= is missing`);
+    return value;
+  }
+
+  /** A switch. */
+  flag(key: string, otherwise: boolean): boolean {
+    const value = this.#values.get(key);
+    if (value === undefined) return otherwise;
+    if (value !== "on" && value !== "off") throw this.error(`${key} is on or off, not ${value}`);
+    return value === "on";
+  }
+
+  /** A whole number within limits. */
+  number(key: string, min: number, max: number, otherwise: number): number {
+    const text = this.#values.get(key);
+    if (text === undefined) return otherwise;
+    const value = Number(text);
+    if (text === "" || !Number.isSafeInteger(value) || value < min || value > max) {
+      throw this.error(`${key} is a whole number from ${min} to ${max}, not ${text}`);
+    }
+    return value;
+  }
+
+  /** One of a few words. */
+  choice<T extends string>(key: string, choices: readonly T[], otherwise: T): T {
+    const text = this.#values.get(key);
+    if (text === undefined) return otherwise;
+    const found = choices.find((choice) => choice === text);
+    if (found === undefined) {
+      throw this.error(`${key} is one of ${choices.join(", ")}, not ${text}`);
+    }
+    return found;
+  }
+
+  /** A usage error that names the group. */
+  error(problem: string): UsageError {
+    return new UsageError(`--${this.option} ${this.kind}: ${problem}`);
+  }
+}
+
+/**
+ * Parses a group.
+ *
+ * @param option its name, for messages
+ * @param text as given
+ * @param keysOf the keys that each kind knows; the kind "" takes groups without a leading kind
+ */
+export function parseGroup(
+  option: string,
+  text: string,
+  keysOf: Readonly<Record<string, readonly string[]>>,
+): Group {
+  const parts = text.split(",");
+  const kind = "" in keysOf ? "" : parts.shift()!;
+  const keys = Object.hasOwn(keysOf, kind) ? keysOf[kind] : undefined;
+  if (keys === undefined) {
+    throw new UsageError(
+      `--${option} ${kind}: unknown, one of ${Object.keys(keysOf).join(", ")} is expected`,
+    );
+  }
+  const values = new Map<string, string>();
+  for (const part of parts) {
+    const equals = part.indexOf("=");
+    const [key, value] = equals < 0
+      ? [part, "on"]
+      : [part.slice(0, equals), part.slice(equals + 1)];
+    if (!keys.includes(key)) {
+      throw new UsageError(
+        `--${option} ${text}: unknown key ${key}, known are ${keys.join(", ")}`,
+      );
+    }
+    if (values.has(key)) throw new UsageError(`--${option} ${text}: ${key} is given twice`);
+    values.set(key, value);
+  }
+  return new Group(option, kind, values);
+}

@@ -1,0 +1,45 @@
+/** `vmsg device`: bus -> device side of the transport -> network devices -> ports. */
+
+import { codecFor } from "../../message/codecs.ts";
+import { NetDevice } from "../../device/net/net_device.ts";
+import { ResponderPort } from "../../network/responder_port.ts";
+import type { ResponderOptions } from "../../network/responder/responder.ts";
+import { DeviceSide } from "../../transport/device_side.ts";
+import { type BusSettings, openBus } from "../bus_option.ts";
+import type { PlaneContext, RunningPlane } from "../worker.ts";
+
+/** One `--net`. */
+export interface NetSettings {
+  readonly mac: Uint8Array;
+  readonly mtu: number;
+  readonly responder: ResponderOptions;
+}
+
+/** Parsed options. */
+export interface DeviceSettings {
+  readonly bus: BusSettings;
+  /** In order of their device numbers, from 0. */
+  readonly nets: readonly NetSettings[];
+}
+
+/** Builds the parts. */
+export function openDevicePlane(settings: DeviceSettings, context: PlaneContext): RunningPlane {
+  const { reactor, log, tracer, stack } = context;
+  const bus = stack.use(openBus(settings.bus, "device", reactor, log));
+  const codec = codecFor(settings.bus.dialect);
+  const side = stack.use(new DeviceSide({ reactor, bus, codec, log, tracer }));
+  const devices = settings.nets.map((net, number) => {
+    const device = new NetDevice(reactor, new ResponderPort(net.responder, reactor), net);
+    side.add(number, device);
+    return device;
+  });
+  side.open();
+  return {
+    finish: () => {
+      devices.forEach(({ counters, port }, number) => {
+        log.debug(`device ${number} (${port.description}): ${JSON.stringify(counters)}`);
+      });
+      log.debug(`transport: ${JSON.stringify(side.counters)}`);
+    },
+  };
+}

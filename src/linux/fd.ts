@@ -1,0 +1,147 @@
+/** File descriptors with an owner, and the files behind them. */
+
+import { EAGAIN } from "./errors.ts";
+import { allocate } from "./arena.ts";
+import { check, cString, errno, libc, uninterrupted } from "./libc.ts";
+
+export const O_RDWR = 0o2;
+export const O_CREAT = 0o100;
+export const O_CLOEXEC = 0o2000000;
+const O_NONBLOCK = 0o4000;
+
+const F_GETFL = 3;
+const F_SETFL = 4;
+const F_ADD_SEALS = 1033;
+const F_GET_SEALS = 1034;
+const F_OFD_SETLK = 37;
+const F_OFD_SETLKW = 38;
+const F_WRLCK = 1;
+const F_UNLCK = 2;
+const SEEK_END = 2;
+
+const MFD_CLOEXEC = 1;
+const MFD_ALLOW_SEALING = 2;
+
+/** Seals of memfd_create(2): the file can neither shrink nor grow any more. */
+export const F_SEAL_SHRINK = 0x0002;
+export const F_SEAL_GROW = 0x0004;
+
+/** An open file descriptor; dispose closes it, once. */
+export class Fd implements Disposable {
+  #number: number;
+
+  /** Takes ownership of an open descriptor. */
+  constructor(number: number) {
+    if (!(number >= 0)) throw new Error(`not a file descriptor: ${number}`);
+    this.#number = number;
+  }
+
+  /** The descriptor's number; throws once it is closed. */
+  get number(): number {
+    if (this.#number < 0) throw new Error("file descriptor used after it was closed");
+    return this.#number;
+  }
+
+  [Symbol.dispose](): void {
+    if (this.#number >= 0) libc.close(this.#number);
+    this.#number = -1;
+  }
+}
+
+/**
+ * Opens a file for reading and writing.
+ *
+ * @param flags besides O_RDWR and O_CLOEXEC, e.g. {@link O_CREAT}
+ * @param mode of a file that is created
+ */
+export function openFile(path: string, flags = 0, mode = 0o600): Fd {
+  return new Fd(check(libc.open(cString(path), O_RDWR | O_CLOEXEC | flags, mode), `open ${path}`));
+}
+
+/** The size of an open file in bytes. */
+export function fileSize(fd: Fd): number {
+  const size = libc.lseek(fd.number, 0n, SEEK_END);
+  return check(Number(size), `lseek fd ${fd.number}`);
+}
+
+const SYS_FSTAT = Deno.build.arch === "x86_64" ? 5n : 80n;
+// struct stat has 144 bytes on x86-64, 128 on arm64; both begin with u64 device, u64 inode
+const stat = allocate(256);
+
+/** Tells whether two descriptors show the same file: equal for equal files, whatever their name. */
+export function fileIdentity(fd: Fd): string {
+  const result = libc.syscall(SYS_FSTAT, BigInt(fd.number), stat.address);
+  check(result, `fstat fd ${fd.number}`);
+  return `${stat.view.getBigUint64(0, true)}:${stat.view.getBigUint64(8, true)}`;
+}
+
+/** Sets the size of an open file in bytes; new bytes are zero. */
+export function resizeFile(fd: Fd, size: number): void {
+  check(libc.ftruncate(fd.number, BigInt(size)), `ftruncate fd ${fd.number}`);
+}
+
+/** Removes a file; one that is not there is fine. */
+export function unlinkFile(path: string): void {
+  libc.unlink(cString(path));
+}
+
+/**
+ * Makes an anonymous shared file of `size` bytes that can no longer change its size, so that a peer
+ * who maps it cannot be killed by a truncation.
+ *
+ * @param name for /proc only
+ */
+export function createSealedMemory(name: string, size: number): Fd {
+  const number = libc.memfd_create(cString(name), MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  const fd = new Fd(check(number, "memfd_create"));
+  resizeFile(fd, size);
+  const seals = BigInt(F_SEAL_SHRINK | F_SEAL_GROW);
+  check(libc.fcntl(fd.number, F_ADD_SEALS, seals), "seal a memfd");
+  return fd;
+}
+
+/** The seals of a file, or undefined where its kind has none (a file in a file system). */
+export function fileSeals(fd: Fd): number | undefined {
+  const seals = libc.fcntl(fd.number, F_GET_SEALS, 0n);
+  return seals < 0 ? undefined : seals;
+}
+
+/** Makes reads and writes of an open file description return EAGAIN instead of blocking. */
+export function setNonBlocking(fd: Fd): void {
+  const flags = check(libc.fcntl(fd.number, F_GETFL, 0n), "fcntl F_GETFL");
+  check(libc.fcntl(fd.number, F_SETFL, BigInt(flags | O_NONBLOCK)), "fcntl F_SETFL");
+}
+
+// struct flock: s16 type, s16 whence, s64 start @8, s64 length @16, s32 pid @24
+const flock = allocate(32);
+
+function lockByte(fd: Fd, command: number, type: number, byte: number): boolean {
+  flock.bytes.fill(0);
+  flock.view.setInt16(0, type, true);
+  flock.view.setBigInt64(8, BigInt(byte), true);
+  flock.view.setBigInt64(16, 1n, true);
+  const result = uninterrupted(() => libc.fcntl(fd.number, command, flock.address));
+  if (result < 0 && errno() === EAGAIN) return false;
+  check(result, `lock byte ${byte} of fd ${fd.number}`);
+  return true;
+}
+
+/**
+ * Takes an exclusive lock on one byte of a file for this open file description (F_OFD_SETLK). The
+ * kernel drops it when the last descriptor is closed, also by SIGKILL.
+ *
+ * @returns false if somebody else holds it
+ */
+export function tryLockByte(fd: Fd, byte: number): boolean {
+  return lockByte(fd, F_OFD_SETLK, F_WRLCK, byte);
+}
+
+/** As {@link tryLockByte}, but waits; only for locks that are held for moments. */
+export function lockByteWaiting(fd: Fd, byte: number): void {
+  lockByte(fd, F_OFD_SETLKW, F_WRLCK, byte);
+}
+
+/** Gives a lock of {@link tryLockByte} back. */
+export function unlockByte(fd: Fd, byte: number): void {
+  lockByte(fd, F_OFD_SETLK, F_UNLCK, byte);
+}

@@ -1,0 +1,115 @@
+/**
+ * The one table of C functions vmsg calls, and the only user of `Deno.dlopen`.
+ *
+ * Signatures follow what is fast in Deno's FFI: pointers are `u64` given as bigint, lengths that fit
+ * are `u32`, results are `i32`; a Number given to a 64-bit parameter would take a slow path. Variadic
+ * functions (open, fcntl, ioctl) are bound with fixed arguments, which the x86-64 and the arm64 Linux
+ * calling conventions allow. `buffer` is used for strings only: they are read during the call and
+ * never kept. Everything the kernel keeps or fills lives in the arena (arena.ts).
+ */
+
+import { EINTR, LinuxError } from "./errors.ts";
+
+const library = Deno.dlopen("libc.so.6", {
+  /** int *__errno_location(void) */
+  __errno_location: { parameters: [], result: "pointer" },
+  /** char *strerror(int errnum) */
+  strerror: { parameters: ["i32"], result: "pointer" },
+  /** int open(const char *path, int flags, mode_t mode) */
+  open: { parameters: ["buffer", "i32", "u32"], result: "i32" },
+  /** int close(int fd) */
+  close: { parameters: ["i32"], result: "i32" },
+  /** ssize_t read(int fd, void *buf, size_t count) */
+  read: { parameters: ["i32", "u64", "u32"], result: "i32" },
+  /** ssize_t write(int fd, const void *buf, size_t count) */
+  write: { parameters: ["i32", "u64", "u32"], result: "i32" },
+  /** off_t lseek(int fd, off_t offset, int whence) */
+  lseek: { parameters: ["i32", "i64", "i32"], result: "i64" },
+  /** int ftruncate(int fd, off_t length) */
+  ftruncate: { parameters: ["i32", "i64"], result: "i32" },
+  /** int unlink(const char *path) */
+  unlink: { parameters: ["buffer"], result: "i32" },
+  /** int fcntl(int fd, int cmd, void *arg): F_OFD_SETLK and its kind */
+  fcntl: { parameters: ["i32", "i32", "u64"], result: "i32" },
+  /** long syscall(long number, ...): fstat, which older glibc does not export */
+  syscall: { parameters: ["i64", "i64", "u64"], result: "i32" },
+  /** int memfd_create(const char *name, unsigned int flags) */
+  memfd_create: { parameters: ["buffer", "u32"], result: "i32" },
+  /** void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset) */
+  mmap: { parameters: ["u64", "u64", "i32", "i32", "i32", "i64"], result: "u64" },
+  /** int munmap(void *addr, size_t length) */
+  munmap: { parameters: ["u64", "u64"], result: "i32" },
+  /** void *memcpy(void *dest, const void *src, size_t n), result not wanted */
+  memcpy: { parameters: ["u64", "u64", "u32"], result: "void" },
+  /** int eventfd(unsigned int initval, int flags) */
+  eventfd: { parameters: ["u32", "i32"], result: "i32" },
+  /** int epoll_create1(int flags) */
+  epoll_create1: { parameters: ["i32"], result: "i32" },
+  /** int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event) */
+  epoll_ctl: { parameters: ["i32", "i32", "i32", "u64"], result: "i32" },
+  /** int epoll_wait(int epfd, struct epoll_event *events, int maxevents, int timeout) */
+  epoll_wait: { parameters: ["i32", "u64", "i32", "i32"], result: "i32" },
+  /** int socket(int domain, int type, int protocol) */
+  socket: { parameters: ["i32", "i32", "i32"], result: "i32" },
+  /** int bind(int sockfd, const struct sockaddr *addr, socklen_t addrlen) */
+  bind: { parameters: ["i32", "u64", "u32"], result: "i32" },
+  /** int listen(int sockfd, int backlog) */
+  listen: { parameters: ["i32", "i32"], result: "i32" },
+  /** int connect(int sockfd, const struct sockaddr *addr, socklen_t addrlen) */
+  connect: { parameters: ["i32", "u64", "u32"], result: "i32" },
+  /** int accept4(int sockfd, struct sockaddr *addr, socklen_t *addrlen, int flags) */
+  accept4: { parameters: ["i32", "u64", "u64", "i32"], result: "i32" },
+  /** int socketpair(int domain, int type, int protocol, int sv[2]) */
+  socketpair: { parameters: ["i32", "i32", "i32", "u64"], result: "i32" },
+  /** ssize_t sendmsg(int sockfd, const struct msghdr *msg, int flags) */
+  sendmsg: { parameters: ["i32", "u64", "i32"], result: "i32" },
+  /** ssize_t recvmsg(int sockfd, struct msghdr *msg, int flags) */
+  recvmsg: { parameters: ["i32", "u64", "i32"], result: "i32" },
+});
+
+/** The bound functions. A failing one returns -1 and leaves its reason in {@link errno}. */
+export const libc = library.symbols;
+
+// errno is thread-local; each Worker loads this module anew, so each maps its own thread's word.
+const errnoWord = new Int32Array(
+  Deno.UnsafePointerView.getArrayBuffer(libc.__errno_location()!, 4),
+);
+
+/** The calling thread's errno; read it directly after the failed call. */
+export function errno(): number {
+  return errnoWord[0];
+}
+
+/** The {@link LinuxError} for the call that has just failed. */
+export function lastError(what: string): LinuxError {
+  return linuxError(errno(), what);
+}
+
+/** The {@link LinuxError} for an errno that is known already. */
+export function linuxError(number: number, what: string): LinuxError {
+  return new LinuxError(number, what, Deno.UnsafePointerView.getCString(libc.strerror(number)!));
+}
+
+/**
+ * Passes a result through, throws the errno's {@link LinuxError} for a negative one.
+ *
+ * @param what the call and its object, as in "open /dev/vfio/1"
+ */
+export function check(result: number, what: string): number {
+  if (result < 0) throw lastError(what);
+  return result;
+}
+
+/** Repeats a call that a signal interrupted (EINTR); for the few that block. */
+export function uninterrupted(call: () => number): number {
+  for (;;) {
+    const result = call();
+    if (result >= 0 || errno() !== EINTR) return result;
+  }
+}
+
+/** A NUL-terminated copy of a string. */
+export function cString(text: string): Uint8Array<ArrayBuffer> {
+  if (text.includes("\0")) throw new Error("a string for C must not contain NUL");
+  return new TextEncoder().encode(text + "\0");
+}

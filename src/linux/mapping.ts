@@ -1,0 +1,63 @@
+/**
+ * Mapped memory as an ArrayBuffer with an owner.
+ *
+ * The buffer's views are plain typed arrays over foreign memory. After `munmap` a view would read
+ * freed addresses (SIGSEGV), so dispose first detaches every view with `transfer()` and then unmaps.
+ * A mapping cannot be sent to another Worker (postMessage would copy it): send the file descriptor.
+ */
+
+import { check, lastError, libc } from "./libc.ts";
+
+const PROT_READ = 1;
+const PROT_WRITE = 2;
+const MAP_SHARED = 0x01;
+const MAP_PRIVATE = 0x02;
+const MAP_ANONYMOUS = 0x20;
+const MAP_FAILED = 0xffff_ffff_ffff_ffffn;
+
+/** The page size of x86-64, and of arm64 kernels as Debian builds them. */
+export const PAGE_SIZE = 4096;
+
+/** A region of this process's address space, unmapped by its owner. */
+export interface Mapping extends Disposable {
+  /** The virtual address of byte 0. */
+  readonly address: bigint;
+  /** The whole region, in bytes `size`. */
+  readonly buffer: ArrayBuffer;
+  readonly size: number;
+}
+
+/**
+ * Maps `size` bytes of a file, shared and writable.
+ *
+ * @param fd an open file, memfd or device; it may be closed afterwards
+ * @param offset in bytes, a multiple of the page size
+ */
+export function mapShared(fd: number, size: number, offset = 0): Mapping {
+  return map(size, MAP_SHARED, fd, BigInt(offset), `mmap ${size} bytes of fd ${fd}`);
+}
+
+/** Maps `size` bytes of fresh zeroed memory, private to this process. */
+export function mapAnonymous(size: number): Mapping {
+  return map(size, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0n, `mmap ${size} bytes`);
+}
+
+function map(size: number, flags: number, fd: number, offset: bigint, what: string): Mapping {
+  const address = libc.mmap(0n, BigInt(size), PROT_READ | PROT_WRITE, flags, fd, offset);
+  if (address === MAP_FAILED) throw lastError(what);
+  let buffer = Deno.UnsafePointerView.getArrayBuffer(Deno.UnsafePointer.create(address)!, size);
+  let mapped = true;
+  return {
+    address,
+    get buffer() {
+      return buffer;
+    },
+    size,
+    [Symbol.dispose]() {
+      if (!mapped) return;
+      mapped = false;
+      buffer = buffer.transfer(0);
+      check(libc.munmap(address, BigInt(size)), "munmap");
+    },
+  };
+}

@@ -1,0 +1,286 @@
+/**
+ * The one loop of a data plane: epoll, timers, tasks.
+ *
+ * Theory of operation. A Worker blocks in `epoll_wait` until a descriptor or the next timer is due;
+ * Deno's own event loop stands still meanwhile. One turn is: wait, call the handlers of the ready
+ * descriptors (messages come in here, requests are answered here), fire timers, then give each
+ * scheduled {@link Task} one batch (virtqueues are worked on here). While a task has more to do, the
+ * next turn polls instead of blocking, so requests are never more than one batch away.
+ *
+ * Control-plane sequences (a bring-up, a replay) are ordinary async functions. Promises settle in
+ * microtasks, which never run while the loop is on the stack. Whoever settles a promise that such a
+ * function may wait for uses {@link Reactor.defer}: the reactor then leaves the stack for one turn of
+ * Deno's event loop (about 5 us) before it blocks again. The data path settles no promise and never
+ * pays for this.
+ *
+ * Only {@link stopReactorFrom}'s eventfd reaches a blocked Worker from outside.
+ */
+
+import { allocate } from "./arena.ts";
+import { EINTR } from "./errors.ts";
+import { clearEventFd } from "./eventfd.ts";
+import { check, errno, lastError, libc } from "./libc.ts";
+import { Fd } from "./fd.ts";
+
+const EPOLL_CLOEXEC = 0o2000000;
+const EPOLL_CTL_ADD = 1;
+const EPOLL_CTL_DEL = 2;
+const EPOLL_CTL_MOD = 3;
+
+/** Readiness bits of epoll(7). */
+export const EPOLLIN = 0x001;
+export const EPOLLOUT = 0x004;
+export const EPOLLERR = 0x008;
+export const EPOLLHUP = 0x010;
+
+/** struct epoll_event is packed on x86-64 (data at 4) and not on arm64 (data at 8). */
+const EVENT_SIZE = Deno.build.arch === "x86_64" ? 12 : 16;
+const EVENT_DATA = Deno.build.arch === "x86_64" ? 4 : 8;
+const MAX_EVENTS = 32;
+
+/** Called with the readiness bits of its descriptor. It must not block, and may be called in vain. */
+export type ReadyHandler = (events: number) => void;
+
+/** Work that is done in batches between two looks at the descriptors. */
+export interface Task {
+  /** Does one bounded batch; returns true if there is more to do now. */
+  run(): boolean;
+}
+
+/** One deadline that can be armed again and again. */
+export interface Timer {
+  /** Fires once, `delayMs` from now; replaces an earlier deadline. */
+  arm(delayMs: number): void;
+  cancel(): void;
+  readonly armed: boolean;
+}
+
+/** A promise of an async sequence inside a reactor, and the two ways to settle it. */
+export interface Deferred<T> {
+  readonly promise: Promise<T>;
+  resolve(value: T): void;
+  reject(reason: Error): void;
+}
+
+class ReactorTimer implements Timer {
+  deadlineMs = Infinity;
+
+  constructor(readonly fire: () => void) {}
+
+  arm(delayMs: number): void {
+    this.deadlineMs = performance.now() + delayMs;
+  }
+
+  cancel(): void {
+    this.deadlineMs = Infinity;
+  }
+
+  get armed(): boolean {
+    return this.deadlineMs !== Infinity;
+  }
+}
+
+/** An epoll loop with timers, tasks and room for async sequences. */
+export class Reactor implements Disposable {
+  readonly #epoll = new Fd(check(libc.epoll_create1(EPOLL_CLOEXEC), "epoll_create1"));
+  readonly #events = allocate(EVENT_SIZE * MAX_EVENTS);
+  readonly #control = allocate(EVENT_SIZE);
+  readonly #handlers: (ReadyHandler | undefined)[] = [];
+  readonly #timers = new Set<ReactorTimer>();
+  #tasks: Task[] = [];
+  #running: Task[] = [];
+  readonly #scheduled = new Set<Task>();
+  readonly #channel = new MessageChannel();
+  #yielded: () => void = () => {};
+  #settled = true;
+  #stopped = false;
+  #failure: unknown;
+
+  constructor() {
+    this.#channel.port1.onmessage = () => this.#yielded();
+  }
+
+  /** Watches a descriptor (level-triggered). The caller keeps owning it. */
+  watch(fd: Fd, events: number, handler: ReadyHandler): void {
+    this.#handlers[fd.number] = handler;
+    this.#epollControl(EPOLL_CTL_ADD, fd.number, events);
+  }
+
+  /** Changes the bits a watched descriptor is watched for; 0 still reports hang-ups. */
+  rewatch(fd: Fd, events: number): void {
+    this.#epollControl(EPOLL_CTL_MOD, fd.number, events);
+  }
+
+  /** Stops watching; call it before the descriptor is closed. */
+  unwatch(fd: Fd): void {
+    this.#handlers[fd.number] = undefined;
+    this.#epollControl(EPOLL_CTL_DEL, fd.number, 0);
+  }
+
+  #epollControl(operation: number, number: number, events: number): void {
+    this.#control.view.setUint32(0, events, true);
+    this.#control.view.setInt32(EVENT_DATA, number, true);
+    const result = libc.epoll_ctl(this.#epoll.number, operation, number, this.#control.address);
+    check(result, `epoll_ctl fd ${number}`);
+  }
+
+  /** Makes a timer, not armed yet. */
+  timer(fire: () => void): Timer {
+    const timer = new ReactorTimer(fire);
+    this.#timers.add(timer);
+    return timer;
+  }
+
+  /** Forgets a timer for good. */
+  dropTimer(timer: Timer): void {
+    timer.cancel();
+    this.#timers.delete(timer as ReactorTimer);
+  }
+
+  /** Has a task run one batch in this turn or the next; a second call before that changes nothing. */
+  schedule(task: Task): void {
+    if (this.#scheduled.has(task)) return;
+    this.#scheduled.add(task);
+    this.#tasks.push(task);
+  }
+
+  /** A promise whose settling lets the async sequences of this reactor go on. */
+  defer<T>(): Deferred<T> {
+    const { promise, resolve, reject } = Promise.withResolvers<T>();
+    return {
+      promise,
+      resolve: (value) => {
+        this.#settled = true;
+        resolve(value);
+      },
+      reject: (reason) => {
+        this.#settled = true;
+        reject(reason);
+      },
+    };
+  }
+
+  /** Resolves after `delayMs`. */
+  sleep(delayMs: number): Promise<void> {
+    const { promise, resolve } = this.defer<void>();
+    const timer = this.timer(() => {
+      this.dropTimer(timer);
+      resolve();
+    });
+    timer.arm(delayMs);
+    return promise;
+  }
+
+  /** Starts an async sequence; what it throws ends {@link run}. */
+  spawn(sequence: () => Promise<void>): void {
+    this.#settled = true;
+    sequence().catch((error) => this.fail(error));
+  }
+
+  /** Ends {@link run} with an error. The first one wins. */
+  fail(error: unknown): void {
+    if (!this.#stopped) this.#failure = error;
+    this.#stopped = true;
+  }
+
+  /** Ends {@link run} after this turn. */
+  stop(): void {
+    this.#stopped = true;
+  }
+
+  /** Runs turns until {@link stop} or {@link fail}. */
+  async run(): Promise<void> {
+    while (!this.#stopped) {
+      await this.#letSequencesRun();
+      if (this.#stopped) break;
+      this.turn();
+    }
+    if (this.#failure !== undefined) throw this.#failure;
+  }
+
+  /** Runs turns until the promise settles, and passes its outcome on; for tests and set-up. */
+  async until<T>(promise: Promise<T>): Promise<T> {
+    let settled = false;
+    const watched = promise.finally(() => settled = true);
+    watched.catch(() => {});
+    this.#settled = true;
+    while (!settled && !this.#stopped) {
+      await this.#letSequencesRun();
+      if (!settled && !this.#stopped) this.turn();
+    }
+    if (this.#failure !== undefined) throw this.#failure;
+    return await watched;
+  }
+
+  async #letSequencesRun(): Promise<void> {
+    while (this.#settled) {
+      this.#settled = false;
+      await new Promise<void>((resolve) => {
+        this.#yielded = resolve;
+        this.#channel.port2.postMessage(0);
+      });
+    }
+  }
+
+  /** One turn of the loop, see the head of this file. It blocks until there is something to do. */
+  turn(): void {
+    const count = libc.epoll_wait(
+      this.#epoll.number,
+      this.#events.address,
+      MAX_EVENTS,
+      this.#tasks.length > 0 ? 0 : this.#timeoutMs(),
+    );
+    if (count < 0 && errno() !== EINTR) throw lastError("epoll_wait");
+    for (let i = 0; i < count; i++) {
+      const events = this.#events.view.getUint32(i * EVENT_SIZE, true);
+      const number = this.#events.view.getInt32(i * EVENT_SIZE + EVENT_DATA, true);
+      this.#handlers[number]?.(events);
+    }
+    this.#fireTimers();
+    this.#runTasks();
+  }
+
+  #timeoutMs(): number {
+    let deadlineMs = Infinity;
+    for (const timer of this.#timers) deadlineMs = Math.min(deadlineMs, timer.deadlineMs);
+    if (deadlineMs === Infinity) return -1;
+    // Rounded up: waking early would turn the last millisecond into a busy loop.
+    return Math.max(0, Math.ceil(deadlineMs - performance.now()));
+  }
+
+  #fireTimers(): void {
+    if (this.#timers.size === 0) return;
+    const nowMs = performance.now();
+    for (const timer of this.#timers) {
+      if (timer.deadlineMs > nowMs) continue;
+      timer.cancel();
+      timer.fire();
+    }
+  }
+
+  #runTasks(): void {
+    if (this.#tasks.length === 0) return;
+    const tasks = this.#tasks;
+    this.#tasks = this.#running;
+    this.#running = tasks;
+    for (const task of tasks) {
+      this.#scheduled.delete(task);
+      if (task.run()) this.schedule(task);
+    }
+    tasks.length = 0;
+  }
+
+  [Symbol.dispose](): void {
+    this.#channel.port1.close();
+    this.#channel.port2.close();
+    this.#epoll[Symbol.dispose]();
+  }
+}
+
+/** Ends a reactor when an eventfd is signalled, also from another thread; the caller owns both. */
+export function stopReactorFrom(reactor: Reactor, stop: Fd): void {
+  reactor.watch(stop, EPOLLIN, () => {
+    clearEventFd(stop);
+    reactor.stop();
+  });
+}

@@ -1,0 +1,193 @@
+/**
+ * Unix stream sockets that carry file descriptors (SCM_RIGHTS).
+ *
+ * Every call is non-blocking. On a stream, descriptors belong to the first byte of the sendmsg that
+ * carried them; a recvmsg never returns the descriptors of two sendmsg calls, so their order is that
+ * of the bytes. Descriptors that a peer sends unasked are closed by whoever receives them.
+ */
+
+import { allocate } from "./arena.ts";
+import { EAGAIN, EINTR, linuxErrno, VmsgError } from "./errors.ts";
+import { check, errno, lastError, libc } from "./libc.ts";
+import { Fd, unlinkFile } from "./fd.ts";
+
+const EADDRINUSE = linuxErrno("EADDRINUSE");
+const ENOBUFS = linuxErrno("ENOBUFS");
+
+const AF_UNIX = 1;
+const SOCK_STREAM = 1;
+const SOCK_NONBLOCK = 0o4000;
+const SOCK_CLOEXEC = 0o2000000;
+const SOL_SOCKET = 1;
+const SCM_RIGHTS = 1;
+const MSG_DONTWAIT = 0x40;
+const MSG_NOSIGNAL = 0x4000;
+const MSG_CTRUNC = 0x08;
+const MSG_CMSG_CLOEXEC = 0x40000000;
+
+/** sun_path holds 108 bytes with its NUL. */
+const MAX_PATH = 107;
+/** The vhost-user protocol sends at most this many descriptors with one message. */
+export const MAX_FDS = 8;
+const CMSG_HEADER = 16;
+
+const socketAddress = allocate(2 + MAX_PATH + 1);
+const pair = allocate(8);
+// struct msghdr: name @0, namelen @8, iov @16, iovlen @24, control @32, controllen @40, flags @48
+const header = allocate(56);
+const vector = allocate(16);
+const control = allocate(CMSG_HEADER + 4 * MAX_FDS);
+
+function fillAddress(path: string): number {
+  const bytes = new TextEncoder().encode(path);
+  if (bytes.length > MAX_PATH) {
+    throw new VmsgError(
+      "SOCKET_PATH",
+      `socket path ${path} has ${bytes.length} bytes, Linux allows ${MAX_PATH}: use a shorter one`,
+    );
+  }
+  socketAddress.bytes.fill(0);
+  socketAddress.view.setUint16(0, AF_UNIX, true);
+  socketAddress.bytes.set(bytes, 2);
+  return 2 + bytes.length + 1;
+}
+
+function createSocket(): Fd {
+  const type = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
+  return new Fd(check(libc.socket(AF_UNIX, type, 0), "socket"));
+}
+
+/** A connected stream. */
+export class UnixStream implements Disposable {
+  /** Descriptors that came with the last {@link receive}; the caller takes or closes them. */
+  readonly fds: Fd[] = [];
+  /** True if the last {@link receive} lost descriptors (more than {@link MAX_FDS}). */
+  truncated = false;
+
+  constructor(readonly fd: Fd) {}
+
+  /**
+   * Sends bytes that lie at `address`, with descriptors if there are any.
+   *
+   * @returns how many bytes went out, 0 when the socket is full, -1 when the peer is gone
+   */
+  send(address: bigint, length: number, fds: readonly Fd[] = []): number {
+    if (fds.length > MAX_FDS) throw new Error(`${fds.length} descriptors in one message`);
+    const controlLength = fds.length === 0 ? 0 : CMSG_HEADER + 4 * fds.length;
+    fillHeader(address, length, controlLength);
+    if (controlLength > 0) {
+      control.view.setBigUint64(0, BigInt(controlLength), true);
+      control.view.setInt32(8, SOL_SOCKET, true);
+      control.view.setInt32(12, SCM_RIGHTS, true);
+      fds.forEach((fd, i) => control.view.setInt32(CMSG_HEADER + 4 * i, fd.number, true));
+    }
+    const sent = libc.sendmsg(this.fd.number, header.address, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (sent >= 0) return sent;
+    return isRetry(errno()) ? 0 : -1;
+  }
+
+  /**
+   * Receives at most `length` bytes to `address`; descriptors that came along are in {@link fds}.
+   *
+   * @returns how many bytes came, 0 at end of file or when the peer is gone, -1 when there are none
+   */
+  receive(address: bigint, length: number): number {
+    this.fds.length = 0;
+    this.truncated = false;
+    fillHeader(address, length, CMSG_HEADER + 4 * MAX_FDS);
+    const flags = MSG_CMSG_CLOEXEC | MSG_DONTWAIT;
+    const received = libc.recvmsg(this.fd.number, header.address, flags);
+    if (received < 0) return isRetry(errno()) ? -1 : 0;
+    this.truncated = (header.view.getInt32(48, true) & MSG_CTRUNC) !== 0;
+    const controlLength = Number(header.view.getBigUint64(40, true));
+    if (controlLength >= CMSG_HEADER && control.view.getInt32(12, true) === SCM_RIGHTS) {
+      const end = Number(control.view.getBigUint64(0, true));
+      for (let at = CMSG_HEADER; at + 4 <= end; at += 4) {
+        this.fds.push(new Fd(control.view.getInt32(at, true)));
+      }
+    }
+    return received;
+  }
+
+  [Symbol.dispose](): void {
+    this.fd[Symbol.dispose]();
+  }
+}
+
+function fillHeader(address: bigint, length: number, controlLength: number): void {
+  vector.view.setBigUint64(0, address, true);
+  vector.view.setBigUint64(8, BigInt(length), true);
+  header.view.setBigUint64(16, vector.address, true);
+  header.view.setBigUint64(24, 1n, true);
+  header.view.setBigUint64(32, controlLength > 0 ? control.address : 0n, true);
+  header.view.setBigUint64(40, BigInt(controlLength), true);
+  header.view.setInt32(48, 0, true);
+}
+
+function isRetry(number: number): boolean {
+  return number === EAGAIN || number === EINTR || number === ENOBUFS;
+}
+
+/** A socket that accepts connections; dispose removes its path. */
+export class UnixListener implements Disposable {
+  constructor(readonly fd: Fd, readonly path: string) {}
+
+  /** The next waiting connection, or undefined when there is none. */
+  accept(): UnixStream | undefined {
+    const number = libc.accept4(this.fd.number, 0n, 0n, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    return number < 0 ? undefined : new UnixStream(new Fd(number));
+  }
+
+  [Symbol.dispose](): void {
+    unlinkFile(this.path);
+    this.fd[Symbol.dispose]();
+  }
+}
+
+/**
+ * Listens on a path. A socket file that a killed process left is replaced; one on which somebody
+ * listens is an error.
+ */
+export function listenUnix(path: string): UnixListener {
+  const length = fillAddress(path);
+  const fd = createSocket();
+  try {
+    let result = libc.bind(fd.number, socketAddress.address, length);
+    if (result < 0 && errno() === EADDRINUSE) {
+      using other = connectUnix(path);
+      if (other !== undefined) {
+        throw new VmsgError("SOCKET_IN_USE", `socket ${path} is in use by another process`);
+      }
+      unlinkFile(path);
+      result = libc.bind(fd.number, socketAddress.address, length);
+    }
+    check(result, `listen on socket ${path}`);
+    check(libc.listen(fd.number, 4), `listen on socket ${path}`);
+    return new UnixListener(fd, path);
+  } catch (error) {
+    fd[Symbol.dispose]();
+    throw error;
+  }
+}
+
+/** Connects to a path; undefined when nobody listens there (yet). */
+export function connectUnix(path: string): UnixStream | undefined {
+  const length = fillAddress(path);
+  const fd = createSocket();
+  if (libc.connect(fd.number, socketAddress.address, length) >= 0) {
+    return new UnixStream(fd);
+  }
+  const error = lastError(`connect to socket ${path}`);
+  fd[Symbol.dispose]();
+  // A listener whose backlog is full answers EAGAIN: it is there, but not for us now.
+  if (["ENOENT", "ECONNREFUSED", "EAGAIN"].includes(error.code)) return undefined;
+  throw error;
+}
+
+/** Two connected streams, for tests and in-process buses. */
+export function unixStreamPair(): [UnixStream, UnixStream] {
+  const type = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
+  check(libc.socketpair(AF_UNIX, type, 0, pair.address), "socketpair");
+  const [a, b] = [pair.view.getInt32(0, true), pair.view.getInt32(4, true)];
+  return [new UnixStream(new Fd(a)), new UnixStream(new Fd(b))];
+}

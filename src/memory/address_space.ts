@@ -1,0 +1,151 @@
+/**
+ * Bus addresses: what the other side's descriptors hold, and where that lies in this process.
+ *
+ * An address space is a short list of windows. A window maps the bus addresses [at, at + size) onto
+ * mapped memory. `translate` is the only way from a bus address to memory: it rejects what lies outside
+ * every window, follows a range over adjacent windows, and never wraps: addresses are Numbers, and
+ * everything that would reach 2^53 is refused first. (A hostile 64-bit value decodes to an inexact
+ * Number above that limit, so it is refused as well.)
+ *
+ * Limits: {@link MAX_WINDOWS} windows, as many as a vhost-user front end may send (8 without, 509 with
+ * configurable memory slots), and SegmentList's capacity for one translation.
+ */
+
+import type { SegmentList } from "./segments.ts";
+
+/** The most windows one address space holds. */
+export const MAX_WINDOWS = 509;
+
+/** Something mapped, as src/linux makes it: an address and a buffer over the same bytes. */
+export interface MappedMemory {
+  /** The virtual address of byte 0, for system calls. */
+  readonly address: bigint;
+  /** The bytes, from byte 0 on. */
+  readonly buffer: ArrayBuffer;
+  /** How many bytes there are. */
+  readonly size: number;
+}
+
+/** The bus addresses [at, at + size) and the mapped bytes behind them. */
+export class MemoryWindow {
+  /** The end of the window, not part of it. */
+  readonly end: number;
+  /** This process's address of the first byte, for system calls. */
+  readonly address: bigint;
+  /** The same as a Number (user-space addresses are below 2^47), for iovecs. */
+  readonly addressNumber: number;
+  /** The mapping's buffer. */
+  readonly buffer: ArrayBuffer;
+  /** Where the window starts in {@link buffer}. */
+  readonly byteOffset: number;
+  /** The window's bytes; DataView stays fast beyond 2 GiB where typed arrays do not. */
+  readonly view: DataView;
+
+  /**
+   * Makes a window; {@link AddressSpace.add} checks its arguments first.
+   *
+   * @param at first bus address
+   * @param size in bytes
+   * @param memory what the window shows
+   * @param offset of the window's first byte in `memory`
+   */
+  constructor(readonly at: number, readonly size: number, memory: MappedMemory, offset: number) {
+    this.end = at + size;
+    this.address = memory.address + BigInt(offset);
+    this.addressNumber = Number(this.address);
+    this.buffer = memory.buffer;
+    this.byteOffset = offset;
+    this.view = new DataView(memory.buffer, offset, size);
+  }
+}
+
+/** The windows through which one device sees the other side's memory. */
+export class AddressSpace {
+  readonly #windows: MemoryWindow[] = [];
+  /** The window found last; consecutive buffers nearly always lie in the same one. */
+  #last: MemoryWindow | undefined;
+
+  /** The windows in ascending order. */
+  get windows(): readonly MemoryWindow[] {
+    return this.#windows;
+  }
+
+  /**
+   * Adds a window.
+   *
+   * @returns undefined, or why it cannot be added: "range" (outside 2^53 or the memory), "overlap",
+   * "too many"
+   */
+  add(at: number, size: number, memory: MappedMemory, offset = 0): string | undefined {
+    const numbers = [at, size, offset, at + size];
+    if (!numbers.every((n) => Number.isSafeInteger(n) && n >= 0) || size === 0) return "range";
+    if (offset + size > memory.size) return "range";
+    if (this.#windows.length >= MAX_WINDOWS) return "too many";
+    const position = this.#windows.findIndex((w) => w.end > at);
+    const index = position < 0 ? this.#windows.length : position;
+    const next = this.#windows[index];
+    if (next !== undefined && next.at < at + size) return "overlap";
+    this.#windows.splice(index, 0, new MemoryWindow(at, size, memory, offset));
+    this.#last = undefined;
+    return undefined;
+  }
+
+  /** Removes the window that starts at `at` and has `size` bytes; false if there is none. */
+  remove(at: number, size: number): boolean {
+    const index = this.#windows.findIndex((w) => w.at === at && w.size === size);
+    if (index < 0) return false;
+    this.#windows.splice(index, 1);
+    this.#last = undefined;
+    return true;
+  }
+
+  /** Removes every window. */
+  clear(): void {
+    this.#windows.length = 0;
+    this.#last = undefined;
+  }
+
+  /**
+   * The window that contains all of [address, address + length), or undefined. For rings and
+   * descriptor tables, which are viewed in place.
+   */
+  find(address: number, length: number): MemoryWindow | undefined {
+    const last = this.#last;
+    if (last !== undefined && address >= last.at && address + length <= last.end) return last;
+    const window = this.#containing(address);
+    if (window === undefined || address + length > window.end) return undefined;
+    return window;
+  }
+
+  /**
+   * Appends the segments that hold [address, address + length) to `into`.
+   *
+   * @returns false if a byte lies outside every window, or `into` is full; `into` then holds a part
+   */
+  translate(address: number, length: number, into: SegmentList): boolean {
+    const last = this.#last;
+    if (last !== undefined && address >= last.at && address + length <= last.end) {
+      return into.push(last, address - last.at, length);
+    }
+    if (!(address + length <= Number.MAX_SAFE_INTEGER)) return false;
+    while (length > 0) {
+      const window = this.#containing(address);
+      if (window === undefined) return false;
+      const part = Math.min(length, window.end - address);
+      if (!into.push(window, address - window.at, part)) return false;
+      address += part;
+      length -= part;
+    }
+    return true;
+  }
+
+  #containing(address: number): MemoryWindow | undefined {
+    for (const window of this.#windows) {
+      if (address >= window.at && address < window.end) {
+        this.#last = window;
+        return window;
+      }
+    }
+    return undefined;
+  }
+}

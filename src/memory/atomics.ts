@@ -1,0 +1,58 @@
+/**
+ * Memory order, the one place that thinks about it and the only user of `Atomics`.
+ *
+ * The other side of a ring or queue is another process, machine or guest; what it sees is decided by
+ * the processor, not by the language. ECMAScript's Atomics are sequentially consistent: V8 compiles a
+ * load to an acquiring load (x86 mov, arm64 ldar) and a store to a full barrier on x86 (xchg) and a
+ * releasing store on arm64 (stlr). They work on foreign mappings as on SharedArrayBuffers, each is a
+ * call of about 10 ns, and so each is used once per batch: where an index is published, consumed, or
+ * where a store must be visible before a load. Everything between two such points is plain access.
+ *
+ * All multi-byte fields are little-endian; so is every machine vmsg runs on (asserted below), and
+ * typed arrays need no swapping.
+ */
+
+if (new Uint8Array(new Uint16Array([1]).buffer)[0] !== 1) {
+  throw new Error("vmsg needs a little-endian machine");
+}
+
+/**
+ * Reads an index that the other side publishes. What it wrote before publishing is visible to the
+ * plain loads that follow.
+ */
+export function loadAcquire16(view: Uint16Array, index: number): number {
+  return Atomics.load(view, index);
+}
+
+/** As {@link loadAcquire16}, for the 32-bit indices of message queues. */
+export function loadAcquire32(view: Uint32Array, index: number): number {
+  return Atomics.load(view, index);
+}
+
+/**
+ * Publishes an index. Plain stores before it (descriptors, used elements, message bytes) are visible
+ * to whoever sees the new index.
+ */
+export function storeRelease16(view: Uint16Array, index: number, value: number): void {
+  Atomics.store(view, index, value);
+}
+
+/** As {@link storeRelease16}, for the 32-bit indices of message queues. */
+export function storeRelease32(view: Uint32Array, index: number, value: number): void {
+  Atomics.store(view, index, value);
+}
+
+const fenceWord = new Int32Array(new SharedArrayBuffer(4));
+
+/**
+ * Orders every earlier store before every later load. Needed by the "publish, then look whether the
+ * other side sleeps" handshakes (used index and used_event, avail_event and available index): with
+ * less, both sides can miss each other.
+ *
+ * A sequentially consistent store and load of one word do it: on x86 the store is a locked exchange;
+ * on arm64 stlr waits for everything before it and ldar cannot pass an stlr.
+ */
+export function fullFence(): void {
+  Atomics.store(fenceWord, 0, 0);
+  Atomics.load(fenceWord, 0);
+}

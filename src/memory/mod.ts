@@ -1,0 +1,5 @@
+/** Shared memory: windows, translation, segments, memory order. */
+
+export * from "./address_space.ts";
+export * from "./atomics.ts";
+export * from "./segments.ts";

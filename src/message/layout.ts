@@ -1,0 +1,153 @@
+/**
+ * How the table describes bytes.
+ *
+ * A {@link Layout} lists the fields of one payload with their offsets behind the header, as the
+ * tables of the wire document do (2.2, 5N.2), little-endian and without gaps: bytes without meaning
+ * are listed as "reserved", sent as 0 and ignored on receipt (rule G5). {@link checkLayout} runs
+ * over every layout when the table loads, so a slip in a table stops the program at once instead of
+ * being sent to a peer.
+ */
+
+import type { Field, Kind } from "./message.ts";
+
+/** A way of writing messages. */
+export type Dialect = "v1" | "proto";
+
+/**
+ * What a field's bytes are.
+ *
+ * | type | bytes |
+ * |---|---|
+ * | u8 u16 u24 u32 u64 | a number |
+ * | next | u32: bits 0-30 `nextOffset`, bit 31 `nextWrap` (wire document 5N.6) |
+ * | uuid | 16 bytes |
+ * | words[2] | two u32 feature blocks, `proto`'s u64 |
+ * | bytes[8] bytes[16] | that many bytes, of which `length` are meant |
+ * | words[count] | `count` u32 feature blocks |
+ * | bytes[length] | `length` bytes |
+ * | bytes[length]? | `length` bytes or, with `omitData`, none |
+ * | bits[count] | ceil(`count` / 8) bytes |
+ */
+export type Type =
+  | "u8"
+  | "u16"
+  | "u24"
+  | "u32"
+  | "u64"
+  | "next"
+  | "uuid"
+  | "words[2]"
+  | "bytes[8]"
+  | "bytes[16]"
+  | "words[count]"
+  | "bytes[length]"
+  | "bytes[length]?"
+  | "bits[count]";
+
+/** Offset behind the header, type, and what it is; the last three names are arrays or nothing. */
+export type LayoutField = readonly [
+  offset: number,
+  type: Type,
+  name: Field | "words" | "bytes" | "uuid" | "reserved",
+];
+
+/** One payload. */
+export interface Layout {
+  /** Bytes without a part of variable length. */
+  readonly size: number;
+  /** In ascending order; only the last may have a variable length. */
+  readonly fields: readonly LayoutField[];
+  /** A value that the dialect does not write because it is always the same. */
+  readonly implied?: readonly [Field, number];
+}
+
+/** How a dialect writes one message. */
+export interface Wire {
+  /** The byte behind the type. */
+  readonly id: number;
+  /** Payload of the request or event. */
+  readonly request: Layout;
+  /** Payload of the answer; without it the message is never answered. */
+  readonly response?: Layout;
+}
+
+/** One message of the table. */
+export interface Definition {
+  /** Its number. */
+  readonly kind: Kind;
+  /** Its name in the specification's words. */
+  readonly name: string;
+  /** A bus message; otherwise a transport message, about one device. */
+  readonly bus: boolean;
+  /** An event: never answered, exact in size. */
+  readonly event: boolean;
+  /** Who sends the request or event. */
+  readonly sender: "driver" | "device" | "either";
+  /** How each dialect that has the message writes it. */
+  readonly wire: Readonly<Partial<Record<Dialect, Wire>>>;
+}
+
+/** No payload. */
+export const EMPTY: Layout = { size: 0, fields: [] };
+
+/** Bytes of a type; a variable one counts 0, its minimum. */
+export function typeSize(type: Type): number {
+  switch (type) {
+    case "u8":
+      return 1;
+    case "u16":
+      return 2;
+    case "u24":
+      return 3;
+    case "u32":
+    case "next":
+      return 4;
+    case "u64":
+    case "words[2]":
+    case "bytes[8]":
+      return 8;
+    case "uuid":
+    case "bytes[16]":
+      return 16;
+    case "words[count]":
+    case "bytes[length]":
+    case "bytes[length]?":
+    case "bits[count]":
+      return 0;
+  }
+}
+
+/** Whether a field of this type has a length that another field gives. */
+export function isVariable(type: Type): boolean {
+  return typeSize(type) === 0;
+}
+
+/** The name a field of this type must have, undefined for one that takes a number. */
+function arrayOf(type: Type): "words" | "bytes" | "uuid" | undefined {
+  if (type === "uuid") return "uuid";
+  if (type.startsWith("words")) return "words";
+  return type.startsWith("bytes") || type === "bits[count]" ? "bytes" : undefined;
+}
+
+/** Throws if a layout has a gap, an overlap, a wrong size or a type that does not fit its name. */
+export function checkLayout(what: string, layout: Layout): void {
+  const names = layout.fields.map(([, , name]) => name);
+  let end = 0;
+  layout.fields.forEach(([offset, type, name], position) => {
+    const at = `${what}: ${name} at ${offset}`;
+    if (offset !== end) throw new Error(`${at} should be at ${end}`);
+    end += typeSize(type);
+    const array = arrayOf(type);
+    if (array !== undefined && name !== array) throw new Error(`${at} cannot be ${type}`);
+    if (array === undefined && (name === "words" || name === "bytes" || name === "uuid")) {
+      throw new Error(`${at} cannot be ${type}`);
+    }
+    if (names.indexOf(name) !== position && name !== "reserved") throw new Error(`${at}: twice`);
+    if (type === "next" && name !== "nextOffset") throw new Error(`${at} cannot be ${type}`);
+    if (!isVariable(type)) return;
+    if (position !== layout.fields.length - 1) throw new Error(`${at} must be last`);
+    const counter = type.includes("[count]") ? "count" : "length";
+    if (!names.includes(counter)) throw new Error(`${at} needs ${counter}`);
+  });
+  if (end !== layout.size) throw new Error(`${what}: ${end} bytes listed, size ${layout.size}`);
+}

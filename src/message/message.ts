@@ -1,0 +1,269 @@
+/**
+ * One message as a record, the same for every dialect.
+ *
+ * A codec fills a {@link Message} from a slot, a handler changes it, a codec writes it to another
+ * slot; whoever sends or receives keeps one and reuses it, so nothing is allocated per message.
+ * {@link Kind} numbers are ours: each dialect has its own ids for them (wire document 1.4).
+ *
+ * The payload is the union of all payloads, one name per meaning (`index` is a queue, a feature
+ * block or a shared memory region). Behind every number is one element of a Float64Array: the codec,
+ * which follows a table, reaches it by its position without a property look-up that changes with
+ * every field, and an address above 2^31 does not become an object on the heap. A 64-bit value is
+ * a Number; above 2^53 it has lost low bits, and whoever uses it as an address rejects it.
+ */
+
+/** Every message of every dialect. The values are positions in {@link Message}-indexed tables. */
+export const Kind = {
+  GET_DEVICE_INFO: 0,
+  GET_DEVICE_FEATURES: 1,
+  SET_DRIVER_FEATURES: 2,
+  GET_CONFIG: 3,
+  SET_CONFIG: 4,
+  GET_DEVICE_STATUS: 5,
+  SET_DEVICE_STATUS: 6,
+  GET_VQUEUE: 7,
+  SET_VQUEUE: 8,
+  RESET_VQUEUE: 9,
+  GET_SHM: 10,
+  EVENT_CONFIG: 11,
+  EVENT_AVAIL: 12,
+  EVENT_USED: 13,
+  // bus messages
+  GET_DEVICES: 14,
+  PING: 15,
+  EVENT_DEVICE: 16,
+  // dialect proto only
+  CONNECT: 17,
+  DISCONNECT: 18,
+  GET_CONFIG_GENERATION: 19,
+  IOMMU_ENABLE: 20,
+  IOMMU_TRANSLATE: 21,
+  IOMMU_INVALIDATE: 22,
+  // between two vmsg processes only, see private.ts
+  HELLO: 23,
+  ADD_MEMORY: 24,
+  REMOVE_MEMORY: 25,
+  STOP_VQUEUE: 26,
+  SET_VQUEUE_STATE: 27,
+} as const;
+
+/** One of the values of {@link Kind}. */
+export type Kind = typeof Kind[keyof typeof Kind];
+
+/** How many kinds there are: the length of a table indexed by kind. */
+export const KIND_COUNT: number = Object.keys(Kind).length;
+
+/** SET_VQUEUE's state operation and GET_VQUEUE's flag in `v1`: the queue is enabled. */
+export const QUEUE_ENABLED: number = 1;
+/** ADD_MEMORY's and REMOVE_MEMORY's flag: confined mode's segment, no descriptor comes along. */
+export const MEMORY_SEGMENT: number = 1;
+/** EVENT_DEVICE's states (wire document 5N.2). */
+export const DEVICE_ADDED: number = 1;
+/** See {@link DEVICE_ADDED}. */
+export const DEVICE_REMOVED: number = 2;
+
+/** Feature blocks a record holds. */
+const MAX_WORDS = 16;
+/** Bytes of configuration data or device bitmap a record holds. */
+const MAX_BYTES = 64;
+const UUID_BYTES = 16;
+
+/** The name of a number in a message's payload. */
+export type Field = Exclude<
+  keyof Message,
+  | "kind"
+  | "response"
+  | "device"
+  | "token"
+  | "size"
+  | "numbers"
+  | "words"
+  | "bytes"
+  | "uuid"
+  | "reset"
+>;
+
+/** The number fields of a payload, by the position of their values. */
+const POSITION: Readonly<Record<Field, number>> = {
+  index: 0,
+  count: 1,
+  deviceId: 2,
+  vendorId: 3,
+  featureBlocks: 4,
+  configSize: 5,
+  maxQueues: 6,
+  adminStart: 7,
+  adminCount: 8,
+  offset: 9,
+  length: 10,
+  omitData: 11,
+  generation: 12,
+  status: 13,
+  maxSize: 14,
+  queueSize: 15,
+  flags: 16,
+  descriptorAddress: 17,
+  driverAddress: 18,
+  deviceAddress: 19,
+  nextOffset: 20,
+  nextWrap: 21,
+  data: 22,
+  address: 23,
+  physicalAddress: 24,
+  prot: 25,
+  number: 26,
+  state: 27,
+  epoch: 28,
+  peerEpoch: 29,
+  nonce: 30,
+  version: 31,
+  capabilities: 32,
+  ordinal: 33,
+  memoryDevice: 34,
+  base: 35,
+  wrap: 36,
+  result: 37,
+};
+
+/** Every {@link Field}, in the order of its values. */
+export const FIELDS: readonly Field[] = Object.keys(POSITION) as Field[];
+
+/** Where a field's value is in {@link Message.numbers}. */
+export function positionOf(field: Field): number {
+  return POSITION[field];
+}
+
+/** One message. Fields that its kind does not use are 0. */
+export class Message {
+  /** Which message it is. */
+  kind: Kind = Kind.GET_DEVICE_INFO;
+  /** True for the answer to a request, false for a request or an event. */
+  response = false;
+  /** The device number; 0 for a bus message. */
+  device = 0;
+  /** Pairs an answer with its request; 0 in events and in dialects without tokens. */
+  token = 0;
+  /** Bytes on the wire, header included; set by encode and decode. */
+  size = 0;
+
+  /** Values of the number fields; use the names, this is for codecs. */
+  readonly numbers: Float64Array;
+  /** Feature blocks: element n is block `index + n`, `count` of them are meant. */
+  readonly words: Uint32Array;
+  /** Configuration data (`length` bytes), or GET_DEVICES' bitmap (`count` bits, low bit first). */
+  readonly bytes: Uint8Array;
+  /** The device's UUID in GET_DEVICE_INFO, all zero if it has none. */
+  readonly uuid: Uint8Array;
+  /** All of the above, to be zeroed with one call. */
+  readonly #everything: Float64Array;
+
+  /** Queue; first feature block; shared memory region. */
+  declare index: number;
+  /** Feature blocks in feature messages, device bits in GET_DEVICES. */
+  declare count: number;
+  /** The kind of device, 1 = net. */
+  declare deviceId: number;
+  /** Who made the device; 0x554d4551 is every QEMU device. */
+  declare vendorId: number;
+  /** 32-bit feature blocks the device has. */
+  declare featureBlocks: number;
+  /** Bytes of the configuration space. */
+  declare configSize: number;
+  /** Queues of the device, administration queues included. */
+  declare maxQueues: number;
+  /** First administration queue. */
+  declare adminStart: number;
+  /** Administration queues. */
+  declare adminCount: number;
+  /** Byte in the configuration space; first device number in GET_DEVICES; byte in the descriptor. */
+  declare offset: number;
+  /** Bytes. In a SET_CONFIG answer 0 = not applied. */
+  declare length: number;
+  /** 1 in a SET_CONFIG answer that has a length but does not mirror the data (`v1`). */
+  declare omitData: number;
+  /** The generation of the configuration space. */
+  declare generation: number;
+  /** Device status bits. */
+  declare status: number;
+  /** Most entries the queue may have, 0 = no such queue. */
+  declare maxSize: number;
+  /** Entries the queue has. */
+  declare queueSize: number;
+  /** {@link QUEUE_ENABLED} or {@link MEMORY_SEGMENT}. */
+  declare flags: number;
+  /** Bus address of the descriptor area. */
+  declare descriptorAddress: number;
+  /** Bus address of the driver area (avail ring). */
+  declare driverAddress: number;
+  /** Bus address of the device area (used ring). */
+  declare deviceAddress: number;
+  /** EVENT_AVAIL: next offset or available index. GET_DEVICES: where to go on, 0 = no more. */
+  declare nextOffset: number;
+  /** EVENT_AVAIL: wrap counter of a packed ring. */
+  declare nextWrap: number;
+  /** PING's word. */
+  declare data: number;
+  /** Bus address of memory; the address to translate. */
+  declare address: number;
+  /** The translated address. */
+  declare physicalAddress: number;
+  /** Access of a translation: bit 0 read, bit 1 write; 0 = not mapped. */
+  declare prot: number;
+  /** EVENT_DEVICE: the device number it is about. */
+  declare number: number;
+  /** EVENT_DEVICE: {@link DEVICE_ADDED} or {@link DEVICE_REMOVED}. IOMMU_ENABLE: 1 = on. */
+  declare state: number;
+  /** The sender's epoch, a random number below 2^53. */
+  declare epoch: number;
+  /** The receiver's epoch as the sender knows it. */
+  declare peerEpoch: number;
+  /** The lease's token, see private.ts. */
+  declare nonce: number;
+  /** `proto`: revision of the device. HELLO: version of the private messages. */
+  declare version: number;
+  /** HELLO: what the sender can do, one bit each. */
+  declare capabilities: number;
+  /** ADD_MEMORY: which descriptor of this connection. */
+  declare ordinal: number;
+  /** The device number a memory table or a queue belongs to. */
+  declare memoryDevice: number;
+  /** A queue's next index. */
+  declare base: number;
+  /** A packed queue's wrap counters. */
+  declare wrap: number;
+  /** 0, or the errno of what failed. */
+  declare result: number;
+
+  /** Makes a record with every field 0. */
+  constructor() {
+    const numbers = 8 * FIELDS.length;
+    const buffer = new ArrayBuffer(numbers + 4 * MAX_WORDS + MAX_BYTES + UUID_BYTES);
+    this.#everything = new Float64Array(buffer);
+    this.numbers = new Float64Array(buffer, 0, FIELDS.length);
+    this.words = new Uint32Array(buffer, numbers, MAX_WORDS);
+    this.bytes = new Uint8Array(buffer, numbers + 4 * MAX_WORDS, MAX_BYTES);
+    this.uuid = new Uint8Array(buffer, numbers + 4 * MAX_WORDS + MAX_BYTES, UUID_BYTES);
+  }
+
+  /** Starts a new message: all fields become 0. */
+  reset(kind: Kind, response: boolean): void {
+    this.kind = kind;
+    this.response = response;
+    this.device = 0;
+    this.token = 0;
+    this.size = 0;
+    this.#everything.fill(0);
+  }
+}
+
+for (const field of FIELDS) {
+  const position = POSITION[field];
+  Object.defineProperty(Message.prototype, field, {
+    get(this: Message): number {
+      return this.numbers[position]!;
+    },
+    set(this: Message, value: number): void {
+      this.numbers[position] = value;
+    },
+  });
+}

@@ -1,0 +1,166 @@
+/**
+ * What two vmsg processes say to each other: private bus messages, in dialect `v1` only.
+ *
+ * virtio-msg leaves out what a bridge needs: whether the peer was restarted, which memory a bus
+ * address means, how to stop one queue and go on with it later. These messages fill the gaps. Their
+ * ids are in the range that revision 1 leaves to implementations (bit 7 set, rule G17); a foreign
+ * peer drops them, and nothing but HELLO is sent before it has been answered.
+ *
+ * HELLO            driver side, on attach and every 100 ms: who I am (`epoch`), whom I believe you to
+ *                  be (`peerEpoch`, 0 at first), the last `nonce` you gave me. The answer names the
+ *                  answerer's own epoch, echoes the requester's and brings a fresh nonce. A new epoch
+ *                  makes the device side stop all queues, drop memory and pending events and set
+ *                  status 0 before it answers. The nonce is a lease: the device side touches the
+ *                  driver side's memory until 250 ms after it issued the one that came back.
+ * ADD_MEMORY       `length` bytes of the `ordinal`th descriptor of this connection, from `offset`, are
+ *                  at bus address `address` for device number `memoryDevice`; with MEMORY_SEGMENT it is
+ *                  confined mode's segment instead and no descriptor comes. Answered when it is mapped.
+ * REMOVE_MEMORY    takes that away again; refused (EBUSY) under a running queue.
+ * STOP_VQUEUE      publishes used entries, takes back unfinished chains, flushes the queue's
+ *                  EVENT_USED, then answers where the queue goes on: `base` (next avail index) and
+ *                  `wrap`. The queue is unconfigured then.
+ * SET_VQUEUE_STATE says where it goes on, behind FEATURES_OK and before SET_VQUEUE, which consumes it;
+ *                  stop, reset and status 0 clear it.
+ *
+ * Every request names the sender's epoch, so that one from before a restart is dropped. `result` is 0
+ * or an errno. An epoch is drawn below 2^53, so that a Number holds it and an echo is exact.
+ */
+
+import { Kind } from "./message.ts";
+import type { Definition, Layout } from "./layout.ts";
+
+const HELLO: Layout = {
+  size: 28,
+  fields: [
+    [0, "u64", "epoch"],
+    [8, "u64", "peerEpoch"],
+    [16, "u32", "nonce"],
+    [20, "u32", "version"],
+    [24, "u32", "capabilities"],
+  ],
+};
+
+const RESULT: Layout = { size: 12, fields: [[0, "u64", "epoch"], [8, "u32", "result"]] };
+
+/** The private part of the table. */
+export const PRIVATE_MESSAGES: readonly Definition[] = [
+  {
+    kind: Kind.HELLO,
+    name: "HELLO",
+    bus: true,
+    event: false,
+    sender: "driver",
+    wire: { v1: { id: 0x90, request: HELLO, response: HELLO } },
+  },
+  {
+    kind: Kind.ADD_MEMORY,
+    name: "ADD_MEMORY",
+    bus: true,
+    event: false,
+    sender: "driver",
+    wire: {
+      v1: {
+        id: 0x91,
+        request: {
+          size: 40,
+          fields: [
+            [0, "u64", "epoch"],
+            [8, "u32", "ordinal"],
+            [12, "u16", "memoryDevice"],
+            [14, "u16", "flags"],
+            [16, "u64", "address"],
+            [24, "u64", "length"],
+            [32, "u64", "offset"],
+          ],
+        },
+        response: RESULT,
+      },
+    },
+  },
+  {
+    kind: Kind.REMOVE_MEMORY,
+    name: "REMOVE_MEMORY",
+    bus: true,
+    event: false,
+    sender: "driver",
+    wire: {
+      v1: {
+        id: 0x92,
+        request: {
+          size: 32,
+          fields: [
+            [0, "u64", "epoch"],
+            [8, "u32", "reserved"],
+            [12, "u16", "memoryDevice"],
+            [14, "u16", "flags"],
+            [16, "u64", "address"],
+            [24, "u64", "length"],
+          ],
+        },
+        response: RESULT,
+      },
+    },
+  },
+  {
+    kind: Kind.STOP_VQUEUE,
+    name: "STOP_VQUEUE",
+    bus: true,
+    event: false,
+    sender: "driver",
+    wire: {
+      v1: {
+        id: 0x93,
+        request: {
+          size: 16,
+          fields: [
+            [0, "u64", "epoch"],
+            [8, "u16", "memoryDevice"],
+            [10, "u16", "reserved"],
+            [12, "u32", "index"],
+          ],
+        },
+        response: {
+          size: 20,
+          fields: [
+            [0, "u64", "epoch"],
+            [8, "u32", "result"],
+            [12, "u32", "index"],
+            [16, "u16", "base"],
+            [18, "u16", "wrap"],
+          ],
+        },
+      },
+    },
+  },
+  {
+    kind: Kind.SET_VQUEUE_STATE,
+    name: "SET_VQUEUE_STATE",
+    bus: true,
+    event: false,
+    sender: "driver",
+    wire: {
+      v1: {
+        id: 0x94,
+        request: {
+          size: 20,
+          fields: [
+            [0, "u64", "epoch"],
+            [8, "u16", "memoryDevice"],
+            [10, "u16", "reserved"],
+            [12, "u32", "index"],
+            [16, "u16", "base"],
+            [18, "u16", "wrap"],
+          ],
+        },
+        response: RESULT,
+      },
+    },
+  },
+];
+
+const FIRST: number = PRIVATE_MESSAGES[0]!.kind;
+
+/** Whether only two vmsg processes say this to each other. */
+export function isPrivate(kind: Kind): boolean {
+  return kind >= FIRST;
+}

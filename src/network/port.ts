@@ -1,0 +1,48 @@
+/**
+ * The door between a network device and where its frames go to and come from.
+ *
+ * A frame crosses it as the guest's own memory: a {@link SegmentList} that begins with the virtio-net
+ * header (VIRTIO 1.2, 5.1.6, 12 bytes), ready for one writev or readv. The header is passed on unchanged,
+ * so that whoever can do offloads (a TAP) gets them, and whoever cannot (the responder) sees a plain one.
+ */
+
+import type { SegmentList } from "../memory/mod.ts";
+
+/** struct virtio_net_hdr_v1: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers. */
+export const NET_HEADER_SIZE = 12;
+/** Where num_buffers lies in it. */
+export const NUM_BUFFERS_OFFSET = 10;
+
+/** Who uses a port: the device, which works in its own task. */
+export interface PortListener {
+  /** Frames for the guest may be there. */
+  readable(): void;
+  /** A frame that was refused may be sent now. */
+  writable(): void;
+}
+
+/** Where frames go to and come from. Nothing here blocks or throws for what a frame contains. */
+export interface NetworkPort extends Disposable {
+  /** For log lines. */
+  readonly description: string;
+  /** Starts; frames may come from here on. */
+  open(listener: PortListener): void;
+  /**
+   * Sends one frame of the guest, header first. A frame that makes no sense is dropped and counts as
+   * sent.
+   *
+   * @returns false if there is no room now: keep the frame until {@link PortListener.writable}
+   */
+  send(frame: SegmentList): boolean;
+  /** Room that the next frame for the guest needs, header included; 0 when there is none. */
+  nextLength(): number;
+  /**
+   * Writes the next frame, header first, into the segments from `first` on, which have room for
+   * {@link nextLength} bytes.
+   *
+   * @returns its length with header, 0 when there was none after all
+   */
+  receive(into: SegmentList, first: number): number;
+  /** Drops the next frame, which no buffer of the guest can hold. */
+  discard(): void;
+}

@@ -1,0 +1,170 @@
+/**
+ * The character generator (RFC 864), made into a traffic source on request: UDP port 19.
+ *
+ * RFC 864 answers every datagram with one datagram of characters, and so does this for a datagram of fewer
+ * than 8 bytes: one line of 72 characters, CR, LF. A datagram of at least 8 bytes is a request:
+ *
+ *     u32  how many datagrams
+ *     u16  UDP payload bytes of each, 18 to 1472
+ *     u16  0
+ *
+ * all big-endian. That many datagrams of that size go back to its sender; their first four payload bytes
+ * are a sequence number from 0, the rest is RFC 864's pattern.
+ *
+ * Nothing of a pending request is stored but what is left of it: each datagram is made when the driver
+ * side takes it, straight into its buffer, so the receiver sets the pace. A sender is an address and a
+ * port; its new request replaces the old one, and 0 datagrams end it. At most four senders have requests
+ * at a time; they take turns. Requests from the ports of services that answer everything (echo, and
+ * chargen itself) are dropped, as the two would talk for ever (CERT CA-1996-01).
+ */
+
+import { ETHERNET_SOURCE, ETHERTYPE_IPV4, writeEthernetHeader } from "./ethernet.ts";
+import type { Host, Verdict } from "./host.ts";
+import type { Ipv4Packet } from "./ipv4.ts";
+import { readU16, readU32 } from "./network_order.ts";
+import {
+  NUMBERED_SIZE_MAX,
+  NUMBERED_SIZE_MIN,
+  NumberedDatagram,
+  writePattern,
+} from "./numbered_datagram.ts";
+import { UDP_PAYLOAD, type UdpDatagram, writeUdpHeaders } from "./udp.ts";
+
+/** The port. */
+export const CHARGEN_PORT = 19;
+/** Bytes of a request. */
+export const CHARGEN_REQUEST_SIZE = 8;
+/** Senders with a pending request at most. */
+export const CHARGEN_SENDERS = 4;
+
+const ECHO_PORT = 7;
+const LINE_SIZE = 74;
+
+/** One sender's pending request; free if nothing remains. */
+class Sender {
+  readonly datagram = new NumberedDatagram();
+  address = 0;
+  port = 0;
+  remaining = 0;
+  sequence = 0;
+}
+
+/** The generator and its pending requests. */
+export class Chargen {
+  readonly #host: Host;
+  readonly #senders: Sender[] = Array.from({ length: CHARGEN_SENDERS }, () => new Sender());
+  /** Whose datagram is next; its `remaining` is 0 only if everyone's is. */
+  #turn = 0;
+
+  /** A generator without requests, for the host whose address its datagrams come from. */
+  constructor(host: Host) {
+    this.#host = host;
+  }
+
+  /** Datagrams that are still owed, over all senders. */
+  get pending(): number {
+    let pending = 0;
+    for (const sender of this.#senders) pending += sender.remaining;
+    return pending;
+  }
+
+  /** Takes a datagram to the port. */
+  receive(frame: Uint8Array, packet: Ipv4Packet, datagram: UdpDatagram): Verdict {
+    const port = datagram.sourcePort;
+    if (port === 0 || port === ECHO_PORT || port === CHARGEN_PORT) return "dropped";
+    if (datagram.end - datagram.start < CHARGEN_REQUEST_SIZE) {
+      return this.#sendLine(frame, packet, port);
+    }
+    const count = readU32(frame, datagram.start);
+    const size = readU16(frame, datagram.start + 4);
+    if (size < NUMBERED_SIZE_MIN || size > NUMBERED_SIZE_MAX) return "malformed";
+    if (readU16(frame, datagram.start + 6) !== 0) return "malformed";
+
+    const sender = this.#senderFor(packet.source, port);
+    if (sender === undefined) return "dropped";
+    sender.address = packet.source;
+    sender.port = port;
+    sender.remaining = count;
+    sender.sequence = 0;
+    if (count > 0) {
+      sender.datagram.prepare(
+        this.#host,
+        frame,
+        ETHERNET_SOURCE,
+        CHARGEN_PORT,
+        packet.source,
+        port,
+        size,
+      );
+    }
+    this.#settleTurn();
+    return "done";
+  }
+
+  /** Bytes of the next frame, 0 if no request is pending. */
+  nextLength(): number {
+    const sender = this.#senders[this.#turn];
+    return sender.remaining === 0 ? 0 : sender.datagram.length;
+  }
+
+  /**
+   * Makes the next frame in `target` and returns its length; 0 if no request is pending, or if it does
+   * not fit: then the datagram is dropped and counted.
+   */
+  next(target: Uint8Array): number {
+    const sender = this.#senders[this.#turn];
+    if (sender.remaining === 0) return 0;
+    const length = sender.datagram.length;
+    const fits = length <= target.length;
+    if (fits) {
+      sender.datagram.write(target, sender.sequence);
+      this.#host.counters.chargenFrames++;
+    } else {
+      this.#host.counters.dropped++;
+    }
+    sender.sequence++;
+    sender.remaining--;
+    this.#turn = (this.#turn + 1) % CHARGEN_SENDERS;
+    this.#settleTurn();
+    return fits ? length : 0;
+  }
+
+  /** Forgets all requests. */
+  clear(): void {
+    for (const sender of this.#senders) sender.remaining = 0;
+  }
+
+  /** Moves the turn to the nearest sender with something left, or leaves it. */
+  #settleTurn(): void {
+    for (let i = 0; i < CHARGEN_SENDERS; i++) {
+      const turn = (this.#turn + i) % CHARGEN_SENDERS;
+      if (this.#senders[turn].remaining > 0) {
+        this.#turn = turn;
+        return;
+      }
+    }
+  }
+
+  /** The sender's own place, or a free one. */
+  #senderFor(address: number, port: number): Sender | undefined {
+    let free: Sender | undefined;
+    for (let i = 0; i < CHARGEN_SENDERS; i++) {
+      const sender = this.#senders[i];
+      if (sender.remaining === 0) free ??= sender;
+      else if (sender.address === address && sender.port === port) return sender;
+    }
+    return free;
+  }
+
+  #sendLine(frame: Uint8Array, packet: Ipv4Packet, port: number): Verdict {
+    const host = this.#host;
+    const reply = host.ring.reserve();
+    if (reply === undefined) return "dropped";
+    writeEthernetHeader(reply, frame, ETHERNET_SOURCE, host.mac, ETHERTYPE_IPV4);
+    writePattern(reply, UDP_PAYLOAD, UDP_PAYLOAD + LINE_SIZE);
+    writeUdpHeaders(reply, LINE_SIZE, host.address, CHARGEN_PORT, packet.source, port);
+    host.ring.commit(UDP_PAYLOAD + LINE_SIZE);
+    host.counters.chargenFrames++;
+    return "done";
+  }
+}

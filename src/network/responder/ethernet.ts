@@ -1,0 +1,78 @@
+/**
+ * Ethernet II framing (RFC 894): destination, source, ethertype, payload.
+ *
+ * Frames come without the 4-byte check sequence, and without padding to 60 bytes: a virtio device neither
+ * needs nor checks either. 802.3 lengths (a type field below 1536) and VLAN tags are other ethertypes
+ * here, and nobody answers those.
+ */
+
+import { copyBytes, readU16, writeU16 } from "./network_order.ts";
+
+/** Bytes of the header; the payload starts here. */
+export const ETHERNET_HEADER_SIZE = 14;
+/** The longest frame that the responder sends: the header and 1500 bytes. */
+export const ETHERNET_FRAME_MAX = 1514;
+/** Bytes of a MAC address. */
+export const MAC_SIZE = 6;
+/** Offset of the destination address. */
+export const ETHERNET_DESTINATION = 0;
+/** Offset of the source address. */
+export const ETHERNET_SOURCE = 6;
+/** Ethertype of IPv4. */
+export const ETHERTYPE_IPV4 = 0x0800;
+/** Ethertype of ARP. */
+export const ETHERTYPE_ARP = 0x0806;
+/** Ethertype of IPv6. */
+export const ETHERTYPE_IPV6 = 0x86dd;
+/** The address of all stations. */
+export const MAC_BROADCAST: Uint8Array = new Uint8Array(MAC_SIZE).fill(0xff);
+
+const ETHERTYPE = 12;
+
+/** The ethertype of a frame of at least {@link ETHERNET_HEADER_SIZE} bytes. */
+export function readEthertype(frame: Uint8Array): number {
+  return readU16(frame, ETHERTYPE);
+}
+
+/** Whether the address at `at` names a group of stations (multicast or broadcast). */
+export function isGroupMac(frame: Uint8Array, at: number): boolean {
+  return (frame[at] & 1) !== 0;
+}
+
+/** Whether the address at `at` is `mac`. */
+export function isMac(frame: Uint8Array, at: number, mac: Uint8Array): boolean {
+  return frame[at] === mac[0] && frame[at + 1] === mac[1] && frame[at + 2] === mac[2] &&
+    frame[at + 3] === mac[3] && frame[at + 4] === mac[4] && frame[at + 5] === mac[5];
+}
+
+/** Writes the header; the destination is the address at `destinationAt` of another frame or array. */
+export function writeEthernetHeader(
+  frame: Uint8Array,
+  destination: Uint8Array,
+  destinationAt: number,
+  source: Uint8Array,
+  ethertype: number,
+): void {
+  copyBytes(frame, ETHERNET_DESTINATION, destination, destinationAt, MAC_SIZE);
+  copyBytes(frame, ETHERNET_SOURCE, source, 0, MAC_SIZE);
+  writeU16(frame, ETHERTYPE, ethertype);
+}
+
+/** "52:55:0a:00:02:02" as six bytes; throws a TypeError for what is not a station's address. */
+export function parseMac(text: string): Uint8Array {
+  const bytes = new Uint8Array(MAC_SIZE);
+  const valid = /^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/i.test(text);
+  text.split(":").forEach((part, index) => bytes[index] = parseInt(part, 16));
+  if (!valid || isGroupMac(bytes, 0)) {
+    throw new TypeError(`"${text}" is not a MAC address of one station, as in 52:55:0a:00:02:02`);
+  }
+  return bytes;
+}
+
+/** The address at `at` as text. */
+export function formatMac(bytes: Uint8Array, at: number): string {
+  return Array.from(
+    bytes.subarray(at, at + MAC_SIZE),
+    (byte) => byte.toString(16).padStart(2, "0"),
+  ).join(":");
+}

@@ -1,0 +1,72 @@
+/**
+ * A flood: numbered UDP broadcasts to the discard port (RFC 863) at a set rate, so that a guest receives
+ * traffic before it has an address.
+ *
+ * The rate is a token bucket that starts empty and keeps at most {@link FLOOD_BURST} frames: a driver side
+ * that stops taking frames finds no backlog later. A host answers a broadcast with no error (RFC 1122
+ * 3.2.2), so a guest without a listener stays quiet.
+ */
+
+import { MAC_BROADCAST } from "./ethernet.ts";
+import { DISCARD_PORT } from "./discard.ts";
+import type { Host } from "./host.ts";
+import { NumberedDatagram } from "./numbered_datagram.ts";
+import { TokenBucket } from "./token_bucket.ts";
+
+/** UDP payload bytes of a flood frame; the frame is 42 bytes longer. */
+export const FLOOD_PAYLOAD_SIZE = 1400;
+/** Frames that may be due at once. */
+export const FLOOD_BURST = 64;
+
+/** The flood's pace and its frame. */
+export class Flood {
+  readonly #host: Host;
+  readonly #bucket: TokenBucket;
+  readonly #datagram = new NumberedDatagram();
+  #sequence = 0;
+
+  /**
+   * Starts the flow; the first frame is due after the time of one.
+   *
+   * @param host whose address the frames come from
+   * @param framesPerSecond above 0
+   * @param now milliseconds
+   */
+  constructor(host: Host, framesPerSecond: number, now: () => number) {
+    this.#host = host;
+    this.#bucket = new TokenBucket(framesPerSecond, FLOOD_BURST, 0, now);
+    this.#datagram.prepare(
+      host,
+      MAC_BROADCAST,
+      0,
+      DISCARD_PORT,
+      host.broadcast,
+      DISCARD_PORT,
+      FLOOD_PAYLOAD_SIZE,
+    );
+  }
+
+  /** Milliseconds until a frame is due, 0 if one is. */
+  delayMs(): number {
+    return this.#bucket.delayMs();
+  }
+
+  /** Bytes of the next frame, 0 if none is due. */
+  nextLength(): number {
+    return this.#bucket.available() ? this.#datagram.length : 0;
+  }
+
+  /** Makes the frame that is due in `target` and returns its length; 0 if none is, or if it was too long. */
+  next(target: Uint8Array): number {
+    if (!this.#bucket.take()) return 0;
+    const sequence = this.#sequence;
+    this.#sequence = (sequence + 1) >>> 0;
+    if (this.#datagram.length > target.length) {
+      this.#host.counters.dropped++;
+      return 0;
+    }
+    this.#datagram.write(target, sequence);
+    this.#host.counters.floodFrames++;
+    return this.#datagram.length;
+  }
+}

@@ -1,0 +1,42 @@
+/**
+ * Network byte order (RFC 791, appendix B): big-endian numbers at an offset of a frame.
+ *
+ * Plain indexing instead of a DataView: frames from the guest arrive in buffers that are the owner's, and
+ * a view of each would be an allocation per frame. An index outside an array reads as 0 and writes
+ * nothing, so even a forgotten check cannot throw; the checks belong to the callers all the same.
+ */
+
+/** Reads 16 bits, unsigned. */
+export function readU16(bytes: Uint8Array, at: number): number {
+  return (bytes[at] << 8) | bytes[at + 1];
+}
+
+/** Reads 32 bits, unsigned. */
+export function readU32(bytes: Uint8Array, at: number): number {
+  return ((bytes[at] << 24) | (bytes[at + 1] << 16) | (bytes[at + 2] << 8) | bytes[at + 3]) >>> 0;
+}
+
+/** Writes the low 16 bits of a number. */
+export function writeU16(bytes: Uint8Array, at: number, value: number): void {
+  bytes[at] = value >>> 8;
+  bytes[at + 1] = value;
+}
+
+/** Writes the low 32 bits of a number. */
+export function writeU32(bytes: Uint8Array, at: number, value: number): void {
+  bytes[at] = value >>> 24;
+  bytes[at + 1] = value >>> 16;
+  bytes[at + 2] = value >>> 8;
+  bytes[at + 3] = value;
+}
+
+/** Copies bytes from one frame to another; a loop, because set() would need a view of the part. */
+export function copyBytes(
+  target: Uint8Array,
+  targetAt: number,
+  source: Uint8Array,
+  sourceAt: number,
+  length: number,
+): void {
+  for (let i = 0; i < length; i++) target[targetAt + i] = source[sourceAt + i];
+}

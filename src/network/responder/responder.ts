@@ -1,0 +1,305 @@
+/**
+ * The responder: a tiny host behind a virtio-net device, so that a guest can ping something with nothing
+ * installed.
+ *
+ * Theory of operation. The owner hands in each frame that the guest sent ({@link Responder.handle}) and
+ * takes frames for the guest when the guest has room for them ({@link Responder.next}). Answers wait in a
+ * fixed ring; generated traffic (chargen.ts, flood.ts) is not stored at all but made when it is taken, and
+ * only when no answer waits. There are no timers inside: an owner that wants the flood arms one with
+ * {@link Responder.floodDelayMs}.
+ *
+ * It speaks ARP (RFC 826), IPv4 (RFC 791) with ICMP echo (RFC 792), and UDP (RFC 768) with DHCP (RFC
+ * 2131), discard (RFC 863) and an adapted chargen (RFC 864); a datagram to another port gets "port
+ * unreachable". It forwards nothing, learns nothing and opens nothing.
+ *
+ * The guest is hostile. Every length is checked before a byte behind it is read; every field is read once;
+ * what is wrong is counted and dropped. Each frame has one verdict, and {@link Responder.handle} never
+ * throws. Nothing is allocated per frame.
+ */
+
+import { receiveArp } from "./arp.ts";
+import { Chargen, CHARGEN_PORT } from "./chargen.ts";
+import { DHCP_POOL_OFFSET, DHCP_SERVER_PORT, type DhcpLease, DhcpServer } from "./dhcp.ts";
+import { DISCARD_PORT, receiveDiscard } from "./discard.ts";
+import {
+  ETHERNET_DESTINATION,
+  ETHERNET_HEADER_SIZE,
+  ETHERNET_SOURCE,
+  ETHERTYPE_ARP,
+  ETHERTYPE_IPV4,
+  ETHERTYPE_IPV6,
+  isGroupMac,
+  isMac,
+  parseMac,
+  readEthertype,
+} from "./ethernet.ts";
+import { Flood } from "./flood.ts";
+import { FrameRing } from "./frame_ring.ts";
+import { createCounters, type Host, type ResponderCounters, type Verdict } from "./host.ts";
+import { receiveIcmp, sendPortUnreachable } from "./icmp.ts";
+import {
+  IPV4_LIMITED_BROADCAST,
+  Ipv4Packet,
+  isMartian,
+  parseIpv4,
+  parseIpv4Address,
+  PROTOCOL_ICMP,
+  PROTOCOL_UDP,
+} from "./ipv4.ts";
+import { TokenBucket } from "./token_bucket.ts";
+import { parseUdp, UdpDatagram } from "./udp.ts";
+
+/** "Port unreachable" messages a second, and at once. */
+const UNREACHABLES_PER_SECOND = 10;
+const UNREACHABLES_BURST = 10;
+
+/** Who the responder is. */
+export interface ResponderOptions {
+  /** Its IPv4 address; default 10.0.2.2. */
+  address?: string;
+  /** Length of the subnet's prefix, 8 to 27; default 24. */
+  prefix?: number;
+  /** Its MAC address; default 52:55:0a:00:02:02. */
+  mac?: string;
+  /** A name server for DHCP clients; without it they are told none. */
+  dns?: string;
+  /** Broadcast frames a second that nobody asked for; default 0. */
+  floodFramesPerSecond?: number;
+}
+
+/** The responder's state as plain values, for tests and inspection. */
+export interface ResponderSnapshot {
+  /** Counts since the start. */
+  readonly counters: ResponderCounters;
+  /** Answers that wait for the guest. */
+  readonly queuedFrames: number;
+  /** Datagrams that chargen still owes. */
+  readonly chargenPending: number;
+  /** Addresses offered and leased. */
+  readonly leases: readonly DhcpLease[];
+}
+
+/**
+ * A host that answers. The owner's loop:
+ *
+ * @example
+ * ```ts
+ * const responder = new Responder({ address: "10.0.2.2" });
+ * const buffer = new Uint8Array(2048);
+ * const arpRequest = new Uint8Array(42); // a frame that the guest sent
+ *
+ * responder.handle(arpRequest, arpRequest.length);
+ * while (responder.nextLength() > 0) { // and the guest has a buffer of that length
+ *   const length = responder.next(buffer);
+ *   console.log(`${length} bytes of buffer go to the guest`);
+ * }
+ * ```
+ */
+export class Responder {
+  readonly #host: Host;
+  readonly #packet = new Ipv4Packet();
+  readonly #datagram = new UdpDatagram();
+  readonly #dhcp: DhcpServer;
+  readonly #chargen: Chargen;
+  readonly #flood: Flood | undefined;
+  readonly #unreachableLimit: TokenBucket;
+
+  /**
+   * Throws a TypeError with one line for people if an option is wrong.
+   *
+   * @param options who the responder is
+   * @param now milliseconds from any start, never backwards
+   */
+  constructor(options: ResponderOptions = {}, now: () => number = () => performance.now()) {
+    const host = this.#host = createHost(options);
+    const dns = options.dns === undefined ? 0 : parseIpv4Address(options.dns);
+    this.#dhcp = new DhcpServer(host, dns);
+    this.#chargen = new Chargen(host);
+    this.#unreachableLimit = new TokenBucket(
+      UNREACHABLES_PER_SECOND,
+      UNREACHABLES_BURST,
+      UNREACHABLES_BURST,
+      now,
+    );
+    const rate = options.floodFramesPerSecond ?? 0;
+    if (!(rate >= 0 && rate < Infinity)) {
+      throw new TypeError(`${rate} is not a number of flood frames a second, 0 or more`);
+    }
+    this.#flood = rate > 0 ? new Flood(host, rate, now) : undefined;
+  }
+
+  /** Counts since the start; live, not a copy. */
+  get counters(): Readonly<ResponderCounters> {
+    return this.#host.counters;
+  }
+
+  /**
+   * Takes a frame from the guest: Ethernet, no virtio header, no check sequence. The buffer is the
+   * caller's again when this returns.
+   */
+  handle(frame: Uint8Array, length: number): void {
+    const counters = this.#host.counters;
+    counters.framesIn++;
+    if (!(length >= ETHERNET_HEADER_SIZE && length <= frame.length)) {
+      counters.malformed++;
+      return;
+    }
+    counters.bytesIn += length;
+    switch (this.#receive(frame, length)) {
+      case "done":
+        break;
+      case "ignored":
+        counters.ignored++;
+        break;
+      case "dropped":
+        counters.dropped++;
+        break;
+      case "malformed":
+        counters.malformed++;
+        break;
+      case "checksum":
+        counters.checksumErrors++;
+        counters.dropped++;
+        break;
+    }
+  }
+
+  /** Bytes of the next frame for the guest, 0 if there is none. */
+  nextLength(): number {
+    const queued = this.#host.ring.peekLength();
+    if (queued > 0) return queued;
+    const generated = this.#chargen.nextLength();
+    if (generated > 0) return generated;
+    return this.#flood === undefined ? 0 : this.#flood.nextLength();
+  }
+
+  /**
+   * Copies the next frame for the guest into `target` and returns its length, 0 if there is none. A frame
+   * that is longer than `target` is dropped and counted, and 0 returned. Bytes after the frame are left
+   * alone.
+   */
+  next(target: Uint8Array): number {
+    const ring = this.#host.ring;
+    let length = 0;
+    if (ring.count > 0) {
+      length = ring.shift(target);
+      if (length === 0) this.#host.counters.dropped++;
+    } else if (this.#chargen.nextLength() > 0) {
+      length = this.#chargen.next(target);
+    } else if (this.#flood !== undefined) {
+      length = this.#flood.next(target);
+    }
+    if (length > 0) {
+      this.#host.counters.framesOut++;
+      this.#host.counters.bytesOut += length;
+    }
+    return length;
+  }
+
+  /** Milliseconds until the next flood frame is due: 0 if one is, Infinity if the flood is off. */
+  floodDelayMs(): number {
+    return this.#flood === undefined ? Infinity : this.#flood.delayMs();
+  }
+
+  /** Forgets what waits for the guest, as when its device is reset. Leases and counters stay. */
+  reset(): void {
+    this.#host.ring.clear();
+    this.#chargen.clear();
+  }
+
+  /** A copy of the state. */
+  snapshot(): ResponderSnapshot {
+    return {
+      counters: { ...this.#host.counters },
+      queuedFrames: this.#host.ring.count,
+      chargenPending: this.#chargen.pending,
+      leases: this.#dhcp.leases(),
+    };
+  }
+
+  #receive(frame: Uint8Array, length: number): Verdict {
+    if (
+      !isGroupMac(frame, ETHERNET_DESTINATION) &&
+      !isMac(frame, ETHERNET_DESTINATION, this.#host.mac)
+    ) {
+      return "ignored";
+    }
+    // An answer to a group would be a storm.
+    if (isGroupMac(frame, ETHERNET_SOURCE)) return "malformed";
+    switch (readEthertype(frame)) {
+      case ETHERTYPE_ARP:
+        return receiveArp(this.#host, frame, length);
+      case ETHERTYPE_IPV4:
+        return this.#receiveIpv4(frame, length);
+      case ETHERTYPE_IPV6:
+        // Neighbour discovery and ICMPv6 echo will come in here; until then a guest's chatter is no error.
+        return "ignored";
+      default:
+        return "ignored";
+    }
+  }
+
+  #receiveIpv4(frame: Uint8Array, length: number): Verdict {
+    const host = this.#host;
+    const packet = this.#packet;
+    const verdict = parseIpv4(packet, frame, length);
+    if (verdict !== "done") return verdict;
+    const source = packet.source;
+    if (isMartian(source) || source === host.address || source === host.broadcast) {
+      return "malformed";
+    }
+    const destination = packet.destination;
+    const toAll = destination === IPV4_LIMITED_BROADCAST || destination === host.broadcast;
+    if (!toAll && destination !== host.address) return "ignored";
+    switch (packet.protocol) {
+      case PROTOCOL_ICMP:
+        // A broadcast ping may be ignored (RFC 1122 3.2.2.6), and a sender without an address not answered.
+        return toAll || source === 0 ? "ignored" : receiveIcmp(host, frame, packet);
+      case PROTOCOL_UDP:
+        return this.#receiveUdp(frame, toAll);
+      default:
+        return "ignored";
+    }
+  }
+
+  #receiveUdp(frame: Uint8Array, toAll: boolean): Verdict {
+    const datagram = this.#datagram;
+    const verdict = parseUdp(datagram, frame, this.#packet);
+    if (verdict !== "done") return verdict;
+    if (datagram.destinationPort === DHCP_SERVER_PORT) return this.#dhcp.receive(frame, datagram);
+    if (toAll || this.#packet.source === 0) return "ignored";
+    switch (datagram.destinationPort) {
+      case DISCARD_PORT:
+        return receiveDiscard(this.#host, datagram);
+      case CHARGEN_PORT:
+        return this.#chargen.receive(frame, this.#packet, datagram);
+      default:
+        return sendPortUnreachable(this.#host, frame, this.#packet, this.#unreachableLimit);
+    }
+  }
+}
+
+function createHost(options: ResponderOptions): Host {
+  const prefix = options.prefix ?? 24;
+  // 27 is the longest prefix that has the pool's first address in it.
+  if (!(Number.isInteger(prefix) && prefix >= 8 && prefix <= 27)) {
+    throw new TypeError(`prefix ${prefix} is not a whole number from 8 to 27`);
+  }
+  const text = options.address ?? "10.0.2.2";
+  const address = parseIpv4Address(text);
+  const mask = (-1 << (32 - prefix)) >>> 0;
+  const network = (address & mask) >>> 0;
+  const broadcast = (network | ~mask) >>> 0;
+  if (address === network || address === broadcast || isMartian(address) || address === 0) {
+    throw new TypeError(`${text}/${prefix} is not an address of one host`);
+  }
+  if (network + DHCP_POOL_OFFSET >= broadcast) throw new Error("the DHCP pool is empty");
+  return {
+    mac: parseMac(options.mac ?? "52:55:0a:00:02:02"),
+    address,
+    mask,
+    broadcast,
+    ring: new FrameRing(),
+    counters: createCounters(),
+  };
+}

@@ -1,0 +1,60 @@
+/**
+ * A token bucket: `perSecond` tokens flow in, at most `burst` are kept, each frame takes one.
+ *
+ * It limits what others can make the responder send (RFC 1122 3.2.2, RFC 1812 4.3.2.8), and paces what it
+ * sends by itself.
+ */
+
+/** Tokens shy of one that still count as one: a sum of floating-point parts may miss it by this much. */
+const TOLERANCE = 1e-6;
+
+/** A rate limit with a bounded burst, on an injected clock. */
+export class TokenBucket {
+  #tokens: number;
+  #lastMs: number;
+
+  /**
+   * Starts the flow.
+   *
+   * @param perSecond tokens a second, above 0
+   * @param burst tokens that are kept at most, at least 1
+   * @param tokens tokens at the start
+   * @param now milliseconds; a clock that goes backwards adds nothing
+   */
+  constructor(
+    readonly perSecond: number,
+    readonly burst: number,
+    tokens: number,
+    readonly now: () => number,
+  ) {
+    this.#tokens = tokens;
+    this.#lastMs = now();
+  }
+
+  /** Whether a token is there now. Stays true until it is taken. */
+  available(): boolean {
+    this.#refill();
+    return this.#tokens >= 1 - TOLERANCE;
+  }
+
+  /** Takes a token; false if none was there. */
+  take(): boolean {
+    if (!this.available()) return false;
+    this.#tokens = Math.max(0, this.#tokens - 1);
+    return true;
+  }
+
+  /** Milliseconds until a token is there, 0 if one is. */
+  delayMs(): number {
+    return this.available() ? 0 : (1 - this.#tokens) * 1000 / this.perSecond;
+  }
+
+  #refill(): void {
+    const nowMs = this.now();
+    const elapsedMs = nowMs - this.#lastMs;
+    this.#lastMs = nowMs;
+    if (elapsedMs > 0) {
+      this.#tokens = Math.min(this.burst, this.#tokens + elapsedMs * this.perSecond / 1000);
+    }
+  }
+}

@@ -1,0 +1,45 @@
+/** Log lines for people: what a process does and waits for, on standard error. */
+
+/** From least to most talkative. */
+export const LOG_LEVELS = ["error", "warn", "info", "debug"] as const;
+
+/** One of {@link LOG_LEVELS}. */
+export type LogLevel = typeof LOG_LEVELS[number];
+
+/** Where log lines go. */
+export interface Log {
+  error(line: string): void;
+  warn(line: string): void;
+  info(line: string): void;
+  debug(line: string): void;
+}
+
+/**
+ * A log that writes the lines at and above a level.
+ *
+ * @param name goes in front of each line, as in "vmsg proxy"
+ * @param write takes whole lines
+ */
+export function createLog(name: string, level: LogLevel, write: (line: string) => void): Log {
+  const limit = LOG_LEVELS.indexOf(level);
+  const at = (wanted: LogLevel) => (line: string): void => {
+    if (LOG_LEVELS.indexOf(wanted) <= limit) write(`${name}: ${line}`);
+  };
+  return { error: at("error"), warn: at("warn"), info: at("info"), debug: at("debug") };
+}
+
+/** Says the same thing at most once per `intervalMs`; a hostile peer must not fill a disk. */
+export function limitedLog(log: (line: string) => void, intervalMs = 1000): (line: string) => void {
+  let nextMs = 0;
+  let missed = 0;
+  return (line) => {
+    const nowMs = performance.now();
+    if (nowMs < nextMs) {
+      missed++;
+      return;
+    }
+    nextMs = nowMs + intervalMs;
+    log(missed > 0 ? `${line} (and ${missed} more)` : line);
+    missed = 0;
+  };
+}

@@ -1,0 +1,333 @@
+/**
+ * A virtio-net driver in user space: a network card with no guest and no kernel driver.
+ *
+ * Theory of operation. Rings and buffers lie in one sealed memfd, which the device side maps
+ * (ADD_MEMORY). Bring-up follows VIRTIO 1.2 section 3.1.1 and, per queue, asks, sets and asks again as
+ * the Linux transport does (wire document 5N.5). It is run anew for every device side that comes:
+ *
+ *     down --device side ready, bring-up done--> up --device side lost--> down
+ *
+ * Frames in flight when a device side dies are lost, as on a cable that is pulled; nothing else is.
+ * Receive buffers are handed back at once. Transmit buffers are reclaimed when they are needed.
+ */
+
+import { VmsgError } from "../../linux/errors.ts";
+import { createSealedMemory, type Fd } from "../../linux/fd.ts";
+import { type Mapping, mapShared, PAGE_SIZE } from "../../linux/mapping.ts";
+import type { Reactor, Task } from "../../linux/reactor.ts";
+import {
+  DEVICE_NET,
+  featureNames,
+  NetFeature,
+  RingFeature,
+  Status,
+} from "../../message/features.ts";
+import { NET_HEADER_SIZE } from "../../network/port.ts";
+import type { Log } from "../../observe/log.ts";
+import {
+  type DriverSide,
+  type PeerListener,
+  PeerLost,
+  type RemoteDevice,
+} from "../../transport/driver_side.ts";
+import { DriverQueue } from "../../virtqueue/mod.ts";
+
+const RECEIVE = 0;
+const TRANSMIT = 1;
+const QUEUE_SIZE = 256;
+const BUFFER_SIZE = 2048;
+/** The largest frame, without the virtio-net header. */
+export const MAX_FRAME: number = BUFFER_SIZE - NET_HEADER_SIZE;
+/** Frames taken per task run. */
+const BATCH = 64;
+/** Where the memory lies on the bus; any address would do, 0 could hide a bug. */
+const BUS_ADDRESS = 0x4000_0000;
+
+/** What is taken if offered. The last two are what a modern device cannot do without. */
+const WANTED = [
+  NetFeature.MAC,
+  NetFeature.STATUS,
+  NetFeature.MTU,
+  RingFeature.INDIRECT_DESC,
+  RingFeature.EVENT_IDX,
+  RingFeature.VERSION_1,
+  RingFeature.ACCESS_PLATFORM,
+];
+
+/** Who uses the driver. */
+export interface NetDriverListener {
+  /** Frames can be sent. */
+  up(): void;
+  /** They cannot any more, until the next `up`. */
+  down(reason: string): void;
+  /** A frame: `length` bytes of `bytes`, valid during the call. */
+  frame(bytes: Uint8Array, length: number): void;
+  /** A transmit buffer is free after {@link NetDriver.claim} found none. */
+  writable(): void;
+}
+
+/** See the head of this file. */
+export class NetDriver implements PeerListener, Disposable {
+  isUp = false;
+  mac: Uint8Array = new Uint8Array(6);
+  /** Accepted features by name, for people. */
+  features: string[] = [];
+  readonly counters = { received: 0, sent: 0, badQueues: 0 };
+  readonly #fd: Fd;
+  readonly #memory: Mapping;
+  readonly #device: RemoteDevice;
+  #queues: [DriverQueue, DriverQueue] | undefined;
+  /** Each buffer as the frame in it, header left out; transmit buffers follow receive buffers. */
+  readonly #frames: Uint8Array[] = [];
+  readonly #buffersOffset: number;
+  readonly #freeTransmit: number[] = [];
+  #starved = false;
+  readonly #receiveTask: Task = { run: () => this.#receive() };
+  readonly #publishTask: Task = { run: () => this.#publish() };
+
+  constructor(
+    readonly reactor: Reactor,
+    readonly side: DriverSide,
+    number: number,
+    readonly listener: NetDriverListener,
+    readonly log: Log,
+  ) {
+    const rings = 2 * DriverQueue.bytesNeeded(QUEUE_SIZE, true);
+    this.#buffersOffset = Math.ceil(rings / PAGE_SIZE) * PAGE_SIZE;
+    const size = this.#buffersOffset + 2 * QUEUE_SIZE * BUFFER_SIZE;
+    this.#fd = createSealedMemory("vmsg-driver", size);
+    this.#memory = mapShared(this.#fd.number, size);
+    for (let i = 0; i < 2 * QUEUE_SIZE; i++) {
+      const at = this.#buffersOffset + i * BUFFER_SIZE + NET_HEADER_SIZE;
+      this.#frames.push(new Uint8Array(this.#memory.buffer, at, MAX_FRAME));
+    }
+    this.#device = side.device(number);
+    this.#device.onUsed = (queue) => this.#used(queue);
+    this.#device.onConfig = (status) => this.#configChanged(status);
+    side.listen(this);
+  }
+
+  ready(): void {
+    this.#start(() => this.#bringUp());
+  }
+
+  #start(sequence: () => Promise<void>): void {
+    this.reactor.spawn(async () => {
+      try {
+        await sequence();
+      } catch (error) {
+        // The next device side starts another bring-up.
+        if (!(error instanceof PeerLost)) throw error;
+      }
+    });
+  }
+
+  lost(reason: string): void {
+    this.#down(reason);
+  }
+
+  #down(reason: string): void {
+    this.#queues = undefined;
+    if (!this.isUp) return;
+    this.isUp = false;
+    this.listener.down(reason);
+  }
+
+  /** VIRTIO 1.2 section 3.1.1, in its order. */
+  async #bringUp(): Promise<void> {
+    const device = this.#device;
+    const info = await device.info();
+    if (info.deviceId !== DEVICE_NET) {
+      throw new VmsgError(
+        "NO_DEVICE",
+        info.deviceId === 0
+          ? `the device side has no device ${device.number}`
+          : `device ${device.number} is no network card but has device id ${info.deviceId}`,
+      );
+    }
+    if (this.side.peer === "vmsg") {
+      await device.addMemory(this.#fd, BUS_ADDRESS, this.#memory.size, 0);
+    }
+    await device.reset();
+    let status = await device.setStatus(Status.ACKNOWLEDGE);
+    status = await device.setStatus(status | Status.DRIVER);
+    const accepted = this.#choose(await device.features(Math.max(2, info.featureBlocks)));
+    await device.setFeatures(accepted);
+    status = await device.setStatus(status | Status.FEATURES_OK);
+    if ((status & Status.FEATURES_OK) === 0) {
+      throw new VmsgError("FEATURES_REFUSED", `device ${device.number} refuses our features`);
+    }
+    this.features = featureNames(accepted, DEVICE_NET);
+    if (has(accepted, NetFeature.MAC)) this.mac = await device.config(0, 6);
+    const queues = this.#makeQueues(accepted);
+    for (const [index, queue] of queues.entries()) await this.#startQueue(index, queue);
+    await device.setStatus(status | Status.DRIVER_OK);
+    this.#queues = queues;
+    this.isUp = true;
+    this.#fillReceive(queues[RECEIVE]);
+    this.listener.up();
+  }
+
+  #choose(offered: Uint32Array): Uint32Array {
+    const accepted = new Uint32Array(offered.length);
+    for (const bit of WANTED) {
+      if (has(offered, bit)) accepted[bit >> 5] |= 1 << (bit & 31);
+    }
+    if (!has(accepted, RingFeature.VERSION_1)) {
+      throw new VmsgError("LEGACY_DEVICE", `device ${this.#device.number} is no modern device`);
+    }
+    return accepted;
+  }
+
+  #makeQueues(accepted: Uint32Array): [DriverQueue, DriverQueue] {
+    const make = (index: number) =>
+      new DriverQueue({
+        memory: this.#memory,
+        offset: index * DriverQueue.bytesNeeded(QUEUE_SIZE, true),
+        size: QUEUE_SIZE,
+        busAddress: BUS_ADDRESS,
+        eventIndex: has(accepted, RingFeature.EVENT_IDX),
+        indirect: has(accepted, RingFeature.INDIRECT_DESC),
+      });
+    this.#freeTransmit.length = 0;
+    for (let i = 2 * QUEUE_SIZE - 1; i >= QUEUE_SIZE; i--) this.#freeTransmit.push(i);
+    this.#starved = false;
+    return [make(RECEIVE), make(TRANSMIT)];
+  }
+
+  async #startQueue(index: number, queue: DriverQueue): Promise<void> {
+    const { descriptorAddress, driverAddress, deviceAddress } = queue;
+    const { maxSize } = await this.#device.queue(index);
+    if (maxSize < QUEUE_SIZE) {
+      throw new VmsgError(
+        "QUEUE_SIZE",
+        `queue ${index} has ${maxSize} entries, ${QUEUE_SIZE} needed`,
+      );
+    }
+    await this.#device.startQueue(index, {
+      size: QUEUE_SIZE,
+      descriptorAddress,
+      driverAddress,
+      deviceAddress,
+      base: 0,
+    });
+    if (this.side.options.codec.dialect === "proto") return;
+    const { size, enabled } = await this.#device.queue(index);
+    if (size !== QUEUE_SIZE || !enabled) {
+      throw new VmsgError("QUEUE_REFUSED", `the device did not take queue ${index}`);
+    }
+  }
+
+  #busAddressOf(buffer: number): number {
+    return BUS_ADDRESS + this.#buffersOffset + buffer * BUFFER_SIZE;
+  }
+
+  #fillReceive(queue: DriverQueue): void {
+    for (let i = 0; i < QUEUE_SIZE; i++) queue.addOne(this.#busAddressOf(i), BUFFER_SIZE, true, i);
+    if (queue.publish()) this.#device.available(RECEIVE);
+    this.reactor.schedule(this.#receiveTask);
+  }
+
+  #configChanged(status: number): void {
+    if ((status & Status.DEVICE_NEEDS_RESET) === 0 || !this.isUp) return;
+    this.log.warn(`device ${this.#device.number} needs a reset`);
+    this.#down("the device needed a reset");
+    this.#start(async () => {
+      if (this.side.peer === "vmsg") {
+        await this.#device.reset();
+        await this.#device.removeMemory(BUS_ADDRESS, this.#memory.size);
+      }
+      await this.#bringUp();
+    });
+  }
+
+  #used(queue: number): void {
+    if (queue === RECEIVE) return this.reactor.schedule(this.#receiveTask);
+    if (!this.#starved) return;
+    this.#starved = false;
+    this.listener.writable();
+  }
+
+  #receive(): boolean {
+    const queue = this.#queues?.[RECEIVE];
+    if (queue === undefined) return false;
+    let more = true;
+    for (let i = 0; i < BATCH; i++) {
+      if (!queue.nextUsed()) {
+        more = queue.wantCalls();
+        if (!more) break;
+        continue;
+      }
+      const buffer = queue.usedToken;
+      const length = queue.usedLength - NET_HEADER_SIZE;
+      if (length > 0) {
+        this.counters.received++;
+        this.listener.frame(this.#frames[buffer], length);
+      }
+      queue.addOne(this.#busAddressOf(buffer), BUFFER_SIZE, true, buffer);
+    }
+    if (queue.publish()) this.#device.available(RECEIVE);
+    return more && this.#checkBroken(queue, RECEIVE);
+  }
+
+  /** True while the queue is whole; otherwise the device is given up for now. */
+  #checkBroken(queue: DriverQueue, index: number): boolean {
+    if (queue.broken === undefined) return true;
+    this.counters.badQueues++;
+    this.log.warn(`queue ${index}: ${queue.broken}`);
+    this.#down("the device broke a queue");
+    return false;
+  }
+
+  /**
+   * A transmit buffer to write a frame of at most {@link MAX_FRAME} bytes into, to be followed by
+   * {@link send}; undefined when all are with the device: `writable` will be called.
+   */
+  claim(): Uint8Array | undefined {
+    const queue = this.#queues?.[TRANSMIT];
+    if (queue === undefined) return undefined;
+    if (this.#freeTransmit.length === 0) this.#reclaim(queue);
+    const buffer = this.#freeTransmit.at(-1);
+    if (buffer !== undefined) return this.#frames[buffer];
+    // Publish first: what has not been shown to the device cannot come back.
+    this.#publish();
+    while (queue.wantCalls()) {
+      this.#reclaim(queue);
+      const freed = this.#freeTransmit.at(-1);
+      if (freed !== undefined) return this.#frames[freed];
+    }
+    this.#starved = true;
+    return undefined;
+  }
+
+  #reclaim(queue: DriverQueue): void {
+    while (queue.nextUsed()) this.#freeTransmit.push(queue.usedToken);
+    queue.noCalls();
+    this.#checkBroken(queue, TRANSMIT);
+  }
+
+  /** Sends the claimed buffer's first `length` bytes; the device sees it at the end of the turn. */
+  send(length: number): void {
+    const queue = this.#queues?.[TRANSMIT];
+    const buffer = this.#freeTransmit.pop();
+    if (queue === undefined || buffer === undefined) throw new Error("send without claim");
+    // The header stays zero: no offload is asked for (5.1.6.2).
+    queue.addOne(this.#busAddressOf(buffer), NET_HEADER_SIZE + length, false, buffer);
+    this.counters.sent++;
+    this.reactor.schedule(this.#publishTask);
+  }
+
+  #publish(): boolean {
+    if (this.#queues?.[TRANSMIT].publish()) this.#device.available(TRANSMIT);
+    return false;
+  }
+
+  [Symbol.dispose](): void {
+    this.#memory[Symbol.dispose]();
+    this.#fd[Symbol.dispose]();
+  }
+}
+
+function has(words: Uint32Array, bit: number): boolean {
+  return (words[bit >> 5] & (1 << (bit & 31))) !== 0;
+}

@@ -1,0 +1,152 @@
+/**
+ * One vhost-user connection: whole messages in, replies out.
+ *
+ * Messages are taken one at a time: the next one is read only when the last one has been handled,
+ * because many of them are barriers. Descriptors that nobody takes from a message are closed with it.
+ */
+
+import { allocate, type Block } from "../../linux/arena.ts";
+import type { Fd } from "../../linux/fd.ts";
+import { type Deferred, EPOLLERR, EPOLLHUP, EPOLLIN, type Reactor } from "../../linux/reactor.ts";
+import type { UnixStream } from "../../linux/unix_socket.ts";
+import { FLAG_REPLY, FLAG_VERSION, HEADER_SIZE, MAX_PAYLOAD } from "./protocol.ts";
+
+/** A message of the front end. */
+export interface FrontEndMessage {
+  readonly request: number;
+  readonly flags: number;
+  readonly payload: DataView;
+  /** Descriptors that came along; whoever keeps one takes it out. */
+  readonly fds: Fd[];
+}
+
+/** The longest message. */
+export const MESSAGE_BUFFER_SIZE: number = HEADER_SIZE + MAX_PAYLOAD;
+
+const outgoing = allocate(MESSAGE_BUFFER_SIZE);
+
+/** Sends one message; false if the peer is gone or does not read. */
+export function sendMessage(
+  stream: UnixStream,
+  request: number,
+  flags: number,
+  payload: Uint8Array,
+): boolean {
+  outgoing.view.setUint32(0, request, true);
+  outgoing.view.setUint32(4, FLAG_VERSION | flags, true);
+  outgoing.view.setUint32(8, payload.length, true);
+  outgoing.bytes.set(payload, HEADER_SIZE);
+  const size = HEADER_SIZE + payload.length;
+  // A front end reads each reply before it asks again, so its socket is never full.
+  return stream.send(outgoing.address, size) === size;
+}
+
+/** See the head of this file. */
+export class FrontEndConnection implements Disposable {
+  /** Why the connection ended, once it has. */
+  closed: string | undefined;
+  readonly #fds: Fd[] = [];
+  #filled = 0;
+  #waiting: Deferred<FrontEndMessage | undefined> | undefined;
+  #watched = true;
+
+  /**
+   * @param buffer of {@link MESSAGE_BUFFER_SIZE}, from whoever accepts connections one after another
+   * @param onClosed called once when the front end hangs up, also while a message is being handled
+   */
+  constructor(
+    readonly stream: UnixStream,
+    readonly reactor: Reactor,
+    readonly buffer: Block,
+    readonly onClosed: (reason: string) => void,
+  ) {
+    reactor.watch(stream.fd, EPOLLIN, (events) => this.#ready(events));
+  }
+
+  /** The next message, or undefined when the connection has ended. */
+  next(): Promise<FrontEndMessage | undefined> {
+    this.#waiting = this.reactor.defer();
+    const { promise } = this.#waiting;
+    if (this.closed !== undefined) this.#deliver(undefined);
+    else this.reactor.rewatch(this.stream.fd, EPOLLIN);
+    return promise;
+  }
+
+  #deliver(message: FrontEndMessage | undefined): void {
+    this.#waiting?.resolve(message);
+    this.#waiting = undefined;
+  }
+
+  /** Answers a request. */
+  reply(request: number, payload: Uint8Array): void {
+    sendMessage(this.stream, request, FLAG_REPLY, payload);
+  }
+
+  /** Ends the connection; {@link next} then gives undefined. */
+  close(reason: string): void {
+    if (this.closed !== undefined) return;
+    this.closed = reason;
+    this.#unwatch();
+    this.onClosed(reason);
+    this.#deliver(undefined);
+  }
+
+  #unwatch(): void {
+    if (this.#watched) this.reactor.unwatch(this.stream.fd);
+    this.#watched = false;
+  }
+
+  #ready(events: number): void {
+    if (this.#waiting === undefined) {
+      // Nobody reads at the moment; a hang-up is level-triggered and would spin.
+      if ((events & (EPOLLHUP | EPOLLERR)) !== 0) this.close("the front end hung up");
+      return;
+    }
+    const message = this.#read();
+    if (message === undefined) return;
+    this.reactor.rewatch(this.stream.fd, 0);
+    this.#deliver(message);
+  }
+
+  /** Reads on; a whole message, or undefined when more has to come or the connection has ended. */
+  #read(): FrontEndMessage | undefined {
+    for (;;) {
+      const size = this.#filled < HEADER_SIZE
+        ? HEADER_SIZE
+        : HEADER_SIZE + this.buffer.view.getUint32(8, true);
+      if (size > HEADER_SIZE + MAX_PAYLOAD) {
+        this.close(`the front end sent a message of ${size} bytes`);
+        return undefined;
+      }
+      if (this.#filled === size) return this.#take(size);
+      const address = this.buffer.address + BigInt(this.#filled);
+      const received = this.stream.receive(address, size - this.#filled);
+      this.#fds.push(...this.stream.fds);
+      if (received === 0 || this.stream.truncated) {
+        this.close(received === 0 ? "the front end hung up" : "the front end sent too many fds");
+      }
+      if (received <= 0) return undefined;
+      this.#filled += received;
+      if (this.#filled === HEADER_SIZE && this.buffer.view.getUint32(8, true) === 0) {
+        return this.#take(HEADER_SIZE);
+      }
+    }
+  }
+
+  #take(size: number): FrontEndMessage {
+    const { bytes, view } = this.buffer;
+    this.#filled = 0;
+    return {
+      request: view.getUint32(0, true),
+      flags: view.getUint32(4, true),
+      payload: new DataView(bytes.slice(HEADER_SIZE, size).buffer),
+      fds: this.#fds.splice(0),
+    };
+  }
+
+  [Symbol.dispose](): void {
+    this.close("shut down");
+    for (const fd of this.#fds) fd[Symbol.dispose]();
+    this.stream[Symbol.dispose]();
+  }
+}

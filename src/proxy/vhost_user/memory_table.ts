@@ -1,0 +1,73 @@
+/**
+ * The front end's memory table: its regions, their files, and this process's own mapping of them.
+ *
+ * Ring addresses come as the front end's user addresses and leave as guest-physical ones, which is
+ * what the guest's descriptors hold and so what the bus carries. The own mapping serves one purpose:
+ * reading a used index when the device side has died. Regions are shared between the table that is
+ * wanted and what the device side has, so each is closed when neither needs it.
+ */
+
+import { type Fd, fileIdentity, fileSize } from "../../linux/fd.ts";
+import { type Mapping, mapShared, PAGE_SIZE } from "../../linux/mapping.ts";
+import { AddressSpace } from "../../memory/mod.ts";
+import type { Region } from "./protocol.ts";
+
+/** A region with its file and mapping. */
+export class MappedRegion implements Disposable {
+  readonly #identity: string;
+  readonly #mapping: Mapping;
+  readonly #slack: number;
+
+  /** Takes the descriptor; throws a LinuxError or a range error in words. */
+  constructor(readonly region: Region, readonly fd: Fd) {
+    const { size, fileOffset, guestAddress, userAddress } = region;
+    const numbers = [size, fileOffset + size, guestAddress + size, userAddress + size];
+    if (!numbers.every(Number.isSafeInteger) || size === 0) throw new RangeError("bad region");
+    if (fileOffset + size > fileSize(fd)) throw new RangeError("region larger than its file");
+    this.#identity = `${fileIdentity(fd)} ${fileOffset} ${size} ${guestAddress} ${userAddress}`;
+    this.#slack = fileOffset % PAGE_SIZE;
+    this.#mapping = mapShared(fd.number, size + this.#slack, fileOffset - this.#slack);
+  }
+
+  /** True if the other region shows the same bytes at the same addresses. */
+  shows(other: MappedRegion): boolean {
+    return this.#identity === other.#identity;
+  }
+
+  /** Shows the region in an address space; the reason if it overlaps another. */
+  addTo(space: AddressSpace): string | undefined {
+    return space.add(this.region.guestAddress, this.region.size, this.#mapping, this.#slack);
+  }
+
+  [Symbol.dispose](): void {
+    this.#mapping[Symbol.dispose]();
+    this.fd[Symbol.dispose]();
+  }
+}
+
+/** One memory table. */
+export class MemoryTable {
+  readonly space = new AddressSpace();
+
+  constructor(readonly regions: readonly MappedRegion[]) {
+    for (const region of regions) {
+      const problem = region.addTo(this.space);
+      if (problem !== undefined) throw new RangeError(`memory table: ${problem}`);
+    }
+  }
+
+  /** The guest address behind a front end's user address, or undefined. */
+  guestAddress(userAddress: number): number | undefined {
+    for (const { region } of this.regions) {
+      const offset = userAddress - region.userAddress;
+      if (offset >= 0 && offset < region.size) return region.guestAddress + offset;
+    }
+    return undefined;
+  }
+
+  /** The 16-bit value at a guest address, or undefined outside the table. */
+  readUint16(guestAddress: number): number | undefined {
+    const window = this.space.find(guestAddress, 2);
+    return window?.view.getUint16(guestAddress - window.at, true);
+  }
+}

@@ -1,0 +1,690 @@
+/**
+ * The device side of the transport: it answers (wire document 2.3, 5N.5, 5N.6).
+ *
+ * Theory of operation. One bus, several devices by number. Every request is answered inside the
+ * handler, before any queue is worked on; events go out as room allows: a used notification is one
+ * pending bit per queue, so a full message queue never blocks and never loses one.
+ *
+ * Peers. What the first message after an attach is decides who is there:
+ *
+ *     unknown --HELLO--> greeted --HELLO that names our epoch--> vmsg
+ *     unknown --anything else that is understood--> foreign
+ *
+ * While greeted, everything but HELLO is dropped: it was meant for an earlier process. A HELLO with
+ * another epoch is a new peer: queues stop, memory is unmapped, status becomes 0, then it is answered.
+ *
+ * The lease (design 6.3). Each answer to HELLO carries a fresh nonce, the next HELLO returns it. Memory
+ * of a vmsg peer is touched until {@link LEASE_MS} after the nonce that came back was *issued*, so a
+ * driver side that stands still (a paused machine, a dead kernel) is left alone in time. A stall of
+ * this process between that check and the last store of a batch is not covered.
+ *
+ * In dialects without these messages, memory comes from the command line and the peer is trusted to
+ * say goodbye.
+ */
+
+import type { Bus, BusListener } from "../bus/bus.ts";
+import { linuxErrno } from "../linux/errors.ts";
+import { type Fd, fileSize } from "../linux/fd.ts";
+import { type Mapping, mapShared, PAGE_SIZE } from "../linux/mapping.ts";
+import type { Reactor, Timer } from "../linux/reactor.ts";
+import { AddressSpace } from "../memory/mod.ts";
+import type { Codec } from "../message/codec.ts";
+import { detectDialect } from "../message/detect.ts";
+import { RingFeature, Status } from "../message/features.ts";
+import { Kind, MEMORY_SEGMENT, Message, QUEUE_ENABLED } from "../message/message.ts";
+import { isPrivate } from "../message/private.ts";
+import { limitedLog, type Log } from "../observe/log.ts";
+import type { Tracer } from "../observe/trace.ts";
+import type { DeviceHost, DeviceModel, QueueSetup } from "./device_model.ts";
+import { PRIVATE_VERSION, randomEpoch, randomNonce } from "./epoch.ts";
+
+/** How long a returned nonce lets the device side touch memory, from when the nonce was issued. */
+export const LEASE_MS = 250;
+/** Nonces that may still come back. */
+const NONCES = 8;
+/** Slots that events leave free for answers. */
+const ANSWER_RESERVE = 16;
+/** How soon a full message queue is tried again. */
+const FULL_RETRY_MS = 1;
+
+const EBADF = linuxErrno("EBADF");
+const EBUSY = linuxErrno("EBUSY");
+const EEXIST = linuxErrno("EEXIST");
+const EINVAL = linuxErrno("EINVAL");
+const ENODEV = linuxErrno("ENODEV");
+const ENOENT = linuxErrno("ENOENT");
+const EPROTO = linuxErrno("EPROTO");
+const ESTALE = linuxErrno("ESTALE");
+
+/** What a device side is made of. */
+export interface DeviceSideOptions {
+  readonly reactor: Reactor;
+  readonly bus: Bus;
+  readonly codec: Codec;
+  readonly log: Log;
+  readonly tracer?: Tracer | undefined;
+}
+
+/** Who is at the other end, see the head of this file. */
+type Peer = "none" | "unknown" | "greeted" | "vmsg" | "foreign";
+
+/** A queue as the transport knows it. */
+interface QueueRecord {
+  setup: QueueSetup | undefined;
+  /** SET_VQUEUE_STATE's index, for the next SET_VQUEUE. */
+  base: number;
+  usedPending: boolean;
+}
+
+/** One device number: the model, and the state every virtio device has. */
+class DeviceSlot implements DeviceHost {
+  readonly memory = new AddressSpace();
+  readonly mappings = new Map<number, Mapping>();
+  readonly queues: QueueRecord[];
+  readonly driverFeatures: Uint32Array;
+  status = 0;
+  generation = 0;
+  configPending = false;
+  paused = false;
+
+  constructor(readonly number: number, readonly model: DeviceModel, readonly side: DeviceSide) {
+    this.driverFeatures = new Uint32Array(model.features.length);
+    this.queues = Array.from({ length: model.queueCount }, () => ({
+      setup: undefined,
+      base: 0,
+      usedPending: false,
+    }));
+    model.connect(this);
+  }
+
+  mayTouchMemory(): boolean {
+    const running = Status.DRIVER_OK | Status.DEVICE_NEEDS_RESET;
+    if ((this.status & running) !== Status.DRIVER_OK) return false;
+    if (this.side.leaseHolds()) return true;
+    this.paused = true;
+    return false;
+  }
+
+  used(queue: number): void {
+    this.queues[queue].usedPending = true;
+    this.side.eventsPending();
+  }
+
+  configChanged(): void {
+    // The generation is never 0 twice for two contents (rules V11, V16), and survives a reset (V10).
+    this.generation = (this.generation + 1) >>> 0;
+    this.announce();
+  }
+
+  needsReset(reason: string): void {
+    if ((this.status & Status.DEVICE_NEEDS_RESET) !== 0) return;
+    this.side.options.log.warn(`device ${this.number} needs a reset: ${reason}`);
+    this.status |= Status.DEVICE_NEEDS_RESET;
+    this.announce();
+  }
+
+  private announce(): void {
+    // Before the driver has found the device there is nobody to tell (5N.6, rule U3).
+    if (this.status === 0) return;
+    this.configPending = true;
+    this.side.eventsPending();
+  }
+
+  /** Status 0: everything but the memory windows and the generation starts over. */
+  reset(): void {
+    this.status = 0;
+    this.stopQueues();
+    this.driverFeatures.fill(0);
+    this.configPending = false;
+    this.paused = false;
+  }
+
+  private stopQueues(): void {
+    this.queues.forEach((queue, index) => {
+      if (queue.setup !== undefined) this.model.stopQueue(index);
+      queue.setup = undefined;
+      queue.base = 0;
+      queue.usedPending = false;
+    });
+  }
+
+  get hasRunningQueue(): boolean {
+    return this.queues.some((queue) => queue.setup !== undefined);
+  }
+
+  addMemory(fd: Fd, address: number, length: number, offset: number): number {
+    if (![address, length, offset].every(Number.isSafeInteger) || length === 0) return EINVAL;
+    // A mapping starts at a page; a region of the front end need not.
+    const slack = offset % PAGE_SIZE;
+    try {
+      // Beyond the end of the file every access would be a SIGBUS.
+      if (offset + length > fileSize(fd)) return EINVAL;
+      const mapping = mapShared(fd.number, length + slack, offset - slack);
+      const problem = this.memory.add(address, length, mapping, slack);
+      if (problem === undefined) {
+        this.mappings.set(address, mapping);
+        return 0;
+      }
+      mapping[Symbol.dispose]();
+      return problem === "overlap" ? EEXIST : EINVAL;
+    } catch (error) {
+      this.side.options.log.warn(`device ${this.number}: memory refused: ${error}`);
+      return EINVAL;
+    }
+  }
+
+  removeMemory(address: number, length: number): number {
+    if (this.hasRunningQueue) return EBUSY;
+    if (!this.mappings.has(address) || !this.memory.remove(address, length)) return ENOENT;
+    this.mappings.get(address)![Symbol.dispose]();
+    this.mappings.delete(address);
+    return 0;
+  }
+
+  /** Unmaps what ADD_MEMORY mapped; windows of the command line stay. */
+  dropMemory(): void {
+    for (const [address, mapping] of this.mappings) {
+      const window = this.memory.windows.find((w) => w.at === address);
+      if (window !== undefined) this.memory.remove(window.at, window.size);
+      mapping[Symbol.dispose]();
+    }
+    this.mappings.clear();
+  }
+}
+
+/** The device side of one bus. */
+export class DeviceSide implements BusListener, Disposable {
+  readonly options: DeviceSideOptions;
+  /** What came in and could not be used. */
+  readonly counters = { received: 0, malformed: 0, dropped: 0, unansweredFull: 0 };
+  readonly #slots = new Map<number, DeviceSlot>();
+  readonly #in = new Message();
+  readonly #out = new Message();
+  readonly #retry: Timer;
+  readonly #flushTask = { run: (): boolean => this.#flush() };
+  readonly #complain: (line: string) => void;
+  #peer: Peer = "none";
+  #ownEpoch = 0;
+  #peerEpoch = 0;
+  #leaseEndMs = 0;
+  readonly #nonces = new Float64Array(NONCES);
+  readonly #issuedMs = new Float64Array(NONCES);
+  #nextNonce = 0;
+
+  constructor(options: DeviceSideOptions) {
+    this.options = options;
+    this.#retry = options.reactor.timer(() => options.reactor.schedule(this.#flushTask));
+    this.#complain = limitedLog(options.log.warn);
+  }
+
+  /** Adds a device; before {@link open}. */
+  add(number: number, model: DeviceModel): DeviceHost {
+    if (this.#slots.has(number)) throw new Error(`device number ${number} is given twice`);
+    const slot = new DeviceSlot(number, model, this);
+    this.#slots.set(number, slot);
+    return slot;
+  }
+
+  /** Starts to wait for driver sides. */
+  open(): void {
+    this.options.bus.open(this);
+  }
+
+  attached(): void {
+    this.#peer = "unknown";
+    this.#ownEpoch = randomEpoch();
+    this.#peerEpoch = 0;
+    this.options.log.info(`${this.options.bus.description}: the driver side is there`);
+  }
+
+  detached(reason: string): void {
+    this.options.log.info(`${this.options.bus.description}: ${reason}`);
+    this.#peer = "none";
+    this.#startOver();
+  }
+
+  /** The peer is new or gone: nothing of the old one's memory is touched from here on. */
+  #startOver(): void {
+    this.#leaseEndMs = 0;
+    this.#nonces.fill(0);
+    for (const slot of this.#slots.values()) {
+      slot.reset();
+      slot.dropMemory();
+    }
+  }
+
+  /** May memory of the peer be touched at this moment? */
+  leaseHolds(): boolean {
+    if (this.#peer === "foreign") return true;
+    return this.#peer === "vmsg" && performance.now() < this.#leaseEndMs;
+  }
+
+  received(slot: DataView): void {
+    const message = this.#in;
+    this.counters.received++;
+    const malformed = this.options.codec.decode(slot, 0, message);
+    if (malformed !== undefined) return this.#notUnderstood(slot, malformed);
+    this.options.tracer?.message("<-", message);
+    if (message.response) return this.#drop();
+    if (this.#peer === "unknown") this.#peer = message.kind === Kind.HELLO ? "greeted" : "foreign";
+    if (message.kind === Kind.HELLO) return this.#hello();
+    if (this.#peer === "greeted") return this.#drop();
+    if (isPrivate(message.kind)) return this.#privateRequest();
+    if (message.kind === Kind.GET_DEVICES) return this.#getDevices();
+    if (message.kind === Kind.PING) {
+      const data = message.data;
+      this.#answer().data = data;
+      this.#send();
+      return;
+    }
+    const device = this.#slots.get(message.device);
+    if (device === undefined) return this.#absentDevice();
+    this.#transportRequest(device);
+  }
+
+  #notUnderstood(slot: DataView, reason: string): void {
+    this.counters.malformed++;
+    this.options.tracer?.malformed(slot, reason);
+    if (this.#peer !== "unknown") return this.#complain(`dropped a message: ${reason}`);
+    const theirs = detectDialect(slot, 0);
+    const ours = this.options.codec.dialect;
+    if (theirs !== ours && theirs !== "unknown") {
+      this.#complain(
+        `the driver side speaks ${theirs}, this device side speaks ${ours}: ` +
+          `give both the same dialect=`,
+      );
+    } else {
+      this.#complain(`dropped a first message that is not ${ours} (${reason})`);
+    }
+  }
+
+  #drop(): void {
+    this.counters.dropped++;
+  }
+
+  /** An answer to the message in hand; fill it and call {@link #send}. */
+  #answer(): Message {
+    const out = this.#out;
+    out.reset(this.#in.kind, true);
+    out.device = this.#in.device;
+    out.token = this.#in.token;
+    return out;
+  }
+
+  #send(reserve = 0): boolean {
+    const { bus, codec, tracer } = this.options;
+    const offset = bus.claim(reserve);
+    if (offset < 0) {
+      if (this.#out.response) this.counters.unansweredFull++;
+      return false;
+    }
+    codec.encode(this.#out, bus.view, offset);
+    tracer?.message("->", this.#out);
+    bus.send();
+    return true;
+  }
+
+  #hello(): void {
+    const { epoch, peerEpoch, nonce, version } = this.#in;
+    if (version !== PRIVATE_VERSION) {
+      this.#complain(`the driver side is a vmsg of another version (${version})`);
+      return this.#drop();
+    }
+    if (this.#peer === "foreign") return this.#drop();
+    if (epoch !== this.#peerEpoch) {
+      this.#startOver();
+      this.#peerEpoch = epoch;
+      this.#peer = "greeted";
+    }
+    if (peerEpoch === this.#ownEpoch && this.#renewLease(nonce)) this.#peer = "vmsg";
+    const out = this.#answer();
+    out.epoch = this.#ownEpoch;
+    out.peerEpoch = epoch;
+    out.nonce = this.#issueNonce();
+    out.version = PRIVATE_VERSION;
+    this.#send();
+    for (const slot of this.#slots.values()) {
+      if (slot.paused && slot.mayTouchMemory()) {
+        slot.paused = false;
+        slot.model.resume();
+      }
+    }
+  }
+
+  #issueNonce(): number {
+    const i = this.#nextNonce;
+    this.#nextNonce = (i + 1) % NONCES;
+    this.#nonces[i] = randomNonce();
+    this.#issuedMs[i] = performance.now();
+    return this.#nonces[i];
+  }
+
+  #renewLease(nonce: number): boolean {
+    const i = this.#nonces.indexOf(nonce);
+    if (nonce === 0 || i < 0) return false;
+    this.#leaseEndMs = Math.max(this.#leaseEndMs, this.#issuedMs[i] + LEASE_MS);
+    return true;
+  }
+
+  #getDevices(): void {
+    const { offset, count } = this.#in;
+    const out = this.#answer();
+    const end = offset + Math.min(count, this.options.codec.limits.deviceBits);
+    out.offset = offset;
+    out.count = end - offset;
+    for (const number of this.#slots.keys()) {
+      if (number >= offset && number < end) {
+        out.bytes[(number - offset) >> 3] |= 1 << ((number - offset) & 7);
+      } else if (number >= end && (out.nextOffset === 0 || number < out.nextOffset)) {
+        out.nextOffset = number;
+      }
+    }
+    this.#send();
+  }
+
+  #absentDevice(): void {
+    // Early discovery may ask for any number: all zero means that there is no device (rule V4). All
+    // else is dropped: a bus invents no answer (rule B20).
+    if (this.#in.kind !== Kind.GET_DEVICE_INFO) return this.#drop();
+    this.#answer();
+    this.#send();
+  }
+
+  #privateRequest(): void {
+    const message = this.#in;
+    const { kind, memoryDevice, index, address, length } = message;
+    if (this.#peer !== "vmsg") return this.#drop();
+    const device = this.#slots.get(memoryDevice);
+    // Taken in any case: a descriptor belongs to its message, also to one that is refused.
+    using fd = kind === Kind.ADD_MEMORY && (message.flags & MEMORY_SEGMENT) === 0
+      ? this.options.bus.takeFd(message.ordinal)
+      : undefined;
+    let result = 0;
+    let base = 0;
+    if (message.epoch !== this.#peerEpoch) result = ESTALE;
+    else if (device === undefined) result = ENODEV;
+    else if (kind === Kind.ADD_MEMORY) {
+      result = fd === undefined ? EBADF : device.addMemory(fd, address, length, message.offset);
+    } else if (kind === Kind.REMOVE_MEMORY) {
+      result = device.removeMemory(address, length);
+    } else if (kind === Kind.STOP_VQUEUE) {
+      const queue = device.queues[index];
+      if (queue?.setup === undefined) result = ENOENT;
+      else base = this.#stopQueue(device, index);
+    } else if (kind === Kind.SET_VQUEUE_STATE) {
+      result = this.#setQueueState(device, index, message.base);
+    }
+    const out = this.#answer();
+    out.epoch = this.#ownEpoch;
+    out.result = result;
+    out.index = index;
+    out.base = base;
+    this.#send();
+  }
+
+  #stopQueue(device: DeviceSlot, index: number): number {
+    const queue = device.queues[index];
+    const base = device.model.stopQueue(index);
+    queue.setup = undefined;
+    queue.base = 0;
+    // The last used notification goes out before the answer, or with it if there is no room.
+    if (queue.usedPending && this.#sendUsed(device, index, 0)) queue.usedPending = false;
+    return base;
+  }
+
+  #setQueueState(device: DeviceSlot, index: number, base: number): number {
+    const queue = device.queues[index];
+    if (queue === undefined) return ENOENT;
+    if (queue.setup !== undefined) return EBUSY;
+    if ((device.status & Status.FEATURES_OK) === 0) return EPROTO;
+    queue.base = base;
+    return 0;
+  }
+
+  #transportRequest(device: DeviceSlot): void {
+    const message = this.#in;
+    switch (message.kind) {
+      case Kind.EVENT_AVAIL:
+        return this.#available(device, message.index);
+      case Kind.GET_DEVICE_INFO:
+        return this.#getDeviceInfo(device);
+      case Kind.GET_DEVICE_FEATURES:
+        return this.#getFeatures(device);
+      case Kind.SET_DRIVER_FEATURES:
+        return this.#setFeatures(device);
+      case Kind.GET_CONFIG:
+        return this.#getConfig(device);
+      case Kind.SET_CONFIG:
+        return this.#setConfig(device);
+      case Kind.GET_CONFIG_GENERATION:
+        this.#answer().generation = device.generation;
+        break;
+      case Kind.GET_DEVICE_STATUS:
+        this.#answer().status = device.status;
+        break;
+      case Kind.SET_DEVICE_STATUS:
+        this.#setStatus(device, message.status);
+        this.#answer().status = device.status;
+        break;
+      case Kind.GET_VQUEUE:
+        this.#getQueue(device);
+        break;
+      case Kind.SET_VQUEUE:
+        this.#setQueue(device);
+        this.#answer();
+        break;
+      case Kind.RESET_VQUEUE:
+        this.#resetQueue(device, message.index);
+        this.#answer();
+        break;
+      case Kind.GET_SHM: {
+        const index = message.index;
+        // No device of ours has shared memory regions: length 0 (rule V38).
+        this.#answer().index = index;
+        break;
+      }
+      default:
+        return this.#drop();
+    }
+    if (this.options.codec.answered(message.kind)) this.#send();
+  }
+
+  #available(device: DeviceSlot, index: number): void {
+    // An event for a queue that is not set up is dropped silently (design 6.5, rules V22, V25).
+    if (device.queues[index]?.setup === undefined) return this.#drop();
+    device.model.available(index);
+  }
+
+  #getDeviceInfo(device: DeviceSlot): void {
+    const { model } = device;
+    const out = this.#answer();
+    out.deviceId = model.deviceId;
+    out.vendorId = model.vendorId;
+    out.featureBlocks = model.features.length;
+    out.configSize = model.config.length;
+    out.maxQueues = model.queueCount;
+    out.version = 1;
+    this.#send();
+  }
+
+  #getFeatures(device: DeviceSlot): void {
+    const { index, count } = this.#in;
+    const out = this.#answer();
+    const { featureBlocks } = this.options.codec.limits;
+    const blocks = this.options.codec.hasTokens ? Math.min(count, featureBlocks) : 2;
+    // `proto` names no block and always means all 64 bits, whatever index it sends (2.3).
+    const first = this.options.codec.hasTokens ? index : 0;
+    out.index = first;
+    out.count = blocks;
+    for (let i = 0; i < blocks; i++) out.words[i] = device.model.features[first + i] ?? 0;
+    this.#send();
+  }
+
+  #setFeatures(device: DeviceSlot): void {
+    const { index, count, words } = this.#in;
+    const first = this.options.codec.hasTokens ? index : 0;
+    const fixed = (device.status & Status.FEATURES_OK) !== 0;
+    // Bits that are stored are judged when FEATURES_OK is set; afterwards they stay.
+    for (let i = 0; i < count && !fixed; i++) {
+      if (first + i < device.driverFeatures.length) device.driverFeatures[first + i] = words[i];
+    }
+    const out = this.#answer();
+    out.index = first;
+    out.count = count;
+    out.words.set(device.driverFeatures);
+    this.#send();
+  }
+
+  #getConfig(device: DeviceSlot): void {
+    const { offset, length } = this.#in;
+    const { config } = device.model;
+    const out = this.#answer();
+    out.generation = device.generation;
+    out.offset = offset;
+    out.length = length;
+    if (length > this.options.codec.limits.configBytes) return this.#drop();
+    if (offset + length <= config.length) {
+      for (let i = 0; i < length; i++) out.bytes[i] = config[offset + i];
+    } else if (!this.options.codec.hasTokens) {
+      // The prototype answers a read across the end with 32 bits of ones (2.3).
+      out.bytes.fill(0xff, 0, 4);
+    } else if (offset > config.length) {
+      return this.#drop();
+    } else {
+      for (let i = 0; i < length; i++) out.bytes[i] = config[offset + i] ?? 0;
+    }
+    this.#send();
+  }
+
+  #setConfig(device: DeviceSlot): void {
+    const { offset, length, bytes } = this.#in;
+    const { model } = device;
+    // All or nothing (rule V37); the generation is not a reason to refuse (rule V35).
+    const fits = length > 0 && offset + length <= model.config.length;
+    const applied = fits && model.writeConfig(offset, bytes.subarray(0, length));
+    const out = this.#answer();
+    out.generation = device.generation;
+    out.offset = offset;
+    out.length = applied || !this.options.codec.hasTokens ? length : 0;
+    out.bytes.set(bytes.subarray(0, out.length));
+    this.#send();
+  }
+
+  #setStatus(device: DeviceSlot, status: number): void {
+    if (status === 0) return device.reset();
+    const before = device.status;
+    // NEEDS_RESET is the device's own bit.
+    let next = (status & 0xff & ~Status.DEVICE_NEEDS_RESET) | (before & Status.DEVICE_NEEDS_RESET);
+    const becomes = (bit: number) => (next & ~before & bit) !== 0;
+    if (becomes(Status.FEATURES_OK) && !this.#featuresAcceptable(device)) {
+      next &= ~Status.FEATURES_OK;
+    }
+    const starts = becomes(Status.DRIVER_OK);
+    device.status = next;
+    if (starts) device.model.resume();
+  }
+
+  #featuresAcceptable(device: DeviceSlot): boolean {
+    const { driverFeatures, model } = device;
+    const block = RingFeature.VERSION_1 >> 5;
+    if ((driverFeatures[block] & (1 << (RingFeature.VERSION_1 & 31))) === 0) return false;
+    const offered = driverFeatures.every((word, i) => (word & ~model.features[i]) === 0);
+    return offered && model.acceptFeatures(driverFeatures);
+  }
+
+  #getQueue(device: DeviceSlot): void {
+    const { index } = this.#in;
+    const queue = device.queues[index];
+    const out = this.#answer();
+    out.index = index;
+    if (queue === undefined) return;
+    out.maxSize = device.model.maxQueueSize;
+    if (queue.setup === undefined) return;
+    out.flags = QUEUE_ENABLED;
+    out.queueSize = queue.setup.size;
+    out.descriptorAddress = queue.setup.descriptorAddress;
+    out.driverAddress = queue.setup.driverAddress;
+    out.deviceAddress = queue.setup.deviceAddress;
+  }
+
+  #setQueue(device: DeviceSlot): void {
+    const message = this.#in;
+    const { index } = message;
+    const queue = device.queues[index];
+    // Another operation than "enable" is unknown and changes nothing (rule V34).
+    if (this.options.codec.hasTokens && message.flags !== QUEUE_ENABLED) return this.#drop();
+    if (queue === undefined || message.queueSize > device.model.maxQueueSize) return this.#drop();
+    if (queue.setup !== undefined) device.model.stopQueue(index);
+    const setup: QueueSetup = {
+      size: message.queueSize,
+      descriptorAddress: message.descriptorAddress,
+      driverAddress: message.driverAddress,
+      deviceAddress: message.deviceAddress,
+      base: queue.base,
+    };
+    queue.setup = undefined;
+    queue.base = 0;
+    const problem = device.model.startQueue(index, setup);
+    if (problem !== undefined) return device.needsReset(`queue ${index}: ${problem}`);
+    queue.setup = setup;
+    // A ring is looked at when it starts, not only when kicked: nobody kicks for what is there already.
+    device.model.available(index);
+  }
+
+  #resetQueue(device: DeviceSlot, index: number): void {
+    const queue = device.queues[index];
+    if (queue?.setup === undefined) return;
+    device.model.stopQueue(index);
+    queue.setup = undefined;
+    queue.base = 0;
+    queue.usedPending = false;
+  }
+
+  /** An event waits to be sent. */
+  eventsPending(): void {
+    this.options.reactor.schedule(this.#flushTask);
+  }
+
+  #flush(): boolean {
+    for (const device of this.#slots.values()) {
+      for (let index = 0; index < device.queues.length; index++) {
+        const queue = device.queues[index];
+        if (!queue.usedPending) continue;
+        if (!this.#sendUsed(device, index, ANSWER_RESERVE)) return this.#tryLater();
+        queue.usedPending = false;
+      }
+      if (!device.configPending) continue;
+      if (!this.#sendConfigEvent(device)) return this.#tryLater();
+      device.configPending = false;
+    }
+    return false;
+  }
+
+  #tryLater(): boolean {
+    // A detached bus has nobody to tell; the peer that comes next starts from a reset device.
+    if (this.options.bus.isAttached) this.#retry.arm(FULL_RETRY_MS);
+    return false;
+  }
+
+  #sendUsed(device: DeviceSlot, index: number, reserve: number): boolean {
+    this.#out.reset(Kind.EVENT_USED, false);
+    this.#out.device = device.number;
+    this.#out.index = index;
+    return this.#send(reserve);
+  }
+
+  #sendConfigEvent(device: DeviceSlot): boolean {
+    this.#out.reset(Kind.EVENT_CONFIG, false);
+    this.#out.device = device.number;
+    this.#out.status = device.status;
+    this.#out.generation = device.generation;
+    return this.#send(ANSWER_RESERVE);
+  }
+
+  [Symbol.dispose](): void {
+    this.#peer = "none";
+    this.#startOver();
+    this.options.reactor.dropTimer(this.#retry);
+    for (const slot of this.#slots.values()) slot.model[Symbol.dispose]();
+  }
+}

@@ -1,0 +1,24 @@
+/** Random numbers that tell one attachment, and one heartbeat, from another (design 6.1, 6.3). */
+
+/** The version of the private messages that HELLO carries. */
+export const PRIVATE_VERSION = 1;
+
+const words = new Uint32Array(2);
+
+/** A random epoch: a safe integer, never 0, which means "none known". */
+export function randomEpoch(): number {
+  crypto.getRandomValues(words);
+  return (words[0] & 0x1f_ffff) * 0x1_0000_0000 + words[1] || 1;
+}
+
+/** A random nonce of 32 bits, never 0. */
+export function randomNonce(): number {
+  crypto.getRandomValues(words);
+  return words[0] || 1;
+}
+
+/** A random token of 16 bits, never 0, which means "event". */
+export function randomToken(): number {
+  crypto.getRandomValues(words);
+  return (words[0] & 0xffff) || 1;
+}

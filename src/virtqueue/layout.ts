@@ -1,0 +1,86 @@
+/**
+ * The split virtqueue's layout (VIRTIO 1.2, section 2.7): three areas, each written by one side only.
+ *
+ *     descriptor area (the descriptor table, 2.7.5; the driver writes)
+ *         size times { le64 address; le32 length; le16 flags; le16 next }
+ *     driver area (the available ring, 2.7.6; the driver writes)
+ *         le16 flags; le16 index; le16 heads[size]; le16 used_event
+ *     device area (the used ring, 2.7.8; the device writes)
+ *         le16 flags; le16 index; { le32 head; le32 length }[size]; le16 avail_event
+ *
+ * Indices count from 0 to 65535 and wrap; the entry is the index modulo the queue size. A descriptor is
+ * read as four 32-bit words, the last of which holds flags (low half) and next (high half).
+ */
+
+/** The largest queue size (2.7): indices must tell a full ring from an empty one. */
+export const MAX_QUEUE_SIZE = 32768;
+
+/** The size of one descriptor, in bytes. */
+export const DESCRIPTOR_SIZE = 16;
+
+/** What the descriptor area's address must be a multiple of, in bytes (2.7). */
+export const DESCRIPTOR_AREA_ALIGNMENT = 16;
+/** What the driver area's address must be a multiple of, in bytes (2.7). */
+export const DRIVER_AREA_ALIGNMENT = 2;
+/** What the device area's address must be a multiple of, in bytes (2.7). */
+export const DEVICE_AREA_ALIGNMENT = 4;
+
+/** Descriptor flag VIRTQ_DESC_F_NEXT: the buffer goes on at `next` (2.7.5). */
+export const DESCRIPTOR_NEXT = 1;
+/** Descriptor flag VIRTQ_DESC_F_WRITE: the device writes, otherwise it reads (2.7.5). */
+export const DESCRIPTOR_WRITE = 2;
+/** Descriptor flag VIRTQ_DESC_F_INDIRECT: it names a table of descriptors (2.7.5.3). */
+export const DESCRIPTOR_INDIRECT = 4;
+/** Flag of the available ring, VIRTQ_AVAIL_F_NO_INTERRUPT: no used buffer notifications (2.7.7). */
+export const AVAIL_NO_INTERRUPT = 1;
+/** Flag of the used ring, VIRTQ_USED_F_NO_NOTIFY: no available buffer notifications (2.7.10). */
+export const USED_NO_NOTIFY = 1;
+
+/** Where both rings keep their flags, as an index of 16-bit words. */
+export const RING_FLAGS = 0;
+/** Where both rings keep their index, as an index of 16-bit words. */
+export const RING_INDEX = 1;
+/** Where the available ring's heads begin, as an index of 16-bit words. */
+export const AVAIL_HEADS = 2;
+/** Where the used ring's elements begin, as an index of 32-bit words; each takes two. */
+export const USED_ELEMENTS = 1;
+
+/** Whether a number can be a queue size: a power of two, at most {@link MAX_QUEUE_SIZE}. */
+export function isQueueSize(size: number): boolean {
+  return Number.isInteger(size) && size > 0 && size <= MAX_QUEUE_SIZE && (size & (size - 1)) === 0;
+}
+
+/** The bytes of the descriptor area of a queue of `size` entries. */
+export function descriptorAreaSize(size: number): number {
+  return DESCRIPTOR_SIZE * size;
+}
+
+/** The bytes of the driver area, with used_event, whether or not it is in use. */
+export function driverAreaSize(size: number): number {
+  return 6 + 2 * size;
+}
+
+/** The bytes of the device area, with avail_event, whether or not it is in use. */
+export function deviceAreaSize(size: number): number {
+  return 6 + 8 * size;
+}
+
+/** Where used_event lies in the driver area, as an index of 16-bit words. */
+export function usedEventIndex(size: number): number {
+  return 2 + size;
+}
+
+/** Where avail_event lies in the device area, as an index of 16-bit words. */
+export function availEventIndex(size: number): number {
+  return 2 + 4 * size;
+}
+
+/**
+ * Whether moving an index from `oldIndex` to `newIndex` fills the entry the other side waits for
+ * (2.7.7, 2.7.10: "equal to used_event"), right also where the indices wrap.
+ *
+ * @param eventIndex what the other side wrote: the entry after which it wants to be notified
+ */
+export function needsEvent(eventIndex: number, newIndex: number, oldIndex: number): boolean {
+  return ((newIndex - eventIndex - 1) & 0xffff) < ((newIndex - oldIndex) & 0xffff);
+}
