@@ -1,9 +1,105 @@
-import type { Command } from "./command.ts";
+/**
+ * The subcommand `vmsg demo`: virtio-msg at work, with nothing installed.
+ *
+ *     vmsg demo         a device and a driver, two processes, on a linux-user bus
+ *     vmsg demo guest   a stock kernel's network card, served by two vmsg processes
+ *
+ * Both run in a temporary directory and leave nothing behind, also when they fail or are interrupted.
+ */
+
+import { UsageError, VmsgError } from "../linux/errors.ts";
+import type { Command, Options } from "./command.ts";
+import { eachLine, endChild, selfCommand } from "./self.ts";
+
+/** Messages shown in words before the pings. */
+const SHOWN_MESSAGES = 32;
+
+/** Stops what runs when the user interrupts; resolves to the exit code of the interrupted demo. */
+function untilInterrupted(): Promise<number> & Disposable {
+  const { promise, resolve } = Promise.withResolvers<number>();
+  const onSignal = () => resolve(130);
+  const signals: Deno.Signal[] = ["SIGINT", "SIGTERM"];
+  for (const signal of signals) Deno.addSignalListener(signal, onSignal);
+  return Object.assign(promise, {
+    [Symbol.dispose]: () => {
+      for (const signal of signals) Deno.removeSignalListener(signal, onSignal);
+    },
+  });
+}
+
+/** A device and a driver in two processes: exit code 0 if pings were answered. */
+async function demoDriver(options: Options): Promise<number> {
+  using interrupted = untilInterrupted();
+  await using stack = new AsyncDisposableStack();
+  const directory = await Deno.makeTempDir({ prefix: "vmsg-demo-" });
+  stack.defer(() => Deno.remove(directory, { recursive: true }));
+  const bus = ["--bus", `linux-user,name=demo,socket=${directory}/bus.sock,dir=${directory}`];
+  console.log("vmsg demo: a virtio network card over messages, between two processes");
+  console.log(`  vmsg device ${bus.join(" ")} --net responder`);
+  const device = selfCommand(["device", ...bus, "--net", "responder", "--log-level", "warn"], {
+    stdin: "null",
+    stdout: "null",
+    stderr: "inherit",
+  }).spawn();
+  stack.defer(() => endChild(device));
+  const pings = ["--count", "10", "--interval", "0.05"];
+  const figures = ["--throughput", options.text("throughput")!];
+  console.log(`  vmsg driver ${bus.join(" ")} ${pings.join(" ")} ${figures.join(" ")} --trace\n`);
+  const driver = selfCommand(["driver", ...bus, ...pings, ...figures, "--trace"], {
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
+  stack.defer(() => endChild(driver));
+  let shown = 0;
+  const output = Promise.all([
+    eachLine(driver.stdout, (line) => console.log(line)),
+    eachLine(driver.stderr, (line) => {
+      if (!line.startsWith("+")) return;
+      shown++;
+      if (shown <= SHOWN_MESSAGES) console.log(line);
+      if (shown === SHOWN_MESSAGES) console.log("... (--trace shows all of them)\n");
+    }),
+  ]);
+  const lost = device.status.then(({ code }) => {
+    throw new VmsgError("DEMO_FAILED", `the device process ended early with exit code ${code}`);
+  });
+  // It rejects also in the end, when the device is told to stop.
+  lost.catch(() => {});
+  const code = await Promise.race([interrupted, lost, driver.status.then(({ code }) => code)]);
+  if (code !== 130) await output;
+  console.log(code === 0 ? "\nDEMO PASSED" : `\nDEMO FAILED (${code})`);
+  return code;
+}
+
+/** See `vmsg demo --help`. */
 export const demoCommand: Command = {
   name: "demo",
-  summary: "s",
-  description: "",
-  options: [],
-  examples: [],
-  run: () => Promise.resolve(0),
+  summary: "shows virtio-msg at work: two processes, or a stock guest kernel",
+  description:
+    "Without argument: a device and a driver in two processes; the first messages in words, pings, and\n" +
+    "the throughput. Needs nothing and no root. With `guest`: an unmodified kernel (User-Mode Linux or\n" +
+    "QEMU, whichever is there) whose network card is served by `vmsg device` through `vmsg proxy`.",
+  argumentsHelp: "[guest]",
+  options: [
+    {
+      name: "throughput",
+      value: "SECONDS",
+      default: "1",
+      help: "how long each throughput figure takes",
+    },
+    { name: "guest", value: "uml|microvm", help: "which guest to boot, instead of what is there" },
+  ],
+  examples: ["vmsg demo", "vmsg demo guest", "vmsg demo guest --guest microvm"],
+  run: async (options) => {
+    const [what, ...rest] = options.arguments;
+    if (rest.length > 0 || (what !== undefined && what !== "guest")) {
+      throw new UsageError(`unexpected argument ${rest[0] ?? what}; see: vmsg demo --help`);
+    }
+    options.number("throughput", 0, 3600);
+    if (what === undefined) return await demoDriver(options);
+    const { demoGuest } = await import("./demo_guest.ts");
+    using interrupted = untilInterrupted();
+    return await demoGuest(options.text("guest"), interrupted);
+  },
 };

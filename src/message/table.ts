@@ -532,3 +532,8 @@ function checkTable(): void {
 }
 
 checkTable();
+
+/** Whether a kind is a bus message: about the bus and not about one device. */
+export function isBusMessage(kind: Kind): boolean {
+  return MESSAGES[kind].bus;
+}

@@ -9,6 +9,7 @@
  */
 
 import { describe } from "../message/text.ts";
+import { isBusMessage } from "../message/table.ts";
 import { Kind, type Message } from "../message/message.ts";
 
 /** Sent or received, as seen by this process. */
@@ -24,18 +25,19 @@ export interface Tracer {
 /** Requests whose answers are awaited; more are forgotten, a peer may never answer. */
 const MAX_OPEN = 256;
 
-/**
- * A tracer that writes lines.
- *
- * @param hello whether to print HELLO, which comes ten times a second
- */
-export function createTracer(write: (line: string) => void, hello = false): Tracer {
+/** HELLO comes ten times a second; only those of an attachment's beginning are worth a line. */
+const SHOWN_HELLOS = 4;
+
+/** A tracer that writes lines. */
+export function createTracer(write: (line: string) => void): Tracer {
   const start = performance.now();
   const open = new Map<number, number>();
+  let hellos = 0;
   const stamp = () => `+${((performance.now() - start) / 1000).toFixed(6)}`;
   return {
     message(direction, message) {
-      if (message.kind === Kind.HELLO && !hello) return;
+      if (message.kind === Kind.HELLO && ++hellos > SHOWN_HELLOS) return;
+      if (message.kind === Kind.GET_DEVICE_INFO) hellos = 0;
       const key = (message.token * 64 + message.kind) * 65536 + message.device;
       let latency = "";
       if (message.response) {
@@ -48,7 +50,8 @@ export function createTracer(write: (line: string) => void, hello = false): Trac
         if (open.size >= MAX_OPEN) open.clear();
         open.set(key, performance.now());
       }
-      write(`${stamp()} ${direction} dev ${message.device} ${describe(message)}${latency}`);
+      const about = isBusMessage(message.kind) ? "bus  " : `dev ${message.device}`;
+      write(`${stamp()} ${direction} ${about} ${describe(message)}${latency}`);
     },
     malformed(slot, reason) {
       const bytes = Array.from({ length: 16 }, (_, i) => slot.getUint8(i));

@@ -216,10 +216,8 @@ export class NetDevice implements DeviceModel {
     for (let i = 0; i < BATCH; i++) {
       const wanted = this.port.nextLength();
       if (wanted === 0) return false;
-      if (!buffers.fill(queue, wanted)) {
-        if (queue.broken === undefined && queue.wantKicks()) continue;
-        return false;
-      }
+      if (!buffers.fill(queue, wanted) && !this.#fillAfterAsking(queue, wanted)) return false;
+      if (buffers.bytes < wanted) continue;
       const first = buffers.firstSegment;
       const length = this.port.receive(buffers.writable, first);
       if (length < NET_HEADER_SIZE) return false;
@@ -228,6 +226,17 @@ export class NetDevice implements DeviceModel {
       buffers.complete(queue, length);
     }
     return true;
+  }
+
+  /** The ring was empty: asks for kicks and looks again; true if that brought buffers. */
+  #fillAfterAsking(queue: DeviceQueue, wanted: number): boolean {
+    const buffers = this.#sequence;
+    if (queue.broken !== undefined || !queue.wantKicks()) return false;
+    const held = buffers.buffers;
+    if (buffers.fill(queue, wanted) || buffers.buffers > held) return true;
+    // There are buffers and none can be taken: the sequence is full of too small ones.
+    queue.refuse("receive buffers are too small for a frame");
+    return false;
   }
 
   [Symbol.dispose](): void {

@@ -109,7 +109,7 @@ export class FrontEnd implements Wanted, Disposable {
 
   /** Waits until a device is known; throws when the front end hangs up meanwhile. */
   async #deviceKnown(): Promise<void> {
-    if (this.#state.info === undefined) {
+    if (!this.device.side.isReady) {
       this.log.info("the front end waits for the device side");
     }
     while (this.#state.info === undefined) {
@@ -154,6 +154,8 @@ export class FrontEnd implements Wanted, Disposable {
   get mayRun(): boolean {
     if (this.connection.closed !== undefined) return false;
     if (this.#hasStatus && (this.#status & Status.DRIVER_OK) === 0) return false;
+    // Where a ring runs, the driver is at work; each further one starts when it is enabled.
+    if (this.vrings.some((vring) => vring.running)) return true;
     const described = this.vrings.filter((vring) => vring.isComplete);
     const allEnabled = described.length > 0 && described.every((vring) => vring.enabled);
     return allEnabled || described.some((vring) => vring.enabled && vring.kicked);

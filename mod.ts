@@ -1,0 +1,35 @@
+/**
+ * vmsg as a library: the parts its command line is made of.
+ *
+ * @module
+ */
+
+export * from "./src/bus/bus.ts";
+export * from "./src/bus/in_process.ts";
+export * from "./src/bus/linux_user.ts";
+export * from "./src/bus/spsc_queue.ts";
+export * from "./src/device/net/net_device.ts";
+export * from "./src/linux/errors.ts";
+export { Fd } from "./src/linux/fd.ts";
+export * from "./src/linux/mapping.ts";
+export * from "./src/linux/reactor.ts";
+export * from "./src/memory/mod.ts";
+export * from "./src/message/codec.ts";
+export * from "./src/message/codecs.ts";
+export * from "./src/message/detect.ts";
+export * from "./src/message/features.ts";
+export * from "./src/message/message.ts";
+export * from "./src/message/table.ts";
+export * from "./src/message/text.ts";
+export * from "./src/network/port.ts";
+export * from "./src/network/responder_port.ts";
+export * from "./src/observe/log.ts";
+export * from "./src/observe/trace.ts";
+export * from "./src/proxy/driver/net_driver.ts";
+export * from "./src/proxy/driver/pinger.ts";
+export * from "./src/proxy/vhost_user/server.ts";
+export * from "./src/transport/device_model.ts";
+export * from "./src/transport/device_side.ts";
+export * from "./src/transport/driver_side.ts";
+export * from "./src/version.ts";
+export * from "./src/virtqueue/mod.ts";

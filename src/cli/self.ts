@@ -1,0 +1,40 @@
+/** Starting vmsg from vmsg: the demos run the same program in several processes. */
+
+import { fromFileUrl } from "@std/path";
+import { TextLineStream } from "@std/streams/text-line-stream";
+
+/** What a data plane subcommand may do; FFI cannot be narrowed, reading is for the Worker's module. */
+const PERMISSIONS = ["--allow-ffi", "--allow-read", "--allow-env"];
+
+/** The command that runs this program, compiled or not, with these arguments. */
+export function selfCommand(args: readonly string[], options: Deno.CommandOptions): Deno.Command {
+  const program = Deno.build.standalone
+    ? []
+    : ["run", "--quiet", ...PERMISSIONS, fromFileUrl(new URL("../main.ts", import.meta.url))];
+  return new Deno.Command(Deno.execPath(), { ...options, args: [...program, ...args] });
+}
+
+/** Calls `onLine` for each line of a stream until it ends. */
+export async function eachLine(
+  stream: ReadableStream<Uint8Array<ArrayBuffer>>,
+  onLine: (line: string) => void,
+): Promise<void> {
+  const text: ReadableStream<string> = stream.pipeThrough(new TextDecoderStream());
+  const lines: ReadableStream<string> = text.pipeThrough(new TextLineStream());
+  for await (const line of lines) onLine(line);
+}
+
+/** Ends a child that obeys SIGTERM; one that does not within `timeoutMs` is killed. */
+export async function endChild(child: Deno.ChildProcess, timeoutMs = 3000): Promise<void> {
+  const signal = (name: Deno.Signal) => {
+    try {
+      child.kill(name);
+    } catch {
+      // It has ended already.
+    }
+  };
+  signal("SIGTERM");
+  const killer = setTimeout(() => signal("SIGKILL"), timeoutMs);
+  await child.status;
+  clearTimeout(killer);
+}
