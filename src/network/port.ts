@@ -19,12 +19,26 @@ export interface PortListener {
   readable(): void;
   /** A frame that was refused may be sent now. */
   writable(): void;
+  /** The network behind the port is there, or is not. */
+  link(up: boolean): void;
 }
 
 /** Where frames go to and come from. Nothing here blocks or throws for what a frame contains. */
 export interface NetworkPort extends Disposable {
   /** For log lines. */
   readonly description: string;
+  /**
+   * Feature bits of the network device (VIRTIO 1.2, 5.1.3) that this port makes possible: checksum and
+   * segmentation offloads in either direction. A port that looks at every frame itself has none.
+   */
+  readonly features: readonly number[];
+  /**
+   * The features the driver accepted, or a smaller set of guest offloads it chose later: what frames
+   * for the guest may ask of it from here on.
+   *
+   * @param words feature bits in blocks of 32
+   */
+  setFeatures(words: Uint32Array): void;
   /** Starts; frames may come from here on. */
   open(listener: PortListener): void;
   /**

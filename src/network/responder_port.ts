@@ -17,6 +17,7 @@ const MAX_FRAME = 65536 + 64;
 /** See the head of this file. */
 export class ResponderPort implements NetworkPort {
   readonly description: string = "responder";
+  readonly features: readonly number[] = [];
   readonly responder: Responder;
   readonly #in = allocate(MAX_FRAME);
   readonly #out = allocate(NET_HEADER_SIZE + 2048);
@@ -29,6 +30,10 @@ export class ResponderPort implements NetworkPort {
     this.#out.view.setUint16(NUM_BUFFERS_OFFSET, 1, true);
     this.#outFrame = this.#out.bytes.subarray(NET_HEADER_SIZE);
     this.#floodTimer = reactor.timer(() => this.#listener?.readable());
+  }
+
+  setFeatures(): void {
+    // There are no offloads to switch.
   }
 
   open(listener: PortListener): void {

@@ -89,7 +89,7 @@ export class NetDevice implements DeviceModel {
     readonly port: NetworkPort,
     options: NetDeviceOptions,
   ) {
-    for (const bit of OFFERED) this.features[bit >> 5] |= 1 << (bit & 31);
+    for (const bit of [...OFFERED, ...port.features]) this.features[bit >> 5] |= 1 << (bit & 31);
     const config = new DataView(this.config.buffer);
     this.config.set(options.mac.subarray(0, 6));
     config.setUint16(6, STATUS_LINK_UP, true);
@@ -102,7 +102,16 @@ export class NetDevice implements DeviceModel {
     this.port.open({
       readable: () => this.reactor.schedule(this.#receiveTask),
       writable: () => this.reactor.schedule(this.#transmitTask),
+      link: (up) => this.#setLink(up),
     });
+  }
+
+  #setLink(up: boolean): void {
+    const config = new DataView(this.config.buffer);
+    const status = up ? STATUS_LINK_UP : 0;
+    if (config.getUint16(6, true) === status) return;
+    config.setUint16(6, status, true);
+    this.#host.configChanged();
   }
 
   acceptFeatures(words: Uint32Array): boolean {
@@ -111,6 +120,7 @@ export class NetDevice implements DeviceModel {
     this.#receiveBatch = hasBit(words, NetFeature.MRG_RXBUF)
       ? this.#receiveMergeable
       : this.#receiveSingle;
+    this.port.setFeatures(words);
     return true;
   }
 
