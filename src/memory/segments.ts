@@ -115,10 +115,24 @@ export class SegmentList {
    * @param first the segment whose first byte is byte 0
    */
   setUint16(at: number, value: number, first = 0): boolean {
-    return this.#setByte(at, value & 0xff, first) && this.#setByte(at + 1, value >>> 8, first);
+    return this.setUint8(at, value & 0xff, first) && this.setUint8(at + 1, value >>> 8, first);
   }
 
-  #setByte(at: number, value: number, first: number): boolean {
+  /**
+   * The byte at `at`, or 0 outside.
+   *
+   * @param first the segment whose first byte is byte 0
+   */
+  getUint8(at: number, first = 0): number {
+    for (let i = first; i < this.count; i++) {
+      if (at < this.#lengths[i]) return this.#windows[i].view.getUint8(this.#offsets[i] + at);
+      at -= this.#lengths[i];
+    }
+    return 0;
+  }
+
+  /** Stores one byte; otherwise as {@link setUint16}. */
+  setUint8(at: number, value: number, first = 0): boolean {
     for (let i = first; i < this.count; i++) {
       if (at < this.#lengths[i]) {
         this.#windows[i].view.setUint8(this.#offsets[i] + at, value);

@@ -1,0 +1,120 @@
+/**
+ * Compiles vmsg into one executable.
+ *
+ *     deno task compile [--target aarch64-unknown-linux-gnu] [--output vmsg]
+ *
+ * `deno compile` downloads its base binary; toolchain.ts says what to set where it cannot.
+ */
+
+import { parseArgs } from "@std/cli/parse-args";
+import { fromFileUrl } from "@std/path";
+import { UsageError, VmsgError } from "../src/linux/errors.ts";
+import { findToolchain, nativeTarget, type Target, TARGETS } from "./toolchain.ts";
+
+/**
+ * What the executable may do. FFI cannot be narrowed to a library and is as good as everything, so
+ * the rest guards against slips, not against attackers.
+ */
+export const PERMISSIONS: readonly string[] = [
+  "--allow-ffi", // libc
+  "--allow-read", // demo guest: kernel, modules, busybox
+  "--allow-write", // demo: its temporary directory
+  "--allow-run", // demo: vmsg itself, whatever it is called; guests
+  // NOTIFY_SOCKET: systemd; the others: demo guest, to find programs and the cache
+  "--allow-env=NOTIFY_SOCKET,PATH,HOME,XDG_CACHE_HOME,VMSG_ACCEL",
+];
+
+const FLAGS: readonly string[] = [
+  "--quiet",
+  "--no-prompt",
+  // The cache would lie in /tmp under a name anybody can take, and saves nothing (measured).
+  "--no-code-cache",
+  "--include=src/cli/worker.ts",
+];
+
+const ROOT = fromFileUrl(new URL("..", import.meta.url));
+
+/** Where e_machine lies in an ELF file, and what it is for each target. */
+const ELF_MACHINE_AT = 18;
+const ELF_MACHINE: Readonly<Record<Target, number>> = {
+  "x86_64-unknown-linux-gnu": 62,
+  "aarch64-unknown-linux-gnu": 183,
+};
+
+async function run(program: string, args: readonly string[], env: Record<string, string>) {
+  try {
+    const options = { args: [...args], env: { NO_COLOR: "1", RUST_BACKTRACE: "0", ...env } };
+    const output = await new Deno.Command(program, { ...options, stdin: "null" }).output();
+    const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes).trim();
+    return { success: output.success, stdout: text(output.stdout), stderr: text(output.stderr) };
+  } catch (error) {
+    throw new VmsgError("COMPILE", `cannot run ${program}: ${(error as Error).message}`);
+  }
+}
+
+/** A base binary for another machine would be taken without a word. */
+async function checkBaseBinary(path: string, target: Target): Promise<void> {
+  const header = new DataView(new ArrayBuffer(ELF_MACHINE_AT + 2));
+  try {
+    using file = await Deno.open(path);
+    await file.read(new Uint8Array(header.buffer));
+  } catch (error) {
+    throw new VmsgError("BASE_BINARY", `base binary ${path}: ${(error as Error).message}`);
+  }
+  if (header.getUint16(ELF_MACHINE_AT, true) === ELF_MACHINE[target]) return;
+  throw new VmsgError("BASE_BINARY", `base binary ${path} is not for ${target}`);
+}
+
+async function compile(target: Target, output: string): Promise<void> {
+  const { deno, denort } = await findToolchain(target);
+  if (denort !== undefined) await checkBaseBinary(denort, target);
+  const where = ["--config", `${ROOT}deno.json`, "--target", target, "--output", output];
+  const include = FLAGS.map((flag) => flag.replace("=src/", `=${ROOT}src/`));
+  const args = ["compile", ...include, ...PERMISSIONS, ...where, `${ROOT}src/main.ts`];
+  const env: Record<string, string> = denort === undefined ? {} : { DENORT_BIN: denort };
+  const { success, stderr } = await run(deno, args, env);
+  if (!success && stderr.includes("Setting up base binary")) {
+    const reason = stderr.match(/^ *\d+: (error .*)$/m)?.[1] ?? "see deno compile";
+    const advice = "set DENORT_BIN to a local copy of the same version, see scripts/toolchain.ts";
+    throw new VmsgError(
+      "BASE_BINARY",
+      `deno has no base binary for ${target}: ${advice}\n  (${reason})`,
+    );
+  }
+  if (!success) throw new VmsgError("COMPILE", `deno compile failed:\n${stderr}`);
+  if (target !== nativeTarget()) return;
+  // Deno does not notice a base binary of another version; what comes out does not run.
+  const version = await run(output, ["--version"], {});
+  if (version.success && version.stdout.startsWith("vmsg ")) return;
+  await Deno.remove(output);
+  const reason = version.stderr.split("\n")[0];
+  throw new VmsgError("COMPILE", `what ${deno} and ${denort} made does not run: ${reason}`);
+}
+
+async function main(args: readonly string[]): Promise<void> {
+  const options = parseArgs([...args], {
+    string: ["target", "output"],
+    unknown: (argument: string) => {
+      throw new UsageError(`unknown argument ${argument}; see the head of scripts/compile.ts`);
+    },
+  });
+  const target = Object.keys(TARGETS).find((name) => name === (options.target ?? nativeTarget()));
+  if (target === undefined) {
+    throw new UsageError(`--target is ${Object.keys(TARGETS).join(" or ")}, not ${options.target}`);
+  }
+  const output = options.output ?? "vmsg";
+  if (output === "") throw new UsageError("--output needs a path");
+  await compile(target as Target, output.includes("/") ? output : `./${output}`);
+  const { size } = await Deno.stat(output);
+  console.log(`${output}: ${(size / 1e6).toFixed(0)} MB for ${target}`);
+}
+
+if (import.meta.main) {
+  try {
+    await main(Deno.args);
+  } catch (error) {
+    if (!(error instanceof VmsgError)) throw error;
+    console.error(`compile: ${error.message}`);
+    Deno.exit(error instanceof UsageError ? 2 : 1);
+  }
+}
