@@ -7,6 +7,7 @@ import { BUS_OPTION, parseBus } from "./bus_option.ts";
 import type { Command } from "./command.ts";
 import { COMMON_OPTIONS, parseCommon, runDataPlane } from "./data_plane.ts";
 import { parseGroup } from "./groups.ts";
+import { MEMORY_OPTION, parseMemory } from "./memory_option.ts";
 import type { NetSettings } from "./planes/device.ts";
 
 /** An address in QEMU's range, the last bytes by device number. */
@@ -52,17 +53,19 @@ export const deviceCommand: Command = {
         "host of our own at 10.0.2.2 that answers ARP, ping and DHCP, discards UDP port 9 and " +
         "generates UDP from port 19; flood sends N broadcast frames a second to the guest",
     },
+    MEMORY_OPTION,
     ...COMMON_OPTIONS,
   ],
   examples: [
     "vmsg device --bus linux-user,socket=lu.sock --net responder",
-    "vmsg device --bus linux-user,socket=lu.sock,dialect=proto --trace",
+    "vmsg device --bus linux-user,socket=lu.sock,dialect=proto --memory file=ram,at=0x40000000",
   ],
   run: (options) => {
     const nets = options.list("net");
     if (nets.length > 64) throw new UsageError("at most 64 --net");
     const settings = {
       bus: parseBus(options.text("bus")!, "device"),
+      memories: options.list("memory").map(parseMemory),
       nets: (nets.length > 0 ? nets : ["responder"]).map(parseNet),
     };
     return runDataPlane({ kind: "device", settings }, parseCommon(options));

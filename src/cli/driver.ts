@@ -5,6 +5,7 @@ import { parseIpv4Address } from "../network/responder/ipv4.ts";
 import { BUS_OPTION, parseBus } from "./bus_option.ts";
 import type { Command, Options } from "./command.ts";
 import { COMMON_OPTIONS, parseCommon, runDataPlane } from "./data_plane.ts";
+import { MEMORY_OPTION, parseMemory } from "./memory_option.ts";
 
 function addressOption(options: Options, name: string): string {
   const text = options.text(name)!;
@@ -36,6 +37,13 @@ export const driverCommand: Command = {
       default: "0",
       help: "after the pings, send frames as fast as they are taken for that long, then receive",
     },
+    {
+      ...MEMORY_OPTION,
+      repeated: false,
+      help:
+        "put rings and buffers into this shared file, which the device side knows by the same " +
+        "--memory; needed in dialects that cannot announce memory",
+    },
     { name: "json", help: "print one JSON object at the end instead of lines" },
     ...COMMON_OPTIONS,
   ],
@@ -44,7 +52,9 @@ export const driverCommand: Command = {
     "vmsg driver --bus linux-user,socket=lu.sock --count 100 --interval 0.01 --throughput 2",
   ],
   run: (options) => {
+    const memory = options.text("memory");
     const settings = {
+      memory: memory === undefined ? undefined : parseMemory(memory),
       bus: parseBus(options.text("bus")!, "driver"),
       device: options.number("device", 0, 65535)!,
       json: options.flag("json"),

@@ -51,6 +51,19 @@ export class Group {
     return value;
   }
 
+  /** A number of bytes or an address: decimal or 0x..., with K, M or G for powers of 1024. */
+  bytes(key: string, otherwise?: number): number {
+    const text = this.#values.get(key);
+    if (text === undefined && otherwise !== undefined) return otherwise;
+    const match = /^(0x[0-9a-f]+|[0-9]+)([KMG]?)$/i.exec(this.required(key));
+    const power = match === null ? 0 : " KMG".indexOf(match[2].toUpperCase() || " ");
+    const value = match === null ? NaN : Number(match[1]) * 1024 ** power;
+    if (!Number.isSafeInteger(value)) {
+      throw this.error(`${key} is a number of bytes such as 4096, 0x1000 or 64M, not ${text}`);
+    }
+    return value;
+  }
+
   /** One of a few words. */
   choice<T extends string>(key: string, choices: readonly T[], otherwise: T): T {
     const text = this.#values.get(key);

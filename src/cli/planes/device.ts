@@ -6,6 +6,7 @@ import { ResponderPort } from "../../network/responder_port.ts";
 import type { ResponderOptions } from "../../network/responder/responder.ts";
 import { DeviceSide } from "../../transport/device_side.ts";
 import { type BusSettings, openBus } from "../bus_option.ts";
+import { addWindows, type MemorySettings, openMemory } from "../memory_option.ts";
 import type { PlaneContext, RunningPlane } from "../worker.ts";
 
 /** One `--net`. */
@@ -20,6 +21,7 @@ export interface DeviceSettings {
   readonly bus: BusSettings;
   /** In order of their device numbers, from 0. */
   readonly nets: readonly NetSettings[];
+  readonly memories: readonly MemorySettings[];
 }
 
 /** Builds the parts. */
@@ -28,9 +30,14 @@ export function openDevicePlane(settings: DeviceSettings, context: PlaneContext)
   const bus = stack.use(openBus(settings.bus, "device", reactor, log));
   const codec = codecFor(settings.bus.dialect);
   const side = stack.use(new DeviceSide({ reactor, bus, codec, log, tracer }));
+  const memories = settings.memories.map((memory) => ({
+    memory,
+    open: stack.use(openMemory(memory)),
+  }));
   const devices = settings.nets.map((net, number) => {
     const device = new NetDevice(reactor, new ResponderPort(net.responder, reactor), net);
-    side.add(number, device);
+    const host = side.add(number, device);
+    for (const { memory, open } of memories) addWindows(host.memory, memory, open);
     return device;
   });
   side.open();

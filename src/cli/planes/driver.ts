@@ -10,12 +10,14 @@ import {
 } from "../../proxy/driver/pinger.ts";
 import { DriverSide } from "../../transport/driver_side.ts";
 import { type BusSettings, openBus } from "../bus_option.ts";
+import { type MemorySettings, openMemory } from "../memory_option.ts";
 import type { PlaneContext, RunningPlane } from "../worker.ts";
 
 /** Parsed options. */
 export interface DriverSettings {
   readonly bus: BusSettings;
   readonly device: number;
+  readonly memory: MemorySettings | undefined;
   readonly ping: Omit<PingOptions, "print">;
   /** Print one JSON object at the end instead of lines. */
   readonly json: boolean;
@@ -29,7 +31,11 @@ export function openDriverPlane(settings: DriverSettings, context: PlaneContext)
   const side = stack.use(new DriverSide({ reactor, bus, codec, log, tracer }));
   const print = settings.json ? () => {} : context.print;
   const pinger = new Pinger(reactor, { ...settings.ping, print });
-  const driver = stack.use(new NetDriver(reactor, side, settings.device, pinger, log));
+  const { memory } = settings;
+  const shared = memory === undefined
+    ? undefined
+    : { mapping: stack.use(openMemory(memory)).mapping, at: memory.at };
+  const driver = stack.use(new NetDriver(reactor, side, settings.device, pinger, log, shared));
   pinger.use(driver);
   let result: PingResult | undefined;
   reactor.spawn(async () => {

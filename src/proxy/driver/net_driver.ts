@@ -40,7 +40,7 @@ const BUFFER_SIZE = 2048;
 export const MAX_FRAME: number = BUFFER_SIZE - NET_HEADER_SIZE;
 /** Frames taken per task run. */
 const BATCH = 64;
-/** Where the memory lies on the bus; any address would do, 0 could hide a bug. */
+/** Where memory of our own lies on the bus; any address would do, 0 could hide a bug. */
 const BUS_ADDRESS = 0x4000_0000;
 
 /** What is taken if offered. The last two are what a modern device cannot do without. */
@@ -53,6 +53,13 @@ const WANTED = [
   RingFeature.VERSION_1,
   RingFeature.ACCESS_PLATFORM,
 ];
+
+/** Memory that the device side knows already, in dialects that cannot announce it. */
+export interface SharedMemory {
+  readonly mapping: Mapping;
+  /** The bus address of its first byte. */
+  readonly at: number;
+}
 
 /** Who uses the driver. */
 export interface NetDriverListener {
@@ -73,8 +80,10 @@ export class NetDriver implements PeerListener, Disposable {
   /** Accepted features by name, for people. */
   features: string[] = [];
   readonly counters = { received: 0, sent: 0, badQueues: 0 };
-  readonly #fd: Fd;
+  /** Of our own memory; none if it was given. */
+  readonly #fd: Fd | undefined;
   readonly #memory: Mapping;
+  readonly #busAddress: number;
   readonly #device: RemoteDevice;
   #queues: [DriverQueue, DriverQueue] | undefined;
   /** Each buffer as the frame in it, header left out; transmit buffers follow receive buffers. */
@@ -91,12 +100,17 @@ export class NetDriver implements PeerListener, Disposable {
     number: number,
     readonly listener: NetDriverListener,
     readonly log: Log,
+    shared?: SharedMemory,
   ) {
     const rings = 2 * DriverQueue.bytesNeeded(QUEUE_SIZE, true);
     this.#buffersOffset = Math.ceil(rings / PAGE_SIZE) * PAGE_SIZE;
     const size = this.#buffersOffset + 2 * QUEUE_SIZE * BUFFER_SIZE;
-    this.#fd = createSealedMemory("vmsg-driver", size);
-    this.#memory = mapShared(this.#fd.number, size);
+    if (shared !== undefined && shared.mapping.size < size) {
+      throw new VmsgError("MEMORY", `the driver needs ${size} bytes of shared memory`);
+    }
+    this.#fd = shared === undefined ? createSealedMemory("vmsg-driver", size) : undefined;
+    this.#memory = shared?.mapping ?? mapShared(this.#fd!.number, size);
+    this.#busAddress = shared?.at ?? BUS_ADDRESS;
     for (let i = 0; i < 2 * QUEUE_SIZE; i++) {
       const at = this.#buffersOffset + i * BUFFER_SIZE + NET_HEADER_SIZE;
       this.#frames.push(new Uint8Array(this.#memory.buffer, at, MAX_FRAME));
@@ -145,7 +159,13 @@ export class NetDriver implements PeerListener, Disposable {
           : `device ${device.number} is no network card but has device id ${info.deviceId}`,
       );
     }
-    if (this.side.peer === "vmsg") {
+    if (this.#fd !== undefined) {
+      if (this.side.peer !== "vmsg") {
+        throw new VmsgError(
+          "NO_MEMORY",
+          "the device side is no vmsg that speaks v1, it must know our memory: give both --memory",
+        );
+      }
       await device.addMemory(this.#fd, BUS_ADDRESS, this.#memory.size, 0);
     }
     await device.reset();
@@ -185,7 +205,7 @@ export class NetDriver implements PeerListener, Disposable {
         memory: this.#memory,
         offset: index * DriverQueue.bytesNeeded(QUEUE_SIZE, true),
         size: QUEUE_SIZE,
-        busAddress: BUS_ADDRESS,
+        busAddress: this.#busAddress,
         eventIndex: has(accepted, RingFeature.EVENT_IDX),
         indirect: has(accepted, RingFeature.INDIRECT_DESC),
       });
@@ -219,7 +239,7 @@ export class NetDriver implements PeerListener, Disposable {
   }
 
   #busAddressOf(buffer: number): number {
-    return BUS_ADDRESS + this.#buffersOffset + buffer * BUFFER_SIZE;
+    return this.#busAddress + this.#buffersOffset + buffer * BUFFER_SIZE;
   }
 
   #fillReceive(queue: DriverQueue): void {
@@ -233,7 +253,7 @@ export class NetDriver implements PeerListener, Disposable {
     this.log.warn(`device ${this.#device.number} needs a reset`);
     this.#down("the device needed a reset");
     this.#start(async () => {
-      if (this.side.peer === "vmsg") {
+      if (this.#fd !== undefined) {
         await this.#device.reset();
         await this.#device.removeMemory(BUS_ADDRESS, this.#memory.size);
       }
@@ -323,6 +343,8 @@ export class NetDriver implements PeerListener, Disposable {
   }
 
   [Symbol.dispose](): void {
+    // Memory that was given belongs to whoever gave it.
+    if (this.#fd === undefined) return;
     this.#memory[Symbol.dispose]();
     this.#fd[Symbol.dispose]();
   }
