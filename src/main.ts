@@ -11,6 +11,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   proxy: async () => (await import("./cli/proxy.ts")).proxyCommand,
   driver: async () => (await import("./cli/driver.ts")).driverCommand,
   demo: async () => (await import("./cli/demo.ts")).demoCommand,
+  doctor: async () => (await import("./cli/doctor.ts")).doctorCommand,
 };
 
 /** The text of `vmsg --help`. */

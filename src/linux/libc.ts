@@ -23,6 +23,10 @@ const library = Deno.dlopen("libc.so.6", {
   read: { parameters: ["i32", "u64", "u32"], result: "i32" },
   /** ssize_t write(int fd, const void *buf, size_t count) */
   write: { parameters: ["i32", "u64", "u32"], result: "i32" },
+  /** ssize_t readv(int fd, const struct iovec *iov, int iovcnt) */
+  readv: { parameters: ["i32", "u64", "i32"], result: "i32" },
+  /** ssize_t writev(int fd, const struct iovec *iov, int iovcnt) */
+  writev: { parameters: ["i32", "u64", "i32"], result: "i32" },
   /** off_t lseek(int fd, off_t offset, int whence) */
   lseek: { parameters: ["i32", "i64", "i32"], result: "i64" },
   /** int ftruncate(int fd, off_t length) */
@@ -31,6 +35,10 @@ const library = Deno.dlopen("libc.so.6", {
   unlink: { parameters: ["buffer"], result: "i32" },
   /** int fcntl(int fd, int cmd, void *arg): F_OFD_SETLK and its kind */
   fcntl: { parameters: ["i32", "i32", "u64"], result: "i32" },
+  /** int ioctl(int fd, unsigned long request, void *arg): TUN and interface requests, 32 bits long */
+  ioctl: { parameters: ["i32", "u64", "u64"], result: "i32" },
+  /** int clock_gettime(clockid_t clockid, struct timespec *tp) */
+  clock_gettime: { parameters: ["i32", "u64"], result: "i32" },
   /** long syscall(long number, ...): fstat, which older glibc does not export */
   syscall: { parameters: ["i64", "i64", "u64"], result: "i32" },
   /** int memfd_create(const char *name, unsigned int flags) */
@@ -53,6 +61,10 @@ const library = Deno.dlopen("libc.so.6", {
   socket: { parameters: ["i32", "i32", "i32"], result: "i32" },
   /** int bind(int sockfd, const struct sockaddr *addr, socklen_t addrlen) */
   bind: { parameters: ["i32", "u64", "u32"], result: "i32" },
+  /** int setsockopt(int sockfd, int level, int optname, const void *optval, socklen_t optlen) */
+  setsockopt: { parameters: ["i32", "i32", "i32", "u64", "u32"], result: "i32" },
+  /** unsigned int if_nametoindex(const char *ifname) */
+  if_nametoindex: { parameters: ["buffer"], result: "u32" },
   /** int listen(int sockfd, int backlog) */
   listen: { parameters: ["i32", "i32"], result: "i32" },
   /** int connect(int sockfd, const struct sockaddr *addr, socklen_t addrlen) */

@@ -5,7 +5,7 @@
  * than 8 bytes: one line of 72 characters, CR, LF. A datagram of at least 8 bytes is a request:
  *
  *     u32  how many datagrams
- *     u16  UDP payload bytes of each, 18 to 1472
+ *     u16  UDP payload bytes of each, 18 to 1472 (over IPv6: 1452)
  *     u16  0
  *
  * all big-endian. That many datagrams of that size go back to its sender; their first four payload bytes
@@ -18,17 +18,13 @@
  * chargen itself) are dropped, as the two would talk for ever (CERT CA-1996-01).
  */
 
-import { ETHERNET_SOURCE, ETHERTYPE_IPV4, writeEthernetHeader } from "./ethernet.ts";
+import { ETHERNET_FRAME_MAX } from "./ethernet.ts";
 import type { Host, Verdict } from "./host.ts";
-import type { Ipv4Packet } from "./ipv4.ts";
 import { readU16, readU32 } from "./network_order.ts";
-import {
-  NUMBERED_SIZE_MAX,
-  NUMBERED_SIZE_MIN,
-  NumberedDatagram,
-  writePattern,
-} from "./numbered_datagram.ts";
-import { UDP_PAYLOAD, type UdpDatagram, writeUdpHeaders } from "./udp.ts";
+import { NUMBERED_SIZE_MIN, NumberedDatagram, writePattern } from "./numbered_datagram.ts";
+import type { Packet } from "./packet.ts";
+import { Peer } from "./peer.ts";
+import { UDP_HEADER_SIZE, type UdpDatagram, writeUdpTo } from "./udp.ts";
 
 /** The port. */
 export const CHARGEN_PORT = 19;
@@ -43,7 +39,7 @@ const LINE_SIZE = 74;
 /** One sender's pending request; free if nothing remains. */
 class Sender {
   readonly datagram = new NumberedDatagram();
-  address = 0;
+  readonly peer = new Peer();
   port = 0;
   remaining = 0;
   sequence = 0;
@@ -53,6 +49,8 @@ class Sender {
 export class Chargen {
   readonly #host: Host;
   readonly #senders: Sender[] = Array.from({ length: CHARGEN_SENDERS }, () => new Sender());
+  /** Whom a line goes to; valid for one answer. */
+  readonly #answered = new Peer();
   /** Whose datagram is next; its `remaining` is 0 only if everyone's is. */
   #turn = 0;
 
@@ -69,7 +67,7 @@ export class Chargen {
   }
 
   /** Takes a datagram to the port. */
-  receive(frame: Uint8Array, packet: Ipv4Packet, datagram: UdpDatagram): Verdict {
+  receive(frame: Uint8Array, packet: Packet, datagram: UdpDatagram): Verdict {
     const port = datagram.sourcePort;
     if (port === 0 || port === ECHO_PORT || port === CHARGEN_PORT) return "dropped";
     if (datagram.end - datagram.start < CHARGEN_REQUEST_SIZE) {
@@ -77,25 +75,19 @@ export class Chargen {
     }
     const count = readU32(frame, datagram.start);
     const size = readU16(frame, datagram.start + 4);
-    if (size < NUMBERED_SIZE_MIN || size > NUMBERED_SIZE_MAX) return "malformed";
     if (readU16(frame, datagram.start + 6) !== 0) return "malformed";
+    this.#answered.set(frame, packet);
+    const room = ETHERNET_FRAME_MAX - this.#answered.payload - UDP_HEADER_SIZE;
+    if (size < NUMBERED_SIZE_MIN || size > room) return "malformed";
 
-    const sender = this.#senderFor(packet.source, port);
+    const sender = this.#senderFor(frame, packet, port);
     if (sender === undefined) return "dropped";
-    sender.address = packet.source;
+    sender.peer.set(frame, packet);
     sender.port = port;
     sender.remaining = count;
     sender.sequence = 0;
     if (count > 0) {
-      sender.datagram.prepare(
-        this.#host,
-        frame,
-        ETHERNET_SOURCE,
-        CHARGEN_PORT,
-        packet.source,
-        port,
-        size,
-      );
+      sender.datagram.prepare(this.#host, sender.peer, CHARGEN_PORT, port, size);
     }
     this.#settleTurn();
     return "done";
@@ -146,24 +138,25 @@ export class Chargen {
   }
 
   /** The sender's own place, or a free one. */
-  #senderFor(address: number, port: number): Sender | undefined {
+  #senderFor(frame: Uint8Array, packet: Packet, port: number): Sender | undefined {
     let free: Sender | undefined;
     for (let i = 0; i < CHARGEN_SENDERS; i++) {
       const sender = this.#senders[i];
       if (sender.remaining === 0) free ??= sender;
-      else if (sender.address === address && sender.port === port) return sender;
+      else if (sender.port === port && sender.peer.sent(frame, packet)) return sender;
     }
     return free;
   }
 
-  #sendLine(frame: Uint8Array, packet: Ipv4Packet, port: number): Verdict {
+  #sendLine(frame: Uint8Array, packet: Packet, port: number): Verdict {
     const host = this.#host;
     const reply = host.ring.reserve();
     if (reply === undefined) return "dropped";
-    writeEthernetHeader(reply, frame, ETHERNET_SOURCE, host.mac, ETHERTYPE_IPV4);
-    writePattern(reply, UDP_PAYLOAD, UDP_PAYLOAD + LINE_SIZE);
-    writeUdpHeaders(reply, LINE_SIZE, host.address, CHARGEN_PORT, packet.source, port);
-    host.ring.commit(UDP_PAYLOAD + LINE_SIZE);
+    const peer = this.#answered;
+    peer.set(frame, packet);
+    const start = peer.payload + UDP_HEADER_SIZE;
+    writePattern(reply, start, start + LINE_SIZE);
+    host.ring.commit(writeUdpTo(peer, reply, host.mac, LINE_SIZE, CHARGEN_PORT, port));
     host.counters.chargenFrames++;
     return "done";
   }

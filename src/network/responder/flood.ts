@@ -11,6 +11,7 @@ import { MAC_BROADCAST } from "./ethernet.ts";
 import { DISCARD_PORT } from "./discard.ts";
 import type { Host } from "./host.ts";
 import { NumberedDatagram } from "./numbered_datagram.ts";
+import { Peer } from "./peer.ts";
 import { TokenBucket } from "./token_bucket.ts";
 
 /** UDP payload bytes of a flood frame; the frame is 42 bytes longer. */
@@ -35,15 +36,9 @@ export class Flood {
   constructor(host: Host, framesPerSecond: number, now: () => number) {
     this.#host = host;
     this.#bucket = new TokenBucket(framesPerSecond, FLOOD_BURST, 0, now);
-    this.#datagram.prepare(
-      host,
-      MAC_BROADCAST,
-      0,
-      DISCARD_PORT,
-      host.broadcast,
-      DISCARD_PORT,
-      FLOOD_PAYLOAD_SIZE,
-    );
+    const everyone = new Peer();
+    everyone.set4(MAC_BROADCAST, 0, host.address, host.broadcast);
+    this.#datagram.prepare(host, everyone, DISCARD_PORT, DISCARD_PORT, FLOOD_PAYLOAD_SIZE);
   }
 
   /** Milliseconds until a frame is due, 0 if one is. */

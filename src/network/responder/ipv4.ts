@@ -7,19 +7,24 @@
  * fragmented, and with "don't fragment" set, so the identification may be constant (RFC 6864 4.1).
  */
 
-import { addBytes, checksumOf, foldSum } from "./checksum.ts";
+import { addBytes, addU32, checksumOf, foldSum } from "./checksum.ts";
 import { ETHERNET_HEADER_SIZE } from "./ethernet.ts";
 import type { Verdict } from "./host.ts";
 import { readU16, readU32, writeU16, writeU32 } from "./network_order.ts";
+import type { Packet } from "./packet.ts";
 
 /** Offset of the header in a frame. */
 export const IPV4_HEADER: number = ETHERNET_HEADER_SIZE;
+/** Offset of the source address in a frame; the destination follows it. */
+export const IPV4_SOURCE: number = IPV4_HEADER + 12;
 /** Bytes of a header without options, the only kind that we write. */
 export const IPV4_HEADER_SIZE = 20;
 /** Where the payload of a frame that we write starts. */
 export const IPV4_PAYLOAD: number = IPV4_HEADER + IPV4_HEADER_SIZE;
 /** Protocol number of ICMP. */
 export const PROTOCOL_ICMP = 1;
+/** Protocol number of TCP. */
+export const PROTOCOL_TCP = 6;
 /** Protocol number of UDP. */
 export const PROTOCOL_UDP = 17;
 /** The limited broadcast address, 255.255.255.255. */
@@ -30,8 +35,6 @@ const IDENTIFICATION = IPV4_HEADER + 4;
 const FRAGMENT = IPV4_HEADER + 6;
 const TIME_TO_LIVE = IPV4_HEADER + 8;
 const CHECKSUM = IPV4_HEADER + 10;
-const SOURCE = IPV4_HEADER + 12;
-const DESTINATION = IPV4_HEADER + 16;
 
 const VERSION_4 = 4;
 const VERSION_4_NO_OPTIONS = 0x4500;
@@ -41,17 +44,17 @@ const FRAGMENT_MASK = 0x3fff;
 const TTL_64 = 64;
 
 /** The fields of a received header. One record serves all frames, one after the other. */
-export class Ipv4Packet {
+export class Ipv4Packet implements Packet {
+  readonly version = 4;
   /** Source address. */
   source = 0;
   /** Destination address. */
   destination = 0;
-  /** Protocol number of the payload. */
   protocol = 0;
-  /** Offset of the payload in the frame. */
   start = 0;
-  /** Offset of the first byte after the payload. */
   end = 0;
+  addressSum = 0;
+  trusted = false;
 }
 
 /** Checks the header of an IPv4 frame and fills the record in; "done" means that it is whole. */
@@ -67,8 +70,9 @@ export function parseIpv4(packet: Ipv4Packet, frame: Uint8Array, length: number)
     return "checksum";
   }
   if ((readU16(frame, FRAGMENT) & FRAGMENT_MASK) !== 0) return "dropped";
-  packet.source = readU32(frame, SOURCE);
-  packet.destination = readU32(frame, DESTINATION);
+  packet.source = readU32(frame, IPV4_SOURCE);
+  packet.destination = readU32(frame, IPV4_SOURCE + 4);
+  packet.addressSum = addU32(addU32(0, packet.source), packet.destination);
   packet.protocol = frame[IPV4_HEADER + 9];
   packet.start = IPV4_HEADER + headerSize;
   packet.end = IPV4_HEADER + totalLength;
@@ -89,8 +93,8 @@ export function writeIpv4Header(
   writeU16(frame, FRAGMENT, DONT_FRAGMENT);
   writeU16(frame, TIME_TO_LIVE, TTL_64 << 8 | protocol);
   writeU16(frame, CHECKSUM, 0);
-  writeU32(frame, SOURCE, source);
-  writeU32(frame, DESTINATION, destination);
+  writeU32(frame, IPV4_SOURCE, source);
+  writeU32(frame, IPV4_SOURCE + 4, destination);
   writeU16(frame, CHECKSUM, checksumOf(addBytes(0, frame, IPV4_HEADER, IPV4_PAYLOAD)));
 }
 

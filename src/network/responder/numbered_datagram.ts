@@ -7,14 +7,21 @@
  */
 
 import { addU32 } from "./checksum.ts";
-import { ETHERNET_FRAME_MAX, ETHERTYPE_IPV4, writeEthernetHeader } from "./ethernet.ts";
+import { ETHERNET_FRAME_MAX } from "./ethernet.ts";
 import type { Host } from "./host.ts";
 import { writeU32 } from "./network_order.ts";
-import { readUdpChecksum, UDP_PAYLOAD, writeUdpChecksum, writeUdpHeaders } from "./udp.ts";
+import type { Peer } from "./peer.ts";
+import {
+  readUdpChecksum,
+  UDP_HEADER_SIZE,
+  UDP_PAYLOAD,
+  writeUdpChecksum,
+  writeUdpTo,
+} from "./udp.ts";
 
 /** UDP payload bytes at least: a frame of 60 bytes, the shortest on an Ethernet. */
 export const NUMBERED_SIZE_MIN = 18;
-/** UDP payload bytes at most. */
+/** UDP payload bytes at most, over IPv4; over IPv6 it is 20 less. */
 export const NUMBERED_SIZE_MAX: number = ETHERNET_FRAME_MAX - UDP_PAYLOAD;
 
 const LINE_CHARACTERS = 72;
@@ -45,6 +52,8 @@ export class NumberedDatagram {
   readonly #memory = new Uint8Array(ETHERNET_FRAME_MAX);
   /** Exactly the frame, so that set() copies it without a view made on the way. */
   #frame: Uint8Array = this.#memory;
+  /** Where the UDP header is. */
+  #udp = 0;
   /** The one's complement sum with sequence number 0. */
   #sum = 0;
 
@@ -53,30 +62,29 @@ export class NumberedDatagram {
     return this.#frame.length;
   }
 
-  /** Makes the frame. `size`, the UDP payload, is within the two limits above. */
+  /** Makes the frame. `size`, the UDP payload, is within the limits for the peer's protocol. */
   prepare(
     host: Host,
-    destinationMac: Uint8Array,
-    destinationMacAt: number,
+    peer: Peer,
     sourcePort: number,
-    destination: number,
     destinationPort: number,
     size: number,
   ): void {
-    const length = UDP_PAYLOAD + size;
+    const start = peer.payload + UDP_HEADER_SIZE;
+    const length = start + size;
     if (length !== this.#frame.length) this.#frame = this.#memory.subarray(0, length);
+    this.#udp = peer.payload;
     const frame = this.#frame;
-    writeEthernetHeader(frame, destinationMac, destinationMacAt, host.mac, ETHERTYPE_IPV4);
-    writePattern(frame, UDP_PAYLOAD, length);
-    writeU32(frame, UDP_PAYLOAD, 0);
-    writeUdpHeaders(frame, size, host.address, sourcePort, destination, destinationPort);
-    this.#sum = readUdpChecksum(frame) ^ 0xffff;
+    writePattern(frame, start, length);
+    writeU32(frame, start, 0);
+    writeUdpTo(peer, frame, host.mac, size, sourcePort, destinationPort);
+    this.#sum = readUdpChecksum(frame, peer.payload) ^ 0xffff;
   }
 
   /** Copies the frame with this number into `target`, which is large enough. */
   write(target: Uint8Array, sequence: number): void {
     target.set(this.#frame);
-    writeU32(target, UDP_PAYLOAD, sequence);
-    writeUdpChecksum(target, addU32(this.#sum, sequence));
+    writeU32(target, this.#udp + UDP_HEADER_SIZE, sequence);
+    writeUdpChecksum(target, this.#udp, addU32(this.#sum, sequence));
   }
 }

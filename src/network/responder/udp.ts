@@ -2,21 +2,23 @@
  * UDP (RFC 768): ports, length, and a checksum over a pseudo header.
  *
  * A checksum field of 0 means that the sender computed none and is accepted; a computed 0 travels as
- * 0xffff. The checksum is verified because the network device does not offer checksum offload yet; once
- * it does, a partial checksum is the device's to complete before the frame comes here.
+ * 0xffff. IPv6 forbids the 0 (RFC 8200 8.1). A datagram whose checksum the guest left to its device is
+ * trusted instead.
  */
 
 import { addBytes, checksumOf, foldSum, pseudoHeaderSum } from "./checksum.ts";
 import type { Verdict } from "./host.ts";
-import { IPV4_PAYLOAD, type Ipv4Packet, PROTOCOL_UDP, writeIpv4Header } from "./ipv4.ts";
+import { IPV4_PAYLOAD, PROTOCOL_UDP, writeIpv4Header } from "./ipv4.ts";
 import { readU16, writeU16 } from "./network_order.ts";
+import type { Packet } from "./packet.ts";
+import type { Peer } from "./peer.ts";
 
 /** Bytes of the header. */
 export const UDP_HEADER_SIZE = 8;
-/** Where the UDP payload of a frame that we write starts. */
+/** Where the UDP payload of an IPv4 frame that we write starts. */
 export const UDP_PAYLOAD: number = IPV4_PAYLOAD + UDP_HEADER_SIZE;
 
-const CHECKSUM = IPV4_PAYLOAD + 6;
+const CHECKSUM = 6;
 
 /** The fields of a received header. One record serves all frames, one after the other. */
 export class UdpDatagram {
@@ -31,13 +33,15 @@ export class UdpDatagram {
 }
 
 /** Checks the header and the checksum and fills the record in; "done" means that it is whole. */
-export function parseUdp(datagram: UdpDatagram, frame: Uint8Array, packet: Ipv4Packet): Verdict {
+export function parseUdp(datagram: UdpDatagram, frame: Uint8Array, packet: Packet): Verdict {
   const header = packet.start;
   if (packet.end - header < UDP_HEADER_SIZE) return "malformed";
   const length = readU16(frame, header + 4);
   if (length < UDP_HEADER_SIZE || length > packet.end - header) return "malformed";
-  if (readU16(frame, header + 6) !== 0) {
-    const sum = pseudoHeaderSum(packet.source, packet.destination, PROTOCOL_UDP, length);
+  const none = readU16(frame, header + CHECKSUM) === 0;
+  if (!packet.trusted && !(none && packet.version === 4)) {
+    if (none) return "checksum";
+    const sum = packet.addressSum + PROTOCOL_UDP + length;
     if (foldSum(addBytes(sum, frame, header, header + length)) !== 0xffff) return "checksum";
   }
   datagram.sourcePort = readU16(frame, header);
@@ -58,21 +62,52 @@ export function writeUdpHeaders(
 ): void {
   const length = UDP_HEADER_SIZE + payloadLength;
   writeIpv4Header(frame, length, PROTOCOL_UDP, source, destination);
-  writeU16(frame, IPV4_PAYLOAD, sourcePort);
-  writeU16(frame, IPV4_PAYLOAD + 2, destinationPort);
-  writeU16(frame, IPV4_PAYLOAD + 4, length);
-  writeU16(frame, CHECKSUM, 0);
   const sum = pseudoHeaderSum(source, destination, PROTOCOL_UDP, length);
-  writeUdpChecksum(frame, addBytes(sum, frame, IPV4_PAYLOAD, IPV4_PAYLOAD + length));
+  writeUdpHeader(frame, IPV4_PAYLOAD, length, sourcePort, destinationPort, sum);
 }
 
-/** Writes the checksum of a sum that includes the pseudo header. */
-export function writeUdpChecksum(frame: Uint8Array, sum: number): void {
+/**
+ * Writes all headers of a datagram to a peer around a payload that is in place, behind the UDP header at
+ * `peer.payload`. Returns the frame's length.
+ */
+export function writeUdpTo(
+  peer: Peer,
+  frame: Uint8Array,
+  ourMac: Uint8Array,
+  payloadLength: number,
+  sourcePort: number,
+  destinationPort: number,
+): number {
+  const length = UDP_HEADER_SIZE + payloadLength;
+  peer.writeHeaders(frame, ourMac, PROTOCOL_UDP, length);
+  const sum = peer.addressSum + PROTOCOL_UDP + length;
+  writeUdpHeader(frame, peer.payload, length, sourcePort, destinationPort, sum);
+  return peer.payload + length;
+}
+
+/** Writes the header at `at` for a datagram of `length` bytes; `sum` is that of its pseudo header. */
+function writeUdpHeader(
+  frame: Uint8Array,
+  at: number,
+  length: number,
+  sourcePort: number,
+  destinationPort: number,
+  sum: number,
+): void {
+  writeU16(frame, at, sourcePort);
+  writeU16(frame, at + 2, destinationPort);
+  writeU16(frame, at + 4, length);
+  writeU16(frame, at + CHECKSUM, 0);
+  writeUdpChecksum(frame, at, addBytes(sum, frame, at, at + length));
+}
+
+/** Writes the checksum of a sum that includes the pseudo header into the header at `at`. */
+export function writeUdpChecksum(frame: Uint8Array, at: number, sum: number): void {
   const checksum = checksumOf(sum);
-  writeU16(frame, CHECKSUM, checksum === 0 ? 0xffff : checksum);
+  writeU16(frame, at + CHECKSUM, checksum === 0 ? 0xffff : checksum);
 }
 
-/** The checksum of a frame that we wrote. */
-export function readUdpChecksum(frame: Uint8Array): number {
-  return readU16(frame, CHECKSUM);
+/** The checksum in the header at `at`. */
+export function readUdpChecksum(frame: Uint8Array, at: number): number {
+  return readU16(frame, at + CHECKSUM);
 }

@@ -1,0 +1,210 @@
+/**
+ * The subcommand `vmsg doctor`: what this machine can do with vmsg, and how to get the rest.
+ *
+ * Every check only looks: it opens, reads or asks for a version, and changes nothing. One line a check.
+ */
+
+import type { Command } from "./command.ts";
+import { findGuests } from "./guest/machines.ts";
+
+/** What a check found. */
+export interface Finding {
+  /** What was looked for, stable for programs. */
+  readonly name: string;
+  readonly state: "yes" | "no" | "partly";
+  /** What is there. */
+  readonly detail: string;
+  /** What it is good for, or how to get it, when it is not there. */
+  readonly advice?: string;
+}
+
+type Check = () => Promise<Finding>;
+
+async function readText(path: string): Promise<string | undefined> {
+  try {
+    return await Deno.readTextFile(path);
+  } catch {
+    return undefined;
+  }
+}
+
+async function entries(path: string): Promise<string[]> {
+  try {
+    const names: string[] = [];
+    for await (const entry of Deno.readDir(path)) names.push(entry.name);
+    return names.sort();
+  } catch {
+    return [];
+  }
+}
+
+/** Opens a file for reading and writing; undefined if that works, otherwise why not. */
+async function cannotOpen(path: string): Promise<string | undefined> {
+  try {
+    (await Deno.open(path, { read: true, write: true })).close();
+    return undefined;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return "not there";
+    return error instanceof Deno.errors.PermissionDenied ? "no permission" : String(error);
+  }
+}
+
+/** The first line of what a program prints about itself, undefined if there is no such program. */
+async function versionOf(program: string, ...args: string[]): Promise<string | undefined> {
+  try {
+    const { stdout } = await new Deno.Command(program, {
+      args,
+      stdin: "null",
+      stderr: "null",
+    }).output();
+    return new TextDecoder().decode(stdout).split("\n")[0].trim();
+  } catch {
+    return undefined;
+  }
+}
+
+function finding(
+  name: string,
+  state: Finding["state"],
+  detail: string,
+  advice?: string,
+): Finding {
+  return advice === undefined ? { name, state, detail } : { name, state, detail, advice };
+}
+
+const checkKvm: Check = async () => {
+  const problem = await cannotOpen("/dev/kvm");
+  if (problem !== undefined) {
+    return finding("kvm", "no", `/dev/kvm: ${problem}`, "guests run under emulation (TCG), slower");
+  }
+  return finding("kvm", "yes", "/dev/kvm can be opened");
+};
+
+const checkTap: Check = async () => {
+  const problem = await cannotOpen("/dev/net/tun");
+  if (problem !== undefined) {
+    return finding("tap", "no", `/dev/net/tun: ${problem}`, "modprobe tun, and be root");
+  }
+  const capabilities = /CapEff:\s*([0-9a-f]+)/.exec(await readText("/proc/self/status") ?? "");
+  const netAdmin = capabilities !== null && (BigInt(`0x${capabilities[1]}`) & (1n << 12n)) !== 0n;
+  return netAdmin
+    ? finding("tap", "yes", "/dev/net/tun and CAP_NET_ADMIN")
+    : finding("tap", "partly", "no CAP_NET_ADMIN", "use an existing persistent TAP, or be root");
+};
+
+const checkQemu: Check = async () => {
+  const version = await versionOf("qemu-system-x86_64", "--version");
+  if (version === undefined) {
+    return finding("qemu", "no", "no qemu-system-x86_64", "apt-get install qemu-system-x86");
+  }
+  const number = /version (\d+)\.(\d+)/.exec(version);
+  const major = number === null ? 0 : Number(number[1]);
+  if (major < 7) {
+    return finding("qemu", "partly", version, "before 7.2 nothing was tried: use 7.2 or later");
+  }
+  if (major === 7) {
+    return finding(
+      "qemu",
+      "yes",
+      version,
+      "7.2 crashes with virtio-net-pci, MSI-X and vhost-user under TCG: give the device vectors=0",
+    );
+  }
+  return finding("qemu", "yes", version);
+};
+
+const checkGuests: Check = async () => {
+  const guests = await findGuests();
+  const there = (["uml", "microvm"] as const).filter((kind) => guests[kind] !== undefined);
+  const missing = (["uml", "microvm"] as const).flatMap((kind) => guests.missing[kind]);
+  const detail = there.length > 0 ? `can boot ${there.join(" and ")}` : "none can be booted";
+  const state = there.length === 2 ? "yes" : there.length === 1 ? "partly" : "no";
+  return missing.length > 0
+    ? finding("guests", state, detail, missing.join("; "))
+    : finding("guests", state, detail);
+};
+
+const checkVfio: Check = async () => {
+  const groups = await entries("/sys/kernel/iommu_groups");
+  const problem = await cannotOpen("/dev/vfio/vfio");
+  if (problem !== undefined) {
+    return finding("vfio", "no", `/dev/vfio/vfio: ${problem}`, "modprobe vfio-pci (for ivshmem)");
+  }
+  if (groups.length === 0) {
+    return finding(
+      "vfio",
+      "partly",
+      "no IOMMU group",
+      "boot with intel_iommu=on or amd_iommu=on; under QEMU add -device intel-iommu",
+    );
+  }
+  return finding("vfio", "yes", `${groups.length} IOMMU groups`);
+};
+
+const checkIvshmem: Check = async () => {
+  const found: string[] = [];
+  for (const address of await entries("/sys/bus/pci/devices")) {
+    const at = `/sys/bus/pci/devices/${address}`;
+    const vendor = (await readText(`${at}/vendor`))?.trim();
+    const device = (await readText(`${at}/device`))?.trim();
+    if (vendor === "0x1af4" && device === "0x1110") found.push(address);
+  }
+  return found.length > 0
+    ? finding("ivshmem", "yes", found.join(" "))
+    : finding("ivshmem", "no", "no ivshmem PCI function", "only virtual machines have one");
+};
+
+const checkHugePages: Check = async () => {
+  const sizes: string[] = [];
+  for (const name of await entries("/sys/kernel/mm/hugepages")) {
+    const total = Number(await readText(`/sys/kernel/mm/hugepages/${name}/nr_hugepages`) ?? 0);
+    if (total > 0) sizes.push(`${total} of ${name.replace("hugepages-", "")}`);
+  }
+  return sizes.length > 0
+    ? finding("hugepages", "yes", sizes.join(", "))
+    : finding("hugepages", "no", "none reserved", "only needed for memory at known addresses");
+};
+
+const checkPasst: Check = async () => {
+  const version = await versionOf("passt", "--version");
+  return version === undefined
+    ? finding("passt", "no", "no passt", "apt-get install passt (user-mode networking, no root)")
+    : finding("passt", "yes", version);
+};
+
+const CHECKS: readonly Check[] = [
+  checkKvm,
+  checkQemu,
+  checkGuests,
+  checkTap,
+  checkPasst,
+  checkVfio,
+  checkIvshmem,
+  checkHugePages,
+];
+
+/** Runs all checks. */
+export function examine(): Promise<Finding[]> {
+  return Promise.all(CHECKS.map((check) => check()));
+}
+
+/** See `vmsg doctor --help`. */
+export const doctorCommand: Command = {
+  name: "doctor",
+  summary: "what this machine can do with vmsg, and how to get the rest",
+  description: "Looks at what vmsg can use on this machine. One line each; nothing is changed.",
+  options: [{ name: "json", help: "print a JSON array" }],
+  examples: ["vmsg doctor", "vmsg doctor --json"],
+  run: async (options) => {
+    const findings = await examine();
+    if (options.flag("json")) {
+      console.log(JSON.stringify(findings, undefined, 2));
+      return 0;
+    }
+    for (const { name, state, detail, advice } of findings) {
+      const more = advice === undefined ? "" : `: ${advice}`;
+      console.log(`${name.padEnd(10)} ${state.padEnd(7)} ${detail}${more}`);
+    }
+    return 0;
+  },
+};

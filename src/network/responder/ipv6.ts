@@ -1,0 +1,190 @@
+/**
+ * IPv6 (RFC 8200): one header, no fragments, addresses as 16 bytes in the frame.
+ *
+ * Incoming: a hop-by-hop header is stepped over, as multicast listener reports carry one; an option in it
+ * whose type says that a node that does not know it must drop the packet has it dropped. All other
+ * extension headers, fragments among them, are protocols that we do not speak. The header lies at a fixed
+ * offset, so addresses are compared and copied where they are. Outgoing: no extension headers, no flow.
+ */
+
+import { addBytes } from "./checksum.ts";
+import { ETHERNET_HEADER_SIZE } from "./ethernet.ts";
+import type { Verdict } from "./host.ts";
+import { copyBytes, readU16, writeU16, writeU32 } from "./network_order.ts";
+import type { Packet } from "./packet.ts";
+
+/** Offset of the header in a frame. */
+export const IPV6_HEADER: number = ETHERNET_HEADER_SIZE;
+/** Bytes of a header. */
+export const IPV6_HEADER_SIZE = 40;
+/** Where the payload of a frame that we write starts. */
+export const IPV6_PAYLOAD: number = IPV6_HEADER + IPV6_HEADER_SIZE;
+/** Offset of the source address in a frame. */
+export const IPV6_SOURCE: number = IPV6_HEADER + 8;
+/** Offset of the destination address in a frame. */
+export const IPV6_DESTINATION: number = IPV6_HEADER + 24;
+/** Bytes of an address. */
+export const IPV6_ADDRESS_SIZE = 16;
+/** Protocol number of ICMPv6. */
+export const PROTOCOL_ICMPV6 = 58;
+/** What neighbour discovery is sent with, and must be received with: no router has touched it. */
+export const HOP_LIMIT_MAX = 255;
+/** What everything else is sent with. */
+export const HOP_LIMIT = 64;
+/** ff02::1. */
+export const ALL_NODES: Uint8Array = parseIpv6Address("ff02::1");
+/** ff02::2. */
+export const ALL_ROUTERS: Uint8Array = parseIpv6Address("ff02::2");
+
+const PAYLOAD_LENGTH = IPV6_HEADER + 4;
+const NEXT_HEADER = IPV6_HEADER + 6;
+const HOP_LIMIT_FIELD = IPV6_HEADER + 7;
+
+const VERSION_6 = 6;
+const HOP_BY_HOP = 0;
+const OPTION_PAD_1 = 0;
+/** The two bits of an option's type that say what to do with an unknown one; 0 is "skip". */
+const OPTION_ACTION_MASK = 0xc0;
+const OPTION_PAD_N = 1;
+
+/** The fields of a received header. One record serves all frames, one after the other. */
+export class Ipv6Packet implements Packet {
+  readonly version = 6;
+  protocol = 0;
+  start = 0;
+  end = 0;
+  addressSum = 0;
+  trusted = false;
+  /** Hops that were left. */
+  hopLimit = 0;
+}
+
+/** Checks the header of an IPv6 frame and fills the record in; "done" means that it is whole. */
+export function parseIpv6(packet: Ipv6Packet, frame: Uint8Array, length: number): Verdict {
+  if (length < IPV6_PAYLOAD) return "malformed";
+  if (frame[IPV6_HEADER] >>> 4 !== VERSION_6) return "malformed";
+  const payloadLength = readU16(frame, PAYLOAD_LENGTH);
+  if (payloadLength > length - IPV6_PAYLOAD) return "malformed";
+  const end = IPV6_PAYLOAD + payloadLength;
+  let start = IPV6_PAYLOAD;
+  let protocol = frame[NEXT_HEADER];
+  if (protocol === HOP_BY_HOP) {
+    if (payloadLength < 8) return "malformed";
+    const optionsEnd = start + 8 + frame[start + 1] * 8;
+    if (optionsEnd > end) return "malformed";
+    protocol = frame[start];
+    const verdict = checkOptions(frame, start + 2, optionsEnd);
+    if (verdict !== "done") return verdict;
+    start = optionsEnd;
+  }
+  packet.protocol = protocol;
+  packet.start = start;
+  packet.end = end;
+  packet.hopLimit = frame[HOP_LIMIT_FIELD];
+  packet.addressSum = addBytes(0, frame, IPV6_SOURCE, IPV6_PAYLOAD);
+  return "done";
+}
+
+/** Walks over the hop-by-hop options; "done" if none of them forbids to ignore it. */
+function checkOptions(frame: Uint8Array, start: number, end: number): Verdict {
+  let at = start;
+  while (at < end) {
+    const type = frame[at];
+    if (type === OPTION_PAD_1) {
+      at++;
+      continue;
+    }
+    if (at + 2 > end) return "malformed";
+    const next = at + 2 + frame[at + 1];
+    if (next > end) return "malformed";
+    if (type !== OPTION_PAD_N && (type & OPTION_ACTION_MASK) !== 0) return "dropped";
+    at = next;
+  }
+  return "done";
+}
+
+/** Writes a header; the addresses are `source` and the 16 bytes of `destination` at `destinationAt`. */
+export function writeIpv6Header(
+  frame: Uint8Array,
+  payloadLength: number,
+  protocol: number,
+  hopLimit: number,
+  source: Uint8Array,
+  sourceAt: number,
+  destination: Uint8Array,
+  destinationAt: number,
+): void {
+  writeU32(frame, IPV6_HEADER, VERSION_6 << 28);
+  writeU16(frame, PAYLOAD_LENGTH, payloadLength);
+  frame[NEXT_HEADER] = protocol;
+  frame[HOP_LIMIT_FIELD] = hopLimit;
+  copyBytes(frame, IPV6_SOURCE, source, sourceAt, IPV6_ADDRESS_SIZE);
+  copyBytes(frame, IPV6_DESTINATION, destination, destinationAt, IPV6_ADDRESS_SIZE);
+}
+
+/** Whether the 16 bytes at `at` are this address. */
+export function isIpv6(bytes: Uint8Array, at: number, address: Uint8Array): boolean {
+  // Addresses differ in their last bytes, if they do.
+  for (let i = IPV6_ADDRESS_SIZE - 1; i >= 0; i--) {
+    if (bytes[at + i] !== address[i]) return false;
+  }
+  return true;
+}
+
+/** Whether the 16 bytes at `at` are the unspecified address, ::. */
+export function isUnspecified(bytes: Uint8Array, at: number): boolean {
+  for (let i = 0; i < IPV6_ADDRESS_SIZE; i++) if (bytes[at + i] !== 0) return false;
+  return true;
+}
+
+/** Whether the address at `at` names a group of hosts. */
+export function isMulticast6(bytes: Uint8Array, at: number): boolean {
+  return bytes[at] === 0xff;
+}
+
+/** Whether the address at `at` is ::1, which no packet on a link may carry (RFC 4291 2.5.3). */
+export function isLoopback6(bytes: Uint8Array, at: number): boolean {
+  for (let i = 0; i < IPV6_ADDRESS_SIZE - 1; i++) if (bytes[at + i] !== 0) return false;
+  return bytes[at + IPV6_ADDRESS_SIZE - 1] === 1;
+}
+
+/** Whether `group` at `at` is the solicited-node address of `address` (RFC 4291 2.7.1). */
+export function isSolicitedNode(group: Uint8Array, at: number, address: Uint8Array): boolean {
+  if (group[at] !== 0xff || group[at + 1] !== 0x02) return false;
+  for (let i = 2; i < 11; i++) if (group[at + i] !== 0) return false;
+  return group[at + 11] === 1 && group[at + 12] === 0xff && group[at + 13] === address[13] &&
+    group[at + 14] === address[14] && group[at + 15] === address[15];
+}
+
+/** The link-local address with the interface identifier of a MAC address (RFC 4291, appendix A). */
+export function linkLocalOf(mac: Uint8Array): Uint8Array {
+  return Uint8Array.of(
+    0xfe,
+    0x80,
+    ...new Uint8Array(6),
+    mac[0] ^ 2,
+    mac[1],
+    mac[2],
+    0xff,
+    0xfe,
+    mac[3],
+    mac[4],
+    mac[5],
+  );
+}
+
+/** "fd00::2" as 16 bytes (RFC 4291 2.2, no dotted part); throws a TypeError for anything else. */
+export function parseIpv6Address(text: string): Uint8Array {
+  const halves = text.split("::");
+  const groups = halves.map((half) => half === "" ? [] : half.split(":"));
+  const given = groups.flat();
+  const valid = given.every((group) => /^[0-9a-f]{1,4}$/i.test(group)) &&
+    (halves.length === 1 ? given.length === 8 : halves.length === 2 && given.length < 8);
+  if (!valid) throw new TypeError(`"${text}" is not an IPv6 address, as in fd00::2`);
+  const zeros = Array<string>(8 - given.length).fill("0");
+  const bytes = new Uint8Array(IPV6_ADDRESS_SIZE);
+  [...groups[0], ...zeros, ...(groups[1] ?? [])].forEach((group, index) =>
+    writeU16(bytes, index * 2, parseInt(group, 16))
+  );
+  return bytes;
+}
