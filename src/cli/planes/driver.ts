@@ -35,7 +35,7 @@ export function openDriverPlane(settings: DriverSettings, context: PlaneContext)
   const shared = memory === undefined
     ? undefined
     : { mapping: stack.use(openMemory(memory)).mapping, at: memory.at };
-  const driver = stack.use(new NetDriver(reactor, side, settings.device, pinger, log, shared));
+  const driver = stack.use(new NetDriver(reactor, side, settings.device, pinger, log, { shared }));
   pinger.use(driver);
   let result: PingResult | undefined;
   reactor.spawn(async () => {

@@ -8,7 +8,10 @@
  *     down --device side ready, bring-up done--> up --device side lost--> down
  *
  * Frames in flight when a device side dies are lost, as on a cable that is pulled; nothing else is.
- * Receive buffers are handed back at once. Transmit buffers are reclaimed when they are needed.
+ *
+ * Receive buffers are small and mergeable (5.1.6.3.1): a large frame takes several, and is given to the
+ * listener as the list of their segments, for one writev. They are handed back at once. A transmit buffer
+ * holds the largest frame in one piece; they are reclaimed when they are needed.
  */
 
 import { VmsgError } from "../../linux/errors.ts";
@@ -22,7 +25,8 @@ import {
   RingFeature,
   Status,
 } from "../../message/features.ts";
-import { NET_HEADER_SIZE } from "../../network/port.ts";
+import { MemoryWindow, SegmentList } from "../../memory/mod.ts";
+import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../../network/port.ts";
 import type { Log } from "../../observe/log.ts";
 import {
   type DriverSide,
@@ -35,9 +39,12 @@ import { DriverQueue } from "../../virtqueue/mod.ts";
 const RECEIVE = 0;
 const TRANSMIT = 1;
 const QUEUE_SIZE = 256;
-const BUFFER_SIZE = 2048;
-/** The largest frame, without the virtio-net header. */
-export const MAX_FRAME: number = BUFFER_SIZE - NET_HEADER_SIZE;
+const RECEIVE_SIZE = 4096;
+/** The largest frame with its header: 64 KiB of payload for segmentation offload, and the headers. */
+const TRANSMIT_SIZE = 66_048;
+const TRANSMIT_BUFFERS = 128;
+/** Buffers that one received frame may take. */
+const MAX_MERGED = Math.ceil(TRANSMIT_SIZE / RECEIVE_SIZE);
 /** Frames taken per task run. */
 const BATCH = 64;
 /** Where memory of our own lies on the bus; any address would do, 0 could hide a bug. */
@@ -48,11 +55,20 @@ const WANTED = [
   NetFeature.MAC,
   NetFeature.STATUS,
   NetFeature.MTU,
+  NetFeature.MRG_RXBUF,
   RingFeature.INDIRECT_DESC,
   RingFeature.EVENT_IDX,
   RingFeature.VERSION_1,
   RingFeature.ACCESS_PLATFORM,
 ];
+
+/** What a driver may be given. */
+export interface NetDriverOptions {
+  /** Memory that the device side knows already; otherwise the driver makes its own. */
+  readonly shared?: SharedMemory | undefined;
+  /** Offload features that whoever uses the driver can handle; none unless given. */
+  readonly offloads?: readonly number[];
+}
 
 /** Memory that the device side knows already, in dialects that cannot announce it. */
 export interface SharedMemory {
@@ -67,8 +83,11 @@ export interface NetDriverListener {
   up(): void;
   /** They cannot any more, until the next `up`. */
   down(reason: string): void;
-  /** A frame: `length` bytes of `bytes`, valid during the call. */
-  frame(bytes: Uint8Array, length: number): void;
+  /**
+   * A frame, virtio-net header first, valid during the call; false if it cannot be taken now: it is
+   * given again after {@link NetDriver.resume}.
+   */
+  frame(frame: SegmentList): boolean;
   /** A transmit buffer is free after {@link NetDriver.claim} found none. */
   writable(): void;
 }
@@ -79,6 +98,8 @@ export class NetDriver implements PeerListener, Disposable {
   mac: Uint8Array = new Uint8Array(6);
   /** Accepted features by name, for people. */
   features: string[] = [];
+  /** The same as bits, in blocks of 32. */
+  accepted: Uint32Array = new Uint32Array(2);
   readonly counters = { received: 0, sent: 0, badQueues: 0 };
   /** Of our own memory; none if it was given. */
   readonly #fd: Fd | undefined;
@@ -86,10 +107,21 @@ export class NetDriver implements PeerListener, Disposable {
   readonly #busAddress: number;
   readonly #device: RemoteDevice;
   #queues: [DriverQueue, DriverQueue] | undefined;
-  /** Each buffer as the frame in it, header left out; transmit buffers follow receive buffers. */
-  readonly #frames: Uint8Array[] = [];
-  readonly #buffersOffset: number;
+  /** All of the memory, for segments. */
+  readonly #window: MemoryWindow;
+  readonly #receiveOffset: number;
+  readonly #transmitOffset: number;
   readonly #freeTransmit: number[] = [];
+  readonly #transmitBytes: Uint8Array[] = [];
+  readonly #offloads: readonly number[];
+  #mergeable = false;
+  /** The frame being received, and the buffers it takes. */
+  readonly #frame = new SegmentList(MAX_MERGED);
+  readonly #merged: number[] = [];
+  /** A frame that the listener did not take. */
+  #held = false;
+  /** The claimed transmit buffer. */
+  readonly #claimed = new SegmentList(1);
   #starved = false;
   readonly #receiveTask: Task = { run: () => this.#receive() };
   readonly #publishTask: Task = { run: () => this.#publish() };
@@ -100,20 +132,24 @@ export class NetDriver implements PeerListener, Disposable {
     number: number,
     readonly listener: NetDriverListener,
     readonly log: Log,
-    shared?: SharedMemory,
+    options: NetDriverOptions = {},
   ) {
+    const { shared, offloads = [] } = options;
+    this.#offloads = offloads;
     const rings = 2 * DriverQueue.bytesNeeded(QUEUE_SIZE, true);
-    this.#buffersOffset = Math.ceil(rings / PAGE_SIZE) * PAGE_SIZE;
-    const size = this.#buffersOffset + 2 * QUEUE_SIZE * BUFFER_SIZE;
+    this.#receiveOffset = Math.ceil(rings / PAGE_SIZE) * PAGE_SIZE;
+    this.#transmitOffset = this.#receiveOffset + QUEUE_SIZE * RECEIVE_SIZE;
+    const size = this.#transmitOffset + TRANSMIT_BUFFERS * TRANSMIT_SIZE;
     if (shared !== undefined && shared.mapping.size < size) {
       throw new VmsgError("MEMORY", `the driver needs ${size} bytes of shared memory`);
     }
     this.#fd = shared === undefined ? createSealedMemory("vmsg-driver", size) : undefined;
     this.#memory = shared?.mapping ?? mapShared(this.#fd!.number, size);
     this.#busAddress = shared?.at ?? BUS_ADDRESS;
-    for (let i = 0; i < 2 * QUEUE_SIZE; i++) {
-      const at = this.#buffersOffset + i * BUFFER_SIZE + NET_HEADER_SIZE;
-      this.#frames.push(new Uint8Array(this.#memory.buffer, at, MAX_FRAME));
+    this.#window = new MemoryWindow(this.#busAddress, size, this.#memory, 0);
+    for (let i = 0; i < TRANSMIT_BUFFERS; i++) {
+      const at = this.#transmitOffset + i * TRANSMIT_SIZE;
+      this.#transmitBytes.push(new Uint8Array(this.#memory.buffer, at, TRANSMIT_SIZE));
     }
     this.#device = side.device(number);
     this.#device.onUsed = (queue) => this.#used(queue);
@@ -178,6 +214,8 @@ export class NetDriver implements PeerListener, Disposable {
       throw new VmsgError("FEATURES_REFUSED", `device ${device.number} refuses our features`);
     }
     this.features = featureNames(accepted, DEVICE_NET);
+    this.accepted = accepted;
+    this.#mergeable = has(accepted, NetFeature.MRG_RXBUF);
     if (has(accepted, NetFeature.MAC)) this.mac = await device.config(0, 6);
     const queues = this.#makeQueues(accepted);
     for (const [index, queue] of queues.entries()) await this.#startQueue(index, queue);
@@ -190,7 +228,7 @@ export class NetDriver implements PeerListener, Disposable {
 
   #choose(offered: Uint32Array): Uint32Array {
     const accepted = new Uint32Array(offered.length);
-    for (const bit of WANTED) {
+    for (const bit of [...WANTED, ...this.#offloads]) {
       if (has(offered, bit)) accepted[bit >> 5] |= 1 << (bit & 31);
     }
     if (!has(accepted, RingFeature.VERSION_1)) {
@@ -210,8 +248,9 @@ export class NetDriver implements PeerListener, Disposable {
         indirect: has(accepted, RingFeature.INDIRECT_DESC),
       });
     this.#freeTransmit.length = 0;
-    for (let i = 2 * QUEUE_SIZE - 1; i >= QUEUE_SIZE; i--) this.#freeTransmit.push(i);
+    for (let i = TRANSMIT_BUFFERS - 1; i >= 0; i--) this.#freeTransmit.push(i);
     this.#starved = false;
+    this.#held = false;
     return [make(RECEIVE), make(TRANSMIT)];
   }
 
@@ -238,12 +277,13 @@ export class NetDriver implements PeerListener, Disposable {
     }
   }
 
-  #busAddressOf(buffer: number): number {
-    return this.#busAddress + this.#buffersOffset + buffer * BUFFER_SIZE;
+  #giveReceiveBuffer(queue: DriverQueue, buffer: number): void {
+    const address = this.#busAddress + this.#receiveOffset + buffer * RECEIVE_SIZE;
+    queue.addOne(address, RECEIVE_SIZE, true, buffer);
   }
 
   #fillReceive(queue: DriverQueue): void {
-    for (let i = 0; i < QUEUE_SIZE; i++) queue.addOne(this.#busAddressOf(i), BUFFER_SIZE, true, i);
+    for (let i = 0; i < QUEUE_SIZE; i++) this.#giveReceiveBuffer(queue, i);
     if (queue.publish()) this.#device.available(RECEIVE);
     this.reactor.schedule(this.#receiveTask);
   }
@@ -268,26 +308,57 @@ export class NetDriver implements PeerListener, Disposable {
     this.listener.writable();
   }
 
+  /** The listener can take the frame that it refused. */
+  resume(): void {
+    this.reactor.schedule(this.#receiveTask);
+  }
+
   #receive(): boolean {
     const queue = this.#queues?.[RECEIVE];
     if (queue === undefined) return false;
     let more = true;
     for (let i = 0; i < BATCH; i++) {
-      if (!queue.nextUsed()) {
+      if (!this.#held && !this.#collect(queue)) {
         more = queue.wantCalls();
         if (!more) break;
         continue;
       }
-      const buffer = queue.usedToken;
-      const length = queue.usedLength - NET_HEADER_SIZE;
-      if (length > 0) {
-        this.counters.received++;
-        this.listener.frame(this.#frames[buffer], length);
-      }
-      queue.addOne(this.#busAddressOf(buffer), BUFFER_SIZE, true, buffer);
+      this.#held = !this.listener.frame(this.#frame);
+      more = !this.#held;
+      if (this.#held) break;
+      this.counters.received++;
+      for (const buffer of this.#merged) this.#giveReceiveBuffer(queue, buffer);
     }
     if (queue.publish()) this.#device.available(RECEIVE);
-    return more && this.#checkBroken(queue, RECEIVE);
+    return this.#checkBroken(queue, RECEIVE) && more;
+  }
+
+  /** Gathers the buffers of the next frame; false if there is none. */
+  #collect(queue: DriverQueue): boolean {
+    this.#frame.clear();
+    this.#merged.length = 0;
+    for (let wanted = 1; this.#merged.length < wanted;) {
+      if (!queue.nextUsed()) {
+        // All buffers of a frame are shown at once (5.1.6.4.1), so a part of one is the device's fault.
+        if (this.#merged.length > 0) {
+          queue.broken ??= "the device merged fewer buffers than it said";
+        }
+        return false;
+      }
+      const offset = this.#receiveOffset + queue.usedToken * RECEIVE_SIZE;
+      if (wanted === 1 && this.#merged.length === 0) {
+        const { view } = this.#window;
+        wanted = this.#mergeable ? view.getUint16(offset + NUM_BUFFERS_OFFSET, true) : 1;
+        if (wanted < 1 || wanted > MAX_MERGED || queue.usedLength < NET_HEADER_SIZE) {
+          queue.broken ??=
+            `the device gave a frame of ${wanted} buffers, ${queue.usedLength} bytes`;
+          return false;
+        }
+      }
+      this.#frame.push(this.#window, offset, queue.usedLength);
+      this.#merged.push(queue.usedToken);
+    }
+    return true;
   }
 
   /** True while the queue is whole; otherwise the device is given up for now. */
@@ -300,24 +371,39 @@ export class NetDriver implements PeerListener, Disposable {
   }
 
   /**
-   * A transmit buffer to write a frame of at most {@link MAX_FRAME} bytes into, to be followed by
-   * {@link send}; undefined when all are with the device: `writable` will be called.
+   * Claims a transmit buffer, to be filled through {@link bytes} or {@link buffer} and followed by
+   * {@link send}.
+   *
+   * @returns false when all are with the device: `writable` will be called
    */
-  claim(): Uint8Array | undefined {
+  claim(): boolean {
     const queue = this.#queues?.[TRANSMIT];
-    if (queue === undefined) return undefined;
+    if (queue === undefined) return false;
     if (this.#freeTransmit.length === 0) this.#reclaim(queue);
-    const buffer = this.#freeTransmit.at(-1);
-    if (buffer !== undefined) return this.#frames[buffer];
+    if (this.#freeTransmit.length > 0) return true;
     // Publish first: what has not been shown to the device cannot come back.
     this.#publish();
     while (queue.wantCalls()) {
       this.#reclaim(queue);
-      const freed = this.#freeTransmit.at(-1);
-      if (freed !== undefined) return this.#frames[freed];
+      if (this.#freeTransmit.length > 0) return true;
     }
     this.#starved = true;
-    return undefined;
+    return false;
+  }
+
+  /** The claimed buffer: a virtio-net header of zeros, and room for the frame behind it. */
+  get bytes(): Uint8Array {
+    const bytes = this.#transmitBytes[this.#freeTransmit.at(-1)!];
+    bytes.fill(0, 0, NET_HEADER_SIZE);
+    return bytes;
+  }
+
+  /** The claimed buffer as a segment, for a port to fill. */
+  get buffer(): SegmentList {
+    this.#claimed.clear();
+    const offset = this.#transmitOffset + this.#freeTransmit.at(-1)! * TRANSMIT_SIZE;
+    this.#claimed.push(this.#window, offset, TRANSMIT_SIZE);
+    return this.#claimed;
   }
 
   #reclaim(queue: DriverQueue): void {
@@ -326,13 +412,13 @@ export class NetDriver implements PeerListener, Disposable {
     this.#checkBroken(queue, TRANSMIT);
   }
 
-  /** Sends the claimed buffer's first `length` bytes; the device sees it at the end of the turn. */
+  /** Sends the claimed buffer's first `length` bytes, header included, at the end of the turn. */
   send(length: number): void {
     const queue = this.#queues?.[TRANSMIT];
     const buffer = this.#freeTransmit.pop();
     if (queue === undefined || buffer === undefined) throw new Error("send without claim");
-    // The header stays zero: no offload is asked for (5.1.6.2).
-    queue.addOne(this.#busAddressOf(buffer), NET_HEADER_SIZE + length, false, buffer);
+    const address = this.#busAddress + this.#transmitOffset + buffer * TRANSMIT_SIZE;
+    queue.addOne(address, length, false, buffer);
     this.counters.sent++;
     this.reactor.schedule(this.#publishTask);
   }

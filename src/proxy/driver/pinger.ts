@@ -12,7 +12,10 @@
  * back at any moment, which shows as lost pings and nothing else.
  */
 
+import { allocate } from "../../linux/arena.ts";
 import type { Deferred, Reactor, Task } from "../../linux/reactor.ts";
+import type { SegmentList } from "../../memory/mod.ts";
+import { NET_HEADER_SIZE } from "../../network/port.ts";
 import { readArpReply, writeArpRequest } from "../../network/responder/arp.ts";
 import { CHARGEN_PORT, CHARGEN_REQUEST_SIZE } from "../../network/responder/chargen.ts";
 import { DISCARD_PORT } from "../../network/responder/discard.ts";
@@ -41,6 +44,8 @@ const ECHO_SIZE = 56;
 const ECHO_TIMEOUT_MS = 1000;
 const SOURCE_PORT = 0xc000;
 const BATCH = 64;
+/** No frame we ask for is longer. */
+const MAX_FRAME = 1514;
 /** Datagrams asked for in the receive figure; more than any machine sends in the time. */
 const CHARGEN_COUNT = 0x0fff_ffff;
 
@@ -80,6 +85,7 @@ export class Pinger implements NetDriverListener {
   readonly #address: number;
   readonly #identifier = 1 + Math.floor(Math.random() * 0xfffe);
   readonly #packet = new Ipv4Packet();
+  readonly #in = allocate(MAX_FRAME);
   readonly #sentMs = new Map<number, number>();
   readonly #roundTripsMs: number[] = [];
   #driver!: NetDriver;
@@ -120,7 +126,16 @@ export class Pinger implements NetDriverListener {
     if (this.#flooding) this.reactor.schedule(this.#floodTask);
   }
 
-  frame(bytes: Uint8Array, length: number): void {
+  frame(frame: SegmentList): boolean {
+    const length = frame.length - NET_HEADER_SIZE;
+    if (length <= MAX_FRAME) {
+      frame.copyOut(NET_HEADER_SIZE, this.#in.address, length);
+      this.#received(this.#in.bytes, length);
+    }
+    return true;
+  }
+
+  #received(bytes: Uint8Array, length: number): void {
     const mac = readArpReply(bytes, length, this.#target);
     if (mac !== undefined) {
       this.#targetMac = mac;
@@ -134,14 +149,23 @@ export class Pinger implements NetDriverListener {
 
   #resolve(): void {
     if (!this.#driver.isUp || this.#targetMac !== undefined) return;
-    const frame = this.#driver.claim();
+    const frame = this.#claim();
     if (frame !== undefined) {
-      this.#driver.send(writeArpRequest(frame, this.#driver.mac, this.#address, this.#target));
+      this.#send(writeArpRequest(frame, this.#driver.mac, this.#address, this.#target));
     }
     this.reactor.spawn(async () => {
       await this.reactor.sleep(ARP_RETRY_MS);
       this.#resolve();
     });
+  }
+
+  /** A transmit buffer without its header. */
+  #claim(): Uint8Array | undefined {
+    return this.#driver.claim() ? this.#driver.bytes.subarray(NET_HEADER_SIZE) : undefined;
+  }
+
+  #send(length: number): void {
+    this.#driver.send(NET_HEADER_SIZE + length);
   }
 
   #echoReply(bytes: Uint8Array): void {
@@ -197,7 +221,7 @@ export class Pinger implements NetDriverListener {
 
   #sendEcho(): void {
     const sequence = ++this.#sent & 0xffff;
-    const frame = this.#targetMac === undefined ? undefined : this.#driver.claim();
+    const frame = this.#targetMac === undefined ? undefined : this.#claim();
     // Without a device side the ping is lost, as with a pulled cable.
     if (frame === undefined) return;
     writeEthernetHeader(frame, this.#targetMac!, 0, this.#driver.mac, ETHERTYPE_IPV4);
@@ -212,7 +236,7 @@ export class Pinger implements NetDriverListener {
     this.#sentMs.set(sequence, performance.now());
     // An answer that is overdue is not waited for.
     this.#sentMs.delete((sequence - Math.ceil(ECHO_TIMEOUT_MS / this.options.intervalMs)) & 0xffff);
-    this.#driver.send(length);
+    this.#send(length);
   }
 
   async #measureSending(): Promise<Throughput> {
@@ -228,10 +252,10 @@ export class Pinger implements NetDriverListener {
 
   #flood(): boolean {
     for (let i = 0; i < BATCH && this.#flooding; i++) {
-      const frame = this.#targetMac === undefined ? undefined : this.#driver.claim();
+      const frame = this.#targetMac === undefined ? undefined : this.#claim();
       if (frame === undefined) return false;
       // The buffer's bytes do not matter to a discard service; the headers are what costs.
-      this.#driver.send(this.#datagram(frame, DISCARD_PORT, NUMBERED_SIZE_MAX));
+      this.#send(this.#datagram(frame, DISCARD_PORT, NUMBERED_SIZE_MAX));
     }
     return this.#flooding;
   }
@@ -243,22 +267,27 @@ export class Pinger implements NetDriverListener {
   }
 
   async #measureReceiving(): Promise<Throughput> {
-    this.#requestGenerator(CHARGEN_COUNT);
+    await this.#requestGenerator(CHARGEN_COUNT);
     const before = this.#generated;
     const startMs = performance.now();
     await this.reactor.sleep(this.options.throughputMs);
     const result = throughput(this.#generated - before, performance.now() - startMs);
-    this.#requestGenerator(0);
+    await this.#requestGenerator(0);
     return result;
   }
 
-  #requestGenerator(count: number): void {
-    const frame = this.#targetMac === undefined ? undefined : this.#driver.claim();
-    if (frame === undefined) return;
-    writeU32(frame, UDP_PAYLOAD, count);
-    writeU16(frame, UDP_PAYLOAD + 4, NUMBERED_SIZE_MAX);
-    writeU16(frame, UDP_PAYLOAD + 6, 0);
-    this.#driver.send(this.#datagram(frame, CHARGEN_PORT, CHARGEN_REQUEST_SIZE));
+  async #requestGenerator(count: number): Promise<void> {
+    // Right behind a flood every buffer may be on its way.
+    for (let attempt = 0; attempt < 100; attempt++) {
+      const frame = this.#targetMac === undefined ? undefined : this.#claim();
+      if (frame !== undefined) {
+        writeU32(frame, UDP_PAYLOAD, count);
+        writeU16(frame, UDP_PAYLOAD + 4, NUMBERED_SIZE_MAX);
+        writeU16(frame, UDP_PAYLOAD + 6, 0);
+        return this.#send(this.#datagram(frame, CHARGEN_PORT, CHARGEN_REQUEST_SIZE));
+      }
+      await this.reactor.sleep(1);
+    }
   }
 }
 
