@@ -74,12 +74,8 @@ async function compile(target: Target, output: string): Promise<void> {
   const env: Record<string, string> = denort === undefined ? {} : { DENORT_BIN: denort };
   const { success, stderr } = await run(deno, args, env);
   if (!success && stderr.includes("Setting up base binary")) {
-    const reason = stderr.match(/^ *\d+: (error .*)$/m)?.[1] ?? "see deno compile";
-    const advice = "set DENORT_BIN to a local copy of the same version, see scripts/toolchain.ts";
-    throw new VmsgError(
-      "BASE_BINARY",
-      `deno has no base binary for ${target}: ${advice}\n  (${reason})`,
-    );
+    const advice = "set DENORT_BIN to a copy of the same version, see scripts/toolchain.ts";
+    throw new VmsgError("BASE_BINARY", `deno cannot get its base binary for ${target}: ${advice}`);
   }
   if (!success) throw new VmsgError("COMPILE", `deno compile failed:\n${stderr}`);
   if (target !== nativeTarget()) return;

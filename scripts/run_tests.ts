@@ -7,7 +7,7 @@
  * more the tests that could not run here, with reasons (a test prints `NOT RUN: name: reason`), and
  * as the last line the counts alone: `3 passed, 0 failed, 1 skipped`. Steps are not counted. The exit
  * code is that of `deno test`, and 1 if no test ran; a run that ended without its summary, or that
- * failed with every test passed, counts as one failure.
+ * failed with every test passed, counts as one failure. (Called test.ts, this file would be a test.)
  */
 
 // deno-lint-ignore no-control-regex

@@ -15,6 +15,8 @@ export interface Option {
   readonly value?: string;
   readonly repeated?: boolean;
   readonly required?: boolean;
+  /** A flag that asks for information only: with it nothing else is required. */
+  readonly alone?: boolean;
   readonly default?: string;
   readonly help: string;
 }
@@ -72,7 +74,7 @@ export interface Command {
 }
 
 /** Options that every subcommand has. */
-const COMMON: readonly Option[] = [{ name: "help", help: "show this help" }];
+const COMMON: readonly Option[] = [{ name: "help", alone: true, help: "show this help" }];
 
 /** Parses a subcommand's arguments; throws a UsageError that names what is wrong. */
 export function parseOptions(command: Command, args: readonly string[]): Options {
@@ -91,6 +93,7 @@ export function parseOptions(command: Command, args: readonly string[]): Options
     },
   });
   const values: Record<string, unknown> = { ...parsed };
+  const alone = options.some((option) => option.alone === true && parsed[option.name] === true);
   for (const option of options) {
     if (option.value === undefined) continue;
     const value = values[option.name];
@@ -98,7 +101,7 @@ export function parseOptions(command: Command, args: readonly string[]): Options
     if (given.includes("")) throw new UsageError(`--${option.name} needs ${option.value}`);
     if (option.default !== undefined) values[option.name] ??= option.default;
     const missing = values[option.name] === undefined || (given.length === 0);
-    if (option.required === true && missing && !parsed.help) {
+    if (option.required === true && missing && !alone) {
       throw new UsageError(`--${option.name} ${option.value} is missing`);
     }
   }

@@ -1,10 +1,23 @@
 /** The subcommand `vmsg proxy`. */
 
 import { UsageError } from "../linux/errors.ts";
+import type { VhostUserOptions } from "../proxy/vhost_user/server.ts";
 import { BUS_OPTION, parseBus } from "./bus_option.ts";
 import type { Command } from "./command.ts";
 import { COMMON_OPTIONS, parseCommon, runDataPlane } from "./data_plane.ts";
 import { parseGroup } from "./groups.ts";
+
+/** Parses one `--vhost-user`. */
+export function parseVhostUser(text: string, index: number): VhostUserOptions {
+  const group = parseGroup("vhost-user", text, { "": ["socket", "connect", "fd", "device"] });
+  const device = group.number("device", 0, 65535, index);
+  if (group.text("fd") !== undefined) {
+    if (group.text("socket") !== undefined) throw group.error("give either socket= or fd=");
+    return { source: { kind: "fd", number: group.number("fd", 3, 1 << 20, 3) }, device };
+  }
+  const kind = group.flag("connect", false) ? "connect" : "listen";
+  return { source: { kind, socket: group.required("socket") }, device };
+}
 
 /** See `vmsg proxy --help`. */
 export const proxyCommand: Command = {
@@ -17,12 +30,16 @@ export const proxyCommand: Command = {
     BUS_OPTION,
     {
       name: "vhost-user",
-      value: "socket=PATH[,device=N]",
+      value: "socket=PATH[,connect][,device=N] or fd=N[,device=N]",
       repeated: true,
       required: true,
-      help:
-        "listen on PATH for the front end that shall have device number N (default: 0, 1, ... " +
-        "in the order given)",
+      help: "listen on PATH, or connect to it, for the front end that shall have device number N " +
+        "(default: 0, 1, ... in the order given); fd is a connection that the caller made",
+    },
+    {
+      name: "print-capabilities",
+      alone: true,
+      help: "print what this back end is as JSON, and end",
     },
     ...COMMON_OPTIONS,
   ],
@@ -31,10 +48,12 @@ export const proxyCommand: Command = {
     "linux.uml mem=128M initrd=initrd virtio_uml.device=vu.sock:1",
   ],
   run: (options) => {
-    const vhostUsers = options.list("vhost-user").map((text, index) => {
-      const group = parseGroup("vhost-user", text, { "": ["socket", "device"] });
-      return { socket: group.required("socket"), device: group.number("device", 0, 65535, index) };
-    });
+    if (options.flag("print-capabilities")) {
+      // The form of QEMU's back-end program conventions (docs/interop/vhost-user.rst).
+      console.log(JSON.stringify({ type: "net" }));
+      return Promise.resolve(0);
+    }
+    const vhostUsers = options.list("vhost-user").map(parseVhostUser);
     const numbers = new Set(vhostUsers.map(({ device }) => device));
     if (numbers.size < vhostUsers.length) {
       throw new UsageError(

@@ -6,7 +6,7 @@
  */
 
 import { allocate } from "./arena.ts";
-import { Fd, openFile } from "./fd.ts";
+import { type Fd, openFile } from "./fd.ts";
 import { check, libc } from "./libc.ts";
 import { fillInterfaceRequest, IFREQ_SIZE, IFREQ_UNION, interfaceRequestName } from "./netdev.ts";
 

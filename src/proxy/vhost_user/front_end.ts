@@ -18,6 +18,7 @@ import { clearEventFd, signalEventFd } from "../../linux/eventfd.ts";
 import { type Fd, setNonBlocking } from "../../linux/fd.ts";
 import { type Deferred, EPOLLIN, type Reactor } from "../../linux/reactor.ts";
 import { UnixStream } from "../../linux/unix_socket.ts";
+import { MAX_WINDOWS } from "../../memory/mod.ts";
 import { RingFeature, Status } from "../../message/features.ts";
 import type { Log } from "../../observe/log.ts";
 import { PeerLost, type RemoteDevice } from "../../transport/driver_side.ts";
@@ -249,6 +250,11 @@ export class FrontEnd implements Wanted, Disposable {
         return undefined;
       case Request.SET_MEM_TABLE:
         return await this.#setMemoryTable(message);
+      case Request.GET_MAX_MEM_SLOTS:
+        return words(MAX_WINDOWS, 0);
+      case Request.ADD_MEM_REG:
+      case Request.REM_MEM_REG:
+        return await this.#changeRegion(message);
       case Request.SET_VRING_NUM:
         this.#vring(u32(payload, 0)).size = u32(payload, 4);
         return undefined;
@@ -325,6 +331,25 @@ export class FrontEnd implements Wanted, Disposable {
       return before.find((old) => old.shows(mapped)) ?? mapped;
     });
     this.memory = new MemoryTable(table);
+    await this.#apply();
+    return undefined;
+  }
+
+  /** ADD_MEM_REG, REM_MEM_REG: one region more or less. */
+  async #changeRegion(message: FrontEndMessage): Promise<undefined> {
+    const region = protocol.parseSingleRegion(message.payload);
+    const adds = message.request === Request.ADD_MEM_REG;
+    if (region === undefined || (adds && message.fds.length !== 1)) {
+      throw new VmsgError("BAD_REQUEST", "the front end sent a malformed memory region");
+    }
+    const before = this.memory?.regions ?? [];
+    if (adds) {
+      const mapped = new MappedRegion(region, message.fds.shift()!);
+      this.#regions.add(mapped);
+      this.memory = new MemoryTable([...before, mapped]);
+    } else {
+      this.memory = new MemoryTable(before.filter((other) => !other.isAt(region)));
+    }
     await this.#apply();
     return undefined;
   }

@@ -34,6 +34,13 @@ export class MappedRegion implements Disposable {
     return this.#identity === other.#identity;
   }
 
+  /** True if this is the region that REM_MEM_REG describes; its offset there means nothing. */
+  isAt({ guestAddress, size, userAddress }: Region): boolean {
+    const { region } = this;
+    return region.guestAddress === guestAddress && region.size === size &&
+      region.userAddress === userAddress;
+  }
+
   /** Shows the region in an address space; the reason if it overlaps another. */
   addTo(space: AddressSpace): string | undefined {
     return space.add(this.region.guestAddress, this.region.size, this.#mapping, this.#slack);

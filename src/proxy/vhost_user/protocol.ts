@@ -25,6 +25,9 @@ export const Request = {
   SET_BACKEND_REQ_FD: 21,
   GET_CONFIG: 24,
   SET_CONFIG: 25,
+  GET_MAX_MEM_SLOTS: 36,
+  ADD_MEM_REG: 37,
+  REM_MEM_REG: 38,
   SET_STATUS: 39,
   GET_STATUS: 40,
 } as const;
@@ -45,6 +48,7 @@ export const ProtocolFeature = {
   REPLY_ACK: 3,
   BACKEND_REQ: 5,
   CONFIG: 9,
+  CONFIGURE_MEM_SLOTS: 15,
   STATUS: 16,
 } as const;
 
@@ -87,18 +91,24 @@ export function getUint64(view: DataView, at: number): number {
   return view.getUint32(at, true) + view.getUint32(at + 4, true) * 0x1_0000_0000;
 }
 
-/** Reads SET_MEM_TABLE's payload; undefined if it is malformed. */
+function parseRegion(payload: DataView, at: number): Region {
+  return {
+    guestAddress: getUint64(payload, at),
+    size: getUint64(payload, at + 8),
+    userAddress: getUint64(payload, at + 16),
+    fileOffset: getUint64(payload, at + 24),
+  };
+}
+
+/** Reads SET_MEM_TABLE's payload, u32 count, u32 0, regions; undefined if it is malformed. */
 export function parseRegions(payload: DataView): Region[] | undefined {
   if (payload.byteLength < 8) return undefined;
   const count = payload.getUint32(0, true);
   if (count > MAX_REGIONS || payload.byteLength < 8 + 32 * count) return undefined;
-  return Array.from({ length: count }, (_, i) => {
-    const at = 8 + 32 * i;
-    return {
-      guestAddress: getUint64(payload, at),
-      size: getUint64(payload, at + 8),
-      userAddress: getUint64(payload, at + 16),
-      fileOffset: getUint64(payload, at + 24),
-    };
-  });
+  return Array.from({ length: count }, (_, i) => parseRegion(payload, 8 + 32 * i));
+}
+
+/** Reads ADD_MEM_REG's and REM_MEM_REG's payload, u64 0, one region; undefined if it is malformed. */
+export function parseSingleRegion(payload: DataView): Region | undefined {
+  return payload.byteLength < 40 ? undefined : parseRegion(payload, 8);
 }

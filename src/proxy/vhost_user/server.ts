@@ -1,30 +1,42 @@
 /**
- * The vhost-user back end of `vmsg proxy`: a socket for one device number.
+ * The vhost-user back end of `vmsg proxy`: where the front ends of one device number come from.
  *
- * It listens; QEMU and User-Mode Linux connect. One front end is served at a time; the next one waits
- * in the socket's backlog until the first is gone and the device has been reset.
+ *     listen    a socket of ours; QEMU and User-Mode Linux connect to it
+ *     connect   a socket of QEMU's (`-chardev socket,server=on`); tried until somebody is there
+ *     fd        a connection that was inherited; when it ends, so does the proxy
+ *
+ * One front end is served at a time; the next one waits in the socket's backlog until the first is gone
+ * and the device has been reset.
  */
 
 import { allocate } from "../../linux/arena.ts";
-import { EPOLLIN, type Reactor } from "../../linux/reactor.ts";
-import { listenUnix, type UnixListener } from "../../linux/unix_socket.ts";
+import { Fd } from "../../linux/fd.ts";
+import { EPOLLIN, type Reactor, type Timer } from "../../linux/reactor.ts";
+import { connectUnix, listenUnix, type UnixListener, UnixStream } from "../../linux/unix_socket.ts";
 import type { Log } from "../../observe/log.ts";
 import type { DriverSide, PeerListener, RemoteDevice } from "../../transport/driver_side.ts";
 import { FrontEndConnection, MESSAGE_BUFFER_SIZE } from "./connection.ts";
 import { FrontEnd } from "./front_end.ts";
 
+/** How often a connecting back end tries. */
+const RETRY_MS = 50;
+
 /** Options of `--vhost-user ...`. */
 export interface VhostUserOptions {
-  readonly socket: string;
+  readonly source:
+    | { readonly kind: "listen" | "connect"; readonly socket: string }
+    | { readonly kind: "fd"; readonly number: number };
   /** The device number on the bus. */
   readonly device: number;
 }
 
 /** See the head of this file. */
 export class VhostUserServer implements PeerListener, Disposable {
-  readonly #listener: UnixListener;
   readonly #buffer = allocate(MESSAGE_BUFFER_SIZE);
   readonly #device: RemoteDevice;
+  readonly #name: string;
+  readonly #retry: Timer;
+  #listener: UnixListener | undefined;
   #frontEnd: FrontEnd | undefined;
 
   constructor(
@@ -33,11 +45,31 @@ export class VhostUserServer implements PeerListener, Disposable {
     readonly options: VhostUserOptions,
     readonly log: Log,
   ) {
-    this.#listener = listenUnix(options.socket);
-    this.#device = side.device(options.device);
+    const { source, device } = options;
+    this.#device = side.device(device);
+    this.#name = source.kind === "fd"
+      ? `vhost-user fd ${source.number}`
+      : `vhost-user ${source.socket}`;
+    this.#retry = reactor.timer(() => this.#connect());
     side.listen(this);
-    reactor.watch(this.#listener.fd, EPOLLIN, () => this.#accept());
-    log.info(`vhost-user socket ${options.socket}: waiting for a front end`);
+    if (source.kind === "fd") {
+      this.#serve(new UnixStream(new Fd(source.number)));
+      return;
+    }
+    log.info(`${this.#name}: waiting for a front end`);
+    if (source.kind === "connect") this.#connect();
+    else this.#listen(source.socket);
+  }
+
+  #listen(path: string): void {
+    const listener = listenUnix(path);
+    this.#listener = listener;
+    this.reactor.watch(listener.fd, EPOLLIN, () => {
+      const stream = listener.accept();
+      if (stream === undefined) return;
+      this.reactor.rewatch(listener.fd, 0);
+      this.#serve(stream);
+    });
   }
 
   ready(): void {
@@ -48,11 +80,15 @@ export class VhostUserServer implements PeerListener, Disposable {
     this.#frontEnd?.deviceLost();
   }
 
-  #accept(): void {
-    const stream = this.#listener.accept();
-    if (stream === undefined) return;
-    this.reactor.rewatch(this.#listener.fd, 0);
-    this.log.info(`vhost-user socket ${this.options.socket}: a front end is there`);
+  #connect(): void {
+    const { source } = this.options;
+    const stream = source.kind === "connect" ? connectUnix(source.socket) : undefined;
+    if (stream === undefined) this.#retry.arm(RETRY_MS);
+    else this.#serve(stream);
+  }
+
+  #serve(stream: UnixStream): void {
+    this.log.info(`${this.#name}: a front end is there`);
     const connection = new FrontEndConnection(
       stream,
       this.reactor,
@@ -65,16 +101,25 @@ export class VhostUserServer implements PeerListener, Disposable {
     this.reactor.spawn(async () => {
       await frontEnd.serve();
       this.#frontEnd = undefined;
-      this.log.info(
-        `vhost-user socket ${this.options.socket}: ${connection.closed}; waiting for a front end`,
-      );
       frontEnd[Symbol.dispose]();
-      this.reactor.rewatch(this.#listener.fd, EPOLLIN);
+      this.#next(connection.closed ?? "done");
     });
+  }
+
+  #next(reason: string): void {
+    if (this.options.source.kind === "fd") {
+      this.log.info(`${this.#name}: ${reason}`);
+      return this.reactor.stop();
+    }
+    this.log.info(`${this.#name}: ${reason}; waiting for a front end`);
+    if (this.#listener === undefined) this.#retry.arm(RETRY_MS);
+    else this.reactor.rewatch(this.#listener.fd, EPOLLIN);
   }
 
   [Symbol.dispose](): void {
     this.#frontEnd?.[Symbol.dispose]();
+    this.reactor.dropTimer(this.#retry);
+    if (this.#listener === undefined) return;
     this.reactor.unwatch(this.#listener.fd);
     this.#listener[Symbol.dispose]();
   }

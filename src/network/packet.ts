@@ -1,0 +1,279 @@
+/**
+ * A real network card as a network port, by a packet socket: the guest is one more station on its wire.
+ *
+ * Theory of operation. The socket is promiscuous, sees every frame that comes in and none that the host
+ * itself sends (so the host and the guest cannot talk to one another through it, as with macvlan; use a
+ * TAP in a bridge for that). The kernel's header has 10 bytes, without num_buffers: prefixed_segments.ts
+ * puts it in front of the guest's pages, so the payload is moved by one writev or readv all the same.
+ *
+ * Offloads. Towards the wire the kernel does what the header asks for. From the wire come
+ *
+ *   - frames whose checksum is left to the receiver (from containers and VMs on this host): a driver
+ *     that did not accept GUEST_CSUM gets it filled in here;
+ *   - frames merged by the kernel (GRO) or the card (LRO), up to 64 KiB: a driver that accepted
+ *     GUEST_TSO4 or GUEST_TSO6 gets them whole. For any other one merging is switched off on the interface
+ *     while the port is open; frames that are large all the same (a veth peer sends such) are dropped,
+ *     counted in `tooLarge`, and told once.
+ *
+ * VLAN tags that the card takes off would be lost: tagged frames are not received (packet_socket.ts).
+ *
+ * States of the link: up while the interface has a carrier, down otherwise and for good when it is gone;
+ * frames that the guest sends then are lost, as on a cable.
+ */
+
+import { LinuxError, VmsgError } from "../linux/errors.ts";
+import type { Fd } from "../linux/fd.ts";
+import { LinkWatch } from "../linux/link_watch.ts";
+import { mapAnonymous, type Mapping } from "../linux/mapping.ts";
+import {
+  bringInterfaceUp,
+  checkInterfaceName,
+  IFF_RUNNING,
+  IFF_UP,
+  interfaceFlags,
+  interfaceIndex,
+  interfaceMtu,
+  type ReceiveMerging,
+  receiveMerging,
+  setReceiveMerging,
+} from "../linux/netdev.ts";
+import { openPacketSocket, PACKET_HEADER_SIZE } from "../linux/packet_socket.ts";
+import type { Reactor } from "../linux/reactor.ts";
+import type { SegmentList } from "../memory/mod.ts";
+import { limitedLog, type Log } from "../observe/log.ts";
+import { FrameDescriptor } from "./frame_descriptor.ts";
+import {
+  FRAME_OVERHEAD,
+  hasFeature,
+  LARGE_FRAME_ROOM,
+  Offload,
+  takesLargeFrames,
+} from "./offloads.ts";
+import {
+  NET_HEADER_SIZE,
+  type NetworkPort,
+  NUM_BUFFERS_OFFSET,
+  type PortListener,
+} from "./port.ts";
+import { PrefixedSegments } from "./prefixed_segments.ts";
+import { addBytes, checksumOf } from "./responder/checksum.ts";
+
+/** What the port is. */
+export interface PacketOptions {
+  /** The interface's name. */
+  readonly name: string;
+  /** False to offer the guest no checksum and segmentation offloads; default true. */
+  readonly offloads?: boolean;
+}
+
+const FEATURES = [
+  Offload.CSUM,
+  Offload.GUEST_CSUM,
+  Offload.GUEST_TSO4,
+  Offload.GUEST_TSO6,
+  Offload.GUEST_ECN,
+  Offload.HOST_TSO4,
+  Offload.HOST_TSO6,
+  Offload.HOST_ECN,
+];
+
+/** Fields of struct virtio_net_hdr. */
+const FLAGS = 0;
+const GSO_TYPE = 1;
+const CHECKSUM_START = 6;
+const CHECKSUM_OFFSET = 8;
+const NEEDS_CHECKSUM = 1;
+const GSO_TCP4 = 1;
+const GSO_TCP6 = 4;
+const GSO_ECN = 0x80;
+
+/** Frames dropped in a row before others get their turn. */
+const MAX_DROPS = 16;
+const BOUNCE_SIZE = 65536;
+
+/** See the head of this file. */
+export class PacketPort implements NetworkPort {
+  readonly description: string;
+  readonly features: readonly number[];
+  /** The largest payload of a frame, in bytes: what the device should tell its driver. */
+  readonly mtu: number;
+  readonly #name: string;
+  readonly #index: number;
+  readonly #fd: Fd;
+  readonly #frames: FrameDescriptor;
+  readonly #out = new PrefixedSegments(PACKET_HEADER_SIZE);
+  readonly #in = new PrefixedSegments(PACKET_HEADER_SIZE);
+  readonly #bounce: Mapping = mapAnonymous(BOUNCE_SIZE);
+  readonly #bounceBytes: Uint8Array = new Uint8Array(this.#bounce.buffer);
+  readonly #counters = { tooLarge: 0, checksums: 0 };
+  readonly #warn: (line: string) => void;
+  #merging: ReceiveMerging | undefined;
+  #room: number;
+  #checksums = false;
+  #tcp4 = false;
+  #tcp6 = false;
+  #ecn = false;
+  #listener: PortListener | undefined;
+  #watch: LinkWatch | undefined;
+
+  /**
+   * Opens the socket and brings the interface up if it is not.
+   *
+   * @throws VmsgError with a line for people
+   */
+  constructor(options: PacketOptions, readonly reactor: Reactor, log: Log) {
+    const name = options.name;
+    checkInterfaceName(name);
+    this.#name = name;
+    this.description = `interface ${name}`;
+    this.features = options.offloads === false ? [] : FEATURES;
+    this.#warn = limitedLog((line) => log.warn(line), 60_000);
+    this.#index = interfaceIndex(name);
+    if (this.#index === 0) {
+      throw new VmsgError("NO_INTERFACE", `there is no interface ${name}: see ip link`);
+    }
+    this.mtu = interfaceMtu(name);
+    this.#room = this.mtu + FRAME_OVERHEAD + NET_HEADER_SIZE;
+    this.#fd = open(name, this.#index);
+    this.#frames = new FrameDescriptor(this.#fd, reactor);
+    try {
+      bringInterfaceUp(name);
+    } catch (error) {
+      if (!(error instanceof LinuxError)) throw error;
+      log.warn(`${error.message}: the link stays down until somebody does it`);
+    }
+  }
+
+  /** What went through, what the kernel refused, and what was dropped or mended here. */
+  get counters(): Readonly<Record<string, number>> {
+    return { ...this.#frames.counters, ...this.#counters };
+  }
+
+  setFeatures(words: Uint32Array): void {
+    const large = takesLargeFrames(words);
+    this.#room = large ? LARGE_FRAME_ROOM : this.mtu + FRAME_OVERHEAD + NET_HEADER_SIZE;
+    this.#checksums = hasFeature(words, Offload.GUEST_CSUM);
+    this.#tcp4 = hasFeature(words, Offload.GUEST_TSO4);
+    this.#tcp6 = hasFeature(words, Offload.GUEST_TSO6);
+    this.#ecn = hasFeature(words, Offload.GUEST_ECN);
+    if (!large && this.#merging === undefined) {
+      this.#merging = receiveMerging(this.#name);
+      setReceiveMerging(this.#name, { gro: false, lro: false });
+    } else if (large) this.#restoreMerging();
+  }
+
+  #restoreMerging(): void {
+    if (this.#merging === undefined) return;
+    // Only what this port switched off is switched on again.
+    const { gro, lro } = this.#merging;
+    setReceiveMerging(this.#name, { gro: gro || undefined, lro: lro || undefined });
+    this.#merging = undefined;
+  }
+
+  open(listener: PortListener): void {
+    this.#listener = listener;
+    this.#frames.open(listener);
+    const tell = (flags: number) => {
+      const wanted = IFF_UP | IFF_RUNNING;
+      listener.link((flags & wanted) === wanted);
+    };
+    this.#watch = new LinkWatch(this.reactor, this.#name, this.#index, (flags) => {
+      tell(flags ?? 0);
+      if (flags === undefined) this.#warn(`${this.description} is gone`);
+    });
+    try {
+      tell(interfaceFlags(this.#name));
+    } catch (error) {
+      if (!(error instanceof LinuxError)) throw error;
+      tell(0);
+    }
+  }
+
+  send(frame: SegmentList): boolean {
+    if (frame.length <= NET_HEADER_SIZE) return true;
+    const count = this.#out.assemble(frame, 0);
+    if (count === 0) return true;
+    frame.copyOut(0, this.#out.prefix.address, PACKET_HEADER_SIZE);
+    return this.#frames.write(this.#out.address, count);
+  }
+
+  nextLength(): number {
+    return this.#frames.readable ? this.#room : 0;
+  }
+
+  receive(into: SegmentList, first: number): number {
+    const count = this.#in.assembleWithSuffix(into, first);
+    if (count === 0) return 0;
+    for (let drops = 0; drops < MAX_DROPS; drops++) {
+      const read = this.#frames.read(this.#in.address, count);
+      if (read === 0) return 0;
+      const length = read + NET_HEADER_SIZE - PACKET_HEADER_SIZE;
+      if (length > this.#room || !this.#isTaken()) {
+        this.#counters.tooLarge++;
+        this.#warn(
+          `${this.description}: frames larger than the guest takes are dropped; ` +
+            `switch merging off where they come from (ethtool -K ... tso off gro off lro off)`,
+        );
+        continue;
+      }
+      if (!this.#checksums) this.#finishChecksum(into, first, length);
+      into.copyIn(0, this.#in.prefix.address, PACKET_HEADER_SIZE, first);
+      into.setUint16(NUM_BUFFERS_OFFSET, 1, first);
+      return length;
+    }
+    this.#listener?.readable();
+    return 0;
+  }
+
+  /** Whether the driver accepted frames of the kind that was read. */
+  #isTaken(): boolean {
+    const type = this.#in.prefix.view.getUint8(GSO_TYPE);
+    if (type === 0) return true;
+    if ((type & GSO_ECN) !== 0 && !this.#ecn) return false;
+    const protocol = type & ~GSO_ECN;
+    return (protocol === GSO_TCP4 && this.#tcp4) || (protocol === GSO_TCP6 && this.#tcp6);
+  }
+
+  /** Fills in the checksum that the sender left to us; the header then says nothing. */
+  #finishChecksum(into: SegmentList, first: number, length: number): void {
+    const header = this.#in.prefix.view;
+    const needed = (header.getUint8(FLAGS) & NEEDS_CHECKSUM) !== 0;
+    header.setUint8(FLAGS, 0);
+    if (!needed) return;
+    const start = NET_HEADER_SIZE + header.getUint16(CHECKSUM_START, true);
+    const field = start + header.getUint16(CHECKSUM_OFFSET, true);
+    const size = length - start;
+    if (size <= 0 || size > BOUNCE_SIZE || field + 2 > length) return;
+    into.copyOut(start, this.#bounce.address, size, first);
+    // The field holds the pseudo header's sum already. A UDP checksum of 0 would mean none.
+    const checksum = checksumOf(addBytes(0, this.#bounceBytes, 0, size)) || 0xffff;
+    into.setUint16(field, (checksum >>> 8) | ((checksum & 0xff) << 8), first);
+    this.#counters.checksums++;
+  }
+
+  discard(): void {
+    this.#frames.discard();
+  }
+
+  [Symbol.dispose](): void {
+    this.#restoreMerging();
+    this.#watch?.[Symbol.dispose]();
+    this.#frames[Symbol.dispose]();
+    this.#fd[Symbol.dispose]();
+    this.#bounce[Symbol.dispose]();
+  }
+}
+
+function open(name: string, index: number): Fd {
+  try {
+    return openPacketSocket(index);
+  } catch (error) {
+    if (error instanceof LinuxError && ["EPERM", "EACCES"].includes(error.code)) {
+      throw new VmsgError(
+        "PACKET_PERMISSION",
+        `no permission for a packet socket on interface ${name}: it needs CAP_NET_RAW (run as root)`,
+      );
+    }
+    throw error;
+  }
+}

@@ -1,0 +1,338 @@
+/**
+ * A TAP of the kernel as a network port: the guest's frames enter the host's network there.
+ *
+ * Theory of operation. A frame goes out by one writev straight from the guest's pages and comes in by
+ * one readv straight into them, each with its virtio-net header, which the kernel reads and writes itself.
+ * So whatever the driver accepted of checksum and segmentation offload is the kernel's: a TCP stream
+ * passes in frames of up to 64 KiB.
+ *
+ * The length of the next frame is not known before it is read; room for the largest is asked for: the
+ * MTU's, or 64 KiB if the driver takes segmentation offload. A frame that is longer all the same (the MTU
+ * was raised) is cut by the kernel where the guest's buffers end, and the guest's IP drops it.
+ *
+ * States of the link, as the guest sees it: up while the host's interface is switched on (IFF_UP), down
+ * otherwise and for good when it was deleted. An interface that was moved to another network namespace
+ * keeps its state: from here its flags cannot be seen, but frames pass.
+ *
+ * The interface goes with the process, however that ends, unless it was made persistent or had been
+ * there before. The bridge, the address and the MTU it was given go or stay with it.
+ *
+ * When features are given up (a reset, another driver) the frames that wait are dropped: they may have
+ * been made for what the driver took before.
+ */
+
+import { LinuxError, UsageError, VmsgError } from "../linux/errors.ts";
+import type { Fd } from "../linux/fd.ts";
+import { LinkWatch } from "../linux/link_watch.ts";
+import {
+  addToBridge,
+  bringInterfaceUp,
+  checkInterfaceName,
+  IFF_UP,
+  interfaceFlags,
+  interfaceIndex,
+  interfaceMtu,
+  setInterfaceAddress,
+  setInterfaceMtu,
+} from "../linux/netdev.ts";
+import type { Reactor } from "../linux/reactor.ts";
+import {
+  attachTap,
+  openTun,
+  setTapOffloads,
+  setTapPersistent,
+  setTapSendBuffer,
+  tapExists,
+  TUN_F_CSUM,
+  TUN_F_TSO4,
+  TUN_F_TSO6,
+  TUN_F_TSO_ECN,
+  TUN_F_USO4,
+  TUN_F_USO6,
+  TUN_PATH,
+} from "../linux/tun.ts";
+import type { SegmentList } from "../memory/mod.ts";
+import { FrameDescriptor } from "./frame_descriptor.ts";
+import {
+  FRAME_OVERHEAD,
+  hasFeature,
+  LARGE_FRAME_ROOM,
+  Offload,
+  takesLargeFrames,
+} from "./offloads.ts";
+import {
+  NET_HEADER_SIZE,
+  type NetworkPort,
+  NUM_BUFFERS_OFFSET,
+  type PortListener,
+} from "./port.ts";
+import { parseIpv4Address } from "./responder/ipv4.ts";
+
+/** What the TAP is. */
+export interface TapOptions {
+  /**
+   * The interface's name, at most 15 bytes; made if it is not there. "tap%d", the default, takes the
+   * first number that is free.
+   */
+  readonly name?: string;
+  /** Whether an interface stays after the process; what it was before unless given. */
+  readonly persistent?: boolean;
+  /** A bridge to add it to. */
+  readonly bridge?: string;
+  /** The host's IPv4 address on it, with prefix: "10.0.2.2/24". */
+  readonly address?: string;
+  /** The largest payload of a frame; the interface's (1500) unless given. */
+  readonly mtu?: number;
+  /** False to offer the guest no checksum and segmentation offloads; default true. */
+  readonly offloads?: boolean;
+  /** Limit of bytes that are under way in the kernel; without it the kernel drops what is too much. */
+  readonly sendBufferSize?: number;
+}
+
+const BASIC_TUN_BITS = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
+const USO_TUN_BITS = TUN_F_USO4 | TUN_F_USO6;
+
+/** What every kernel with TUNSETOFFLOAD does, and what those since 6.2 do as well. */
+const BASIC_FEATURES = [
+  Offload.CSUM,
+  Offload.GUEST_CSUM,
+  Offload.GUEST_TSO4,
+  Offload.GUEST_TSO6,
+  Offload.GUEST_ECN,
+  Offload.HOST_TSO4,
+  Offload.HOST_TSO6,
+  Offload.HOST_ECN,
+];
+const USO_FEATURES = [Offload.GUEST_USO4, Offload.GUEST_USO6, Offload.HOST_USO];
+
+/** See the head of this file. */
+export class TapPort implements NetworkPort {
+  /** The interface's name. */
+  readonly name: string;
+  readonly description: string;
+  readonly features: readonly number[];
+  /** The largest payload of a frame, in bytes: what the device should tell its driver. */
+  readonly mtu: number;
+  readonly #fd: Fd;
+  readonly #frames: FrameDescriptor;
+  #room: number;
+  #tunBits = 0;
+  #watch: LinkWatch | undefined;
+
+  /**
+   * Makes or attaches to the interface and sets it up.
+   *
+   * @throws VmsgError with a line for people
+   */
+  constructor(options: TapOptions, readonly reactor: Reactor) {
+    const name = options.name ?? "tap%d";
+    checkInterfaceName(name);
+    if (options.bridge !== undefined) checkInterfaceName(options.bridge);
+    const address = options.address === undefined ? undefined : parseAddress(options.address);
+    this.#fd = open();
+    try {
+      this.name = attach(this.#fd, name);
+      this.description = `tap ${this.name}`;
+      setUp(this.#fd, this.name, options, address);
+      this.mtu = interfaceMtu(this.name);
+      this.features = options.offloads === false ? [] : probeFeatures(this.#fd);
+    } catch (error) {
+      this.#fd[Symbol.dispose]();
+      throw error;
+    }
+    this.#room = this.mtu + FRAME_OVERHEAD + NET_HEADER_SIZE;
+    this.#frames = new FrameDescriptor(this.#fd, reactor);
+  }
+
+  /** What went through, and what the kernel refused. */
+  get counters(): Readonly<Record<string, number>> {
+    return this.#frames.counters;
+  }
+
+  setFeatures(words: Uint32Array): void {
+    const bits = tunBits(words);
+    this.#room = takesLargeFrames(words)
+      ? LARGE_FRAME_ROOM
+      : this.mtu + FRAME_OVERHEAD + NET_HEADER_SIZE;
+    if (bits === this.#tunBits) return;
+    setTapOffloads(this.#fd, bits);
+    if ((this.#tunBits & ~bits) !== 0) this.#frames.drain();
+    this.#tunBits = bits;
+  }
+
+  open(listener: PortListener): void {
+    this.#frames.open(listener);
+    this.#watch = new LinkWatch(this.reactor, this.name, interfaceIndex(this.name), (flags) => {
+      if (flags !== undefined) listener.link((flags & IFF_UP) !== 0);
+      else if (!tapExists(this.#fd)) listener.link(false);
+    });
+    listener.link((interfaceFlags(this.name) & IFF_UP) !== 0);
+  }
+
+  send(frame: SegmentList): boolean {
+    return this.#frames.write(frame.address, frame.count);
+  }
+
+  nextLength(): number {
+    return this.#frames.readable ? this.#room : 0;
+  }
+
+  receive(into: SegmentList, first: number): number {
+    const length = this.#frames.read(into.addressFrom(first), into.count - first);
+    // The kernel's header ends before num_buffers; those two bytes are left as they were.
+    if (length > 0) into.setUint16(NUM_BUFFERS_OFFSET, 1, first);
+    return length;
+  }
+
+  discard(): void {
+    this.#frames.discard();
+  }
+
+  [Symbol.dispose](): void {
+    this.#watch?.[Symbol.dispose]();
+    this.#frames[Symbol.dispose]();
+    this.#fd[Symbol.dispose]();
+  }
+}
+
+function tunBits(words: Uint32Array): number {
+  if (!hasFeature(words, Offload.GUEST_CSUM)) return 0;
+  let bits = TUN_F_CSUM;
+  if (hasFeature(words, Offload.GUEST_TSO4)) bits |= TUN_F_TSO4;
+  if (hasFeature(words, Offload.GUEST_TSO6)) bits |= TUN_F_TSO6;
+  const tso = (bits & (TUN_F_TSO4 | TUN_F_TSO6)) !== 0;
+  if (tso && hasFeature(words, Offload.GUEST_ECN)) bits |= TUN_F_TSO_ECN;
+  const uso = hasFeature(words, Offload.GUEST_USO4) && hasFeature(words, Offload.GUEST_USO6);
+  return uso ? bits | USO_TUN_BITS : bits;
+}
+
+function probeFeatures(fd: Fd): readonly number[] {
+  let features: readonly number[] = [];
+  if (setTapOffloads(fd, BASIC_TUN_BITS | USO_TUN_BITS)) {
+    features = [...BASIC_FEATURES, ...USO_FEATURES];
+  } else if (setTapOffloads(fd, BASIC_TUN_BITS)) {
+    features = BASIC_FEATURES;
+  }
+  setTapOffloads(fd, 0);
+  return features;
+}
+
+function open(): Fd {
+  try {
+    return openTun();
+  } catch (error) {
+    if (!(error instanceof LinuxError)) throw error;
+    if (["ENOENT", "ENODEV", "ENXIO"].includes(error.code)) {
+      throw new VmsgError(
+        "NO_TUN",
+        `this system has no ${TUN_PATH}, which a TAP needs: load the module tun (modprobe tun)`,
+      );
+    }
+    if (["EACCES", "EPERM"].includes(error.code)) {
+      throw new VmsgError(
+        "TAP_PERMISSION",
+        `no permission to open ${TUN_PATH}: run as root or grant access to that file`,
+      );
+    }
+    throw error;
+  }
+}
+
+function attach(fd: Fd, name: string): string {
+  try {
+    return attachTap(fd, name, NET_HEADER_SIZE);
+  } catch (error) {
+    if (!(error instanceof LinuxError)) throw error;
+    if (error.code === "EPERM") {
+      const exists = interfaceIndex(name) !== 0;
+      throw new VmsgError(
+        "TAP_PERMISSION",
+        exists
+          ? `no permission to use TAP ${name}: it needs CAP_NET_ADMIN, or to be made for this user ` +
+            `(ip tuntap add ${name} mode tap user NAME vnet_hdr)`
+          : `no permission to make TAP ${name}: it needs CAP_NET_ADMIN (run as root), or a TAP that ` +
+            `was made for this user (ip tuntap add ${name} mode tap user NAME vnet_hdr)`,
+      );
+    }
+    if (error.code === "EBUSY") {
+      throw new VmsgError("TAP_IN_USE", `TAP ${name} is in use by another process: end that first`);
+    }
+    if (error.code === "EINVAL" && interfaceIndex(name) !== 0) {
+      throw new VmsgError(
+        "NOT_A_TAP",
+        `interface ${name} is there and is no TAP with one queue: use another name`,
+      );
+    }
+    throw error;
+  }
+}
+
+function setUp(
+  fd: Fd,
+  name: string,
+  options: TapOptions,
+  address: readonly [number, number] | undefined,
+): void {
+  try {
+    if (options.persistent !== undefined) setTapPersistent(fd, options.persistent);
+    if (options.sendBufferSize !== undefined) setTapSendBuffer(fd, options.sendBufferSize);
+    if (options.mtu !== undefined) setInterfaceMtu(name, options.mtu);
+    if (options.bridge !== undefined) joinBridge(options.bridge, name);
+    if (address !== undefined) setInterfaceAddress(name, address[0], address[1]);
+    bringInterfaceUp(name);
+  } catch (error) {
+    if (error instanceof LinuxError && error.code === "EPERM") {
+      throw new VmsgError(
+        "TAP_PERMISSION",
+        `cannot set up TAP ${name} (${error.message}): it needs CAP_NET_ADMIN; or have it set up ` +
+          `and up before`,
+      );
+    }
+    throw error;
+  }
+}
+
+function joinBridge(bridge: string, name: string): void {
+  if (interfaceIndex(bridge) === 0) {
+    throw new VmsgError(
+      "NO_BRIDGE",
+      `there is no bridge ${bridge}: make it (ip link add ${bridge} type bridge; ` +
+        `ip link set ${bridge} up)`,
+    );
+  }
+  try {
+    addToBridge(bridge, name);
+  } catch (error) {
+    if (!(error instanceof LinuxError)) throw error;
+    if (error.code === "EBUSY") {
+      if (bridgeOf(name) === bridge) return;
+      throw new VmsgError("TAP_IN_USE", `TAP ${name} is in another bridge than ${bridge} already`);
+    }
+    if (["EOPNOTSUPP", "EINVAL", "ENOTTY"].includes(error.code)) {
+      throw new VmsgError("NO_BRIDGE", `interface ${bridge} is no bridge that can take ${name}`);
+    }
+    throw error;
+  }
+}
+
+/** The bridge an interface is in, if sysfs shows it. */
+function bridgeOf(name: string): string | undefined {
+  try {
+    return Deno.readLinkSync(`/sys/class/net/${name}/master`).split("/").pop();
+  } catch {
+    return undefined;
+  }
+}
+
+function parseAddress(text: string): readonly [number, number] {
+  const [address, prefix, ...rest] = text.split("/");
+  const bits = Number(prefix);
+  if (rest.length > 0 || !/^\d{1,2}$/.test(prefix ?? "") || bits < 1 || bits > 32) {
+    throw new UsageError(`"${text}" is not an address with a prefix, as in 10.0.2.2/24`);
+  }
+  try {
+    return [parseIpv4Address(address), bits];
+  } catch (error) {
+    throw new UsageError((error as Error).message);
+  }
+}
