@@ -22,7 +22,8 @@ export type { Dialect } from "./layout.ts";
  * - "unknown id": no such message in this dialect
  * - "no answer exists": an answer to an event, or to a request that is not answered
  * - "short": fewer bytes than its layout, or its own count, needs
- * - "long": an event with bytes behind its payload (rule G19)
+ * - "long": an event with bytes behind its payload (rule G19), or `v1`'s GET_DEVICE_INFO answer where
+ *   `v1-2025` is spoken
  * - "bad length": more data named than the layout can hold
  */
 export type Malformed =
@@ -39,6 +40,8 @@ export interface Limits {
   readonly featureBlocks: number;
   /** Bytes of configuration in one GET_CONFIG answer or SET_CONFIG. */
   readonly configBytes: number;
+  /** Bytes of configuration to ask for or to write at once: some peers take fewer than fit. */
+  readonly configChunk: number;
   /** Bytes of configuration in one EVENT_CONFIG. */
   readonly eventBytes: number;
   /** Device bits in one GET_DEVICES answer. */

@@ -7,6 +7,7 @@ import { Revision1Codec } from "./revision1.ts";
 
 const CODECS: Readonly<Record<Dialect, Codec>> = {
   v1: new Revision1Codec("v1"),
+  "v1-2025": new Revision1Codec("v1-2025"),
   proto: new ProtoCodec(),
 };
 

@@ -2,9 +2,13 @@
  * Which dialect a driver side speaks, from the first message it sends (wire document 1.5).
  *
  * The rows of revision 1 are tried first: a `v1` token can look like an `rfc` size, while what an
- * `rfc` message has in the place of the `v1` size is payload or zero. `v1` and `v1-2025` begin with
- * the same bytes, as do `proto`, `alpha` and `p1`: the first of each group is reported, and the others
- * are for an option to choose. The bytes behind a `proto` message are of no interest, since QEMU leaves
+ * `rfc` message has in the place of the `v1` size is payload or zero.
+ *
+ * `v1` and `v1-2025` begin with the same bytes, as do `proto`, `alpha` and `p1`: the first of each group
+ * is reported, and the others are for an option to choose. A device side has no better way: what gives
+ * `v1-2025` away (SET_VQUEUE without an operation, a read of no configuration bytes) comes long after
+ * GET_DEVICE_INFO must have been answered in one form or the other. A driver side sees it by the size of
+ * that answer, 52 bytes or fewer (5N.7), and either codec refuses the other's. The bytes behind a `proto` message are of no interest, since QEMU leaves
  * an older message there.
  */
 

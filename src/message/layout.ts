@@ -11,7 +11,7 @@
 import type { Field, Kind } from "./message.ts";
 
 /** A way of writing messages. */
-export type Dialect = "v1" | "proto";
+export type Dialect = "v1" | "v1-2025" | "proto";
 
 /**
  * What a field's bytes are.
@@ -19,20 +19,24 @@ export type Dialect = "v1" | "proto";
  * | type | bytes |
  * |---|---|
  * | u8 u16 u24 u32 u64 | a number |
+ * | u32/32 | u32: 32 times the number, rounded up when read |
  * | next | u32: bits 0-30 `nextOffset`, bit 31 `nextWrap` (wire document 5N.6) |
  * | uuid | 16 bytes |
  * | words[2] | two u32 feature blocks, `proto`'s u64 |
  * | bytes[8] bytes[16] | that many bytes, of which `length` are meant |
  * | words[count] | `count` u32 feature blocks |
+ * | words[count]+ | the same, and when read, all further blocks that arrived as well |
  * | bytes[length] | `length` bytes |
  * | bytes[length]? | `length` bytes or, with `omitData`, none |
  * | bits[count] | ceil(`count` / 8) bytes |
+ * | bits[count]~ | the same, but when read, a `count` that is no multiple of 8 means: as many as arrived |
  */
 export type Type =
   | "u8"
   | "u16"
   | "u24"
   | "u32"
+  | "u32/32"
   | "u64"
   | "next"
   | "uuid"
@@ -40,9 +44,11 @@ export type Type =
   | "bytes[8]"
   | "bytes[16]"
   | "words[count]"
+  | "words[count]+"
   | "bytes[length]"
   | "bytes[length]?"
-  | "bits[count]";
+  | "bits[count]"
+  | "bits[count]~";
 
 /** Offset behind the header, type, and what it is; the last three names are arrays or nothing. */
 export type LayoutField = readonly [
@@ -59,6 +65,10 @@ export interface Layout {
   readonly fields: readonly LayoutField[];
   /** A value that the dialect does not write because it is always the same. */
   readonly implied?: readonly [Field, number];
+  /** {@link implied} holds only if none of these is 0; otherwise the field is 0. */
+  readonly impliedIf?: readonly Field[];
+  /** A payload of this size or more is another dialect's and refused. */
+  readonly below?: number;
 }
 
 /** How a dialect writes one message. */
@@ -100,6 +110,7 @@ export function typeSize(type: Type): number {
     case "u24":
       return 3;
     case "u32":
+    case "u32/32":
     case "next":
       return 4;
     case "u64":
@@ -110,9 +121,11 @@ export function typeSize(type: Type): number {
     case "bytes[16]":
       return 16;
     case "words[count]":
+    case "words[count]+":
     case "bytes[length]":
     case "bytes[length]?":
     case "bits[count]":
+    case "bits[count]~":
       return 0;
   }
 }
@@ -126,7 +139,7 @@ export function isVariable(type: Type): boolean {
 function arrayOf(type: Type): "words" | "bytes" | "uuid" | undefined {
   if (type === "uuid") return "uuid";
   if (type.startsWith("words")) return "words";
-  return type.startsWith("bytes") || type === "bits[count]" ? "bytes" : undefined;
+  return type.startsWith("bytes") || type.startsWith("bits") ? "bytes" : undefined;
 }
 
 /** Throws if a layout has a gap, an overlap, a wrong size or a type that does not fit its name. */

@@ -12,6 +12,8 @@
  * a Number; above 2^53 it has lost low bits, and whoever uses it as an address rejects it.
  */
 
+import type { Dialect } from "./layout.ts";
+
 /** Every message of every dialect. The values are positions in {@link Message}-indexed tables. */
 export const Kind = {
   GET_DEVICE_INFO: 0,
@@ -53,11 +55,14 @@ export type Kind = typeof Kind[keyof typeof Kind];
 /** How many kinds there are: the length of a table indexed by kind. */
 export const KIND_COUNT: number = Object.keys(Kind).length;
 
-/** SET_VQUEUE's state operation and GET_VQUEUE's flag in `v1`: the queue is enabled. */
+/**
+ * SET_VQUEUE's state operation and GET_VQUEUE's flag: the queue is enabled. `v1-2025` writes neither;
+ * its codec fills them in: SET_VQUEUE enables, and a queue with a size and a used ring is enabled.
+ */
 export const QUEUE_ENABLED: number = 1;
 /** ADD_MEMORY's and REMOVE_MEMORY's flag: confined mode's segment, no descriptor comes along. */
 export const MEMORY_SEGMENT: number = 1;
-/** EVENT_DEVICE's states (wire document 5N.2). */
+/** EVENT_DEVICE's states (wire document 5N.2); `v1-2025` calls this one READY. */
 export const DEVICE_ADDED: number = 1;
 /** See {@link DEVICE_ADDED}. */
 export const DEVICE_REMOVED: number = 2;
@@ -73,6 +78,7 @@ export type Field = Exclude<
   keyof Message,
   | "kind"
   | "response"
+  | "dialect"
   | "device"
   | "token"
   | "size"
@@ -139,6 +145,8 @@ export class Message {
   kind: Kind = Kind.GET_DEVICE_INFO;
   /** True for the answer to a request, false for a request or an event. */
   response = false;
+  /** The dialect it was last decoded from or encoded to; only text depends on it. */
+  dialect: Dialect | undefined = undefined;
   /** The device number; 0 for a bus message. */
   device = 0;
   /** Pairs an answer with its request; 0 in events and in dialects without tokens. */
@@ -148,7 +156,10 @@ export class Message {
 
   /** Values of the number fields; use the names, this is for codecs. */
   readonly numbers: Float64Array;
-  /** Feature blocks: element n is block `index + n`, `count` of them are meant. */
+  /**
+   * Feature blocks: element n is block `index + n`, `count` of them are meant. In `v1-2025` there may be
+   * more: a Rust front end answers two blocks and counts one, and whoever asked for two may read two.
+   */
   readonly words: Uint32Array;
   /** Configuration data (`length` bytes), or GET_DEVICES' bitmap (`count` bits, low bit first). */
   readonly bytes: Uint8Array;
@@ -165,7 +176,7 @@ export class Message {
   declare deviceId: number;
   /** Who made the device; 0x554d4551 is every QEMU device. */
   declare vendorId: number;
-  /** 32-bit feature blocks the device has. */
+  /** 32-bit feature blocks the device has; `v1-2025` writes 32 times that. */
   declare featureBlocks: number;
   /** Bytes of the configuration space. */
   declare configSize: number;
@@ -249,6 +260,7 @@ export class Message {
   reset(kind: Kind, response: boolean): void {
     this.kind = kind;
     this.response = response;
+    this.dialect = undefined;
     this.device = 0;
     this.token = 0;
     this.size = 0;

@@ -21,6 +21,7 @@ const NEXT = 5;
 const UUID = 6;
 const WORDS = 7;
 const BYTES = 8;
+const TIMES_32 = 9;
 
 const TWO_32 = 4294967296;
 const NEXT_OFFSET = positionOf("nextOffset");
@@ -31,6 +32,7 @@ const OPERATION: Readonly<Record<Type, number>> = {
   u16: U16,
   u24: U24,
   u32: U32,
+  "u32/32": TIMES_32,
   u64: U64,
   next: NEXT,
   uuid: UUID,
@@ -38,13 +40,22 @@ const OPERATION: Readonly<Record<Type, number>> = {
   "bytes[8]": BYTES,
   "bytes[16]": BYTES,
   "words[count]": WORDS,
+  "words[count]+": WORDS,
   "bytes[length]": BYTES,
   "bytes[length]?": BYTES,
   "bits[count]": BYTES,
+  "bits[count]~": BYTES,
 };
 
 /** What the variable part's size is computed from. */
-type Tail = "none" | "words[count]" | "bytes[length]" | "bytes[length]?" | "bits[count]";
+type Tail =
+  | "none"
+  | "words[count]"
+  | "words[count]+"
+  | "bytes[length]"
+  | "bytes[length]?"
+  | "bits[count]"
+  | "bits[count]~";
 
 /** One compiled payload. */
 export class Program {
@@ -59,6 +70,10 @@ export class Program {
   readonly #capacity: number;
   readonly #impliedPosition: number;
   readonly #impliedValue: number;
+  /** Positions of what must not be 0 for that. */
+  readonly #impliedIf: Uint8Array;
+  /** Payloads of this size are refused. */
+  readonly #below: number;
 
   /** Compiles a layout that {@link checkLayout} has accepted. */
   constructor(layout: Layout) {
@@ -78,6 +93,8 @@ export class Program {
     this.#capacity = fixedBytes === undefined ? 0 : Number(/\d+/.exec(fixedBytes[1])![0]);
     this.#impliedPosition = layout.implied ? positionOf(layout.implied[0]) : -1;
     this.#impliedValue = layout.implied ? layout.implied[1] : 0;
+    this.#impliedIf = Uint8Array.from(layout.impliedIf ?? [], positionOf);
+    this.#below = layout.below ?? Infinity;
   }
 
   /** Bytes this message's payload has. */
@@ -90,12 +107,14 @@ export class Program {
       case "none":
         return 0;
       case "words[count]":
+      case "words[count]+":
         return 4 * message.count;
       case "bytes[length]":
         return message.length;
       case "bytes[length]?":
         return message.omitData === 0 ? message.length : 0;
       case "bits[count]":
+      case "bits[count]~":
         return Math.ceil(message.count / 8);
     }
   }
@@ -124,6 +143,10 @@ export class Program {
         case U32:
           view.setUint32(to, numbers[operand]!, true);
           break;
+        case TIMES_32:
+          // What was rounded up to 2^32 does not turn into 0.
+          view.setUint32(to, Math.min(32 * numbers[operand]!, TWO_32 - 1), true);
+          break;
         case U64:
           encodeU64(view, to, numbers[operand]!);
           break;
@@ -144,7 +167,7 @@ export class Program {
     }
     if (this.#tail === "none") return;
     const size = this.#tailSize(message);
-    if (this.#tail === "words[count]") encodeWords(message, view, at + this.size, size / 4);
+    if (this.#tail.startsWith("words")) encodeWords(message, view, at + this.size, size / 4);
     else encodeBytes(message, view, at + this.size, size);
   }
 
@@ -162,6 +185,7 @@ export class Program {
     message: Message,
   ): Malformed | undefined {
     if (available < this.size) return "short";
+    if (available >= this.#below) return "long";
     const operations = this.#operations;
     const numbers = message.numbers;
     for (let i = 0; i < operations.length; i++) {
@@ -179,6 +203,9 @@ export class Program {
           break;
         case U32:
           numbers[operand] = view.getUint32(from, true);
+          break;
+        case TIMES_32:
+          numbers[operand] = Math.ceil(view.getUint32(from, true) / 32);
           break;
         case U64:
           numbers[operand] = view.getUint32(from, true) + TWO_32 * view.getUint32(from + 4, true);
@@ -201,11 +228,12 @@ export class Program {
       }
     }
     if (this.#capacity !== 0 && message.length > this.#capacity) return "bad length";
-    if (this.#impliedPosition >= 0) numbers[this.#impliedPosition] = this.#impliedValue;
+    if (this.#impliedPosition >= 0) this.#imply(numbers);
     if (this.#tail === "none") return exact && available !== this.size ? "long" : undefined;
 
-    let size = this.#tailSize(message);
     const room = available - this.size;
+    if (this.#tail === "bits[count]~" && message.count % 8 !== 0) message.count = 8 * room;
+    let size = this.#tailSize(message);
     if (this.#tail === "bytes[length]?" && size > room) {
       // With fewer bytes than it names, the answer is the form without data; the rest is ignored.
       message.omitData = 1;
@@ -213,9 +241,18 @@ export class Program {
     }
     if (size > room) return "short";
     if (exact && size !== room) return "long";
-    if (this.#tail === "words[count]") decodeWords(message, view, at + this.size, size / 4);
-    else decodeBytes(message, view, at + this.size, size);
+    const from = at + this.size;
+    if (this.#tail === "words[count]") decodeWords(message, view, from, size / 4);
+    else if (this.#tail === "words[count]+") decodeWords(message, view, from, room >>> 2);
+    else decodeBytes(message, view, from, size);
     return undefined;
+  }
+
+  #imply(numbers: Float64Array): void {
+    for (const position of this.#impliedIf) {
+      if (numbers[position] === 0) return;
+    }
+    numbers[this.#impliedPosition] = this.#impliedValue;
   }
 }
 

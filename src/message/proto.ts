@@ -31,7 +31,13 @@ export class ProtoCodec implements Codec {
   readonly slotSize: number = SLOT;
   readonly hasTokens: boolean = false;
   // QEMU aborts on configuration accesses of other than 1, 2 or 4 bytes (2.3).
-  readonly limits: Limits = { featureBlocks: 2, configBytes: 4, eventBytes: 16, deviceBits: 0 };
+  readonly limits: Limits = {
+    featureBlocks: 2,
+    configBytes: 4,
+    configChunk: 4,
+    eventBytes: 16,
+    deviceBits: 0,
+  };
 
   readonly #kinds = new Uint8Array(256).fill(NO_KIND);
   readonly #ids = new Uint8Array(KIND_COUNT);
@@ -63,6 +69,7 @@ export class ProtoCodec implements Codec {
     view.setUint8(offset + 1, this.#ids[kind]!);
     view.setUint16(offset + 2, message.device, true);
     program.encode(message, view, offset + HEADER);
+    message.dialect = "proto";
     message.size = MESSAGE;
     return MESSAGE;
   }
@@ -75,6 +82,7 @@ export class ProtoCodec implements Codec {
     const program = response ? this.#responses[kind] : this.#requests[kind];
     if (program === undefined) return "no answer exists";
     message.reset(kind as Kind, response);
+    message.dialect = "proto";
     message.device = view.getUint16(offset + 2, true);
     message.size = MESSAGE;
     return program.decode(view, offset + HEADER, MESSAGE - HEADER, false, message);

@@ -1,10 +1,10 @@
 /**
- * The 8-byte header of revision 1: dialect `v1`, and later `v1-2025`, which differs in layouts only.
+ * The 8-byte header of revision 1: dialects `v1` and `v1-2025`, which differ in layouts.
  *
  * Header (wire document 5N.1): u8 type, u8 id, u16 device, u16 token, u16 size of header and payload.
  * Type bit 0 is the answer, bit 1 the bus message, the rest is sent 0 and ignored (rule G4). Requests
  * and answers may be longer than their layout, which leaves room for later revisions; events are
- * exact (G19). Behind the size a writer puts zeros up to the end of the slot (B16), since a slot
+ * exact in `v1` (G19), while the peers of `v1-2025` check only that they are long enough. Behind the size a writer puts zeros up to the end of the slot (B16), since a slot
  * still holds an older message, and a reader looks at none of it (G6).
  */
 
@@ -23,6 +23,9 @@ const RESPONSE = 1;
 const BUS = 2;
 const NO_KIND = 255;
 
+/** QEMU has 48-byte buffers in `v1-2025` and answers to no access to more (wire document 6.1). */
+const QEMU_CONFIG = 48 - 20;
+
 /** A codec for messages of at most 64 bytes. */
 export class Revision1Codec implements Codec {
   readonly dialect: Dialect;
@@ -30,24 +33,27 @@ export class Revision1Codec implements Codec {
   readonly maxSize: number = SLOT;
   readonly slotSize: number = SLOT;
   readonly hasTokens: boolean = true;
-  readonly limits: Limits = {
-    featureBlocks: (SLOT - 16) / 4,
-    configBytes: SLOT - 20,
-    eventBytes: SLOT - 24,
-    deviceBits: 8 * (SLOT - 14),
-  };
+  readonly limits: Limits;
 
   /** Kind by id, bus messages from 256 on. */
   readonly #kinds = new Uint8Array(512).fill(NO_KIND);
   readonly #ids = new Uint8Array(KIND_COUNT);
   readonly #busBits = new Uint8Array(KIND_COUNT);
-  readonly #events = new Uint8Array(KIND_COUNT);
+  /** Whose size must be exact. */
+  readonly #exact = new Uint8Array(KIND_COUNT);
   readonly #requests: (Program | undefined)[] = [];
   readonly #responses: (Program | undefined)[] = [];
 
   /** Compiles the dialect's part of the table. */
   constructor(dialect: Dialect) {
     this.dialect = dialect;
+    this.limits = {
+      featureBlocks: (SLOT - 16) / 4,
+      configBytes: SLOT - 20,
+      configChunk: dialect === "v1" ? SLOT - 20 : QEMU_CONFIG,
+      eventBytes: SLOT - 24,
+      deviceBits: 8 * (SLOT - 14),
+    };
     for (const definition of MESSAGES) {
       const { kind, bus, event } = definition;
       const wire = wireOf(definition, dialect);
@@ -56,7 +62,7 @@ export class Revision1Codec implements Codec {
       if (wire === undefined) continue;
       this.#ids[kind] = wire.id;
       this.#busBits[kind] = bus ? BUS : 0;
-      this.#events[kind] = event ? 1 : 0;
+      this.#exact[kind] = event && dialect === "v1" ? 1 : 0;
       const position = (bus ? 256 : 0) + wire.id;
       if (this.#kinds[position] !== NO_KIND) throw new Error(`two messages with id ${wire.id}`);
       this.#kinds[position] = kind;
@@ -80,6 +86,7 @@ export class Revision1Codec implements Codec {
     view.setUint16(offset + 4, message.token, true);
     view.setUint16(offset + 6, size, true);
     program.encode(message, view, offset + HEADER);
+    message.dialect = this.dialect;
     message.size = size;
     return size;
   }
@@ -95,10 +102,11 @@ export class Revision1Codec implements Codec {
     const program = response ? this.#responses[kind] : this.#requests[kind];
     if (program === undefined) return "no answer exists";
     message.reset(kind as Kind, response);
+    message.dialect = this.dialect;
     message.device = view.getUint16(offset + 2, true);
     message.token = view.getUint16(offset + 4, true);
     message.size = size;
-    return program.decode(view, offset + HEADER, size - HEADER, this.#events[kind] !== 0, message);
+    return program.decode(view, offset + HEADER, size - HEADER, this.#exact[kind] !== 0, message);
   }
 
   /** See {@link Codec.has}. */

@@ -2,16 +2,16 @@
  * The table of messages: everything the rest of the house knows about them comes from here.
  *
  * One entry per {@link Kind}: its name, its class, who sends it, and per dialect its id and the layout
- * of request and answer. Sources: wire document 2.2 for `proto`, 5N.2 for `v1`, private.ts for our
- * own. A layout that has no answer means a message that is never answered in that dialect; `proto`
+ * of request and answer. Sources: wire document 2.2 for `proto`, 5N.2 for `v1`, 5.2 for `v1-2025`,
+ * private.ts for our own. `v1-2025` has entries only where it differs from `v1` (5N.4). A layout that has no answer means a message that is never answered in that dialect; `proto`
  * has several such requests. All layouts are checked when this file loads, against gaps and against
- * the message sizes of wire document 5N.3 and the 40 bytes of 2.1.
+ * the message sizes of wire document 5N.3 and 5.3 and the 40 bytes of 2.1.
  */
 
-import { Kind, KIND_COUNT } from "./message.ts";
+import { Kind, KIND_COUNT, QUEUE_ENABLED } from "./message.ts";
 import { checkLayout, type Definition, type Dialect, EMPTY, type Layout } from "./layout.ts";
 import type { Wire } from "./layout.ts";
-import { PRIVATE_MESSAGES } from "./private.ts";
+import { isPrivate, PRIVATE_MESSAGES } from "./private.ts";
 
 const INDEX: Layout = { size: 4, fields: [[0, "u32", "index"]] };
 const STATUS: Layout = { size: 4, fields: [[0, "u32", "status"]] };
@@ -74,6 +74,24 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
           ],
         },
       },
+      "v1-2025": {
+        id: 0x02,
+        request: EMPTY,
+        response: {
+          size: 24,
+          fields: [
+            [0, "u32", "deviceId"],
+            [4, "u32", "vendorId"],
+            [8, "u32/32", "featureBlocks"],
+            [12, "u32", "configSize"],
+            [16, "u32", "maxQueues"],
+            [20, "u16", "adminStart"],
+            [22, "u16", "adminCount"],
+          ],
+          // From here on it is `v1`'s, whose UUID is where these fields are (5N.7).
+          below: 44,
+        },
+      },
       proto: {
         id: 0x03,
         request: EMPTY,
@@ -99,6 +117,15 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
         id: 0x03,
         request: { size: 8, fields: [[0, "u32", "index"], [4, "u32", "count"]] },
         response: BLOCKS,
+      },
+      "v1-2025": {
+        id: 0x03,
+        request: { size: 8, fields: [[0, "u32", "index"], [4, "u32", "count"]] },
+        // A Rust front end sends two blocks and says one (12, row 16).
+        response: {
+          size: 8,
+          fields: [...BLOCKS.fields.slice(0, 2), [8, "words[count]+", "words"]],
+        },
       },
       proto: {
         id: 0x04,
@@ -153,6 +180,7 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
           fields: [...CONFIG.fields.slice(0, 3), [12, "bytes[length]?", "bytes"]],
         },
       },
+      "v1-2025": { id: 0x06, request: CONFIG, response: CONFIG },
       proto: { id: 0x07, request: PROTO_CONFIG, response: PROTO_CONFIG },
     },
   },
@@ -201,6 +229,25 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
           ],
         },
       },
+      "v1-2025": {
+        id: 0x09,
+        request: INDEX,
+        response: {
+          size: 40,
+          fields: [
+            [0, "u32", "index"],
+            [4, "u32", "maxSize"],
+            [8, "u32", "queueSize"],
+            [12, "u32", "reserved"],
+            [16, "u64", "descriptorAddress"],
+            [24, "u64", "driverAddress"],
+            [32, "u64", "deviceAddress"],
+          ],
+          // A size alone says nothing: QEMU names its default before the queue is set up (12, row 29).
+          implied: ["flags", QUEUE_ENABLED],
+          impliedIf: ["queueSize", "deviceAddress"],
+        },
+      },
       proto: {
         id: 0x0b,
         request: INDEX,
@@ -229,6 +276,23 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
             [24, "u64", "driverAddress"],
             [32, "u64", "deviceAddress"],
           ],
+        },
+        response: EMPTY,
+      },
+      "v1-2025": {
+        id: 0x0a,
+        request: {
+          size: 40,
+          fields: [
+            [0, "u32", "index"],
+            [4, "u32", "reserved"],
+            [8, "u32", "queueSize"],
+            [12, "u32", "reserved"],
+            [16, "u64", "descriptorAddress"],
+            [24, "u64", "driverAddress"],
+            [32, "u64", "deviceAddress"],
+          ],
+          implied: ["flags", QUEUE_ENABLED],
         },
         response: EMPTY,
       },
@@ -276,6 +340,14 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
             [8, "u64", "length"],
             [16, "u64", "address"],
           ],
+        },
+      },
+      "v1-2025": {
+        id: 0x0c,
+        request: INDEX,
+        response: {
+          size: 12,
+          fields: [[0, "u32", "index"], [4, "u32", "length"], [8, "u32", "address"]],
         },
       },
     },
@@ -362,6 +434,20 @@ const BUS_MESSAGES: readonly Definition[] = [
             [2, "u16", "nextOffset"],
             [4, "u16", "count"],
             [6, "bits[count]", "bytes"],
+          ],
+        },
+      },
+      "v1-2025": {
+        id: 0x02,
+        request: { size: 4, fields: [[0, "u16", "offset"], [2, "u16", "count"]] },
+        response: {
+          size: 6,
+          // QEMU's has more bytes than it counts (12, row 13); OP-TEE counts devices (row 15).
+          fields: [
+            [0, "u16", "offset"],
+            [2, "u16", "count"],
+            [4, "u16", "nextOffset"],
+            [6, "bits[count]~", "bytes"],
           ],
         },
       },
@@ -462,11 +548,13 @@ export const MESSAGES: readonly Definition[] = [
 ];
 
 /**
- * How a dialect writes a message, undefined if it does not have it. The one place that will say
- * "`v1-2025` is `v1` except where it says otherwise".
+ * How a dialect writes a message, undefined if it does not have it. `v1-2025` is `v1` except where the
+ * table says otherwise, and without the private messages.
  */
 export function wireOf(definition: Definition, dialect: Dialect): Wire | undefined {
-  return definition.wire[dialect];
+  const { kind, wire } = definition;
+  if (dialect !== "v1-2025" || isPrivate(kind)) return wire[dialect];
+  return wire["v1-2025"] ?? wire.v1;
 }
 
 /** The name of a message. */
@@ -500,14 +588,19 @@ const V1_SIZES: readonly (readonly [Kind, number, number])[] = [
   [Kind.SET_VQUEUE_STATE, 28, 20],
 ];
 
+/** Where `v1-2025` differs in that (wire document 5.3). */
+const V1_2025_SIZES: readonly (readonly [Kind, number, number])[] = [
+  [Kind.GET_DEVICE_INFO, 8, 32],
+  [Kind.GET_SHM, 12, 20],
+  ...PRIVATE_MESSAGES.map(({ kind }) => [kind, 0, 0] as const),
+];
+
 /** `proto` has 36 bytes behind its header. */
 const PROTO_PAYLOAD = 36;
 const V1_HEADER = 8;
 
 function checkTable(): void {
   if (MESSAGES.length !== KIND_COUNT) throw new Error("a message is missing in the table");
-  const sizes = new Map<Kind, readonly [number, number]>();
-  for (const [kind, request, response] of V1_SIZES) sizes.set(kind, [request, response]);
   MESSAGES.forEach((definition, position) => {
     const { name, kind, wire } = definition;
     if (kind !== position) throw new Error(`${name} is at ${position}, should be at ${kind}`);
@@ -517,18 +610,33 @@ function checkTable(): void {
       if (entry.response) checkLayout(`${dialect} ${name} response`, entry.response);
       if (definition.event && entry.response) throw new Error(`${name} is an event with an answer`);
     }
-    const { v1, proto } = wire;
-    const [request, response] = sizes.get(kind) ?? [0, 0];
-    if (v1 ? v1.request.size + V1_HEADER !== request : request !== 0) {
-      throw new Error(`v1 ${name}: request should have ${request} bytes`);
-    }
-    if (v1?.response ? v1.response.size + V1_HEADER !== response : response !== 0) {
-      throw new Error(`v1 ${name}: answer should have ${response} bytes`);
-    }
+    const { proto } = wire;
     if (proto && Math.max(proto.request.size, proto.response?.size ?? 0) > PROTO_PAYLOAD) {
       throw new Error(`proto ${name} does not fit`);
     }
   });
+  checkSizes("v1", V1_SIZES);
+  checkSizes("v1-2025", [...V1_SIZES, ...V1_2025_SIZES]);
+}
+
+/** Of two entries for a kind the later one counts; a size of 0 means that there is no such message. */
+function checkSizes(dialect: Dialect, list: readonly (readonly [Kind, number, number])[]): void {
+  const sizes = new Map<Kind, readonly [number, number]>();
+  for (const [kind, request, response] of list) sizes.set(kind, [request, response]);
+  for (const definition of MESSAGES) {
+    const wire = wireOf(definition, dialect);
+    const [request, response] = sizes.get(definition.kind) ?? [0, 0];
+    if (sizeOf(wire?.request) !== request) {
+      throw new Error(`${dialect} ${definition.name}: request should have ${request} bytes`);
+    }
+    if (sizeOf(wire?.response) !== response) {
+      throw new Error(`${dialect} ${definition.name}: answer should have ${response} bytes`);
+    }
+  }
+}
+
+function sizeOf(layout: Layout | undefined): number {
+  return layout === undefined ? 0 : layout.size + V1_HEADER;
 }
 
 checkTable();

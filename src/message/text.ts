@@ -8,7 +8,7 @@
  *     EVENT_USED queue 0
  *
  * Messages worth reading have words of their own; for all others the fields of the table are listed.
- * Device number and token are the trace's business. Text is made for people and allocates.
+ * A record that no codec has touched is described as `v1`. Device number and token are the trace's business. Text is made for people and allocates.
  */
 
 import {
@@ -21,7 +21,7 @@ import {
 } from "./message.ts";
 import { DEVICE_NET, featureNames, statusNames } from "./features.ts";
 import type { Layout } from "./layout.ts";
-import { kindName, MESSAGES } from "./table.ts";
+import { kindName, MESSAGES, wireOf } from "./table.ts";
 
 const FIELD_NAMES: ReadonlySet<string> = new Set(FIELDS);
 
@@ -73,7 +73,7 @@ function payload(m: Message, deviceId: number): string {
     case Kind.PING:
       return hex(m.data);
     case Kind.EVENT_DEVICE:
-      return `device ${m.number} ${deviceState(m.state)}`;
+      return `device ${m.number} ${deviceState(m)}`;
     case Kind.IOMMU_ENABLE:
       return m.state !== 0 ? "on" : "off";
     case Kind.IOMMU_TRANSLATE:
@@ -108,7 +108,7 @@ function deviceInfo(m: Message): string {
   const admin = m.adminCount > 0 ? `, admin queues ${m.adminStart} +${m.adminCount}` : "";
   const what = `${kind} vendor ${hex(m.vendorId)}`;
   // Only `proto` names a revision, and it says nothing about sizes.
-  if (m.version !== 0) return `${what} version ${m.version}`;
+  if (m.dialect === "proto") return `${what} version ${m.version}`;
   const sizes = `${m.featureBlocks} feature blocks, config ${m.configSize} bytes`;
   return `${what}, ${sizes}, ${m.maxQueues} queues${admin}${uuid(m)}`;
 }
@@ -128,7 +128,7 @@ function blocks(m: Message): string {
 }
 
 function features(m: Message, deviceId: number): string {
-  const names = featureNames(m.words, deviceId, m.index);
+  const names = featureNames(m.words.subarray(0, m.count), deviceId, m.index);
   return names.length === 0 ? "none" : names.join(" ");
 }
 
@@ -187,8 +187,8 @@ function devices(m: Message): string {
   }`;
 }
 
-function deviceState(state: number): string {
-  if (state === DEVICE_ADDED) return "added";
+function deviceState({ state, dialect }: Message): string {
+  if (state === DEVICE_ADDED) return dialect === "v1-2025" ? "ready" : "added";
   return state === DEVICE_REMOVED ? "removed" : `state ${state}`;
 }
 
@@ -210,8 +210,8 @@ function memory(m: Message): string {
 
 /** What the table says about a message, for all that have no words of their own. */
 function fromTable(m: Message): string {
-  const { wire } = MESSAGES[m.kind]!;
-  const form = wire.v1 ?? wire.proto;
+  const definition = MESSAGES[m.kind]!;
+  const form = wireOf(definition, m.dialect ?? "v1") ?? definition.wire.proto;
   const layout: Layout | undefined = m.response ? form?.response : form?.request;
   const words: string[] = [];
   for (const [, type, name] of layout?.fields ?? []) {

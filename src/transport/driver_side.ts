@@ -623,6 +623,21 @@ export class RemoteDevice {
     }, () => {});
   }
 
+  /** RESET_VQUEUE, then GET_VQUEUE until it is cleared (rule R25); only with RING_RESET negotiated. */
+  async resetQueue(index: number): Promise<void> {
+    await this.#request(Kind.RESET_VQUEUE, (request) => {
+      request.index = index;
+    }, () => {});
+    const { reactor } = this.side.options;
+    const endMs = performance.now() + RESET_TIMEOUT_MS;
+    while ((await this.queue(index)).size !== 0) {
+      if (performance.now() > endMs) {
+        throw new VmsgError("TIMEOUT", `device ${this.number} does not reset queue ${index}`);
+      }
+      await reactor.sleep(RESET_POLL_MS);
+    }
+  }
+
   // --- private messages, to a vmsg device side only ----------------------------------------------
 
   async #private<T>(

@@ -75,6 +75,7 @@ const OFFERED = [
   NetFeature.GUEST_ANNOUNCE,
   RingFeature.INDIRECT_DESC,
   RingFeature.EVENT_IDX,
+  RingFeature.RING_RESET,
   RingFeature.VERSION_1,
   // Linux's own virtio-msg buses demand it (rule V43); addresses are the same with and without.
   RingFeature.ACCESS_PLATFORM,

@@ -17,7 +17,7 @@
  * used index is where a device that died had come to (design section 6).
  *
  * Towards a device side that is not vmsg there are no private messages: memory comes from its own
- * command line, a stop is a reset of the device, and a ring cannot go on from a base other than 0.
+ * command line, a stop is RESET_VQUEUE or else a reset of the device, and a ring cannot go on from a base other than 0.
  */
 
 import { VmsgError } from "../../linux/errors.ts";
@@ -67,9 +67,7 @@ export class DeviceState {
   lost(wanted: Wanted): void {
     this.info = undefined;
     for (const vring of wanted.vrings) {
-      if (!vring.running) continue;
-      vring.running = false;
-      vring.base = wanted.memory?.readUint16(vring.usedAddress + 2) ?? vring.base;
+      if (vring.running) this.#stopped(vring, wanted.memory);
     }
     this.forgetSession();
     this.#regions.length = 0;
@@ -136,18 +134,31 @@ export class DeviceState {
   async #stop(vring: Vring, wanted: Wanted): Promise<void> {
     if (this.#isVmsg) {
       vring.base = await this.device.stopQueue(vring.index);
+      vring.running = false;
+    } else if (this.#hasRingReset) {
+      await this.device.resetQueue(vring.index);
+      this.#stopped(vring, wanted.memory);
     } else {
       // The only stop that every foreign device has: a reset, and it stops all of them.
       await this.device.reset();
       this.forgetSession();
       for (const other of wanted.vrings) {
-        if (!other.running) continue;
-        other.base = wanted.memory?.readUint16(other.usedAddress + 2) ?? other.base;
-        other.running = false;
+        if (other.running) this.#stopped(other, wanted.memory);
       }
     }
-    vring.running = false;
     if (vring.call !== undefined) signalEventFd(vring.call);
+  }
+
+  get #hasRingReset(): boolean {
+    const word = this.#negotiated?.[RingFeature.RING_RESET >> 5] ?? 0;
+    return this.device.side.options.codec.hasTokens &&
+      (word & (1 << (RingFeature.RING_RESET & 31))) !== 0;
+  }
+
+  /** A ring whose device cannot say where it is: its used index does. */
+  #stopped(vring: Vring, memory: MemoryTable | undefined): void {
+    vring.running = false;
+    vring.base = memory?.readUint16(vring.usedAddress + 2) ?? vring.base;
   }
 
   async #changeMemory(gone: MappedRegion[], fresh: MappedRegion[]): Promise<void> {
