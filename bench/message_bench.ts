@@ -39,6 +39,14 @@ run("GET_DEVICE_FEATURES", "v1", true, (m) => {
   m.words[0] = 0x30010020;
   m.words[1] = 3;
 });
+run("GET_VQUEUE", "v1-2025", true, (m) => {
+  m.index = 1;
+  m.maxSize = 1024;
+  m.queueSize = 256;
+  m.descriptorAddress = 0x1_4001_0000;
+  m.driverAddress = 0x1_4001_1000;
+  m.deviceAddress = 0x1_4001_2000;
+});
 run("EVENT_AVAIL", "proto", false, (m) => {
   m.index = 1;
 });

@@ -9,6 +9,7 @@
 import { parseArgs } from "@std/cli/parse-args";
 import { fromFileUrl } from "@std/path";
 import { UsageError, VmsgError } from "../src/linux/errors.ts";
+import { runCommand } from "./command.ts";
 import { findToolchain, nativeTarget, type Target, TARGETS } from "./toolchain.ts";
 
 /**
@@ -41,17 +42,6 @@ const ELF_MACHINE: Readonly<Record<Target, number>> = {
   "aarch64-unknown-linux-gnu": 183,
 };
 
-async function run(program: string, args: readonly string[], env: Record<string, string>) {
-  try {
-    const options = { args: [...args], env: { NO_COLOR: "1", RUST_BACKTRACE: "0", ...env } };
-    const output = await new Deno.Command(program, { ...options, stdin: "null" }).output();
-    const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes).trim();
-    return { success: output.success, stdout: text(output.stdout), stderr: text(output.stderr) };
-  } catch (error) {
-    throw new VmsgError("COMPILE", `cannot run ${program}: ${(error as Error).message}`);
-  }
-}
-
 /** A base binary for another machine would be taken without a word. */
 async function checkBaseBinary(path: string, target: Target): Promise<void> {
   const header = new DataView(new ArrayBuffer(ELF_MACHINE_AT + 2));
@@ -72,7 +62,7 @@ async function compile(target: Target, output: string): Promise<void> {
   const include = FLAGS.map((flag) => flag.replace("=src/", `=${ROOT}src/`));
   const args = ["compile", ...include, ...PERMISSIONS, ...where, `${ROOT}src/main.ts`];
   const env: Record<string, string> = denort === undefined ? {} : { DENORT_BIN: denort };
-  const { success, stderr } = await run(deno, args, env);
+  const { success, stderr } = await runCommand([deno, ...args], { env });
   if (!success && stderr.includes("Setting up base binary")) {
     const advice = "set DENORT_BIN to a copy of the same version, see scripts/toolchain.ts";
     throw new VmsgError("BASE_BINARY", `deno cannot get its base binary for ${target}: ${advice}`);
@@ -80,7 +70,7 @@ async function compile(target: Target, output: string): Promise<void> {
   if (!success) throw new VmsgError("COMPILE", `deno compile failed:\n${stderr}`);
   if (target !== nativeTarget()) return;
   // Deno does not notice a base binary of another version; what comes out does not run.
-  const version = await run(output, ["--version"], {});
+  const version = await runCommand([output, "--version"]);
   if (version.success && version.stdout.startsWith("vmsg ")) return;
   await Deno.remove(output);
   const reason = version.stderr.split("\n")[0];

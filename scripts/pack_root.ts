@@ -11,6 +11,7 @@
 
 import { parseArgs } from "@std/cli/parse-args";
 import { UsageError, VmsgError } from "../src/linux/errors.ts";
+import { runCommand } from "./command.ts";
 
 /** A file of the root: from where, and where to. */
 interface PackedFile {
@@ -21,16 +22,13 @@ interface PackedFile {
 
 /** The dynamic loader and the libraries of a program, by ldd: `name => /path (0x...)`. */
 async function librariesOf(program: string): Promise<string[]> {
-  const command = new Deno.Command("ldd", { args: [program], env: { LC_ALL: "C" } });
-  const { success, stdout, stderr } = await command.output();
-  const text = new TextDecoder().decode(stdout);
-  const missing = text.match(/^\s*(\S+) => not found/m)?.[1];
+  const { success, stdout, stderr } = await runCommand(["ldd", program]);
+  const missing = stdout.match(/^\s*(\S+) => not found/m)?.[1];
   if (missing !== undefined) throw new VmsgError("LIBRARY", `${program} needs ${missing}`);
   if (!success) {
-    const reason = new TextDecoder().decode(stderr).trim() || text.trim();
-    throw new VmsgError("LIBRARY", `ldd ${program}: ${reason.split("\n")[0]}`);
+    throw new VmsgError("LIBRARY", `ldd ${program}: ${(stderr || stdout).split("\n")[0]}`);
   }
-  return Array.from(text.matchAll(/^\s*(?:\S+ => )?(\/\S+) \(0x/gm), ([, path]) => path!);
+  return Array.from(stdout.matchAll(/^\s*(?:\S+ => )?(\/\S+) \(0x/gm), ([, path]) => path!);
 }
 
 async function pack(root: string, files: readonly PackedFile[]): Promise<void> {

@@ -39,7 +39,8 @@ async function dispatch(args: readonly string[]): Promise<number> {
   }
   if (name === undefined || name === "--help" || name === "help") {
     console.log(await overview());
-    return name === undefined ? 2 : 0;
+    if (name === undefined) throw new UsageError("a subcommand is missing");
+    return 0;
   }
   if (!Object.hasOwn(COMMANDS, name)) {
     throw new UsageError(`unknown subcommand ${name}; see: vmsg --help`);

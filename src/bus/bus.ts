@@ -27,6 +27,11 @@ export interface BusListener {
   attached(): void;
   /** The peer is gone; what was sent may not have arrived. */
   detached(reason: string): void;
+  /**
+   * The newest message that was dropped because it was queued before the attach (`discardOnAttach`). A
+   * peer of another dialect may have said all it will say there, so it is worth a look, not an answer.
+   */
+  discarded?(slot: DataView): void;
   /** One message. The view is private, {@link SLOT_SIZE} bytes, and reused for the next one. */
   received(slot: DataView): void;
 }
@@ -59,6 +64,8 @@ export interface Bus extends Disposable {
   claim(reserve?: number): number;
   /** Sends the claimed slot. */
   send(): void;
+  /** Sends the claimed slot with the next one: a peer that attaches sees both or neither. */
+  sendWithNext(): void;
   /** Sends a descriptor ahead of the message that names it; its ordinal, or -1 to try again later. */
   sendFd(fd: Fd): number;
   /** Takes the descriptor with this ordinal, once. */
@@ -124,6 +131,12 @@ export abstract class QueueBus implements Bus {
     else this.reactor.schedule(this.#ring);
   }
 
+  sendWithNext(): void {
+    if (!this.#claimed) throw new Error("send without claim");
+    this.#claimed = false;
+    this.outgoing.withhold();
+  }
+
   /** Wakes the peer. */
   protected abstract ring(): void;
 
@@ -143,9 +156,16 @@ export abstract class QueueBus implements Bus {
 
   protected attach(): void {
     this.outgoing.attachProducer();
-    this.incoming.attachConsumer(this.options.discardOnAttach);
+    const discarded = this.incoming.attachConsumer(this.options.discardOnAttach);
+    if (discarded >= 0) {
+      const { view } = this.incoming;
+      for (let i = 0; i < SLOT_SIZE; i++) this.#slot.setUint8(i, view.getUint8(discarded + i));
+    }
     this.#attached = true;
     this.listener?.attached();
+    if (discarded >= 0) this.listener?.discarded?.(this.#slot);
+    // What was found in the queue may have been announced to an earlier process.
+    this.reactor.schedule(this.#drain);
   }
 
   protected detach(reason: string): void {

@@ -14,7 +14,8 @@
  * file, dropped by the kernel with the process): byte 0 while opening, byte 1 by the driver side,
  * byte 2 by the device side. Whoever finds the other role's byte free is alone and starts with empty
  * files. The prototype knows no locks, so in its dialect the queues are used as found, and only
- * `reset` empties them.
+ * `reset` empties them. Files are emptied by writing zeros: cutting one off would be a SIGBUS for
+ * whoever has it mapped.
  */
 
 import {
@@ -31,6 +32,7 @@ import { VmsgError } from "../linux/errors.ts";
 import { type Mapping, mapShared } from "../linux/mapping.ts";
 import { EPOLLIN, type Reactor, type Timer } from "../linux/reactor.ts";
 import { connectUnix, listenUnix, type UnixListener } from "../linux/unix_socket.ts";
+import { limitedLog } from "../observe/log.ts";
 import type { BusListener, BusOptions, Side } from "./bus.ts";
 import { SpscQueue, spscSize } from "./spsc_queue.ts";
 import { StreamBus } from "./stream_bus.ts";
@@ -39,6 +41,8 @@ import { StreamBus } from "./stream_bus.ts";
 const CAPACITY = 4096;
 /** How often a connecting side tries. */
 const RETRY_MS = 50;
+/** Connections taken per turn, so that a peer that connects without end cannot hold the loop. */
+const ACCEPT_BUDGET = 8;
 
 const BYTE_OPENING = 0;
 const BYTE_OF = { driver: 1, device: 2 } as const;
@@ -72,14 +76,15 @@ function openQueueFiles(side: Side, options: LinuxUserOptions): QueueFiles {
   const path = (which: Side) => `${options.directory}/queue-${options.name}-${which}`;
   const driverFile = stack.use(openFile(path("driver"), O_CREAT));
   using deviceFile = openFile(path("device"), O_CREAT);
-  const empty = takeRole(side, driverFile, options) || options.reset;
+  // With locks the files of a living peer stay as they are, whatever was asked for.
+  const empty = options.lock ? takeRole(side, driverFile, options) : options.reset;
   for (const file of [driverFile, deviceFile]) {
-    if (empty) resizeFile(file, 0);
     if (fileSize(file) !== spscSize(CAPACITY)) resizeFile(file, spscSize(CAPACITY));
   }
-  if (options.lock) unlockByte(driverFile, BYTE_OPENING);
   const driver = stack.use(mapShared(driverFile.number, spscSize(CAPACITY)));
   const device = stack.use(mapShared(deviceFile.number, spscSize(CAPACITY)));
+  if (empty) { for (const { buffer } of [driver, device]) new Uint8Array(buffer).fill(0); }
+  if (options.lock) unlockByte(driverFile, BYTE_OPENING);
   const owner = stack.move();
   return { driver, device, [Symbol.dispose]: () => owner.dispose() };
 }
@@ -105,6 +110,7 @@ export class LinuxUserBus extends StreamBus {
   readonly #files: QueueFiles;
   readonly #options: LinuxUserOptions;
   readonly #retry: Timer;
+  readonly #tellTurnedAway: (line: string) => void;
   #listener: UnixListener | undefined;
   #told = false;
 
@@ -116,6 +122,7 @@ export class LinuxUserBus extends StreamBus {
     super(side, reactor, options, outgoing, incoming);
     this.#files = files;
     this.#options = options;
+    this.#tellTurnedAway = limitedLog(options.log);
     this.#retry = reactor.timer(() => this.#connect());
   }
 
@@ -133,9 +140,11 @@ export class LinuxUserBus extends StreamBus {
   }
 
   #accept(socket: UnixListener): void {
-    for (let stream = socket.accept(); stream !== undefined; stream = socket.accept()) {
+    for (let i = 0; i < ACCEPT_BUDGET; i++) {
+      const stream = socket.accept();
+      if (stream === undefined) return;
       if (this.isAttached) {
-        this.#options.log(`${this.description}: turned a second ${this.#otherSide} side away`);
+        this.#tellTurnedAway(`${this.description}: turned a second ${this.#otherSide} side away`);
         stream[Symbol.dispose]();
       } else {
         this.connected(stream);
@@ -179,6 +188,7 @@ export class LinuxUserBus extends StreamBus {
     if (this.#listener !== undefined) {
       this.reactor.unwatch(this.#listener.fd);
       this.#listener[Symbol.dispose]();
+      this.#listener = undefined;
     }
     this.#files[Symbol.dispose]();
   }

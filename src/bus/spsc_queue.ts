@@ -72,13 +72,18 @@ export class SpscQueue {
    *
    * @param discard drop what is queued: a living peer of ours sends its messages again, and what an
    * earlier one left is not for us. The prototype's queues are used as found.
+   * @returns the byte offset in {@link view} of the newest message dropped, -1 when none was
    */
-  attachConsumer(discard: boolean): void {
+  attachConsumer(discard: boolean): number {
     const head = loadAcquire32(this.#words, 0);
     const tail = loadAcquire32(this.#words, TAIL_WORD);
-    this.#other = head < this.capacity ? head : 0;
-    this.#own = discard || tail >= this.capacity ? this.#other : tail;
+    const start = tail < this.capacity ? tail : 0;
+    // A head out of range announces nothing.
+    this.#other = head < this.capacity ? head : start;
+    this.#own = discard ? this.#other : start;
     storeRelease32(this.#words, TAIL_WORD, this.#own);
+    if (this.#own === start) return -1;
+    return SLOTS_OFFSET + SLOT_SIZE * ((this.#own + this.capacity - 1) % this.capacity);
   }
 
   /** Producer: how many messages there is room for. */
@@ -98,6 +103,11 @@ export class SpscQueue {
       if (next === this.#other) return -1;
     }
     return SLOTS_OFFSET + SLOT_SIZE * this.#own;
+  }
+
+  /** Producer: the claimed slot is written, but the consumer sees it only with the next one. */
+  withhold(): void {
+    this.#own = this.#next();
   }
 
   /** Producer: hands the claimed slot to the consumer. */

@@ -58,13 +58,16 @@ export abstract class StreamBus extends QueueBus {
   }
 
   #keepFds(stream: UnixStream): string | undefined {
+    let surplus = false;
     for (const fd of stream.fds) {
       if (this.side === "driver" || this.#waiting.size >= MAX_WAITING_FDS) {
         fd[Symbol.dispose]();
-        return "the other side sent a file descriptor that nobody asked for";
+        surplus = true;
+      } else {
+        this.#waiting.set(this.#receivedFds++, fd);
       }
-      this.#waiting.set(this.#receivedFds++, fd);
     }
+    if (surplus) return "the other side sent a file descriptor that nobody asked for";
     return stream.truncated ? "a file descriptor from the other side was lost" : undefined;
   }
 
@@ -104,5 +107,8 @@ export abstract class StreamBus extends QueueBus {
 
   override [Symbol.dispose](): void {
     this.#closeStream();
+    // Nobody is told, and nothing is claimed in memory that goes away.
+    this.listener = undefined;
+    this.detach("closed");
   }
 }

@@ -48,11 +48,26 @@ export class Options {
 
   /** A number within limits; a usage error otherwise. */
   number(name: string, min: number, max: number): number | undefined {
+    return this.#number(name, min, max, "number", Number.isFinite);
+  }
+
+  /** A whole number within limits; a usage error otherwise. */
+  wholeNumber(name: string, min: number, max: number): number | undefined {
+    return this.#number(name, min, max, "whole number", Number.isSafeInteger);
+  }
+
+  #number(
+    name: string,
+    min: number,
+    max: number,
+    kind: string,
+    isKind: (value: number) => boolean,
+  ): number | undefined {
     const text = this.text(name);
     if (text === undefined) return undefined;
     const value = Number(text);
-    if (text.trim() === "" || !(value >= min && value <= max)) {
-      throw new UsageError(`--${name} takes a number from ${min} to ${max}, not ${text}`);
+    if (text.trim() === "" || !isKind(value) || value < min || value > max) {
+      throw new UsageError(`--${name} takes a ${kind} from ${min} to ${max}, not ${text}`);
     }
     return value;
   }
@@ -92,6 +107,10 @@ export function parseOptions(command: Command, args: readonly string[]): Options
       );
     },
   });
+  // The parser takes any `--flag=...` but `=false` for a set flag, `--trace=off` too.
+  const flags = of((option) => option.value === undefined).map((name) => `--${name}=`);
+  const wrong = flags.find((flag) => args.some((argument) => argument.startsWith(flag)));
+  if (wrong !== undefined) throw new UsageError(`${wrong.slice(0, -1)} takes no value`);
   const values: Record<string, unknown> = { ...parsed };
   const alone = options.some((option) => option.alone === true && parsed[option.name] === true);
   for (const option of options) {

@@ -56,12 +56,12 @@ export const driverCommand: Command = {
     const settings = {
       memory: memory === undefined ? undefined : parseMemory(memory),
       bus: parseBus(options.text("bus")!, "driver"),
-      device: options.number("device", 0, 65535)!,
+      device: options.wholeNumber("device", 0, 65535)!,
       json: options.flag("json"),
       ping: {
         target: addressOption(options, "ping"),
         address: addressOption(options, "address"),
-        count: options.number("count", 1, 1e9) ?? Infinity,
+        count: options.wholeNumber("count", 1, 1e9) ?? Infinity,
         intervalMs: options.number("interval", 0.0001, 3600)! * 1000,
         throughputMs: options.number("throughput", 0, 3600)! * 1000,
       },

@@ -28,7 +28,7 @@ export class Group {
   /** A value that must be there. */
   required(key: string): string {
     const value = this.#values.get(key);
-    if (value === undefined) throw this.error(`${key}= is missing`);
+    if (value === undefined || value === "") throw this.error(`${key}= is missing`);
     return value;
   }
 
@@ -77,7 +77,8 @@ export class Group {
 
   /** A usage error that names the group. */
   error(problem: string): UsageError {
-    return new UsageError(`--${this.option} ${this.kind}: ${problem}`);
+    const name = this.kind === "" ? this.option : `${this.option} ${this.kind}`;
+    return new UsageError(`--${name}: ${problem}`);
   }
 }
 

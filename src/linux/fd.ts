@@ -8,6 +8,7 @@ export const O_RDWR = 0o2;
 export const O_CREAT = 0o100;
 export const O_CLOEXEC = 0o2000000;
 const O_NONBLOCK = 0o4000;
+const O_PATH = 0o10000000;
 
 const F_GETFL = 3;
 const F_SETFL = 4;
@@ -75,6 +76,20 @@ export function fileIdentity(fd: Fd): string {
   return `${stat.view.getBigUint64(0, true)}:${stat.view.getBigUint64(8, true)}`;
 }
 
+// st_mode: behind a 64-bit link count on x86-64, in front of a 32-bit one on arm64
+const STAT_MODE = Deno.build.arch === "x86_64" ? 24 : 16;
+const S_IFMT = 0o170000;
+const S_IFSOCK = 0o140000;
+
+/** Is there a socket at this path (and not another kind of file)? */
+export function isSocketFile(path: string): boolean {
+  const number = libc.open(cString(path), O_PATH | O_CLOEXEC, 0);
+  if (number < 0) return false;
+  using fd = new Fd(number);
+  check(libc.syscall(SYS_FSTAT, BigInt(fd.number), stat.address), `fstat ${path}`);
+  return (stat.view.getUint32(STAT_MODE, true) & S_IFMT) === S_IFSOCK;
+}
+
 /** Sets the size of an open file in bytes; new bytes are zero. */
 export function resizeFile(fd: Fd, size: number): void {
   check(libc.ftruncate(fd.number, BigInt(size)), `ftruncate fd ${fd.number}`);
@@ -93,10 +108,12 @@ export function unlinkFile(path: string): void {
  */
 export function createSealedMemory(name: string, size: number): Fd {
   const number = libc.memfd_create(cString(name), MFD_CLOEXEC | MFD_ALLOW_SEALING);
-  const fd = new Fd(check(number, "memfd_create"));
+  using stack = new DisposableStack();
+  const fd = stack.use(new Fd(check(number, "memfd_create")));
   resizeFile(fd, size);
   const seals = BigInt(F_SEAL_SHRINK | F_SEAL_GROW);
   check(libc.fcntl(fd.number, F_ADD_SEALS, seals), "seal a memfd");
+  stack.move();
   return fd;
 }
 

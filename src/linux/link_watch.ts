@@ -41,6 +41,8 @@ export class LinkWatch implements Disposable {
   #open = true;
 
   /**
+   * Starts watching.
+   *
    * @param name the interface's name when it was opened, for asking
    * @param index its number, which stays when it is renamed
    * @param changed is told the flags, or undefined when the interface left this namespace
@@ -93,6 +95,7 @@ export class LinkWatch implements Disposable {
     }
   }
 
+  /** Closes the socket. */
   [Symbol.dispose](): void {
     if (!this.#open) return;
     this.#open = false;

@@ -5,7 +5,8 @@
  * calling thread. Layouts are the same on x86-64 and arm64:
  *
  *     struct ifreq: char name[16], then at 16 a union of 24 bytes: s16 flags, s32 ifindex, s32 mtu,
- *       struct sockaddr_in {u16 family, u16 port, u32 address}, or a pointer (40 bytes in all)
+ *       struct sockaddr_in {u16 family, u16 port, u32 address}, a struct sockaddr {u16 family, u8
+ *       address[14]}, or a pointer (40 bytes in all)
  *     struct ethtool_value: u32 cmd, u32 data
  *
  * What is asked once is asked here; what changes later (link up or down, interface gone) is told by
@@ -27,23 +28,29 @@ const SIOCSIFADDR = 0x8916n;
 const SIOCSIFNETMASK = 0x891cn;
 const SIOCGIFMTU = 0x8921n;
 const SIOCSIFMTU = 0x8922n;
+const SIOCSIFHWADDR = 0x8924n;
+const SIOCGIFHWADDR = 0x8927n;
 const SIOCETHTOOL = 0x8946n;
 const SIOCBRADDIF = 0x89a2n;
 
+/** The family of an Ethernet address in a struct sockaddr. */
+const ARPHRD_ETHER = 1;
 const ETHTOOL_GFLAGS = 0x25;
 const ETHTOOL_SFLAGS = 0x26;
 const ETHTOOL_GGRO = 0x2b;
 const ETHTOOL_SGRO = 0x2c;
 const ETH_FLAG_LRO = 1 << 15;
 
-/** Flags of an interface: it was switched on, and it can carry frames. */
+/** Flag of an interface: it was switched on. */
 export const IFF_UP = 0x1;
+/** Flag of an interface: it can carry frames. */
 export const IFF_RUNNING = 0x40;
 
 /** IFNAMSIZ without the NUL. */
 const MAX_NAME = 15;
-/** Size of struct ifreq, and where its union begins. */
+/** Size of struct ifreq. */
 export const IFREQ_SIZE = 40;
+/** Where its union begins. */
 export const IFREQ_UNION = 16;
 
 const request = allocate(IFREQ_SIZE);
@@ -131,6 +138,17 @@ function setAddress(command: bigint, name: string, value: number, what: string):
   request.view.setUint16(IFREQ_UNION, AF_INET, true);
   request.view.setUint32(IFREQ_UNION + 4, value, false);
   call(command, `set ${what} of interface ${name}`);
+}
+
+/** Gives an Ethernet interface its MAC address, six bytes; nothing is done if it has it. */
+export function setInterfaceMac(name: string, mac: Uint8Array): void {
+  fillInterfaceRequest(request.bytes, name);
+  call(SIOCGIFHWADDR, `MAC address of interface ${name}`);
+  const at = IFREQ_UNION + 2;
+  if (mac.every((byte, i) => request.bytes[at + i] === byte)) return;
+  request.view.setUint16(IFREQ_UNION, ARPHRD_ETHER, true);
+  request.bytes.set(mac.subarray(0, 6), at);
+  call(SIOCSIFHWADDR, `set MAC address of interface ${name}`);
 }
 
 /** Adds an interface to a bridge. */

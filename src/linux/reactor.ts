@@ -205,6 +205,8 @@ export class Reactor implements Disposable {
       if (!settled && !this.#stopped) this.turn();
     }
     if (this.#failure !== undefined) throw this.#failure;
+    // It would never settle any more.
+    if (!settled) throw new Error("the reactor was stopped");
     return await watched;
   }
 
@@ -246,10 +248,17 @@ export class Reactor implements Disposable {
   #fireTimers(): void {
     if (this.#timers.size === 0) return;
     const nowMs = performance.now();
-    for (const timer of this.#timers) {
-      if (timer.deadlineMs > nowMs) continue;
-      timer.cancel();
-      timer.fire();
+    // The earliest first; as many as there are now, so that one that arms itself cannot hold the loop.
+    for (let left = this.#timers.size; left > 0; left--) {
+      let due: ReactorTimer | undefined;
+      for (const timer of this.#timers) {
+        if (timer.deadlineMs <= nowMs && timer.deadlineMs < (due?.deadlineMs ?? Infinity)) {
+          due = timer;
+        }
+      }
+      if (due === undefined) return;
+      due.cancel();
+      due.fire();
     }
   }
 

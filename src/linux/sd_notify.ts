@@ -11,12 +11,14 @@ const MAX_PATH = 107;
 
 /** @param state as sd_notify takes it, e.g. "READY=1" */
 export function notifySystemd(state: string): void {
-  const path = Deno.env.get("NOTIFY_SOCKET");
-  if (path === undefined || path.length > MAX_PATH) return;
+  // A leading @ stands for the NUL of an abstract address.
+  const name = Deno.env.get("NOTIFY_SOCKET")?.replace(/^@/, "\0");
+  if (name === undefined) return;
+  const path = new TextEncoder().encode(name);
+  if (path.length > MAX_PATH) return;
   const address = allocate(2 + MAX_PATH + 1);
   address.view.setUint16(0, AF_UNIX, true);
-  // A leading @ stands for the NUL of an abstract address.
-  address.bytes.set(new TextEncoder().encode(path.replace(/^@/, "\0")), 2);
+  address.bytes.set(path, 2);
   const bytes = new TextEncoder().encode(state);
   const message = allocate(bytes.length);
   message.bytes.set(bytes);

@@ -23,13 +23,17 @@ const IFF_NO_PI = 0x1000;
 const IFF_VNET_HDR = 0x4000;
 const O_NONBLOCK = 0o4000;
 
-/** What the reader of a TAP takes: frames without checksum, and larger than the MTU. */
+/** The reader of a TAP takes frames whose checksum is left to it. */
 export const TUN_F_CSUM = 0x01;
+/** It takes TCP over IPv4 in frames larger than the MTU. */
 export const TUN_F_TSO4 = 0x02;
+/** It takes TCP over IPv6 in frames larger than the MTU. */
 export const TUN_F_TSO6 = 0x04;
+/** It takes such frames with ECN bits. */
 export const TUN_F_TSO_ECN = 0x08;
-/** The kernel (6.2 and later) wants both USO bits or none. */
+/** It takes UDP over IPv4 in large frames; the kernel (6.2 and later) wants both USO bits or none. */
 export const TUN_F_USO4 = 0x20;
+/** It takes UDP over IPv6 in large frames. */
 export const TUN_F_USO6 = 0x40;
 
 /** The device every TAP is made from. */
@@ -66,7 +70,8 @@ export function attachTap(fd: Fd, name: string, headerSize: number): string {
 
 /** Has the interface stay when the descriptor is closed, or not. */
 export function setTapPersistent(fd: Fd, persistent: boolean): void {
-  setWord(fd, TUNSETPERSIST, persistent ? 1 : 0, "make a TAP persistent");
+  // The value is the argument itself, not behind a pointer.
+  check(libc.ioctl(fd.number, TUNSETPERSIST, persistent ? 1n : 0n), "make a TAP persistent");
 }
 
 /** Limits the bytes of sent frames that are still under way in the kernel; then writes give EAGAIN. */

@@ -9,7 +9,7 @@
 import { allocate } from "./arena.ts";
 import { EAGAIN, EINTR, linuxErrno, VmsgError } from "./errors.ts";
 import { check, errno, lastError, libc } from "./libc.ts";
-import { Fd, unlinkFile } from "./fd.ts";
+import { Fd, isSocketFile, unlinkFile } from "./fd.ts";
 
 const EADDRINUSE = linuxErrno("EADDRINUSE");
 const ENOBUFS = linuxErrno("ENOBUFS");
@@ -157,6 +157,10 @@ export function listenUnix(path: string): UnixListener {
       using other = connectUnix(path);
       if (other !== undefined) {
         throw new VmsgError("SOCKET_IN_USE", `socket ${path} is in use by another process`);
+      }
+      // Connecting to any other file is refused as well, and it is not ours to remove.
+      if (!isSocketFile(path)) {
+        throw new VmsgError("SOCKET_PATH", `socket path ${path} is a file that is no socket`);
       }
       unlinkFile(path);
       result = libc.bind(fd.number, socketAddress.address, length);

@@ -120,9 +120,11 @@ export class AddressSpace {
   /**
    * Appends the segments that hold [address, address + length) to `into`.
    *
-   * @returns false if a byte lies outside every window, or `into` is full; `into` then holds a part
+   * @returns false if a byte lies outside every window, or `into` is full; `into` then holds a part.
+   * No bytes are no segment, wherever they are.
    */
   translate(address: number, length: number, into: SegmentList): boolean {
+    if (length === 0) return true;
     const last = this.#last;
     if (last !== undefined && address >= last.at && address + length <= last.end) {
       return into.push(last, address - last.at, length);

@@ -8,8 +8,9 @@
  * is reported, and the others are for an option to choose. A device side has no better way: what gives
  * `v1-2025` away (SET_VQUEUE without an operation, a read of no configuration bytes) comes long after
  * GET_DEVICE_INFO must have been answered in one form or the other. A driver side sees it by the size of
- * that answer, 52 bytes or fewer (5N.7), and either codec refuses the other's. The bytes behind a `proto` message are of no interest, since QEMU leaves
- * an older message there.
+ * that answer, 52 bytes or fewer (5N.7), and either codec refuses the other's.
+ *
+ * The bytes behind a `proto` message are of no interest, since QEMU leaves an older message there.
  */
 
 /** The family a first message belongs to. */

@@ -1,6 +1,6 @@
 /**
- * What two vmsg processes say to each other: private bus messages, in dialect `v1` only (a peer of
- * `v1-2025` is never a vmsg that wants to be treated as one).
+ * What two vmsg processes say to each other: private bus messages, in dialect `v1` only. Two that
+ * are told to speak `v1-2025` are foreign to each other.
  *
  * virtio-msg leaves out what a bridge needs: whether the peer was restarted, which memory a bus
  * address means, how to stop one queue and go on with it later. These messages fill the gaps. Their

@@ -167,8 +167,12 @@ export class Program {
     }
     if (this.#tail === "none") return;
     const size = this.#tailSize(message);
-    if (this.#tail.startsWith("words")) encodeWords(message, view, at + this.size, size / 4);
-    else encodeBytes(message, view, at + this.size, size);
+    const to = at + this.size;
+    if (this.#tail === "words[count]" || this.#tail === "words[count]+") {
+      encodeWords(message, view, to, size / 4);
+    } else {
+      encodeBytes(message, view, to, size);
+    }
   }
 
   /**

@@ -4,8 +4,9 @@
  * Header (wire document 5N.1): u8 type, u8 id, u16 device, u16 token, u16 size of header and payload.
  * Type bit 0 is the answer, bit 1 the bus message, the rest is sent 0 and ignored (rule G4). Requests
  * and answers may be longer than their layout, which leaves room for later revisions; events are
- * exact in `v1` (G19), while the peers of `v1-2025` check only that they are long enough. Behind the size a writer puts zeros up to the end of the slot (B16), since a slot
- * still holds an older message, and a reader looks at none of it (G6).
+ * exact in `v1` (G19), while in `v1-2025` they need only be long enough. Behind the size a writer puts
+ * zeros up to the end of the slot (B16), since a slot still holds an older message, and a reader looks
+ * at none of it (G6).
  */
 
 import { KIND_COUNT } from "./message.ts";

@@ -3,15 +3,18 @@
  *
  * One entry per {@link Kind}: its name, its class, who sends it, and per dialect its id and the layout
  * of request and answer. Sources: wire document 2.2 for `proto`, 5N.2 for `v1`, 5.2 for `v1-2025`,
- * private.ts for our own. `v1-2025` has entries only where it differs from `v1` (5N.4). A layout that has no answer means a message that is never answered in that dialect; `proto`
- * has several such requests. All layouts are checked when this file loads, against gaps and against
- * the message sizes of wire document 5N.3 and 5.3 and the 40 bytes of 2.1.
+ * private.ts for our own. `v1-2025` has entries only where it differs from `v1` (5N.4). A layout that
+ * has no answer means a message that is never answered in that dialect; `proto` has several such
+ * requests. All layouts are checked when this file loads, against gaps and against the message sizes
+ * of wire document 5N.3 and 5.3 and the 40 bytes of 2.1.
  */
 
 import { Kind, KIND_COUNT, QUEUE_ENABLED } from "./message.ts";
 import { checkLayout, type Definition, type Dialect, EMPTY, type Layout } from "./layout.ts";
 import type { Wire } from "./layout.ts";
 import { isPrivate, PRIVATE_MESSAGES } from "./private.ts";
+
+export type { Definition, Layout, LayoutField, Type, Wire } from "./layout.ts";
 
 const INDEX: Layout = { size: 4, fields: [[0, "u32", "index"]] };
 const STATUS: Layout = { size: 4, fields: [[0, "u32", "status"]] };

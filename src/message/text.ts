@@ -7,8 +7,9 @@
  *     GET_VQUEUE = queue 0 max 256
  *     EVENT_USED queue 0
  *
- * Messages worth reading have words of their own; for all others the fields of the table are listed.
- * A record that no codec has touched is described as `v1`. Device number and token are the trace's business. Text is made for people and allocates.
+ * Messages worth reading have words of their own; for all others the fields of the table are listed. A
+ * record that no codec has touched is described as `v1`. Device number and token are the trace's
+ * business. Text is made for people and allocates.
  */
 
 import {

@@ -38,6 +38,7 @@ export class FrameDescriptor implements Disposable {
   #blocked = false;
   #listener: PortListener | undefined;
 
+  /** Takes a non-blocking descriptor, which stays the caller's. */
   constructor(readonly fd: Fd, readonly reactor: Reactor) {}
 
   /** Starts watching. */
@@ -118,6 +119,7 @@ export class FrameDescriptor implements Disposable {
     }
   }
 
+  /** Stops watching. */
   [Symbol.dispose](): void {
     if (this.#listener !== undefined) this.reactor.unwatch(this.fd);
     this.#listener = undefined;

@@ -98,7 +98,6 @@ export class PacketPort implements NetworkPort {
   /** The largest payload of a frame, in bytes: what the device should tell its driver. */
   readonly mtu: number;
   readonly #name: string;
-  readonly #index: number;
   readonly #fd: Fd;
   readonly #frames: FrameDescriptor;
   readonly #out = new PrefixedSegments(PACKET_HEADER_SIZE);
@@ -114,7 +113,8 @@ export class PacketPort implements NetworkPort {
   #tcp6 = false;
   #ecn = false;
   #listener: PortListener | undefined;
-  #watch: LinkWatch | undefined;
+  readonly #watch: LinkWatch;
+  #isUp = false;
 
   /**
    * Opens the socket and brings the interface up if it is not.
@@ -128,19 +128,21 @@ export class PacketPort implements NetworkPort {
     this.description = `interface ${name}`;
     this.features = options.offloads === false ? [] : FEATURES;
     this.#warn = limitedLog((line) => log.warn(line), 60_000);
-    this.#index = interfaceIndex(name);
-    if (this.#index === 0) {
+    const index = interfaceIndex(name);
+    if (index === 0) {
       throw new VmsgError("NO_INTERFACE", `there is no interface ${name}: see ip link`);
     }
     this.mtu = interfaceMtu(name);
     this.#room = this.mtu + FRAME_OVERHEAD + NET_HEADER_SIZE;
-    this.#fd = open(name, this.#index);
+    this.#fd = open(name, index);
     this.#frames = new FrameDescriptor(this.#fd, reactor);
     try {
-      bringInterfaceUp(name);
+      this.#watch = new LinkWatch(reactor, name, index, (flags) => this.#flagsChanged(flags));
+      bringUp(name, log);
+      this.#flagsChanged(interfaceFlags(name));
     } catch (error) {
-      if (!(error instanceof LinuxError)) throw error;
-      log.warn(`${error.message}: the link stays down until somebody does it`);
+      this.#fd[Symbol.dispose]();
+      throw error;
     }
   }
 
@@ -173,20 +175,14 @@ export class PacketPort implements NetworkPort {
   open(listener: PortListener): void {
     this.#listener = listener;
     this.#frames.open(listener);
-    const tell = (flags: number) => {
-      const wanted = IFF_UP | IFF_RUNNING;
-      listener.link((flags & wanted) === wanted);
-    };
-    this.#watch = new LinkWatch(this.reactor, this.#name, this.#index, (flags) => {
-      tell(flags ?? 0);
-      if (flags === undefined) this.#warn(`${this.description} is gone`);
-    });
-    try {
-      tell(interfaceFlags(this.#name));
-    } catch (error) {
-      if (!(error instanceof LinuxError)) throw error;
-      tell(0);
-    }
+    listener.link(this.#isUp);
+  }
+
+  #flagsChanged(flags: number | undefined): void {
+    const wanted = IFF_UP | IFF_RUNNING;
+    this.#isUp = flags !== undefined && (flags & wanted) === wanted;
+    this.#listener?.link(this.#isUp);
+    if (flags === undefined) this.#warn(`${this.description} is gone`);
   }
 
   send(frame: SegmentList): boolean {
@@ -255,9 +251,10 @@ export class PacketPort implements NetworkPort {
     this.#frames.discard();
   }
 
+  /** Closes the socket and has frames merged again if they were. */
   [Symbol.dispose](): void {
     this.#restoreMerging();
-    this.#watch?.[Symbol.dispose]();
+    this.#watch[Symbol.dispose]();
     this.#frames[Symbol.dispose]();
     this.#fd[Symbol.dispose]();
     this.#bounce[Symbol.dispose]();
@@ -275,5 +272,14 @@ function open(name: string, index: number): Fd {
       );
     }
     throw error;
+  }
+}
+
+function bringUp(name: string, log: Log): void {
+  try {
+    bringInterfaceUp(name);
+  } catch (error) {
+    if (!(error instanceof LinuxError)) throw error;
+    log.warn(`${error.message}: the link stays down until somebody does it`);
   }
 }

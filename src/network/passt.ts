@@ -30,7 +30,7 @@ import {
   type Reactor,
   type Timer,
 } from "../linux/reactor.ts";
-import { connectUnix, UnixStream, unixStreamPair } from "../linux/unix_socket.ts";
+import { connectUnix, type UnixStream, unixStreamPair } from "../linux/unix_socket.ts";
 import type { SegmentList } from "../memory/mod.ts";
 import type { Log } from "../observe/log.ts";
 import {
@@ -59,4 +59,335 @@ const EPOLLET = 0x8000_0000;
 const MSG_NOSIGNAL = 0x4000;
 const MSG_DONTWAIT = 0x40;
 const F_SETFD = 2;
+const FD_CLOEXEC = 1n;
+const F_SETFL = 4;
 const WORDS_SIZE = 4096;
+
+/** See the head of this file. */
+export class PasstPort implements NetworkPort {
+  readonly description: string;
+  readonly features: readonly number[] = [];
+  /** The process that was started here. */
+  readonly pid: number | undefined;
+  /** Settles some time after that process has ended. */
+  readonly ended: Promise<void> | undefined;
+  /** Frames that went through, and those that could not. */
+  readonly counters = { sent: 0, received: 0, lost: 0, disconnects: 0 };
+  readonly #path: string | undefined;
+  readonly #log: Log;
+  readonly #out = new PrefixedSegments(LENGTH_SIZE);
+  readonly #buffer: Mapping = mapAnonymous(BUFFER_SIZE);
+  readonly #bytes: Uint8Array = new Uint8Array(this.#buffer.buffer);
+  readonly #view: DataView = new DataView(this.#buffer.buffer);
+  /** What a full socket left of a frame: bytes [restAt, restEnd). */
+  readonly #rest: Mapping = mapAnonymous(LENGTH_SIZE + MAX_FRAME);
+  // struct msghdr: name @0, namelen @8, iov @16, iovlen @24, control @32, controllen @40, flags @48
+  readonly #message = allocate(56);
+  readonly #header = allocate(NET_HEADER_SIZE);
+  readonly #retry: Timer;
+  #words: Fd | undefined;
+  #stream: UnixStream | undefined;
+  #listener: PortListener | undefined;
+  #restAt = 0;
+  #restEnd = 0;
+  #blocked = false;
+  #readable = false;
+  /** Received bytes not taken yet: [begin, end). */
+  #begin = 0;
+  #end = 0;
+
+  /**
+   * Starts passt or connects to it.
+   *
+   * @throws VmsgError with a line for people
+   */
+  constructor(options: PasstOptions, readonly reactor: Reactor, log: Log) {
+    if (options.socket !== undefined && options.args !== undefined) {
+      throw new UsageError("arguments for passt, and a socket of one that runs already");
+    }
+    this.#log = log;
+    this.#path = options.socket;
+    this.#message.view.setBigUint64(16, this.#out.address, true);
+    this.#header.view.setUint16(NUM_BUFFERS_OFFSET, 1, true);
+    if (this.#path === undefined) {
+      const started = startPasst(options.args ?? []);
+      this.pid = started.pid;
+      this.ended = started.ended;
+      this.#words = started.words;
+      this.#stream = started.stream;
+      this.description = `passt ${started.pid}`;
+    } else {
+      this.#stream = connectUnix(this.#path);
+      this.description = `passt at ${this.#path}`;
+      if (this.#stream === undefined) {
+        throw new VmsgError(
+          "NO_PASST",
+          `nobody listens on ${this.#path}: start passt --socket ${this.#path} first`,
+        );
+      }
+    }
+    this.#retry = reactor.timer(() => this.#reconnect());
+  }
+
+  setFeatures(): void {
+    // There are no offloads to switch.
+  }
+
+  open(listener: PortListener): void {
+    this.#listener = listener;
+    listener.link(this.#stream !== undefined);
+    this.#watch();
+  }
+
+  #watch(): void {
+    if (this.#stream === undefined || this.#listener === undefined) return;
+    const events = EPOLLIN | EPOLLOUT | EPOLLET;
+    this.reactor.watch(this.#stream.fd, events, (ready) => this.#ready(ready));
+  }
+
+  #ready(events: number): void {
+    if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) !== 0) {
+      this.#readable = true;
+      // An end of file is to be seen also while the guest takes no frames.
+      this.#fill();
+      this.#listener!.readable();
+    }
+    if (this.#blocked && (events & EPOLLOUT) !== 0 && this.#flushRest()) {
+      this.#blocked = false;
+      this.#listener!.writable();
+    }
+  }
+
+  send(frame: SegmentList): boolean {
+    const length = frame.length - NET_HEADER_SIZE;
+    const stream = this.#stream;
+    if (stream === undefined || length < MIN_FRAME || length > MAX_FRAME) {
+      this.counters.lost++;
+      return true;
+    }
+    if (this.#blocked) return false;
+    const count = this.#out.assemble(frame, 0);
+    if (count === 0) {
+      this.counters.lost++;
+      return true;
+    }
+    this.#out.prefix.view.setUint32(0, length, false);
+    this.#message.view.setUint32(24, count, true);
+    const flags = MSG_NOSIGNAL | MSG_DONTWAIT;
+    const sent = libc.sendmsg(stream.fd.number, this.#message.address, flags);
+    const total = LENGTH_SIZE + length;
+    if (sent <= 0) {
+      // Full, or gone, which the descriptor's hang-up tells; both may look the same here.
+      this.#blocked = true;
+      return false;
+    }
+    this.counters.sent++;
+    if (sent < total) {
+      libc.memcpy(this.#rest.address, this.#out.prefix.address, LENGTH_SIZE);
+      frame.copyOut(NET_HEADER_SIZE, this.#rest.address + BigInt(LENGTH_SIZE), length);
+      this.#restAt = sent;
+      this.#restEnd = total;
+      this.#blocked = true;
+    }
+    return true;
+  }
+
+  /** True when nothing of an older frame is left to send. */
+  #flushRest(): boolean {
+    while (this.#restAt < this.#restEnd) {
+      const stream = this.#stream;
+      if (stream === undefined) return false;
+      const address = this.#rest.address + BigInt(this.#restAt);
+      const sent = stream.send(address, this.#restEnd - this.#restAt);
+      if (sent <= 0) return false;
+      this.#restAt += sent;
+    }
+    return true;
+  }
+
+  nextLength(): number {
+    const length = this.#frameLength();
+    if (length > 0) return length + NET_HEADER_SIZE;
+    if (!this.#readable) return 0;
+    this.#fill();
+    const filled = this.#frameLength();
+    return filled > 0 ? filled + NET_HEADER_SIZE : 0;
+  }
+
+  /** The length of the first frame if all of it is there, otherwise 0. */
+  #frameLength(): number {
+    const held = this.#end - this.#begin;
+    if (held < LENGTH_SIZE) return 0;
+    const length = this.#view.getUint32(this.#begin, false);
+    return held >= LENGTH_SIZE + length ? length : 0;
+  }
+
+  /** Receives until the buffer is full or the socket empty. */
+  #fill(): void {
+    while (this.#readable && this.#stream !== undefined) {
+      if (this.#begin === this.#end) this.#begin = this.#end = 0;
+      if (BUFFER_SIZE - this.#end < LENGTH_SIZE + MAX_FRAME) {
+        this.#bytes.copyWithin(0, this.#begin, this.#end);
+        this.#end -= this.#begin;
+        this.#begin = 0;
+      }
+      if (this.#end === BUFFER_SIZE) return;
+      const address = this.#buffer.address + BigInt(this.#end);
+      const received = this.#stream.receive(address, BUFFER_SIZE - this.#end);
+      // Nobody asked for descriptors.
+      for (const fd of this.#stream.fds) fd[Symbol.dispose]();
+      if (received < 0) this.#readable = false;
+      else if (received === 0) this.#disconnected("ended the connection");
+      else this.#end += received;
+      if (!this.#isSane()) this.#disconnected("sent a length that no frame has");
+    }
+  }
+
+  /** Whether the frame at the beginning has a possible length. */
+  #isSane(): boolean {
+    if (this.#end - this.#begin < LENGTH_SIZE) return true;
+    const length = this.#view.getUint32(this.#begin, false);
+    return length >= MIN_FRAME && length <= MAX_FRAME;
+  }
+
+  receive(into: SegmentList, first: number): number {
+    const length = this.#frameLength();
+    if (length === 0) return 0;
+    into.copyIn(0, this.#header.address, NET_HEADER_SIZE, first);
+    const address = this.#buffer.address + BigInt(this.#begin + LENGTH_SIZE);
+    into.copyIn(NET_HEADER_SIZE, address, length, first);
+    this.#take(length);
+    return NET_HEADER_SIZE + length;
+  }
+
+  discard(): void {
+    const length = this.#frameLength();
+    if (length > 0) this.#take(length);
+  }
+
+  #take(length: number): void {
+    this.#begin += LENGTH_SIZE + length;
+    this.counters.received++;
+    if (!this.#isSane()) this.#disconnected("sent a length that no frame has");
+  }
+
+  #disconnected(what: string): void {
+    const stream = this.#stream;
+    if (stream === undefined) return;
+    this.counters.disconnects++;
+    this.#stream = undefined;
+    this.#begin =
+      this.#end =
+      this.#restAt =
+      this.#restEnd =
+        0;
+    this.#readable = this.#blocked = false;
+    if (this.#listener !== undefined) this.reactor.unwatch(stream.fd);
+    stream[Symbol.dispose]();
+    const words = this.#words === undefined ? "" : lastWords(this.#words);
+    this.#log.error(`${this.description} ${what}${words === "" ? "" : `: ${words}`}`);
+    if (this.#path !== undefined) this.#retry.arm(RECONNECT_MS);
+    this.#listener?.link(false);
+    // Frames that wait in the guest's ring are lost now, not kept for later.
+    this.#listener?.writable();
+  }
+
+  #reconnect(): void {
+    try {
+      this.#stream = connectUnix(this.#path!);
+    } catch (error) {
+      if (!(error instanceof VmsgError)) throw error;
+      this.#log.debug(error.message);
+    }
+    if (this.#stream === undefined) {
+      this.#retry.arm(RECONNECT_MS);
+      return;
+    }
+    this.#log.info(`${this.description} is back`);
+    this.#watch();
+    this.#listener?.link(true);
+  }
+
+  /** Closes the connection, with which a passt that was started here ends. */
+  [Symbol.dispose](): void {
+    this.reactor.dropTimer(this.#retry);
+    if (this.#stream !== undefined && this.#listener !== undefined) {
+      this.reactor.unwatch(this.#stream.fd);
+    }
+    this.#listener = undefined;
+    this.#stream?.[Symbol.dispose]();
+    this.#stream = undefined;
+    this.#words?.[Symbol.dispose]();
+    this.#buffer[Symbol.dispose]();
+    this.#rest[Symbol.dispose]();
+  }
+}
+
+interface StartedPasst {
+  readonly pid: number;
+  readonly ended: Promise<void>;
+  readonly stream: UnixStream;
+  readonly words: Fd;
+}
+
+function startPasst(args: readonly string[]): StartedPasst {
+  if (!isOnPath("passt")) {
+    throw new VmsgError(
+      "NO_PASST",
+      "the program passt is not installed: apt install passt, or see https://passt.top",
+    );
+  }
+  const words = createSealedMemory("vmsg-passt", WORDS_SIZE);
+  const [ours, theirs] = unixStreamPair();
+  try {
+    // Inherited by what is started until `theirs` is closed here; passt reads and writes blocking.
+    for (const fd of [words, theirs.fd]) libc.fcntl(fd.number, F_SETFD, 0n);
+    libc.fcntl(theirs.fd.number, F_SETFL, 0n);
+    const child = new Deno.Command("sh", {
+      // The shell opens standard error and is replaced by passt.
+      args: [
+        "-c",
+        `exec passt "$@" 2<>/proc/self/fd/${words.number}`,
+        "passt",
+        "--foreground",
+        "--quiet",
+        "--fd",
+        String(theirs.fd.number),
+        ...args,
+      ],
+      stdin: "null",
+      stdout: "null",
+      detached: true,
+    }).spawn();
+    // It must not keep this process alive.
+    child.unref();
+    libc.fcntl(words.number, F_SETFD, FD_CLOEXEC);
+    return { pid: child.pid, ended: child.status.then(() => {}), stream: ours, words };
+  } catch (error) {
+    words[Symbol.dispose]();
+    ours[Symbol.dispose]();
+    throw error;
+  } finally {
+    theirs[Symbol.dispose]();
+  }
+}
+
+function isOnPath(program: string): boolean {
+  return (Deno.env.get("PATH") ?? "").split(":").some((directory) => {
+    try {
+      return Deno.statSync(`${directory}/${program}`).isFile;
+    } catch {
+      return false;
+    }
+  });
+}
+
+/** The last line that passt said, without its complaints about a missing syslog. */
+function lastWords(words: Fd): string {
+  using mapping = mapShared(words.number, WORDS_SIZE);
+  const bytes = new Uint8Array(mapping.buffer).slice();
+  const end = bytes.indexOf(0);
+  const text = new TextDecoder().decode(bytes.subarray(0, end < 0 ? bytes.length : end));
+  const lines = text.split("\n").map((line) => line.trim());
+  return lines.filter((line) => line !== "" && !line.startsWith("Failed to send")).pop() ?? "";
+}

@@ -29,7 +29,7 @@ export class PrefixedSegments {
   readonly #iovecs: DataView;
   readonly #suffix: Block;
 
-  /** @param prefixSize of {@link prefix}, in bytes */
+  /** Takes its arrays from the arena, for good; the prefix has `prefixSize` bytes. */
   constructor(prefixSize: number) {
     this.prefix = allocate(prefixSize);
     this.#suffix = allocate(SUFFIX_SIZE);

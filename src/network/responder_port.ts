@@ -1,8 +1,14 @@
-/** The built-in responder as a network port: frames are copied out of and into the guest's memory. */
+/**
+ * The built-in responder as a network port: frames are copied out of and into the guest's memory.
+ *
+ * The guest may leave TCP and UDP checksums and the segmentation of TCP to us: a large segment is as good
+ * as a small one here, and nobody else will see either. Frames for the guest are whole ones of its MTU.
+ */
 
 import { allocate } from "../linux/arena.ts";
 import type { Reactor, Timer } from "../linux/reactor.ts";
 import type { SegmentList } from "../memory/mod.ts";
+import { Offload } from "./offloads.ts";
 import {
   NET_HEADER_SIZE,
   type NetworkPort,
@@ -13,16 +19,27 @@ import { Responder, type ResponderOptions } from "./responder/responder.ts";
 
 /** The largest frame taken from a guest: 64 KiB of payload and some headers. */
 const MAX_FRAME = 65536 + 64;
+/** Flags of the virtio-net header: the payload's checksum is partial (VIRTIO 1.2, 5.1.6.2). */
+const FLAGS_OFFSET = 0;
+const NEEDS_CSUM = 1;
 
 /** See the head of this file. */
 export class ResponderPort implements NetworkPort {
   readonly description: string = "responder";
-  readonly features: readonly number[] = [];
+  readonly features: readonly number[] = [
+    Offload.CSUM,
+    Offload.HOST_TSO4,
+    Offload.HOST_TSO6,
+    Offload.HOST_ECN,
+  ];
   readonly responder: Responder;
   readonly #in = allocate(MAX_FRAME);
   readonly #out = allocate(NET_HEADER_SIZE + 2048);
   readonly #outFrame: Uint8Array;
   readonly #floodTimer: Timer;
+  readonly #tcpTimer: Timer;
+  /** When the TCP timer fires, at the latest. */
+  #tcpDueMs = Infinity;
   #listener: PortListener | undefined;
 
   constructor(options: ResponderOptions, readonly reactor: Reactor) {
@@ -30,10 +47,11 @@ export class ResponderPort implements NetworkPort {
     this.#out.view.setUint16(NUM_BUFFERS_OFFSET, 1, true);
     this.#outFrame = this.#out.bytes.subarray(NET_HEADER_SIZE);
     this.#floodTimer = reactor.timer(() => this.#listener?.readable());
+    this.#tcpTimer = reactor.timer(() => this.#tick());
   }
 
   setFeatures(): void {
-    // There are no offloads to switch.
+    // What is offered concerns frames from the guest, and each of those says itself what it leaves to us.
   }
 
   open(listener: PortListener): void {
@@ -48,13 +66,31 @@ export class ResponderPort implements NetworkPort {
     }
   }
 
+  #tick(): void {
+    this.#tcpDueMs = Infinity;
+    this.responder.tick();
+    if (this.responder.nextLength() > 0) this.#listener?.readable();
+    else this.#armTcp();
+  }
+
+  /** A deadline that moved away is left: the timer fires in vain then, and is armed again. */
+  #armTcp(): void {
+    const delayMs = this.responder.nextTimerMs();
+    if (delayMs === Infinity) return;
+    const dueMs = performance.now() + delayMs;
+    if (dueMs >= this.#tcpDueMs) return;
+    this.#tcpDueMs = dueMs;
+    this.#tcpTimer.arm(Math.max(1, delayMs));
+  }
+
   send(frame: SegmentList): boolean {
     const length = frame.length - NET_HEADER_SIZE;
-    // Offloads are not offered with this port, so the header says nothing.
     if (length > 0 && length <= MAX_FRAME) {
+      const partial = (frame.getUint8(FLAGS_OFFSET) & NEEDS_CSUM) !== 0;
       frame.copyOut(NET_HEADER_SIZE, this.#in.address, length);
-      this.responder.handle(this.#in.bytes, length);
+      this.responder.handle(this.#in.bytes, length, partial);
       if (this.responder.nextLength() > 0) this.#listener?.readable();
+      else this.#armTcp();
     }
     return true;
   }
@@ -63,6 +99,7 @@ export class ResponderPort implements NetworkPort {
     const length = this.responder.nextLength();
     if (length > 0) return length + NET_HEADER_SIZE;
     this.#armFlood();
+    this.#armTcp();
     return 0;
   }
 
@@ -78,5 +115,6 @@ export class ResponderPort implements NetworkPort {
 
   [Symbol.dispose](): void {
     this.reactor.dropTimer(this.#floodTimer);
+    this.reactor.dropTimer(this.#tcpTimer);
   }
 }

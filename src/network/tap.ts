@@ -29,10 +29,10 @@ import {
   bringInterfaceUp,
   checkInterfaceName,
   IFF_UP,
-  interfaceFlags,
   interfaceIndex,
   interfaceMtu,
   setInterfaceAddress,
+  setInterfaceMac,
   setInterfaceMtu,
 } from "../linux/netdev.ts";
 import type { Reactor } from "../linux/reactor.ts";
@@ -115,9 +115,12 @@ export class TapPort implements NetworkPort {
   readonly mtu: number;
   readonly #fd: Fd;
   readonly #frames: FrameDescriptor;
+  readonly #bridged: boolean;
   #room: number;
   #tunBits = 0;
-  #watch: LinkWatch | undefined;
+  readonly #watch: LinkWatch;
+  #isUp = true;
+  #listener: PortListener | undefined;
 
   /**
    * Makes or attaches to the interface and sets it up.
@@ -129,6 +132,7 @@ export class TapPort implements NetworkPort {
     checkInterfaceName(name);
     if (options.bridge !== undefined) checkInterfaceName(options.bridge);
     const address = options.address === undefined ? undefined : parseAddress(options.address);
+    this.#bridged = options.bridge !== undefined;
     this.#fd = open();
     try {
       this.name = attach(this.#fd, name);
@@ -136,12 +140,24 @@ export class TapPort implements NetworkPort {
       setUp(this.#fd, this.name, options, address);
       this.mtu = interfaceMtu(this.name);
       this.features = options.offloads === false ? [] : probeFeatures(this.#fd);
+      this.#watch = new LinkWatch(
+        reactor,
+        this.name,
+        interfaceIndex(this.name),
+        (flags) => this.#flagsChanged(flags),
+      );
     } catch (error) {
       this.#fd[Symbol.dispose]();
       throw error;
     }
     this.#room = this.mtu + FRAME_OVERHEAD + NET_HEADER_SIZE;
     this.#frames = new FrameDescriptor(this.#fd, reactor);
+  }
+
+  #flagsChanged(flags: number | undefined): void {
+    // Undefined: it was deleted, or moved to another network namespace.
+    this.#isUp = flags === undefined ? this.#isUp && tapExists(this.#fd) : (flags & IFF_UP) !== 0;
+    this.#listener?.link(this.#isUp);
   }
 
   /** What went through, and what the kernel refused. */
@@ -160,13 +176,23 @@ export class TapPort implements NetworkPort {
     this.#tunBits = bits;
   }
 
+  /** For a driver whose kernel is behind this TAP; the address of a bridge's port means nothing. */
+  setMac(mac: Uint8Array): void {
+    if (this.#bridged || !tapExists(this.#fd)) return;
+    try {
+      setInterfaceMac(this.name, mac);
+    } catch (error) {
+      if (!(error instanceof LinuxError)) throw error;
+      // Moved to another network namespace.
+      if (error.code === "ENODEV") return;
+      throw new VmsgError("TAP_PERMISSION", `${error.message}: give it that address before`);
+    }
+  }
+
   open(listener: PortListener): void {
     this.#frames.open(listener);
-    this.#watch = new LinkWatch(this.reactor, this.name, interfaceIndex(this.name), (flags) => {
-      if (flags !== undefined) listener.link((flags & IFF_UP) !== 0);
-      else if (!tapExists(this.#fd)) listener.link(false);
-    });
-    listener.link((interfaceFlags(this.name) & IFF_UP) !== 0);
+    this.#listener = listener;
+    listener.link(this.#isUp);
   }
 
   send(frame: SegmentList): boolean {
@@ -188,8 +214,9 @@ export class TapPort implements NetworkPort {
     this.#frames.discard();
   }
 
+  /** Closes the TAP; the interface goes with it unless it is persistent. */
   [Symbol.dispose](): void {
-    this.#watch?.[Symbol.dispose]();
+    this.#watch[Symbol.dispose]();
     this.#frames[Symbol.dispose]();
     this.#fd[Symbol.dispose]();
   }
@@ -245,13 +272,14 @@ function attach(fd: Fd, name: string): string {
     if (!(error instanceof LinuxError)) throw error;
     if (error.code === "EPERM") {
       const exists = interfaceIndex(name) !== 0;
+      const example = name.replace("%d", "0");
       throw new VmsgError(
         "TAP_PERMISSION",
         exists
           ? `no permission to use TAP ${name}: it needs CAP_NET_ADMIN, or to be made for this user ` +
-            `(ip tuntap add ${name} mode tap user NAME vnet_hdr)`
+            `(ip tuntap add ${example} mode tap user NAME vnet_hdr)`
           : `no permission to make TAP ${name}: it needs CAP_NET_ADMIN (run as root), or a TAP that ` +
-            `was made for this user (ip tuntap add ${name} mode tap user NAME vnet_hdr)`,
+            `was made for this user (ip tuntap add ${example} mode tap user NAME vnet_hdr)`,
       );
     }
     if (error.code === "EBUSY") {
@@ -284,8 +312,8 @@ function setUp(
     if (error instanceof LinuxError && error.code === "EPERM") {
       throw new VmsgError(
         "TAP_PERMISSION",
-        `cannot set up TAP ${name} (${error.message}): it needs CAP_NET_ADMIN; or have it set up ` +
-          `and up before`,
+        `cannot set up TAP ${name} (${error.message}): it needs CAP_NET_ADMIN, or everything set ` +
+          `up and the interface up before`,
       );
     }
     throw error;

@@ -8,10 +8,12 @@
  * Peers. What the first message after an attach is decides who is there:
  *
  *     unknown --HELLO--> greeted --HELLO that names our epoch--> vmsg
- *     unknown --anything else that is understood--> foreign
+ *     unknown --GET_DEVICE_INFO, GET_DEVICES--> foreign
  *
- * While greeted, everything but HELLO is dropped: it was meant for an earlier process. A HELLO with
- * another epoch is a new peer: queues stop, memory is unmapped, status becomes 0, then it is answered.
+ * Where the dialect knows no HELLO, any request makes the peer foreign. All else that comes while
+ * unknown, and everything but HELLO while greeted, is dropped: it was meant for an earlier process.
+ * A HELLO with another epoch is a new peer: queues stop, memory is unmapped, status becomes 0, then it
+ * is answered.
  *
  * The lease (design 6.3). Each answer to HELLO carries a fresh nonce, the next HELLO returns it. Memory
  * of a vmsg peer is touched until {@link LEASE_MS} after the nonce that came back was *issued*, so a
@@ -42,6 +44,8 @@ import { PRIVATE_VERSION, randomEpoch, randomNonce } from "./epoch.ts";
 export const LEASE_MS = 250;
 /** Nonces that may still come back. */
 const NONCES = 8;
+/** Feature blocks that are stored; bits beyond the device's own blocks are kept to be refused. */
+const FEATURE_BLOCKS = 16;
 /** Slots that events leave free for answers. */
 const ANSWER_RESERVE = 16;
 /** How soon a full message queue is tried again. */
@@ -63,6 +67,8 @@ export interface DeviceSideOptions {
   readonly codec: Codec;
   readonly log: Log;
   readonly tracer?: Tracer | undefined;
+  /** Milliseconds that never go back, for the lease; by default `performance.now`. */
+  readonly now?: (() => number) | undefined;
 }
 
 /** Who is at the other end, see the head of this file. */
@@ -88,7 +94,7 @@ class DeviceSlot implements DeviceHost {
   paused = false;
 
   constructor(readonly number: number, readonly model: DeviceModel, readonly side: DeviceSide) {
-    this.driverFeatures = new Uint32Array(model.features.length);
+    this.driverFeatures = new Uint32Array(FEATURE_BLOCKS);
     this.queues = Array.from({ length: model.queueCount }, () => ({
       setup: undefined,
       base: 0,
@@ -119,6 +125,8 @@ class DeviceSlot implements DeviceHost {
   needsReset(reason: string): void {
     if ((this.status & Status.DEVICE_NEEDS_RESET) !== 0) return;
     this.side.options.log.warn(`device ${this.number} needs a reset: ${reason}`);
+    // In reset it needs none, and nothing is announced before the first status write (rule U3).
+    if (this.status === 0) return;
     this.status |= Status.DEVICE_NEEDS_RESET;
     this.announce();
   }
@@ -203,6 +211,7 @@ export class DeviceSide implements BusListener, Disposable {
   readonly #retry: Timer;
   readonly #flushTask = { run: (): boolean => this.#flush() };
   readonly #complain: (line: string) => void;
+  readonly #now: () => number;
   #peer: Peer = "none";
   #ownEpoch = 0;
   #peerEpoch = 0;
@@ -215,6 +224,7 @@ export class DeviceSide implements BusListener, Disposable {
     this.options = options;
     this.#retry = options.reactor.timer(() => options.reactor.schedule(this.#flushTask));
     this.#complain = limitedLog(options.log.warn);
+    this.#now = options.now ?? (() => performance.now());
   }
 
   /** Adds a device; before {@link open}. */
@@ -237,6 +247,10 @@ export class DeviceSide implements BusListener, Disposable {
     this.options.log.info(`${this.options.bus.description}: the driver side is there`);
   }
 
+  discarded(slot: DataView): void {
+    this.#tellDialect(slot);
+  }
+
   detached(reason: string): void {
     this.options.log.info(`${this.options.bus.description}: ${reason}`);
     this.#peer = "none";
@@ -256,7 +270,7 @@ export class DeviceSide implements BusListener, Disposable {
   /** May memory of the peer be touched at this moment? */
   leaseHolds(): boolean {
     if (this.#peer === "foreign") return true;
-    return this.#peer === "vmsg" && performance.now() < this.#leaseEndMs;
+    return this.#peer === "vmsg" && this.#now() < this.#leaseEndMs;
   }
 
   received(slot: DataView): void {
@@ -266,9 +280,9 @@ export class DeviceSide implements BusListener, Disposable {
     if (malformed !== undefined) return this.#notUnderstood(slot, malformed);
     this.options.tracer?.message("<-", message);
     if (message.response) return this.#drop();
-    if (this.#peer === "unknown") this.#peer = message.kind === Kind.HELLO ? "greeted" : "foreign";
+    if (this.#peer === "unknown") this.#peer = this.#introduced(message.kind);
     if (message.kind === Kind.HELLO) return this.#hello();
-    if (this.#peer === "greeted") return this.#drop();
+    if (this.#peer === "greeted" || this.#peer === "unknown") return this.#drop();
     if (isPrivate(message.kind)) return this.#privateRequest();
     if (message.kind === Kind.GET_DEVICES) return this.#getDevices();
     if (message.kind === Kind.PING) {
@@ -282,20 +296,32 @@ export class DeviceSide implements BusListener, Disposable {
     this.#transportRequest(device);
   }
 
+  /** Who sends such a message first. */
+  #introduced(kind: Kind): Peer {
+    if (kind === Kind.HELLO) return "greeted";
+    const { codec } = this.options;
+    const isFirst = kind === Kind.GET_DEVICE_INFO || kind === Kind.GET_DEVICES;
+    return isFirst || !codec.has(Kind.HELLO) ? "foreign" : "unknown";
+  }
+
   #notUnderstood(slot: DataView, reason: string): void {
     this.counters.malformed++;
     this.options.tracer?.malformed(slot, reason);
     if (this.#peer !== "unknown") return this.#complain(`dropped a message: ${reason}`);
+    if (this.#tellDialect(slot)) return;
+    this.#complain(`dropped a first message that is not ${this.options.codec.dialect} (${reason})`);
+  }
+
+  /** Says so if a message is of another dialect. */
+  #tellDialect(slot: DataView): boolean {
     const theirs = detectDialect(slot, 0);
     const ours = this.options.codec.dialect;
-    if (theirs !== ours && theirs !== "unknown") {
-      this.#complain(
-        `the driver side speaks ${theirs}, this device side speaks ${ours}: ` +
-          `give both the same dialect=`,
-      );
-    } else {
-      this.#complain(`dropped a first message that is not ${ours} (${reason})`);
-    }
+    if (theirs === ours || theirs === "unknown") return false;
+    this.#complain(
+      `the driver side speaks ${theirs}, this device side speaks ${ours}: ` +
+        `give both the same dialect=`,
+    );
+    return true;
   }
 
   #drop(): void {
@@ -355,7 +381,7 @@ export class DeviceSide implements BusListener, Disposable {
     const i = this.#nextNonce;
     this.#nextNonce = (i + 1) % NONCES;
     this.#nonces[i] = randomNonce();
-    this.#issuedMs[i] = performance.now();
+    this.#issuedMs[i] = this.#now();
     return this.#nonces[i];
   }
 
@@ -427,8 +453,8 @@ export class DeviceSide implements BusListener, Disposable {
     const base = device.model.stopQueue(index);
     queue.setup = undefined;
     queue.base = 0;
-    // The last used notification goes out before the answer, or with it if there is no room.
-    if (queue.usedPending && this.#sendUsed(device, index, 0)) queue.usedPending = false;
+    // The last used notification goes out before the answer, or after it if there is room for one only.
+    if (queue.usedPending && this.#sendUsed(device, index, 1)) queue.usedPending = false;
     return base;
   }
 
@@ -567,14 +593,20 @@ export class DeviceSide implements BusListener, Disposable {
     out.offset = offset;
     out.length = applied || !this.options.codec.hasTokens ? length : 0;
     out.bytes.set(bytes.subarray(0, out.length));
+    // Revision 1 answers what there is now (rule V14), the prototype what was written.
+    if (applied && this.options.codec.hasTokens) {
+      out.bytes.set(model.config.subarray(offset, offset + length));
+    }
     this.#send();
   }
 
   #setStatus(device: DeviceSlot, status: number): void {
     if (status === 0) return device.reset();
     const before = device.status;
-    // NEEDS_RESET is the device's own bit.
-    let next = (status & 0xff & ~Status.DEVICE_NEEDS_RESET) | (before & Status.DEVICE_NEEDS_RESET);
+    // NEEDS_RESET is the device's own bit. FEATURES_OK stays until a reset (a driver must not clear a
+    // bit, VIRTIO 1.2 section 2.1.1): features do not change under a running queue.
+    const kept = before & (Status.DEVICE_NEEDS_RESET | Status.FEATURES_OK);
+    let next = (status & 0xff & ~Status.DEVICE_NEEDS_RESET) | kept;
     const becomes = (bit: number) => (next & ~before & bit) !== 0;
     if (becomes(Status.FEATURES_OK) && !this.#featuresAcceptable(device)) {
       next &= ~Status.FEATURES_OK;
@@ -588,8 +620,8 @@ export class DeviceSide implements BusListener, Disposable {
     const { driverFeatures, model } = device;
     const block = RingFeature.VERSION_1 >> 5;
     if ((driverFeatures[block] & (1 << (RingFeature.VERSION_1 & 31))) === 0) return false;
-    const offered = driverFeatures.every((word, i) => (word & ~model.features[i]) === 0);
-    return offered && model.acceptFeatures(driverFeatures);
+    const offered = driverFeatures.every((word, i) => (word & ~(model.features[i] ?? 0)) === 0);
+    return offered && model.acceptFeatures(driverFeatures.subarray(0, model.features.length));
   }
 
   #getQueue(device: DeviceSlot): void {

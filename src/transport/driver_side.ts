@@ -73,6 +73,8 @@ export interface DriverSideOptions {
   readonly codec: Codec;
   readonly log: Log;
   readonly tracer?: Tracer | undefined;
+  /** How long an answer may take, instead of {@link REQUEST_TIMEOUT_MS}. */
+  readonly requestTimeoutMs?: number | undefined;
 }
 
 interface OpenRequest {
@@ -104,8 +106,9 @@ export class DriverSide implements BusListener, Disposable {
   #ownEpoch = 0;
   #peerEpoch = 0;
   #nonce = 0;
-  #helloToken = 0;
   #probeToken = 0;
+  /** Counts device sides: what began with one is not sent to the next. */
+  #session = 0;
   #nextToken = randomToken();
   #attachedMs = 0;
   #heardMs = 0;
@@ -161,10 +164,9 @@ export class DriverSide implements BusListener, Disposable {
     this.#nonce = 0;
     this.#toldSilence = false;
     this.#attachedMs = this.#heardMs = performance.now();
-    if (!this.options.codec.hasTokens) return this.#becomeReady("foreign");
+    if (!this.options.codec.has(Kind.HELLO)) return this.#becomeReady("foreign");
     this.#peer = "probing";
-    this.#sendHello();
-    this.#sendProbe();
+    this.#greetAndProbe();
     this.#heartbeat.arm(FIRST_HELLO_MS);
   }
 
@@ -185,6 +187,7 @@ export class DriverSide implements BusListener, Disposable {
   #lose(reason: string): void {
     const wasReady = this.isReady;
     this.#peer = "probing";
+    this.#session++;
     const error = new PeerLost(reason);
     for (const request of this.#open.values()) request.fail(error);
     this.#open.clear();
@@ -197,11 +200,11 @@ export class DriverSide implements BusListener, Disposable {
 
   #beat(): void {
     if (this.#peer === "none" || this.#peer === "foreign") return;
-    this.#sendHello();
     const probing = this.#peer === "probing";
     // Early repeats for an attach that raced, a steady beat afterwards.
     const early = probing && performance.now() - this.#attachedMs < HELLO_MS;
-    if (early) this.#sendProbe();
+    if (early) this.#greetAndProbe();
+    else this.#sendHello();
     this.#heartbeat.arm(early ? FIRST_HELLO_MS * 4 : HELLO_MS);
     this.#tellSilence();
   }
@@ -220,15 +223,34 @@ export class DriverSide implements BusListener, Disposable {
     }
   }
 
+  /**
+   * HELLO and the probe in one publication: a device side that attaches between them would take us for
+   * foreign, because the first thing it sees were the probe.
+   */
+  #greetAndProbe(): void {
+    const { bus, codec, tracer } = this.options;
+    this.#fillHello();
+    const offset = bus.claim(1);
+    if (offset < 0) return;
+    codec.encode(this.#out, bus.view, offset);
+    tracer?.message("->", this.#out);
+    bus.sendWithNext();
+    this.#sendProbe();
+  }
+
   #sendHello(): void {
+    this.#fillHello();
+    this.#send();
+  }
+
+  #fillHello(): void {
     const out = this.#out;
     out.reset(Kind.HELLO, false);
-    out.token = this.#helloToken = randomToken();
+    out.token = randomToken();
     out.epoch = this.#ownEpoch;
     out.peerEpoch = this.#peerEpoch;
     out.nonce = this.#nonce;
     out.version = PRIVATE_VERSION;
-    this.#send();
   }
 
   /** GET_DEVICE_INFO, which every device side answers, also one that knows no HELLO. */
@@ -241,9 +263,10 @@ export class DriverSide implements BusListener, Disposable {
   }
 
   #helloAnswered(): void {
-    const { token, epoch, peerEpoch, nonce, version } = this.#in;
-    // Only the answer to our latest HELLO counts: an old one may come from a queue's leftovers.
-    if (token !== this.#helloToken || peerEpoch !== this.#ownEpoch) return this.#drop();
+    const { epoch, peerEpoch, nonce, version } = this.#in;
+    // Our epoch is new with every attachment, so this is no leftover of an earlier one. The answer may
+    // be to any HELLO of this one: where a round trip is longer than a beat, no latest is ever answered.
+    if (peerEpoch !== this.#ownEpoch) return this.#drop();
     if (version !== PRIVATE_VERSION) {
       return this.#complain(`the device side is a vmsg of another version (${version})`);
     }
@@ -290,7 +313,7 @@ export class DriverSide implements BusListener, Disposable {
     const { codec } = this.options;
     // The answer of revision 1's first form is the one thing that tells it apart (5N.7).
     if (
-      codec.hasTokens && slot.getUint8(0) === 1 && slot.getUint8(1) === 2 &&
+      codec.dialect === "v1" && slot.getUint8(0) === 1 && slot.getUint8(1) === 2 &&
       slot.getUint16(6, true) < 52
     ) {
       return `no ${codec.dialect} answer, the peer speaks v1-2025: try dialect=v1-2025`;
@@ -357,8 +380,9 @@ export class DriverSide implements BusListener, Disposable {
     read: (answer: Message) => T,
   ): Promise<T> {
     const { reactor, codec } = this.options;
+    const session = this.#session;
+    const deadlineMs = performance.now() + this.#timeoutMs;
     if (!this.isReady) throw new PeerLost("there is no device side");
-    const epoch = this.#ownEpoch;
     const deferred: Deferred<T> = reactor.defer();
     for (;;) {
       const token = this.#freeToken();
@@ -371,7 +395,7 @@ export class DriverSide implements BusListener, Disposable {
         this.#open.set(token, {
           kind,
           device,
-          deadlineMs: performance.now() + REQUEST_TIMEOUT_MS,
+          deadlineMs,
           answer: (message) => deferred.resolve(read(message)),
           fail: deferred.reject,
         });
@@ -379,8 +403,27 @@ export class DriverSide implements BusListener, Disposable {
         return deferred.promise;
       }
       await reactor.sleep(FULL_RETRY_MS);
-      if (!this.isReady || epoch !== this.#ownEpoch) throw new PeerLost("the device side is gone");
+      if (!this.isReady || session !== this.#session) throw new PeerLost("the device side is gone");
+      if (performance.now() > deadlineMs) throw this.#tooLate();
     }
+  }
+
+  #tooLate(): VmsgError {
+    // Who never said anything may not have understood anything.
+    const hint = this.counters.received === 0 ? ": it may speak another dialect or hang" : "";
+    return new VmsgError(
+      "TIMEOUT",
+      `the device side did not answer within ${this.#timeoutMs} ms${hint}`,
+    );
+  }
+
+  get #timeoutMs(): number {
+    return this.options.requestTimeoutMs ?? REQUEST_TIMEOUT_MS;
+  }
+
+  /** Changes when the device side is lost; equal values are the same device side. */
+  get session(): number {
+    return this.#session;
   }
 
   #freeToken(): number {
@@ -392,9 +435,11 @@ export class DriverSide implements BusListener, Disposable {
 
   #armTimeouts(): void {
     if (this.#timeouts.armed || this.#open.size === 0) return;
-    // The oldest request is the first of the map, and all wait equally long.
-    const [first] = this.#open.values();
-    this.#timeouts.arm(Math.max(0, first.deadlineMs - performance.now()));
+    let deadlineMs = Infinity;
+    for (const request of this.#open.values()) {
+      deadlineMs = Math.min(deadlineMs, request.deadlineMs);
+    }
+    this.#timeouts.arm(Math.max(0, deadlineMs - performance.now()));
   }
 
   #failLate(): void {
@@ -402,9 +447,7 @@ export class DriverSide implements BusListener, Disposable {
     for (const [key, request] of this.#open) {
       if (request.deadlineMs > nowMs) continue;
       this.#open.delete(key);
-      request.fail(
-        new VmsgError("TIMEOUT", `the device side did not answer within ${REQUEST_TIMEOUT_MS} ms`),
-      );
+      request.fail(this.#tooLate());
     }
     this.#armTimeouts();
   }
@@ -513,9 +556,21 @@ export class RemoteDevice {
       await this.#request(Kind.GET_DEVICE_FEATURES, (request) => {
         request.index = first;
         request.count = count;
-      }, (answer) => features.set(answer.words.subarray(0, count), first));
+      }, (answer) => {
+        if (answer.count === count) features.set(answer.words.subarray(0, count), first);
+        return answer.count === count;
+      }).then((whole) => this.#checkWhole(whole, Kind.GET_DEVICE_FEATURES));
     }
     return features;
+  }
+
+  /** An answer with less than was asked for would be read as zeros. */
+  #checkWhole(whole: boolean, kind: Kind): void {
+    if (whole) return;
+    throw new VmsgError(
+      "BAD_ANSWER",
+      `device ${this.number} answered ${kindName(kind)} with other than what was asked for`,
+    );
   }
 
   /** Writes the accepted feature bits; whether they are accepted shows in FEATURES_OK. */
@@ -577,7 +632,8 @@ export class RemoteDevice {
         }, (answer) => {
           bytes.set(answer.bytes.subarray(0, part), at);
           generations.add(answer.generation);
-        });
+          return answer.offset === offset + at && answer.length === part;
+        }).then((whole) => this.#checkWhole(whole, Kind.GET_CONFIG));
       }
       if (generations.size <= 1) return bytes;
     }
@@ -683,11 +739,14 @@ export class RemoteDevice {
    */
   async addMemory(fd: Fd, address: number, length: number, offset: number): Promise<void> {
     const { bus, reactor } = this.side.options;
-    let ordinal = bus.sendFd(fd);
+    const { session } = this.side;
+    let ordinal = -1;
     while (ordinal < 0) {
-      await reactor.sleep(FULL_RETRY_MS);
-      if (!this.side.isReady) throw new PeerLost("the device side is gone");
+      if (!this.side.isReady || session !== this.side.session) {
+        throw new PeerLost("the device side is gone");
+      }
       ordinal = bus.sendFd(fd);
+      if (ordinal < 0) await reactor.sleep(FULL_RETRY_MS);
     }
     await this.#private(Kind.ADD_MEMORY, (request) => {
       request.ordinal = ordinal;

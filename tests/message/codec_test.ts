@@ -1,7 +1,8 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { codecFor } from "../../src/message/codecs.ts";
 import type { Dialect } from "../../src/message/codec.ts";
-import { type Field, FIELDS, Kind, Message } from "../../src/message/message.ts";
+import { type Field, FIELDS, Kind, Message, QUEUE_ENABLED } from "../../src/message/message.ts";
+import { PRIVATE_MESSAGES } from "../../src/message/private.ts";
 import { MESSAGES } from "../../src/message/table.ts";
 import { describe } from "../../src/message/text.ts";
 import { bytesOf, readVectors, slotOf } from "./vectors.ts";
@@ -16,6 +17,8 @@ interface Expected extends Partial<Record<Field, number>> {
   readonly bytes?: readonly number[];
   readonly uuid?: readonly number[];
 }
+
+const DIALECTS: readonly Dialect[] = ["v1", "v1-2025", "proto"];
 
 const QUEUE_1 = {
   index: 1,
@@ -177,6 +180,52 @@ const V1: Readonly<Record<string, Expected>> = {
   "BUS_EVENT_DEVICE.removed": { kind: Kind.EVENT_DEVICE, number: 5, state: 2 },
 };
 
+const ENABLED = QUEUE_ENABLED;
+
+/** The bytes of 5.6 mean what those of 5N.10 mean, except that no device has a UUID. */
+const V1_2025: Readonly<Record<string, Expected>> = {
+  ...pick(V1, [
+    "GET_DEVICE_INFO.req",
+    "GET_DEVICE_FEATURES.req",
+    "GET_DEVICE_FEATURES.resp",
+    "SET_DRIVER_FEATURES.req",
+    "SET_DRIVER_FEATURES.resp",
+    "GET_CONFIG.req",
+    "GET_CONFIG.resp",
+    "SET_CONFIG.resp",
+    "SET_CONFIG.resp.rejected",
+    "GET_DEVICE_STATUS.req",
+    "GET_DEVICE_STATUS.resp",
+    "SET_DEVICE_STATUS.req",
+    "SET_DEVICE_STATUS.resp",
+    "GET_VQUEUE.req",
+    "GET_VQUEUE.resp",
+    "SET_VQUEUE.req",
+    "SET_VQUEUE.resp",
+    "RESET_VQUEUE.req",
+    "RESET_VQUEUE.resp",
+    "GET_SHM.req",
+    "GET_SHM.resp",
+    "EVENT_CONFIG",
+    "EVENT_CONFIG.status",
+    "EVENT_AVAIL",
+    "EVENT_USED",
+    "BUS_GET_DEVICES.req",
+    "BUS_GET_DEVICES.resp",
+    "BUS_PING.req",
+    "BUS_PING.resp",
+    "BUS_EVENT_DEVICE",
+    "BUS_EVENT_DEVICE.removed",
+  ]),
+  "GET_DEVICE_INFO.resp": V1["GET_DEVICE_INFO.resp.nil"]!,
+  "SET_CONFIG.req": V1["SET_CONFIG.req.strict"]!,
+  "EVENT_AVAIL.data": V1["EVENT_AVAIL.packed"]!,
+};
+
+function pick<T>(from: Readonly<Record<string, T>>, names: readonly string[]): Record<string, T> {
+  return Object.fromEntries(names.map((name) => [name, from[name]!]));
+}
+
 function padded(values: readonly number[] | undefined, length: number): number[] {
   return Array.from({ length }, (_, n) => values?.[n] ?? 0);
 }
@@ -204,7 +253,13 @@ function fill(message: Message, expected: Expected): void {
   message.uuid.set(expected.uuid ?? []);
 }
 
-for (const [dialect, table, count] of [["proto", PROTO, 32], ["v1", V1, 45]] as const) {
+for (
+  const [dialect, table, count] of [
+    ["proto", PROTO, 32],
+    ["v1", V1, 45],
+    ["v1-2025", V1_2025, 34],
+  ] as const
+) {
   Deno.test(`every ${dialect} vector decodes to its meaning and back to its bytes`, () => {
     const vectors = readVectors().filter((vector) => vector.dialect === dialect);
     assertEquals(vectors.length, count);
@@ -217,8 +272,8 @@ for (const [dialect, table, count] of [["proto", PROTO, 32], ["v1", V1, 45]] as 
       assertEquals(codec.decode(slotOf(bytes, 0xaa), 0, message), undefined, name);
       assertMeans(message, expected, name);
       assertEquals(message.size, bytes.length, name);
-      // ... and is written over: all of it in v1 (B16), 40 bytes in proto.
-      const tail = dialect === "v1" ? 0 : 0xaa;
+      // ... and is written over: all of it in revision 1 (B16), 40 bytes in proto.
+      const tail = dialect === "proto" ? 0xaa : 0;
       const slot = slotOf(new Uint8Array(0), 0xaa);
       assertEquals(codec.encode(message, slot, 0), bytes.length, name);
       assertEquals(bytesOf(slot, 64), bytesOf(slotOf(bytes, tail), 64), name);
@@ -240,7 +295,7 @@ Deno.test("vectors.txt is complete", () => {
 Deno.test("offset of the slot is honoured", () => {
   const view = new DataView(new ArrayBuffer(192));
   const message = new Message();
-  for (const dialect of ["v1", "proto"] as const) {
+  for (const dialect of DIALECTS) {
     const codec = codecFor(dialect);
     message.reset(Kind.EVENT_USED, false);
     message.index = 7;
@@ -280,26 +335,36 @@ const SIZES: Readonly<Partial<Record<Kind, readonly [request: number, response: 
   [Kind.SET_VQUEUE_STATE]: [28, 20],
 };
 
+/** Wire document 5.3: where `v1-2025` differs. */
+const SIZES_2025: typeof SIZES = {
+  ...SIZES,
+  [Kind.GET_DEVICE_INFO]: [8, 32],
+  [Kind.GET_SHM]: [12, 20],
+  ...Object.fromEntries(PRIVATE_MESSAGES.map(({ kind }) => [kind, [0, 0]])),
+};
+
 Deno.test("sizes are those of the wire document", () => {
-  const v1 = codecFor("v1");
   const proto = codecFor("proto");
   const message = new Message();
   const slot = new DataView(new ArrayBuffer(64));
   for (const { kind, name } of MESSAGES) {
     for (const response of [false, true]) {
-      const size = SIZES[kind]?.[response ? 1 : 0] ?? 0;
       message.reset(kind, response);
       message.count = 3;
       message.length = 3;
-      if (size === 0) assertThrows(() => v1.encode(message, slot, 0), Error, "has no");
-      else assertEquals(v1.encode(message, slot, 0), size, name);
+      for (const [dialect, sizes] of [["v1", SIZES], ["v1-2025", SIZES_2025]] as const) {
+        const codec = codecFor(dialect);
+        const size = sizes[kind]?.[response ? 1 : 0] ?? 0;
+        assertEquals(response ? codec.answered(kind) : codec.has(kind), size > 0, name);
+        if (size === 0) assertThrows(() => codec.encode(message, slot, 0), Error, "has no");
+        else assertEquals(codec.encode(message, slot, 0), size, name);
+      }
       if (response ? proto.answered(kind) : proto.has(kind)) {
         assertEquals(proto.encode(message, slot, 0), 40, name);
       } else {
         assertThrows(() => proto.encode(message, slot, 0), Error, "has no");
       }
     }
-    assertEquals(v1.answered(kind), (SIZES[kind]?.[1] ?? 0) > 0, name);
   }
 });
 
@@ -319,12 +384,30 @@ Deno.test("proto answers exactly the messages of section 2.2", () => {
   ]);
 });
 
-Deno.test("limits are what just fits", () => {
-  const codec = codecFor("v1");
+Deno.test("v1-2025: a SET_CONFIG answer has its data unless it was rejected", () => {
+  const codec = codecFor("v1-2025");
+  const slot = new DataView(new ArrayBuffer(64));
+  const message = new Message();
+  message.reset(Kind.SET_CONFIG, true);
+  assertEquals(codec.encode(message, slot, 0), 20);
+  message.length = 4;
+  // The form without data is v1's only.
+  message.omitData = 1;
+  assertEquals(codec.encode(message, slot, 0), 24);
+});
+
+for (const dialect of ["v1", "v1-2025"] as const) {
+  Deno.test(`${dialect}: limits are what just fits`, () => assertLimits(dialect));
+}
+
+function assertLimits(dialect: Dialect): void {
+  const codec = codecFor(dialect);
   const message = new Message();
   const slot = new DataView(new ArrayBuffer(64));
-  const { featureBlocks, configBytes, eventBytes, deviceBits } = codec.limits;
+  const { featureBlocks, configBytes, configChunk, eventBytes, deviceBits } = codec.limits;
   assertEquals([featureBlocks, configBytes, eventBytes, deviceBits], [12, 44, 40, 400]);
+  // QEMU's buffers have 48 bytes in v1-2025 (12, row 19).
+  assertEquals(configChunk, dialect === "v1" ? 44 : 28);
   const cases: [Kind, boolean, "count" | "length", number][] = [
     [Kind.GET_DEVICE_FEATURES, true, "count", featureBlocks],
     [Kind.SET_DRIVER_FEATURES, false, "count", featureBlocks],
@@ -343,7 +426,7 @@ Deno.test("limits are what just fits", () => {
   message.reset(Kind.SET_CONFIG, false);
   message.length = 9;
   assertThrows(() => codecFor("proto").encode(message, slot, 0), Error, "9 bytes");
-});
+}
 
 /** A `v1` header and payload. */
 function v1Slot(type: number, id: number, size: number, ...payload: number[]): DataView {
@@ -406,6 +489,108 @@ Deno.test("MBZ words are ignored and not sent on", () => {
   assertEquals(codec.decode(slot, 0, message), undefined);
   codec.encode(message, slot, 0);
   assertEquals(slot.getUint32(20), 0);
+});
+
+Deno.test("v1-2025: bytes behind a message are ignored, v1's first answer is refused", () => {
+  const codec = codecFor("v1-2025");
+  const message = new Message();
+  const cases: [string, DataView, string | undefined][] = [
+    ["GET_DEVICE_INFO answer of 31 bytes", v1Slot(1, 0x02, 31), "short"],
+    ["the Rust front ends' 50 bytes", v1Slot(1, 0x02, 50), undefined],
+    ["GET_DEVICE_INFO answer of 51 bytes", v1Slot(1, 0x02, 51), undefined],
+    ["v1's GET_DEVICE_INFO answer (5N.7)", v1Slot(1, 0x02, 52), "long"],
+    ["EVENT_USED of 48 bytes", v1Slot(0, 0x42, 48, 1), undefined],
+    ["EVENT_USED of 11 bytes", v1Slot(0, 0x42, 11, 1), "short"],
+    ["HELLO", v1Slot(2, 0x90, 36), "unknown id"],
+    ["SET_CONFIG answer without its data", v1Slot(1, 0x06, 20, ...zeros(8), 4), "short"],
+    ["32 bits, 3 bytes", v1Slot(3, 0x02, 17, 0, 0, 32), "short"],
+  ];
+  for (const [what, slot, expected] of cases) {
+    assertEquals(codec.decode(slot, 0, message), expected, what);
+  }
+});
+
+function zeros(count: number): number[] {
+  return new Array<number>(count).fill(0);
+}
+
+Deno.test("v1-2025: feature bits are blocks times 32, rounded up", () => {
+  const codec = codecFor("v1-2025");
+  const message = new Message();
+  const slot = v1Slot(1, 0x02, 32);
+  const cases = [[0, 0], [32, 1], [64, 2], [40, 2], [1, 1], [2 ** 32 - 1, 2 ** 27]] as const;
+  for (const [bits, blocks] of cases) {
+    slot.setUint32(16, bits, true);
+    assertEquals(codec.decode(slot, 0, message), undefined);
+    assertEquals(message.featureBlocks, blocks);
+    codec.encode(message, slot, 0);
+    assertEquals(slot.getUint32(16, true), Math.min(32 * blocks, 2 ** 32 - 1));
+  }
+});
+
+Deno.test("v1-2025: a queue is enabled by SET_VQUEUE, and if it has a size and a ring", () => {
+  const codec = codecFor("v1-2025");
+  const message = new Message();
+  const slot = new DataView(new ArrayBuffer(64));
+  const unset = { index: 1, maxSize: 1024 };
+  const cases: [Expected, number][] = [
+    [{ kind: Kind.SET_VQUEUE }, ENABLED],
+    [{ kind: Kind.GET_VQUEUE, response: true, ...unset }, 0],
+    // QEMU's default size, before the queue is set up (12, row 29).
+    [{ kind: Kind.GET_VQUEUE, response: true, ...unset, queueSize: 1024 }, 0],
+    [{ kind: Kind.GET_VQUEUE, response: true, ...unset, ...QUEUE_1 }, ENABLED],
+  ];
+  for (const [fields, flags] of cases) {
+    fill(message, fields);
+    message.flags = 0xffff;
+    codec.encode(message, slot, 0);
+    // Both MBZ words, whatever the record says; and they are ignored.
+    assertEquals(slot.getUint32(fields.response ? 20 : 12, true), 0);
+    slot.setUint32(20, 0xdeadbeef);
+    if (!fields.response) slot.setUint32(12, 0xdeadbeef);
+    assertEquals(codec.decode(slot, 0, message), undefined);
+    assertEquals(message.flags, flags);
+  }
+});
+
+/** Wire document 6.4: what QEMU and Linux really send; zeros behind it. */
+const QEMU_DEVICES = [0x03, 0x02, 0, 0, 0, 0, 0x2e, 0, 0, 0, 0x20, 0, 0, 0, 0x01];
+const QEMU_DEVICES_3BD8536 = [0x03, 0x02, 0, 0, 0, 0, 0x12, 0, 0, 0, 0x20, 0, 0x20, 0, 0x01];
+const LINUX_GENERATION = [0x01, 0x05, 0, 0, 0x01, 0, 0x14, 0, 0x07];
+
+Deno.test("v1-2025: peers that differ are understood (wire document 12, rows 13 to 16, 31)", () => {
+  const codec = codecFor("v1-2025");
+  const message = new Message();
+  function decode(...bytes: number[]): void {
+    assertEquals(codec.decode(slotOf(Uint8Array.from(bytes)), 0, message), undefined);
+  }
+  // Row 13: 46 bytes for 32 devices.
+  decode(...QEMU_DEVICES);
+  assertEquals([message.count, message.nextOffset, message.bytes[0]], [32, 0, 1]);
+  // Row 14: the next offset is never 0.
+  decode(...QEMU_DEVICES_3BD8536);
+  assertEquals([message.count, message.nextOffset, message.bytes[0]], [32, 32, 1]);
+  // Row 15: OP-TEE counts three devices and sends two bytes.
+  decode(3, 2, 0, 0, 1, 1, 16, 0, 0, 0, 3, 0, 0, 0, 0x09, 0x80);
+  assertEquals([message.count, message.bytes[0], message.bytes[1]], [16, 0x09, 0x80]);
+  assertEquals(describe(message), "GET_DEVICES = 0 3 15 of 16 from 0");
+  decode(3, 2, 0, 0, 1, 1, 14, 0, 0, 0, 3);
+  assertEquals(message.count, 0);
+  // Row 16: a Rust front end says one block, sends two, and 50 bytes in any case.
+  decode(1, 3, 0, 0, 1, 0, 50, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0x20, 0, 1, 0x30, 3);
+  assertEquals([message.count, ...message.words.subarray(0, 3)], [1, 0x30010020, 3, 0]);
+  // Row 31: Linux reads the generation with no bytes.
+  decode(...LINUX_GENERATION);
+  assertEquals([message.generation, message.length, message.size], [7, 0, 20]);
+});
+
+Deno.test("v1 reads no more blocks than are counted, and takes any count of device bits", () => {
+  const codec = codecFor("v1");
+  const message = new Message();
+  codec.decode(v1Slot(1, 0x03, 24, ...zeros(4), 1, 0, 0, 0, 1, 0, 0, 0, 2), 0, message);
+  assertEquals([...message.words.subarray(0, 2)], [1, 0]);
+  codec.decode(v1Slot(3, 0x02, 16, 0, 0, 0, 0, 3, 0, 9, 9), 0, message);
+  assertEquals([message.count, ...message.bytes.subarray(0, 2)], [3, 9, 0]);
 });
 
 Deno.test("proto refuses what QEMU never sends and ignores what QEMU ignores", () => {
@@ -472,7 +657,7 @@ Deno.test("random slots never throw, and what is accepted is stable", () => {
   function assertStable(condition: boolean, what: string): void {
     if (!condition) throw new Error(`seed ${seed}, ${where}: ${what} changed, slot ${bytes}`);
   }
-  for (const dialect of ["v1", "proto"] satisfies Dialect[]) {
+  for (const dialect of DIALECTS) {
     const codec = codecFor(dialect);
     let accepted = 0;
     for (let round = 0; round < 100_000; round++) {

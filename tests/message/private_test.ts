@@ -93,9 +93,11 @@ Deno.test("private messages are the last five, with ids left to implementations"
   for (const kind of Object.values(Kind)) {
     assertEquals(isPrivate(kind), PRIVATE_MESSAGES.some((entry) => entry.kind === kind));
   }
-  for (const { wire, bus } of PRIVATE_MESSAGES) {
+  for (const { kind, wire, bus } of PRIVATE_MESSAGES) {
     assertEquals(bus, true);
     assertEquals(wire.proto, undefined);
+    assertEquals(wire["v1-2025"], undefined);
+    assertEquals(codecFor("v1-2025").has(kind), false);
     assertEquals(wire.v1!.id & 0xf0, 0x90);
   }
 });

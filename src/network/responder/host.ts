@@ -34,7 +34,7 @@ export interface ResponderCounters {
   malformed: number;
   /** Well-formed frames that were not for us, or in a protocol that we do not speak. */
   ignored: number;
-  /** Of the dropped ones, those with a wrong IPv4, ICMP or UDP checksum. */
+  /** Of the dropped ones, those with a wrong IPv4, ICMP, ICMPv6, UDP or TCP checksum. */
   checksumErrors: number;
   /** Datagrams to the discard port. */
   discardedFrames: number;
@@ -44,6 +44,10 @@ export interface ResponderCounters {
   echoReplies: number;
   /** ARP replies. */
   arpReplies: number;
+  /** IPv6 neighbour advertisements. */
+  neighbourAdvertisements: number;
+  /** IPv6 router advertisements. */
+  routerAdvertisements: number;
   /** OFFER, ACK and NAK messages. */
   dhcpReplies: number;
   /** Clients that hold a lease. */
@@ -54,6 +58,24 @@ export interface ResponderCounters {
   chargenFrames: number;
   /** Frames of the flood. */
   floodFrames: number;
+  /** TCP connections that were opened. */
+  tcpConnections: number;
+  /** Segments from the guest, whole ones. */
+  tcpSegmentsIn: number;
+  /** Their payload bytes, each once. */
+  tcpBytesIn: number;
+  /** Segments to the guest, resets not counted. */
+  tcpSegmentsOut: number;
+  /** Their payload bytes, each once. */
+  tcpBytesOut: number;
+  /** Segments that were sent again. */
+  tcpRetransmits: number;
+  /** Connections that were given up because the peer fell silent. */
+  tcpTimeouts: number;
+  /** Connections that the peer reset. */
+  tcpResetsIn: number;
+  /** Segments that were answered with a reset. */
+  tcpResetsOut: number;
 }
 
 /** All counts at 0. */
@@ -71,11 +93,22 @@ export function createCounters(): ResponderCounters {
     discardedBytes: 0,
     echoReplies: 0,
     arpReplies: 0,
+    neighbourAdvertisements: 0,
+    routerAdvertisements: 0,
     dhcpReplies: 0,
     dhcpLeases: 0,
     portUnreachables: 0,
     chargenFrames: 0,
     floodFrames: 0,
+    tcpConnections: 0,
+    tcpSegmentsIn: 0,
+    tcpBytesIn: 0,
+    tcpSegmentsOut: 0,
+    tcpBytesOut: 0,
+    tcpRetransmits: 0,
+    tcpTimeouts: 0,
+    tcpResetsIn: 0,
+    tcpResetsOut: 0,
   };
 }
 
@@ -83,6 +116,10 @@ export function createCounters(): ResponderCounters {
 export interface Host {
   /** Six bytes. */
   readonly mac: Uint8Array;
+  /** Its global IPv6 address, 16 bytes; the first 64 bits are the prefix that it advertises. */
+  readonly address6: Uint8Array;
+  /** Its link-local IPv6 address. */
+  readonly linkLocal: Uint8Array;
   /** IPv4 address; this and the next two are numbers, most significant byte first. */
   readonly address: number;
   /** Subnet mask. */

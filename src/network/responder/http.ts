@@ -84,7 +84,10 @@ export class HttpRequest {
       type = "application/octet-stream";
       bytes = Number(digits);
     }
-    if (status !== "200 OK") page = `${status}\n`;
+    if (status !== "200 OK") {
+      type = "text/plain";
+      page = `${status}\n`;
+    }
     const fields = `HTTP/1.0 ${status}\r\nServer: vmsg\r\nContent-Type: ${type}\r\n` +
       `Content-Length: ${page.length + bytes}\r\nConnection: close\r\n\r\n`;
     const withBody = method !== "HEAD";

@@ -5,12 +5,15 @@
  * Theory of operation. The owner hands in each frame that the guest sent ({@link Responder.handle}) and
  * takes frames for the guest when the guest has room for them ({@link Responder.next}). Answers wait in a
  * fixed ring; generated traffic (chargen.ts, flood.ts) is not stored at all but made when it is taken, and
- * only when no answer waits. There are no timers inside: an owner that wants the flood arms one with
- * {@link Responder.floodDelayMs}.
+ * only when no answer waits. There are no timers inside: the owner arms one with
+ * {@link Responder.floodDelayMs} if it wants the flood, and one with {@link Responder.nextTimerMs}, after
+ * which it calls {@link Responder.tick}, for what TCP sends again.
  *
  * It speaks ARP (RFC 826), IPv4 (RFC 791) with ICMP echo (RFC 792), and UDP (RFC 768) with DHCP (RFC
  * 2131), discard (RFC 863) and an adapted chargen (RFC 864); a datagram to another port gets "port
- * unreachable". It forwards nothing, learns nothing and opens nothing.
+ * unreachable". Over IPv6 (RFC 8200) it speaks ICMPv6 echo (RFC 4443), neighbour discovery (RFC 4861) with
+ * an advertised prefix, and the same UDP services; over both, TCP (RFC 9293) with discard, chargen and a web
+ * server of one page and any number of bytes. It forwards nothing, learns nothing and opens nothing.
  *
  * The guest is hostile. Every length is checked before a byte behind it is read; every field is read once;
  * what is wrong is counted and dropped. Each frame has one verdict, and {@link Responder.handle} never
@@ -38,14 +41,45 @@ import { FrameRing } from "./frame_ring.ts";
 import { createCounters, type Host, type ResponderCounters, type Verdict } from "./host.ts";
 import { receiveIcmp, sendPortUnreachable } from "./icmp.ts";
 import {
+  checkIcmpv6,
+  ECHO6_REQUEST,
+  readIcmpv6Kind,
+  receiveEcho6,
+  sendPort6Unreachable,
+} from "./icmpv6.ts";
+import {
   IPV4_LIMITED_BROADCAST,
   Ipv4Packet,
   isMartian,
   parseIpv4,
   parseIpv4Address,
   PROTOCOL_ICMP,
+  PROTOCOL_TCP,
   PROTOCOL_UDP,
 } from "./ipv4.ts";
+import {
+  ALL_NODES,
+  ALL_ROUTERS,
+  IPV6_DESTINATION,
+  IPV6_SOURCE,
+  Ipv6Packet,
+  isIpv6,
+  isLoopback6,
+  isMulticast6,
+  isSolicitedNode,
+  isUnspecified,
+  linkLocalOf,
+  parseIpv6,
+  parseIpv6Address,
+  PROTOCOL_ICMPV6,
+} from "./ipv6.ts";
+import {
+  NEIGHBOUR_SOLICITATION,
+  receiveNeighbourSolicitation,
+  receiveRouterSolicitation,
+  ROUTER_SOLICITATION,
+} from "./ndp.ts";
+import { Tcp, type TcpConnectionSnapshot } from "./tcp.ts";
 import { TokenBucket } from "./token_bucket.ts";
 import { parseUdp, UdpDatagram } from "./udp.ts";
 
@@ -59,6 +93,8 @@ export interface ResponderOptions {
   address?: string;
   /** Length of the subnet's prefix, 8 to 27; default 24. */
   prefix?: number;
+  /** Its IPv6 address, in a prefix of 64 bits that it advertises; default fd00::2. */
+  address6?: string;
   /** Its MAC address; default 52:55:0a:00:02:02. */
   mac?: string;
   /** A name server for DHCP clients; without it they are told none. */
@@ -77,6 +113,8 @@ export interface ResponderSnapshot {
   readonly chargenPending: number;
   /** Addresses offered and leased. */
   readonly leases: readonly DhcpLease[];
+  /** TCP connections. */
+  readonly connections: readonly TcpConnectionSnapshot[];
 }
 
 /**
@@ -93,14 +131,19 @@ export interface ResponderSnapshot {
  *   const length = responder.next(buffer);
  *   console.log(`${length} bytes of buffer go to the guest`);
  * }
+ * if (responder.nextTimerMs() < Infinity) {
+ *   // That much later: responder.tick(), and the loop again.
+ * }
  * ```
  */
 export class Responder {
   readonly #host: Host;
   readonly #packet = new Ipv4Packet();
+  readonly #packet6 = new Ipv6Packet();
   readonly #datagram = new UdpDatagram();
   readonly #dhcp: DhcpServer;
   readonly #chargen: Chargen;
+  readonly #tcp: Tcp;
   readonly #flood: Flood | undefined;
   readonly #unreachableLimit: TokenBucket;
 
@@ -109,12 +152,18 @@ export class Responder {
    *
    * @param options who the responder is
    * @param now milliseconds from any start, never backwards
+   * @param random32 32 random bits, for what a stranger must not guess
    */
-  constructor(options: ResponderOptions = {}, now: () => number = () => performance.now()) {
+  constructor(
+    options: ResponderOptions = {},
+    now: () => number = () => performance.now(),
+    random32: () => number = () => crypto.getRandomValues(new Uint32Array(1))[0],
+  ) {
     const host = this.#host = createHost(options);
     const dns = options.dns === undefined ? 0 : parseIpv4Address(options.dns);
     this.#dhcp = new DhcpServer(host, dns);
     this.#chargen = new Chargen(host);
+    this.#tcp = new Tcp(host, now, random32);
     this.#unreachableLimit = new TokenBucket(
       UNREACHABLES_PER_SECOND,
       UNREACHABLES_BURST,
@@ -135,9 +184,14 @@ export class Responder {
 
   /**
    * Takes a frame from the guest: Ethernet, no virtio header, no check sequence. The buffer is the
-   * caller's again when this returns.
+   * caller's again when this returns. A frame may be as long as a segmentation offload makes it, 64 KiB.
+   *
+   * @param frame begins with the frame
+   * @param length bytes of the frame
+   * @param trusted the checksum of the packet's payload need not be right: the virtio header said that it
+   * is partial (NEEDS_CSUM), or valid
    */
-  handle(frame: Uint8Array, length: number): void {
+  handle(frame: Uint8Array, length: number, trusted = false): void {
     const counters = this.#host.counters;
     counters.framesIn++;
     if (!(length >= ETHERNET_HEADER_SIZE && length <= frame.length)) {
@@ -145,6 +199,7 @@ export class Responder {
       return;
     }
     counters.bytesIn += length;
+    this.#packet.trusted = this.#packet6.trusted = trusted;
     switch (this.#receive(frame, length)) {
       case "done":
         break;
@@ -168,6 +223,8 @@ export class Responder {
   nextLength(): number {
     const queued = this.#host.ring.peekLength();
     if (queued > 0) return queued;
+    const segment = this.#tcp.nextLength();
+    if (segment > 0) return segment;
     const generated = this.#chargen.nextLength();
     if (generated > 0) return generated;
     return this.#flood === undefined ? 0 : this.#flood.nextLength();
@@ -184,6 +241,8 @@ export class Responder {
     if (ring.count > 0) {
       length = ring.shift(target);
       if (length === 0) this.#host.counters.dropped++;
+    } else if (this.#tcp.nextLength() > 0) {
+      length = this.#tcp.next(target);
     } else if (this.#chargen.nextLength() > 0) {
       length = this.#chargen.next(target);
     } else if (this.#flood !== undefined) {
@@ -201,10 +260,21 @@ export class Responder {
     return this.#flood === undefined ? Infinity : this.#flood.delayMs();
   }
 
-  /** Forgets what waits for the guest, as when its device is reset. Leases and counters stay. */
+  /** Milliseconds until {@link Responder.tick} has something to do: 0 if it has, Infinity if nothing waits. */
+  nextTimerMs(): number {
+    return this.#tcp.timerMs();
+  }
+
+  /** Does what is due, and nothing if it is called too early. Frames may be there afterwards. */
+  tick(): void {
+    this.#tcp.tick();
+  }
+
+  /** Forgets connections and what waits for the guest, as when its device is reset. The rest stays. */
   reset(): void {
     this.#host.ring.clear();
     this.#chargen.clear();
+    this.#tcp.clear();
   }
 
   /** A copy of the state. */
@@ -214,6 +284,7 @@ export class Responder {
       queuedFrames: this.#host.ring.count,
       chargenPending: this.#chargen.pending,
       leases: this.#dhcp.leases(),
+      connections: this.#tcp.snapshot(),
     };
   }
 
@@ -232,8 +303,7 @@ export class Responder {
       case ETHERTYPE_IPV4:
         return this.#receiveIpv4(frame, length);
       case ETHERTYPE_IPV6:
-        // Neighbour discovery and ICMPv6 echo will come in here; until then a guest's chatter is no error.
-        return "ignored";
+        return this.#receiveIpv6(frame, length);
       default:
         return "ignored";
     }
@@ -257,6 +327,8 @@ export class Responder {
         return toAll || source === 0 ? "ignored" : receiveIcmp(host, frame, packet);
       case PROTOCOL_UDP:
         return this.#receiveUdp(frame, toAll);
+      case PROTOCOL_TCP:
+        return toAll || source === 0 ? "ignored" : this.#tcp.receive(frame, packet);
       default:
         return "ignored";
     }
@@ -277,6 +349,81 @@ export class Responder {
         return sendPortUnreachable(this.#host, frame, this.#packet, this.#unreachableLimit);
     }
   }
+
+  #receiveIpv6(frame: Uint8Array, length: number): Verdict {
+    const host = this.#host;
+    const packet = this.#packet6;
+    const verdict = parseIpv6(packet, frame, length);
+    if (verdict !== "done") return verdict;
+    if (
+      isMulticast6(frame, IPV6_SOURCE) || isLoopback6(frame, IPV6_SOURCE) ||
+      isIpv6(frame, IPV6_SOURCE, host.address6) || isIpv6(frame, IPV6_SOURCE, host.linkLocal)
+    ) return "malformed";
+    const toGroup = isMulticast6(frame, IPV6_DESTINATION);
+    if (!(toGroup ? isOurGroup(host, frame) : isOurs(host, frame))) return "ignored";
+    if (packet.protocol === PROTOCOL_ICMPV6) return this.#receiveIcmpv6(frame, toGroup);
+    // Nobody else has a reason to speak to a group, or without an address.
+    if (toGroup || isUnspecified(frame, IPV6_SOURCE)) return "ignored";
+    switch (packet.protocol) {
+      case PROTOCOL_UDP:
+        return this.#receiveUdp6(frame);
+      case PROTOCOL_TCP:
+        return this.#tcp.receive(frame, packet);
+      default:
+        return "ignored";
+    }
+  }
+
+  #receiveIcmpv6(frame: Uint8Array, toGroup: boolean): Verdict {
+    const packet = this.#packet6;
+    const verdict = checkIcmpv6(frame, packet);
+    if (verdict !== "done") return verdict;
+    switch (readIcmpv6Kind(frame, packet)) {
+      case NEIGHBOUR_SOLICITATION:
+        return receiveNeighbourSolicitation(this.#host, frame, packet);
+      case ROUTER_SOLICITATION:
+        return receiveRouterSolicitation(this.#host, frame, packet);
+      case ECHO6_REQUEST:
+        if (toGroup || isUnspecified(frame, IPV6_SOURCE)) return "ignored";
+        return receiveEcho6(this.#host, frame, packet);
+      default:
+        return "ignored";
+    }
+  }
+
+  #receiveUdp6(frame: Uint8Array): Verdict {
+    const packet = this.#packet6;
+    const datagram = this.#datagram;
+    const verdict = parseUdp(datagram, frame, packet);
+    if (verdict !== "done") return verdict;
+    switch (datagram.destinationPort) {
+      case DISCARD_PORT:
+        return receiveDiscard(this.#host, datagram);
+      case CHARGEN_PORT:
+        return this.#chargen.receive(frame, packet, datagram);
+      default:
+        if (isGroupMac(frame, ETHERNET_DESTINATION)) return "ignored";
+        return sendPort6Unreachable(this.#host, frame, packet, this.#unreachableLimit);
+    }
+  }
+}
+
+function isZero(byte: number): boolean {
+  return byte === 0;
+}
+
+/** Whether a frame's destination is one of our IPv6 addresses. */
+function isOurs(host: Host, frame: Uint8Array): boolean {
+  return isIpv6(frame, IPV6_DESTINATION, host.address6) ||
+    isIpv6(frame, IPV6_DESTINATION, host.linkLocal);
+}
+
+/** Whether a frame's destination is a group that we are in: all nodes, all routers, solicited nodes. */
+function isOurGroup(host: Host, frame: Uint8Array): boolean {
+  return isIpv6(frame, IPV6_DESTINATION, ALL_NODES) ||
+    isIpv6(frame, IPV6_DESTINATION, ALL_ROUTERS) ||
+    isSolicitedNode(frame, IPV6_DESTINATION, host.address6) ||
+    isSolicitedNode(frame, IPV6_DESTINATION, host.linkLocal);
 }
 
 function createHost(options: ResponderOptions): Host {
@@ -294,8 +441,18 @@ function createHost(options: ResponderOptions): Host {
     throw new TypeError(`${text}/${prefix} is not an address of one host`);
   }
   if (network + DHCP_POOL_OFFSET >= broadcast) throw new Error("the DHCP pool is empty");
+  const mac = parseMac(options.mac ?? "52:55:0a:00:02:02");
+  const linkLocal = linkLocalOf(mac);
+  const address6 = parseIpv6Address(options.address6 ?? "fd00::2");
+  // RFC 4862 5.5.3: nobody configures an address from a prefix of these.
+  const linkLocalPrefix = address6[0] === 0xfe && (address6[1] & 0xc0) === 0x80;
+  if (isMulticast6(address6, 0) || linkLocalPrefix || address6.subarray(0, 8).every(isZero)) {
+    throw new TypeError(`${options.address6} is not a global IPv6 address of one host`);
+  }
   return {
-    mac: parseMac(options.mac ?? "52:55:0a:00:02:02"),
+    mac,
+    address6,
+    linkLocal,
     address,
     mask,
     broadcast,

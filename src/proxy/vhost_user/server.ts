@@ -56,9 +56,15 @@ export class VhostUserServer implements PeerListener, Disposable {
       this.#serve(new UnixStream(new Fd(source.number)));
       return;
     }
-    log.info(`${this.#name}: waiting for a front end`);
     if (source.kind === "connect") this.#connect();
     else this.#listen(source.socket);
+    // Said in the first turn: if another part cannot be opened, its error stands alone.
+    reactor.schedule({
+      run: () => {
+        if (this.#frontEnd === undefined) log.info(`${this.#name}: waiting for a front end`);
+        return false;
+      },
+    });
   }
 
   #listen(path: string): void {
@@ -88,7 +94,6 @@ export class VhostUserServer implements PeerListener, Disposable {
   }
 
   #serve(stream: UnixStream): void {
-    this.log.info(`${this.#name}: a front end is there`);
     const connection = new FrontEndConnection(
       stream,
       this.reactor,
@@ -96,6 +101,7 @@ export class VhostUserServer implements PeerListener, Disposable {
       () => this.#frontEnd?.hungUp(),
     );
     const frontEnd = new FrontEnd(connection, this.#device, this.reactor, this.log);
+    this.log.info(`${this.#name}: a front end is there`);
     this.#frontEnd = frontEnd;
     if (this.side.isReady) frontEnd.deviceReady();
     this.reactor.spawn(async () => {

@@ -1,0 +1,84 @@
+/**
+ * Frames that wait for one port of a hub: a fixed ring of slots in memory that never moves, so that
+ * system calls and memcpy can work on them. Each slot begins with a virtio-net header that asks for
+ * nothing; whatever a sender's header said is left behind. A full queue drops the newest frame.
+ */
+
+import { mapAnonymous, type Mapping } from "../linux/mapping.ts";
+import { MemoryWindow, type SegmentList } from "../memory/mod.ts";
+import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "./port.ts";
+
+/** See the head of this file. */
+export class FrameQueue implements Disposable {
+  /** All slots, for segment lists. */
+  readonly window: MemoryWindow;
+  readonly #memory: Mapping;
+  readonly #lengths: Uint32Array;
+  #tail = 0;
+  #count = 0;
+
+  /**
+   * Maps the slots.
+   *
+   * @param capacity how many frames
+   * @param slotSize the longest frame, with its virtio-net header, in bytes
+   */
+  constructor(readonly capacity: number, readonly slotSize: number) {
+    this.#memory = mapAnonymous(capacity * slotSize);
+    this.#lengths = new Uint32Array(capacity);
+    this.window = new MemoryWindow(0, capacity * slotSize, this.#memory, 0);
+    for (let i = 0; i < capacity; i++) {
+      this.window.view.setUint16(i * slotSize + NUM_BUFFERS_OFFSET, 1, true);
+    }
+  }
+
+  /** How many frames wait. */
+  get count(): number {
+    return this.#count;
+  }
+
+  /**
+   * Queues a copy of a frame.
+   *
+   * @param length with its virtio-net header, in bytes
+   * @returns false if there is no room for it
+   */
+  push(frame: SegmentList, length: number): boolean {
+    if (this.#count === this.capacity || length > this.slotSize) return false;
+    const slot = (this.#tail + this.#count) % this.capacity;
+    const target = this.window.address + BigInt(slot * this.slotSize + NET_HEADER_SIZE);
+    frame.copyOut(NET_HEADER_SIZE, target, length - NET_HEADER_SIZE);
+    this.#lengths[slot] = length;
+    this.#count++;
+    return true;
+  }
+
+  /** The length of the oldest frame with its header, 0 if there is none. */
+  get frontLength(): number {
+    return this.#count === 0 ? 0 : this.#lengths[this.#tail];
+  }
+
+  /** Where the oldest frame begins in {@link window}. */
+  get frontOffset(): number {
+    return this.#tail * this.slotSize;
+  }
+
+  /** Copies the oldest frame, header first, into segments; returns its length. */
+  copyFront(into: SegmentList, first: number): number {
+    const source = this.window.address + BigInt(this.frontOffset);
+    return into.copyIn(0, source, this.frontLength, first);
+  }
+
+  /** Forgets the oldest frame. */
+  shift(): void {
+    if (this.#count === 0) return;
+    this.#tail = (this.#tail + 1) % this.capacity;
+    this.#count--;
+  }
+
+  /** Unmaps the slots. */
+  [Symbol.dispose](): void {
+    this.#count = 0;
+    this.#memory[Symbol.dispose]();
+  }
+}

@@ -1,0 +1,278 @@
+/**
+ * Several devices on one link: a learning switch in this process, with at most one uplink.
+ *
+ * Theory of operation. Each device gets a {@link HubPort}. A frame that a port sends is copied into the
+ * queue of the port its destination was last seen behind (mac_table.ts), or, as a broadcast or for a
+ * station not known, into all other queues; the device of that port is told and copies it into its guest's
+ * buffers. The uplink, any other port (a TAP, passt, the responder), is one more station on the link, whose
+ * queue and frames are worked on by two tasks of the reactor, a batch at a time.
+ *
+ * Limits: {@link MAX_PORTS} ports, {@link QUEUE_FRAMES} frames a queue, {@link MacTable.capacity} stations.
+ * A full queue drops what comes for it, so a guest that takes nothing slows nobody down; a sender never
+ * waits. There are no offloads, towards the uplink neither: a frame that suits every port is a plain one.
+ * There is no spanning tree: two hubs with two links between them are a loop.
+ *
+ * The link of a port is up as long as the hub is there, whatever becomes of the uplink's. All ports belong
+ * to one reactor.
+ */
+
+import { allocate } from "../linux/arena.ts";
+import { VmsgError } from "../linux/errors.ts";
+import { mapAnonymous, type Mapping } from "../linux/mapping.ts";
+import type { Reactor, Task } from "../linux/reactor.ts";
+import { MemoryWindow, SegmentList } from "../memory/mod.ts";
+import { FrameQueue } from "./frame_queue.ts";
+import { MacTable } from "./mac_table.ts";
+import { FRAME_OVERHEAD } from "./offloads.ts";
+import { NET_HEADER_SIZE, type NetworkPort, type PortListener } from "./port.ts";
+
+/** The most devices on one hub. */
+export const MAX_PORTS = 64;
+/** Frames that wait for one port at most. */
+export const QUEUE_FRAMES = 256;
+
+const ETHERNET_HEADER_SIZE = 14;
+/** Frames per task run. */
+const BATCH = 64;
+const UPLINK = 0;
+
+/** What the hub is. */
+export interface HubOptions {
+  /** The port to the rest of the world; the hub disposes it. */
+  readonly uplink?: NetworkPort;
+  /** The largest payload of a frame, in bytes; default 1500. Longer ones are dropped. */
+  readonly mtu?: number;
+}
+
+/** See the head of this file. */
+export class Hub implements Disposable {
+  /** What went through, and what found a full queue or made no sense. */
+  readonly counters = { forwarded: 0, flooded: 0, dropped: 0, malformed: 0 };
+  /** The largest payload of a frame, in bytes. */
+  readonly mtu: number;
+  readonly #slotSize: number;
+  readonly #table = new MacTable();
+  readonly #ports: (HubPort | undefined)[] = [undefined];
+  readonly #header = allocate(ETHERNET_HEADER_SIZE);
+  #uplink: Uplink | undefined;
+
+  /** Opens the uplink, if there is one. */
+  constructor(readonly reactor: Reactor, options: HubOptions = {}) {
+    this.mtu = options.mtu ?? 1500;
+    this.#slotSize = (NET_HEADER_SIZE + FRAME_OVERHEAD + this.mtu + 63) & ~63;
+    if (options.uplink !== undefined) {
+      const queue = new FrameQueue(QUEUE_FRAMES, this.#slotSize);
+      this.#uplink = new Uplink(
+        reactor,
+        options.uplink,
+        queue,
+        (frame, length) => this.#forward(UPLINK, frame, length),
+      );
+    }
+  }
+
+  /** A new port, for one device, which disposes it. */
+  connect(): NetworkPort {
+    const free = this.#ports.findIndex((port, number) => number !== UPLINK && port === undefined);
+    const number = free < 0 ? this.#ports.length : free;
+    if (number > MAX_PORTS) {
+      throw new VmsgError("HUB_FULL", `a hub has at most ${MAX_PORTS} ports`);
+    }
+    const port = new HubPort(number, new FrameQueue(QUEUE_FRAMES, this.#slotSize), {
+      forward: (frame, length) => this.#forward(number, frame, length),
+      leave: () => {
+        this.#ports[number] = undefined;
+        this.#table.forgetPort(number);
+      },
+    });
+    this.#ports[number] = port;
+    return port;
+  }
+
+  #forward(source: number, frame: SegmentList, length: number): void {
+    const size = length - NET_HEADER_SIZE;
+    const header = this.#header.view;
+    if (size >= ETHERNET_HEADER_SIZE) {
+      frame.copyOut(NET_HEADER_SIZE, this.#header.address, ETHERNET_HEADER_SIZE);
+    }
+    // The lowest bit of a first byte marks a group, which sends nothing itself.
+    if (size < ETHERNET_HEADER_SIZE || (header.getUint8(6) & 1) !== 0) {
+      this.counters.malformed++;
+      return;
+    }
+    const nowSeconds = performance.now() / 1000;
+    this.#table.learn(readMac(header, 6), source, nowSeconds);
+    const isGroup = (header.getUint8(0) & 1) !== 0;
+    const target = isGroup ? -1 : this.#table.find(readMac(header, 0), nowSeconds);
+    if (target >= 0) {
+      this.counters.forwarded++;
+      // Behind the port it came from there is a network of its own, which has delivered it.
+      if (target !== source) this.#deliver(target, frame, length);
+      return;
+    }
+    this.counters.flooded++;
+    for (let number = 0; number < this.#ports.length; number++) {
+      if (number !== source) this.#deliver(number, frame, length);
+    }
+  }
+
+  #deliver(number: number, frame: SegmentList, length: number): void {
+    const port = number === UPLINK ? this.#uplink : this.#ports[number];
+    if (port !== undefined && !port.deliver(frame, length)) this.counters.dropped++;
+  }
+
+  /** Disposes all ports, the uplink too. */
+  [Symbol.dispose](): void {
+    for (const port of this.#ports) port?.[Symbol.dispose]();
+    this.#uplink?.[Symbol.dispose]();
+    this.#uplink = undefined;
+  }
+}
+
+function readMac(view: DataView, at: number): number {
+  return view.getUint16(at, false) * 0x1_0000_0000 + view.getUint32(at + 2, false);
+}
+
+/** What a port asks of its hub. */
+interface Switch {
+  forward(frame: SegmentList, length: number): void;
+  leave(): void;
+}
+
+class HubPort implements NetworkPort {
+  readonly description: string;
+  readonly features: readonly number[] = [];
+  readonly #queue: FrameQueue;
+  readonly #switch: Switch;
+  #listener: PortListener | undefined;
+  #open = true;
+
+  constructor(number: number, queue: FrameQueue, owner: Switch) {
+    this.description = `hub port ${number}`;
+    this.#queue = queue;
+    this.#switch = owner;
+  }
+
+  setFeatures(): void {
+    // There are no offloads to switch.
+  }
+
+  open(listener: PortListener): void {
+    this.#listener = listener;
+    listener.link(true);
+    if (this.#queue.count > 0) listener.readable();
+  }
+
+  /** Queues a frame for the guest; false if there is no room. */
+  deliver(frame: SegmentList, length: number): boolean {
+    if (!this.#queue.push(frame, length)) return false;
+    this.#listener?.readable();
+    return true;
+  }
+
+  send(frame: SegmentList): boolean {
+    if (this.#open) this.#switch.forward(frame, frame.length);
+    return true;
+  }
+
+  nextLength(): number {
+    return this.#queue.frontLength;
+  }
+
+  receive(into: SegmentList, first: number): number {
+    const length = this.#queue.copyFront(into, first);
+    this.#queue.shift();
+    return length;
+  }
+
+  discard(): void {
+    this.#queue.shift();
+  }
+
+  [Symbol.dispose](): void {
+    if (!this.#open) return;
+    this.#open = false;
+    this.#listener = undefined;
+    this.#switch.leave();
+    this.#queue[Symbol.dispose]();
+  }
+}
+
+/** The hub as the user of another port. */
+class Uplink implements Disposable {
+  readonly #reactor: Reactor;
+  readonly #port: NetworkPort;
+  readonly #queue: FrameQueue;
+  readonly #forward: (frame: SegmentList, length: number) => void;
+  readonly #out = new SegmentList(1);
+  readonly #in = new SegmentList(1);
+  readonly #memory: Mapping;
+  readonly #window: MemoryWindow;
+  readonly #sendTask: Task = { run: () => this.#send() };
+  readonly #receiveTask: Task = { run: () => this.#receive() };
+  #open = true;
+
+  constructor(
+    reactor: Reactor,
+    port: NetworkPort,
+    queue: FrameQueue,
+    forward: (frame: SegmentList, length: number) => void,
+  ) {
+    this.#reactor = reactor;
+    this.#port = port;
+    this.#queue = queue;
+    this.#forward = forward;
+    this.#memory = mapAnonymous(queue.slotSize);
+    this.#window = new MemoryWindow(0, queue.slotSize, this.#memory, 0);
+    port.setFeatures(new Uint32Array(2));
+    port.open({
+      readable: () => reactor.schedule(this.#receiveTask),
+      writable: () => reactor.schedule(this.#sendTask),
+      link: () => {},
+    });
+  }
+
+  deliver(frame: SegmentList, length: number): boolean {
+    if (!this.#queue.push(frame, length)) return false;
+    this.#reactor.schedule(this.#sendTask);
+    return true;
+  }
+
+  #send(): boolean {
+    const queue = this.#queue;
+    for (let i = 0; i < BATCH && this.#open; i++) {
+      const length = queue.frontLength;
+      if (length === 0) return false;
+      this.#out.clear();
+      this.#out.push(queue.window, queue.frontOffset, length);
+      if (!this.#port.send(this.#out)) return false;
+      queue.shift();
+    }
+    return this.#open;
+  }
+
+  #receive(): boolean {
+    for (let i = 0; i < BATCH && this.#open; i++) {
+      const wanted = this.#port.nextLength();
+      if (wanted === 0) return false;
+      if (wanted > this.#window.size) {
+        this.#port.discard();
+        continue;
+      }
+      this.#in.clear();
+      this.#in.push(this.#window, 0, this.#window.size);
+      const length = this.#port.receive(this.#in, 0);
+      if (length === 0) return false;
+      this.#forward(this.#in, length);
+    }
+    return this.#open;
+  }
+
+  [Symbol.dispose](): void {
+    if (!this.#open) return;
+    this.#open = false;
+    this.#port[Symbol.dispose]();
+    this.#queue[Symbol.dispose]();
+    this.#memory[Symbol.dispose]();
+  }
+}

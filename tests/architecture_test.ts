@@ -1,0 +1,189 @@
+/**
+ * The plan of the house, held against the house: who imports whom (design section 3), who may call
+ * dlopen and Atomics, and the forms every file keeps.
+ */
+
+import { assert, assertEquals } from "@std/assert";
+
+/** Room by room what it may import, itself excepted. Files directly in src/ count as cli. */
+const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
+  cli: [
+    "proxy",
+    "device",
+    "network",
+    "transport",
+    "bus",
+    "ivshmem",
+    "virtqueue",
+    "observe",
+    "message",
+    "memory",
+    "linux",
+  ],
+  proxy: ["transport", "virtqueue", "network", "bus", "message", "observe", "memory", "linux"],
+  device: ["transport", "virtqueue", "network", "bus", "message", "observe", "memory", "linux"],
+  network: ["virtqueue", "observe", "memory", "linux"],
+  transport: ["bus", "message", "observe", "memory", "linux"],
+  bus: ["ivshmem", "message", "observe", "memory", "linux"],
+  ivshmem: ["observe", "memory", "linux"],
+  virtqueue: ["memory"],
+  observe: ["message", "memory", "linux"],
+  memory: ["linux"],
+  message: [],
+  linux: [],
+};
+
+/** From outside the house: the standard library, and what Deno brings along. */
+const FROM_OUTSIDE = /^(@std\/|node:)/;
+
+const ROOT = new URL("../src/", import.meta.url);
+
+interface Source {
+  /** As in "bus/bus.ts". */
+  readonly path: string;
+  readonly room: string;
+  readonly text: string;
+  /** The text without comments and without the contents of strings. */
+  readonly code: string;
+  /** What it imports, as written. */
+  readonly imports: readonly string[];
+}
+
+/** Blanks comments, strings and regular expressions out; template literals keep their `${}` parts. */
+function codeOf(text: string): string {
+  const token =
+    /\/\*[\s\S]*?\*\/|\/\/[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|`(?:\\[\s\S]|[^`\\])*`|(?<=[(=,:?&|!]\s*)\/(?![*\/])(?:\\.|\[(?:\\.|[^\]\\\n])*\]|[^\/\\\n[])+\/[a-z]*/g;
+  return text.replace(token, (found) => {
+    if (found.startsWith("`")) return (found.match(/\$\{[^}]*\}/g) ?? []).join(" ") || "``";
+    return found.startsWith("/") ? " " : '""';
+  });
+}
+
+function importsOf(text: string): string[] {
+  const withoutComments = text.replace(/\/\*[\s\S]*?\*\/|^\s*\/\/[^\n]*/gm, "");
+  const forms = [
+    /^(?:import|export)\b[^;"']*?\bfrom\s*["']([^"']+)["']/gm,
+    /^import\s*["']([^"']+)["']/gm,
+    /\bimport\(\s*["']([^"']+)["']\s*\)/g,
+    /\bnew URL\(\s*["'](\.[^"']*\.ts)["']/g,
+  ];
+  return forms.flatMap((form) => [...withoutComments.matchAll(form)].map((match) => match[1]!));
+}
+
+function* filesIn(directory: URL, prefix = ""): Generator<string> {
+  for (const entry of Deno.readDirSync(directory)) {
+    const path = `${prefix}${entry.name}`;
+    if (entry.isDirectory) yield* filesIn(new URL(`${entry.name}/`, directory), `${path}/`);
+    else if (entry.name.endsWith(".ts")) yield path;
+  }
+}
+
+function roomOf(path: string): string {
+  return path.includes("/") ? path.slice(0, path.indexOf("/")) : "cli";
+}
+
+const SOURCES: readonly Source[] = [...filesIn(ROOT)].sort().map((path) => {
+  const text = Deno.readTextFileSync(new URL(path, ROOT));
+  return { path, room: roomOf(path), text, code: codeOf(text), imports: importsOf(text) };
+});
+
+/** The path under src/ that an import means; undefined if it leaves src/. */
+function target(from: string, specifier: string): string | undefined {
+  const { href } = new URL(specifier, new URL(from, ROOT));
+  return href.startsWith(ROOT.href) ? href.slice(ROOT.href.length) : undefined;
+}
+
+/** Arrows that the table does not allow, as lines for people. */
+function badArrows(sources: readonly Pick<Source, "path" | "room" | "imports">[]): string[] {
+  const bad: string[] = [];
+  for (const { path, room, imports } of sources) {
+    for (const specifier of imports) {
+      if (!specifier.startsWith(".")) {
+        if (!FROM_OUTSIDE.test(specifier)) bad.push(`${path} -> ${specifier}`);
+        continue;
+      }
+      const to = target(path, specifier);
+      const allowed = to !== undefined &&
+        (roomOf(to) === room || (MAY_IMPORT[room] ?? []).includes(roomOf(to)));
+      if (!allowed) bad.push(`${path} -> ${to ?? specifier}`);
+    }
+  }
+  return bad;
+}
+
+/** Files whose code (comments and strings aside) matches. */
+function filesWith(pattern: RegExp, except: (source: Source) => boolean = () => false): string[] {
+  return SOURCES.filter((source) => !except(source) && pattern.test(source.code))
+    .map(({ path }) => path);
+}
+
+Deno.test("architecture: the walk finds the house and its imports", () => {
+  const rooms = new Set(SOURCES.map(({ room }) => room));
+  for (const room of ["linux", "memory", "message", "bus", "transport", "virtqueue", "cli"]) {
+    assert(rooms.has(room), `no file of ${room} was found`);
+  }
+  const bus = SOURCES.find(({ path }) => path === "bus/linux_user.ts");
+  assert(bus?.imports.includes("../linux/fd.ts"), "an import over several lines is not seen");
+  const main = SOURCES.find(({ path }) => path === "main.ts");
+  assert(main?.imports.includes("./cli/device.ts"), "a dynamic import is not seen");
+});
+
+Deno.test("architecture: every room is in the table", () => {
+  const unknown = SOURCES.filter(({ room }) => MAY_IMPORT[room] === undefined);
+  assertEquals(unknown.map(({ path }) => path), []);
+});
+
+Deno.test("architecture: no import but the arrows of design section 3", () => {
+  assertEquals(badArrows(SOURCES), []);
+});
+
+Deno.test("architecture: a wrong arrow would be found", () => {
+  const wrong = [
+    { path: "message/x.ts", room: "message", imports: ["../linux/fd.ts", "./table.ts"] },
+    { path: "virtqueue/x.ts", room: "virtqueue", imports: ["../linux/fd.ts", "../memory/mod.ts"] },
+    { path: "bus/x.ts", room: "bus", imports: ["../transport/epoch.ts", "npm:left-pad"] },
+    { path: "linux/x.ts", room: "linux", imports: ["../../tests/x.ts", "node:timers"] },
+  ];
+  assertEquals(badArrows(wrong), [
+    "message/x.ts -> linux/fd.ts",
+    "virtqueue/x.ts -> linux/fd.ts",
+    "bus/x.ts -> transport/epoch.ts",
+    "bus/x.ts -> npm:left-pad",
+    "linux/x.ts -> ../../tests/x.ts",
+  ]);
+});
+
+Deno.test("architecture: mod.ts of the library only re-exports from src", () => {
+  const text = Deno.readTextFileSync(new URL("../mod.ts", import.meta.url));
+  const rest = codeOf(text).replace(/export\s+(?:type\s+)?(?:\{[^}]*\}|\*)\s+from\s+"";?/g, "");
+  assertEquals(rest.trim(), "");
+});
+
+Deno.test("architecture: only src/linux calls Deno.dlopen", () => {
+  assertEquals(filesWith(/\bdlopen\b/), ["linux/libc.ts"]);
+});
+
+Deno.test("architecture: only src/memory uses Atomics", () => {
+  assertEquals(filesWith(/\bAtomics\b/, ({ room }) => room === "memory"), []);
+  assertEquals(filesWith(/\bAtomics\b/), ["memory/atomics.ts"]);
+});
+
+Deno.test("architecture: no any", () => {
+  assertEquals(filesWith(/[:<|&,(]\s*any\b|\bas any\b|\bany\[\]/), []);
+});
+
+Deno.test("architecture: no default exports", () => {
+  assertEquals(filesWith(/\bexport\s+default\b|\bas\s+default\b/), []);
+});
+
+Deno.test("architecture: every file opens with what it is for", () => {
+  const headless = SOURCES.filter(({ text }) =>
+    !/^(?:#![^\n]*\n)?\/\*\*[\s\S]{10,}?\*\//.test(text)
+  );
+  assertEquals(headless.map(({ path }) => path), []);
+});
+
+Deno.test("architecture: comments and strings are no code, templates are", () => {
+  const code = codeOf('a("Atomics"); // Atomics\n/* any */ b(`x ${Atomics.y}`); c(/any/);');
+  assertEquals(code.match(/Atomics|any/g), ["Atomics"]);
+});

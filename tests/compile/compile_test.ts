@@ -1,0 +1,193 @@
+/**
+ * The executable: compiled, run, and run where there is nothing besides it.
+ *
+ * It needs what scripts/toolchain.ts says, and for arm64 what scripts/fetch_arm64.ts fetches. Where
+ * that is missing a test says so and is ignored; with VMSG_COMPILE_TESTS=required it fails.
+ */
+
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { fromFileUrl } from "@std/path";
+import { openKeeper } from "../../src/cli/guest/keeper.ts";
+import { VERSION } from "../../src/version.ts";
+import { arm64Command, findArm64 } from "../../scripts/fetch_arm64.ts";
+import { mustRun, runCommand } from "../../scripts/command.ts";
+import { nativeTarget, type Target, TARGETS } from "../../scripts/toolchain.ts";
+
+const ARM64: Target = "aarch64-unknown-linux-gnu";
+const START_SAMPLES = 11;
+/** Nothing to find but chroot: the executable gets no variable that it could depend on. */
+const BARE = { clearEnv: true, env: { PATH: "/usr/sbin:/usr/bin:/sbin:/bin" } };
+
+function script(name: string, ...args: string[]): string[] {
+  const path = fromFileUrl(new URL(`../../scripts/${name}`, import.meta.url));
+  return [Deno.execPath(), "run", "--quiet", "--allow-all", path, ...args];
+}
+
+/** Registers a test unless there is a reason against it. */
+function compileTest(name: string, missing: string | undefined, fn: () => Promise<void>): void {
+  if (missing === undefined) {
+    Deno.test(`compile: ${name}`, fn);
+  } else if (Deno.env.get("VMSG_COMPILE_TESTS") === "required") {
+    Deno.test(`compile: ${name}`, () => {
+      throw new Error(`VMSG_COMPILE_TESTS=required, but ${missing}`);
+    });
+  } else {
+    console.log(`NOT RUN: compile: ${name}: ${missing}`);
+    Deno.test({ name: `compile: ${name}`, ignore: true, fn });
+  }
+}
+
+/** Why nothing can be compiled for a target here. */
+async function missingToolchain(target: Target): Promise<string | undefined> {
+  const packed = Deno.env.get("VMSG_DENORT_DIR");
+  if (packed) {
+    const file = `${packed}/denort-${TARGETS[target]}.xz`;
+    return await Deno.stat(file).then(() => undefined, () => `there is no ${file}`);
+  }
+  const names = ["VMSG_COMPILE_DENO", "DENORT_BIN"];
+  if (target === nativeTarget() && names.every((name) => Deno.env.get(name))) return undefined;
+  return "no base binary is named, see scripts/toolchain.ts";
+}
+
+/** The words that run a program in another root, or undefined where this user may not. */
+async function findChroot(): Promise<string[] | undefined> {
+  const command = Deno.uid() === 0 ? ["chroot"] : ["unshare", "-r", "chroot"];
+  const { success } = await runCommand([...command, "/", "/bin/true"], BARE)
+    .catch(() => ({ success: false }));
+  return success ? command : undefined;
+}
+
+/** All paths below a directory. */
+function pathsBelow(directory: string): string[] {
+  return Array.from(Deno.readDirSync(directory)).flatMap(({ name, isDirectory }) => {
+    const path = `${directory}/${name}`;
+    return isDirectory ? [path, ...pathsBelow(path)] : [path];
+  }).sort();
+}
+
+async function median(samples: number, measure: () => Promise<unknown>): Promise<number> {
+  const times = [];
+  for (let i = 0; i < samples; i++) {
+    const start = performance.now();
+    await measure();
+    times.push(performance.now() - start);
+  }
+  return times.sort((a, b) => a - b)[samples >> 1]!;
+}
+
+const missingNative = await missingToolchain(nativeTarget());
+const chroot = await findChroot();
+const arm64 = await findArm64();
+
+compileTest("versions, help, errors and exit codes", missingNative, async () => {
+  await using keeper = await openKeeper();
+  const vmsg = `${keeper.directory}/vmsg`;
+  await mustRun(script("compile.ts", "--output", vmsg));
+  const run = (...args: string[]) => runCommand([vmsg, ...args], { cwd: keeper.directory });
+
+  assertEquals((await run("--version")).stdout, `vmsg ${VERSION}`);
+  const help = await run("--help");
+  assertEquals(help.code, 0);
+  assertMatch(help.stdout, /^Usage: vmsg SUBCOMMAND/m);
+  assertEquals((await run("device", "--help")).code, 0);
+
+  const wrong: [number, RegExp, ...string[]][] = [
+    [2, /nonsense/, "nonsense"],
+    [2, /--bus .* is missing/, "device"],
+    [2, /--colour/, "device", "--colour"],
+    [1, /nowhere/, "driver", "--bus", "linux-user,socket=bus.sock,dir=/nowhere,wait=off"],
+  ];
+  for (const [code, pattern, ...args] of wrong) {
+    const result = await run(...args);
+    const [line = "", ...more] = result.stderr.split("\n");
+    assertEquals([result.code, more, result.stdout], [code, [], ""], result.stderr);
+    assertMatch(line, /^vmsg: /);
+    assertMatch(line, pattern);
+  }
+  assertEquals(pathsBelow(keeper.directory), [vmsg]);
+
+  const { size } = await Deno.stat(vmsg);
+  const startMs = await median(START_SAMPLES, () => mustRun([vmsg, "--version"]));
+  console.log(`vmsg: ${(size / 1e6).toFixed(1)} MB, starts in ${startMs.toFixed(0)} ms`);
+});
+
+compileTest(
+  "the demo in an otherwise empty root",
+  missingNative ?? (chroot === undefined ? "this user may not chroot (unshare -r)" : undefined),
+  async () => {
+    await using keeper = await openKeeper();
+    const [vmsg, root] = [`${keeper.directory}/vmsg`, `${keeper.directory}/root`];
+    await mustRun(script("compile.ts", "--output", vmsg));
+    await mustRun(script("pack_root.ts", root, vmsg));
+    const before = pathsBelow(root);
+    const demo = await runCommand([...chroot!, root, "/vmsg", "demo", "--throughput", "0.2"], BARE);
+    assertEquals(demo.code, 0, `${demo.stdout}\n${demo.stderr}`);
+    assertMatch(demo.stdout, /^10 packets transmitted, 10 received/m);
+    assertEquals(pathsBelow(root), before, "the demo left something behind");
+  },
+);
+
+compileTest(
+  "the arm64 executable pings itself under emulation",
+  await missingToolchain(ARM64) ??
+    (arm64 === undefined ? "no qemu-aarch64, see scripts/fetch_arm64.ts" : undefined),
+  async () => {
+    await using keeper = await openKeeper();
+    const vmsg = `${keeper.directory}/vmsg-arm64`;
+    await mustRun(script("compile.ts", "--target", ARM64, "--output", vmsg));
+    const [emulator = "", ...words] = arm64Command(arm64!);
+    const run = (...args: string[]) => runCommand([emulator, ...words, vmsg, ...args]);
+    assertEquals((await run("--version")).stdout, `vmsg ${VERSION}`);
+
+    // The demo would start the executable without the emulator, so its two halves are started here.
+    const bus = ["--bus", `linux-user,socket=${keeper.directory}/bus.sock,dir=${keeper.directory}`];
+    const device = new Deno.Command(emulator, {
+      args: [...words, vmsg, "device", ...bus, "--net", "responder"],
+      stdin: "null",
+      stdout: "null",
+      stderr: "null",
+      detached: true,
+    }).spawn();
+    await keeper.keep(device.pid);
+    const driver = await run("driver", ...bus, "--count", "5", "--interval", "0.05");
+    assertMatch(driver.stdout, /^5 packets transmitted, 5 received/m, driver.stderr);
+    assertEquals(driver.code, 0);
+    const { size } = await Deno.stat(vmsg);
+    console.log(`vmsg-arm64: ${(size / 1e6).toFixed(1)} MB`);
+    await keeper.end(device.pid);
+    await device.status;
+  },
+);
+
+Deno.test("compile: what cannot work is one line and exit code 1", async () => {
+  await using keeper = await openKeeper();
+  const output = `${keeper.directory}/vmsg`;
+  const wrong: [RegExp, Record<string, string>][] = [
+    [/nowhere/, { DENORT_BIN: "/nowhere/denort" }],
+    [/is not for/, { DENORT_BIN: "/proc/self/cmdline" }],
+    [/nowhere/, { VMSG_COMPILE_DENO: "/nowhere/deno", DENORT_BIN: "", VMSG_DENORT_DIR: "" }],
+    [/nowhere/, { VMSG_COMPILE_DENO: "", DENORT_BIN: "", VMSG_DENORT_DIR: "/nowhere" }],
+  ];
+  for (const [pattern, env] of wrong) {
+    const result = await runCommand(script("compile.ts", "--output", output), { env });
+    assertEquals([result.code, result.stdout], [1, ""], result.stderr);
+    assertMatch(result.stderr, pattern);
+    assertEquals(result.stderr.split("\n").length, 1, result.stderr);
+  }
+  assertEquals(pathsBelow(keeper.directory), []);
+});
+
+Deno.test("compile: every variable that src reads is allowed", async () => {
+  const { PERMISSIONS } = await import("../../scripts/compile.ts");
+  const sources = pathsBelow(fromFileUrl(new URL("../../src", import.meta.url)));
+  const used = new Set<string>();
+  for (const path of sources.filter((path) => path.endsWith(".ts"))) {
+    const text = await Deno.readTextFile(path);
+    for (const [, name] of text.matchAll(/Deno\.env\.get\("(\w+)"\)/g)) used.add(name!);
+  }
+  const flag = PERMISSIONS.find((flag) => flag.startsWith("--allow-env="))!;
+  assertEquals(new Set(flag.slice("--allow-env=".length).split(",")), used);
+  const config = await Deno.readTextFile(new URL("../../deno.json", import.meta.url));
+  const task: string = JSON.parse(config).tasks.vmsg;
+  for (const flag of PERMISSIONS) assert(task.includes(` ${flag} `), `task vmsg lacks ${flag}`);
+});
