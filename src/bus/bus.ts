@@ -46,9 +46,11 @@ export interface BusOptions {
 
 /** One end of a bus. */
 export interface Bus extends Disposable {
+  /** Which end this is. */
   readonly side: Side;
   /** For log lines: the kind of bus and where it is. */
   readonly description: string;
+  /** Is a peer there? */
   readonly isAttached: boolean;
   /** Can file descriptors be sent with messages? */
   readonly carriesFds: boolean;
@@ -78,6 +80,7 @@ export interface Bus extends Disposable {
 export abstract class QueueBus implements Bus {
   abstract readonly description: string;
   abstract readonly carriesFds: boolean;
+  /** Who uses the bus, once it is open. */
   protected listener: BusListener | undefined;
   #attached = false;
   #claimed = false;
@@ -92,6 +95,8 @@ export abstract class QueueBus implements Bus {
   };
 
   /**
+   * Takes both queues; nothing is read or written before a peer attaches.
+   *
    * @param outgoing the queue this side produces into
    * @param incoming the queue this side consumes from
    */
@@ -103,6 +108,7 @@ export abstract class QueueBus implements Bus {
     protected readonly incoming: SpscQueue,
   ) {}
 
+  /** See {@link Bus.isAttached}. */
   get isAttached(): boolean {
     return this.#attached;
   }
@@ -154,6 +160,7 @@ export abstract class QueueBus implements Bus {
     return true;
   }
 
+  /** A peer is there: both indices are taken up, the listener is told. */
   protected attach(): void {
     this.outgoing.attachProducer();
     const discarded = this.incoming.attachConsumer(this.options.discardOnAttach);
@@ -168,6 +175,7 @@ export abstract class QueueBus implements Bus {
     this.reactor.schedule(this.#drain);
   }
 
+  /** The peer is gone: the listener is told, once. */
   protected detach(reason: string): void {
     if (!this.#attached) return;
     this.#attached = false;
@@ -178,5 +186,6 @@ export abstract class QueueBus implements Bus {
   abstract sendFd(fd: Fd): number;
   abstract takeFd(ordinal: number): Fd | undefined;
   abstract drop(reason: string): void;
+  /** Closes what the bus is made of. */
   abstract [Symbol.dispose](): void;
 }

@@ -37,7 +37,9 @@ class InProcessBus extends StreamBus {
 
 /** The two ends of an in-process bus. Each attaches when it is opened; there is no second peer. */
 export interface InProcessPair extends Disposable {
+  /** The driver side's end. */
   readonly driver: StreamBus;
+  /** The device side's end. */
   readonly device: StreamBus;
 }
 

@@ -53,6 +53,7 @@ export interface LinuxUserOptions extends BusOptions {
   readonly name: string;
   /** The directory of the queue files. */
   readonly directory: string;
+  /** The path of the socket. */
   readonly socket: string;
   /** Listen on the socket, or connect to it. */
   readonly listen: boolean;
@@ -114,6 +115,7 @@ export class LinuxUserBus extends StreamBus {
   #listener: UnixListener | undefined;
   #told = false;
 
+  /** Opens the queue files; throws VmsgError BUS_IN_USE if another process has this side. */
   constructor(side: Side, reactor: Reactor, options: LinuxUserOptions) {
     const files = openQueueFiles(side, options);
     const driver = new SpscQueue(files.driver, 0, files.driver.size);
@@ -126,10 +128,12 @@ export class LinuxUserBus extends StreamBus {
     this.#retry = reactor.timer(() => this.#connect());
   }
 
+  /** For log lines. */
   get description(): string {
     return `linux-user bus ${this.#options.socket}`;
   }
 
+  /** Listens or begins to connect. */
   override open(listener: BusListener): void {
     super.open(listener);
     if (!this.#options.listen) return this.#connect();
@@ -175,6 +179,7 @@ export class LinuxUserBus extends StreamBus {
     this.#options.log(`${this.description}: waiting for the ${this.#otherSide} side`);
   }
 
+  /** The peer is gone: says so and waits for the next. */
   protected override disconnected(): void {
     this.#told = false;
     this.#tellWaiting();
@@ -182,6 +187,7 @@ export class LinuxUserBus extends StreamBus {
     if (!this.#options.listen) this.#retry.arm(RETRY_MS);
   }
 
+  /** Closes the stream, removes the socket, unmaps the files, drops the locks. */
   override [Symbol.dispose](): void {
     super[Symbol.dispose]();
     this.reactor.dropTimer(this.#retry);

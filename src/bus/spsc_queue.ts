@@ -32,6 +32,7 @@ export function spscSize(capacity: number): number {
 
 /** One end of one queue. Use it as producer or as consumer, never as both. */
 export class SpscQueue {
+  /** Slots; one of them always stays free. */
   readonly capacity: number;
   /** The whole queue area; messages are encoded in place at the offset that {@link claim} gives. */
   readonly view: DataView;
@@ -44,6 +45,8 @@ export class SpscQueue {
   #other = 0;
 
   /**
+   * Views a queue area, without touching it.
+   *
    * @param memory shared with the peer
    * @param offset of the queue area, a multiple of 4
    * @param size of the queue area in bytes

@@ -27,6 +27,7 @@ const notification = bytes.address + BigInt(READ_SIZE);
 
 /** See the head of this file. A subclass finds the stream: {@link StreamBus.connected}. */
 export abstract class StreamBus extends QueueBus {
+  /** A Unix socket carries them. */
   override readonly carriesFds: boolean = true;
   #stream: UnixStream | undefined;
   readonly #waiting = new Map<number, Fd>();
@@ -71,22 +72,26 @@ export abstract class StreamBus extends QueueBus {
     return stream.truncated ? "a file descriptor from the other side was lost" : undefined;
   }
 
+  /** Sends one byte. */
   protected override ring(): void {
     // A full socket already holds a wake-up, and a dead one is reported by its end of file.
     this.#stream?.send(notification, 1);
   }
 
+  /** One byte with the descriptor, see the head of this file. */
   override sendFd(fd: Fd): number {
     if (this.#stream === undefined || this.#stream.send(notification, 1, [fd]) <= 0) return -1;
     return this.#sentFds++;
   }
 
+  /** What came with that byte. */
   override takeFd(ordinal: number): Fd | undefined {
     const fd = this.#waiting.get(ordinal);
     this.#waiting.delete(ordinal);
     return fd;
   }
 
+  /** Closes the stream; the subclass looks for the next peer. */
   override drop(reason: string): void {
     if (this.#stream === undefined) return;
     this.#closeStream();
@@ -105,6 +110,7 @@ export abstract class StreamBus extends QueueBus {
     this.#waiting.clear();
   }
 
+  /** Closes the stream and the descriptors nobody took. */
   override [Symbol.dispose](): void {
     this.#closeStream();
     // Nobody is told, and nothing is claimed in memory that goes away.

@@ -8,9 +8,12 @@
 
 /** An error a user can act on. Its message is one line without a final full stop. */
 export class VmsgError extends Error {
+  /** The class, for printing. */
   override readonly name: string = "VmsgError";
 
   /**
+   * An error with a code and one line.
+   *
    * @param code stable, upper case, for programs: "USAGE", "SOCKET_IN_USE", ...
    * @param message one line for people
    */
@@ -21,8 +24,10 @@ export class VmsgError extends Error {
 
 /** A wrong option or argument: exit code 2. */
 export class UsageError extends VmsgError {
+  /** The class, for printing. */
   override readonly name: string = "UsageError";
 
+  /** Its code is always USAGE. */
   constructor(message: string) {
     super("USAGE", message);
   }
@@ -30,9 +35,12 @@ export class UsageError extends VmsgError {
 
 /** A system call that failed. `code` is the errno's name, such as "ENOENT". */
 export class LinuxError extends VmsgError {
+  /** The class, for printing. */
   override readonly name: string = "LinuxError";
 
   /**
+   * Use `lastError` or `linuxError` of libc.ts, which know the text.
+   *
    * @param errno the number the kernel gave
    * @param what the call and its object, as in "open /dev/vfio/1"
    */
@@ -70,5 +78,7 @@ export function linuxErrno(name: string): number {
   return number;
 }
 
+/** A signal came during the call. */
 export const EINTR: number = linuxErrno("EINTR");
+/** Nothing to be had, or no room, at the moment. */
 export const EAGAIN: number = linuxErrno("EAGAIN");

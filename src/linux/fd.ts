@@ -43,6 +43,7 @@ export class Fd implements Disposable {
     return this.#number;
   }
 
+  /** Closes it, if it is open. */
   [Symbol.dispose](): void {
     if (this.#number >= 0) libc.close(this.#number);
     this.#number = -1;

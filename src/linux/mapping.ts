@@ -24,6 +24,7 @@ export interface Mapping extends Disposable {
   readonly address: bigint;
   /** The whole region, in bytes `size`. */
   readonly buffer: ArrayBuffer;
+  /** In bytes. */
   readonly size: number;
 }
 

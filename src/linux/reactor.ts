@@ -31,8 +31,11 @@ const EPOLL_CTL_MOD = 3;
 
 /** Readiness bits of epoll(7). */
 export const EPOLLIN = 0x001;
+/** There is room to write. */
 export const EPOLLOUT = 0x004;
+/** The descriptor is in error; always watched for. */
 export const EPOLLERR = 0x008;
+/** The other end hung up; always watched for. */
 export const EPOLLHUP = 0x010;
 
 /** struct epoll_event is packed on x86-64 (data at 4) and not on arm64 (data at 8). */
@@ -53,14 +56,19 @@ export interface Task {
 export interface Timer {
   /** Fires once, `delayMs` from now; replaces an earlier deadline. */
   arm(delayMs: number): void;
+  /** Forgets the deadline. */
   cancel(): void;
+  /** Is there a deadline? */
   readonly armed: boolean;
 }
 
 /** A promise of an async sequence inside a reactor, and the two ways to settle it. */
 export interface Deferred<T> {
+  /** What is waited for. */
   readonly promise: Promise<T>;
+  /** Fulfils it. */
   resolve(value: T): void;
+  /** Fails it. */
   reject(reason: Error): void;
 }
 
@@ -274,6 +282,7 @@ export class Reactor implements Disposable {
     tasks.length = 0;
   }
 
+  /** Closes the epoll descriptor. */
   [Symbol.dispose](): void {
     this.#epoll[Symbol.dispose]();
   }

@@ -64,6 +64,7 @@ export class UnixStream implements Disposable {
   /** True if the last {@link receive} lost descriptors (more than {@link MAX_FDS}). */
   truncated = false;
 
+  /** Takes a connected, non-blocking socket. */
   constructor(readonly fd: Fd) {}
 
   /**
@@ -109,6 +110,7 @@ export class UnixStream implements Disposable {
     return received;
   }
 
+  /** Closes the connection. */
   [Symbol.dispose](): void {
     this.fd[Symbol.dispose]();
   }

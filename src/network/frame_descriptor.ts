@@ -123,5 +123,6 @@ export class FrameDescriptor implements Disposable {
   [Symbol.dispose](): void {
     if (this.#listener !== undefined) this.reactor.unwatch(this.fd);
     this.#listener = undefined;
+    this.readable = false;
   }
 }

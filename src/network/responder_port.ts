@@ -32,6 +32,7 @@ export class ResponderPort implements NetworkPort {
     Offload.HOST_TSO6,
     Offload.HOST_ECN,
   ];
+  /** Who answers. */
   readonly responder: Responder;
   readonly #in = allocate(MAX_FRAME);
   readonly #out = allocate(NET_HEADER_SIZE + 2048);
@@ -42,6 +43,7 @@ export class ResponderPort implements NetworkPort {
   #tcpDueMs = Infinity;
   #listener: PortListener | undefined;
 
+  /** Makes the host; a wrong option is a TypeError with one line. */
   constructor(options: ResponderOptions, readonly reactor: Reactor) {
     this.responder = new Responder(options);
     this.#out.view.setUint16(NUM_BUFFERS_OFFSET, 1, true);
@@ -113,6 +115,7 @@ export class ResponderPort implements NetworkPort {
     this.responder.next(this.#outFrame);
   }
 
+  /** Ends the flood's timer. */
   [Symbol.dispose](): void {
     this.reactor.dropTimer(this.#floodTimer);
     this.reactor.dropTimer(this.#tcpTimer);

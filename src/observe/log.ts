@@ -8,9 +8,13 @@ export type LogLevel = typeof LOG_LEVELS[number];
 
 /** Where log lines go. */
 export interface Log {
+  /** Something cannot go on. */
   error(line: string): void;
+  /** Something is wrong at the other end, or will be. */
   warn(line: string): void;
+  /** What happens and what is waited for. */
   info(line: string): void;
+  /** Details for whoever looks for a fault. */
   debug(line: string): void;
 }
 

@@ -17,6 +17,7 @@ export type Direction = "->" | "<-";
 
 /** Prints messages. */
 export interface Tracer {
+  /** A message that was sent or understood. */
   message(direction: Direction, message: Message): void;
   /** A slot that no codec understood, with the reason. */
   malformed(slot: DataView, reason: string): void;

@@ -10,9 +10,13 @@ import type { AddressSpace } from "../memory/mod.ts";
 
 /** Where a queue lies and where it goes on. */
 export interface QueueSetup {
+  /** Entries. */
   readonly size: number;
+  /** Bus address of the descriptor area. */
   readonly descriptorAddress: number;
+  /** Bus address of the driver area. */
   readonly driverAddress: number;
+  /** Bus address of the device area. */
   readonly deviceAddress: number;
   /** The next available index; 0 unless the queue ran before. */
   readonly base: number;
@@ -40,11 +44,13 @@ export interface DeviceHost {
 export interface DeviceModel extends Disposable {
   /** The virtio device id; 1 is a network card. */
   readonly deviceId: number;
+  /** Who made the device. */
   readonly vendorId: number;
   /** Offered feature bits in blocks of 32. */
   readonly features: Uint32Array;
   /** The configuration space. */
   readonly config: Uint8Array;
+  /** How many queues there are. */
   readonly queueCount: number;
   /** The most entries a queue may have. */
   readonly maxQueueSize: number;

@@ -62,10 +62,15 @@ const ESTALE = linuxErrno("ESTALE");
 
 /** What a device side is made of. */
 export interface DeviceSideOptions {
+  /** The loop it runs in. */
   readonly reactor: Reactor;
+  /** The device end of a bus. */
   readonly bus: Bus;
+  /** The dialect that is spoken. */
   readonly codec: Codec;
+  /** Where lines for people go. */
   readonly log: Log;
+  /** Sees every message. */
   readonly tracer?: Tracer | undefined;
   /** Milliseconds that never go back, for the lease; by default `performance.now`. */
   readonly now?: (() => number) | undefined;
@@ -202,6 +207,7 @@ class DeviceSlot implements DeviceHost {
 
 /** The device side of one bus. */
 export class DeviceSide implements BusListener, Disposable {
+  /** What it is made of. */
   readonly options: DeviceSideOptions;
   /** What came in and could not be used. */
   readonly counters = { received: 0, malformed: 0, dropped: 0, unansweredFull: 0 };
@@ -220,6 +226,7 @@ export class DeviceSide implements BusListener, Disposable {
   readonly #issuedMs = new Float64Array(NONCES);
   #nextNonce = 0;
 
+  /** Makes a side without devices; {@link open} starts it. */
   constructor(options: DeviceSideOptions) {
     this.options = options;
     this.#retry = options.reactor.timer(() => options.reactor.schedule(this.#flushTask));
@@ -713,6 +720,7 @@ export class DeviceSide implements BusListener, Disposable {
     return this.#send(ANSWER_RESERVE);
   }
 
+  /** Stops all queues, unmaps memory, disposes of the devices. */
   [Symbol.dispose](): void {
     this.#peer = "none";
     this.#startOver();

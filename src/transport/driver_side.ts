@@ -48,8 +48,10 @@ const RESET_POLL_MS = 10;
 
 /** The peer went away or was replaced while a request was open. */
 export class PeerLost extends VmsgError {
+  /** The class, for printing. */
   override readonly name: string = "PeerLost";
 
+  /** Its code is always PEER_LOST. */
   constructor(reason: string) {
     super("PEER_LOST", reason);
   }
@@ -68,10 +70,15 @@ export interface PeerListener {
 
 /** What a driver side is made of. */
 export interface DriverSideOptions {
+  /** The loop it runs in. */
   readonly reactor: Reactor;
+  /** The driver end of a bus. */
   readonly bus: Bus;
+  /** The dialect that is spoken. */
   readonly codec: Codec;
+  /** Where lines for people go. */
   readonly log: Log;
+  /** Sees every message. */
   readonly tracer?: Tracer | undefined;
   /** How long an answer may take, instead of {@link REQUEST_TIMEOUT_MS}. */
   readonly requestTimeoutMs?: number | undefined;
@@ -88,6 +95,7 @@ interface OpenRequest {
 
 /** The driver side of one bus. */
 export class DriverSide implements BusListener, Disposable {
+  /** What it is made of. */
   readonly options: DriverSideOptions;
   /** What came in and could not be used. */
   readonly counters = { received: 0, malformed: 0, dropped: 0 };
@@ -114,6 +122,7 @@ export class DriverSide implements BusListener, Disposable {
   #heardMs = 0;
   #toldSilence = false;
 
+  /** {@link open} starts it. */
   constructor(options: DriverSideOptions) {
     this.options = options;
     const { reactor } = options;
@@ -477,6 +486,7 @@ export class DriverSide implements BusListener, Disposable {
     return false;
   }
 
+  /** Fails what is open. */
   [Symbol.dispose](): void {
     this.#lose("shut down");
     this.#peer = "none";
@@ -490,9 +500,13 @@ export class DriverSide implements BusListener, Disposable {
 export interface DeviceInfo {
   /** 0: there is no such device. */
   readonly deviceId: number;
+  /** Who made the device. */
   readonly vendorId: number;
+  /** Feature bits in blocks of 32. */
   readonly featureBlocks: number;
+  /** Bytes of the configuration space. */
   readonly configSize: number;
+  /** How many queues there are. */
   readonly maxQueues: number;
 }
 
@@ -500,7 +514,9 @@ export interface DeviceInfo {
 export interface QueueInfo {
   /** 0: there is no such queue. */
   readonly maxSize: number;
+  /** Entries it has; 0 before it was set up. */
   readonly size: number;
+  /** Does the device work on it? */
   readonly enabled: boolean;
 }
 
@@ -513,6 +529,7 @@ export class RemoteDevice {
   /** Queues whose available notification waits for room. */
   readonly availablePending: boolean[] = [];
 
+  /** Use {@link DriverSide.device}. */
   constructor(readonly side: DriverSide, readonly number: number) {}
 
   /** Forgets notifications for a peer that is gone. */
@@ -767,8 +784,10 @@ export class RemoteDevice {
 
 /** The device side answered a private request with an errno. */
 export class RequestRefused extends VmsgError {
+  /** The class, for printing. */
   override readonly name: string = "RequestRefused";
 
+  /** Its code is always REFUSED. */
   constructor(kind: Kind, device: number, readonly errno: number) {
     super("REFUSED", `device ${device} refused ${kindName(kind)}: ${errnoName(errno)}`);
   }

@@ -5,7 +5,7 @@
  * that is missing a test says so and is ignored; with VMSG_COMPILE_TESTS=required it fails.
  */
 
-import { assert, assertEquals, assertMatch } from "@std/assert";
+import { assertEquals, assertMatch } from "@std/assert";
 import { fromFileUrl } from "@std/path";
 import { openKeeper } from "../../src/cli/guest/keeper.ts";
 import { VERSION } from "../../src/version.ts";
@@ -175,19 +175,4 @@ Deno.test("compile: what cannot work is one line and exit code 1", async () => {
     assertEquals(result.stderr.split("\n").length, 1, result.stderr);
   }
   assertEquals(pathsBelow(keeper.directory), []);
-});
-
-Deno.test("compile: every variable that src reads is allowed", async () => {
-  const { PERMISSIONS } = await import("../../scripts/compile.ts");
-  const sources = pathsBelow(fromFileUrl(new URL("../../src", import.meta.url)));
-  const used = new Set<string>();
-  for (const path of sources.filter((path) => path.endsWith(".ts"))) {
-    const text = await Deno.readTextFile(path);
-    for (const [, name] of text.matchAll(/Deno\.env\.get\("(\w+)"\)/g)) used.add(name!);
-  }
-  const flag = PERMISSIONS.find((flag) => flag.startsWith("--allow-env="))!;
-  assertEquals(new Set(flag.slice("--allow-env=".length).split(",")), used);
-  const config = await Deno.readTextFile(new URL("../../deno.json", import.meta.url));
-  const task: string = JSON.parse(config).tasks.vmsg;
-  for (const flag of PERMISSIONS) assert(task.includes(` ${flag} `), `task vmsg lacks ${flag}`);
 });

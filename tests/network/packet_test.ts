@@ -99,8 +99,8 @@ networkTest("packet: a driver without offloads gets plain frames only", ["ip"], 
   await transfer(reactor, client, server, 1000);
   assert(port.counters.checksums > 0);
   // Large frames cannot be switched off at the other end; they are dropped and told.
-  const chunk = client.buffer.length;
-  client.write(0, chunk);
+  using bulk = Tcp.connect("10.0.2.2", 5001);
+  await turnUntil(reactor, () => bulk.write(0, bulk.buffer.length) > 0, "a connection");
   await turnUntil(reactor, () => port.counters.tooLarge > 0, "a large frame");
   assertEquals(relay.seen[0].segmented, 0);
   assert(relay.seen[0].longest <= 1530);
@@ -162,7 +162,9 @@ networkTest("packet: the interface vanishes", ["ip"], async () => {
   ip("link del wire");
   await turnUntil(reactor, () => last() === false, "gone");
   assertEquals(port.send(memory.frame(ethernet("020000000009", "020000000001"))), true);
-  assertEquals(takeFrame(port, memory), undefined);
+  // What had come before is still there, then nothing.
+  while (takeFrame(port, memory) !== undefined);
+  assertEquals(port.nextLength(), 0);
   assertEquals(log, ["interface wire is gone"]);
 });
 

@@ -210,6 +210,7 @@ export class Relay {
   }];
   readonly links: boolean[][] = [[], []];
   readonly #memory = [new GuestMemory(), new GuestMemory()];
+  #open = true;
   readonly #held: (SegmentList | undefined)[] = [undefined, undefined];
 
   constructor(readonly reactor: Reactor, readonly ports: readonly [NetworkPort, NetworkPort]) {
@@ -225,6 +226,7 @@ export class Relay {
   }
 
   #move(from: number): boolean {
+    if (!this.#open) return false;
     const [port, other] = [this.ports[from], this.ports[1 - from]];
     const memory = this.#memory[from];
     for (let i = 0; i < 32; i++) {
@@ -248,6 +250,7 @@ export class Relay {
   }
 
   dispose(): void {
+    this.#open = false;
     for (const memory of this.#memory) memory[Symbol.dispose]();
   }
 }

@@ -15,6 +15,10 @@ import { type Keeper, openKeeper } from "../../src/cli/guest/keeper.ts";
 /** How long anything may take that is not timed by the test; a busy machine is slow. */
 export const PATIENCE_MS = 10_000;
 
+/** What is printed of a failed test's processes at most. */
+const PRINTED_PROCESSES = 8;
+const PRINTED_LINES = 200;
+
 /** One line that a process said. */
 export interface Line {
   readonly stream: "stdout" | "stderr";
@@ -219,12 +223,12 @@ export class Processes {
     for (const process of this.#started) await process[Symbol.asyncDispose]();
   }
 
-  /** Prints what they have said. */
+  /** Prints what the last of them have said. */
   print(): void {
-    for (const { args, lines } of this.#started) {
+    for (const { args, lines } of this.#started.slice(-PRINTED_PROCESSES)) {
       console.error(`--- vmsg ${args.join(" ")}`);
       const startMs = lines[0]?.atMs ?? 0;
-      for (const { stream, text, atMs } of lines.length > 200 ? lines.slice(-200) : lines) {
+      for (const { stream, text, atMs } of lines.slice(-PRINTED_LINES)) {
         console.error(`${(atMs - startMs).toFixed(0).padStart(6)} ms ${stream}: ${text}`);
       }
     }

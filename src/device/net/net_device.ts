@@ -97,9 +97,11 @@ function hasBit(words: Uint32Array, bit: number): boolean {
 /** See the head of this file. */
 export class NetDevice implements DeviceModel {
   readonly deviceId: number = DEVICE_NET;
+  /** That of every QEMU device. */
   readonly vendorId: number = VENDOR_ID;
   readonly features: Uint32Array = new Uint32Array(2);
   readonly config: Uint8Array = new Uint8Array(CONFIG_SIZE);
+  /** Receive, transmit, control. */
   readonly queueCount: number = 3;
   readonly maxQueueSize: number = MAX_QUEUE_SIZE;
   /** What went through, and what could not. */
@@ -127,6 +129,7 @@ export class NetDevice implements DeviceModel {
   #indirect = false;
   #receiveBatch: (queue: DeviceQueue) => boolean = this.#receiveSingle;
 
+  /** Makes a card on a port that is not open yet; the device owns the port. */
   constructor(
     readonly reactor: Reactor,
     readonly port: NetworkPort,
@@ -379,6 +382,7 @@ export class NetDevice implements DeviceModel {
     return false;
   }
 
+  /** Stops the queues and closes the port. */
   [Symbol.dispose](): void {
     for (const index of this.#queues.keys()) this.stopQueue(index);
     this.port[Symbol.dispose]();

@@ -11,7 +11,12 @@ import { readU16 } from "./network_order.ts";
 /** Adds the bytes in [start, end), an odd last byte padded with 0, to a sum. At most 65535 bytes. */
 export function addBytes(sum: number, bytes: Uint8Array, start: number, end: number): number {
   let at = start;
-  for (; at + 1 < end; at += 2) sum += readU16(bytes, at);
+  // Four at a time: half of the additions and of the jumps.
+  for (; at + 3 < end; at += 4) sum += readU16(bytes, at) + readU16(bytes, at + 2);
+  if (at + 1 < end) {
+    sum += readU16(bytes, at);
+    at += 2;
+  }
   return at < end ? sum + (bytes[at] << 8) : sum;
 }
 

@@ -50,7 +50,7 @@ export const RECEIVE_WINDOW: number = 4 << 20;
 const RECEIVE_SHIFT = 7;
 const UNSCALED_WINDOW_MAX = 0xffff;
 
-/** Timeouts and how often they may come in a row, the segment lost each time. */
+/** The retransmission timeout until a round-trip time is known (RFC 6298 2.1). */
 export const RTO_INITIAL_MS = 1000;
 /** RFC 6298 wants 1 s; Linux and the others have 200 ms. */
 export const RTO_MIN_MS = 200;
@@ -93,22 +93,27 @@ export type TcpEvent = "none" | "opened" | "received" | "reset" | "refused" | "c
 
 /** See the head of this file. One record serves one connection after the other. */
 export class Connection {
-  readonly peer = new Peer();
-  readonly request = new HttpRequest();
+  /** Who it is with. */
+  readonly peer: Peer = new Peer();
+  /** What was asked for, on the web server's port. */
+  readonly request: HttpRequest = new HttpRequest();
   /** What goes out first: an HTTP answer's head. */
   readonly head: Uint8Array = new Uint8Array(HTTP_HEAD_SIZE_MAX);
   /** Our port. */
   port = 0;
+  /** The peer's. */
   peerPort = 0;
-  /** When it was opened, and when the peer was last heard. */
+  /** When it was opened. */
   openedMs = 0;
+  /** When the peer was last heard. */
   heardMs = 0;
   /** When {@link Connection.timeout} is due. */
-  deadlineMs = Infinity;
+  deadlineMs: number = Infinity;
   /** Bytes that the peer sent in order. */
   bytesIn = 0;
-  /** Where the newly received bytes lie in the frame, after a "received". */
+  /** Where the bytes that the last segment brought begin in its frame. */
   receivedStart = 0;
+  /** Where they end. */
   receivedEnd = 0;
   /** The peer has closed its half. */
   peerClosed = false;
@@ -166,6 +171,7 @@ export class Connection {
   #planPosition = 0;
   #planLength = 0;
 
+  /** A free record. */
   constructor(host: Host, now: () => number) {
     this.#host = host;
     this.#now = now;
@@ -549,7 +555,8 @@ export class Connection {
     if (length === 0 && !fin) return false;
     this.#planPosition = position;
     this.#planLength = length;
-    this.#planFlags = ACK | (fin ? FIN : 0) | (end === headEnd || end === dataEnd ? PSH : 0);
+    const push = length > 0 && (end === headEnd || end === dataEnd);
+    this.#planFlags = ACK | (fin ? FIN : 0) | (push ? PSH : 0);
     return true;
   }
 

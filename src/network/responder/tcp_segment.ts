@@ -55,7 +55,7 @@ export class TcpSegment {
   /** Maximum segment size, 0 if the option is absent. */
   mss = 0;
   /** Window shift, -1 if the option is absent. */
-  windowShift = -1;
+  windowShift: number = -1;
 
   /** Sequence numbers that it takes: its bytes, SYN and FIN. */
   get span(): number {

@@ -72,6 +72,7 @@ export interface NetDriverOptions {
 
 /** Memory that the device side knows already, in dialects that cannot announce it. */
 export interface SharedMemory {
+  /** The memory, mapped. */
   readonly mapping: Mapping;
   /** The bus address of its first byte. */
   readonly at: number;
@@ -94,12 +95,15 @@ export interface NetDriverListener {
 
 /** See the head of this file. */
 export class NetDriver implements PeerListener, Disposable {
+  /** Can frames be sent? */
   isUp = false;
+  /** The device's MAC address, once it is up. */
   mac: Uint8Array = new Uint8Array(6);
   /** Accepted features by name, for people. */
   features: string[] = [];
   /** The same as bits, in blocks of 32. */
   accepted: Uint32Array = new Uint32Array(2);
+  /** What went through. */
   readonly counters = { received: 0, sent: 0, badQueues: 0 };
   /** Of our own memory; none if it was given. */
   readonly #fd: Fd | undefined;
@@ -126,6 +130,7 @@ export class NetDriver implements PeerListener, Disposable {
   readonly #receiveTask: Task = { run: () => this.#receive() };
   readonly #publishTask: Task = { run: () => this.#publish() };
 
+  /** Makes rings and buffers; the bring-up begins when the device side is there. */
   constructor(
     readonly reactor: Reactor,
     readonly side: DriverSide,
@@ -428,6 +433,7 @@ export class NetDriver implements PeerListener, Disposable {
     return false;
   }
 
+  /** Unmaps memory of its own. */
   [Symbol.dispose](): void {
     // Memory that was given belongs to whoever gave it.
     if (this.#fd === undefined) return;

@@ -51,11 +51,13 @@ const CHARGEN_COUNT = 0x0fff_ffff;
 
 /** What the pinger does. */
 export interface PingOptions {
+  /** Whom to ping, an IPv4 address. */
   readonly target: string;
   /** Our own address. */
   readonly address: string;
   /** How many pings; Infinity goes on until stopped. */
   readonly count: number;
+  /** Between two pings. */
   readonly intervalMs: number;
   /** How long each throughput figure takes; 0 leaves them out. */
   readonly throughputMs: number;
@@ -65,17 +67,23 @@ export interface PingOptions {
 
 /** Frames per second and their bits, one direction. */
 export interface Throughput {
+  /** Frames of 1514 bytes. */
   readonly framesPerSecond: number;
+  /** Their bits, in millions. */
   readonly megabitsPerSecond: number;
 }
 
 /** What came of it. */
 export interface PingResult {
+  /** Pings that were due. */
   readonly sent: number;
+  /** Pings that were answered. */
   readonly received: number;
   /** Round trips in microseconds, ascending. */
   readonly roundTripsUs: readonly number[];
+  /** The send figure, if it was measured. */
   readonly toDevice?: Throughput;
+  /** The receive figure, if it was measured. */
   readonly fromDevice?: Throughput;
 }
 
@@ -98,6 +106,7 @@ export class Pinger implements NetDriverListener {
   readonly #floodTask: Task = { run: () => this.#flood() };
   #flooding = false;
 
+  /** Waits for {@link use} and {@link run}. */
   constructor(readonly reactor: Reactor, readonly options: PingOptions) {
     this.#target = parseIpv4Address(options.target);
     this.#address = parseIpv4Address(options.address);

@@ -23,6 +23,7 @@ const RETRY_MS = 50;
 
 /** Options of `--vhost-user ...`. */
 export interface VhostUserOptions {
+  /** Where front ends come from, see the head of this file. */
   readonly source:
     | { readonly kind: "listen" | "connect"; readonly socket: string }
     | { readonly kind: "fd"; readonly number: number };
@@ -39,6 +40,7 @@ export class VhostUserServer implements PeerListener, Disposable {
   #listener: UnixListener | undefined;
   #frontEnd: FrontEnd | undefined;
 
+  /** Opens the source; throws VmsgError SOCKET_IN_USE. */
   constructor(
     readonly reactor: Reactor,
     readonly side: DriverSide,
@@ -122,6 +124,7 @@ export class VhostUserServer implements PeerListener, Disposable {
     else this.reactor.rewatch(this.#listener.fd, EPOLLIN);
   }
 
+  /** Drops the front end and closes the socket. */
   [Symbol.dispose](): void {
     this.#frontEnd?.[Symbol.dispose]();
     this.reactor.dropTimer(this.#retry);

@@ -1,0 +1,348 @@
+/**
+ * The command line as a new user meets it: what goes wrong is said in one line on standard error that
+ * names what was wrong, with exit code 2 for usage and 1 for failure; what waits says for what; a signal
+ * ends everything at once and leaves no socket behind.
+ */
+
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import type { Command } from "../../src/cli/command.ts";
+import { delay, type Processes, processTest } from "../support/processes.ts";
+
+const USAGE = 2;
+const FAILURE = 1;
+const BUS = "linux-user,socket=lu.sock";
+
+/** One line on standard error, nothing on standard output, this exit code. */
+async function assertComplaint(
+  vmsg: Processes,
+  args: readonly string[],
+  code: number,
+  pattern: RegExp,
+): Promise<void> {
+  const ended = await vmsg.run(...args);
+  const what = `vmsg ${args.join(" ")}`;
+  assertEquals(ended.stderr.length, 1, `${what} said:\n${ended.stderr.join("\n")}`);
+  assertMatch(ended.stderr[0]!, pattern, what);
+  assert(ended.stderr[0]!.startsWith("vmsg: "), what);
+  assertEquals(ended.stdout, [], what);
+  assertEquals(ended.code, code, what);
+}
+
+const onBus = (subcommand: string, bus: string, ...more: string[]) => [
+  subcommand,
+  "--bus",
+  bus,
+  ...more,
+];
+
+const LONG = "a".repeat(120);
+
+/** Arguments, and what is said of them. */
+const WRONG_USAGE: readonly [string[], RegExp][] = [
+  [["frobnicate"], /unknown subcommand frobnicate; see: vmsg --help/],
+  [["--frobnicate"], /unknown subcommand --frobnicate/],
+  [["device", "--frobnicate"], /unknown option --frobnicate; see: vmsg device --help/],
+  [["device", "--buss=linux-user,socket=lu.sock"], /unknown option --buss;/],
+  [["driver", "-c", "3"], /unknown option -c; see: vmsg driver --help/],
+  [["doctor", "--bus", "x"], /unknown option --bus; see: vmsg doctor --help/],
+  [onBus("device", BUS, "extra"), /unexpected argument extra; see: vmsg device --help/],
+  [["device"], /--bus linux-user,socket=PATH\S* is missing/],
+  [["device", "--bus"], /--bus needs linux-user,socket=PATH/],
+  [["proxy", "--vhost-user", "socket=vu.sock"], /--bus linux-user,socket=PATH\S* is missing/],
+  [["driver"], /--bus linux-user,socket=PATH\S* is missing/],
+  [onBus("proxy", BUS), /--vhost-user socket=PATH\S* .*is missing/],
+  [
+    onBus("device", "carrier-pigeon,socket=x"),
+    /--bus carrier-pigeon: unknown, one of .*linux-user/,
+  ],
+  [onBus("device", "linux-user"), /--bus linux-user: socket= is missing/],
+  [onBus("device", "linux-user,socket="), /--bus linux-user: socket= is missing/],
+  [onBus("device", "linux-user,sokcet=x"), /unknown key sokcet, known are .*socket/],
+  [onBus("device", `${BUS},socket=b`), /socket is given twice/],
+  [onBus("device", `${BUS},listen=maybe`), /listen is on or off, not maybe/],
+  [onBus("device", `${BUS},dialect=v7`), /dialect is one of .*v1.*, not v7/],
+  [onBus("device", BUS, "--net", "carrier-pigeon"), /--net carrier-pigeon: unknown, one of/],
+  [onBus("device", BUS, "--net", "responder,macc=1"), /unknown key macc, known are mac/],
+  [
+    onBus("device", BUS, "--net", "responder,mtu=large"),
+    /--net responder: mtu is a whole number from 68 to 65535, not large/,
+  ],
+  [
+    onBus("device", BUS, "--net", "responder,mac=52:54:00:12:34"),
+    /--net responder: "52:54:00:12:34" is not a MAC address/,
+  ],
+  [onBus("device", BUS, "--net", "responder,mac=ff:ff:ff:ff:ff:ff"), /is not a MAC address/],
+  [
+    onBus("device", BUS, "--net", "responder,address=10.0.2"),
+    /--net responder: "10.0.2" is not an IPv4 address/,
+  ],
+  [onBus("device", BUS, "--memory", "at=0"), /--memory: file= is missing/],
+  [
+    onBus("device", BUS, "--memory", "file=x,at=low"),
+    /--memory: at is a number of bytes .* not low/,
+  ],
+  [onBus("device", BUS, "--log-level", "loud"), /--log-level is one of error, .*, not loud/],
+  [onBus("device", BUS, "--trace=off"), /--trace takes no value/],
+  [onBus("driver", BUS, "--ping", "host"), /--ping takes an IPv4 address, not host/],
+  [
+    onBus("driver", BUS, "--address", "10.0.2.256"),
+    /--address takes an IPv4 address, not 10.0.2.256/,
+  ],
+  [onBus("driver", BUS, "--count", "many"), /--count takes a whole number from 1 to \d+, not many/],
+  [onBus("driver", BUS, "--count", "1.5"), /--count takes a whole number .*, not 1.5/],
+  [onBus("driver", BUS, "--count", "0"), /--count takes a whole number .*, not 0/],
+  [onBus("driver", BUS, "--interval=-1"), /--interval takes a number from .*, not -1/],
+  [onBus("driver", BUS, "--device", "65536"), /--device takes a whole number from 0 to 65535/],
+  [
+    onBus("proxy", BUS, "--vhost-user", "socket=a", "--vhost-user", "socket=b,device=0"),
+    /--vhost-user: a device number belongs to one guest, one is given twice/,
+  ],
+  [
+    onBus("proxy", BUS, "--vhost-user", "socket=a,frob"),
+    /--vhost-user .*: unknown key frob, known/,
+  ],
+];
+
+const FAILURES: readonly [string[], RegExp][] = [
+  [onBus("device", `linux-user,socket=${LONG}`), /socket path a+ has 120 bytes, Linux allows 107/],
+  [onBus("driver", `linux-user,socket=${LONG}`), /socket path a+ has 120 bytes, Linux allows 107/],
+  [
+    onBus("proxy", `linux-user,socket=${LONG}`, "--vhost-user", "socket=vu.sock"),
+    /socket path a+ has 120 bytes, Linux allows 107/,
+  ],
+  [
+    onBus("proxy", BUS, "--vhost-user", `socket=${LONG}`),
+    /socket path a+ has 120 bytes, Linux allows 107/,
+  ],
+  [onBus("device", "linux-user,socket=no/lu.sock"), /socket no\/lu.sock: No such file .*ENOENT/],
+  [onBus("device", `${BUS},dir=no`), /open no\/queue-linux-user-driver: No such file .*ENOENT/],
+  [onBus("driver", `${BUS},dir=no`), /open no\/queue-linux-user-driver: No such file .*ENOENT/],
+  [
+    onBus("proxy", BUS, "--vhost-user", "socket=no/vu.sock"),
+    /socket no\/vu.sock: No such file .*ENOENT/,
+  ],
+  // Nobody makes files there, not even root.
+  [onBus("device", "linux-user,socket=/sys/lu.sock"), /\/sys\/lu.sock: .*\((EPERM|EACCES|EROFS)\)/],
+  [onBus("device", `${BUS},dir=/sys`), /open \/sys\/queue.*\((EPERM|EACCES|EROFS)\)/],
+  [
+    onBus("proxy", BUS, "--vhost-user", "socket=/sys/vu.sock"),
+    /\/sys\/vu.sock: .*\((EPERM|EACCES|EROFS)\)/,
+  ],
+  [onBus("device", "linux-user,socket=file"), /socket path file is a file that is no socket/],
+  [onBus("device", BUS, "--memory", "file=no,at=0"), /open no: No such file .*ENOENT/],
+  [onBus("device", BUS, "--memory", "file=file,at=0"), /memory file file has only 0 bytes/],
+  [onBus("proxy", BUS, "--vhost-user", "fd=999"), /fd 999: Bad file descriptor/],
+  [
+    onBus("driver", `${BUS},wait=off`),
+    /linux-user bus lu.sock: no device side listens there \(wait=off\)/,
+  ],
+  [
+    onBus("proxy", `${BUS},wait=off`, "--vhost-user", "socket=vu.sock"),
+    /linux-user bus lu.sock: no device side listens there \(wait=off\)/,
+  ],
+  [
+    onBus("device", `${BUS},listen=off,wait=off`),
+    /linux-user bus lu.sock: no driver side listens there \(wait=off\)/,
+  ],
+];
+
+processTest("cli: wrong usage is one line and exit code 2", async (vmsg) => {
+  for (const [args, pattern] of WRONG_USAGE) await assertComplaint(vmsg, args, USAGE, pattern);
+  assertEquals(vmsg.files(), [], "wrong usage made files");
+});
+
+processTest("cli: a failure is one line and exit code 1", async (vmsg) => {
+  await Deno.writeTextFile(`${vmsg.directory}/file`, "");
+  for (const [args, pattern] of FAILURES) await assertComplaint(vmsg, args, FAILURE, pattern);
+  const left = vmsg.files().filter((name) => name.endsWith(".sock"));
+  assertEquals(left, [], "a failed start left sockets");
+});
+
+processTest("cli: without a subcommand the overview comes, and what is missing", async (vmsg) => {
+  const { code, stdout, stderr } = await vmsg.run();
+  assertEquals(code, USAGE);
+  assertEquals(stderr, ["vmsg: a subcommand is missing"]);
+  assertEquals(stdout, (await vmsg.run("--help")).stdout);
+});
+
+processTest("cli: --version", async (vmsg) => {
+  const { code, stdout, stderr } = await vmsg.run("--version");
+  assertEquals([code, stderr], [0, []]);
+  assertMatch(stdout.join("\n"), /^vmsg \d+\.\d+\.\d+\S*$/);
+});
+
+processTest("cli: --help names every subcommand, and each its options", async (vmsg) => {
+  const overview = await vmsg.run("--help");
+  assertEquals([overview.code, overview.stderr], [0, []]);
+  const rows = overview.stdout.slice(overview.stdout.indexOf("Subcommands:") + 1);
+  const names = rows.map((row) => /^ {2}([a-z][a-z-]*) /.exec(row)?.[1]).filter((name) =>
+    name !== undefined
+  );
+  for (const name of ["device", "proxy", "driver", "demo", "doctor"]) assert(names.includes(name));
+  for (const name of names) {
+    const module: Record<string, unknown> = await import(
+      new URL(`../../src/cli/${name.replaceAll("-", "_")}.ts`, import.meta.url).href
+    );
+    const command = Object.values(module).find((value): value is Command =>
+      (value as Command)?.name === name && typeof (value as Command).run === "function"
+    );
+    if (command === undefined) throw new Error(`src/cli/${name}.ts exports no command`);
+    const { code, stdout, stderr } = await vmsg.run(name, "--help");
+    assertEquals([code, stderr], [0, []], name);
+    const text = stdout.join("\n");
+    assert(text.startsWith(`Usage: vmsg ${name} `), text);
+    for (const option of [...command.options.map((option) => option.name), "help"]) {
+      assertMatch(text, new RegExp(`^  --${option}( |$)`, "m"), `vmsg ${name} --help`);
+    }
+    for (const example of command.examples) assert(text.includes(example), name);
+  }
+});
+
+processTest("cli: what waits says for what, in one line, and goes on waiting", async (vmsg) => {
+  const device = await vmsg.start("device", "--bus", BUS);
+  const driver = await vmsg.start("driver", "--bus", "linux-user,socket=other.sock,name=other");
+  const bus = "linux-user,socket=third.sock,name=third";
+  const proxy = await vmsg.start("proxy", "--bus", bus, "--vhost-user", "socket=vu.sock");
+  await Promise.all([device, driver, proxy].map((process) => process.waitFor(/waiting/)));
+  await delay(500);
+  assertEquals(device.stderr, [
+    "vmsg device: linux-user bus lu.sock: waiting for the driver side",
+  ]);
+  assertEquals(driver.stderr, [
+    "vmsg driver: linux-user bus other.sock: waiting for the device side",
+  ]);
+  // It waits at both ends.
+  assertEquals(proxy.stderr, [
+    "vmsg proxy: linux-user bus third.sock: waiting for the device side",
+    "vmsg proxy: vhost-user vu.sock: waiting for a front end",
+  ]);
+});
+
+processTest("cli: sockets and bus names that are in use", async (vmsg) => {
+  const device = await vmsg.start("device", "--bus", BUS);
+  const proxy = await vmsg.start("proxy", "--bus", BUS, "--vhost-user", "socket=vu.sock");
+  await proxy.waitFor(/a vmsg device side is there/);
+
+  const taken = (side: string) =>
+    new RegExp(`bus linux-user,name=linux-user: another process is the ${side} side already`);
+  const complain = (args: string[], pattern: RegExp) =>
+    assertComplaint(vmsg, args, FAILURE, pattern);
+  await complain(onBus("device", BUS), taken("device"));
+  await complain(onBus("device", "linux-user,socket=b.sock"), taken("device"));
+  await complain(onBus("driver", BUS), taken("driver"));
+  const inUse = (path: string) => new RegExp(`socket ${path} is in use by another process`);
+  await complain(onBus("device", `${BUS},name=b`), inUse("lu.sock"));
+  const second = onBus("proxy", "linux-user,socket=b.sock,name=b", "--vhost-user");
+  await complain([...second, "socket=vu.sock"], inUse("vu.sock"));
+
+  // Those who were there first are none the worse for it.
+  assertEquals(vmsg.files().filter((name) => name.endsWith(".sock")), ["lu.sock", "vu.sock"]);
+  await proxy.end("SIGTERM");
+  const { code } = await vmsg.run("driver", "--bus", BUS, "--count", "1");
+  assertEquals(code, 0);
+  assertEquals((await device.end("SIGTERM")).code, 0);
+});
+
+processTest(
+  "cli: a driver side that speaks another dialect is told by the device side",
+  async (vmsg) => {
+    const device = await vmsg.start("device", "--bus", `${BUS},dialect=v1`);
+    await device.waitFor(/waiting/);
+    const memory = `${vmsg.directory}/memory`;
+    await Deno.writeFile(memory, new Uint8Array(0));
+    await Deno.truncate(memory, 16 << 20);
+    const more = ["--memory", "file=memory,at=0x40000000", "--count", "1"];
+    const driver = await vmsg.start("driver", "--bus", `${BUS},dialect=proto`, ...more);
+    await device.waitFor(/the driver side speaks proto, this device side speaks v1: .*dialect=/);
+    // The prototype sends its first message once; there is nothing more to wait for than its answer.
+    const { code, stderr } = await driver.ended();
+    assertEquals(code, FAILURE);
+    assertMatch(stderr.at(-1)!, /^vmsg: the device side did not answer .* another dialect/);
+  },
+);
+
+processTest(
+  "cli: a device side that speaks another dialect is guessed by the driver side",
+  async (vmsg) => {
+    const device = await vmsg.start("device", "--bus", `${BUS},dialect=proto`);
+    await device.waitFor(/waiting/);
+    const driver = await vmsg.start("driver", "--bus", `${BUS},dialect=v1`);
+    await device.waitFor(/the driver side speaks v1, this device side speaks proto: .*dialect=/);
+    await driver.waitFor(/no v1 answer, the peer may speak another dialect .*dialect=/);
+    const { stderr } = await driver.end("SIGTERM");
+    assertEquals(stderr.filter((line) => line.includes("no v1 answer")).length, 1);
+  },
+);
+
+for (const signal of ["SIGTERM", "SIGINT"] as const) {
+  processTest(`cli: ${signal} ends everything within 1 s`, async (vmsg) => {
+    const device = await vmsg.start("device", "--bus", BUS);
+    const driver = await vmsg.start("driver", "--bus", BUS, "--interval", "0.01");
+    await driver.waitFor(/icmp_seq=3 /);
+    const idle = await vmsg.start("device", "--bus", "linux-user,socket=idle.sock,name=idle");
+    const bus = "linux-user,socket=none.sock,name=none";
+    const proxy = await vmsg.start("proxy", "--bus", bus, "--vhost-user", "socket=vu.sock");
+    const lonely = await vmsg.start("driver", "--bus", "linux-user,socket=none.sock,name=lonely");
+    await Promise.all([idle, proxy, lonely].map((process) => process.waitFor(/waiting/)));
+    await proxy.waitFor(/waiting for a front end/);
+
+    const summary = /^(\d+) packets transmitted, (\d+) received, (\d+)% packet loss$/;
+    const { code, stdout, stderr } = await driver.end(signal, 1000);
+    assertEquals([code, stderr.filter((line) => line.includes("error"))], [0, []]);
+    const [, sent, received] = summary.exec(stdout.at(-2)!)!;
+    assertMatch(stdout.at(-1)!, /^round trip min\/median\/p99\/max = /);
+    assert(Number(received) >= 3 && Number(sent) <= Number(received) + 1, stdout.at(-2));
+
+    // As ping(8): nobody answered.
+    const unanswered = await lonely.end(signal, 1000);
+    assertEquals(unanswered.code, FAILURE);
+    assertMatch(unanswered.stdout.at(-1)!, summary);
+
+    for (const process of [device, idle, proxy]) {
+      const ended = await process.end(signal, 1000);
+      assertEquals([ended.code, ended.stdout], [0, []], process.args.join(" "));
+    }
+    const left = vmsg.files().filter((name) => !name.startsWith("queue-"));
+    assertEquals(left, []);
+  });
+}
+
+processTest("cli: what SIGKILL leaves does not stop the next start", async (vmsg) => {
+  const startAll = async () =>
+    [
+      await vmsg.start("device", "--bus", BUS),
+      await vmsg.start("proxy", "--bus", BUS, "--vhost-user", "socket=vu.sock"),
+    ] as const;
+  const first = await startAll();
+  await first[1].waitFor(/a vmsg device side is there/);
+  await Promise.all(first.map((process) => process.end("SIGKILL")));
+  assertEquals(vmsg.files(), [
+    "lu.sock",
+    "queue-linux-user-device",
+    "queue-linux-user-driver",
+    "vu.sock",
+  ]);
+  const second = await startAll();
+  await second[1].waitFor(/a vmsg device side is there/);
+  await second[1].waitFor(/waiting for a front end/);
+  await Promise.all(second.map((process) => process.end("SIGTERM")));
+  assertEquals(vmsg.files(), ["queue-linux-user-device", "queue-linux-user-driver"]);
+
+  // A driver that was killed in the middle of its work, and a device with it.
+  const device = await vmsg.start("device", "--bus", BUS);
+  const driver = await vmsg.start("driver", "--bus", BUS, "--interval", "0.001");
+  await driver.waitFor(/icmp_seq=100 /);
+  await Promise.all([driver.end("SIGKILL"), device.end("SIGKILL")]);
+  await vmsg.start("device", "--bus", BUS);
+  const { code, stdout } = await vmsg.run(
+    "driver",
+    "--bus",
+    BUS,
+    "--count",
+    "3",
+    "--interval",
+    "0.01",
+  );
+  assertEquals(code, 0);
+  assertMatch(stdout.join("\n"), /^3 packets transmitted, 3 received, 0% packet loss$/m);
+});

@@ -1,0 +1,268 @@
+/**
+ * `vmsg device` and `vmsg driver`, two processes: whoever comes first, whoever dies, whoever stands still.
+ *
+ * What may be lost: a ping that is under way when the device side dies, and those sent while there is
+ * none, as on a cable that is pulled. Nothing else. The figures are printed.
+ */
+
+import { assert, assertEquals, assertMatch, assertNotEquals } from "@std/assert";
+import { delay, type Processes, processTest, type VmsgProcess } from "../support/processes.ts";
+
+const BUS = ["--bus", "linux-user,socket=lu.sock"];
+
+const startDevice = (vmsg: Processes, ...more: string[]) => vmsg.start("device", ...BUS, ...more);
+const startDriver = (vmsg: Processes, ...more: string[]) => vmsg.start("driver", ...BUS, ...more);
+
+/** "200 packets transmitted, 200 received, 0% packet loss", as numbers. */
+function summary(stdout: readonly string[]): { sent: number; received: number } {
+  const line = stdout.find((line) => line.includes("packets transmitted")) ?? "";
+  const [, sent, received] = /^(\d+) packets transmitted, (\d+) received/.exec(line) ?? [];
+  return { sent: Number(sent), received: Number(received) };
+}
+
+/** When each answer came, by sequence number. */
+function answers({ lines }: VmsgProcess): { sequence: number; atMs: number }[] {
+  return lines.flatMap(({ text, atMs }) => {
+    const match = /icmp_seq=(\d+) /.exec(text);
+    return match === null ? [] : [{ sequence: Number(match[1]), atMs }];
+  });
+}
+
+/** The longest time without an answer, in ms. */
+function longestGapMs(driver: VmsgProcess): number {
+  const times = answers(driver).map(({ atMs }) => atMs);
+  return Math.max(...times.slice(1).map((atMs, i) => atMs - times[i]!));
+}
+
+/** Waits for `count` answers more than there are. */
+async function moreAnswers(driver: VmsgProcess, count: number): Promise<void> {
+  for (let { length } = driver.lines; count > 0; count--) {
+    const line = await driver.waitFor(/icmp_seq=/, 10_000, length);
+    length = driver.lines.indexOf(line, length) + 1;
+  }
+}
+
+/** Ends everything; only the queue files stay. */
+async function assertTidy(vmsg: Processes, ...processes: VmsgProcess[]): Promise<void> {
+  for (const process of processes) assertEquals((await process.end("SIGTERM", 1000)).code, 0);
+  assertEquals(vmsg.files(), ["queue-linux-user-device", "queue-linux-user-driver"]);
+}
+
+for (const first of ["device", "driver"] as const) {
+  processTest(`driver: 200 pings at 1 ms with the ${first} first, none lost`, async (vmsg) => {
+    const start = {
+      device: () => startDevice(vmsg),
+      driver: () => startDriver(vmsg, "--count", "200", "--interval", "0.001"),
+    };
+    const earlier = await start[first]();
+    await earlier.waitFor(/waiting for the (driver|device) side/);
+    const later = await start[first === "device" ? "driver" : "device"]();
+    const [device, driver] = first === "device" ? [earlier, later] : [later, earlier];
+    const { code, stdout, stderr } = await driver.ended();
+    assertEquals(code, 0);
+    assertEquals(summary(stdout), { sent: 200, received: 200 });
+    assertMatch(stdout[0]!, /^PING 10\.0\.2\.2 from 10\.0\.2\.15; features .*VERSION_1/);
+    assertMatch(stderr.at(-1)!, /a vmsg device side is there$/);
+    await device.waitFor(/the other side closed the connection/);
+    await assertTidy(vmsg, device);
+  });
+}
+
+processTest("driver: goes on when the device is killed and started again", async (vmsg) => {
+  const INTERVAL_MS = 5;
+  const driver = await startDriver(vmsg, "--interval", `${INTERVAL_MS / 1000}`);
+  const first = await startDevice(vmsg);
+  await driver.waitFor(/icmp_seq=50 /);
+  await first.end("SIGKILL");
+  const startedMs = performance.now();
+  const second = await startDevice(vmsg);
+  await moreAnswers(driver, 200);
+  const { stdout } = await driver.end("SIGTERM", 1000);
+  const { sent, received } = summary(stdout);
+  const gapMs = longestGapMs(driver);
+  const [firstAgain] = answers(driver).filter(({ atMs }) => atMs > startedMs);
+  console.log(
+    `device killed and started again: ${sent - received} of ${sent} pings lost, gap ` +
+      `${gapMs.toFixed(0)} ms, first answer ${
+        (firstAgain!.atMs - startedMs).toFixed(0)
+      } ms after the start`,
+  );
+  assert(gapMs < 5000, `a gap of ${gapMs} ms`);
+  // All that was sent outside the gap was answered; the timers of two processes may be a little off.
+  const during = Math.ceil(gapMs / INTERVAL_MS) + 2;
+  assert(sent - received <= during, `${sent - received} pings lost in a gap of ${gapMs} ms`);
+  const sequences = answers(driver).map(({ sequence }) => sequence);
+  const afterwards = sequences.slice(sequences.indexOf(firstAgain!.sequence));
+  const lostAfterwards = afterwards.at(-1)! - afterwards[0]! + 1 - afterwards.length;
+  assertEquals(lostAfterwards, 0, "pings were lost after the device was back");
+  assertMatch(driver.stderr.join("\n"), /closed the connection\n.*waiting for the device side/);
+  await assertTidy(vmsg, second);
+});
+
+processTest("driver: killed and started again, the device goes on", async (vmsg) => {
+  const device = await startDevice(vmsg);
+  for (let round = 0; round < 3; round++) {
+    const driver = await startDriver(vmsg, "--interval", "0.001");
+    await driver.waitFor(/icmp_seq=50 /);
+    await driver.end("SIGKILL");
+  }
+  const { code, stdout } = await vmsg.run("driver", ...BUS, "--count", "200", "--interval=0.001");
+  assertEquals([code, summary(stdout)], [0, { sent: 200, received: 200 }]);
+  assertEquals(device.stderr.filter((line) => line.includes("driver side is there")).length, 4);
+  await assertTidy(vmsg, device);
+});
+
+processTest(
+  "driver: a device that is restarted 5 times, in all states of its start",
+  async (vmsg) => {
+    const driver = await startDriver(vmsg, "--interval", "0.002");
+    let device = await startDevice(vmsg);
+    await driver.waitFor(/icmp_seq=20 /);
+    for (let round = 0; round < 5; round++) {
+      await device.end("SIGKILL");
+      device = await startDevice(vmsg);
+      // From before it opens anything to after the first pings.
+      await delay(60 * round);
+    }
+    await moreAnswers(driver, 100);
+    const ended = await driver.end("SIGTERM", 1000);
+    assertEquals(ended.code, 0);
+    const { sent, received } = summary(ended.stdout);
+    console.log(
+      `device restarted 5 times: ${sent - received} of ${sent} pings lost, longest gap ` +
+        `${longestGapMs(driver).toFixed(0)} ms`,
+    );
+    await assertTidy(vmsg, device);
+  },
+);
+
+processTest("driver: --json prints one object and nothing else", async (vmsg) => {
+  const device = await startDevice(vmsg);
+  const args = ["--json", "--count", "20", "--interval", "0.001"];
+  const { code, stdout } = await vmsg.run("driver", ...BUS, ...args);
+  assertEquals([code, stdout.length], [0, 1]);
+  const { sent, received, roundTripsUs, ...rest } = JSON.parse(stdout[0]!);
+  assertEquals([sent, received, rest], [20, 20, {}]);
+  assertEquals(roundTripsUs.length, 20);
+  assertEquals(roundTripsUs, roundTripsUs.toSorted((a: number, b: number) => a - b));
+  assert(roundTripsUs[0] > 0 && roundTripsUs.at(-1) < 1e6);
+
+  // Stopped before its end it says what there is.
+  const driver = await startDriver(vmsg, "--json");
+  await device.waitFor(/driver side is there/, 10_000, device.lines.length);
+  await delay(300);
+  const stopped = await driver.end("SIGINT", 1000);
+  assertEquals(stopped.stdout.length, 1);
+  assertEquals(JSON.parse(stopped.stdout[0]!).sent, 1);
+  await assertTidy(vmsg, device);
+});
+
+processTest("driver: --throughput measures both directions", async (vmsg) => {
+  const device = await startDevice(vmsg);
+  const args = ["--count", "1", "--throughput", "0.5"];
+  const { code, stdout } = await vmsg.run("driver", ...BUS, ...args);
+  assertEquals(code, 0);
+  for (const direction of ["to", "from"]) {
+    const pattern = new RegExp(
+      `^${direction} the device: (\\d+) frames/s of 1514 bytes, (\\d+) Mb`,
+    );
+    const line = stdout.find((line) => pattern.test(line)) ?? "";
+    const [, frames, megabits] = pattern.exec(line) ?? [];
+    console.log(line);
+    // Far below what it does, far above what a stalled queue or one frame per timer would give.
+    assert(Number(frames) > 5000, stdout.join("\n"));
+    assertEquals(Number(megabits), Math.round(Number(frames) * 1514 * 8 / 1e6));
+  }
+  await assertTidy(vmsg, device);
+});
+
+processTest(
+  "driver: tells that the device stands still, and goes on when it does",
+  async (vmsg) => {
+    const device = await startDevice(vmsg);
+    const driver = await startDriver(vmsg, "--interval", "0.02");
+    await driver.waitFor(/icmp_seq=20 /);
+    device.kill("SIGSTOP");
+    const stoppedMs = performance.now();
+    try {
+      const told = await driver.waitFor(/the device side is silent; waiting for it/, 4000);
+      console.log(`silence was told after ${(told.atMs - stoppedMs).toFixed(0)} ms`);
+    } finally {
+      device.kill("SIGCONT");
+    }
+    const stoodMs = performance.now() - stoppedMs;
+    await moreAnswers(driver, 100);
+    const { code, stdout } = await driver.end("SIGTERM", 1000);
+    assertEquals(code, 0);
+    const { sent, received } = summary(stdout);
+    console.log(
+      `device stopped for ${stoodMs.toFixed(0)} ms: ${sent - received} of ${sent} pings lost`,
+    );
+    // What was sent meanwhile waits in the ring; what is answered after more than 1 s counts as lost.
+    assert(sent - received <= Math.ceil((stoodMs - 900) / 20) + 2, `${sent - received} lost`);
+    assertEquals(driver.stderr.filter((line) => line.includes("silent")).length, 1);
+    await assertTidy(vmsg, device);
+  },
+);
+
+processTest("driver: a short standstill of the device loses nothing", async (vmsg) => {
+  const device = await startDevice(vmsg);
+  const driver = await startDriver(vmsg, "--interval", "0.01", "--count", "150");
+  await driver.waitFor(/icmp_seq=20 /);
+  device.kill("SIGSTOP");
+  await delay(600);
+  device.kill("SIGCONT");
+  const { stdout } = await driver.ended();
+  assertEquals(summary(stdout), { sent: 150, received: 150 });
+  await assertTidy(vmsg, device);
+});
+
+/** The memory that a driver shares, read through its own descriptor. */
+async function readSharedMemory({ pid }: VmsgProcess): Promise<Uint8Array> {
+  for await (const { name } of Deno.readDir(`/proc/${pid}/fd`)) {
+    const path = `/proc/${pid}/fd/${name}`;
+    const target = await Deno.readLink(path).catch(() => "");
+    if (target.startsWith("/memfd:vmsg-driver")) return await Deno.readFile(path);
+  }
+  throw new Error("the driver shares no memory");
+}
+
+/** How many bytes differ. */
+function differences(a: Uint8Array, b: Uint8Array): number {
+  assertEquals(a.length, b.length);
+  let count = 0;
+  for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) count++;
+  return count;
+}
+
+processTest(
+  "driver: nothing is written into the memory of a driver that stands still",
+  async (vmsg) => {
+    // Slow enough that the 256 receive buffers last for the whole standstill: not for want of buffers
+    // shall the device keep still.
+    const device = await startDevice(vmsg, "--net", "responder,flood=150");
+    const driver = await startDriver(vmsg, "--interval", "0.05");
+    await driver.waitFor(/icmp_seq=10 /);
+    driver.kill("SIGSTOP");
+    try {
+      // The lease runs for 150 to 250 ms from here; until then the flood goes on.
+      const stopped = await readSharedMemory(driver);
+      await delay(80);
+      const underLease = differences(stopped, await readSharedMemory(driver));
+      assert(underLease > 100, `the flood does not flow: ${underLease} bytes written`);
+      await delay(320);
+      const expired = await readSharedMemory(driver);
+      await delay(600);
+      const later = await readSharedMemory(driver);
+      console.log(`driver stopped: ${underLease} bytes written under the lease`);
+      assertEquals(differences(expired, later), 0, "bytes written after the lease");
+    } finally {
+      driver.kill("SIGCONT");
+    }
+    const before = await readSharedMemory(driver);
+    await moreAnswers(driver, 20);
+    assertNotEquals(differences(before, await readSharedMemory(driver)), 0);
+    assertEquals((await driver.end("SIGTERM", 1000)).code, 0);
+    await assertTidy(vmsg, device);
+  },
+);

@@ -1,0 +1,174 @@
+/** A device side under test: an in-process bus, two fake devices, a raw peer, a clock moved by hand. */
+
+import { assertEquals } from "@std/assert";
+import { inProcessBus } from "../../src/bus/in_process.ts";
+import { Reactor } from "../../src/linux/reactor.ts";
+import { codecFor } from "../../src/message/codecs.ts";
+import type { Dialect } from "../../src/message/codec.ts";
+import { Kind, type Message, QUEUE_ENABLED } from "../../src/message/message.ts";
+import { createLog } from "../../src/observe/log.ts";
+import { DeviceSide } from "../../src/transport/device_side.ts";
+import { PRIVATE_VERSION } from "../../src/transport/epoch.ts";
+import { FAKE_MAX_QUEUE_SIZE, FakeDevice, type FakeDeviceOptions } from "./fake_device.ts";
+import { type Fill, RawPeer } from "./raw_peer.ts";
+
+/** The raw peer's epoch. */
+export const EPOCH = 0x1234_5678_9abc;
+const VERSION_1_BLOCK = 1;
+/** Where every queue lies. */
+export const RINGS = { descriptorAddress: 0x1000, driverAddress: 0x2000, deviceAddress: 0x3000 };
+
+/** A device side, its two devices, and a raw peer. */
+export interface Rig {
+  readonly reactor: Reactor;
+  readonly peer: RawPeer;
+  readonly side: DeviceSide;
+  /** Device number 0. */
+  readonly device: FakeDevice;
+  /** Device number 5. */
+  readonly fifth: FakeDevice;
+  /** The lease's clock; moves only by hand. */
+  readonly clock: { ms: number };
+  readonly lines: string[];
+  /** HELLO with this epoch until the device side takes us for a vmsg; the answers to both. */
+  greet(epoch?: number): Promise<{ epoch: number; nonce: number }>;
+  /** One HELLO. */
+  hello(own: number, theirs: number, nonce: number): Promise<Message>;
+  /** A private request with our epoch. */
+  ask(kind: Kind, fill?: Fill): Promise<Message>;
+  /** Everything that was sent before has been handled: a PING is answered, and nothing else came. */
+  quiet(): Promise<void>;
+  setStatus(status: number, device?: number): Promise<number>;
+  /** Features with VERSION_1, FEATURES_OK. */
+  negotiate(): Promise<void>;
+  setQueue(index: number, fill?: Fill): Promise<void>;
+}
+
+/** How a rig differs from the usual one. */
+export interface RigOptions {
+  readonly dialect?: Dialect;
+  readonly capacity?: number;
+  readonly device?: FakeDeviceOptions;
+}
+
+/** Runs a test's body in the reactor of a fresh rig. */
+export async function withSide(body: (rig: Rig) => Promise<void>, options: RigOptions = {}) {
+  const { dialect = "v1", capacity = 64 } = options;
+  const codec = codecFor(dialect);
+  using reactor = new Reactor();
+  using pair = inProcessBus(reactor, undefined, capacity);
+  const clock = { ms: 1000 };
+  const lines: string[] = [];
+  using side = new DeviceSide({
+    reactor,
+    bus: pair.device,
+    codec,
+    log: createLog("test", "debug", (line) => lines.push(line)),
+    now: () => clock.ms,
+  });
+  const device = new FakeDevice(options.device);
+  const fifth = new FakeDevice();
+  side.add(0, device);
+  side.add(5, fifth);
+  const peer = new RawPeer(reactor, pair.driver, codec);
+  side.open();
+  peer.open();
+  const rig: Rig = {
+    reactor,
+    peer,
+    side,
+    device,
+    fifth,
+    clock,
+    lines,
+    hello: (own, theirs, nonce) =>
+      peer.ask(Kind.HELLO, (m) => {
+        m.epoch = own;
+        m.peerEpoch = theirs;
+        m.nonce = nonce;
+        m.version = PRIVATE_VERSION;
+      }),
+    async greet(epoch = EPOCH) {
+      const first = await rig.hello(epoch, 0, 0);
+      const second = await rig.hello(epoch, first.epoch, first.nonce);
+      return { epoch: second.epoch, nonce: second.nonce };
+    },
+    ask: (kind, fill = () => {}) =>
+      peer.ask(kind, (m) => {
+        m.epoch = EPOCH;
+        fill(m);
+      }),
+    async quiet() {
+      // HELLO is answered in every state of a vmsg peer, PING in the states that are none.
+      const answer = await peer.ask(Kind.PING, (m) => m.data = 0xcafe);
+      assertEquals([answer.data, peer.messages.length], [0xcafe, 0]);
+    },
+    setStatus: async (status, number = 0) =>
+      (await peer.ask(Kind.SET_DEVICE_STATUS, (m) => {
+        m.device = number;
+        m.status = status;
+      })).status,
+    async negotiate() {
+      assertEquals(await rig.setStatus(0x3), 0x3);
+      await peer.ask(Kind.SET_DRIVER_FEATURES, (m) => {
+        m.count = 2;
+        m.words[VERSION_1_BLOCK] = 1;
+      });
+      assertEquals(await rig.setStatus(0xb), 0xb);
+    },
+    async setQueue(index, fill = () => {}) {
+      await peer.ask(Kind.SET_VQUEUE, (m) => {
+        m.index = index;
+        m.flags = QUEUE_ENABLED;
+        m.queueSize = 64;
+        Object.assign(m, RINGS);
+        fill(m);
+      });
+    },
+  };
+  await reactor.until(body(rig));
+}
+
+/** The side under test with a vmsg peer that has said hello. */
+export function withVmsg(body: (rig: Rig) => Promise<void>, options?: RigOptions) {
+  return withSide(async (rig) => {
+    await rig.greet();
+    await body(rig);
+  }, options);
+}
+
+/** The same with a foreign peer. */
+export function withForeign(body: (rig: Rig) => Promise<void>, options?: RigOptions) {
+  return withSide(async (rig) => {
+    await rig.peer.ask(Kind.GET_DEVICE_INFO);
+    await body(rig);
+  }, options);
+}
+
+const queueState = (
+  { maxSize, queueSize, flags, descriptorAddress, driverAddress, deviceAddress }: Message,
+) => ({
+  maxSize,
+  queueSize,
+  flags,
+  descriptorAddress,
+  driverAddress,
+  deviceAddress,
+});
+
+/** GET_VQUEUE of a queue that exists and is not set up. */
+export const UNSET = {
+  maxSize: FAKE_MAX_QUEUE_SIZE,
+  queueSize: 0,
+  flags: 0,
+  descriptorAddress: 0,
+  driverAddress: 0,
+  deviceAddress: 0,
+};
+
+/** What GET_VQUEUE says of a queue. */
+export async function getQueue({ peer }: Rig, index: number) {
+  const answer = await peer.ask(Kind.GET_VQUEUE, (m) => m.index = index);
+  assertEquals(answer.index, index);
+  return queueState(answer);
+}

@@ -1,0 +1,628 @@
+/** The device side: requests of any peer. Names carry the rules of the wire document's section 11. */
+
+import { assert, assertEquals } from "@std/assert";
+import { Kind, QUEUE_ENABLED } from "../../src/message/message.ts";
+import { getQueue, RINGS, UNSET, withForeign, withSide } from "../support/device_rig.ts";
+import {
+  FAKE_DEVICE_ID,
+  FAKE_FEATURES,
+  FAKE_MAX_QUEUE_SIZE,
+  FAKE_VENDOR_ID,
+} from "../support/fake_device.ts";
+import { cleanTest } from "../support/leaks.ts";
+import type { Fill } from "../support/raw_peer.ts";
+
+// --- identity and features -----------------------------------------------------------------------
+
+cleanTest(
+  "V1 V2 V29 V31 V30: GET_DEVICE_INFO before any status write",
+  () =>
+    withSide(async ({ peer }) => {
+      const info = await peer.ask(Kind.GET_DEVICE_INFO);
+      assertEquals(
+        [info.deviceId, info.vendorId, info.featureBlocks, info.configSize, info.maxQueues],
+        [FAKE_DEVICE_ID, FAKE_VENDOR_ID, 2, 12, 3],
+      );
+      assertEquals([info.adminStart, info.adminCount, info.size], [0, 0, 52]);
+      assertEquals(info.uuid.every((byte) => byte === 0), true);
+    }),
+);
+
+cleanTest(
+  "V4 B20: an unknown number's GET_DEVICE_INFO is all zero, the rest is dropped",
+  () =>
+    withForeign(async ({ peer, side, quiet }) => {
+      const info = await peer.ask(Kind.GET_DEVICE_INFO, (m) => m.device = 7);
+      assertEquals([info.device, info.size], [7, 52]);
+      assertEquals(info.numbers.every((number) => number === 0), true);
+      const dropped = side.counters.dropped;
+      const kinds = [
+        Kind.GET_DEVICE_FEATURES,
+        Kind.SET_DRIVER_FEATURES,
+        Kind.GET_CONFIG,
+        Kind.SET_CONFIG,
+        Kind.GET_DEVICE_STATUS,
+        Kind.SET_DEVICE_STATUS,
+        Kind.GET_VQUEUE,
+        Kind.SET_VQUEUE,
+        Kind.RESET_VQUEUE,
+        Kind.GET_SHM,
+        Kind.EVENT_AVAIL,
+      ];
+      for (const kind of kinds) peer.send(kind, (m) => m.device = 7);
+      await quiet();
+      assertEquals(side.counters.dropped, dropped + kinds.length);
+    }),
+);
+
+cleanTest(
+  "V5 V6 V39: feature blocks, also those that do not exist",
+  () =>
+    withForeign(async ({ peer }) => {
+      const ask = async (index: number, count: number) => {
+        const answer = await peer.ask(Kind.GET_DEVICE_FEATURES, (m) => {
+          m.index = index;
+          m.count = count;
+        });
+        assertEquals([answer.index, answer.size], [index, 16 + 4 * answer.count]);
+        return [...answer.words.subarray(0, answer.count)];
+      };
+      assertEquals(await ask(0, 2), [...FAKE_FEATURES]);
+      assertEquals(await ask(1, 1), [FAKE_FEATURES[1]]);
+      assertEquals(await ask(0, 0), []);
+      assertEquals(await ask(7, 4), [0, 0, 0, 0]);
+      assertEquals(await ask(1, 3), [FAKE_FEATURES[1], 0, 0]);
+      assertEquals(await ask(0xffff_ffff, 2), [0, 0]);
+      // G3: no answer is longer than the bus allows.
+      assertEquals((await ask(0, 0xffff_ffff)).length, 12);
+    }),
+);
+
+cleanTest(
+  "V7 V8 R3: FEATURES_OK with what was offered, the model sees the words",
+  () =>
+    withForeign(async ({ peer, device, setStatus }) => {
+      await setStatus(0x3);
+      for (const [index, word] of [[0, 0x21], [1, 1]]) {
+        await peer.ask(Kind.SET_DRIVER_FEATURES, (m) => {
+          m.index = index!;
+          m.count = 1;
+          m.words[0] = word!;
+        });
+      }
+      assertEquals(device.takeCalls(), [], "judged at FEATURES_OK only");
+      assertEquals(await setStatus(0xb), 0xb);
+      assertEquals([device.takeCalls(), device.accepted], [["accept"], [0x21, 1]]);
+      // Written again, it is not asked again.
+      assertEquals(await setStatus(0xb), 0xb);
+      assertEquals(device.takeCalls(), []);
+    }),
+);
+
+for (
+  const [why, index, words] of [
+    ["without VERSION_1", 0, [0x21, 0]],
+    ["with a bit that was not offered", 0, [0x22, 1]],
+    ["with a bit of block 1 that was not offered", 0, [0x21, 3]],
+    ["with a bit of a block the device does not have", 1, [1, 1]],
+    ["with a bit of block 11", 1, [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x8000_0000]],
+  ] as const
+) {
+  cleanTest(
+    `V7: FEATURES_OK is refused ${why}`,
+    () =>
+      withForeign(async ({ peer, device, setStatus }) => {
+        await setStatus(0x3);
+        await peer.ask(Kind.SET_DRIVER_FEATURES, (m) => {
+          m.index = index;
+          m.count = words.length;
+          m.words.set(words);
+        });
+        assertEquals(await setStatus(0xb), 0x3);
+        assertEquals((await peer.ask(Kind.GET_DEVICE_STATUS)).status, 0x3);
+        assertEquals(device.takeCalls(), []);
+        // Better ones are taken afterwards.
+        await peer.ask(Kind.SET_DRIVER_FEATURES, (m) => m.count = 12);
+        await peer.ask(Kind.SET_DRIVER_FEATURES, (m) => {
+          m.index = 1;
+          m.count = 1;
+          m.words[0] = 1;
+        });
+        assertEquals(await setStatus(0xb), 0xb);
+      }),
+  );
+}
+
+cleanTest(
+  "V7: FEATURES_OK is refused when the model refuses",
+  () =>
+    withForeign(async ({ device, peer, setStatus }) => {
+      device.acceptsFeatures = false;
+      await setStatus(0x3);
+      await peer.ask(Kind.SET_DRIVER_FEATURES, (m) => {
+        m.count = 2;
+        m.words[1] = 1;
+      });
+      assertEquals(await setStatus(0xb), 0x3);
+      assertEquals(device.takeCalls(), ["accept"]);
+    }),
+);
+
+cleanTest(
+  "features are fixed by FEATURES_OK, which stays until a reset",
+  () =>
+    withForeign(async ({ device, peer, negotiate, setStatus }) => {
+      await negotiate();
+      device.takeCalls();
+      await peer.ask(Kind.SET_DRIVER_FEATURES, (m) => {
+        m.count = 1;
+        m.words[0] = 0x20;
+      });
+      // A driver must not clear a bit; one that does must not bring new features under running queues.
+      assertEquals(await setStatus(0x7), 0xf);
+      assertEquals(await setStatus(0xf), 0xf);
+      assertEquals([device.takeCalls(), device.accepted], [["resume"], [0, 1]]);
+    }),
+);
+
+// --- status and reset ----------------------------------------------------------------------------
+
+cleanTest(
+  "V9 V32 V42 R15: status 0 resets features, queues and pending work",
+  () =>
+    withForeign(async (rig) => {
+      const { device, peer, negotiate, setStatus, setQueue, quiet } = rig;
+      await negotiate();
+      await setQueue(0);
+      await setQueue(2);
+      await setStatus(0xf);
+      device.takeCalls();
+      device.usedAtStop.add(0);
+      assertEquals(await setStatus(0), 0);
+      assertEquals(device.takeCalls(), ["stop 0", "stop 2"]);
+      assertEquals((await peer.ask(Kind.GET_DEVICE_STATUS)).status, 0);
+      for (const index of [0, 1, 2]) assertEquals(await getQueue(rig, index), UNSET);
+      // The used notification of the stop is not for the new start.
+      await quiet();
+      // Features are gone as well: FEATURES_OK needs VERSION_1 again.
+      assertEquals(await setStatus(0xb), 0x3);
+    }),
+);
+
+cleanTest(
+  "V10 V11 V12 V15 V16 V18: generations, EVENT_CONFIG",
+  () =>
+    withForeign(async ({ device, peer, setStatus, quiet }) => {
+      const generation = async () =>
+        (await peer.ask(Kind.GET_CONFIG, (m) => m.length = 4)).generation;
+      assertEquals(await generation(), 0);
+      device.host.configChanged();
+      assertEquals(await generation(), 1, "changed, and nobody was told before the first status");
+      await setStatus(1);
+      await quiet();
+      device.host.configChanged();
+      const event = await peer.nextOf(Kind.EVENT_CONFIG);
+      assertEquals([event.status, event.generation, event.offset, event.length], [1, 2, 0, 0]);
+      assertEquals(event.size, 24, "V17 V41: a status-only event has no range");
+      // Two changes before there is room are one event with the latest generation.
+      device.host.configChanged();
+      device.host.configChanged();
+      assertEquals((await peer.nextOf(Kind.EVENT_CONFIG)).generation, 4);
+      await quiet();
+      await setStatus(0);
+      assertEquals(await generation(), 4, "V10");
+    }),
+);
+
+cleanTest(
+  "V18: NEEDS_RESET is announced, stays, is the device's own bit, and goes with reset",
+  () =>
+    withForeign(async ({ device, peer, setStatus, quiet, lines }) => {
+      assertEquals(await setStatus(0x43), 0x3, "the driver cannot set it");
+      await setStatus(0x7);
+      device.host.needsReset("broken");
+      device.host.needsReset("again");
+      const event = await peer.nextOf(Kind.EVENT_CONFIG);
+      assertEquals([event.status, event.length], [0x47, 0]);
+      assertEquals(device.host.mayTouchMemory(), false);
+      assertEquals(await setStatus(0x7), 0x47);
+      await quiet();
+      assertEquals(lines.filter((line) => line.includes("needs a reset")).length, 1);
+      assertEquals(await setStatus(0), 0);
+      assertEquals(await setStatus(0x7), 0x7);
+      assertEquals(device.host.mayTouchMemory(), true);
+    }),
+);
+
+cleanTest(
+  "V40: no EVENT_CONFIG for a status the driver wrote",
+  () =>
+    withForeign(async ({ negotiate, setStatus, quiet }) => {
+      await negotiate();
+      assertEquals(await setStatus(0xf), 0xf);
+      assertEquals(await setStatus(0x8f), 0x8f);
+      assertEquals(await setStatus(0), 0);
+      await quiet();
+    }),
+);
+
+cleanTest(
+  "U3: no event before the first status write, also for what is broken",
+  () =>
+    withForeign(async ({ device, setQueue, quiet, peer }) => {
+      device.startProblem = "nonsense";
+      await setQueue(0);
+      await quiet();
+      assertEquals((await peer.ask(Kind.GET_DEVICE_STATUS)).status, 0);
+    }),
+);
+
+cleanTest(
+  "V25: no memory before DRIVER_OK; resume when it comes, and only then",
+  () =>
+    withForeign(async ({ device, negotiate, setStatus }) => {
+      assertEquals(device.host.mayTouchMemory(), false);
+      await negotiate();
+      assertEquals(device.host.mayTouchMemory(), false);
+      device.takeCalls();
+      await setStatus(0xf);
+      assertEquals(device.takeCalls(), ["resume"]);
+      assertEquals(device.host.mayTouchMemory(), true);
+      await setStatus(0xf);
+      assertEquals(device.takeCalls(), []);
+    }),
+);
+
+// --- configuration -------------------------------------------------------------------------------
+
+cleanTest(
+  "V12: GET_CONFIG echoes offset and length, refuses what is too long",
+  () =>
+    withForeign(async ({ peer, quiet }) => {
+      const read = (offset: number, length: number): Fill => (m) => {
+        m.offset = offset;
+        m.length = length;
+      };
+      const middle = await peer.ask(Kind.GET_CONFIG, read(3, 4));
+      assertEquals([middle.offset, middle.length, middle.size], [3, 4, 24]);
+      assertEquals([...middle.bytes.subarray(0, 4)], [4, 5, 6, 7]);
+      const nothing = await peer.ask(Kind.GET_CONFIG, read(12, 0));
+      assertEquals([nothing.offset, nothing.length, nothing.size], [12, 0, 20]);
+      // Across the end: zeros, never what lies behind the space.
+      const across = await peer.ask(Kind.GET_CONFIG, read(10, 4));
+      assertEquals([...across.bytes.subarray(0, 4)], [11, 12, 0, 0]);
+      peer.send(Kind.GET_CONFIG, read(13, 1));
+      peer.send(Kind.GET_CONFIG, read(0xffff_ffff, 4));
+      peer.send(Kind.GET_CONFIG, read(0, 45));
+      peer.send(Kind.GET_CONFIG, read(0, 0xffff_ffff));
+      await quiet();
+    }),
+);
+
+cleanTest(
+  "G3: the longest GET_CONFIG answer fills the slot",
+  () =>
+    withForeign(async ({ peer }) => {
+      const answer = await peer.ask(Kind.GET_CONFIG, (m) => m.length = 44);
+      assertEquals([answer.size, answer.bytes[43]], [64, 44]);
+    }, { device: { configSize: 100 } }),
+);
+
+cleanTest(
+  "V14 V35 V37: SET_CONFIG is all or nothing, whatever the generation",
+  () =>
+    withForeign(async ({ peer, device }) => {
+      const write = (offset: number, bytes: number[], generation = 0) =>
+        peer.ask(Kind.SET_CONFIG, (m) => {
+          m.generation = generation;
+          m.offset = offset;
+          m.length = bytes.length;
+          m.bytes.set(bytes);
+        });
+      const done = await write(4, [0xa, 0xb], 999);
+      assertEquals([done.offset, done.length, done.omitData], [4, 2, 0]);
+      assertEquals([...done.bytes.subarray(0, 2)], [0xa, 0xb]);
+      assertEquals([...device.config.subarray(3, 7)], [4, 0xa, 0xb, 7]);
+      for (
+        const [offset, bytes] of [[11, [1, 2]], [12, [1]], [0xffff_ffff, [1]], [3, []]] as const
+      ) {
+        const before = device.config.slice();
+        const refused = await write(offset, [...bytes]);
+        assertEquals([refused.offset, refused.length, refused.size], [offset, 0, 20]);
+        assertEquals(device.config, before);
+      }
+      assertEquals(
+        device.takeCalls(),
+        ["config 4+2"],
+        "the model is asked for what is inside only",
+      );
+      device.acceptsConfig = false;
+      assertEquals((await write(0, [9])).length, 0);
+    }),
+);
+
+cleanTest(
+  "V14: SET_CONFIG answers the bytes that are there afterwards",
+  () =>
+    withForeign(async ({ peer, device }) => {
+      device.writeConfig = (offset, bytes) => {
+        device.config[offset] = bytes[0]! & 0x0f;
+        return true;
+      };
+      const answer = await peer.ask(Kind.SET_CONFIG, (m) => {
+        m.length = 1;
+        m.bytes[0] = 0xff;
+      });
+      assertEquals([answer.length, answer.bytes[0]], [1, 0x0f]);
+    }),
+);
+
+// --- queues --------------------------------------------------------------------------------------
+
+cleanTest(
+  "V19 V20 V21 V32 V33: GET_VQUEUE before and after SET_VQUEUE, and where there is none",
+  () =>
+    withForeign(async (rig) => {
+      const { device, setQueue, negotiate } = rig;
+      assertEquals(await getQueue(rig, 1), UNSET);
+      for (const index of [3, 0xffff_ffff]) {
+        assertEquals(await getQueue(rig, index), { ...UNSET, maxSize: 0 });
+      }
+      await negotiate();
+      device.takeCalls();
+      await setQueue(1);
+      assertEquals(await getQueue(rig, 1), {
+        ...RINGS,
+        maxSize: FAKE_MAX_QUEUE_SIZE,
+        queueSize: 64,
+        flags: QUEUE_ENABLED,
+      });
+      assertEquals(await getQueue(rig, 0), UNSET);
+      // A ring is looked at when it starts: nobody kicks for what is there already.
+      assertEquals(device.takeCalls(), ["start 1", "available 1"]);
+      assertEquals(device.setups, [{ ...RINGS, size: 64, base: 0 }]);
+    }),
+);
+
+cleanTest(
+  "V34: SET_VQUEUE with another operation, size or index changes nothing",
+  () =>
+    withForeign(async (rig) => {
+      const { device, setQueue, negotiate } = rig;
+      await negotiate();
+      device.takeCalls();
+      const bad: Fill[] = [
+        (m) => m.flags = 0,
+        (m) => m.flags = 2,
+        (m) => m.flags = 3,
+        (m) => m.queueSize = FAKE_MAX_QUEUE_SIZE + 1,
+        (m) => m.queueSize = 0xffff_ffff,
+        (m) => m.index = 3,
+        (m) => m.index = 0xffff_ffff,
+      ];
+      for (const fill of bad) await setQueue(1, fill);
+      assertEquals(device.takeCalls(), []);
+      assertEquals(await getQueue(rig, 1), UNSET);
+    }),
+);
+
+cleanTest(
+  "V23: a queue may be set up after DRIVER_OK, and set up again",
+  () =>
+    withForeign(async (rig) => {
+      const { device, setQueue, setStatus, negotiate } = rig;
+      await negotiate();
+      await setStatus(0xf);
+      await setQueue(0);
+      device.takeCalls();
+      await setQueue(0, (m) => m.queueSize = 32);
+      assertEquals(device.takeCalls(), ["stop 0", "start 0", "available 0"]);
+      assertEquals((await getQueue(rig, 0)).queueSize, 32);
+    }),
+);
+
+cleanTest(
+  "SET_VQUEUE: rings the model cannot open make the device need a reset",
+  () =>
+    withForeign(async (rig) => {
+      const { device, setQueue, negotiate, peer } = rig;
+      await negotiate();
+      device.startProblem = "descriptor area outside memory";
+      await setQueue(0);
+      assertEquals((await peer.nextOf(Kind.EVENT_CONFIG)).status, 0x4b);
+      assertEquals(await getQueue(rig, 0), UNSET);
+    }),
+);
+
+cleanTest(
+  "V22 G15: EVENT_AVAIL for a queue that is not set up is dropped, for another it arrives",
+  () =>
+    withForeign(async ({ peer, device, side, setQueue, negotiate, setStatus, quiet }) => {
+      await negotiate();
+      await setQueue(1);
+      await setStatus(0xf);
+      device.takeCalls();
+      const dropped = side.counters.dropped;
+      for (const index of [0, 3, 0xffff_ffff]) peer.send(Kind.EVENT_AVAIL, (m) => m.index = index);
+      await quiet();
+      assertEquals([device.takeCalls(), side.counters.dropped], [[], dropped + 3]);
+      peer.send(Kind.EVENT_AVAIL, (m) => m.index = 1);
+      await quiet();
+      assertEquals(device.takeCalls(), ["available 1"]);
+    }),
+);
+
+cleanTest(
+  "V24 V42: RESET_VQUEUE stops the queue and shows it unset",
+  () =>
+    withForeign(async (rig) => {
+      const { peer, device, setQueue, negotiate, quiet } = rig;
+      await negotiate();
+      await setQueue(1);
+      device.takeCalls();
+      device.usedAtStop.add(1);
+      await peer.ask(Kind.RESET_VQUEUE, (m) => m.index = 1);
+      assertEquals(device.takeCalls(), ["stop 1"]);
+      assertEquals(await getQueue(rig, 1), UNSET);
+      for (const index of [0, 1, 3, 0xffff_ffff]) {
+        await peer.ask(Kind.RESET_VQUEUE, (m) => m.index = index);
+      }
+      assertEquals(device.takeCalls(), []);
+      await quiet();
+    }),
+);
+
+cleanTest(
+  "V28: two devices are two devices",
+  () =>
+    withForeign(async ({ peer, device, fifth, setStatus }) => {
+      assertEquals(await setStatus(3, 5), 3);
+      assertEquals((await peer.ask(Kind.GET_DEVICE_STATUS)).status, 0);
+      const answer = await peer.ask(Kind.GET_DEVICE_STATUS, (m) => m.device = 5);
+      assertEquals([answer.device, answer.status], [5, 3]);
+      fifth.host.configChanged();
+      assertEquals((await peer.nextOf(Kind.EVENT_CONFIG)).device, 5);
+      assertEquals([device.calls, fifth.calls], [[], []]);
+    }),
+);
+
+cleanTest(
+  "V27 V38: GET_SHM of any region answers length 0 in 32 bytes",
+  () =>
+    withForeign(async ({ peer }) => {
+      const answer = await peer.ask(Kind.GET_SHM, (m) => m.index = 9);
+      assertEquals([answer.index, answer.length, answer.address, answer.size], [9, 0, 0, 32]);
+    }),
+);
+
+// --- notifications and room ----------------------------------------------------------------------
+
+cleanTest(
+  "V26: used notifications, one for several buffers of a turn",
+  () =>
+    withForeign(async ({ device, peer, quiet }) => {
+      device.host.used(2);
+      device.host.used(0);
+      device.host.used(2);
+      const events = [await peer.nextOf(Kind.EVENT_USED), await peer.nextOf(Kind.EVENT_USED)];
+      assertEquals(events.map(({ index, token, device }) => [index, token, device]), [
+        [0, 0, 0],
+        [2, 0, 0],
+      ]);
+      await quiet();
+    }),
+);
+
+cleanTest(
+  "B6: a full queue loses no notification, and answers still have room",
+  () =>
+    withForeign(async ({ device, fifth, peer, side, reactor, setStatus }) => {
+      await setStatus(1);
+      // The peer stands still: nothing is taken from the queue of 31 messages.
+      const incoming = peer.bus as unknown as { rung(): void };
+      const { rung } = incoming;
+      incoming.rung = () => {};
+      for (let n = 0; n < 40; n++) {
+        device.host.used(n % 3);
+        fifth.host.used(n % 3);
+        await reactor.sleep(0);
+      }
+      device.host.configChanged();
+      await reactor.sleep(3);
+      assertEquals(side.counters.unansweredFull, 0);
+      // ANSWER_RESERVE slots were left for answers.
+      for (let n = 0; n < 16; n++) peer.send(Kind.PING, (m) => m.data = n);
+      await reactor.sleep(2);
+      assertEquals(side.counters.unansweredFull, 0);
+      incoming.rung = rung;
+      incoming.rung();
+      await reactor.sleep(5);
+      const messages = peer.messages.splice(0);
+      const pings = messages.filter(({ kind }) => kind === Kind.PING).map(({ data }) => data);
+      assertEquals(pings, Array.from({ length: 16 }, (_, n) => n), "G13: in order");
+      const last = (kind: Kind, number: number, index: number) =>
+        messages.some((m) => m.kind === kind && m.device === number && m.index === index);
+      for (const index of [0, 1, 2]) {
+        assert(last(Kind.EVENT_USED, 0, index), `queue ${index} of device 0`);
+        assert(last(Kind.EVENT_USED, 5, index), `queue ${index} of device 5`);
+      }
+      assert(last(Kind.EVENT_CONFIG, 0, 0));
+    }, { capacity: 32 }),
+);
+
+// --- bus messages --------------------------------------------------------------------------------
+
+cleanTest("B8 B10 B18 B19: GET_DEVICES windows", () =>
+  withSide(async ({ peer }) => {
+    const window = async (offset: number, count: number) => {
+      const answer = await peer.ask(Kind.GET_DEVICES, (m) => {
+        m.offset = offset;
+        m.count = count;
+      });
+      assertEquals([answer.offset, answer.size], [offset, 14 + Math.ceil(answer.count / 8)]);
+      const bytes = [...answer.bytes.subarray(0, Math.ceil(answer.count / 8))];
+      return [answer.count, answer.nextOffset, bytes];
+    };
+    assertEquals(await window(0, 32), [32, 0, [0x21, 0, 0, 0]]);
+    assertEquals(await window(0, 4), [4, 5, [0x01]]);
+    assertEquals(await window(5, 8), [8, 0, [0x01]]);
+    assertEquals(await window(3, 4), [4, 0, [0x04]]);
+    assertEquals(await window(6, 8), [8, 0, [0]]);
+    assertEquals(await window(1, 0), [0, 5, []]);
+    const [count, next, bytes] = await window(0, 0xffff) as [number, number, number[]];
+    assertEquals([count, next, bytes.length], [400, 0, 50]);
+    assertEquals((await window(0xffff, 0xffff))[1], 0);
+  }));
+
+cleanTest("B12: PING is echoed", () =>
+  withForeign(async ({ peer }) => {
+    for (const data of [0, 0xcafe_f00d, 0xffff_ffff]) {
+      assertEquals((await peer.ask(Kind.PING, (m) => m.data = data)).data, data);
+    }
+  }));
+
+cleanTest(
+  "G4 G6 G10 G13 G14 G21: garbage, tokens, order",
+  () =>
+    withForeign(async ({ peer, side, quiet }) => {
+      const before = { ...side.counters };
+      const nonsense = [
+        [0x00, 0x3f, 0, 0, 1, 0, 8, 0], // unknown id
+        [0x02, 0x3f, 0, 0, 1, 0, 8, 0],
+        [0x00, 0x02, 0, 0, 1, 0, 7, 0], // sizes
+        [0x00, 0x02, 0, 0, 1, 0, 0, 0],
+        [0x00, 0x02, 0, 0, 1, 0, 0xff, 0xff],
+        [0x00, 0x09, 0, 0, 1, 0, 8, 0], // GET_VQUEUE without its index
+        [0x00, 0x41, 0, 0, 0, 0, 15, 0], // G15: EVENT_AVAIL too short
+        [0x00, 0x41, 0, 0, 0, 0, 17, 0], // G19: and too long
+      ];
+      for (const bytes of nonsense) peer.putBytes(bytes);
+      await quiet();
+      assertEquals(side.counters.malformed, before.malformed + nonsense.length);
+      // An answer is no request.
+      peer.putBytes([0x01, 0x07, 0, 0, 1, 0, 12, 0, 3, 0, 0, 0]);
+      await quiet();
+      assertEquals(side.counters.dropped, before.dropped + 1);
+      // Type bits 2-7, bytes behind the size, a longer request.
+      peer.putBytes([0xfc, 0x07, 0, 0, 0x34, 0x12, 8, 0, ...new Array(56).fill(0xff)]);
+      peer.putBytes([0x00, 0x07, 0, 0, 0xff, 0xff, 20, 0, ...new Array(56).fill(0xff)]);
+      peer.putBytes([0x00, 0x07, 0, 0, 0, 0, 8, 0]);
+      const tokens: number[] = [];
+      for (let n = 0; n < 3; n++) tokens.push((await peer.nextOf(Kind.GET_DEVICE_STATUS)).token);
+      assertEquals(tokens, [0x1234, 0xffff, 0]);
+    }),
+);
+
+cleanTest("G5: MBZ words of SET_VQUEUE are ignored", () =>
+  withForeign(async (rig) => {
+    await rig.negotiate();
+    const bytes = new Array(48).fill(0);
+    bytes.splice(0, 8, 0, 0x0a, 0, 0, 9, 0, 48, 0);
+    bytes[12] = QUEUE_ENABLED;
+    bytes[16] = 16;
+    bytes.fill(0xff, 20, 24);
+    bytes[25] = bytes[33] = bytes[41] = 0x10;
+    rig.peer.putBytes(bytes);
+    assertEquals((await rig.peer.nextOf(Kind.SET_VQUEUE)).token, 9);
+    assertEquals((await getQueue(rig, 0)).queueSize, 16);
+  }));
