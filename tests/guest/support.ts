@@ -14,6 +14,7 @@ import {
   type MicrovmOptions,
 } from "../../src/cli/guest/machines.ts";
 import { type Keeper, openKeeper } from "../../src/cli/guest/keeper.ts";
+import { type Processes, withProcesses } from "../support/processes.ts";
 
 /** How long a guest may take to its last line, in ms: about four times what it does take. */
 export const GUEST_TIMEOUT_MS: Readonly<Record<GuestKind, number>> = {
@@ -31,6 +32,8 @@ export interface GuestTest {
   readonly directory: string;
   /** Ends other processes the test starts (with `detached: true`), whatever happens. */
   readonly keeper: Keeper;
+  /** Starts vmsg in that directory; what it said is printed if the test fails. */
+  readonly vmsg: Processes;
   /** Boots a guest; it is ended after the test, and its console printed if the test fails. */
   boot(options: BootOptions): Promise<Guest>;
 }
@@ -67,17 +70,19 @@ async function run(
   await using keeper = await openKeeper();
   await using running = new AsyncDisposableStack();
   try {
-    await body({
-      installation,
-      directory: keeper.directory,
-      keeper,
-      async boot(options) {
-        const initramfs = await guestInitramfs(installation, options);
-        const guest = running.use(await bootGuest(installation, { ...options, initramfs }));
-        booted.push(guest);
-        return guest;
-      },
-    });
+    await withProcesses(keeper, (vmsg) =>
+      body({
+        installation,
+        directory: keeper.directory,
+        keeper,
+        vmsg,
+        async boot(options) {
+          const initramfs = await guestInitramfs(installation, options);
+          const guest = running.use(await bootGuest(installation, { ...options, initramfs }));
+          booted.push(guest);
+          return guest;
+        },
+      }));
   } catch (error) {
     booted.forEach((guest, index) => {
       console.error(`--- console of ${guest.kind} guest ${index + 1} ---\n${guest.console()}---`);

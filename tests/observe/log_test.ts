@@ -1,0 +1,33 @@
+import { assertEquals } from "@std/assert";
+import { createLog, limitedLog, LOG_LEVELS } from "../../src/observe/log.ts";
+
+Deno.test("log: lines at and above the level, with the name in front", () => {
+  for (const [position, level] of LOG_LEVELS.entries()) {
+    const lines: string[] = [];
+    const log = createLog("vmsg test", level, (line) => lines.push(line));
+    for (const wanted of LOG_LEVELS) log[wanted](wanted);
+    assertEquals(lines, LOG_LEVELS.slice(0, position + 1).map((word) => `vmsg test: ${word}`));
+  }
+});
+
+Deno.test("limitedLog: once per interval, and how many were left out", () => {
+  const lines: string[] = [];
+  const never = limitedLog((line) => lines.push(line), 1e9);
+  for (let n = 0; n < 5; n++) never(`line ${n}`);
+  assertEquals(lines, ["line 0"]);
+  lines.length = 0;
+  const always = limitedLog((line) => lines.push(line), 0);
+  always("a");
+  always("b");
+  assertEquals(lines, ["a", "b"]);
+  lines.length = 0;
+  const short = limitedLog((line) => lines.push(line), 20);
+  short("first");
+  short("second");
+  short("third");
+  const endMs = performance.now() + 21;
+  while (performance.now() < endMs);
+  short("fourth");
+  short("fifth");
+  assertEquals(lines, ["first", "fourth (and 2 more)"]);
+});
