@@ -5,6 +5,7 @@ import { parseIpv4Address } from "../network/responder/ipv4.ts";
 import { BUS_OPTION, parseBus } from "./bus_option.ts";
 import type { Command, Options } from "./command.ts";
 import { COMMON_OPTIONS, parseCommon, runDataPlane } from "./data_plane.ts";
+import { parseTap } from "./net_option.ts";
 import { MEMORY_OPTION, parseMemory } from "./memory_option.ts";
 
 function addressOption(options: Options, name: string): string {
@@ -27,6 +28,11 @@ export const driverCommand: Command = {
   options: [
     BUS_OPTION,
     { name: "device", value: "N", default: "0", help: "device number on the bus" },
+    {
+      name: "tap",
+      value: "NAME[,bridge=BR][,address=A/P][,persistent][,offloads=off]",
+      help: "be a network card of this machine: join the device to a TAP instead of pinging",
+    },
     { name: "ping", value: "ADDRESS", default: "10.0.2.2", help: "whom to ping" },
     { name: "address", value: "ADDRESS", default: "10.0.2.15", help: "our own address" },
     { name: "count", value: "N", help: "how many pings (until stopped)" },
@@ -50,10 +56,13 @@ export const driverCommand: Command = {
   examples: [
     "vmsg driver --bus linux-user,socket=lu.sock --count 3",
     "vmsg driver --bus linux-user,socket=lu.sock --count 100 --interval 0.01 --throughput 2",
+    "vmsg driver --bus linux-user,socket=lu.sock --tap eth1,address=10.0.2.15/24",
   ],
   run: (options) => {
+    const tap = options.text("tap");
     const memory = options.text("memory");
     const settings = {
+      tap: tap === undefined ? undefined : parseTap(tap),
       memory: memory === undefined ? undefined : parseMemory(memory),
       bus: parseBus(options.text("bus")!, "driver"),
       device: options.wholeNumber("device", 0, 65535)!,

@@ -1,5 +1,6 @@
 /**
- * Option groups as QEMU and vhost-device users know them: `kind,key=value,flag,...`.
+ * Option groups as QEMU and vhost-device users know them: `kind,key=value,flag,...`. The kind may have a
+ * value of its own, as in `tap=tap0`, which is that of the key with its name.
  *
  * A flag is a key without value and means `on`; `flag=off` switches it off. Every key that is not in
  * the table is a usage error, so a misspelt one never passes silently.
@@ -95,7 +96,9 @@ export function parseGroup(
   keysOf: Readonly<Record<string, readonly string[]>>,
 ): Group {
   const parts = text.split(",");
-  const kind = "" in keysOf ? "" : parts.shift()!;
+  const kind = "" in keysOf ? "" : parts[0].split("=")[0];
+  // A kind alone has no value; with one it is a key like others.
+  if (kind === parts[0]) parts.shift();
   const keys = Object.hasOwn(keysOf, kind) ? keysOf[kind] : undefined;
   if (keys === undefined) {
     throw new UsageError(
@@ -108,7 +111,7 @@ export function parseGroup(
     const [key, value] = equals < 0
       ? [part, "on"]
       : [part.slice(0, equals), part.slice(equals + 1)];
-    if (!keys.includes(key)) {
+    if (key !== kind && !keys.includes(key)) {
       throw new UsageError(
         `--${option} ${text}: unknown key ${key}, known are ${keys.join(", ")}`,
       );

@@ -2,25 +2,19 @@
 
 import { codecFor } from "../../message/codecs.ts";
 import { NetDevice } from "../../device/net/net_device.ts";
-import { ResponderPort } from "../../network/responder_port.ts";
-import type { ResponderOptions } from "../../network/responder/responder.ts";
 import { DeviceSide } from "../../transport/device_side.ts";
 import { type BusSettings, openBus } from "../bus_option.ts";
 import { addWindows, type MemorySettings, openMemory } from "../memory_option.ts";
+import type { HubSettings, NetSettings } from "../net_option.ts";
+import { Hubs, openNet } from "./ports.ts";
 import type { PlaneContext, RunningPlane } from "../worker.ts";
-
-/** One `--net`. */
-export interface NetSettings {
-  readonly mac: Uint8Array;
-  readonly mtu: number;
-  readonly responder: ResponderOptions;
-}
 
 /** Parsed options. */
 export interface DeviceSettings {
   readonly bus: BusSettings;
   /** In order of their device numbers, from 0. */
   readonly nets: readonly NetSettings[];
+  readonly hubs: readonly HubSettings[];
   readonly memories: readonly MemorySettings[];
 }
 
@@ -34,8 +28,10 @@ export function openDevicePlane(settings: DeviceSettings, context: PlaneContext)
     memory,
     open: stack.use(openMemory(memory)),
   }));
+  const hubs = new Hubs(settings.hubs, context);
   const devices = settings.nets.map((net, number) => {
-    const device = new NetDevice(reactor, new ResponderPort(net.responder, reactor), net);
+    const { port, mtu } = openNet(net, hubs, context);
+    const device = new NetDevice(reactor, port, { mac: net.mac, mtu });
     const host = side.add(number, device);
     for (const { memory, open } of memories) addWindows(host.memory, memory, open);
     return device;

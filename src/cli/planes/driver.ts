@@ -1,6 +1,7 @@
 /** `vmsg driver`: a virtio-net driver in user space and its pinger. */
 
 import { codecFor } from "../../message/codecs.ts";
+import { mirrored, PortBridge } from "../../proxy/driver/port_bridge.ts";
 import { NetDriver } from "../../proxy/driver/net_driver.ts";
 import {
   describeResult,
@@ -11,6 +12,8 @@ import {
 import { DriverSide } from "../../transport/driver_side.ts";
 import { type BusSettings, openBus } from "../bus_option.ts";
 import { type MemorySettings, openMemory } from "../memory_option.ts";
+import type { PortSettings } from "../net_option.ts";
+import { openPort } from "./ports.ts";
 import type { PlaneContext, RunningPlane } from "../worker.ts";
 
 /** Parsed options. */
@@ -19,6 +22,8 @@ export interface DriverSettings {
   readonly device: number;
   readonly memory: MemorySettings | undefined;
   readonly ping: Omit<PingOptions, "print">;
+  /** A port to join the driver to, instead of pinging. */
+  readonly tap: PortSettings | undefined;
   /** Print one JSON object at the end instead of lines. */
   readonly json: boolean;
 }
@@ -29,12 +34,22 @@ export function openDriverPlane(settings: DriverSettings, context: PlaneContext)
   const bus = stack.use(openBus(settings.bus, "driver", reactor, log));
   const codec = codecFor(settings.bus.dialect);
   const side = stack.use(new DriverSide({ reactor, bus, codec, log, tracer }));
-  const print = settings.json ? () => {} : context.print;
-  const pinger = new Pinger(reactor, { ...settings.ping, print });
   const { memory } = settings;
   const shared = memory === undefined
     ? undefined
     : { mapping: stack.use(openMemory(memory)).mapping, at: memory.at };
+  if (settings.tap !== undefined) {
+    const bridge = stack.use(
+      new PortBridge(reactor, openPort(settings.tap, context).port, log.info),
+    );
+    const offloads = mirrored(bridge.port.features);
+    const options = { shared, offloads };
+    bridge.use(stack.use(new NetDriver(reactor, side, settings.device, bridge, log, options)));
+    side.open();
+    return {};
+  }
+  const print = settings.json ? () => {} : context.print;
+  const pinger = new Pinger(reactor, { ...settings.ping, print });
   const driver = stack.use(new NetDriver(reactor, side, settings.device, pinger, log, { shared }));
   pinger.use(driver);
   let result: PingResult | undefined;
