@@ -38,8 +38,11 @@ export interface BusListener {
 
 /** What decides how a bus treats queues it finds; the dialect knows. */
 export interface BusOptions {
-  /** Drop what is queued when a peer attaches (`v1`), or use the queues as found (`proto`). */
-  readonly discardOnAttach: boolean;
+  /**
+   * Drop what is queued when a peer attaches (`v1`), use the queues as found (`proto`), or drop it if
+   * the peer is a vmsg process, which holds its lock, where the dialect is not known before.
+   */
+  readonly discardOnAttach: boolean | "from vmsg";
   /** Ring after every message, as peers of the prototype do, instead of once per turn. */
   readonly ringPerMessage: boolean;
 }
@@ -54,6 +57,8 @@ export interface Bus extends Disposable {
   readonly isAttached: boolean;
   /** Can file descriptors be sent with messages? */
   readonly carriesFds: boolean;
+  /** Ring after every message instead of once per turn; the dialect may be known only later. */
+  ringPerMessage: boolean;
   /** Starts to wait for a peer. */
   open(listener: BusListener): void;
   /** The view that {@link claim}'s offsets belong to. */
@@ -82,6 +87,7 @@ export abstract class QueueBus implements Bus {
   abstract readonly carriesFds: boolean;
   /** Who uses the bus, once it is open. */
   protected listener: BusListener | undefined;
+  ringPerMessage: boolean;
   #attached = false;
   #claimed = false;
   readonly #slotWords = new Uint32Array(SLOT_SIZE / 4);
@@ -106,7 +112,9 @@ export abstract class QueueBus implements Bus {
     readonly options: BusOptions,
     protected readonly outgoing: SpscQueue,
     protected readonly incoming: SpscQueue,
-  ) {}
+  ) {
+    this.ringPerMessage = options.ringPerMessage;
+  }
 
   /** See {@link Bus.isAttached}. */
   get isAttached(): boolean {
@@ -133,7 +141,7 @@ export abstract class QueueBus implements Bus {
     if (!this.#claimed) throw new Error("send without claim");
     this.#claimed = false;
     this.outgoing.publish();
-    if (this.options.ringPerMessage) this.ring();
+    if (this.ringPerMessage) this.ring();
     else this.reactor.schedule(this.#ring);
   }
 
@@ -160,10 +168,15 @@ export abstract class QueueBus implements Bus {
     return true;
   }
 
+  /** Whether what is queued is dropped when a peer attaches now. */
+  protected get discards(): boolean {
+    return this.options.discardOnAttach === true;
+  }
+
   /** A peer is there: both indices are taken up, the listener is told. */
   protected attach(): void {
     this.outgoing.attachProducer();
-    const discarded = this.incoming.attachConsumer(this.options.discardOnAttach);
+    const discarded = this.incoming.attachConsumer(this.discards);
     if (discarded >= 0) {
       const { view } = this.incoming;
       for (let i = 0; i < SLOT_SIZE; i++) this.#slot.setUint8(i, view.getUint8(discarded + i));

@@ -33,6 +33,13 @@ class InProcessBus extends StreamBus {
   }
 
   protected override disconnected(): void {}
+
+  override [Symbol.dispose](): void {
+    super[Symbol.dispose]();
+    // One that was never opened still has its end of the socket pair.
+    this.#stream?.[Symbol.dispose]();
+    this.#stream = undefined;
+  }
 }
 
 /** The two ends of an in-process bus. Each attaches when it is opened; there is no second peer. */

@@ -70,6 +70,8 @@ export interface LinuxUserOptions extends BusOptions {
 interface QueueFiles extends Disposable {
   readonly driver: Mapping;
   readonly device: Mapping;
+  /** The file that carries the locks. */
+  readonly lock: Fd;
 }
 
 function openQueueFiles(side: Side, options: LinuxUserOptions): QueueFiles {
@@ -87,7 +89,7 @@ function openQueueFiles(side: Side, options: LinuxUserOptions): QueueFiles {
   if (empty) { for (const { buffer } of [driver, device]) new Uint8Array(buffer).fill(0); }
   if (options.lock) unlockByte(driverFile, BYTE_OPENING);
   const owner = stack.move();
-  return { driver, device, [Symbol.dispose]: () => owner.dispose() };
+  return { driver, device, lock: driverFile, [Symbol.dispose]: () => owner.dispose() };
 }
 
 /** Takes this side's lock; returns true if the other side's is free, so the files may be emptied. */
@@ -141,6 +143,16 @@ export class LinuxUserBus extends StreamBus {
     this.#listener = socket;
     this.reactor.watch(socket.fd, EPOLLIN, () => this.#accept(socket));
     this.#tellWaiting();
+  }
+
+  /** A vmsg peer holds its lock, and sends again what is dropped here. */
+  protected override get discards(): boolean {
+    const { discardOnAttach } = this.#options;
+    if (discardOnAttach !== "from vmsg") return discardOnAttach;
+    const byte = BYTE_OF[this.#otherSide];
+    const isFree = tryLockByte(this.#files.lock, byte);
+    if (isFree) unlockByte(this.#files.lock, byte);
+    return !isFree;
   }
 
   #accept(socket: UnixListener): void {

@@ -8,7 +8,7 @@
 import { type Fd, fileSize, openFile } from "../linux/fd.ts";
 import { VmsgError } from "../linux/errors.ts";
 import { type Mapping, mapShared } from "../linux/mapping.ts";
-import type { AddressSpace } from "../memory/mod.ts";
+import type { FixedWindow } from "../transport/device_side.ts";
 import type { Option } from "./command.ts";
 import { parseGroup } from "./groups.ts";
 
@@ -69,20 +69,13 @@ export function openMemory(settings: MemorySettings): OpenMemory {
   return { fd, mapping, [Symbol.dispose]: () => owner.dispose() };
 }
 
-/** Shows the memory in an address space: one window, or two around the hole. */
-export function addWindows(
-  space: AddressSpace,
-  settings: MemorySettings,
-  { mapping }: OpenMemory,
-): void {
-  const { at, low, hole } = settings;
-  const split = hole > 0 ? Math.min(low, mapping.size) : mapping.size;
-  const problems = [space.add(at, split, mapping)];
-  if (split < mapping.size) {
-    problems.push(space.add(at + split + hole, mapping.size - split, mapping, split));
-  }
-  const problem = problems.find((found) => found !== undefined);
-  if (problem !== undefined) {
-    throw new VmsgError("MEMORY", `--memory file=${settings.file}: ${problem}`);
-  }
+/** The windows of the memory: one, or two around the hole. */
+export function windowsOf(
+  { at, low, hole }: MemorySettings,
+  { mapping: memory }: OpenMemory,
+): FixedWindow[] {
+  const split = hole > 0 ? Math.min(low, memory.size) : memory.size;
+  const first = { at, size: split, memory, offset: 0 };
+  if (split === memory.size) return [first];
+  return [first, { at: at + split + hole, size: memory.size - split, memory, offset: split }];
 }

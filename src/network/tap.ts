@@ -81,6 +81,11 @@ export interface TapOptions {
   readonly bridge?: string;
   /** The host's IPv4 address on it, with prefix: "10.0.2.2/24". */
   readonly address?: string;
+  /**
+   * The interface's own MAC address if it is made here: without it the kernel draws one. An interface that
+   * is made again under another address is not found by peers that have the old one in their ARP caches.
+   */
+  readonly mac?: Uint8Array;
   /** The largest payload of a frame; the interface's (1500) unless given. */
   readonly mtu?: number;
   /** False to offer the guest no checksum and segmentation offloads; default true. */
@@ -135,9 +140,10 @@ export class TapPort implements NetworkPort {
     this.#bridged = options.bridge !== undefined;
     this.#fd = open();
     try {
+      const isNew = interfaceIndex(name) === 0;
       this.name = attach(this.#fd, name);
       this.description = `tap ${this.name}`;
-      setUp(this.#fd, this.name, options, address);
+      setUp(this.#fd, this.name, options, address, isNew ? options.mac : undefined);
       this.mtu = interfaceMtu(this.name);
       this.features = options.offloads === false ? [] : probeFeatures(this.#fd);
       this.#watch = new LinkWatch(
@@ -300,8 +306,10 @@ function setUp(
   name: string,
   options: TapOptions,
   address: readonly [number, number] | undefined,
+  mac: Uint8Array | undefined,
 ): void {
   try {
+    if (mac !== undefined) setInterfaceMac(name, mac);
     if (options.persistent !== undefined) setTapPersistent(fd, options.persistent);
     if (options.sendBufferSize !== undefined) setTapSendBuffer(fd, options.sendBufferSize);
     if (options.mtu !== undefined) setInterfaceMtu(name, options.mtu);

@@ -29,7 +29,7 @@ import { linuxErrno } from "../linux/errors.ts";
 import { type Fd, fileSize } from "../linux/fd.ts";
 import { type Mapping, mapShared, PAGE_SIZE } from "../linux/mapping.ts";
 import type { Reactor, Timer } from "../linux/reactor.ts";
-import { AddressSpace } from "../memory/mod.ts";
+import { AddressSpace, type MappedMemory } from "../memory/mod.ts";
 import type { Codec } from "../message/codec.ts";
 import { detectDialect } from "../message/detect.ts";
 import { RingFeature, Status } from "../message/features.ts";
@@ -66,8 +66,10 @@ export interface DeviceSideOptions {
   readonly reactor: Reactor;
   /** The device end of a bus. */
   readonly bus: Bus;
-  /** The dialect that is spoken. */
+  /** The dialect that is spoken; with {@link detect}, until the first message tells. */
   readonly codec: Codec;
+  /** Other dialects to speak, if the driver side's first message is in one of them. */
+  readonly detect?: readonly Codec[];
   /** Where lines for people go. */
   readonly log: Log;
   /** Sees every message. */
@@ -78,6 +80,18 @@ export interface DeviceSideOptions {
 
 /** Who is at the other end, see the head of this file. */
 type Peer = "none" | "unknown" | "greeted" | "vmsg" | "foreign";
+
+/** A memory window that is known beforehand. */
+export interface FixedWindow {
+  /** First bus address. */
+  readonly at: number;
+  /** In bytes. */
+  readonly size: number;
+  /** What the window shows. */
+  readonly memory: MappedMemory;
+  /** Of the window's first byte in `memory`. */
+  readonly offset: number;
+}
 
 /** A queue as the transport knows it. */
 interface QueueRecord {
@@ -98,7 +112,12 @@ class DeviceSlot implements DeviceHost {
   configPending = false;
   paused = false;
 
-  constructor(readonly number: number, readonly model: DeviceModel, readonly side: DeviceSide) {
+  constructor(
+    readonly number: number,
+    readonly model: DeviceModel,
+    readonly side: DeviceSide,
+    readonly fixed: readonly FixedWindow[],
+  ) {
     this.driverFeatures = new Uint32Array(FEATURE_BLOCKS);
     this.queues = Array.from({ length: model.queueCount }, () => ({
       setup: undefined,
@@ -194,8 +213,17 @@ class DeviceSlot implements DeviceHost {
     return 0;
   }
 
-  /** Unmaps what ADD_MEMORY mapped; windows of the command line stay. */
+  /** Shows the memory that a foreign peer has and cannot announce. */
+  showFixedMemory(): void {
+    for (const { at, size, memory, offset } of this.fixed) {
+      const problem = this.memory.add(at, size, memory, offset);
+      if (problem !== undefined) this.side.options.log.error(`memory at ${at}: ${problem}`);
+    }
+  }
+
+  /** Unmaps what ADD_MEMORY mapped, and hides what was fixed. */
   dropMemory(): void {
+    for (const { at, size } of this.fixed) this.memory.remove(at, size);
     for (const [address, mapping] of this.mappings) {
       const window = this.memory.windows.find((w) => w.at === address);
       if (window !== undefined) this.memory.remove(window.at, window.size);
@@ -218,10 +246,12 @@ export class DeviceSide implements BusListener, Disposable {
   readonly #flushTask = { run: (): boolean => this.#flush() };
   readonly #complain: (line: string) => void;
   readonly #now: () => number;
+  #codec: Codec;
   #peer: Peer = "none";
   #ownEpoch = 0;
   #peerEpoch = 0;
   #leaseEndMs = 0;
+  #toldMalformed = false;
   readonly #nonces = new Float64Array(NONCES);
   readonly #issuedMs = new Float64Array(NONCES);
   #nextNonce = 0;
@@ -229,15 +259,20 @@ export class DeviceSide implements BusListener, Disposable {
   /** Makes a side without devices; {@link open} starts it. */
   constructor(options: DeviceSideOptions) {
     this.options = options;
+    this.#codec = options.codec;
     this.#retry = options.reactor.timer(() => options.reactor.schedule(this.#flushTask));
     this.#complain = limitedLog(options.log.warn);
     this.#now = options.now ?? (() => performance.now());
   }
 
-  /** Adds a device; before {@link open}. */
-  add(number: number, model: DeviceModel): DeviceHost {
+  /**
+   * Adds a device; before {@link open}.
+   *
+   * @param fixed memory that a driver side has which cannot announce any
+   */
+  add(number: number, model: DeviceModel, fixed: readonly FixedWindow[] = []): DeviceHost {
     if (this.#slots.has(number)) throw new Error(`device number ${number} is given twice`);
-    const slot = new DeviceSlot(number, model, this);
+    const slot = new DeviceSlot(number, model, this, fixed);
     this.#slots.set(number, slot);
     return slot;
   }
@@ -249,6 +284,8 @@ export class DeviceSide implements BusListener, Disposable {
 
   attached(): void {
     this.#peer = "unknown";
+    this.#codec = this.options.codec;
+    this.#toldMalformed = false;
     this.#ownEpoch = randomEpoch();
     this.#peerEpoch = 0;
     this.options.log.info(`${this.options.bus.description}: the driver side is there`);
@@ -283,11 +320,12 @@ export class DeviceSide implements BusListener, Disposable {
   received(slot: DataView): void {
     const message = this.#in;
     this.counters.received++;
-    const malformed = this.options.codec.decode(slot, 0, message);
+    if (this.#peer === "unknown") this.#detect(slot);
+    const malformed = this.#codec.decode(slot, 0, message);
     if (malformed !== undefined) return this.#notUnderstood(slot, malformed);
     this.options.tracer?.message("<-", message);
     if (message.response) return this.#drop();
-    if (this.#peer === "unknown") this.#peer = this.#introduced(message.kind);
+    if (this.#peer === "unknown") this.#introduce(message.kind);
     if (message.kind === Kind.HELLO) return this.#hello();
     if (this.#peer === "greeted" || this.#peer === "unknown") return this.#drop();
     if (isPrivate(message.kind)) return this.#privateRequest();
@@ -303,26 +341,44 @@ export class DeviceSide implements BusListener, Disposable {
     this.#transportRequest(device);
   }
 
-  /** Who sends such a message first. */
-  #introduced(kind: Kind): Peer {
-    if (kind === Kind.HELLO) return "greeted";
-    const { codec } = this.options;
+  /** Takes up the dialect of a first message, if it is one to be detected. */
+  #detect(slot: DataView): void {
+    const { detect = [], codec, bus, log } = this.options;
+    if (detect.length === 0) return;
+    const theirs = detectDialect(slot, 0);
+    const found = [codec, ...detect].find(({ dialect }) => dialect === theirs);
+    if (found === undefined || found === this.#codec) return;
+    this.#codec = found;
+    bus.ringPerMessage = !found.hasTokens;
+    log.info(`${bus.description}: the driver side speaks ${theirs}`);
+  }
+
+  /** The first message tells who is there. */
+  #introduce(kind: Kind): void {
+    if (kind === Kind.HELLO) {
+      this.#peer = "greeted";
+      return;
+    }
     const isFirst = kind === Kind.GET_DEVICE_INFO || kind === Kind.GET_DEVICES;
-    return isFirst || !codec.has(Kind.HELLO) ? "foreign" : "unknown";
+    if (!isFirst && this.#codec.has(Kind.HELLO)) return;
+    this.#peer = "foreign";
+    for (const slot of this.#slots.values()) slot.showFixedMemory();
   }
 
   #notUnderstood(slot: DataView, reason: string): void {
     this.counters.malformed++;
     this.options.tracer?.malformed(slot, reason);
-    if (this.#peer !== "unknown") return this.#complain(`dropped a message: ${reason}`);
-    if (this.#tellDialect(slot)) return;
-    this.#complain(`dropped a first message that is not ${this.options.codec.dialect} (${reason})`);
+    // Said once per attachment; the counter knows the rest.
+    if (this.#toldMalformed) return;
+    this.#toldMalformed = true;
+    if (this.#peer === "unknown" && this.#tellDialect(slot)) return;
+    this.options.log.warn(`dropped a message that is not ${this.#codec.dialect} (${reason})`);
   }
 
   /** Says so if a message is of another dialect. */
   #tellDialect(slot: DataView): boolean {
     const theirs = detectDialect(slot, 0);
-    const ours = this.options.codec.dialect;
+    const ours = this.#codec.dialect;
     if (theirs === ours || theirs === "unknown") return false;
     this.#complain(
       `the driver side speaks ${theirs}, this device side speaks ${ours}: ` +
@@ -345,7 +401,8 @@ export class DeviceSide implements BusListener, Disposable {
   }
 
   #send(reserve = 0): boolean {
-    const { bus, codec, tracer } = this.options;
+    const { bus, tracer } = this.options;
+    const codec = this.#codec;
     const offset = bus.claim(reserve);
     if (offset < 0) {
       if (this.#out.response) this.counters.unansweredFull++;
@@ -402,7 +459,7 @@ export class DeviceSide implements BusListener, Disposable {
   #getDevices(): void {
     const { offset, count } = this.#in;
     const out = this.#answer();
-    const end = offset + Math.min(count, this.options.codec.limits.deviceBits);
+    const end = offset + Math.min(count, this.#codec.limits.deviceBits);
     out.offset = offset;
     out.count = end - offset;
     for (const number of this.#slots.keys()) {
@@ -519,7 +576,7 @@ export class DeviceSide implements BusListener, Disposable {
       default:
         return this.#drop();
     }
-    if (this.options.codec.answered(message.kind)) this.#send();
+    if (this.#codec.answered(message.kind)) this.#send();
   }
 
   #available(device: DeviceSlot, index: number): void {
@@ -543,10 +600,10 @@ export class DeviceSide implements BusListener, Disposable {
   #getFeatures(device: DeviceSlot): void {
     const { index, count } = this.#in;
     const out = this.#answer();
-    const { featureBlocks } = this.options.codec.limits;
-    const blocks = this.options.codec.hasTokens ? Math.min(count, featureBlocks) : 2;
+    const { featureBlocks } = this.#codec.limits;
+    const blocks = this.#codec.hasTokens ? Math.min(count, featureBlocks) : 2;
     // `proto` names no block and always means all 64 bits, whatever index it sends (2.3).
-    const first = this.options.codec.hasTokens ? index : 0;
+    const first = this.#codec.hasTokens ? index : 0;
     out.index = first;
     out.count = blocks;
     for (let i = 0; i < blocks; i++) out.words[i] = device.model.features[first + i] ?? 0;
@@ -555,7 +612,7 @@ export class DeviceSide implements BusListener, Disposable {
 
   #setFeatures(device: DeviceSlot): void {
     const { index, count, words } = this.#in;
-    const first = this.options.codec.hasTokens ? index : 0;
+    const first = this.#codec.hasTokens ? index : 0;
     const fixed = (device.status & Status.FEATURES_OK) !== 0;
     // Bits that are stored are judged when FEATURES_OK is set; afterwards they stay.
     for (let i = 0; i < count && !fixed; i++) {
@@ -575,10 +632,10 @@ export class DeviceSide implements BusListener, Disposable {
     out.generation = device.generation;
     out.offset = offset;
     out.length = length;
-    if (length > this.options.codec.limits.configBytes) return this.#drop();
+    if (length > this.#codec.limits.configBytes) return this.#drop();
     if (offset + length <= config.length) {
       for (let i = 0; i < length; i++) out.bytes[i] = config[offset + i];
-    } else if (!this.options.codec.hasTokens) {
+    } else if (!this.#codec.hasTokens) {
       // The prototype answers a read across the end with 32 bits of ones (2.3).
       out.bytes.fill(0xff, 0, 4);
     } else if (offset > config.length) {
@@ -598,10 +655,10 @@ export class DeviceSide implements BusListener, Disposable {
     const out = this.#answer();
     out.generation = device.generation;
     out.offset = offset;
-    out.length = applied || !this.options.codec.hasTokens ? length : 0;
+    out.length = applied || !this.#codec.hasTokens ? length : 0;
     out.bytes.set(bytes.subarray(0, out.length));
     // Revision 1 answers what there is now (rule V14), the prototype what was written.
-    if (applied && this.options.codec.hasTokens) {
+    if (applied && this.#codec.hasTokens) {
       out.bytes.set(model.config.subarray(offset, offset + length));
     }
     this.#send();
@@ -651,7 +708,7 @@ export class DeviceSide implements BusListener, Disposable {
     const { index } = message;
     const queue = device.queues[index];
     // Another operation than "enable" is unknown and changes nothing (rule V34).
-    if (this.options.codec.hasTokens && message.flags !== QUEUE_ENABLED) return this.#drop();
+    if (this.#codec.hasTokens && message.flags !== QUEUE_ENABLED) return this.#drop();
     if (queue === undefined || message.queueSize > device.model.maxQueueSize) return this.#drop();
     if (queue.setup !== undefined) device.model.stopQueue(index);
     const setup: QueueSetup = {

@@ -327,6 +327,9 @@ export class DriverSide implements BusListener, Disposable {
     ) {
       return `no ${codec.dialect} answer, the peer speaks v1-2025: try dialect=v1-2025`;
     }
+    if (codec.dialect === "v1-2025" && reason === "long" && slot.getUint8(1) === 2) {
+      return `no ${codec.dialect} answer, the peer speaks v1: try dialect=v1`;
+    }
     return `dropped a message that is not ${codec.dialect} (${reason})`;
   }
 
@@ -638,7 +641,7 @@ export class RemoteDevice {
    */
   async config(offset: number, length: number): Promise<Uint8Array> {
     const bytes = new Uint8Array(length);
-    const most = this.side.options.codec.limits.configBytes;
+    const most = this.side.options.codec.limits.configChunk;
     for (let attempt = 0; attempt < 5; attempt++) {
       const generations = new Set<number>();
       for (let at = 0; at < length; at += most) {
@@ -659,7 +662,7 @@ export class RemoteDevice {
 
   /** Writes configuration bytes; false if the device refuses them. */
   async setConfig(offset: number, bytes: Uint8Array): Promise<boolean> {
-    const most = this.side.options.codec.limits.configBytes;
+    const most = this.side.options.codec.limits.configChunk;
     for (let at = 0; at < bytes.length; at += most) {
       const part = bytes.subarray(at, at + most);
       const applied = await this.#request(Kind.SET_CONFIG, (request) => {

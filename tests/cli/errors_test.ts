@@ -62,7 +62,7 @@ const WRONG_USAGE: readonly [string[], RegExp][] = [
   [onBus("device", `${BUS},listen=maybe`), /listen is on or off, not maybe/],
   [onBus("device", `${BUS},dialect=v7`), /dialect is one of .*v1.*, not v7/],
   [onBus("device", BUS, "--net", "carrier-pigeon"), /--net carrier-pigeon: unknown, one of/],
-  [onBus("device", BUS, "--net", "responder,macc=1"), /unknown key macc, known are mac/],
+  [onBus("device", BUS, "--net", "responder,macc=1"), /unknown key macc, known are .*mac/],
   [
     onBus("device", BUS, "--net", "responder,mtu=large"),
     /--net responder: mtu is a whole number from 68 to 65535, not large/,
@@ -76,6 +76,8 @@ const WRONG_USAGE: readonly [string[], RegExp][] = [
     onBus("device", BUS, "--net", "responder,address=10.0.2"),
     /--net responder: "10.0.2" is not an IPv4 address/,
   ],
+  [onBus("device", BUS, "--net", "packet"), /--net packet: packet=INTERFACE names none/],
+  [onBus("driver", BUS, "--tap"), /--tap needs NAME/],
   [onBus("device", BUS, "--memory", "at=0"), /--memory: file= is missing/],
   [
     onBus("device", BUS, "--memory", "file=x,at=low"),
@@ -131,6 +133,12 @@ const FAILURES: readonly [string[], RegExp][] = [
   [onBus("device", "linux-user,socket=file"), /socket path file is a file that is no socket/],
   [onBus("device", BUS, "--memory", "file=no,at=0"), /open no: No such file .*ENOENT/],
   [onBus("device", BUS, "--memory", "file=file,at=0"), /memory file file has only 0 bytes/],
+  [onBus("device", BUS, "--net", "responder,pcap=no/x"), /cannot capture to no\/x: .*ENOENT/],
+  [
+    onBus("device", BUS, "--net", "passt,socket=no.sock"),
+    /nobody listens on no.sock: start passt --socket no.sock first/,
+  ],
+  [onBus("driver", BUS, "--tap", LONG), /interface name a+ has 120 bytes, Linux allows 15/],
   [onBus("proxy", BUS, "--vhost-user", "fd=999"), /fd 999: Bad file descriptor/],
   [
     onBus("driver", `${BUS},wait=off`),

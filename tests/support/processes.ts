@@ -34,8 +34,8 @@ export interface Ended {
   readonly stderr: readonly string[];
 }
 
-/** What starts vmsg, from any directory. */
-const COMMAND: readonly string[] = await vmsgCommand();
+/** What starts vmsg, from any directory: a program and its first arguments. */
+export const VMSG_COMMAND: readonly string[] = await vmsgCommand();
 
 async function vmsgCommand(): Promise<string[]> {
   const root = (path: string) => fromFileUrl(new URL(`../../${path}`, import.meta.url));
@@ -43,7 +43,8 @@ async function vmsgCommand(): Promise<string[]> {
   const task: string = JSON.parse(await Deno.readTextFile(config)).tasks.vmsg;
   const [deno, run, ...args] = task.split(" ");
   assert(deno === "deno" && run === "run" && args.at(-1) === "src/main.ts", task);
-  return ["run", "--config", config, ...args.slice(0, -1), root("src/main.ts")];
+  const main = root("src/main.ts");
+  return [Deno.execPath(), "run", "--config", config, ...args.slice(0, -1), main];
 }
 
 /** Resolves after `ms`. */
@@ -57,7 +58,7 @@ interface Waiter {
   reject(error: Error): void;
 }
 
-/** A running vmsg. Dispose ends it and returns when it is gone. */
+/** A running vmsg, or another program. Dispose ends it and returns when it is gone. */
 export class VmsgProcess implements AsyncDisposable {
   /** Everything it has said so far, in the order in which it came. */
   readonly lines: Line[] = [];
@@ -69,6 +70,7 @@ export class VmsgProcess implements AsyncDisposable {
 
   /** Called by {@link Processes.start}. */
   constructor(
+    readonly program: string,
     readonly args: readonly string[],
     private readonly child: Deno.ChildProcess,
     private readonly keeper: Keeper,
@@ -151,7 +153,7 @@ export class VmsgProcess implements AsyncDisposable {
   }
 
   get #name(): string {
-    return `vmsg ${this.args[0] ?? ""} (${this.pid})`;
+    return `${this.program} ${this.args[0] ?? ""} (${this.pid})`;
   }
 
   #endedError(pattern: RegExp): Error {
@@ -189,9 +191,22 @@ export class Processes {
   constructor(private readonly keeper: Keeper, readonly directory: string = keeper.directory) {}
 
   /** Starts vmsg with these arguments. */
-  async start(...args: string[]): Promise<VmsgProcess> {
-    const child = new Deno.Command(Deno.execPath(), {
-      args: [...COMMAND, ...args],
+  start(...args: string[]): Promise<VmsgProcess> {
+    return this.#start("vmsg", args, [...VMSG_COMMAND, ...args]);
+  }
+
+  /** Starts another program in the same care; it may be one that runs {@link VMSG_COMMAND}. */
+  startProgram(program: string, ...args: string[]): Promise<VmsgProcess> {
+    return this.#start(program, args, [program, ...args]);
+  }
+
+  async #start(
+    name: string,
+    args: readonly string[],
+    [program = "", ...words]: readonly string[],
+  ): Promise<VmsgProcess> {
+    const child = new Deno.Command(program, {
+      args: [...words],
       cwd: this.directory,
       env: { NO_COLOR: "1", DENO_NO_UPDATE_CHECK: "1" },
       stdin: "null",
@@ -201,7 +216,7 @@ export class Processes {
       detached: true,
     }).spawn();
     const kept = this.keeper.keep(child.pid);
-    const process = new VmsgProcess(args, child, this.keeper);
+    const process = new VmsgProcess(name, args, child, this.keeper);
     this.#started.push(process);
     await kept;
     return process;
@@ -225,8 +240,9 @@ export class Processes {
 
   /** Prints what the last of them have said. */
   print(): void {
-    for (const { args, lines } of this.#started.slice(-PRINTED_PROCESSES)) {
-      console.error(`--- vmsg ${args.join(" ")}`);
+    for (const { program, args, lines } of this.#started.slice(-PRINTED_PROCESSES)) {
+      const command = [program, ...args].join(" ").replace(VMSG_COMMAND.join(" "), "vmsg");
+      console.error(`--- ${command}`);
       const startMs = lines[0]?.atMs ?? 0;
       for (const { stream, text, atMs } of lines.slice(-PRINTED_LINES)) {
         console.error(`${(atMs - startMs).toFixed(0).padStart(6)} ms ${stream}: ${text}`);

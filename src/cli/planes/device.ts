@@ -3,8 +3,8 @@
 import { codecFor } from "../../message/codecs.ts";
 import { NetDevice } from "../../device/net/net_device.ts";
 import { DeviceSide } from "../../transport/device_side.ts";
-import { type BusSettings, openBus } from "../bus_option.ts";
-import { addWindows, type MemorySettings, openMemory } from "../memory_option.ts";
+import { type BusSettings, detectable, openBus } from "../bus_option.ts";
+import { type MemorySettings, openMemory, windowsOf } from "../memory_option.ts";
 import type { HubSettings, NetSettings } from "../net_option.ts";
 import { Hubs, openNet } from "./ports.ts";
 import type { PlaneContext, RunningPlane } from "../worker.ts";
@@ -23,17 +23,16 @@ export function openDevicePlane(settings: DeviceSettings, context: PlaneContext)
   const { reactor, log, tracer, stack } = context;
   const bus = stack.use(openBus(settings.bus, "device", reactor, log));
   const codec = codecFor(settings.bus.dialect);
-  const side = stack.use(new DeviceSide({ reactor, bus, codec, log, tracer }));
-  const memories = settings.memories.map((memory) => ({
-    memory,
-    open: stack.use(openMemory(memory)),
-  }));
+  const detect = detectable(settings.bus);
+  const side = stack.use(new DeviceSide({ reactor, bus, codec, detect, log, tracer }));
+  const windows = settings.memories.flatMap((memory) =>
+    windowsOf(memory, stack.use(openMemory(memory)))
+  );
   const hubs = new Hubs(settings.hubs, context);
   const devices = settings.nets.map((net, number) => {
     const { port, mtu } = openNet(net, hubs, context);
     const device = new NetDevice(reactor, port, { mac: net.mac, mtu });
-    const host = side.add(number, device);
-    for (const { memory, open } of memories) addWindows(host.memory, memory, open);
+    side.add(number, device, windows);
     return device;
   });
   side.open();

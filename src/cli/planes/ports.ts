@@ -18,14 +18,33 @@ export interface OpenPort {
   readonly mtu: number;
 }
 
-/** Opens one port. */
-export function openPort(settings: PortSettings, context: PlaneContext): OpenPort {
+/**
+ * The address of the host's end of a TAP for a network card: as libvirt makes it, the card's with another
+ * first byte. It is the same each time, so peers find the host again when the device was restarted.
+ */
+function hostMac(card: Uint8Array): Uint8Array {
+  const mac = card.slice();
+  mac[0] = card[0] === 0xfe ? 0xfa : 0xfe;
+  return mac;
+}
+
+/**
+ * Opens one port.
+ *
+ * @param card the address of the network card that it is opened for
+ */
+export function openPort(
+  settings: PortSettings,
+  context: PlaneContext,
+  card?: Uint8Array,
+): OpenPort {
   const { reactor, log } = context;
   switch (settings.kind) {
     case "responder":
       return { port: new ResponderPort(settings.options, reactor), mtu: DEFAULT_MTU };
     case "tap": {
-      const port = new TapPort(settings.options, reactor);
+      const mac = card === undefined ? {} : { mac: hostMac(card) };
+      const port = new TapPort({ ...mac, ...settings.options }, reactor);
       return { port, mtu: port.mtu };
     }
     case "packet": {
@@ -34,9 +53,12 @@ export function openPort(settings: PortSettings, context: PlaneContext): OpenPor
     }
     case "passt":
       // passt's own default of 65520 does not fit the device's.
+      // One that runs already has its arguments.
       return {
         port: new PasstPort(
-          { args: ["--mtu", String(DEFAULT_MTU)], ...settings.options },
+          settings.options.socket === undefined
+            ? { args: ["--mtu", String(DEFAULT_MTU)], ...settings.options }
+            : settings.options,
           reactor,
           log,
         ),
@@ -51,11 +73,13 @@ export class Hubs {
 
   constructor(readonly settings: readonly HubSettings[], readonly context: PlaneContext) {}
 
-  connect(name: string): OpenPort {
+  connect(name: string, card: Uint8Array): OpenPort {
     let hub = this.#hubs.get(name);
     if (hub === undefined) {
       const uplink = this.settings.find((hub) => hub.name === name)?.uplink;
-      const options = uplink === undefined ? {} : { uplink: openPort(uplink, this.context).port };
+      const options = uplink === undefined
+        ? {}
+        : { uplink: openPort(uplink, this.context, card).port };
       hub = this.context.stack.use(new Hub(this.context.reactor, options));
       this.#hubs.set(name, hub);
     }
@@ -66,8 +90,8 @@ export class Hubs {
 /** Opens the port of one network card, with its capture. */
 export function openNet(net: NetSettings, hubs: Hubs, context: PlaneContext): OpenPort {
   const { port, mtu } = net.port.kind === "hub"
-    ? hubs.connect(net.port.name)
-    : openPort(net.port, context);
+    ? hubs.connect(net.port.name, net.mac)
+    : openPort(net.port, context, net.mac);
   if (net.capture === undefined) return { port, mtu: net.mtu ?? mtu };
   const { reactor, log } = context;
   const capture = new CapturingPort(port, { path: net.capture }, reactor, log);

@@ -41,6 +41,13 @@ export interface Wanted {
   readonly mayRun: boolean;
 }
 
+function noSharedMemory(what: string): VmsgError {
+  return new VmsgError(
+    "NO_SHARED_MEMORY",
+    `${what}: the guest's memory must be shared (QEMU: -object memory-backend-memfd,...,share=on)`,
+  );
+}
+
 /** What the device has been told, see the head of this file. */
 export class DeviceState {
   /** Known since the peer came; undefined while there is none. */
@@ -92,6 +99,10 @@ export class DeviceState {
   async apply(wanted: Wanted): Promise<void> {
     if (this.info === undefined) return;
     const runnable = wanted.vrings.filter((vring) => this.#mayRun(vring, wanted));
+    // QEMU 7.2 sends no memory request at all for memory that is not shared, and starts its rings.
+    if (runnable.length > 0 && wanted.memory === undefined) {
+      throw noSharedMemory("the front end shares no memory");
+    }
     const memory = wanted.memory?.regions ?? [];
     const gone = this.#regions.filter((region) => !memory.includes(region));
     const fresh = memory.filter((region) => !this.#regions.includes(region));
@@ -128,7 +139,7 @@ export class DeviceState {
 
   #mayRun(vring: Vring, wanted: Wanted): boolean {
     return wanted.mayRun && vring.isComplete && vring.enabled && wanted.features !== undefined &&
-      wanted.memory !== undefined && vring.index < this.info!.maxQueues;
+      vring.index < this.info!.maxQueues;
   }
 
   async #stop(vring: Vring, wanted: Wanted): Promise<void> {
@@ -203,10 +214,8 @@ export class DeviceState {
     if (
       descriptorAddress === undefined || driverAddress === undefined || deviceAddress === undefined
     ) {
-      throw new VmsgError(
-        "NO_SHARED_MEMORY",
-        `ring ${vring.index} lies outside the memory that the front end shares: ` +
-          `the guest's memory must be shared (QEMU: -object memory-backend-memfd,...,share=on)`,
+      throw noSharedMemory(
+        `ring ${vring.index} lies outside the memory that the front end shares`,
       );
     }
     if (vring.base !== 0 && !this.#isVmsg) {
