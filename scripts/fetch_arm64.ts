@@ -36,14 +36,14 @@ export async function findArm64(): Promise<Arm64 | undefined> {
 }
 
 /** Downloads packages of this machine's architecture, or of another with `options` for apt-get. */
-async function download(directory: string, names: string[], options: string[]): Promise<string[]> {
+export async function download(directory: string, names: string[], options: string[]): Promise<string[]> {
   await Deno.mkdir(directory);
   await mustRun(["apt-get", ...options, "download", ...names], { cwd: directory });
   return Array.from(Deno.readDirSync(directory), ({ name }) => `${directory}/${name}`);
 }
 
-/** Options that make apt-get another machine's, with a state of its own. */
-async function foreignApt(architecture: string, state: string): Promise<string[]> {
+/** Options that make apt-get and apt-cache another machine's, with a state of its own. */
+export async function foreignApt(architecture: string, state: string): Promise<string[]> {
   await Deno.mkdir(`${state}/lists/partial`, { recursive: true });
   await Deno.mkdir(`${state}/cache/archives/partial`, { recursive: true });
   return [

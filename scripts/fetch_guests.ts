@@ -1,6 +1,7 @@
 /**
  * Gets what the guest tests need on Debian: QEMU, User-Mode Linux, busybox and some tools as
- * packages, and a cloud kernel with its modules, unpacked in the cache directory (no root needed).
+ * packages; and unpacked in the cache directory (no root needed) a cloud kernel with its modules, and for
+ * an arm64 guest another and its busybox.
  *
  *     deno run -A scripts/fetch_guests.ts
  *
@@ -8,21 +9,30 @@
  */
 
 import { cacheDirectory } from "../src/cli/guest/cache.ts";
-import { compareVersions, findGuests, findKernelBelow } from "../src/cli/guest/machines.ts";
+import {
+  arm64GuestRoot,
+  compareVersions,
+  findGuests,
+  findKernelBelow,
+  GUEST_KINDS,
+} from "../src/cli/guest/machines.ts";
 import { loadModules } from "../src/cli/guest/kernel_modules.ts";
 import { VmsgError } from "../src/linux/errors.ts";
+import { download, foreignApt } from "./fetch_arm64.ts";
 
 const PACKAGES = [
   "busybox-static",
+  "iperf3",
   "iproute2",
   "iputils-ping",
+  "qemu-system-arm",
   "qemu-system-x86",
   "user-mode-linux",
   "xz-utils",
 ];
 
 /** The kernel series whose cloud flavour is fetched: the first with VDUSE and virtio_vdpa. */
-const KERNEL_PACKAGE = /^linux-image-6\.12\.\S*-cloud-amd64$/;
+const KERNEL_PACKAGE = /^linux-image-6\.12\.\S*-cloud-(amd64|arm64)$/;
 
 interface RunOptions {
   readonly directory?: string;
@@ -76,14 +86,16 @@ async function installPackages(): Promise<void> {
   await run(command, { show: true, env: { DEBIAN_FRONTEND: "noninteractive" } });
 }
 
-async function newestKernelPackage(): Promise<string> {
-  const found = await run(["apt-cache", "search", "--names-only", "^linux-image-6.12"]);
+/** @param options for apt-cache: another architecture's, or none */
+async function newestKernelPackage(options: readonly string[] = []): Promise<string> {
+  const search = ["search", "--names-only", "^linux-image-6.12"];
+  const found = await run(["apt-cache", ...options, ...search]);
   const names = found.split("\n").map((line) => line.split(" ")[0] ?? "");
   const newest = names.filter((name) => KERNEL_PACKAGE.test(name)).sort(compareVersions).at(-1);
   if (newest !== undefined) return newest;
   throw new VmsgError(
     "NO_KERNEL_PACKAGE",
-    "apt knows no linux-image-6.12.*-cloud-amd64: run apt-get update (on Debian 12 with its " +
+    "apt knows no linux-image-6.12.*-cloud kernel: run apt-get update (on Debian 12 with its " +
       "security suite)",
   );
 }
@@ -131,6 +143,33 @@ async function fetchKernel(cache: string): Promise<void> {
   }
 }
 
+/** Fetches what an arm64 guest is made of, unless it is there; whoever comes first wins. */
+async function fetchArm64Guest(cache: string): Promise<void> {
+  const target = arm64GuestRoot()!;
+  const { missing: { arm64 } } = await findGuests();
+  if (arm64.length === 0) {
+    console.log(`an arm64 kernel and busybox are in ${target}`);
+    return;
+  }
+  const unfinished = await Deno.makeTempDir({ dir: cache, prefix: "unfinished-" });
+  try {
+    const apt = await foreignApt("arm64", `${unfinished}/apt`);
+    await run(["apt-get", ...apt, "update"]);
+    const kernel = await newestKernelPackage(apt);
+    console.log(`fetching ${kernel} and busybox-static for arm64`);
+    const root = `${unfinished}/root`;
+    for (const file of await download(`${unfinished}/packages`, [kernel, "busybox-static"], apt)) {
+      await run(["dpkg-deb", "-x", file, root]);
+    }
+    // What is there is of no use.
+    await Deno.remove(target, { recursive: true }).catch(() => {});
+    await Deno.rename(root, target);
+    console.log(`an arm64 kernel and busybox are in ${target}`);
+  } finally {
+    await Deno.remove(unfinished, { recursive: true });
+  }
+}
+
 async function main(): Promise<number> {
   const cache = cacheDirectory();
   if (cache === undefined) {
@@ -138,8 +177,9 @@ async function main(): Promise<number> {
   }
   await installPackages();
   await fetchKernel(cache);
+  await fetchArm64Guest(cache);
   const { missing } = await findGuests();
-  const lines = new Set([...missing.uml, ...missing.microvm]);
+  const lines = new Set(GUEST_KINDS.flatMap((kind) => missing[kind]));
   for (const line of lines) console.error(line);
   return lines.size === 0 ? 0 : 1;
 }

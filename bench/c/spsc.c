@@ -83,7 +83,7 @@ static void *other_thread(void *argument)
 	struct queue in = { there, 0, 0 }, out = { back, 0, 0 };
 	uint32_t slot[SLOT_SIZE / 4];
 	while (!produce(&out, 0, true));
-	for (int round = 0; round < order->rounds; round++) {
+	for (int round = -1; round < order->rounds; round++) {
 		for (long n = 0; n < order->operations; n++) {
 			while (!consume(&in, slot));
 			if (!order->one_way) while (!produce(&out, slot[0], true));
@@ -105,7 +105,8 @@ static void run(const char *name, const char *arguments, long operations, int ro
 	pthread_t thread;
 	if (pthread_create(&thread, NULL, other_thread, &order) != 0) fail("pthread_create");
 	while (!consume(&in, slot));
-	for (int round = 0; round < rounds; round++) {
+	/* The first round is for warming up. */
+	for (int round = -1; round < rounds; round++) {
 		double start = now_ns();
 		if (order.one_way) {
 			for (long n = 1; n <= operations; n++)
@@ -117,7 +118,7 @@ static void run(const char *name, const char *arguments, long operations, int ro
 				while (!consume(&in, slot));
 			}
 		}
-		ns[round] = (now_ns() - start) / (double)operations;
+		if (round >= 0) ns[round] = (now_ns() - start) / (double)operations;
 	}
 	pthread_join(thread, NULL);
 }

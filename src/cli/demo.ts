@@ -88,7 +88,11 @@ export const demoCommand: Command = {
       default: "1",
       help: "how long each throughput figure takes",
     },
-    { name: "guest", value: "uml|microvm", help: "which guest to boot, instead of what is there" },
+    {
+      name: "guest",
+      value: "uml|microvm|q35|arm64",
+      help: "which guest to boot, instead of what is there",
+    },
   ],
   examples: ["vmsg demo", "vmsg demo guest", "vmsg demo guest --guest microvm"],
   run: async (options) => {

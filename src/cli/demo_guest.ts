@@ -5,6 +5,7 @@ import { openKeeper } from "./guest/keeper.ts";
 import {
   bootGuest,
   findGuests,
+  GUEST_KINDS,
   guestInitramfs,
   type GuestKind,
   type Guests,
@@ -17,10 +18,11 @@ import { eachLine, selfCommand } from "./self.ts";
 const GUEST_TIMEOUT_MS = 60_000;
 
 function choose(guests: Guests, wanted: string | undefined): Installation {
-  if (wanted !== undefined && wanted !== "uml" && wanted !== "microvm") {
-    throw new UsageError(`--guest is uml or microvm, not ${wanted}`);
+  const named = GUEST_KINDS.find((kind) => kind === wanted);
+  if (wanted !== undefined && named === undefined) {
+    throw new UsageError(`--guest is one of ${GUEST_KINDS.join(", ")}, not ${wanted}`);
   }
-  const kinds: GuestKind[] = wanted === undefined ? ["uml", "microvm"] : [wanted];
+  const kinds: GuestKind[] = named === undefined ? ["uml", "microvm"] : [named];
   for (const kind of kinds) {
     const installation = guests[kind];
     if (installation !== undefined) return installation;
@@ -32,7 +34,7 @@ function choose(guests: Guests, wanted: string | undefined): Installation {
 /**
  * Boots the guest and pings from it.
  *
- * @param kind "uml", "microvm" or whichever is there
+ * @param kind one of `GUEST_KINDS`, or the first of User-Mode Linux and microvm that is there
  * @param interrupted resolves to an exit code when the user has enough
  */
 export async function demoGuest(

@@ -6,12 +6,13 @@
 import {
   bootGuest,
   findGuests,
+  findProgram,
   type Guest,
   guestInitramfs,
   type GuestInitramfsOptions,
   type GuestKind,
   type Installation,
-  type MicrovmOptions,
+  type QemuOptions,
 } from "../../src/cli/guest/machines.ts";
 import { type Keeper, openKeeper } from "../../src/cli/guest/keeper.ts";
 import { type Processes, withProcesses } from "../support/processes.ts";
@@ -20,10 +21,12 @@ import { type Processes, withProcesses } from "../support/processes.ts";
 export const GUEST_TIMEOUT_MS: Readonly<Record<GuestKind, number>> = {
   uml: 12_000,
   microvm: 25_000,
+  q35: 30_000,
+  arm64: 30_000,
 };
 
 /** What to boot, and how. */
-export type BootOptions = Omit<MicrovmOptions, "initramfs"> & GuestInitramfsOptions;
+export type BootOptions = Omit<QemuOptions, "initramfs"> & GuestInitramfsOptions;
 
 /** What a guest test is given. */
 export interface GuestTest {
@@ -40,26 +43,40 @@ export interface GuestTest {
 
 const guests = await findGuests();
 
+/** What else a test needs. */
+export interface GuestNeeds {
+  /** Programs on PATH, and the Debian package each is in. */
+  readonly programs?: Readonly<Record<string, string>>;
+  /** Root, for network namespaces and TAPs. */
+  readonly root?: boolean;
+}
+
 /** Registers a test that boots guests of one kind. */
 export function guestTest(
   name: string,
   need: GuestKind,
   body: (test: GuestTest) => Promise<void>,
+  needs: GuestNeeds = {},
 ): void {
-  const installation = guests[need];
-  if (installation !== undefined) {
-    Deno.test(name, () => run(installation, body));
-    return;
-  }
-  const why = guests.missing[need].join("; ");
-  if (Deno.env.get("VMSG_GUEST_TESTS") === "required") {
-    Deno.test(name, () => {
-      throw new Error(`VMSG_GUEST_TESTS=required, but ${why}`);
-    });
-    return;
-  }
-  console.log(`NOT RUN: ${name}: ${why}`);
-  Deno.test({ name, ignore: true, fn: () => {} });
+  register(name, [...guests.missing[need], ...missingOf(needs)], () => run(guests[need]!, body));
+}
+
+/** Registers a test that belongs here, though it boots no guest. */
+export function guestlessTest(
+  name: string,
+  needs: GuestNeeds,
+  body: (test: Omit<GuestTest, "installation" | "boot">) => Promise<void>,
+): void {
+  register(name, missingOf(needs), async () => {
+    await using keeper = await openKeeper();
+    const { directory } = keeper;
+    await withProcesses(keeper, (vmsg) => body({ directory, keeper, vmsg }));
+  });
+}
+
+const onPath = new Map<string, boolean>();
+for (const name of ["iperf3", "passt", "ip", "ldd", "dpdk-testpmd"]) {
+  onPath.set(name, await findProgram(name) !== undefined);
 }
 
 async function run(

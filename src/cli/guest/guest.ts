@@ -3,8 +3,11 @@
 import { VmsgError } from "../../linux/errors.ts";
 import type { Keeper } from "./keeper.ts";
 
+/** The machines of QEMU that a guest may have; see `qemu.ts`. */
+export type QemuKind = "microvm" | "q35" | "arm64";
+
 /** The kinds of guest there are. */
-export type GuestKind = "uml" | "microvm";
+export type GuestKind = "uml" | QemuKind;
 
 /** What every kind of guest can be told. */
 export interface GuestOptions {

@@ -4,31 +4,30 @@ import { resolve } from "@std/path";
 
 import { cacheDirectory } from "./cache.ts";
 import { isStaticProgram } from "./elf.ts";
-import type { Guest, GuestKind } from "./guest.ts";
+import type { Guest, GuestKind, QemuKind } from "./guest.ts";
 import { buildInitramfs, type GuestFile } from "./initramfs.ts";
 import { loadModules } from "./kernel_modules.ts";
-import { type MicrovmInstallation, type MicrovmOptions, startMicrovm } from "./microvm.ts";
+import { type QemuInstallation, type QemuOptions, startQemu } from "./qemu.ts";
 import { startUml, type UmlInstallation } from "./uml.ts";
 
-export { DONE_LINE, Guest, type GuestKind, type GuestOptions } from "./guest.ts";
+export { DONE_LINE, Guest, type GuestKind, type GuestOptions, type QemuKind } from "./guest.ts";
 export {
   type Accelerator,
   chooseAccelerator,
-  type MicrovmInstallation,
-  type MicrovmOptions,
-  startMicrovm,
-} from "./microvm.ts";
+  type QemuInstallation,
+  type QemuOptions,
+  startQemu,
+} from "./qemu.ts";
 export { startUml, type UmlInstallation } from "./uml.ts";
 
 /** The parts of one kind of guest. */
-export type Installation = UmlInstallation | MicrovmInstallation;
+export type Installation = UmlInstallation | QemuInstallation;
 
-/** What {@link findGuests} found. */
-export interface Guests {
-  /** A User-Mode Linux guest, if all its parts are there. */
-  readonly uml?: UmlInstallation;
-  /** A stock kernel under QEMU, if all its parts are there. */
-  readonly microvm?: MicrovmInstallation;
+/** Every kind of guest. */
+export const GUEST_KINDS: readonly GuestKind[] = ["uml", "microvm", "q35", "arm64"];
+
+/** What {@link findGuests} found: the parts of those kinds of guest that have all of theirs. */
+export interface Guests extends Readonly<Partial<Record<GuestKind, Installation>>> {
   /** For each kind, one line for each part that is missing, which says how to get it. */
   readonly missing: Readonly<Record<GuestKind, readonly string[]>>;
 }
@@ -47,25 +46,32 @@ export interface InstalledKernel {
 const MODULES: Readonly<Record<GuestKind, readonly string[]>> = {
   uml: ["virtio_net", "af_packet"],
   microvm: ["virtio_mmio", "virtio_net", "af_packet"],
+  q35: ["virtio_pci", "virtio_net", "af_packet"],
+  arm64: ["virtio_mmio", "virtio_net", "af_packet"],
 };
 
 /** Looks for the parts of guests: on PATH, in the system's kernels, in the cache directory. */
 export async function findGuests(): Promise<Guests> {
   if (Deno.build.arch !== "x86_64") {
-    const line = `guests need an x86-64 machine, this is ${Deno.build.arch}`;
-    return { missing: { uml: [line], microvm: [line] } };
+    const lines = [`guests need an x86-64 machine, this is ${Deno.build.arch}`];
+    return { missing: { uml: lines, microvm: lines, q35: lines, arm64: lines } };
   }
   const busybox = await findBusybox();
-  const uml = await findUml(busybox);
-  const microvm = await findMicrovm(busybox);
-  return {
-    ...(Array.isArray(uml) ? {} : { uml }),
-    ...(Array.isArray(microvm) ? {} : { microvm }),
-    missing: {
-      uml: Array.isArray(uml) ? uml : [],
-      microvm: Array.isArray(microvm) ? microvm : [],
-    },
+  const pc = await findPc(busybox);
+  const found: Record<GuestKind, Installation | string[]> = {
+    uml: await findUml(busybox),
+    microvm: Array.isArray(pc) ? pc : { ...pc, kind: "microvm" },
+    q35: Array.isArray(pc) ? pc : { ...pc, kind: "q35" },
+    arm64: await findArm64(),
   };
+  const guests: Partial<Record<GuestKind, Installation>> = {};
+  const missing: Record<GuestKind, string[]> = { uml: [], microvm: [], q35: [], arm64: [] };
+  for (const kind of GUEST_KINDS) {
+    const parts = found[kind];
+    if (Array.isArray(parts)) missing[kind] = parts;
+    else guests[kind] = parts;
+  }
+  return { ...guests, missing };
 }
 
 /** Options of {@link guestInitramfs}. */
@@ -93,14 +99,14 @@ export async function guestInitramfs(
 }
 
 /**
- * Starts a guest of either kind.
+ * Starts a guest of any kind.
  *
- * @param options those of a microvm that User-Mode Linux has no use for are ignored there
+ * @param options those that User-Mode Linux has no use for are ignored there
  */
-export function bootGuest(installation: Installation, options: MicrovmOptions): Promise<Guest> {
+export function bootGuest(installation: Installation, options: QemuOptions): Promise<Guest> {
   return installation.kind === "uml"
     ? startUml(installation, options)
-    : startMicrovm(installation, options);
+    : startQemu(installation, options);
 }
 
 async function findUml(busybox: string | undefined): Promise<UmlInstallation | string[]> {
@@ -123,7 +129,10 @@ async function findUml(busybox: string | undefined): Promise<UmlInstallation | s
   return { kind: "uml", kernel, release, modules, busybox };
 }
 
-async function findMicrovm(busybox: string | undefined): Promise<MicrovmInstallation | string[]> {
+/** What both machines of a PC need. */
+async function findPc(
+  busybox: string | undefined,
+): Promise<Omit<QemuInstallation, "kind"> | string[]> {
   const missing: string[] = [];
   const qemu = await findProgram("qemu-system-x86_64");
   if (qemu === undefined) {
@@ -138,10 +147,39 @@ async function findMicrovm(busybox: string | undefined): Promise<MicrovmInstalla
   }
   if (busybox === undefined) missing.push(NO_BUSYBOX);
   if (qemu === undefined || kernel === undefined || busybox === undefined) return missing;
+  return await qemuParts(qemu, kernel, busybox);
+}
 
+async function findArm64(): Promise<QemuInstallation | string[]> {
+  const missing: string[] = [];
+  const qemu = await findProgram("qemu-system-aarch64");
+  if (qemu === undefined) {
+    missing.push("QEMU (qemu-system-aarch64) is missing: apt-get install qemu-system-arm");
+  }
+  const root = arm64GuestRoot();
+  const busybox = `${root}bin/busybox`;
+  const kernel = root === undefined ? undefined : await findKernelBelow(root, "arm64");
+  if (kernel === undefined || !await isReadable(busybox)) {
+    missing.push("an arm64 kernel and busybox are missing: deno run -A scripts/fetch_guests.ts");
+    return missing;
+  }
+  if (qemu === undefined) return missing;
+  return { kind: "arm64", ...await qemuParts(qemu, kernel, busybox) };
+}
+
+/** Where in the cache directory the packages of an arm64 guest are unpacked; it ends in "/". */
+export function arm64GuestRoot(): string | undefined {
+  const cache = cacheDirectory();
+  return cache === undefined ? undefined : `${cache}/guest-arm64/`;
+}
+
+async function qemuParts(
+  qemu: string,
+  kernel: InstalledKernel,
+  busybox: string,
+): Promise<Omit<QemuInstallation, "kind">> {
   const version = await outputOf(qemu, ["--version"]);
   return {
-    kind: "microvm",
     qemu,
     qemuVersion: version.match(/version (\d+(\.\d+)*)/)?.[1] ?? "0",
     kernel: kernel.image,
@@ -167,15 +205,21 @@ async function findKernel(): Promise<InstalledKernel | undefined> {
 }
 
 /**
- * The newest amd64 kernel that has its modules, in a system's root or an unpacked package.
+ * The newest kernel that has its modules, in a system's root or an unpacked package.
  *
  * @param root ends in "/"
+ * @param architecture as Debian calls it
  */
-export async function findKernelBelow(root: string): Promise<InstalledKernel | undefined> {
+export async function findKernelBelow(
+  root: string,
+  architecture: "amd64" | "arm64" = "amd64",
+): Promise<InstalledKernel | undefined> {
   const releases: string[] = [];
   try {
     for await (const { name } of Deno.readDir(`${root}boot`)) {
-      if (/^vmlinuz-.*-amd64$/.test(name)) releases.push(name.slice("vmlinuz-".length));
+      if (name.startsWith("vmlinuz-") && name.endsWith(`-${architecture}`)) {
+        releases.push(name.slice("vmlinuz-".length));
+      }
     }
   } catch {
     return undefined;
@@ -207,7 +251,7 @@ export function compareVersions(a: string, b: string): number {
 }
 
 /** The path of a program, or undefined where PATH has none of that name. */
-async function findProgram(name: string): Promise<string | undefined> {
+export async function findProgram(name: string): Promise<string | undefined> {
   for (const directory of (Deno.env.get("PATH") ?? "").split(":")) {
     if (!directory.startsWith("/")) continue;
     const path = `${directory}/${name}`;

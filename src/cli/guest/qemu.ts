@@ -1,30 +1,35 @@
 /**
- * A stock kernel under a stock QEMU, machine type microvm: its network card is virtio-mmio, with
- * QEMU as the vhost-user front end.
+ * A stock kernel under a stock QEMU, which is the vhost-user front end. Three machines:
  *
- * What it needs, and why: `force-legacy=false`, or the card is no virtio 1 device; `reboot=t`, as a
- * microvm cannot be powered off; `tsc_early_khz` under TCG, or the kernel hangs while it measures
- * its clock; shared memory, or a vhost-user back end cannot see the guest's.
+ *     microvm   x86-64, network card on virtio-mmio
+ *     q35       x86-64, network card on PCI
+ *     arm64     machine type virt, network card on virtio-mmio
+ *
+ * What they need, and why: shared memory, or a vhost-user back end cannot see the guest's;
+ * `force-legacy=false` on virtio-mmio, or the card is no virtio 1 device; on a microvm `reboot=t`, as it
+ * cannot be powered off, and under TCG `tsc_early_khz`, or the kernel hangs while it measures its clock;
+ * on PCI `vectors=0`, as QEMU 7.2 crashes with MSI-X, vhost-user and TCG; `pauth-impdef=on`, as the
+ * architecture's own pointer authentication is slow to emulate.
  *
  * KVM is not trusted: on hosts that are virtual machines themselves a guest may hang or QEMU may
  * assert. Unless VMSG_ACCEL says `kvm` or `tcg`, the kernel is booted once without anything until
  * it misses its root file system; if it does not get there, TCG is used. The result is remembered
- * until the host boots again.
+ * until the host boots again. An arm64 guest runs under TCG.
  */
 
 import { UsageError, VmsgError } from "../../linux/errors.ts";
 import { cacheDirectory } from "./cache.ts";
-import { type Guest, type GuestOptions, startGuest } from "./guest.ts";
+import { type Guest, type GuestOptions, type QemuKind, startGuest } from "./guest.ts";
 import { type Keeper, openKeeper } from "./keeper.ts";
 
 /** What executes a guest's instructions. */
 export type Accelerator = "kvm" | "tcg";
 
-/** Where the parts of a microvm guest lie. */
-export interface MicrovmInstallation {
-  /** Tells it from the other kind. */
-  readonly kind: "microvm";
-  /** The program qemu-system-x86_64. */
+/** Where the parts of a QEMU guest lie. */
+export interface QemuInstallation {
+  /** The machine. */
+  readonly kind: QemuKind;
+  /** The program qemu-system-x86_64 or qemu-system-aarch64. */
   readonly qemu: string;
   /** Its version, as in "7.2.22". */
   readonly qemuVersion: string;
@@ -34,31 +39,69 @@ export interface MicrovmInstallation {
   readonly release: string;
   /** Its modules directory. */
   readonly modules: string;
-  /** A static busybox. */
+  /** A static busybox of the guest's architecture. */
   readonly busybox: string;
 }
 
-/** What a microvm guest can be told. */
-export interface MicrovmOptions extends GuestOptions {
+/** What a QEMU guest can be told. */
+export interface QemuOptions extends GuestOptions {
   /** The card's address, 52:54:00:12:34:56 unless given; two guests on one network need two. */
   readonly mac?: string;
   /** QEMU connects again, every second, when the back end is gone; otherwise it gives up. */
   readonly reconnect?: boolean;
+  /** Instead of a socket: a TAP that QEMU serves the card with by itself, for comparison. */
+  readonly tap?: string;
   /** False gives the guest private memory, which a vhost-user back end cannot map: an error test. */
   readonly sharedMemory?: boolean;
+  /** A guest that reboots boots again; otherwise QEMU ends. */
+  readonly reboots?: boolean;
   /** Instead of what {@link chooseAccelerator} finds. */
   readonly accelerator?: Accelerator;
   /** More arguments for QEMU. */
   readonly extraArgs?: readonly string[];
 }
 
+/** What differs between machines. */
+interface Machine {
+  /** QEMU's name for it. */
+  readonly type: string;
+  /** The processor under TCG. */
+  readonly cpu: string;
+  /** The kernel's words. */
+  readonly words: readonly string[];
+  /** QEMU's network card. */
+  readonly card: string;
+}
+
+const MACHINES: Readonly<Record<QemuKind, Machine>> = {
+  microvm: {
+    type: "microvm",
+    cpu: "max",
+    words: ["console=ttyS0", "reboot=t"],
+    card: "virtio-net-device",
+  },
+  q35: {
+    type: "q35",
+    cpu: "max",
+    words: ["console=ttyS0", "reboot=t"],
+    // Its option ROM, for booting over the network, is in a package of its own.
+    card: "virtio-net-pci,vectors=0,romfile=",
+  },
+  arm64: {
+    type: "virt",
+    cpu: "max,pauth-impdef=on",
+    words: ["console=ttyAMA0"],
+    card: "virtio-net-device",
+  },
+};
+
 /** A kernel under KVM takes 1 to 2 s to where it misses its root file system. */
 const PROBE_TIMEOUT_MS = 8000;
 
-/** Starts a microvm guest. It has 256 MiB unless told. */
-export async function startMicrovm(
-  installation: MicrovmInstallation,
-  options: MicrovmOptions,
+/** Starts a guest under QEMU. It has 256 MiB unless told. */
+export async function startQemu(
+  installation: QemuInstallation,
+  options: QemuOptions,
 ): Promise<Guest> {
   const accelerator = options.accelerator ?? await chooseAccelerator(installation);
   const keeper = await openKeeper();
@@ -66,12 +109,14 @@ export async function startMicrovm(
   let args: string[];
   try {
     await Deno.writeFile(initramfs, options.initramfs);
-    const tsc = accelerator === "tcg" ? await tscArguments() : [];
+    const measured = installation.kind === "microvm" && accelerator === "tcg";
+    const tsc = measured ? await tscArguments() : [];
     const words = ["quiet", ...tsc, ...options.kernelArgs ?? []];
     args = [
       ...machineArguments(installation, accelerator, words),
+      ...(options.reboots ? [] : ["-no-reboot"]),
       ...["-initrd", initramfs],
-      ...memoryArguments(options),
+      ...memoryArguments(installation, options),
       ...networkArguments(installation, options),
       ...options.extraArgs ?? [],
     ];
@@ -79,48 +124,67 @@ export async function startMicrovm(
     await keeper[Symbol.asyncDispose]();
     throw error;
   }
-  return await startQemu(installation, args, keeper, options.onLine);
+  return await startProcess(installation, args, keeper, options.onLine);
 }
 
-function startQemu(
-  installation: MicrovmInstallation,
+function startProcess(
+  installation: QemuInstallation,
   args: readonly string[],
   keeper: Keeper,
   onLine?: (line: string) => void,
 ): Promise<Guest> {
+  const { kind, qemu } = installation;
   const env = { TMPDIR: keeper.directory };
-  return startGuest({ kind: "microvm", program: installation.qemu, args, env }, keeper, onLine);
+  return startGuest({ kind, program: qemu, args, env }, keeper, onLine);
 }
 
 function machineArguments(
-  installation: MicrovmInstallation,
+  installation: QemuInstallation,
   accelerator: Accelerator,
   words: readonly string[],
 ): string[] {
+  const machine = MACHINES[installation.kind];
   return [
     ...["-accel", accelerator],
-    ...["-cpu", accelerator === "kvm" ? "host" : "max"],
+    ...["-cpu", accelerator === "kvm" ? "host" : machine.cpu],
     ...["-display", "none"],
     "-nodefaults",
-    "-no-reboot",
     ...["-serial", "stdio"],
     ...["-monitor", "none"],
     ...["-kernel", installation.kernel],
-    ...["-append", ["console=ttyS0", "panic=-1", "reboot=t", ...words].join(" ")],
+    ...["-append", [...machine.words, "panic=-1", ...words].join(" ")],
   ];
 }
 
-function memoryArguments(options: MicrovmOptions): string[] {
+function memoryArguments(
+  installation: QemuInstallation,
+  options: Pick<QemuOptions, "memoryMiB" | "sharedMemory">,
+): string[] {
+  const { type } = MACHINES[installation.kind];
   const { memoryMiB = 256, sharedMemory = true } = options;
-  if (!sharedMemory) return ["-M", "microvm", "-m", `${memoryMiB}`];
+  if (!sharedMemory) return ["-M", type, "-m", `${memoryMiB}`];
   return [
     ...["-object", `memory-backend-memfd,id=mem,size=${memoryMiB}M,share=on`],
-    ...["-M", "microvm,memory-backend=mem", "-m", `${memoryMiB}`],
+    ...["-M", `${type},memory-backend=mem`, "-m", `${memoryMiB}`],
   ];
 }
 
-function networkArguments(installation: MicrovmInstallation, options: MicrovmOptions): string[] {
-  const { socket, mac = "52:54:00:12:34:56", reconnect = false } = options;
+function networkArguments(installation: QemuInstallation, options: QemuOptions): string[] {
+  const { mac = "52:54:00:12:34:56" } = options;
+  const backend = backendArguments(installation, options);
+  if (backend.length === 0) return [];
+  return [
+    ...backend,
+    ...["-global", "virtio-mmio.force-legacy=false"],
+    ...["-device", `${MACHINES[installation.kind].card},netdev=n0,mac=${mac}`],
+  ];
+}
+
+function backendArguments(installation: QemuInstallation, options: QemuOptions): string[] {
+  const { socket, tap, reconnect = false } = options;
+  if (tap !== undefined) {
+    return ["-netdev", `tap,id=n0,ifname=${tap},script=no,downscript=no`];
+  }
   if (socket === undefined) return [];
   // In QEMU's options a comma is written twice.
   const path = socket.replaceAll(",", ",,");
@@ -130,8 +194,6 @@ function networkArguments(installation: MicrovmInstallation, options: MicrovmOpt
   return [
     ...["-chardev", `socket,id=c0,path=${path}${reconnect ? `,${again}` : ""}`],
     ...["-netdev", "vhost-user,id=n0,chardev=c0"],
-    ...["-global", "virtio-mmio.force-legacy=false"],
-    ...["-device", `virtio-net-device,netdev=n0,mac=${mac}`],
   ];
 }
 
@@ -146,14 +208,16 @@ async function tscArguments(): Promise<string[]> {
  * Which accelerator stock kernels run under here: the environment's VMSG_ACCEL, or what is
  * remembered from a trial, or a trial of up to 8 s.
  */
-export async function chooseAccelerator(installation: MicrovmInstallation): Promise<Accelerator> {
+export async function chooseAccelerator(installation: QemuInstallation): Promise<Accelerator> {
+  if (installation.kind === "arm64") return "tcg";
   const wanted = Deno.env.get("VMSG_ACCEL");
   if (wanted === "kvm" || wanted === "tcg") return wanted;
   if (wanted) throw new UsageError(`VMSG_ACCEL=${wanted}: give kvm or tcg`);
   if (!await canOpen("/dev/kvm")) return "tcg";
 
   const bootId = (await Deno.readTextFile("/proc/sys/kernel/random/boot_id")).trim();
-  const trial = [bootId, installation.qemuVersion, installation.release].join(" ");
+  const { kind, qemuVersion, release } = installation;
+  const trial = [bootId, kind, qemuVersion, release].join(" ");
   const cache = cacheDirectory();
   const file = cache === undefined ? undefined : `${cache}/accelerator`;
   const remembered = file === undefined ? "" : await readIfThere(file);
@@ -169,10 +233,14 @@ export async function chooseAccelerator(installation: MicrovmInstallation): Prom
   return accelerator;
 }
 
-async function tryKvm(installation: MicrovmInstallation): Promise<boolean> {
+async function tryKvm(installation: QemuInstallation): Promise<boolean> {
   const keeper = await openKeeper();
-  const args = [...machineArguments(installation, "kvm", []), "-M", "microvm", "-m", "256"];
-  await using guest = await startQemu(installation, args, keeper);
+  const args = [
+    ...machineArguments(installation, "kvm", []),
+    "-no-reboot",
+    ...memoryArguments(installation, { sharedMemory: false }),
+  ];
+  await using guest = await startProcess(installation, args, keeper);
   try {
     await guest.waitFor(/Unable to mount root fs/, PROBE_TIMEOUT_MS);
     return true;
