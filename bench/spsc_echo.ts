@@ -48,9 +48,9 @@ function obey({ address, size, operations, rounds, echo }: Order): void {
   for (let round = 0; round < rounds; round++) {
     for (let n = 0; n < operations; n++) {
       while (!incoming.receive(slot));
-      if (echo) while (!send(outgoing, slot[0]));
+      if (echo) { while (!send(outgoing, slot[0])); }
     }
-    if (!echo) while (!send(outgoing, 0));
+    if (!echo) { while (!send(outgoing, 0)); }
   }
 }
 

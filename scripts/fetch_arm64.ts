@@ -36,7 +36,11 @@ export async function findArm64(): Promise<Arm64 | undefined> {
 }
 
 /** Downloads packages of this machine's architecture, or of another with `options` for apt-get. */
-export async function download(directory: string, names: string[], options: string[]): Promise<string[]> {
+export async function download(
+  directory: string,
+  names: string[],
+  options: string[],
+): Promise<string[]> {
   await Deno.mkdir(directory);
   await mustRun(["apt-get", ...options, "download", ...names], { cwd: directory });
   return Array.from(Deno.readDirSync(directory), ({ name }) => `${directory}/${name}`);

@@ -6,7 +6,6 @@
 import {
   bootGuest,
   findGuests,
-  findProgram,
   type Guest,
   guestInitramfs,
   type GuestInitramfsOptions,
@@ -15,6 +14,7 @@ import {
   type QemuOptions,
 } from "../../src/cli/guest/machines.ts";
 import { type Keeper, openKeeper } from "../../src/cli/guest/keeper.ts";
+import { has } from "../network/support.ts";
 import { type Processes, withProcesses } from "../support/processes.ts";
 
 /** How long a guest may take to its last line, in ms: about four times what it does take. */
@@ -43,8 +43,10 @@ export interface GuestTest {
 
 const guests = await findGuests();
 
-/** What else a test needs. */
+/** What a test needs. */
 export interface GuestNeeds {
+  /** The kind of guest it boots; none if it belongs here for another reason. */
+  readonly guest?: GuestKind;
   /** Programs on PATH, and the Debian package each is in. */
   readonly programs?: Readonly<Record<string, string>>;
   /** Root, for network namespaces and TAPs. */
@@ -54,29 +56,46 @@ export interface GuestNeeds {
 /** Registers a test that boots guests of one kind. */
 export function guestTest(
   name: string,
-  need: GuestKind,
+  need: GuestKind | (GuestNeeds & { guest: GuestKind }),
   body: (test: GuestTest) => Promise<void>,
-  needs: GuestNeeds = {},
 ): void {
-  register(name, [...guests.missing[need], ...missingOf(needs)], () => run(guests[need]!, body));
+  const needs = typeof need === "string" ? { guest: need } : need;
+  register(name, needs, () => run(guests[needs.guest]!, body));
 }
 
-/** Registers a test that belongs here, though it boots no guest. */
+/** Registers a test that belongs here although it boots no guest. */
 export function guestlessTest(
   name: string,
-  needs: GuestNeeds,
+  needs: Omit<GuestNeeds, "guest">,
   body: (test: Omit<GuestTest, "installation" | "boot">) => Promise<void>,
 ): void {
-  register(name, missingOf(needs), async () => {
+  register(name, needs, async () => {
     await using keeper = await openKeeper();
     const { directory } = keeper;
     await withProcesses(keeper, (vmsg) => body({ directory, keeper, vmsg }));
   });
 }
 
-const onPath = new Map<string, boolean>();
-for (const name of ["iperf3", "passt", "ip", "ldd", "dpdk-testpmd"]) {
-  onPath.set(name, await findProgram(name) !== undefined);
+function register(name: string, needs: GuestNeeds, fn: () => Promise<void>): void {
+  const { guest, programs = {}, root = false } = needs;
+  const missing = guest === undefined ? [] : [...guests.missing[guest]];
+  for (const [program, debianPackage] of Object.entries(programs)) {
+    if (!has(program)) missing.push(`${program} is missing: apt-get install ${debianPackage}`);
+  }
+  if (root && Deno.uid() !== 0) missing.push("it needs root");
+  if (missing.length === 0) {
+    Deno.test(name, fn);
+    return;
+  }
+  const why = missing.join("; ");
+  if (Deno.env.get("VMSG_GUEST_TESTS") === "required") {
+    Deno.test(name, () => {
+      throw new Error(`VMSG_GUEST_TESTS=required, but ${why}`);
+    });
+    return;
+  }
+  console.log(`NOT RUN: ${name}: ${why}`);
+  Deno.test({ name, ignore: true, fn: () => {} });
 }
 
 async function run(

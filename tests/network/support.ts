@@ -59,7 +59,8 @@ export function ip(command: string): string {
   return new TextDecoder().decode(stdout);
 }
 
-function has(program: string): boolean {
+/** Whether PATH has a program. */
+export function has(program: string): boolean {
   return (Deno.env.get("PATH") ?? "").split(":").some((directory) => {
     try {
       return Deno.statSync(`${directory}/${program}`).isFile;

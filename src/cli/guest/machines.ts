@@ -251,7 +251,7 @@ export function compareVersions(a: string, b: string): number {
 }
 
 /** The path of a program, or undefined where PATH has none of that name. */
-export async function findProgram(name: string): Promise<string | undefined> {
+async function findProgram(name: string): Promise<string | undefined> {
   for (const directory of (Deno.env.get("PATH") ?? "").split(":")) {
     if (!directory.startsWith("/")) continue;
     const path = `${directory}/${name}`;

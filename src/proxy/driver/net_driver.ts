@@ -116,7 +116,8 @@ export class NetDriver implements PeerListener, Disposable {
   readonly #receiveOffset: number;
   readonly #transmitOffset: number;
   readonly #freeTransmit: number[] = [];
-  readonly #transmitBytes: Uint8Array[] = [];
+  readonly #transmitHeaders: Uint8Array[] = [];
+  readonly #transmitFrames: Uint8Array[] = [];
   readonly #offloads: readonly number[];
   #mergeable = false;
   /** The frame being received, and the buffers it takes. */
@@ -154,7 +155,10 @@ export class NetDriver implements PeerListener, Disposable {
     this.#window = new MemoryWindow(this.#busAddress, size, this.#memory, 0);
     for (let i = 0; i < TRANSMIT_BUFFERS; i++) {
       const at = this.#transmitOffset + i * TRANSMIT_SIZE;
-      this.#transmitBytes.push(new Uint8Array(this.#memory.buffer, at, TRANSMIT_SIZE));
+      const view = (start: number, end: number) =>
+        new Uint8Array(this.#memory.buffer, at + start, end - start);
+      this.#transmitHeaders.push(view(0, NET_HEADER_SIZE));
+      this.#transmitFrames.push(view(NET_HEADER_SIZE, TRANSMIT_SIZE));
     }
     this.#device = side.device(number);
     this.#device.onUsed = (queue) => this.#used(queue);
@@ -376,7 +380,7 @@ export class NetDriver implements PeerListener, Disposable {
   }
 
   /**
-   * Claims a transmit buffer, to be filled through {@link bytes} or {@link buffer} and followed by
+   * Claims a transmit buffer, to be filled through {@link frame} or {@link buffer} and followed by
    * {@link send}.
    *
    * @returns false when all are with the device: `writable` will be called
@@ -396,11 +400,11 @@ export class NetDriver implements PeerListener, Disposable {
     return false;
   }
 
-  /** The claimed buffer: a virtio-net header of zeros, and room for the frame behind it. */
-  get bytes(): Uint8Array {
-    const bytes = this.#transmitBytes[this.#freeTransmit.at(-1)!];
-    bytes.fill(0, 0, NET_HEADER_SIZE);
-    return bytes;
+  /** The claimed buffer as room for a frame; the virtio-net header before it becomes zeros. */
+  get frame(): Uint8Array {
+    const buffer = this.#freeTransmit.at(-1)!;
+    this.#transmitHeaders[buffer].fill(0);
+    return this.#transmitFrames[buffer];
   }
 
   /** The claimed buffer as a segment, for a port to fill. */
