@@ -7,7 +7,7 @@
  * of the medians. p99 is that of the rounds: how bad a millisecond can be, collections included.
  *
  * `--quick`, or VMSG_BENCH=quick in the environment, takes few rounds; enough to see that everything runs,
- * not to compare figures.
+ * not to compare figures. Any other argument selects the rows whose name contains it.
  */
 
 import { fromFileUrl } from "@std/path";
@@ -15,6 +15,13 @@ import { fromFileUrl } from "@std/path";
 /** Whether only a short run is wanted. */
 export const isQuick: boolean = Deno.args.includes("--quick") ||
   Deno.env.get("VMSG_BENCH") === "quick";
+
+const selection = Deno.args.filter((argument) => !argument.startsWith("--"));
+
+/** Whether the row of this name is wanted. */
+export function isSelected(name: string): boolean {
+  return selection.length === 0 || selection.some((part) => name.includes(part));
+}
 
 /** The C compiler, where there is one. */
 const COMPILER = Deno.env.get("CC") || "cc";
@@ -119,6 +126,7 @@ function warmUp({ run, granularity }: Case): number {
 
 /** Measures one case in turns with its twin, and prints its row. */
 export async function measureCase(subject: Case, twin: Twin | undefined): Promise<void> {
+  if (!isSelected(subject.name)) return;
   const operations = warmUp(subject);
   const measure = (operations: number, rounds: number) => {
     const ns = new Float64Array(rounds);

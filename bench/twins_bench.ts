@@ -8,7 +8,14 @@ import { SLOT_SIZE, type SpscQueue, spscSize } from "../src/bus/spsc_queue.ts";
 import { mapAnonymous } from "../src/linux/mapping.ts";
 import { Chain } from "../src/virtqueue/chain.ts";
 import { Pop } from "../src/virtqueue/device_queue.ts";
-import { isQuick, measureCase, measureOwnRounds, printHead, startTwin } from "./harness.ts";
+import {
+  isQuick,
+  isSelected,
+  measureCase,
+  measureOwnRounds,
+  printHead,
+  startTwin,
+} from "./harness.ts";
 import { offeredRing } from "./offered_ring.ts";
 import { CAPACITY, type Order, queuesIn, send } from "./spsc_echo.ts";
 
@@ -71,6 +78,7 @@ async function messageQueue(): Promise<void> {
     })),
   ];
   for (const subject of cases) {
+    if (!isSelected(subject.name)) continue;
     // The compiler needs its time; the other thread starts with the first order.
     for (let i = 0; i < (isQuick ? 1 : 3); i++) await subject.measure(subject.operations, 10);
     await measureOwnRounds(subject, twin);

@@ -3,8 +3,12 @@
  *
  * A virtqueue buffer becomes such a list once, when its descriptors have been checked; from then on it
  * can be handed to readv and writev as it is, or copied from and to. The list keeps the window beside
- * each iovec, because the copy function takes addresses as bigint (base + offset) while an iovec takes
- * two 32-bit halves. It is reused for every frame and allocates nothing.
+ * each iovec, for the few bytes that are read or written one by one. It is reused for every frame and
+ * allocates nothing.
+ *
+ * Cost: addresses are written as two 32-bit halves and read as one bigint, which compiled code keeps in a
+ * register; a bigint made from a Number that may be fractional would be an object each time. Hence the
+ * `>>> 0` below, on values that are under 2^32 by the limits of {@link SegmentList.push}.
  */
 
 import { allocate } from "../linux/arena.ts";
@@ -12,8 +16,14 @@ import { libc } from "../linux/libc.ts";
 import type { MemoryWindow } from "./address_space.ts";
 
 const IOVEC_SIZE = 16;
+/** The same in words of 32 and of 64 bits. */
+const IOVEC_WORDS = IOVEC_SIZE / 4;
+const IOVEC_DOUBLE_WORDS = IOVEC_SIZE / 8;
+/** Where an iovec keeps its length, in words of 32 bits. */
+const LENGTH_WORD = 2;
+const TWO_TO_32 = 0x1_0000_0000;
 
-/** Segments of one buffer, at most `capacity` of them. */
+/** Segments of one buffer, at most `capacity` of them, less than 2^32 bytes together. */
 export class SegmentList {
   /** How many segments there are. */
   count = 0;
@@ -21,10 +31,11 @@ export class SegmentList {
   length = 0;
   /** The address of the struct iovec array, for readv and writev. */
   readonly address: bigint;
-  readonly #iovec: DataView;
+  /** The iovec array in words of 32 bits, and its addresses. */
+  readonly #words: Uint32Array;
+  readonly #addresses: BigUint64Array;
   readonly #windows: MemoryWindow[];
   readonly #offsets: Float64Array;
-  readonly #lengths: Float64Array;
 
   /**
    * Takes the iovec array from the arena, for good.
@@ -33,11 +44,12 @@ export class SegmentList {
    */
   constructor(readonly capacity: number) {
     const block = allocate(capacity * IOVEC_SIZE);
+    const { buffer, byteOffset } = block.bytes;
     this.address = block.address;
-    this.#iovec = block.view;
+    this.#words = new Uint32Array(buffer, byteOffset, capacity * IOVEC_WORDS);
+    this.#addresses = new BigUint64Array(buffer, byteOffset, capacity * IOVEC_DOUBLE_WORDS);
     this.#windows = new Array(capacity);
     this.#offsets = new Float64Array(capacity);
-    this.#lengths = new Float64Array(capacity);
   }
 
   /** Makes the list empty. */
@@ -46,21 +58,26 @@ export class SegmentList {
     this.length = 0;
   }
 
-  /** Appends `length` bytes at `offset` of a window; false when the list is full. */
+  /**
+   * Appends `length` bytes at `offset` of a window; false when the list is full. All lengths together
+   * are less than 2^32.
+   */
   push(window: MemoryWindow, offset: number, length: number): boolean {
     const i = this.count;
     if (i === this.capacity) return false;
-    this.#windows[i] = window;
+    const total = this.length + length;
+    if (total >= TWO_TO_32) throw new Error(`a list of ${total} bytes`);
+    // Neighbours are nearly always of the same window, and storing an object is not free.
+    if (this.#windows[i] !== window) this.#windows[i] = window;
     this.#offsets[i] = offset;
-    this.#lengths[i] = length;
     const address = window.addressNumber + offset;
-    const at = i * IOVEC_SIZE;
-    this.#iovec.setUint32(at, address >>> 0, true);
-    this.#iovec.setUint32(at + 4, address / 0x1_0000_0000, true);
-    this.#iovec.setUint32(at + 8, length >>> 0, true);
-    this.#iovec.setUint32(at + 12, length / 0x1_0000_0000, true);
+    const word = i * IOVEC_WORDS;
+    this.#words[word] = address >>> 0;
+    this.#words[word + 1] = address / TWO_TO_32;
+    // Its high half is 0 for good.
+    this.#words[word + LENGTH_WORD] = length;
     this.count = i + 1;
-    this.length += length;
+    this.length = total;
     return true;
   }
 
@@ -78,31 +95,39 @@ export class SegmentList {
    * @returns how many bytes there were to copy
    */
   copyOut(skip: number, target: bigint, length: number, first = 0): number {
-    return this.#copy(skip, target, length, first, true);
-  }
-
-  /**
-   * Copies bytes into the segments, from byte `skip` on; otherwise as {@link copyOut}.
-   *
-   * @param source an address of stable memory
-   */
-  copyIn(skip: number, source: bigint, length: number, first = 0): number {
-    return this.#copy(skip, source, length, first, false);
-  }
-
-  #copy(skip: number, other: bigint, length: number, first: number, out: boolean): number {
     let done = 0;
     for (let i = first; i < this.count && done < length; i++) {
-      const size = this.#lengths[i];
+      const size = this.#words[i * IOVEC_WORDS + LENGTH_WORD];
       if (skip >= size) {
         skip -= size;
         continue;
       }
-      const part = Math.min(size - skip, length - done);
-      const here = this.#windows[i].address + BigInt(this.#offsets[i] + skip);
-      const there = other + BigInt(done);
-      if (out) libc.memcpy(there, here, part);
-      else libc.memcpy(here, there, part);
+      const part = Math.min(size - skip, length - done) >>> 0;
+      const source = this.#addresses[i * IOVEC_DOUBLE_WORDS] + BigInt(skip >>> 0);
+      libc.memcpy(target + BigInt(done >>> 0), source, part);
+      done += part;
+      skip = 0;
+    }
+    return done;
+  }
+
+  /**
+   * Copies bytes into the segments, from byte `skip` on; otherwise as {@link copyOut}. (Two loops, because
+   * each call of C is compiled where it stands.)
+   *
+   * @param source an address of stable memory
+   */
+  copyIn(skip: number, source: bigint, length: number, first = 0): number {
+    let done = 0;
+    for (let i = first; i < this.count && done < length; i++) {
+      const size = this.#words[i * IOVEC_WORDS + LENGTH_WORD];
+      if (skip >= size) {
+        skip -= size;
+        continue;
+      }
+      const part = Math.min(size - skip, length - done) >>> 0;
+      const target = this.#addresses[i * IOVEC_DOUBLE_WORDS] + BigInt(skip >>> 0);
+      libc.memcpy(target, source + BigInt(done >>> 0), part);
       done += part;
       skip = 0;
     }
@@ -125,8 +150,9 @@ export class SegmentList {
    */
   getUint8(at: number, first = 0): number {
     for (let i = first; i < this.count; i++) {
-      if (at < this.#lengths[i]) return this.#windows[i].view.getUint8(this.#offsets[i] + at);
-      at -= this.#lengths[i];
+      const size = this.#words[i * IOVEC_WORDS + LENGTH_WORD];
+      if (at < size) return this.#windows[i].view.getUint8(this.#offsets[i] + at);
+      at -= size;
     }
     return 0;
   }
@@ -134,11 +160,12 @@ export class SegmentList {
   /** Stores one byte; otherwise as {@link setUint16}. */
   setUint8(at: number, value: number, first = 0): boolean {
     for (let i = first; i < this.count; i++) {
-      if (at < this.#lengths[i]) {
+      const size = this.#words[i * IOVEC_WORDS + LENGTH_WORD];
+      if (at < size) {
         this.#windows[i].view.setUint8(this.#offsets[i] + at, value);
         return true;
       }
-      at -= this.#lengths[i];
+      at -= size;
     }
     return false;
   }
