@@ -22,6 +22,7 @@ import { download, foreignApt } from "./fetch_arm64.ts";
 
 const PACKAGES = [
   "busybox-static",
+  "dpdk-dev",
   "iperf3",
   "iproute2",
   "iputils-ping",

@@ -129,6 +129,11 @@ export class AddressSpace {
     if (last !== undefined && address >= last.at && address + length <= last.end) {
       return into.push(last, address - last.at, length);
     }
+    return this.#translateAny(address, length, into);
+  }
+
+  /** The rest of {@link translate}, apart, so that its usual case is compiled into its callers. */
+  #translateAny(address: number, length: number, into: SegmentList): boolean {
     if (!(address + length <= Number.MAX_SAFE_INTEGER)) return false;
     while (length > 0) {
       const window = this.#containing(address);

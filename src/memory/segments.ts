@@ -8,7 +8,7 @@
  *
  * Cost: addresses are written as two 32-bit halves and read as one bigint, which compiled code keeps in a
  * register; a bigint made from a Number that may be fractional would be an object each time. Hence the
- * `>>> 0` below, on values that are under 2^32 by the limits of {@link SegmentList.push}.
+ * `>>> 0` below, on values that are less than 2^32 as every segment and every copy is.
  */
 
 import { allocate } from "../linux/arena.ts";
@@ -22,8 +22,14 @@ const IOVEC_DOUBLE_WORDS = IOVEC_SIZE / 8;
 /** Where an iovec keeps its length, in words of 32 bits. */
 const LENGTH_WORD = 2;
 const TWO_TO_32 = 0x1_0000_0000;
+/** A descriptor's length has 32 bits, and so has memcpy's here. */
+const MAX_SEGMENT = 0xffff_ffff;
 
-/** Segments of one buffer, at most `capacity` of them, less than 2^32 bytes together. */
+function tooLong(length: number): Error {
+  return new Error(`a segment of ${length} bytes`);
+}
+
+/** Segments of one buffer, at most `capacity` of them. */
 export class SegmentList {
   /** How many segments there are. */
   count = 0;
@@ -59,14 +65,12 @@ export class SegmentList {
   }
 
   /**
-   * Appends `length` bytes at `offset` of a window; false when the list is full. All lengths together
-   * are less than 2^32.
+   * Appends `length` bytes at `offset` of a window, less than 2^32 of them; false when the list is full.
    */
   push(window: MemoryWindow, offset: number, length: number): boolean {
     const i = this.count;
     if (i === this.capacity) return false;
-    const total = this.length + length;
-    if (total >= TWO_TO_32) throw new Error(`a list of ${total} bytes`);
+    if (length > MAX_SEGMENT) throw tooLong(length);
     // Neighbours are nearly always of the same window, and storing an object is not free.
     if (this.#windows[i] !== window) this.#windows[i] = window;
     this.#offsets[i] = offset;
@@ -77,7 +81,7 @@ export class SegmentList {
     // Its high half is 0 for good.
     this.#words[word + LENGTH_WORD] = length;
     this.count = i + 1;
-    this.length = total;
+    this.length += length;
     return true;
   }
 
@@ -90,7 +94,7 @@ export class SegmentList {
    * Copies bytes out of the segments, from byte `skip` on.
    *
    * @param target an address of stable memory (the arena, a mapping), never of a JavaScript array
-   * @param length how many at most
+   * @param length how many at most, less than 2^32
    * @param first the segment whose first byte is byte 0
    * @returns how many bytes there were to copy
    */
@@ -140,6 +144,11 @@ export class SegmentList {
    * @param first the segment whose first byte is byte 0
    */
   setUint16(at: number, value: number, first = 0): boolean {
+    // Headers nearly always lie in one piece.
+    if (first < this.count && at + 2 <= this.#words[first * IOVEC_WORDS + LENGTH_WORD]) {
+      this.#windows[first].view.setUint16(this.#offsets[first] + at, value, true);
+      return true;
+    }
     return this.setUint8(at, value & 0xff, first) && this.setUint8(at + 1, value >>> 8, first);
   }
 

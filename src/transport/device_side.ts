@@ -469,6 +469,10 @@ export class DeviceSide implements BusListener, Disposable {
         out.nextOffset = number;
       }
     }
+    if (this.#codec.dialect === "v1-2025" && out.nextOffset !== 0) {
+      // A multiple of 8 there, and not inside the window (rules B8, B10).
+      out.nextOffset = Math.max(end, out.nextOffset - out.nextOffset % 8);
+    }
     this.#send();
   }
 
@@ -647,11 +651,13 @@ export class DeviceSide implements BusListener, Disposable {
   }
 
   #setConfig(device: DeviceSlot): void {
-    const { offset, length, bytes } = this.#in;
+    const { offset, length, bytes, generation } = this.#in;
     const { model } = device;
-    // All or nothing (rule V37); the generation is not a reason to refuse (rule V35).
+    // All or nothing (rule V37); the generation is not a reason to refuse (rule V35), but in `v1-2025`
+    // who has not seen the latest one must read first (rule V13).
+    const isStale = this.#codec.dialect === "v1-2025" && generation !== device.generation;
     const fits = length > 0 && offset + length <= model.config.length;
-    const applied = fits && model.writeConfig(offset, bytes.subarray(0, length));
+    const applied = fits && !isStale && model.writeConfig(offset, bytes.subarray(0, length));
     const out = this.#answer();
     out.generation = device.generation;
     out.offset = offset;

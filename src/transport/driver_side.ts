@@ -281,6 +281,9 @@ export class DriverSide implements BusListener, Disposable {
     }
     if (this.#peer === "foreign") return this.#drop();
     this.#nonce = nonce;
+    if (this.#toldSilence && this.#peer === "vmsg") {
+      this.options.log.info(`${this.options.bus.description}: the device side answers again`);
+    }
     this.#toldSilence = false;
     if (epoch === this.#peerEpoch) return;
     if (this.#peer === "vmsg") this.#lose("the device side was replaced");
@@ -355,6 +358,7 @@ export class DriverSide implements BusListener, Disposable {
     if (!this.isReady || device === undefined) return this.#drop();
     if (message.kind === Kind.EVENT_USED) return device.onUsed?.(message.index);
     if (message.kind === Kind.EVENT_CONFIG) {
+      device.generation = message.generation;
       return device.onConfig?.(message.status, message.generation);
     }
     this.#drop();
@@ -529,6 +533,8 @@ export class RemoteDevice {
   onUsed: ((queue: number) => void) | undefined;
   /** The device changed its configuration or status by itself. */
   onConfig: ((status: number, generation: number) => void) | undefined;
+  /** The last generation of the configuration that the device has named. */
+  generation = 0;
   /** Queues whose available notification waits for room. */
   readonly availablePending: boolean[] = [];
 
@@ -538,6 +544,7 @@ export class RemoteDevice {
   /** Forgets notifications for a peer that is gone. */
   forget(): void {
     this.availablePending.fill(false);
+    this.generation = 0;
   }
 
   /** Tells the device that a queue has new buffers; sent once however often it is called. */
@@ -652,6 +659,7 @@ export class RemoteDevice {
         }, (answer) => {
           bytes.set(answer.bytes.subarray(0, part), at);
           generations.add(answer.generation);
+          this.generation = answer.generation;
           return answer.offset === offset + at && answer.length === part;
         }).then((whole) => this.#checkWhole(whole, Kind.GET_CONFIG));
       }
@@ -665,14 +673,27 @@ export class RemoteDevice {
     const most = this.side.options.codec.limits.configChunk;
     for (let at = 0; at < bytes.length; at += most) {
       const part = bytes.subarray(at, at + most);
-      const applied = await this.#request(Kind.SET_CONFIG, (request) => {
-        request.offset = offset + at;
-        request.length = part.length;
-        request.bytes.set(part);
-      }, (answer) => answer.length);
-      if (applied !== part.length) return false;
+      const known = this.generation;
+      if (await this.#setConfigPart(offset + at, part)) continue;
+      // The answer names the generation that was not known (rule R9); once, then it is a refusal.
+      if (this.generation === known || !await this.#setConfigPart(offset + at, part)) return false;
     }
     return true;
+  }
+
+  async #setConfigPart(offset: number, bytes: Uint8Array): Promise<boolean> {
+    const needsGeneration = this.side.options.codec.dialect === "v1-2025";
+    const applied = await this.#request(Kind.SET_CONFIG, (request) => {
+      // The last one seen there (rule R8), 0 in `v1` (rule R20).
+      request.generation = needsGeneration ? this.generation : 0;
+      request.offset = offset;
+      request.length = bytes.length;
+      request.bytes.set(bytes);
+    }, (answer) => {
+      if (needsGeneration) this.generation = answer.generation;
+      return answer.length;
+    });
+    return applied === bytes.length;
   }
 
   /** What the device says of a queue. */
@@ -760,8 +781,13 @@ export class RemoteDevice {
   async addMemory(fd: Fd, address: number, length: number, offset: number): Promise<void> {
     const { bus, reactor } = this.side.options;
     const { session } = this.side;
+    const endMs = performance.now() + REQUEST_TIMEOUT_MS;
     let ordinal = -1;
     while (ordinal < 0) {
+      // The peer does not read its socket, or the kernel takes no more descriptors.
+      if (performance.now() > endMs) {
+        throw new VmsgError("TIMEOUT", "the device side takes no memory");
+      }
       if (!this.side.isReady || session !== this.side.session) {
         throw new PeerLost("the device side is gone");
       }

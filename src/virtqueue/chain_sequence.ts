@@ -107,9 +107,7 @@ export class ChainSequence {
    * @param written at least 1, at most {@link bytes}
    */
   buffersFor(written: number): number {
-    if (!(written > 0 && written <= this.bytes)) {
-      throw new Error(`${written} bytes written to buffers of ${this.bytes}`);
-    }
+    if (!(written > 0 && written <= this.bytes)) throw this.#tooMuch(written);
     let buffer = this.#first;
     for (let rest = written; rest > 0; buffer++) rest -= this.#capacities[buffer];
     return buffer - this.#first;
@@ -123,8 +121,9 @@ export class ChainSequence {
    * @returns how many buffers that were
    */
   complete(queue: DeviceQueue, written: number): number {
-    const buffers = this.buffersFor(written);
-    for (let i = 0; i < buffers; i++) {
+    if (!(written > 0 && written <= this.bytes)) throw this.#tooMuch(written);
+    const before = this.#first;
+    while (written > 0) {
       const capacity = this.#capacities[this.#first];
       const part = written < capacity ? written : capacity;
       queue.complete(this.#heads[this.#first], part);
@@ -132,7 +131,11 @@ export class ChainSequence {
       this.bytes -= capacity;
       this.#first++;
     }
-    return buffers;
+    return this.#first - before;
+  }
+
+  #tooMuch(written: number): Error {
+    return new Error(`${written} bytes written to buffers of ${this.bytes}`);
   }
 
   /** Gives the unused buffers back to the queue. */

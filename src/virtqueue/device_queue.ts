@@ -97,8 +97,6 @@ export interface QueueConfig {
 export interface RingViews {
   /** The descriptor table, in words. */
   readonly descriptors: Uint32Array;
-  /** The descriptor table once more. */
-  readonly descriptorBytes: DataView;
   /** The available ring. */
   readonly avail: Uint16Array;
   /** The used ring. */
@@ -153,7 +151,6 @@ export function openDeviceQueue(space: AddressSpace, config: QueueConfig): Devic
   const deviceOffset = offsetIn(device, config.deviceAddress);
   return new DeviceQueue(space, config, {
     descriptors: new Uint32Array(descriptors.buffer, descriptorOffset, descriptorLength / 4),
-    descriptorBytes: new DataView(descriptors.buffer, descriptorOffset, descriptorLength),
     avail: new Uint16Array(driver.buffer, driverOffset, driverAreaSize(size) / 2),
     used: new Uint16Array(device.buffer, deviceOffset, deviceAreaSize(size) / 2),
     // Ends before avail_event, which is half a word.
@@ -232,14 +229,13 @@ export class DeviceQueue {
   readonly #eventIndex: boolean;
   readonly #mask: number;
   readonly #descriptors: Uint32Array;
-  readonly #descriptorBytes: DataView;
   readonly #avail: Uint16Array;
   readonly #used: Uint16Array;
   readonly #usedElements: Uint32Array;
   readonly #usedEvent: number;
   readonly #availEvent: number;
-  /** How chains are walked; chosen once, by the negotiated features. */
-  readonly #walk: (head: number, chain: Chain) => number;
+  /** Whether a chain may end in an indirect table. */
+  readonly #indirect: boolean;
   /** Heads and writable bytes of the buffers in flight, by available index modulo size. */
   readonly #heads: Uint16Array;
   readonly #capacities: Uint32Array;
@@ -263,13 +259,12 @@ export class DeviceQueue {
     this.#eventIndex = config.eventIndex;
     this.#mask = config.size - 1;
     this.#descriptors = views.descriptors;
-    this.#descriptorBytes = views.descriptorBytes;
     this.#avail = views.avail;
     this.#used = views.used;
     this.#usedElements = views.usedElements;
     this.#usedEvent = usedEventIndex(config.size);
     this.#availEvent = availEventIndex(config.size);
-    this.#walk = config.indirect ? this.#walkIndirect : this.#walkDirect;
+    this.#indirect = config.indirect;
     this.#heads = new Uint16Array(config.size);
     this.#capacities = new Uint32Array(config.size);
     this.#base = config.base;
@@ -305,14 +300,16 @@ export class DeviceQueue {
     // No driver has more buffers out than the ring has entries; those in flight and those completed
     // without its knowledge are still out. This also bounds the two arrays of buffers in flight.
     const unpublished = (this.#usedIndex - this.#published) & 0xffff;
-    if (left + this.#inFlight + unpublished > this.size) {
-      this.#break(
-        `available index ${available} is ${left} ahead, the queue has ${this.size} entries`,
-      );
-      return 0;
-    }
+    if (left + this.#inFlight + unpublished > this.size) return this.#tooFarAhead(available, left);
     this.#left = left;
     return left;
+  }
+
+  #tooFarAhead(available: number, left: number): number {
+    this.#break(
+      `available index ${available} is ${left} ahead, the queue has ${this.size} entries`,
+    );
+    return 0;
   }
 
   /**
@@ -345,16 +342,15 @@ export class DeviceQueue {
     const { readable, writable } = chain;
     const readableCount = readable.count, readableLength = readable.length;
     const writableCount = writable.count, writableLength = writable.length;
-    let outcome = this.#walk(head, chain);
+    const outcome = this.#walk(head, chain);
     if (outcome !== Pop.CHAIN) {
-      if (outcome === Pop.FULL && readableCount === 0 && writableCount === 0) {
-        outcome = this.#break(`chain ${head} has more segments than the device takes`);
-      }
       readable.count = readableCount;
       readable.length = readableLength;
       writable.count = writableCount;
       writable.length = writableLength;
-      return outcome;
+      return outcome === Pop.FULL && readableCount === 0 && writableCount === 0
+        ? this.#break(`chain ${head} has more segments than the device takes`)
+        : outcome;
     }
     chain.head = head;
     this.#heads[slot] = head;
@@ -373,17 +369,24 @@ export class DeviceQueue {
    */
   complete(head: number, written: number): void {
     const oldest = (this.#base - this.#inFlight) & this.#mask;
-    if (this.#inFlight === 0 || head !== this.#heads[oldest]) {
-      throw new Error(`head ${head} is not the oldest of ${this.#inFlight} buffers in flight`);
-    }
+    if (this.#inFlight === 0 || head !== this.#heads[oldest]) throw this.#notOldest(head);
     if (!(written >= 0 && written <= this.#capacities[oldest])) {
-      throw new Error(`${written} bytes written to a buffer of ${this.#capacities[oldest]}`);
+      throw this.#tooMuch(written, this.#capacities[oldest]);
     }
     const element = USED_ELEMENTS + ((this.#usedIndex & this.#mask) << 1);
     this.#usedElements[element] = head;
     this.#usedElements[element + 1] = written;
     this.#usedIndex = (this.#usedIndex + 1) & 0xffff;
     this.#inFlight--;
+  }
+
+  // Sentences stand apart, so that the code around them is short enough to be compiled into its callers.
+  #notOldest(head: number): Error {
+    return new Error(`head ${head} is not the oldest of ${this.#inFlight} buffers in flight`);
+  }
+
+  #tooMuch(written: number, capacity: number): Error {
+    return new Error(`${written} bytes written to a buffer of ${capacity}`);
   }
 
   /** Takes the `count` buffers popped last back, as if they had not been popped. */
@@ -470,8 +473,8 @@ export class DeviceQueue {
     return Pop.BROKEN;
   }
 
-  /** Walks a chain of a queue without indirect descriptors. */
-  #walkDirect(head: number, chain: Chain): number {
+  /** Walks a chain, as far as the queue's own table goes. */
+  #walk(head: number, chain: Chain): number {
     const table = this.#descriptors;
     const space = this.#space;
     let list = chain.readable;
@@ -483,97 +486,104 @@ export class DeviceQueue {
       const length = table[word + 2];
       const flagsAndNext = table[word + 3];
       if ((flagsAndNext & DESCRIPTOR_INDIRECT) !== 0) {
-        return this.#break(`descriptor ${index} is indirect, which was not negotiated`);
+        const problem = this.#indirectProblem(index, length, flagsAndNext);
+        if (problem !== undefined) return this.#break(problem);
+        // The naming descriptor is not one of the chain's, and its WRITE is ignored (2.7.5.3.2).
+        return this.#walkTable(address, length, chain, list, total, left);
       }
       if ((flagsAndNext & DESCRIPTOR_WRITE) !== 0) list = chain.writable;
       else if (list !== chain.readable) return this.#outOfOrder(index);
       if (length !== 0) {
         total += length;
-        if (total > MAX_CHAIN_BYTES) return this.#tooLong(head);
+        if (total > MAX_CHAIN_BYTES) return this.#tooLong();
         if (!space.translate(address, length, list)) {
           return this.#lost(index, address, length, list);
         }
       }
       if ((flagsAndNext & DESCRIPTOR_NEXT) === 0) return Pop.CHAIN;
       index = flagsAndNext >>> 16;
-      if (index > this.#mask) {
-        return this.#break(`next ${index} is not in a table of ${this.size} descriptors`);
-      }
+      if (index > this.#mask) return this.#outside(index, this.size);
     }
-    return this.#endless(head);
+    return this.#endless();
+  }
+
+  #indirectProblem(index: number, length: number, flagsAndNext: number): string | undefined {
+    if (!this.#indirect) return `descriptor ${index} is indirect, which was not negotiated`;
+    if ((flagsAndNext & DESCRIPTOR_NEXT) !== 0) {
+      return `descriptor ${index} has both INDIRECT and NEXT`;
+    }
+    if (length === 0 || length % DESCRIPTOR_SIZE !== 0) return `indirect table of ${length} bytes`;
+    return undefined;
   }
 
   /**
-   * Walks a chain that may end in an indirect table (2.7.5.3). Tables lie anywhere in memory, so this
-   * one reads through a DataView, which is nearly as fast and fast at any offset.
+   * Walks the rest of a chain, which lies in an indirect table (2.7.5.3). Tables lie anywhere in memory,
+   * so this one reads through a DataView, which is nearly as fast and fast at any offset.
+   *
+   * @param list where the next segment belongs if it is readable
+   * @param total bytes of the chain so far
+   * @param left how many descriptors it may still have
    */
-  #walkIndirect(head: number, chain: Chain): number {
+  #walkTable(
+    tableAddress: number,
+    tableLength: number,
+    chain: Chain,
+    list: SegmentList,
+    total: number,
+    left: number,
+  ): number {
     const space = this.#space;
-    let list = chain.readable;
-    let total = 0;
-    let table = this.#descriptorBytes;
-    let start = 0;
-    let count = this.size;
-    let nested = false;
-    let index = head;
-    for (let left = this.size; left > 0; left--) {
+    const window = space.find(tableAddress, tableLength);
+    if (window === undefined) return this.#lostTable(tableAddress, tableLength);
+    const { view } = window;
+    const start = tableAddress - window.at;
+    const count = tableLength / DESCRIPTOR_SIZE;
+    let index = 0;
+    for (; left > 0; left--) {
       const at = start + index * DESCRIPTOR_SIZE;
-      const address = table.getUint32(at + 4, true) * TWO_TO_32 + table.getUint32(at, true);
-      const length = table.getUint32(at + 8, true);
-      const flagsAndNext = table.getUint32(at + 12, true);
-      if ((flagsAndNext & DESCRIPTOR_INDIRECT) !== 0) {
-        if (nested) return this.#break(`descriptor ${index} of an indirect table is indirect`);
-        if ((flagsAndNext & DESCRIPTOR_NEXT) !== 0) {
-          return this.#break(`descriptor ${index} has both INDIRECT and NEXT`);
-        }
-        // WRITE is ignored in a descriptor that names a table (2.7.5.3.2).
-        if (length === 0 || length % DESCRIPTOR_SIZE !== 0) {
-          return this.#break(`indirect table of ${length} bytes`);
-        }
-        const window = space.find(address, length);
-        if (window === undefined) {
-          return this.#break(
-            `indirect table at 0x${
-              address.toString(16)
-            } (${length} bytes) is not inside one memory window`,
-          );
-        }
-        table = window.view;
-        start = address - window.at;
-        count = length / DESCRIPTOR_SIZE;
-        nested = true;
-        index = 0;
-        left++; // the naming descriptor is not one of the chain's; there is only one
-        continue;
-      }
+      const address = view.getUint32(at + 4, true) * TWO_TO_32 + view.getUint32(at, true);
+      const length = view.getUint32(at + 8, true);
+      const flagsAndNext = view.getUint32(at + 12, true);
+      if ((flagsAndNext & DESCRIPTOR_INDIRECT) !== 0) return this.#nested(index);
       if ((flagsAndNext & DESCRIPTOR_WRITE) !== 0) list = chain.writable;
       else if (list !== chain.readable) return this.#outOfOrder(index);
       if (length !== 0) {
         total += length;
-        if (total > MAX_CHAIN_BYTES) return this.#tooLong(head);
+        if (total > MAX_CHAIN_BYTES) return this.#tooLong();
         if (!space.translate(address, length, list)) {
           return this.#lost(index, address, length, list);
         }
       }
       if ((flagsAndNext & DESCRIPTOR_NEXT) === 0) return Pop.CHAIN;
       index = flagsAndNext >>> 16;
-      if (index >= count) {
-        return this.#break(`next ${index} is not in a table of ${count} descriptors`);
-      }
+      if (index >= count) return this.#outside(index, count);
     }
-    return this.#endless(head);
+    return this.#endless();
+  }
+
+  #lostTable(address: number, length: number): number {
+    const where = `0x${address.toString(16)} (${length} bytes)`;
+    return this.#break(`indirect table at ${where} is not inside one memory window`);
+  }
+
+  #nested(index: number): number {
+    return this.#break(`descriptor ${index} of an indirect table is indirect`);
+  }
+
+  #outside(index: number, count: number): number {
+    return this.#break(`next ${index} is not in a table of ${count} descriptors`);
   }
 
   #outOfOrder(index: number): number {
     return this.#break(`descriptor ${index} is readable but follows a writable one`);
   }
 
-  #tooLong(head: number): number {
-    return this.#break(`chain ${head} has 2^32 bytes or more`);
+  #tooLong(): number {
+    return this.#break("a chain has 2^32 bytes or more");
   }
 
-  #endless(head: number): number {
-    return this.#break(`chain ${head} has more descriptors than the queue (${this.size}): a loop?`);
+  #endless(): number {
+    return this.#break(`a chain has more descriptors than the queue (${this.size}): a loop?`);
   }
 
   /** A descriptor that could not be translated: no room in the list, or not in memory. */

@@ -16,7 +16,7 @@ import { driverCommand } from "../../src/cli/driver.ts";
 import { parseMemory } from "../../src/cli/memory_option.ts";
 import { parseHub, parseNet, parseTap } from "../../src/cli/net_option.ts";
 import { parseVhostUser, proxyCommand } from "../../src/cli/proxy.ts";
-import { GUEST_TIMEOUT_MS, guestTest } from "./support.ts";
+import { GUEST_TIMEOUT_MS, type GuestTest, guestTest } from "./support.ts";
 
 const README = await Deno.readTextFile(new URL("../../README.md", import.meta.url));
 
@@ -81,47 +81,34 @@ Deno.test("README: its deno tasks exist", async () => {
 
 const SCRIPT = pingScript({ address: "dhcp", peer: "10.0.2.2", count: 3 });
 
-guestTest("README: User-Mode Linux as printed", "uml", async (test) => {
-  const { installation, directory, vmsg } = test;
+/** Starts the two processes as printed, and writes the initrd that the guest's line names. */
+async function startBoth({ installation, directory, vmsg }: GuestTest): Promise<void> {
   const initramfs = await guestInitramfs(installation, { script: SCRIPT });
   await Deno.writeFile(`${directory}/initrd`, initramfs);
-  await vmsg.start(
-    ...words("vmsg device --bus linux-user,socket=bus.sock --net responder", {})
-      .slice(1),
-  );
-  const proxy = await vmsg.start(
-    ...words("vmsg proxy --bus linux-user,socket=bus.sock --vhost-user", {}).slice(1),
-  );
-  await proxy.waitFor(/waiting for a front end/);
-  const [program, ...args] = words("linux.uml ", { INITRD: "initrd" });
+  const [, ...device] = words("vmsg device --bus linux-user,socket=bus.sock --net responder", {});
+  const [, ...proxy] = words("vmsg proxy --bus linux-user,socket=bus.sock --vhost-user", {});
+  await vmsg.start(...device);
+  await (await vmsg.start(...proxy)).waitFor(/waiting for a front end/);
+}
+
+guestTest("README: User-Mode Linux as printed", "uml", async (test) => {
+  await startBoth(test);
+  const { directory, vmsg } = test;
   // Where it keeps its files is this test's business, not the example's.
+  const places = [`TMPDIR=${directory}`, `HOME=${directory}`];
   const guest = await vmsg.startProgram(
     "env",
-    `TMPDIR=${directory}`,
-    `HOME=${directory}`,
-    program,
-    ...args,
+    ...places,
+    ...words("linux.uml ", { INITRD: "initrd" }),
   );
   await guest.waitFor(/PING rc=0/, GUEST_TIMEOUT_MS.uml);
 });
 
 guestTest("README: QEMU as printed", "q35", async (test) => {
-  const { installation, directory, vmsg } = test;
-  const initramfs = await guestInitramfs(installation, { script: SCRIPT });
-  await Deno.writeFile(`${directory}/initrd`, initramfs);
-  await vmsg.start(
-    ...words("vmsg device --bus linux-user,socket=bus.sock --net responder", {})
-      .slice(1),
-  );
-  const proxy = await vmsg.start(
-    ...words("vmsg proxy --bus linux-user,socket=bus.sock --vhost-user", {}).slice(1),
-  );
-  await proxy.waitFor(/waiting for a front end/);
-  const [program, ...args] = words("qemu-system-x86_64 ", {
-    VMLINUZ: installation.kernel,
-    INITRD: "initrd",
-  });
-  const guest = await vmsg.startProgram(program, ...args);
-  await guest.waitFor(/PING rc=0/, 2 * GUEST_TIMEOUT_MS.q35);
+  await startBoth(test);
+  const files = { VMLINUZ: test.installation.kernel, INITRD: "initrd" };
+  const [program, ...args] = words("qemu-system-x86_64 ", files);
+  const guest = await test.vmsg.startProgram(program, ...args);
+  await guest.waitFor(/PING rc=0/, GUEST_TIMEOUT_MS.q35);
   await guest.waitFor(new RegExp(DONE_LINE), GUEST_TIMEOUT_MS.q35);
 });

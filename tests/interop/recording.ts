@@ -39,7 +39,9 @@ export function readRecording(): Recorded[] {
   const url = new URL("../message/proto-linux-user.txt", import.meta.url);
   const lines = Deno.readTextFileSync(url).split("\n");
   const session = lines.filter((line) => line !== "" && !line.startsWith("#")).map((line) => {
-    const [, from, , digits] = /^ *\d+ (driver|device)->(driver|device) ([0-9a-f]{80})$/.exec(line)!;
+    const [, from, , digits] = /^ *\d+ (driver|device)->(driver|device) ([0-9a-f]{80})$/.exec(
+      line,
+    )!;
     return { from: from as "driver" | "device", bytes: Uint8Array.fromHex(digits!) };
   });
   assertEquals(session.length, 174);

@@ -322,13 +322,15 @@ export class NetDevice implements DeviceModel {
 
   /** A frame the driver does not want; its buffers serve the next one. */
   #isFiltered(frame: SegmentList, first: number): boolean {
-    const filter = this.#filter;
-    if (filter.acceptsAll) return false;
+    return !this.#filter.acceptsAll && this.#isRefused(frame, first);
+  }
+
+  #isRefused(frame: SegmentList, first: number): boolean {
     const u16 = (at: number) => (frame.getUint8(at, first) << 8) | frame.getUint8(at + 1, first);
     const high = u16(DESTINATION);
     const low = u16(DESTINATION + 2) * 0x1_0000 + u16(DESTINATION + 4);
     const vlan = u16(ETHERTYPE) === ETHERTYPE_VLAN ? u16(ETHERTYPE + 2) & 0xfff : -1;
-    if (filter.accepts(high, low, vlan)) return false;
+    if (this.#filter.accepts(high, low, vlan)) return false;
     this.counters.filtered++;
     return true;
   }

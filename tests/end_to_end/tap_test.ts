@@ -1,0 +1,259 @@
+/**
+ * Two kernels and a virtual wire: `vmsg driver --tap` in one network namespace, `vmsg device` in another,
+ * and the kernels' own ping and TCP across. Needs root; VMSG_NET_TESTS=required fails without it.
+ *
+ * The captures are read by tshark, see tests/support/capture.ts.
+ */
+
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { fromFileUrl } from "@std/path";
+import { assertSound, isPartial, readFrames } from "../support/capture.ts";
+import { type HeldNamespace, namespacesTest } from "../support/namespaces.ts";
+import { delay, PATIENCE_MS, type VmsgProcess } from "../support/processes.ts";
+
+const BUS = ["--bus", "linux-user,socket=lu.sock"];
+const NEAR = { tap: "eth1", address: "10.77.0.1", address6: "fd77::1" };
+const FAR = { tap: "tap0", address: "10.77.0.2", address6: "fd77::2" };
+/** The largest frame of an MTU of 1500, and one that only segmentation offload makes. */
+const MTU_FRAME = 1514;
+const LARGE_FRAME = 60_000;
+/** The longest time a restart may take, with a busy machine and TCP's own waiting. */
+const MAX_GAP_MS = 5000;
+
+const startDriver = (near: HeldNamespace, more = "") =>
+  near.startVmsg("driver", ...BUS, "--tap", `${NEAR.tap},address=${NEAR.address}/24${more}`);
+const startDevice = (far: HeldNamespace, more = "") =>
+  far.startVmsg("device", ...BUS, "--net", `tap=${FAR.tap},address=${FAR.address}/24${more}`);
+
+async function connected(driver: VmsgProcess, after = 0): Promise<void> {
+  await driver.waitFor(/tap eth1: connected/, PATIENCE_MS, after);
+}
+
+/** Both ends, connected. */
+async function startBoth(
+  near: HeldNamespace,
+  far: HeldNamespace,
+  { nearMore = "", farMore = "" } = {},
+): Promise<{ driver: VmsgProcess; device: VmsgProcess }> {
+  const device = await startDevice(far, farMore);
+  const driver = await startDriver(near, nearMore);
+  await connected(driver);
+  return { driver, device };
+}
+
+async function assertTidy(near: HeldNamespace, ...processes: VmsgProcess[]): Promise<void> {
+  for (const process of processes) assertEquals((await process.end("SIGTERM", 1000)).code, 0);
+  const left = near.processes.files().filter((name) => name.endsWith(".sock"));
+  assertEquals(left, []);
+}
+
+async function assertPings(from: HeldNamespace, to: string, count = 50): Promise<void> {
+  const { stdout } = await from.run(`ping -q -c ${count} -i 0.005 -W 1 ${to}`);
+  assertMatch(stdout.join("\n"), new RegExp(`${count} packets transmitted, ${count} received`));
+}
+
+interface Throughput {
+  readonly megabits: number;
+  readonly retransmits: number;
+}
+
+/** TCP by iperf3 from one namespace to the other. */
+async function iperf(
+  from: HeldNamespace,
+  to: HeldNamespace,
+  address: string,
+  amount: string,
+): Promise<Throughput> {
+  const server = await to.start("iperf3", "--server", "--one-off", "--forceflush");
+  await server.waitFor(/^Server listening/);
+  const { stdout } = await from.run(`iperf3 --client ${address} --json ${amount}`);
+  await server.ended();
+  const { sum_sent, sum_received } = JSON.parse(stdout.join("\n")).end;
+  return {
+    megabits: Math.round(sum_received.bits_per_second / 1e6),
+    retransmits: sum_sent.retransmits,
+  };
+}
+
+namespacesTest(
+  "tap: two kernels ping each other and move TCP",
+  ["ping", "iperf3"],
+  async (a, b) => {
+    const { driver, device } = await startBoth(a, b);
+    await assertPings(a, FAR.address);
+    await assertPings(b, NEAR.address);
+    await a.run(`ip address add ${NEAR.address6}/64 dev ${NEAR.tap} nodad`);
+    await b.run(`ip address add ${FAR.address6}/64 dev ${FAR.tap} nodad`);
+    await assertPings(a, FAR.address6);
+    await assertPings(b, NEAR.address6);
+    for (
+      const [what, from, to, address] of [
+        ["to the device", a, b, FAR.address],
+        ["from the device", b, a, NEAR.address],
+        ["to the device, IPv6", a, b, FAR.address6],
+      ] as const
+    ) {
+      const { megabits, retransmits } = await iperf(from, to, address, "--time 2");
+      console.log(`tap to tap, TCP ${what}: ${megabits} Mbit/s, ${retransmits} retransmits`);
+      // Far below what it does, far above what a queue that stalls would give.
+      assert(megabits > 300, `${megabits} Mbit/s`);
+      assert(retransmits < 100, `${retransmits} retransmits`);
+    }
+    await assertTidy(a, driver, device);
+  },
+);
+
+namespacesTest(
+  "tap: frames of 64 KiB cross whole, and tshark finds their capture sound",
+  ["ping", "iperf3", "tshark"],
+  async (a, b) => {
+    const { driver, device } = await startBoth(a, b, { farMore: ",pcap=frames.pcap" });
+    await assertPings(a, FAR.address, 5);
+    await iperf(a, b, FAR.address, "--bytes 16M");
+    await iperf(b, a, NEAR.address, "--bytes 16M");
+    await iperf(a, b, FAR.address, "--udp --bitrate 200M --bytes 500K");
+    await assertTidy(a, driver, device);
+
+    const path = `${a.processes.directory}/frames.pcap`;
+    const frames = readFrames(path);
+    // The driver's side has the card's own address.
+    const isFrom = (frame: Uint8Array, first: number) => frame[6] === first;
+    for (const [what, first] of [["to", 0x52], ["from", 0xfe]] as const) {
+      const lengths = frames.filter((frame) => isFrom(frame, first)).map(({ length }) => length);
+      const large = lengths.filter((length) => length > MTU_FRAME).length;
+      const longest = Math.max(...lengths);
+      console.log(
+        `${what} the device: ${large} of ${lengths.length} frames > 1514, up to ${longest}`,
+      );
+      assert(longest > LARGE_FRAME, `the longest frame ${what} the device has ${longest} bytes`);
+    }
+    const { protocols, goodChecksums, badChecksums } = await assertSound(path, { partial: true });
+    console.log(
+      `${frames.length} frames, ${badChecksums.length} with a partial checksum; good: ` +
+        JSON.stringify(goodChecksums),
+    );
+    for (const name of ["ARP", "ICMP", "TCP", "UDP"]) assert(protocols.has(name), name);
+    assert(frames.some((frame) => frame.length > MTU_FRAME && isPartial(frame)));
+  },
+);
+
+for (const side of ["driver", "device", "both"] as const) {
+  namespacesTest(
+    `tap: offloads=off on ${side === "both" ? "both sides" : `the ${side} side`}`,
+    ["ping", "iperf3", "tshark"],
+    async (a, b) => {
+      const { driver, device } = await startBoth(a, b, {
+        nearMore: side === "device" ? "" : ",offloads=off",
+        farMore: `,pcap=frames.pcap${side === "driver" ? "" : ",offloads=off"}`,
+      });
+      const [{ text }] = driver.lines.filter(({ text }) => text.includes("connected")) as [
+        VmsgProcess["lines"][0],
+      ];
+      assert(!/CSUM|TSO|USO/.test(text), text);
+      await assertPings(a, FAR.address);
+      const out = await iperf(a, b, FAR.address, "--bytes 16M");
+      const back = await iperf(b, a, NEAR.address, "--bytes 16M");
+      console.log(`offloads=off (${side}): ${out.megabits} and ${back.megabits} Mbit/s`);
+      await assertTidy(a, driver, device);
+      const path = `${a.processes.directory}/frames.pcap`;
+      const longest = Math.max(...readFrames(path).map(({ length }) => length));
+      assertEquals(longest, MTU_FRAME);
+      await assertSound(path, { partial: false });
+    },
+  );
+}
+
+/** When each answer of a ping came, by sequence number. */
+function answers(ping: VmsgProcess): { sequence: number; atMs: number }[] {
+  return ping.lines.flatMap(({ text, atMs }) => {
+    const match = /bytes from .* icmp_seq=(\d+) /.exec(text);
+    return match === null ? [] : [{ sequence: Number(match[1]), atMs }];
+  });
+}
+
+async function startPing(from: HeldNamespace, to: string): Promise<VmsgProcess> {
+  const ping = await from.start("ping", "-i", "0.02", "-W", "1", to);
+  await ping.waitFor(/icmp_seq=20 /);
+  return ping;
+}
+
+/** Goes on, and nothing is lost after it is back; ends the ping. */
+async function assertGoesOn(ping: VmsgProcess, what: string, killedMs: number): Promise<void> {
+  const deadlineMs = performance.now() + PATIENCE_MS;
+  const later = () => answers(ping).filter(({ atMs }) => atMs > killedMs + 100);
+  while (later().length < 50) {
+    assert(performance.now() < deadlineMs, `${what}: the ping did not go on`);
+    await delay(20);
+  }
+  await ping.end("SIGINT", 1000);
+  const all = answers(ping);
+  const gapMs = Math.max(...all.slice(1).map(({ atMs }, i) => atMs - all[i]!.atMs));
+  const [first] = later();
+  const after = all.filter(({ sequence }) => sequence >= first!.sequence);
+  const lostAfter = after.at(-1)!.sequence - first!.sequence + 1 - after.length;
+  const lost = all.at(-1)!.sequence - all[0]!.sequence + 1 - all.length;
+  console.log(`${what}: gap ${gapMs.toFixed(0)} ms, ${lost} pings of 20 ms lost in it`);
+  assert(gapMs < MAX_GAP_MS, `${what}: a gap of ${gapMs} ms`);
+  assertEquals(lostAfter, 0, `${what}: pings were lost after it was back`);
+}
+
+namespacesTest("tap: either side is killed under a running ping", ["ping"], async (a, b) => {
+  let { driver, device } = await startBoth(a, b);
+  for (const [from, to] of [[a, FAR.address], [b, NEAR.address]] as const) {
+    const direction = from === a ? "ping to the device's kernel" : "ping from the device's kernel";
+    {
+      // The interface goes with the device; the ping's own kernel gets another, of the same address.
+      await using ping = await startPing(from, to);
+      const { length } = driver.lines;
+      const killedMs = performance.now();
+      await device.end("SIGKILL");
+      device = await startDevice(b);
+      await connected(driver, length);
+      await assertGoesOn(ping, `${direction}, device killed`, killedMs);
+    }
+    await using ping = await startPing(from, to);
+    const killedMs = performance.now();
+    await driver.end("SIGKILL");
+    driver = await startDriver(a);
+    await connected(driver);
+    await assertGoesOn(ping, `${direction}, driver killed`, killedMs);
+  }
+  await assertTidy(a, driver, device);
+});
+
+const CHILD = fromFileUrl(new URL("./tcp_child.ts", import.meta.url));
+const PORT = "5001";
+const TRANSFER_MS = 3000;
+
+namespacesTest("tap: the device is killed under a TCP transfer", [], async (a, b) => {
+  const deno = [Deno.execPath(), "run", "--quiet", "--allow-net", CHILD];
+  let { driver, device } = await startBoth(a, b);
+  for (
+    const [what, from, to, address] of [
+      ["to the device", a, b, FAR.address],
+      ["from the device", b, a, NEAR.address],
+    ] as const
+  ) {
+    const receiver = await to.start(...deno, "receive", PORT);
+    await receiver.waitFor(/^LISTENING/);
+    const sender = await from.start(...deno, "send", address, PORT, `${TRANSFER_MS}`);
+    await receiver.waitFor(/^GOT \d{8}/);
+    await delay(300);
+    const { length } = driver.lines;
+    await device.end("SIGKILL");
+    device = await startDevice(b);
+    await connected(driver, length);
+    const { stdout } = await receiver.ended();
+    const [, sent] = (await sender.waitFor(/^SENT /)).text.split(" ");
+    assertEquals(stdout.at(-1), `END ${sent} bytes, 0 wrong`);
+    const times = receiver.lines.filter(({ text }) => text.startsWith("GOT"))
+      .map(({ atMs }) => atMs);
+    const gapMs = Math.max(...times.slice(1).map((atMs, i) => atMs - times[i]!));
+    const megabytes = Math.round(Number(sent) / 1e6);
+    console.log(`TCP ${what}, device killed: ${megabytes} MB whole, gap ${gapMs.toFixed(0)} ms`);
+    assert(gapMs > 150, "nobody noticed that the device was gone");
+    assert(gapMs < MAX_GAP_MS, `a gap of ${gapMs} ms`);
+    await sender.ended();
+  }
+  await assertTidy(a, driver, device);
+});

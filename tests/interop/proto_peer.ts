@@ -1,0 +1,880 @@
+/**
+ * A peer of the linux-user bus that shares nothing with src/: written from the wire document alone
+ * (sections 2, 5, 5N, 8.1, 8.2), with its own queues, encodings, split ring and frames. Memory is not mapped
+ * but read and written through files, which show the same pages.
+ *
+ * It behaves as the prototype QEMU does (2.3 to 2.5): a request is pushed and the byte 0xED is sent, then the
+ * queue is polled 1024 times; what would make QEMU abort is collected in {@link ProtoPeer.aborts}.
+ */
+
+/** How the messages are written: 2.1, 5.1 or 5N.1. */
+export type Form = "proto" | "v1-2025" | "v1";
+
+/** What a message means; names as in the wire document, ids differ between the forms (1.4). */
+type Name =
+  | "info"
+  | "getFeatures"
+  | "setFeatures"
+  | "getConfig"
+  | "getStatus"
+  | "setStatus"
+  | "getQueue"
+  | "setQueue"
+  | "eventConfig"
+  | "eventAvail"
+  | "eventUsed";
+
+const PROTO_IDS: Readonly<Record<Name, number>> = {
+  info: 0x03,
+  getFeatures: 0x04,
+  setFeatures: 0x05,
+  getConfig: 0x06,
+  getStatus: 0x09,
+  setStatus: 0x0a,
+  getQueue: 0x0b,
+  setQueue: 0x0c,
+  eventConfig: 0x10,
+  eventAvail: 0x11,
+  eventUsed: 0x12,
+};
+
+const V1_IDS: Readonly<Record<Name, number>> = {
+  info: 0x02,
+  getFeatures: 0x03,
+  setFeatures: 0x04,
+  getConfig: 0x05,
+  getStatus: 0x07,
+  setStatus: 0x08,
+  getQueue: 0x09,
+  setQueue: 0x0a,
+  eventConfig: 0x40,
+  eventAvail: 0x41,
+  eventUsed: 0x42,
+};
+
+const PROTO_SILENT: readonly Name[] = ["setStatus", "setQueue"];
+const EVENTS: readonly Name[] = ["eventConfig", "eventAvail", "eventUsed"];
+
+/** Status bits (1.6). */
+const ACKNOWLEDGE = 1;
+const DRIVER = 2;
+const DRIVER_OK = 4;
+const FEATURES_OK = 8;
+const NEEDS_RESET = 0x40;
+
+const bit = (n: number) => 1n << BigInt(n);
+const VERSION_1 = bit(32);
+const ACCESS_PLATFORM = bit(33);
+const EVENT_IDX = bit(29);
+const MRG_RXBUF = bit(15);
+const MAC = bit(5);
+const STATUS = bit(16);
+
+/** How often QEMU looks before it aborts (2.5). */
+const POLLS = 1024;
+const SLOT = 64;
+/** 8.2: capacity 4096 slots. */
+const CAPACITY = 4096;
+const QUEUE_FILE_SIZE = 128 + SLOT * CAPACITY;
+const QUEUE_SIZE = 256;
+const MAX_QUEUE_SIZE = 1024;
+const QUEUES = 3;
+
+const sleeper = new Int32Array(new SharedArrayBuffer(4));
+
+/** Stands still, as usleep does. */
+function sleepUs(us: number): void {
+  Atomics.wait(sleeper, 0, 0, us / 1000);
+}
+
+/** A file read and written at positions. */
+class MemoryFile implements Disposable {
+  readonly #file: Deno.FsFile;
+
+  constructor(path: string, size: number) {
+    this.#file = Deno.openSync(path, { read: true, write: true, create: true });
+    this.#file.truncateSync(size);
+  }
+
+  read(at: number, size: number): DataView<ArrayBuffer> {
+    const bytes = new Uint8Array(size);
+    this.#file.seekSync(at, Deno.SeekMode.Start);
+    if (this.#file.readSync(bytes) !== size) throw new Error(`no ${size} bytes at ${at}`);
+    return new DataView(bytes.buffer);
+  }
+
+  write(at: number, bytes: Uint8Array): void {
+    this.#file.seekSync(at, Deno.SeekMode.Start);
+    if (this.#file.writeSync(bytes) !== bytes.length) throw new Error("short write");
+  }
+
+  u16(at: number): number {
+    return this.read(at, 2).getUint16(0, true);
+  }
+
+  u32(at: number): number {
+    return this.read(at, 4).getUint32(0, true);
+  }
+
+  setU16(at: number, value: number): void {
+    this.write(at, Uint8Array.of(value & 0xff, (value >> 8) & 0xff));
+  }
+
+  setU32(at: number, value: number): void {
+    const bytes = new DataView(new ArrayBuffer(4));
+    bytes.setUint32(0, value, true);
+    this.write(at, new Uint8Array(bytes.buffer));
+  }
+
+  [Symbol.dispose](): void {
+    this.#file.close();
+  }
+}
+
+/** 8.1, one direction. */
+class Queue {
+  constructor(readonly file: MemoryFile) {}
+
+  push(message: Uint8Array): void {
+    const head = this.file.u32(0);
+    const next = head + 1 === CAPACITY ? 0 : head + 1;
+    // QEMU spins here; nobody leaves 4095 messages in these tests.
+    if (next === this.file.u32(64)) throw new Error("the queue is full");
+    this.file.write(128 + SLOT * head, message);
+    this.file.setU32(0, next);
+  }
+
+  pop(): Uint8Array | undefined {
+    const tail = this.file.u32(64);
+    if (tail === this.file.u32(0)) return undefined;
+    const slot = new Uint8Array(this.file.read(128 + SLOT * tail, SLOT).buffer);
+    this.file.setU32(64, tail + 1 === CAPACITY ? 0 : tail + 1);
+    return slot;
+  }
+}
+
+/** A decoded message. */
+interface Received {
+  readonly name: Name | undefined;
+  readonly response: boolean;
+  readonly device: number;
+  readonly token: number;
+  readonly payload: DataView;
+  readonly size: number;
+}
+
+/** Where the shared memory is. */
+export interface PeerMemory {
+  readonly path: string;
+  readonly size: number;
+  /** Bus address of its first byte. */
+  readonly at: number;
+}
+
+/** What both roles share. */
+class ProtoPeer implements Disposable {
+  /** Reasons for which QEMU would have aborted, or asserted. */
+  readonly aborts: string[] = [];
+  /** Messages that came, by id, answers as id + 0x100. */
+  readonly counts = new Map<number, number>();
+  protected readonly memory: MemoryFile;
+  protected features = 0n;
+  readonly #out: Queue;
+  protected readonly in: Queue;
+  readonly #files: MemoryFile[];
+  readonly #ids: Readonly<Record<Name, number>>;
+  protected token = 0;
+  #isClosed = false;
+
+  constructor(
+    readonly role: "driver" | "device",
+    readonly form: Form,
+    directory: string,
+    readonly window: PeerMemory,
+    protected readonly socket: Deno.UnixConn,
+  ) {
+    const path = (which: string) => `${directory}/queue-linux-user-${which}`;
+    this.#files = ["driver", "device"].map((which) => new MemoryFile(path(which), QUEUE_FILE_SIZE));
+    const [driver, device] = this.#files.map((file) => new Queue(file));
+    [this.#out, this.in] = role === "driver" ? [driver!, device!] : [device!, driver!];
+    this.memory = new MemoryFile(window.path, window.size);
+    this.#ids = form === "proto" ? PROTO_IDS : V1_IDS;
+  }
+
+  protected abort(reason: string): void {
+    this.aborts.push(reason);
+  }
+
+  protected isAnswered(name: Name): boolean {
+    return !EVENTS.includes(name) && (this.form !== "proto" || !PROTO_SILENT.includes(name));
+  }
+
+  /** Writes and pushes one message, then rings. */
+  protected async push(
+    name: Name,
+    response: boolean,
+    size: number,
+    fill: (payload: DataView) => void,
+    token = 0,
+  ): Promise<void> {
+    const isProto = this.form === "proto";
+    const header = isProto ? 4 : 8;
+    const total = isProto ? 40 : header + size;
+    // P7: zeros first. A `proto` sender writes 40 bytes, the others zero the slot (B16).
+    const bytes = new Uint8Array(isProto ? 40 : SLOT);
+    const view = new DataView(bytes.buffer);
+    view.setUint8(0, response ? 1 : 0);
+    view.setUint8(1, this.#ids[name]);
+    if (!isProto) {
+      view.setUint16(4, token, true);
+      view.setUint16(6, total, true);
+    }
+    fill(new DataView(bytes.buffer, header));
+    this.#out.push(bytes);
+    try {
+      await this.socket.write(Uint8Array.of(0xed));
+    } catch {
+      // Nobody is there any more; the poll will find that out.
+    }
+  }
+
+  protected decode(slot: Uint8Array): Received {
+    const view = new DataView(slot.buffer);
+    const header = this.form === "proto" ? 4 : 8;
+    const size = this.form === "proto" ? 40 : view.getUint16(6, true);
+    const response = (slot[0]! & 1) !== 0;
+    const id = slot[1]!;
+    if (slot[0]! > 1) this.foreignType(slot);
+    const found = (slot[0]! & 2) === 0
+      ? (Object.keys(this.#ids) as Name[]).find((name) => this.#ids[name] === id)
+      : undefined;
+    const key = id + (response ? 0x100 : 0);
+    if (found !== undefined) this.counts.set(key, (this.counts.get(key) ?? 0) + 1);
+    if (this.form !== "proto") {
+      if (size < 8 || size > SLOT) this.abort(`msg_size ${size}`);
+      if (slot.subarray(size).some((byte) => byte !== 0)) this.abort("padding is not zero (B16)");
+      if (found === undefined && !response && (slot[0]! & 2) === 0) this.abort(`unknown id ${id}`);
+    } else if (found === undefined) this.abort(`unknown id ${id}`);
+    const token = header === 8 ? view.getUint16(4, true) : 0;
+    if (header === 8 && found !== undefined && EVENTS.includes(found) && token !== 0) {
+      this.abort("an event with a token (G9)");
+    }
+    return {
+      name: found,
+      response,
+      device: view.getUint16(2, true),
+      token,
+      payload: new DataView(slot.buffer, header),
+      size,
+    };
+  }
+
+  /** The type byte has other bits than the response bit. */
+  protected foreignType(slot: Uint8Array): void {
+    // HELLO of a vmsg driver side is a bus message with an id left to implementations (G17).
+    const isPrivate = this.form === "v1" && slot[0] === 2 && slot[1]! >= 0x80;
+    if (!isPrivate) this.abort(`type ${slot[0]}`);
+  }
+
+  /** The file offset of a bus address, checked. */
+  protected offset(address: number, size: number): number {
+    const offset = address - this.window.at;
+    if (offset < 0 || offset + size > this.window.size) {
+      this.abort(`address 0x${address.toString(16)} is outside the memory`);
+      throw new Error(this.aborts.at(-1));
+    }
+    return offset;
+  }
+
+  [Symbol.dispose](): void {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    this.socket.close();
+    for (const file of [...this.#files, this.memory]) file[Symbol.dispose]();
+  }
+}
+
+/** The offsets of a split ring in the memory file. */
+interface Ring {
+  readonly size: number;
+  readonly descriptors: number;
+  readonly available: number;
+  readonly used: number;
+}
+
+// --- the peer as the driver --------------------------------------------------------------------------
+
+/** What the device said. */
+export interface FoundDevice {
+  readonly deviceId: number;
+  readonly vendorId: number;
+  readonly offered: bigint;
+  readonly maxSizes: readonly number[];
+  readonly status: number;
+  readonly mac: Uint8Array;
+}
+
+/** The driver side of the prototype, with a tiny guest of its own. */
+export class DriverPeer extends ProtoPeer {
+  readonly #side: Received[] = [];
+  #deviceInfoSize = 0;
+  readonly #rings: Ring[] = [];
+  readonly #availableIndex = [0, 0];
+  readonly #usedIndex = [0, 0];
+  #nextTransmit = 0;
+  /** Notifications that came, per queue. */
+  readonly used = [0, 0, 0];
+
+  /** Connects to a device side that listens. */
+  static async connect(form: Form, directory: string, socket: string, memory: PeerMemory) {
+    const connection = await Deno.connect({ transport: "unix", path: socket });
+    return new DriverPeer("driver", form, directory, memory, connection);
+  }
+
+  /** Sends a request and polls for its answer as 2.5 has it. */
+  async ask(name: Name, size: number, fill: (payload: DataView) => void): Promise<Received> {
+    const token = this.form === "proto" ? 0 : ++this.token;
+    await this.push(name, false, size, fill, token);
+    for (let poll = 0; poll < POLLS; poll++) {
+      if (poll > 128) sleepUs(poll / 128);
+      const slot = this.in.pop();
+      if (slot === undefined) continue;
+      const message = this.decode(slot);
+      if (message.response && message.name === name && message.token === token) return message;
+      if (message.response) this.abort(`unexpected answer ${message.name}`);
+      else this.#side.push(message);
+    }
+    this.abort(`no answer to ${name} after ${POLLS} polls`);
+    throw new Error(this.aborts.at(-1));
+  }
+
+  /** Drains the queue outside of a request: only events may be there. */
+  drain(): void {
+    for (let slot = this.in.pop(); slot !== undefined; slot = this.in.pop()) {
+      const message = this.decode(slot);
+      if (message.response) this.abort(`late answer ${message.name}`);
+      else this.#side.push(message);
+    }
+    for (const { name, payload } of this.#side.splice(0)) {
+      if (name === "eventUsed") this.used[payload.getUint32(0, true)]!++;
+      else if (name !== "eventConfig") this.abort(`unexpected ${name}`);
+      else if ((payload.getUint32(0, true) & NEEDS_RESET) !== 0) this.abort("NEEDS_RESET");
+    }
+  }
+
+  /** 2.4: a status write containing FEATURES_OK probes the queues first; then SET, then GET. */
+  async setStatus(status: number): Promise<number> {
+    if ((status & FEATURES_OK) !== 0) await this.probe();
+    if (this.form !== "proto") {
+      const answer = await this.ask("setStatus", 4, (p) => p.setUint32(0, status, true));
+      return answer.payload.getUint32(0, true);
+    }
+    await this.push("setStatus", false, 4, (p) => p.setUint32(0, status, true));
+    return (await this.ask("getStatus", 0, () => {})).payload.getUint32(0, true);
+  }
+
+  /** GET_VQUEUE from 0 until there is none. */
+  async probe(): Promise<number[]> {
+    const sizes: number[] = [];
+    for (let index = 0; index < 1024; index++) {
+      const { payload } = await this.ask("getQueue", 4, (p) => p.setUint32(0, index, true));
+      if (payload.getUint32(0, true) !== index) this.abort("GET_VQUEUE of another queue");
+      const size = payload.getUint32(4, true);
+      // 2.6: Linux reads the maximum as 64 bits.
+      if (this.form === "proto" && payload.getUint32(8, true) !== 0) this.abort("no zeros (P7)");
+      if (size === 0) break;
+      sizes.push(size);
+    }
+    return sizes;
+  }
+
+  async #getFeatures(): Promise<bigint> {
+    const isProto = this.form === "proto";
+    const { payload } = await this.ask("getFeatures", 8, (p) => {
+      if (!isProto) p.setUint32(4, 2, true);
+    });
+    return payload.getBigUint64(isProto ? 4 : 8, true);
+  }
+
+  async #setFeatures(features: bigint): Promise<void> {
+    const isProto = this.form === "proto";
+    const { payload } = await this.ask("setFeatures", isProto ? 12 : 16, (p) => {
+      if (!isProto) p.setUint32(4, 2, true);
+      p.setBigUint64(isProto ? 4 : 8, features, true);
+    });
+    if (isProto && payload.getBigUint64(4, true) !== features) this.abort("features not stored");
+  }
+
+  async #getConfig(offset: number, length: number): Promise<Uint8Array> {
+    const isProto = this.form === "proto";
+    const { payload } = await this.ask("getConfig", 8, (p) => {
+      if (isProto) {
+        p.setUint16(0, offset, true);
+        p.setUint8(3, length);
+      } else {
+        p.setUint32(0, offset, true);
+        p.setUint32(4, length, true);
+      }
+    });
+    const at = payload.byteOffset + (isProto ? 4 : 12);
+    return new Uint8Array(payload.buffer, at, length).slice() as Uint8Array;
+  }
+
+  /** Everything from the proxy's reset to DRIVER_OK, as the recording shows it. */
+  async bringUp(wanted = MAC | STATUS | MRG_RXBUF | EVENT_IDX): Promise<FoundDevice> {
+    const info = await this.ask("info", 0, () => {});
+    this.#deviceInfoSize = info.size;
+    const at = this.form === "proto" ? 4 : 0;
+    const [deviceId, vendorId] = [0, 4].map((offset) => info.payload.getUint32(at + offset, true));
+    const offered = await this.#getFeatures();
+    const maxSizes = await this.probe();
+    await this.#setFeatures(0n);
+    for (const status of [0, 0, ACKNOWLEDGE, ACKNOWLEDGE | DRIVER]) await this.setStatus(status);
+    const features = offered & (wanted | VERSION_1 | ACCESS_PLATFORM);
+    // Each 32-bit half of the guest's register is written by itself (2.4).
+    await this.#setFeatures(features & 0xffffffffn);
+    await this.#setFeatures(features);
+    this.features = features;
+    let status = await this.setStatus(ACKNOWLEDGE | DRIVER | FEATURES_OK);
+    if ((status & FEATURES_OK) === 0) this.abort("FEATURES_OK refused");
+    const mac = new Uint8Array(6);
+    for (let i = 0; i < 6; i++) mac.set(await this.#getConfig(i, 1), i);
+    for (let index = 0; index < 2; index++) await this.#startRing(index);
+    status = await this.setStatus(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+    for (let i = 0; i < 16; i++) this.#offerReceive(i);
+    await this.#kick(0);
+    return { deviceId: deviceId!, vendorId: vendorId!, offered, maxSizes, status, mac };
+  }
+
+  /** Bytes of the GET_DEVICE_INFO answer. */
+  get deviceInfoSize(): number {
+    return this.#deviceInfoSize;
+  }
+
+  async #startRing(index: number): Promise<void> {
+    const base = index * 0x4000;
+    const ring = {
+      size: QUEUE_SIZE,
+      descriptors: base,
+      available: base + 0x2000,
+      used: base + 0x3000,
+    };
+    this.memory.write(base, new Uint8Array(0x4000));
+    this.#rings[index] = ring;
+    this.#availableIndex[index] = this.#usedIndex[index] = 0;
+    const fill = (p: DataView, at: number) => {
+      const areas = [ring.descriptors, ring.available, ring.used];
+      areas.forEach((area, i) => p.setBigUint64(at + 8 * i, BigInt(this.window.at + area), true));
+    };
+    if (this.form === "proto") {
+      await this.push("setQueue", false, 32, (p) => {
+        p.setUint32(0, index, true);
+        p.setUint32(4, QUEUE_SIZE, true);
+        fill(p, 8);
+      });
+      return;
+    }
+    await this.ask("setQueue", 40, (p) => {
+      p.setUint32(0, index, true);
+      // 5N.2: state operation 1; in 5.2 the word must be zero.
+      p.setUint32(4, this.form === "v1" ? 1 : 0, true);
+      p.setUint32(8, QUEUE_SIZE, true);
+      fill(p, 16);
+    });
+    const { payload } = await this.ask("getQueue", 4, (p) => p.setUint32(0, index, true));
+    if (payload.getUint32(8, true) !== QUEUE_SIZE) this.abort("GET_VQUEUE shows another size");
+    const flags = payload.getUint32(12, true);
+    if (flags !== (this.form === "v1" ? 1 : 0)) this.abort(`GET_VQUEUE flags ${flags}`);
+    if (payload.getBigUint64(32, true) !== BigInt(this.window.at + ring.used)) {
+      this.abort("GET_VQUEUE shows another used ring");
+    }
+  }
+
+  #offer(index: number, at: number, length: number, flags: number): void {
+    const ring = this.#rings[index]!;
+    const slot = this.#availableIndex[index]! % ring.size;
+    const descriptor = new DataView(new ArrayBuffer(16));
+    descriptor.setBigUint64(0, BigInt(this.window.at + at), true);
+    descriptor.setUint32(8, length, true);
+    descriptor.setUint16(12, flags, true);
+    this.memory.write(ring.descriptors + 16 * slot, new Uint8Array(descriptor.buffer));
+    this.memory.setU16(ring.available + 4 + 2 * slot, slot);
+    // used_event: tell us of the next one.
+    this.memory.setU16(ring.available + 4 + 2 * ring.size, this.#usedIndex[index]!);
+    this.#availableIndex[index] = (this.#availableIndex[index]! + 1) & 0xffff;
+    this.memory.setU16(ring.available + 2, this.#availableIndex[index]!);
+  }
+
+  #offerReceive(buffer: number): void {
+    this.#offer(0, 0x1_0000 + 0x800 * buffer, 0x800, 2);
+  }
+
+  /** EVENT_AVAIL, always: too many are harmless. */
+  async #kick(index: number): Promise<void> {
+    await this.push("eventAvail", false, this.form === "proto" ? 20 : 8, (p) => {
+      p.setUint32(0, index, true);
+    });
+  }
+
+  /** Sends one frame. */
+  async send(frame: Uint8Array): Promise<void> {
+    const at = 0x2_0000 + 0x800 * (this.#nextTransmit++ % 16);
+    const withHeader = new Uint8Array(12 + frame.length);
+    withHeader.set(frame, 12);
+    this.memory.write(at, withHeader);
+    this.#offer(1, at, withHeader.length, 0);
+    await this.#kick(1);
+  }
+
+  /** The next frame that `wanted` accepts; others are dropped. */
+  async receive(wanted: (frame: Uint8Array) => boolean, timeoutMs = 5000): Promise<Uint8Array> {
+    const endMs = performance.now() + timeoutMs;
+    const ring = this.#rings[0]!;
+    while (performance.now() < endMs) {
+      this.drain();
+      while (this.#usedIndex[0] !== this.memory.u16(ring.used + 2)) {
+        const slot = this.#usedIndex[0]! % ring.size;
+        const id = this.memory.u32(ring.used + 4 + 8 * slot);
+        const length = this.memory.u32(ring.used + 8 + 8 * slot);
+        this.#usedIndex[0] = (this.#usedIndex[0]! + 1) & 0xffff;
+        const descriptor = this.memory.read(ring.descriptors + 16 * id, 16);
+        const at = Number(descriptor.getBigUint64(0, true)) - this.window.at;
+        const bytes = new Uint8Array(this.memory.read(at, length).buffer);
+        // num_buffers is 1 with and without MRG_RXBUF (VIRTIO 1.2, 5.1.6.4.1).
+        if (bytes[10] !== 1 || bytes[11] !== 0) this.abort(`num_buffers ${bytes[10]}`);
+        this.#offerReceive((at - 0x1_0000) / 0x800);
+        await this.#kick(0);
+        if (wanted(bytes.subarray(12))) return bytes.slice(12);
+      }
+      // The loop runs on: the socket is not read, its bytes pile up (8.2).
+      await new Promise((resolve) => setTimeout(resolve, 1));
+    }
+    throw new Error("no such frame came");
+  }
+
+  /** Waits until the device has used everything that was sent. */
+  async sent(): Promise<void> {
+    const ring = this.#rings[1]!;
+    for (let i = 0; i < 1000; i++) {
+      this.drain();
+      if (this.memory.u16(ring.used + 2) === this.#availableIndex[1]) return;
+      await new Promise((resolve) => setTimeout(resolve, 1));
+    }
+    throw new Error("the device uses nothing");
+  }
+}
+
+// --- the peer as the device --------------------------------------------------------------------------
+
+/** The device side of the prototype: a network card whose other end is a host that answers pings. */
+export class DevicePeer extends ProtoPeer {
+  /** Frames that came. */
+  frames = 0;
+  /** Echo requests that were answered. */
+  pings = 0;
+  /** What went through before DRIVER_OK and how. */
+  readonly statuses: number[] = [];
+  #status = 0;
+  #expectGetStatus = false;
+  readonly #rings: (Ring | undefined)[] = [];
+  readonly #next = [0, 0, 0];
+  readonly #waiting: Uint8Array[] = [];
+  readonly offered: bigint;
+
+  constructor(
+    form: Form,
+    directory: string,
+    memory: PeerMemory,
+    socket: Deno.UnixConn,
+    options: { readonly offered?: bigint } = {},
+  ) {
+    super("device", form, directory, memory, socket);
+    this.offered = options.offered ??
+      VERSION_1 | ACCESS_PLATFORM | MAC | STATUS | MRG_RXBUF | EVENT_IDX;
+  }
+
+  /** Works until the driver side goes. */
+  async serve(): Promise<void> {
+    const bytes = new Uint8Array(128);
+    for (;;) {
+      await this.#drain();
+      let count: number | null;
+      try {
+        count = await this.socket.read(bytes);
+      } catch {
+        return;
+      }
+      if (count === null) return;
+      if (bytes.subarray(0, count).some((byte) => byte !== 0xed)) {
+        this.abort("a byte that is not 0xED");
+      }
+    }
+  }
+
+  async #drain(): Promise<void> {
+    for (let slot = this.in.pop(); slot !== undefined; slot = this.in.pop()) {
+      const message = this.decode(slot);
+      if (message.response) this.abort(`an answer to nothing: ${message.name}`);
+      else if (message.name !== undefined) await this.#take(message);
+    }
+  }
+
+  async #answer(message: Received, size: number, fill: (payload: DataView) => void): Promise<void> {
+    const { name, token } = message;
+    if (!this.isAnswered(name!)) return;
+    if (this.form !== "proto" && token === 0) this.abort("a request without a token (G8)");
+    await this.push(name!, true, size, fill, token);
+  }
+
+  async #take(message: Received): Promise<void> {
+    const { name, payload, device } = message;
+    const isProto = this.form === "proto";
+    if (device !== 0) this.abort(`device number ${device}`);
+    if (this.#expectGetStatus && name !== "getStatus") this.abort(`${name} after a status (P6)`);
+    this.#expectGetStatus = isProto && name === "setStatus";
+    const word = payload.getUint32(0, true);
+    switch (name) {
+      case "info":
+        return await this.#answer(message, this.form === "v1" ? 44 : 24, (p) => this.#info(p));
+      case "getFeatures":
+        return await this.#answer(message, 16, (p) => {
+          if (!isProto) p.setUint32(4, 2, true);
+          p.setBigUint64(isProto ? 4 : 8, this.offered, true);
+        });
+      case "setFeatures":
+        this.features = payload.getBigUint64(isProto ? 4 : 8, true);
+        return await this.#answer(message, 0, (p) => {
+          if (isProto) p.setBigUint64(4, this.features, true);
+        });
+      case "getConfig":
+        return await this.#config(message);
+      case "getStatus":
+        return await this.#answer(message, 4, (p) => p.setUint32(0, this.#status, true));
+      case "setStatus":
+        this.#setStatus(word);
+        await this.#answer(message, 4, (p) => p.setUint32(0, this.#status, true));
+        return;
+      case "getQueue":
+        return await this.#answer(message, 40, (p) => this.#queue(p, word));
+      case "setQueue":
+        this.#setQueue(payload);
+        return await this.#answer(message, 0, () => {});
+      case "eventAvail":
+        return await this.#available(word);
+      default:
+        this.abort(`a driver side sends no ${name}`);
+    }
+  }
+
+  #info(p: DataView): void {
+    const values = { proto: [1, 1], "v1-2025": [1, 0x554d4551], v1: [1, 0x554d4551] }[this.form];
+    values.forEach((value, i) => p.setUint32(4 * i, value, true));
+    if (this.form === "proto") p.setUint32(8, 0x554d4551, true);
+    // The blocks, or the bits; configuration; queues.
+    if (this.form === "v1") [2, 12, QUEUES].forEach((v, i) => p.setUint32(24 + 4 * i, v, true));
+    if (this.form === "v1-2025") {
+      [64, 12, QUEUES].forEach((v, i) => p.setUint32(8 + 4 * i, v, true));
+    }
+  }
+
+  async #config(message: Received): Promise<void> {
+    const { payload } = message;
+    const isProto = this.form === "proto";
+    const config = [0x52, 0x54, 0, 0x12, 0x34, 0x99, 1, 0, 1, 0, 0xdc, 5];
+    const [offset, length] = isProto
+      ? [payload.getUint16(0, true), payload.getUint8(3)]
+      : [payload.getUint32(0, true), payload.getUint32(4, true)];
+    if (isProto && ![1, 2, 4].includes(length)) this.abort(`GET_CONFIG of ${length} bytes (P4)`);
+    if (offset + length > config.length) this.abort("GET_CONFIG out of range (R7)");
+    await this.#answer(message, 12 + length, (p) => {
+      if (isProto) {
+        p.setUint16(0, offset, true);
+        p.setUint8(3, length);
+      } else [7, offset, length].forEach((value, i) => p.setUint32(4 * i, value, true));
+      for (let i = 0; i < length; i++) p.setUint8((isProto ? 4 : 12) + i, config[offset + i] ?? 0);
+    });
+  }
+
+  #setStatus(status: number): void {
+    this.statuses.push(status);
+    const gains = status & ~this.#status;
+    if ((gains & FEATURES_OK) !== 0) {
+      // P5: QEMU asserts that the status is stored as it was written.
+      const needed = VERSION_1 | (this.offered & ACCESS_PLATFORM);
+      if ((this.features & ~this.offered) !== 0n) this.abort("features that were not offered (P5)");
+      if ((this.features & needed) !== needed) {
+        this.abort("VERSION_1 or ACCESS_PLATFORM lacks (P5)");
+      }
+    }
+    if ((gains & DRIVER_OK) !== 0 && (status & FEATURES_OK) === 0) {
+      this.abort("DRIVER_OK first (R6)");
+    }
+    this.#status = status;
+    if (status !== 0) return;
+    this.features = 0n;
+    this.#rings.length = 0;
+    this.#next.fill(0);
+  }
+
+  #queue(p: DataView, index: number): void {
+    p.setUint32(0, index, true);
+    if (index >= QUEUES) return;
+    p.setUint32(4, MAX_QUEUE_SIZE, true);
+    const ring = this.#rings[index];
+    if (this.form === "proto" || ring === undefined) return;
+    p.setUint32(8, ring.size, true);
+    p.setUint32(12, this.form === "v1" ? 1 : 0, true);
+    const areas = [ring.descriptors, ring.available, ring.used];
+    areas.forEach((at, i) => p.setBigUint64(16 + 8 * i, BigInt(at + this.window.at), true));
+  }
+
+  #setQueue(p: DataView): void {
+    const isProto = this.form === "proto";
+    const index = p.getUint32(0, true);
+    if (this.form === "v1" && p.getUint32(4, true) !== 1) this.abort("SET_VQUEUE flags (V33)");
+    if (this.form === "v1-2025" && p.getUint32(4, true) !== 0) this.abort("SET_VQUEUE MBZ (G5)");
+    const size = p.getUint32(isProto ? 4 : 8, true);
+    if (size === 0 || size > MAX_QUEUE_SIZE) this.abort(`a queue of ${size} entries (R4)`);
+    if (index >= QUEUES) this.abort(`queue ${index} (R5)`);
+    if ((this.#status & FEATURES_OK) === 0) this.abort("SET_VQUEUE before FEATURES_OK");
+    if (isProto && (this.#status & DRIVER_OK) !== 0) this.abort("SET_VQUEUE after DRIVER_OK (P13)");
+    const at = isProto ? 8 : 16;
+    const [descriptors, available, used] = [0, 8, 16].map((i) =>
+      Number(p.getBigUint64(at + i, true))
+    );
+    this.#rings[index] = {
+      size,
+      descriptors: this.offset(descriptors!, 16 * size),
+      available: this.offset(available!, 6 + 2 * size),
+      used: this.offset(used!, 6 + 8 * size),
+    };
+  }
+
+  async #available(index: number): Promise<void> {
+    if ((this.#status & DRIVER_OK) === 0) {
+      return this.abort("EVENT_AVAIL before DRIVER_OK (P8, R6)");
+    }
+    if (this.#rings[index] === undefined) return this.abort(`EVENT_AVAIL of queue ${index} (R10)`);
+    if (index === 1) {
+      for (let chain = this.#pop(1); chain !== undefined; chain = this.#pop(1)) {
+        this.frames++;
+        const frame = new Uint8Array(this.memory.read(chain.at, chain.length).buffer).slice(12);
+        await this.#use(1, chain.head, 0);
+        const answer = this.#reply(frame);
+        if (answer !== undefined) this.#waiting.push(answer);
+      }
+    }
+    while (this.#waiting.length > 0) {
+      const chain = this.#pop(0);
+      if (chain === undefined) return;
+      const bytes = new Uint8Array(12 + this.#waiting[0]!.length);
+      bytes[10] = 1;
+      bytes.set(this.#waiting.shift()!, 12);
+      if (bytes.length > chain.length) this.abort("a receive buffer is too small");
+      this.memory.write(chain.at, bytes);
+      await this.#use(0, chain.head, bytes.length);
+    }
+  }
+
+  #pop(index: number): { head: number; at: number; length: number } | undefined {
+    const ring = this.#rings[index]!;
+    const next = this.#next[index]!;
+    if (next === this.memory.u16(ring.available + 2)) return undefined;
+    const head = this.memory.u16(ring.available + 4 + 2 * (next % ring.size));
+    const descriptor = this.memory.read(ring.descriptors + 16 * head, 16);
+    const flags = descriptor.getUint16(12, true);
+    if (flags !== (index === 0 ? 2 : 0)) this.abort(`descriptor flags ${flags}`);
+    const length = descriptor.getUint32(8, true);
+    const at = this.offset(Number(descriptor.getBigUint64(0, true)), length);
+    this.#next[index] = (next + 1) & 0xffff;
+    // avail_event: kick for the very next one (EVENT_IDX).
+    this.memory.setU16(ring.used + 4 + 8 * ring.size, this.#next[index]!);
+    return { head, at, length };
+  }
+
+  async #use(index: number, head: number, length: number): Promise<void> {
+    const ring = this.#rings[index]!;
+    const before = this.memory.u16(ring.used + 2);
+    const slot = before % ring.size;
+    this.memory.setU32(ring.used + 4 + 8 * slot, head);
+    this.memory.setU32(ring.used + 8 + 8 * slot, length);
+    this.memory.setU16(ring.used + 2, (before + 1) & 0xffff);
+    const wants = (this.features & EVENT_IDX) !== 0n
+      ? this.memory.u16(ring.available + 4 + 2 * ring.size) === before
+      : (this.memory.u16(ring.available) & 1) === 0;
+    if (!wants) return;
+    await this.push("eventUsed", false, 4, (p) => p.setUint32(0, index, true));
+    // The prototype's config bit sticks (section 12, row 51).
+    if (this.form !== "proto") return;
+    await this.push("eventConfig", false, 24, (p) => p.setUint32(0, this.#status, true));
+  }
+
+  #reply(frame: Uint8Array): Uint8Array | undefined {
+    const answer = answerFrame(frame);
+    if (answer !== undefined && frame[12] === 8 && frame[13] === 0) this.pings++;
+    return answer;
+  }
+}
+
+// --- frames ------------------------------------------------------------------------------------------
+
+const PEER_MAC = [0x02, 0, 0, 0, 0, 0x01];
+
+/** RFC 1071. */
+export function checksum(bytes: Uint8Array): number {
+  let sum = 0;
+  for (let i = 0; i < bytes.length; i += 2) sum += (bytes[i]! << 8) + (bytes[i + 1] ?? 0);
+  while (sum > 0xffff) sum = (sum & 0xffff) + (sum >>> 16);
+  return ~sum & 0xffff;
+}
+
+/** Who has `target`? */
+export function arpRequest(mac: Uint8Array, address: number[], target: number[]): Uint8Array {
+  const frame = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, ...mac, 8, 6];
+  frame.push(0, 1, 8, 0, 6, 4, 0, 1, ...mac, ...address, 0, 0, 0, 0, 0, 0, ...target);
+  return Uint8Array.from([...frame, ...new Array(60 - frame.length).fill(0)]);
+}
+
+/** An ICMP echo request with 32 bytes of data. */
+export function echoRequest(
+  from: { mac: Uint8Array; address: number[] },
+  to: { mac: Uint8Array; address: number[] },
+  sequence: number,
+): Uint8Array {
+  const icmp = Uint8Array.of(8, 0, 0, 0, 0x12, 0x34, sequence >> 8, sequence & 0xff, ...pattern());
+  new DataView(icmp.buffer).setUint16(2, checksum(icmp));
+  const total = 20 + icmp.length;
+  const ip = Uint8Array.of(0x45, 0, total >> 8, total & 0xff, 0, sequence, 0, 0, 64, 1, 0, 0);
+  const header = Uint8Array.of(...ip, ...from.address, ...to.address);
+  new DataView(header.buffer).setUint16(10, checksum(header));
+  return Uint8Array.of(...to.mac, ...from.mac, 8, 0, ...header, ...icmp);
+}
+
+/** The data of an echo. */
+export function pattern(): number[] {
+  return Array.from({ length: 32 }, (_, i) => 0xa0 + i);
+}
+
+/** What a host with any address says to a frame: ARP and ICMP echo. */
+export function answerFrame(frame: Uint8Array): Uint8Array | undefined {
+  const answer = frame.slice();
+  answer.set(frame.subarray(6, 12), 0);
+  answer.set(PEER_MAC, 6);
+  if (frame[12] === 8 && frame[13] === 6 && frame[21] === 1) {
+    answer[21] = 2;
+    answer.set(PEER_MAC, 22);
+    answer.set(frame.subarray(38, 42), 28);
+    answer.set(frame.subarray(22, 32), 32);
+    return answer;
+  }
+  if (frame[12] !== 8 || frame[13] !== 0 || frame[23] !== 1 || frame[34] !== 8) return undefined;
+  const size = (frame[16]! << 8) + frame[17]!;
+  if (checksum(frame.subarray(14, 34)) !== 0) return undefined;
+  if (checksum(frame.subarray(34, 14 + size)) !== 0) return undefined;
+  answer.set(frame.subarray(30, 34), 26);
+  answer.set(frame.subarray(26, 30), 30);
+  answer[34] = 0;
+  answer.set([0, 0], 36);
+  new DataView(answer.buffer).setUint16(36, checksum(answer.subarray(34, 14 + size)));
+  return answer;
+}

@@ -1,0 +1,110 @@
+/** Captures, as Debian's tshark and we ourselves see them. */
+
+import { assert, assertEquals } from "@std/assert";
+
+/** An Ethernet frame of a capture. */
+export type Frame = Uint8Array;
+
+/** The frames of a pcap file with nanoseconds; a record that is cut at the end is left out. */
+export function readFrames(path: string): Frame[] {
+  const data = Deno.readFileSync(path);
+  const view = new DataView(data.buffer);
+  assertEquals(view.getUint32(0, true), 0xa1b23c4d);
+  const frames: Frame[] = [];
+  for (let at = 24; at + 16 <= data.length;) {
+    const size = view.getUint32(at + 8, true);
+    assertEquals(size, view.getUint32(at + 12, true), "a frame was cut");
+    if (at + 16 + size > data.length) break;
+    frames.push(data.subarray(at + 16, at + 16 + size));
+    at += 16 + size;
+  }
+  return frames;
+}
+
+function onesComplement(bytes: Uint8Array, sum = 0): number {
+  for (let i = 0; i < bytes.length; i++) sum += i % 2 === 0 ? bytes[i]! << 8 : bytes[i]!;
+  while (sum > 0xffff) sum = (sum & 0xffff) + (sum >>> 16);
+  return sum;
+}
+
+/**
+ * Whether the checksum of a TCP or UDP frame was left to whoever comes later (VIRTIO 1.2, 5.1.6.2,
+ * NEEDS_CSUM): its field then holds the sum of the pseudo-header alone, not inverted. A file does not
+ * have the virtio-net header, so this is the only mark; a computed checksum has that value once in 65536.
+ */
+export function isPartial(frame: Frame): boolean {
+  const view = new DataView(frame.buffer, frame.byteOffset, frame.length);
+  const type = view.getUint16(12);
+  const isIpv6 = type === 0x86dd;
+  if (!isIpv6 && type !== 0x0800) return false;
+  const protocol = frame[isIpv6 ? 20 : 23]!;
+  const start = isIpv6 ? 54 : 14 + (frame[14]! & 15) * 4;
+  const length = isIpv6 ? view.getUint16(18) : view.getUint16(16) - (start - 14);
+  const addresses = isIpv6 ? frame.subarray(22, 54) : frame.subarray(26, 34);
+  if (protocol !== 6 && protocol !== 17) return false;
+  return view.getUint16(start + (protocol === 6 ? 16 : 6)) ===
+    onesComplement(addresses, length + protocol);
+}
+
+/** tshark's word on a file. */
+export interface Dissection {
+  /** How many frames of each protocol, named as in its list. */
+  readonly protocols: ReadonlyMap<string, number>;
+  /** Frames, from 1 on, with a checksum it finds wrong, and those it finds malformed. */
+  readonly badChecksums: readonly number[];
+  readonly malformed: readonly number[];
+  /** How many checksums of each protocol it found right. */
+  readonly goodChecksums: Readonly<Record<string, number>>;
+}
+
+const CHECKED = ["ip", "tcp", "udp", "icmp", "icmpv6"];
+const BAD = "0";
+const GOOD = "1";
+
+/** Has tshark read a file, checksums and all. */
+export async function dissect(path: string): Promise<Dissection> {
+  const checks = ["ip", "tcp", "udp"].flatMap((name) => ["-o", `${name}.check_checksum:TRUE`]);
+  const fields = [
+    ...["frame.number", "_ws.col.Protocol", "_ws.malformed"],
+    ...CHECKED.map((name) => `${name}.checksum.status`),
+  ];
+  const { code, stdout, stderr } = await new Deno.Command("tshark", {
+    args: ["-n", "-r", path, ...checks, "-T", "fields", ...fields.flatMap((name) => ["-e", name])],
+    stdin: "null",
+  }).output();
+  const complaints = new TextDecoder().decode(stderr).split("\n")
+    .filter((line) => line !== "" && !line.startsWith("Running as user"));
+  assertEquals([code, complaints], [0, []], "tshark cannot read the file");
+  const protocols = new Map<string, number>();
+  const [badChecksums, malformed]: [number[], number[]] = [[], []];
+  const goodChecksums = Object.fromEntries(CHECKED.map((name) => [name, 0]));
+  for (const line of new TextDecoder().decode(stdout).trimEnd().split("\n")) {
+    const [number, protocol = "", bad, ...states] = line.split("\t");
+    protocols.set(protocol, (protocols.get(protocol) ?? 0) + 1);
+    if (bad) malformed.push(Number(number));
+    CHECKED.forEach((name, i) => {
+      // An ICMP error holds a second header: "1,1".
+      const all = (states[i] ?? "").split(",");
+      if (all.includes(BAD)) badChecksums.push(Number(number));
+      else if (all.includes(GOOD)) goodChecksums[name] = goodChecksums[name]! + 1;
+    });
+  }
+  return { protocols, badChecksums, malformed, goodChecksums };
+}
+
+/** Asserts that a file is whole, nothing in it malformed, and every computed checksum right. */
+export async function assertSound(
+  path: string,
+  { partial }: { partial: boolean },
+): Promise<Dissection> {
+  const frames = readFrames(path);
+  const dissection = await dissect(path);
+  const seen = [...dissection.protocols.values()].reduce((sum, count) => sum + count, 0);
+  assertEquals(seen, frames.length, "frames that tshark sees");
+  assertEquals(dissection.malformed, []);
+  const wrong = dissection.badChecksums.filter((number) => !isPartial(frames[number - 1]!));
+  assertEquals(wrong, [], "frames with a wrong checksum that is not a partial one");
+  if (!partial) assertEquals(dissection.badChecksums, []);
+  else assert(dissection.badChecksums.length > 0, "no partial checksum: offloads are not used");
+  return dissection;
+}
