@@ -27,9 +27,9 @@ export function isSelected(name: string): boolean {
 const COMPILER = Deno.env.get("CC") || "cc";
 const ROUND_MS = 1;
 const BLOCKS = isQuick ? 2 : 8;
-const ROUNDS_PER_BLOCK = isQuick ? 5 : 12;
+const ROUNDS_PER_BLOCK = isQuick ? 4 : 12;
 /** How long a case runs before it is measured; the optimizing compiler is done with it by then. */
-const WARM_UP_MS = isQuick ? 25 : 100;
+const WARM_UP_MS = isQuick ? 10 : 100;
 const NAME_WIDTH = 46;
 
 /** One row of the table. */

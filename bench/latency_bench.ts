@@ -27,10 +27,10 @@ import { Pinger, type PingResult, type Throughput } from "../src/proxy/driver/pi
 import { DriverSide } from "../src/transport/driver_side.ts";
 import { isQuick, isSelected, loadLine, quantile } from "./harness.ts";
 
-const REQUESTS = isQuick ? 200 : 2000;
+const REQUESTS = isQuick ? 100 : 2000;
 const INTERVAL_MS = 1;
 /** Requests before those that count; code is compiled meanwhile. */
-const WARM_UP = isQuick ? 100 : 500;
+const WARM_UP = isQuick ? 50 : 500;
 /** After this time the prototype's driver side gives up. */
 const ABORT_MS = 3;
 const MEMORY_SIZE = 64 << 20;

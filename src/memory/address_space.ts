@@ -13,6 +13,8 @@
 
 import type { SegmentList } from "./segments.ts";
 
+const TWO_TO_32 = 0x1_0000_0000;
+
 /** The most windows one address space holds. */
 export const MAX_WINDOWS = 509;
 
@@ -32,8 +34,18 @@ export class MemoryWindow {
   readonly end: number;
   /** This process's address of the first byte, for system calls. */
   readonly address: bigint;
-  /** The same as a Number (user-space addresses are below 2^47), for iovecs. */
+  /** The same as a Number: user-space addresses are below 2^47. */
   readonly addressNumber: number;
+  /** The upper 32 bits of it, for iovecs. */
+  readonly addressHigh: number;
+  /** The lower 32 bits of it. */
+  readonly addressLow: number;
+  /** The upper half of {@link at}, everything from bit 32 on. */
+  readonly atHigh: number;
+  /** The lower 32 bits of {@link at}. */
+  readonly atLow: number;
+  /** {@link end} counted from the 4 GiB in which the window begins; may be more than 2^32. */
+  readonly endLow: number;
   /** The mapping's buffer. */
   readonly buffer: ArrayBuffer;
   /** Where the window starts in {@link buffer}. */
@@ -53,6 +65,11 @@ export class MemoryWindow {
     this.end = at + size;
     this.address = memory.address + BigInt(offset);
     this.addressNumber = Number(this.address);
+    this.addressHigh = Math.floor(this.addressNumber / TWO_TO_32);
+    this.addressLow = this.addressNumber % TWO_TO_32;
+    this.atHigh = Math.floor(at / TWO_TO_32);
+    this.atLow = at % TWO_TO_32;
+    this.endLow = this.end - this.atHigh * TWO_TO_32;
     this.buffer = memory.buffer;
     this.byteOffset = offset;
     this.view = new DataView(memory.buffer, offset, size);
@@ -118,6 +135,22 @@ export class AddressSpace {
   }
 
   /**
+   * The same for an address in two halves of 32 bits, as descriptors hold it. Where the window found last
+   * is the right one this is quicker: compiled code keeps halves in registers as integers, while putting
+   * them together goes through floating point.
+   */
+  findHalves(high: number, low: number, length: number): MemoryWindow | undefined {
+    const last = this.#last;
+    if (
+      last !== undefined && high === last.atHigh && low >= last.atLow &&
+      low + length <= last.endLow
+    ) {
+      return last;
+    }
+    return this.find(high * TWO_TO_32 + low, length);
+  }
+
+  /**
    * Appends the segments that hold [address, address + length) to `into`.
    *
    * @returns false if a byte lies outside every window, or `into` is full; `into` then holds a part.
@@ -130,6 +163,18 @@ export class AddressSpace {
       return into.push(last, address - last.at, length);
     }
     return this.#translateAny(address, length, into);
+  }
+
+  /** {@link translate} for an address in two halves, see {@link findHalves}, and a length that is not 0. */
+  translateHalves(high: number, low: number, length: number, into: SegmentList): boolean {
+    const last = this.#last;
+    if (
+      last !== undefined && high === last.atHigh && low >= last.atLow &&
+      low + length <= last.endLow
+    ) {
+      return into.push(last, low - last.atLow, length);
+    }
+    return this.translate(high * TWO_TO_32 + low, length, into);
   }
 
   /** The rest of {@link translate}, apart, so that its usual case is compiled into its callers. */

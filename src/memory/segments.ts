@@ -74,12 +74,15 @@ export class SegmentList {
     // Neighbours are nearly always of the same window, and storing an object is not free.
     if (this.#windows[i] !== window) this.#windows[i] = window;
     this.#offsets[i] = offset;
-    const address = window.addressNumber + offset;
+    const low = window.addressLow + offset;
     const word = i * IOVEC_WORDS;
-    this.#words[word] = address >>> 0;
-    this.#words[word + 1] = address / TWO_TO_32;
+    const words = this.#words;
+    words[word] = low;
+    words[word + 1] = low < TWO_TO_32
+      ? window.addressHigh
+      : window.addressHigh + Math.floor(low / TWO_TO_32);
     // Its high half is 0 for good.
-    this.#words[word + LENGTH_WORD] = length;
+    words[word + LENGTH_WORD] = length;
     this.count = i + 1;
     this.length += length;
     return true;

@@ -537,6 +537,8 @@ export class RemoteDevice {
   generation = 0;
   /** Queues whose available notification waits for room. */
   readonly availablePending: boolean[] = [];
+  /** What GET_DEVICE_INFO said; `proto` does not say. */
+  #configSize = Infinity;
 
   /** Use {@link DriverSide.device}. */
   constructor(readonly side: DriverSide, readonly number: number) {}
@@ -545,6 +547,7 @@ export class RemoteDevice {
   forget(): void {
     this.availablePending.fill(false);
     this.generation = 0;
+    this.#configSize = Infinity;
   }
 
   /** Tells the device that a queue has new buffers; sent once however often it is called. */
@@ -564,14 +567,16 @@ export class RemoteDevice {
   }
 
   /** GET_DEVICE_INFO. */
-  info(): Promise<DeviceInfo> {
-    return this.#request(Kind.GET_DEVICE_INFO, () => {}, (answer) => ({
+  async info(): Promise<DeviceInfo> {
+    const info = await this.#request(Kind.GET_DEVICE_INFO, () => {}, (answer) => ({
       deviceId: answer.deviceId,
       vendorId: answer.vendorId,
       featureBlocks: answer.featureBlocks,
       configSize: answer.configSize,
       maxQueues: answer.maxQueues,
     }));
+    if (this.side.options.codec.hasTokens) this.#configSize = info.configSize;
+    return info;
   }
 
   /** The offered feature bits, `blocks` words of 32. */
@@ -647,12 +652,12 @@ export class RemoteDevice {
    * starts over (rule R21).
    */
   async config(offset: number, length: number): Promise<Uint8Array> {
+    this.#checkRange(offset, length);
     const bytes = new Uint8Array(length);
-    const most = this.side.options.codec.limits.configChunk;
     for (let attempt = 0; attempt < 5; attempt++) {
       const generations = new Set<number>();
-      for (let at = 0; at < length; at += most) {
-        const part = Math.min(most, length - at);
+      for (let at = 0, part; at < length; at += part) {
+        part = this.#chunk(length - at);
         await this.#request(Kind.GET_CONFIG, (request) => {
           request.offset = offset + at;
           request.length = part;
@@ -668,32 +673,49 @@ export class RemoteDevice {
     throw new VmsgError("CONFIG_UNSTABLE", `device ${this.number} changes its configuration`);
   }
 
+  /** How many of that many configuration bytes go into one message. */
+  #chunk(length: number): number {
+    const { codec } = this.side.options;
+    const chunk = Math.min(codec.limits.configChunk, length);
+    // The prototype aborts on 3 (rule P4).
+    return chunk === 3 && !codec.hasTokens ? 2 : chunk;
+  }
+
+  /** A device is not asked for what it does not have (rule R7). */
+  #checkRange(offset: number, length: number): void {
+    if (length === 0 || offset + length <= this.#configSize) return;
+    throw new VmsgError(
+      "CONFIG_RANGE",
+      `device ${this.number} has ${this.#configSize} bytes of configuration, ` +
+        `not ${offset + length}`,
+    );
+  }
+
   /** Writes configuration bytes; false if the device refuses them. */
   async setConfig(offset: number, bytes: Uint8Array): Promise<boolean> {
-    const most = this.side.options.codec.limits.configChunk;
-    for (let at = 0; at < bytes.length; at += most) {
-      const part = bytes.subarray(at, at + most);
-      const known = this.generation;
-      if (await this.#setConfigPart(offset + at, part)) continue;
-      // The answer names the generation that was not known (rule R9); once, then it is a refusal.
-      if (this.generation === known || !await this.#setConfigPart(offset + at, part)) return false;
+    this.#checkRange(offset, bytes.length);
+    for (let at = 0, chunk; at < bytes.length; at += chunk) {
+      chunk = this.#chunk(bytes.length - at);
+      if (!await this.#setConfigPart(offset + at, bytes.subarray(at, at + chunk))) return false;
     }
     return true;
   }
 
-  async #setConfigPart(offset: number, bytes: Uint8Array): Promise<boolean> {
-    const needsGeneration = this.side.options.codec.dialect === "v1-2025";
-    const applied = await this.#request(Kind.SET_CONFIG, (request) => {
-      // The last one seen there (rule R8), 0 in `v1` (rule R20).
-      request.generation = needsGeneration ? this.generation : 0;
+  async #setConfigPart(offset: number, bytes: Uint8Array, again = true): Promise<boolean> {
+    // The last one seen (rule R8); in `v1` it is 0 and means nothing (rule R20).
+    const named = this.side.options.codec.dialect === "v1-2025" ? this.generation : 0;
+    const answered = await this.#request(Kind.SET_CONFIG, (request) => {
+      request.generation = named;
       request.offset = offset;
       request.length = bytes.length;
       request.bytes.set(bytes);
-    }, (answer) => {
-      if (needsGeneration) this.generation = answer.generation;
-      return answer.length;
-    });
-    return applied === bytes.length;
+    }, ({ length, generation }) => ({ length, generation }));
+    if (this.side.options.codec.dialect !== "v1-2025") return answered.length === bytes.length;
+    this.generation = answered.generation;
+    if (answered.length === bytes.length) return true;
+    // The refusal names the generation that was not known (rule R9); a second one is the device's will.
+    return again && answered.generation !== named &&
+      this.#setConfigPart(offset, bytes, false);
   }
 
   /** What the device says of a queue. */

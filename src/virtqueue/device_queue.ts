@@ -482,22 +482,22 @@ export class DeviceQueue {
     let index = head;
     for (let left = this.size; left > 0; left--) {
       const word = index << 2;
-      const address = table[word + 1] * TWO_TO_32 + table[word];
+      const low = table[word], high = table[word + 1];
       const length = table[word + 2];
       const flagsAndNext = table[word + 3];
       if ((flagsAndNext & DESCRIPTOR_INDIRECT) !== 0) {
         const problem = this.#indirectProblem(index, length, flagsAndNext);
         if (problem !== undefined) return this.#break(problem);
         // The naming descriptor is not one of the chain's, and its WRITE is ignored (2.7.5.3.2).
-        return this.#walkTable(address, length, chain, list, total, left);
+        return this.#walkTable(high, low, length, chain, list, total, left);
       }
       if ((flagsAndNext & DESCRIPTOR_WRITE) !== 0) list = chain.writable;
       else if (list !== chain.readable) return this.#outOfOrder(index);
       if (length !== 0) {
         total += length;
         if (total > MAX_CHAIN_BYTES) return this.#tooLong();
-        if (!space.translate(address, length, list)) {
-          return this.#lost(index, address, length, list);
+        if (!space.translateHalves(high, low, length, list)) {
+          return this.#lost(index, high * TWO_TO_32 + low, length, list);
         }
       }
       if ((flagsAndNext & DESCRIPTOR_NEXT) === 0) return Pop.CHAIN;
@@ -525,7 +525,8 @@ export class DeviceQueue {
    * @param left how many descriptors it may still have
    */
   #walkTable(
-    tableAddress: number,
+    tableHigh: number,
+    tableLow: number,
     tableLength: number,
     chain: Chain,
     list: SegmentList,
@@ -533,15 +534,17 @@ export class DeviceQueue {
     left: number,
   ): number {
     const space = this.#space;
-    const window = space.find(tableAddress, tableLength);
-    if (window === undefined) return this.#lostTable(tableAddress, tableLength);
+    const window = space.findHalves(tableHigh, tableLow, tableLength);
+    if (window === undefined) {
+      return this.#lostTable(tableHigh * TWO_TO_32 + tableLow, tableLength);
+    }
     const { view } = window;
-    const start = tableAddress - window.at;
+    const start = (tableHigh - window.atHigh) * TWO_TO_32 + (tableLow - window.atLow);
     const count = tableLength / DESCRIPTOR_SIZE;
     let index = 0;
     for (; left > 0; left--) {
       const at = start + index * DESCRIPTOR_SIZE;
-      const address = view.getUint32(at + 4, true) * TWO_TO_32 + view.getUint32(at, true);
+      const low = view.getUint32(at, true), high = view.getUint32(at + 4, true);
       const length = view.getUint32(at + 8, true);
       const flagsAndNext = view.getUint32(at + 12, true);
       if ((flagsAndNext & DESCRIPTOR_INDIRECT) !== 0) return this.#nested(index);
@@ -550,8 +553,8 @@ export class DeviceQueue {
       if (length !== 0) {
         total += length;
         if (total > MAX_CHAIN_BYTES) return this.#tooLong();
-        if (!space.translate(address, length, list)) {
-          return this.#lost(index, address, length, list);
+        if (!space.translateHalves(high, low, length, list)) {
+          return this.#lost(index, high * TWO_TO_32 + low, length, list);
         }
       }
       if ((flagsAndNext & DESCRIPTOR_NEXT) === 0) return Pop.CHAIN;

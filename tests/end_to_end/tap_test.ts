@@ -9,6 +9,7 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import { fromFileUrl } from "@std/path";
 import { assertSound, isPartial, readFrames } from "../support/capture.ts";
 import { type HeldNamespace, namespacesTest } from "../support/namespaces.ts";
+import { answersIn, assertNoneLostSince, sinceReturn } from "../support/pings.ts";
 import { delay, PATIENCE_MS, type VmsgProcess } from "../support/processes.ts";
 
 const BUS = ["--bus", "linux-user,socket=lu.sock"];
@@ -163,14 +164,6 @@ for (const side of ["driver", "device", "both"] as const) {
   );
 }
 
-/** When each answer of a ping came, by sequence number. */
-function answers(ping: VmsgProcess): { sequence: number; atMs: number }[] {
-  return ping.lines.flatMap(({ text, atMs }) => {
-    const match = /bytes from .* icmp_seq=(\d+) /.exec(text);
-    return match === null ? [] : [{ sequence: Number(match[1]), atMs }];
-  });
-}
-
 async function startPing(from: HeldNamespace, to: string): Promise<VmsgProcess> {
   const ping = await from.start("ping", "-i", "0.02", "-W", "1", to);
   await ping.waitFor(/icmp_seq=20 /);
@@ -178,23 +171,17 @@ async function startPing(from: HeldNamespace, to: string): Promise<VmsgProcess> 
 }
 
 /** Goes on, and nothing is lost after it is back; ends the ping. */
-async function assertGoesOn(ping: VmsgProcess, what: string, killedMs: number): Promise<void> {
-  const deadlineMs = performance.now() + PATIENCE_MS;
-  const later = () => answers(ping).filter(({ atMs }) => atMs > killedMs + 100);
-  while (later().length < 50) {
-    assert(performance.now() < deadlineMs, `${what}: the ping did not go on`);
+async function assertGoesOn(ping: VmsgProcess, what: string): Promise<void> {
+  const sinceMs = performance.now();
+  const answers = () => answersIn(ping.lines);
+  while (sinceReturn(answers(), sinceMs).length < 50) {
+    assert(performance.now() < sinceMs + PATIENCE_MS, `${what}: the ping did not go on`);
     await delay(20);
   }
   await ping.end("SIGINT", 1000);
-  const all = answers(ping);
-  const gapMs = Math.max(...all.slice(1).map(({ atMs }, i) => atMs - all[i]!.atMs));
-  const [first] = later();
-  const after = all.filter(({ sequence }) => sequence >= first!.sequence);
-  const lostAfter = after.at(-1)!.sequence - first!.sequence + 1 - after.length;
-  const lost = all.at(-1)!.sequence - all[0]!.sequence + 1 - all.length;
-  console.log(`${what}: gap ${gapMs.toFixed(0)} ms, ${lost} pings of 20 ms lost in it`);
+  const { gapMs, lost } = assertNoneLostSince(answers(), sinceMs);
+  console.log(`${what}: gap ${gapMs} ms, ${lost} pings of 20 ms lost in it`);
   assert(gapMs < MAX_GAP_MS, `${what}: a gap of ${gapMs} ms`);
-  assertEquals(lostAfter, 0, `${what}: pings were lost after it was back`);
 }
 
 namespacesTest("tap: either side is killed under a running ping", ["ping"], async (a, b) => {
@@ -205,18 +192,16 @@ namespacesTest("tap: either side is killed under a running ping", ["ping"], asyn
       // The interface goes with the device; the ping's own kernel gets another, of the same address.
       await using ping = await startPing(from, to);
       const { length } = driver.lines;
-      const killedMs = performance.now();
       await device.end("SIGKILL");
       device = await startDevice(b);
       await connected(driver, length);
-      await assertGoesOn(ping, `${direction}, device killed`, killedMs);
+      await assertGoesOn(ping, `${direction}, device killed`);
     }
     await using ping = await startPing(from, to);
-    const killedMs = performance.now();
     await driver.end("SIGKILL");
     driver = await startDriver(a);
     await connected(driver);
-    await assertGoesOn(ping, `${direction}, driver killed`, killedMs);
+    await assertGoesOn(ping, `${direction}, driver killed`);
   }
   await assertTidy(a, driver, device);
 });

@@ -1,6 +1,7 @@
 /**
  * A machine that reboots under a QEMU that goes on: its driver starts anew, on the same rings' memory, with
- * the same proxy and the same device, which must not touch what the kernel of the next boot unpacks there.
+ * the same proxy and the same device, which must not touch what the next boot unpacks there (a kernel or an
+ * initramfs that is written into does not come up, as a rule).
  */
 
 import { assert, assertEquals } from "@std/assert";

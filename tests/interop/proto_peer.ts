@@ -190,14 +190,14 @@ class ProtoPeer implements Disposable {
     readonly role: "driver" | "device",
     readonly form: Form,
     directory: string,
-    readonly window: PeerMemory,
+    readonly shared: PeerMemory,
     protected readonly socket: Deno.UnixConn,
   ) {
     const path = (which: string) => `${directory}/queue-linux-user-${which}`;
     this.#files = ["driver", "device"].map((which) => new MemoryFile(path(which), QUEUE_FILE_SIZE));
     const [driver, device] = this.#files.map((file) => new Queue(file));
     [this.#out, this.in] = role === "driver" ? [driver!, device!] : [device!, driver!];
-    this.memory = new MemoryFile(window.path, window.size);
+    this.memory = new MemoryFile(shared.path, shared.size);
     this.#ids = form === "proto" ? PROTO_IDS : V1_IDS;
   }
 
@@ -278,8 +278,8 @@ class ProtoPeer implements Disposable {
 
   /** The file offset of a bus address, checked. */
   protected offset(address: number, size: number): number {
-    const offset = address - this.window.at;
-    if (offset < 0 || offset + size > this.window.size) {
+    const offset = address - this.shared.at;
+    if (offset < 0 || offset + size > this.shared.size) {
       this.abort(`address 0x${address.toString(16)} is outside the memory`);
       throw new Error(this.aborts.at(-1));
     }
@@ -464,7 +464,7 @@ export class DriverPeer extends ProtoPeer {
     this.#availableIndex[index] = this.#usedIndex[index] = 0;
     const fill = (p: DataView, at: number) => {
       const areas = [ring.descriptors, ring.available, ring.used];
-      areas.forEach((area, i) => p.setBigUint64(at + 8 * i, BigInt(this.window.at + area), true));
+      areas.forEach((area, i) => p.setBigUint64(at + 8 * i, BigInt(this.shared.at + area), true));
     };
     if (this.form === "proto") {
       await this.push("setQueue", false, 32, (p) => {
@@ -485,7 +485,7 @@ export class DriverPeer extends ProtoPeer {
     if (payload.getUint32(8, true) !== QUEUE_SIZE) this.abort("GET_VQUEUE shows another size");
     const flags = payload.getUint32(12, true);
     if (flags !== (this.form === "v1" ? 1 : 0)) this.abort(`GET_VQUEUE flags ${flags}`);
-    if (payload.getBigUint64(32, true) !== BigInt(this.window.at + ring.used)) {
+    if (payload.getBigUint64(32, true) !== BigInt(this.shared.at + ring.used)) {
       this.abort("GET_VQUEUE shows another used ring");
     }
   }
@@ -494,7 +494,7 @@ export class DriverPeer extends ProtoPeer {
     const ring = this.#rings[index]!;
     const slot = this.#availableIndex[index]! % ring.size;
     const descriptor = new DataView(new ArrayBuffer(16));
-    descriptor.setBigUint64(0, BigInt(this.window.at + at), true);
+    descriptor.setBigUint64(0, BigInt(this.shared.at + at), true);
     descriptor.setUint32(8, length, true);
     descriptor.setUint16(12, flags, true);
     this.memory.write(ring.descriptors + 16 * slot, new Uint8Array(descriptor.buffer));
@@ -538,7 +538,7 @@ export class DriverPeer extends ProtoPeer {
         const length = this.memory.u32(ring.used + 8 + 8 * slot);
         this.#usedIndex[0] = (this.#usedIndex[0]! + 1) & 0xffff;
         const descriptor = this.memory.read(ring.descriptors + 16 * id, 16);
-        const at = Number(descriptor.getBigUint64(0, true)) - this.window.at;
+        const at = Number(descriptor.getBigUint64(0, true)) - this.shared.at;
         const bytes = new Uint8Array(this.memory.read(at, length).buffer);
         // num_buffers is 1 with and without MRG_RXBUF (VIRTIO 1.2, 5.1.6.4.1).
         if (bytes[10] !== 1 || bytes[11] !== 0) this.abort(`num_buffers ${bytes[10]}`);
@@ -570,9 +570,12 @@ export class DriverPeer extends ProtoPeer {
 export class DevicePeer extends ProtoPeer {
   /** Frames that came. */
   frames = 0;
+  /** Notification bytes and messages that came (P11: in `proto` one each). */
+  doorbells = 0;
+  messages = 0;
   /** Echo requests that were answered. */
   pings = 0;
-  /** What went through before DRIVER_OK and how. */
+  /** Every status that was written. */
   readonly statuses: number[] = [];
   #status = 0;
   #expectGetStatus = false;
@@ -605,6 +608,7 @@ export class DevicePeer extends ProtoPeer {
         return;
       }
       if (count === null) return;
+      this.doorbells += count;
       if (bytes.subarray(0, count).some((byte) => byte !== 0xed)) {
         this.abort("a byte that is not 0xED");
       }
@@ -614,6 +618,7 @@ export class DevicePeer extends ProtoPeer {
   async #drain(): Promise<void> {
     for (let slot = this.in.pop(); slot !== undefined; slot = this.in.pop()) {
       const message = this.decode(slot);
+      this.messages++;
       if (message.response) this.abort(`an answer to nothing: ${message.name}`);
       else if (message.name !== undefined) await this.#take(message);
     }
@@ -725,7 +730,7 @@ export class DevicePeer extends ProtoPeer {
     p.setUint32(8, ring.size, true);
     p.setUint32(12, this.form === "v1" ? 1 : 0, true);
     const areas = [ring.descriptors, ring.available, ring.used];
-    areas.forEach((at, i) => p.setBigUint64(16 + 8 * i, BigInt(at + this.window.at), true));
+    areas.forEach((at, i) => p.setBigUint64(16 + 8 * i, BigInt(at + this.shared.at), true));
   }
 
   #setQueue(p: DataView): void {

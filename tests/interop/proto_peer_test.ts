@@ -3,7 +3,7 @@
  * prototype's driver side, and as the driver of the prototype's device side, in every dialect.
  */
 
-import { assert, assertEquals, assertMatch } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { type Processes, processTest } from "../support/processes.ts";
 import {
   answerFrame,
@@ -166,8 +166,9 @@ async function serveDriver(vmsg: Processes, form: Form, offered?: bigint): Promi
 
 for (const form of ["proto", "v1-2025", "v1"] as const) {
   processTest(`vmsg driver dialect=${form} on a foreign device side`, async (vmsg) => {
-    const { counts } = await serveDriver(vmsg, form);
+    const { counts, doorbells, messages } = await serveDriver(vmsg, form);
     if (form === "proto") {
+      assertEquals(doorbells, messages, "P11: one notification per message");
       // Never sent by QEMU's driver either (2.4): CONFIG_GEN, RESET_VQUEUE, CONNECT, DISCONNECT.
       assertEquals([1, 2, 8, 0x0d, 0x20].filter((id) => counts.has(id)), []);
     }
@@ -180,6 +181,28 @@ processTest(
     await serveDriver(vmsg, "proto", 3n << 32n);
   },
 );
+
+Deno.test("the peer aborts as QEMU does: without an answer, and when one is late", async () => {
+  const directory = Deno.makeTempDirSync({ prefix: "vmsg-test-" });
+  try {
+    const memory = { path: `${directory}/ram`, size: 65536, at: AT };
+    using listener = Deno.listen({ transport: "unix", path: `${directory}/${SOCKET}` });
+    using driver = await DriverPeer.connect("proto", directory, `${directory}/${SOCKET}`, memory);
+    const socket = await listener.accept();
+    using device = new DevicePeer("proto", directory, memory, socket);
+    // While the driver polls, this process does nothing else: the device is too late.
+    await assertRejects(() => driver.ask("info", 0, () => {}));
+    const served = device.serve();
+    while (device.messages === 0) await new Promise((resolve) => setTimeout(resolve, 1));
+    driver.drain();
+    assertEquals(driver.aborts, ["no answer to info after 1024 polls", "late answer info"]);
+    driver[Symbol.dispose]();
+    await served;
+    assertEquals([device.aborts, device.messages], [[], 1]);
+  } finally {
+    Deno.removeSync(directory, { recursive: true });
+  }
+});
 
 Deno.test("the peer's own frames are right", () => {
   const mac = Uint8Array.of(2, 0, 0, 0, 0, 9);

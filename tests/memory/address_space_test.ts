@@ -13,12 +13,17 @@ function paper(size: number): MappedMemory {
 
 const list = new SegmentList(8);
 
-/** What a range translates to: segments as [window, offset, length], undefined when refused. */
+/** What a range translates to, undefined when refused; the same for the address in halves. */
 function translated(space: AddressSpace, address: number, length: number) {
+  const outcome = (done: boolean) => done ? { count: list.count, length: list.length } : undefined;
   list.clear();
-  return space.translate(address, length, list)
-    ? { count: list.count, length: list.length }
-    : undefined;
+  const whole = outcome(space.translate(address, length, list));
+  if (length === 0 || !(address < 2 ** 64)) return whole;
+  const high = Math.floor(address / 2 ** 32), low = address % 2 ** 32;
+  list.clear();
+  assertEquals(outcome(space.translateHalves(high, low, length, list)), whole);
+  assertEquals(space.findHalves(high, low, length), space.find(address, length));
+  return whole;
 }
 
 const MAX = Number.MAX_SAFE_INTEGER;
@@ -233,4 +238,14 @@ cleanTest("windows above 4 GiB on the bus and in the memory", () => {
   new DataView(small.buffer).setUint16(0, 0xabcd, true);
   assertEquals(list.copyIn(98, small.address, 4), 2);
   assertEquals(new DataView(memory.buffer).getUint16(size - 2, true), 0xabcd);
+  // In halves, on both sides of 4 GiB borders of the bus and of the memory, in and outside of the window.
+  const iovec = new Deno.UnsafePointerView(Deno.UnsafePointer.create(list.address)!);
+  for (const offset of [0, 2 ** 32 - 200, 2 ** 32 - 100, 2 ** 32 - 1, 2 ** 32, size - 100]) {
+    assertEquals(translated(space, at + offset, 100), { count: 1, length: 100 });
+    assertEquals(iovec.getBigUint64(), memory.address + BigInt(offset));
+    assertEquals(iovec.getBigUint64(8), 100n);
+  }
+  for (const offset of [-(2 ** 32), -1, size - 99, size, 2 * 2 ** 32]) {
+    assertEquals(translated(space, at + offset, 100), undefined, `offset ${offset}`);
+  }
 });

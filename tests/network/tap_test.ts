@@ -143,6 +143,22 @@ networkTest("tap: the link follows the interface, also away", NEEDS, async () =>
   assertEquals(tap.nextLength(), 0);
 });
 
+networkTest("tap: a MAC address for an interface that is made, not for one there", NEEDS, () => {
+  using _namespace = new Namespace();
+  using reactor = new Reactor();
+  const options = { name: "vt0", mac: bytes("fe5400123456") };
+  const address = () => /link\/ether (\S+)/.exec(ip("link show vt0"))![1];
+  // The same each time it is made: peers that know it find it again.
+  for (let time = 0; time < 2; time++) {
+    using _tap = new TapPort(options, reactor);
+    assertEquals(address(), "fe:54:00:12:34:56");
+  }
+  ip("tuntap add vt0 mode tap vnet_hdr");
+  const own = address();
+  using _tap = new TapPort(options, reactor);
+  assertEquals(address(), own);
+});
+
 networkTest("tap: a bridge, a persistent interface, one that was there", NEEDS, () => {
   using _namespace = new Namespace();
   using reactor = new Reactor();

@@ -4,7 +4,7 @@ import { resolve } from "@std/path";
 
 import { cacheDirectory } from "./cache.ts";
 import { isStaticProgram } from "./elf.ts";
-import type { Guest, GuestKind, QemuKind } from "./guest.ts";
+import type { Guest, GuestKind } from "./guest.ts";
 import { buildInitramfs, type GuestFile } from "./initramfs.ts";
 import { loadModules } from "./kernel_modules.ts";
 import { type QemuInstallation, type QemuOptions, startQemu } from "./qemu.ts";

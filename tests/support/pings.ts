@@ -1,0 +1,45 @@
+/** What a running ping said (iputils, busybox, `vmsg driver`), looked at from outside. */
+
+import { assertEquals } from "@std/assert";
+
+/** An answer, with the times of `performance.now()` here. */
+export interface Answer {
+  readonly sequence: number;
+  readonly sentMs: number;
+  readonly atMs: number;
+}
+
+/** The answers in lines that came at those times. */
+export function answersIn(lines: Iterable<{ text: string; atMs: number }>): Answer[] {
+  return [...lines].flatMap(({ text, atMs }) => {
+    const [, sequence, ms] = /\d+ bytes from .*seq=(\d+) .*time=([\d.]+) ms/.exec(text) ?? [];
+    if (sequence === undefined) return [];
+    return [{ sequence: Number(sequence), sentMs: atMs - Number(ms), atMs }];
+  });
+}
+
+/**
+ * Answers to pings that were sent when there was an answer again. What waited in a ring meanwhile may
+ * be answered late, and what was sent in the gap may be lost: neither counts.
+ *
+ * @param sinceMs when what was missing had been started again
+ */
+export function sinceReturn(answers: readonly Answer[], sinceMs: number): Answer[] {
+  const first = answers.find(({ atMs }) => atMs > sinceMs);
+  return first === undefined ? [] : answers.filter(({ sentMs }) => sentMs > first.atMs);
+}
+
+function missing(answers: readonly Answer[]): number {
+  const sequences = answers.map(({ sequence }) => sequence);
+  return Math.max(...sequences) - Math.min(...sequences) + 1 - new Set(sequences).size;
+}
+
+/** Asserts that nothing was lost since the return; the gap and what was lost in it. */
+export function assertNoneLostSince(
+  answers: readonly Answer[],
+  sinceMs: number,
+): { gapMs: number; lost: number } {
+  assertEquals(missing(sinceReturn(answers, sinceMs)), 0, "pings were lost after it was back");
+  const gapMs = Math.max(...answers.slice(1).map(({ atMs }, i) => atMs - answers[i]!.atMs));
+  return { gapMs: Math.round(gapMs), lost: missing(answers) };
+}
