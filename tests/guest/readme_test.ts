@@ -1,12 +1,11 @@
 /**
- * README's examples: every line that calls vmsg is accepted by its parser, and the two guests of "Your own
- * guest" are booted with the commands as they are printed, but for the words in capitals.
+ * README's examples: every line that calls vmsg is accepted by its parser, and guests, networks and
+ * driver are started with the commands as they are printed, but for the words in capitals.
  */
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { guestInitramfs } from "../../src/cli/guest/machines.ts";
+import { DONE_LINE, guestInitramfs, type GuestKind } from "../../src/cli/guest/machines.ts";
 import { pingScript } from "../../src/cli/guest/scripts.ts";
-import { DONE_LINE } from "../../src/cli/guest/machines.ts";
 import { parseBus } from "../../src/cli/bus_option.ts";
 import { type Command, parseOptions } from "../../src/cli/command.ts";
 import { demoCommand } from "../../src/cli/demo.ts";
@@ -16,7 +15,9 @@ import { driverCommand } from "../../src/cli/driver.ts";
 import { parseMemory } from "../../src/cli/memory_option.ts";
 import { parseHub, parseNet, parseTap } from "../../src/cli/net_option.ts";
 import { parseVhostUser, proxyCommand } from "../../src/cli/proxy.ts";
-import { GUEST_TIMEOUT_MS, type GuestTest, guestTest } from "./support.ts";
+import { ip, Namespace } from "../network/support.ts";
+import { delay } from "../support/processes.ts";
+import { GUEST_TIMEOUT_MS, guestlessTest, type GuestTest, guestTest } from "./support.ts";
 
 const README = await Deno.readTextFile(new URL("../../README.md", import.meta.url));
 
@@ -82,10 +83,12 @@ Deno.test("README: its deno tasks exist", async () => {
 const SCRIPT = pingScript({ address: "dhcp", peer: "10.0.2.2", count: 3 });
 
 /** Starts the two processes as printed, and writes the initrd that the guest's line names. */
-async function startBoth({ installation, directory, vmsg }: GuestTest): Promise<void> {
+async function startBoth(
+  { installation, directory, vmsg }: GuestTest,
+  device = words("vmsg device --bus linux-user,socket=bus.sock --net responder", {}).slice(1),
+): Promise<void> {
   const initramfs = await guestInitramfs(installation, { script: SCRIPT });
   await Deno.writeFile(`${directory}/initrd`, initramfs);
-  const [, ...device] = words("vmsg device --bus linux-user,socket=bus.sock --net responder", {});
   const [, ...proxy] = words("vmsg proxy --bus linux-user,socket=bus.sock --vhost-user", {});
   await vmsg.start(...device);
   await (await vmsg.start(...proxy)).waitFor(/waiting for a front end/);
@@ -104,11 +107,49 @@ guestTest("README: User-Mode Linux as printed", "uml", async (test) => {
   await guest.waitFor(/PING rc=0/, GUEST_TIMEOUT_MS.uml);
 });
 
-guestTest("README: QEMU as printed", "q35", async (test) => {
-  await startBoth(test);
-  const files = { VMLINUZ: test.installation.kernel, INITRD: "initrd" };
-  const [program, ...args] = words("qemu-system-x86_64 ", files);
-  const guest = await test.vmsg.startProgram(program, ...args);
-  await guest.waitFor(/PING rc=0/, GUEST_TIMEOUT_MS.q35);
-  await guest.waitFor(new RegExp(DONE_LINE), GUEST_TIMEOUT_MS.q35);
+const MACHINES: readonly (readonly [kind: GuestKind, start: string])[] = [
+  ["q35", "qemu-system-x86_64 -M q35"],
+  ["microvm", "qemu-system-x86_64 -M microvm"],
+  ["arm64", "qemu-system-aarch64 -M virt"],
+];
+for (const [kind, start] of MACHINES) {
+  guestTest(`README: QEMU ${kind} as printed`, kind, async (test) => {
+    await startBoth(test);
+    const files = { VMLINUZ: test.installation.kernel, INITRD: "initrd" };
+    const [program, ...args] = words(start, files);
+    const guest = await test.vmsg.startProgram(program, ...args);
+    await guest.waitFor(/PING rc=0/, GUEST_TIMEOUT_MS[kind]);
+    await guest.waitFor(new RegExp(DONE_LINE), GUEST_TIMEOUT_MS[kind]);
+  });
+}
+
+const NETWORK = { programs: { ip: "iproute2", passt: "passt" }, root: true };
+
+guestlessTest("README: a TAP and the user-space driver as printed", NETWORK, async ({ vmsg }) => {
+  using _namespace = new Namespace();
+  const [, ...device] = words("vmsg device --bus linux-user,socket=bus.sock --net tap=", {});
+  const [, ...driver] = words("vmsg driver --bus linux-user,socket=bus.sock --count 5", {});
+  await vmsg.start(...device);
+  const pings = await vmsg.start(...driver);
+  assertEquals((await pings.ended()).code, 0);
+  assertMatch(pings.stdout.join("\n"), /5 packets transmitted, 5 received/);
+});
+
+guestTest("README: passt as printed", { guest: "uml", ...NETWORK }, async (test) => {
+  using _namespace = new Namespace();
+  // passt needs a way out to have something to offer.
+  ip("link add up0 type veth peer name up1");
+  ip("link set up0 up");
+  ip("link set up1 up");
+  ip("addr add 192.0.2.2/24 dev up0");
+  ip("route add default via 192.0.2.1");
+  const [, ...device] = words("vmsg device --bus linux-user,socket=bus.sock --net passt", {});
+  await startBoth(test, device);
+  const guest = await test.boot({ socket: `${test.directory}/vu.sock`, script: SCRIPT });
+  await guest.waitFor(/^LEASE 192\.0\.2\.2/, GUEST_TIMEOUT_MS.uml);
+  // The capture is written when the device is idle, at the latest after 200 ms.
+  for (let tries = 0; (await Deno.stat(`${test.directory}/frames.pcap`)).size < 500; tries++) {
+    assert(tries < 50, "the capture holds the DHCP exchange");
+    await delay(100);
+  }
 });
