@@ -87,7 +87,13 @@ export function isSocketFile(path: string): boolean {
   const number = libc.open(cString(path), O_PATH | O_CLOEXEC, 0);
   if (number < 0) return false;
   using fd = new Fd(number);
-  check(libc.syscall(SYS_FSTAT, BigInt(fd.number), stat.address), `fstat ${path}`);
+  return isSocket(fd);
+}
+
+/** Is this descriptor a socket? */
+export function isSocket(fd: Fd): boolean {
+  const result = libc.syscall(SYS_FSTAT, BigInt(fd.number), stat.address);
+  check(result, `fstat fd ${fd.number}`);
   return (stat.view.getUint32(STAT_MODE, true) & S_IFMT) === S_IFSOCK;
 }
 

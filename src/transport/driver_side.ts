@@ -45,6 +45,8 @@ const FULL_RETRY_MS = 1;
 /** How long a reset may take (wire document 5N.5 row 4). */
 const RESET_TIMEOUT_MS = 10_000;
 const RESET_POLL_MS = 10;
+/** 2048 feature bits; VIRTIO 1.2 defines less than 128. */
+const MAX_FEATURE_BLOCKS = 64;
 
 /** The peer went away or was replaced while a request was open. */
 export class PeerLost extends VmsgError {
@@ -416,7 +418,11 @@ export class DriverSide implements BusListener, Disposable {
           fail: deferred.reject,
         });
         this.#armTimeouts();
-        return deferred.promise;
+        const value = await deferred.promise;
+        // Answered and lost in one turn of the loop: whoever went on would speak to the next device
+        // side, and remember of it what the last one was told.
+        if (session !== this.#session) throw new PeerLost("the device side is gone");
+        return value;
       }
       await reactor.sleep(FULL_RETRY_MS);
       if (!this.isReady || session !== this.#session) throw new PeerLost("the device side is gone");
@@ -579,8 +585,10 @@ export class RemoteDevice {
     return info;
   }
 
-  /** The offered feature bits, `blocks` words of 32. */
+  /** The offered feature bits, `blocks` words of 32 but at most {@link MAX_FEATURE_BLOCKS}. */
   async features(blocks: number): Promise<Uint32Array> {
+    // Read from a message: a device may say anything. Bits that are not read are not accepted.
+    blocks = Math.min(blocks, MAX_FEATURE_BLOCKS);
     const features = new Uint32Array(blocks);
     const most = this.side.options.codec.limits.featureBlocks;
     for (let first = 0; first < blocks; first += most) {

@@ -140,6 +140,8 @@ const FAILURES: readonly [string[], RegExp][] = [
   ],
   [onBus("driver", BUS, "--tap", LONG), /interface name a+ has 120 bytes, Linux allows 15/],
   [onBus("proxy", BUS, "--vhost-user", "fd=999"), /fd 999: Bad file descriptor/],
+  // A number that Deno itself uses.
+  [onBus("proxy", BUS, "--vhost-user", "fd=3"), /vhost-user fd 3 is no socket/],
   [
     onBus("driver", `${BUS},wait=off`),
     /linux-user bus lu.sock: no device side listens there \(wait=off\)/,

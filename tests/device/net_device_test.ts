@@ -342,6 +342,16 @@ Deno.test("net control: VLAN filter, MAC address, announce", () => {
   assertEquals(net.device.config[6], 1);
 });
 
+Deno.test("net control: a wish for an announcement goes with the driver that it was for", () => {
+  using net = rig([...ALL_CONTROL]);
+  net.device.stopQueue(TRANSMIT);
+  net.device.startQueue(TRANSMIT, { ...net.queues[TRANSMIT].config, base: 1 });
+  assertEquals(net.device.config[6], 3, "link up, announce");
+  net.device.stopQueue(TRANSMIT);
+  assert(net.device.acceptFeatures(new Uint32Array([0, 1])));
+  assertEquals(net.device.config[6], 1);
+});
+
 Deno.test("net control: what is wrong is refused and changes nothing", () => {
   using net = rig([NetFeature.CTRL_VQ, NetFeature.CTRL_RX]);
   const refused: number[][] = [

@@ -23,6 +23,7 @@
 import type { Reactor, Task } from "../../linux/reactor.ts";
 import { DEVICE_NET, NetFeature, RingFeature } from "../../message/features.ts";
 import type { SegmentList } from "../../memory/mod.ts";
+import { hasFeature } from "../../network/offloads.ts";
 import { NET_HEADER_SIZE, type NetworkPort, NUM_BUFFERS_OFFSET } from "../../network/port.ts";
 import type { DeviceHost, DeviceModel, QueueSetup } from "../../transport/device_model.ts";
 import {
@@ -87,11 +88,6 @@ export interface NetDeviceOptions {
   readonly mac: Uint8Array;
   /** The largest payload of a frame, in bytes. */
   readonly mtu: number;
-}
-
-/** Is a feature bit set in blocks of 32? */
-function hasBit(words: Uint32Array, bit: number): boolean {
-  return (words[bit >> 5] & (1 << (bit & 31))) !== 0;
 }
 
 /** See the head of this file. */
@@ -177,14 +173,16 @@ export class NetDevice implements DeviceModel {
 
   acceptFeatures(words: Uint32Array): boolean {
     this.#accepted = words.slice();
-    this.#eventIndex = hasBit(words, RingFeature.EVENT_IDX);
-    this.#indirect = hasBit(words, RingFeature.INDIRECT_DESC);
-    this.#receiveBatch = hasBit(words, NetFeature.MRG_RXBUF)
+    this.#eventIndex = hasFeature(words, RingFeature.EVENT_IDX);
+    this.#indirect = hasFeature(words, RingFeature.INDIRECT_DESC);
+    this.#receiveBatch = hasFeature(words, NetFeature.MRG_RXBUF)
       ? this.#receiveMergeable
       : this.#receiveSingle;
     this.#setMac(this.#ownMac);
+    // Asked of the driver before this one, which took the request with it.
+    this.#setStatusBit(STATUS_ANNOUNCE, false);
     this.#filter.reset(this.#filter.ownKey);
-    this.#filter.filtersVlans = hasBit(words, NetFeature.CTRL_VLAN);
+    this.#filter.filtersVlans = hasFeature(words, NetFeature.CTRL_VLAN);
     this.port.setFeatures(words);
     return true;
   }
@@ -205,7 +203,7 @@ export class NetDevice implements DeviceModel {
     // A device that goes on where another one was may be on another wire: the guest's neighbours shall
     // learn where it is now (5.1.6.5.4).
     const moved = index === TRANSMIT && setup.base !== 0;
-    if (moved && hasBit(this.#accepted, NetFeature.GUEST_ANNOUNCE)) {
+    if (moved && hasFeature(this.#accepted, NetFeature.GUEST_ANNOUNCE)) {
       this.#setStatusBit(STATUS_ANNOUNCE, true);
     }
     return undefined;
@@ -355,12 +353,12 @@ export class NetDevice implements DeviceModel {
 
   readonly #controlTarget: ControlTarget = {
     filter: this.#filter,
-    has: (feature) => hasBit(this.#accepted, feature),
+    has: (feature) => hasFeature(this.#accepted, feature),
     setMac: (bytes) => this.#setMac(bytes),
     announced: () => this.#setStatusBit(STATUS_ANNOUNCE, false),
     setGuestOffloads: (low, high) => {
       const wanted = new Uint32Array([low, high]);
-      const allowed = GUEST_OFFLOADS.filter((bit) => hasBit(this.#accepted, bit));
+      const allowed = GUEST_OFFLOADS.filter((bit) => hasFeature(this.#accepted, bit));
       for (const bit of allowed) wanted[bit >> 5] &= ~(1 << (bit & 31));
       if (wanted.some((word) => word !== 0)) return false;
       const words = this.#accepted.slice();

@@ -26,8 +26,9 @@ import {
   Status,
 } from "../../message/features.ts";
 import { MemoryWindow, SegmentList } from "../../memory/mod.ts";
+import { hasFeature } from "../../network/offloads.ts";
 import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../../network/port.ts";
-import type { Log } from "../../observe/log.ts";
+import { limitedLog, type Log } from "../../observe/log.ts";
 import {
   type DriverSide,
   type PeerListener,
@@ -128,6 +129,8 @@ export class NetDriver implements PeerListener, Disposable {
   /** The claimed transmit buffer. */
   readonly #claimed = new SegmentList(1);
   #starved = false;
+  /** For what the device side can make us say as often as it likes. */
+  readonly #complain: (line: string) => void;
   readonly #receiveTask: Task = { run: () => this.#receive() };
   readonly #publishTask: Task = { run: () => this.#publish() };
 
@@ -137,17 +140,21 @@ export class NetDriver implements PeerListener, Disposable {
     readonly side: DriverSide,
     number: number,
     readonly listener: NetDriverListener,
-    readonly log: Log,
+    log: Log,
     options: NetDriverOptions = {},
   ) {
     const { shared, offloads = [] } = options;
     this.#offloads = offloads;
+    this.#complain = limitedLog(log.warn);
     const rings = 2 * DriverQueue.bytesNeeded(QUEUE_SIZE, true);
     this.#receiveOffset = Math.ceil(rings / PAGE_SIZE) * PAGE_SIZE;
     this.#transmitOffset = this.#receiveOffset + QUEUE_SIZE * RECEIVE_SIZE;
     const size = this.#transmitOffset + TRANSMIT_BUFFERS * TRANSMIT_SIZE;
     if (shared !== undefined && shared.mapping.size < size) {
       throw new VmsgError("MEMORY", `the driver needs ${size} bytes of shared memory`);
+    }
+    if (shared !== undefined && shared.at % PAGE_SIZE !== 0) {
+      throw new VmsgError("MEMORY", `the driver's memory must be at a multiple of ${PAGE_SIZE}`);
     }
     this.#fd = shared === undefined ? createSealedMemory("vmsg-driver", size) : undefined;
     this.#memory = shared?.mapping ?? mapShared(this.#fd!.number, size);
@@ -224,8 +231,8 @@ export class NetDriver implements PeerListener, Disposable {
     }
     this.features = featureNames(accepted, DEVICE_NET);
     this.accepted = accepted;
-    this.#mergeable = has(accepted, NetFeature.MRG_RXBUF);
-    if (has(accepted, NetFeature.MAC)) this.mac = await device.config(0, 6);
+    this.#mergeable = hasFeature(accepted, NetFeature.MRG_RXBUF);
+    if (hasFeature(accepted, NetFeature.MAC)) this.mac = await device.config(0, 6);
     const queues = this.#makeQueues(accepted);
     for (const [index, queue] of queues.entries()) await this.#startQueue(index, queue);
     await device.setStatus(status | Status.DRIVER_OK);
@@ -238,9 +245,9 @@ export class NetDriver implements PeerListener, Disposable {
   #choose(offered: Uint32Array): Uint32Array {
     const accepted = new Uint32Array(offered.length);
     for (const bit of [...WANTED, ...this.#offloads]) {
-      if (has(offered, bit)) accepted[bit >> 5] |= 1 << (bit & 31);
+      if (hasFeature(offered, bit)) accepted[bit >> 5] |= 1 << (bit & 31);
     }
-    if (!has(accepted, RingFeature.VERSION_1)) {
+    if (!hasFeature(accepted, RingFeature.VERSION_1)) {
       throw new VmsgError("LEGACY_DEVICE", `device ${this.#device.number} is no modern device`);
     }
     return accepted;
@@ -253,8 +260,8 @@ export class NetDriver implements PeerListener, Disposable {
         offset: index * DriverQueue.bytesNeeded(QUEUE_SIZE, true),
         size: QUEUE_SIZE,
         busAddress: this.#busAddress,
-        eventIndex: has(accepted, RingFeature.EVENT_IDX),
-        indirect: has(accepted, RingFeature.INDIRECT_DESC),
+        eventIndex: hasFeature(accepted, RingFeature.EVENT_IDX),
+        indirect: hasFeature(accepted, RingFeature.INDIRECT_DESC),
       });
     this.#freeTransmit.length = 0;
     for (let i = TRANSMIT_BUFFERS - 1; i >= 0; i--) this.#freeTransmit.push(i);
@@ -299,7 +306,7 @@ export class NetDriver implements PeerListener, Disposable {
 
   #configChanged(status: number): void {
     if ((status & Status.DEVICE_NEEDS_RESET) === 0 || !this.isUp) return;
-    this.log.warn(`device ${this.#device.number} needs a reset`);
+    this.#complain(`device ${this.#device.number} needs a reset`);
     this.#down("the device needed a reset");
     this.#start(async () => {
       if (this.#fd !== undefined) {
@@ -373,8 +380,9 @@ export class NetDriver implements PeerListener, Disposable {
   /** True while the queue is whole; otherwise the device is given up for now. */
   #checkBroken(queue: DriverQueue, index: number): boolean {
     if (queue.broken === undefined) return true;
+    if (this.#queues?.[index] !== queue) return false;
     this.counters.badQueues++;
-    this.log.warn(`queue ${index}: ${queue.broken}`);
+    this.#complain(`queue ${index}: ${queue.broken}`);
     this.#down("the device broke a queue");
     return false;
   }
@@ -389,15 +397,17 @@ export class NetDriver implements PeerListener, Disposable {
     const queue = this.#queues?.[TRANSMIT];
     if (queue === undefined) return false;
     if (this.#freeTransmit.length === 0) this.#reclaim(queue);
-    if (this.#freeTransmit.length > 0) return true;
-    // Publish first: what has not been shown to the device cannot come back.
-    this.#publish();
-    while (queue.wantCalls()) {
-      this.#reclaim(queue);
-      if (this.#freeTransmit.length > 0) return true;
+    if (this.#freeTransmit.length === 0) {
+      // Publish first: what has not been shown to the device cannot come back.
+      this.#publish();
+      while (this.#freeTransmit.length === 0 && queue.wantCalls()) this.#reclaim(queue);
+      // The look for used buffers may be what finds the queue broken.
+      this.#checkBroken(queue, TRANSMIT);
     }
-    this.#starved = true;
-    return false;
+    // Buffers that came back before the queue broke are there, but the queue is not any more.
+    const claimed = this.isUp && this.#freeTransmit.length > 0;
+    if (!claimed) this.#starved = true;
+    return claimed;
   }
 
   /** The claimed buffer as room for a frame; the virtio-net header before it becomes zeros. */
@@ -444,8 +454,4 @@ export class NetDriver implements PeerListener, Disposable {
     this.#memory[Symbol.dispose]();
     this.#fd[Symbol.dispose]();
   }
-}
-
-function has(words: Uint32Array, bit: number): boolean {
-  return (words[bit >> 5] & (1 << (bit & 31))) !== 0;
 }

@@ -14,6 +14,7 @@
 import type { Reactor, Task } from "../../linux/reactor.ts";
 import type { SegmentList } from "../../memory/mod.ts";
 import { NetFeature } from "../../message/features.ts";
+import { hasFeature } from "../../network/offloads.ts";
 import { NET_HEADER_SIZE, type NetworkPort, NUM_BUFFERS_OFFSET } from "../../network/port.ts";
 import type { NetDriver, NetDriverListener } from "./net_driver.ts";
 
@@ -66,10 +67,9 @@ export class PortBridge implements NetDriverListener, Disposable {
   up(): void {
     const { accepted, features } = this.#driver;
     const words = new Uint32Array(accepted.length);
-    const isAccepted = (bit: number) => (accepted[bit >> 5] & (1 << (bit & 31))) !== 0;
     for (const [host, guest] of MIRROR) {
-      if (isAccepted(host)) words[guest >> 5] |= 1 << (guest & 31);
-      if (isAccepted(guest)) words[host >> 5] |= 1 << (host & 31);
+      if (hasFeature(accepted, host)) words[guest >> 5] |= 1 << (guest & 31);
+      if (hasFeature(accepted, guest)) words[host >> 5] |= 1 << (host & 31);
     }
     this.port.setFeatures(words);
     this.port.setMac?.(this.#driver.mac);

@@ -8,7 +8,7 @@
 import { allocate, type Block } from "../../linux/arena.ts";
 import type { Fd } from "../../linux/fd.ts";
 import { type Deferred, EPOLLERR, EPOLLHUP, EPOLLIN, type Reactor } from "../../linux/reactor.ts";
-import type { UnixStream } from "../../linux/unix_socket.ts";
+import { MAX_FDS, type UnixStream } from "../../linux/unix_socket.ts";
 import { FLAG_REPLY, FLAG_VERSION, HEADER_SIZE, MAX_PAYLOAD } from "./protocol.ts";
 
 /** A message of the front end. */
@@ -122,10 +122,14 @@ export class FrontEndConnection implements Disposable {
       const address = this.buffer.address + BigInt(this.#filled);
       const received = this.stream.receive(address, size - this.#filled);
       this.#fds.push(...this.stream.fds);
-      if (received === 0 || this.stream.truncated) {
+      // A message in many parts could bring as many descriptors as there are bytes.
+      const tooMany = this.stream.truncated || this.#fds.length > MAX_FDS;
+      if (received === 0 || tooMany) {
         this.close(received === 0 ? "the front end hung up" : "the front end sent too many fds");
+        // Nothing is handled after the end, also not what is whole by now.
+        return undefined;
       }
-      if (received <= 0) return undefined;
+      if (received < 0) return undefined;
       this.#filled += received;
       if (this.#filled === HEADER_SIZE && this.buffer.view.getUint32(8, true) === 0) {
         return this.#take(HEADER_SIZE);

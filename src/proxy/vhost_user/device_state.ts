@@ -23,6 +23,7 @@
 import { VmsgError } from "../../linux/errors.ts";
 import { signalEventFd } from "../../linux/eventfd.ts";
 import { RingFeature, Status, statusNames } from "../../message/features.ts";
+import { hasFeature } from "../../network/offloads.ts";
 import type { Log } from "../../observe/log.ts";
 import type { DeviceInfo, RemoteDevice } from "../../transport/driver_side.ts";
 import type { MappedRegion, MemoryTable } from "./memory_table.ts";
@@ -103,22 +104,27 @@ export class DeviceState {
     if (runnable.length > 0 && wanted.memory === undefined) {
       throw noSharedMemory("the front end shares no memory");
     }
-    const memory = wanted.memory?.regions ?? [];
-    const gone = this.#regions.filter((region) => !memory.includes(region));
-    const fresh = memory.filter((region) => !this.#regions.includes(region));
+    // As they are now: while this runs a front end that hangs up takes its memory away.
+    const { memory, features } = wanted;
+    const regions = memory?.regions ?? [];
+    const gone = this.#regions.filter((region) => !regions.includes(region));
+    const fresh = regions.filter((region) => !this.#regions.includes(region));
     const memoryChanges = this.#isVmsg && gone.length + fresh.length > 0;
+    // Other features need a reset of the device, and that stops every ring.
+    const stopsAll = memoryChanges ||
+      (runnable.length > 0 && this.#negotiated !== undefined && !this.#isNegotiated(features!));
     for (const vring of wanted.vrings) {
-      if (vring.running && (memoryChanges || !runnable.includes(vring))) {
+      if (vring.running && (stopsAll || !runnable.includes(vring))) {
         await this.#stop(vring, wanted);
       }
     }
     if (memoryChanges) await this.#changeMemory(gone, fresh);
     if (runnable.length === 0) return;
-    await this.#negotiate(wanted.features!);
+    await this.#negotiate(features!);
     const started: Vring[] = [];
     for (const vring of runnable) {
       if (vring.running) continue;
-      await this.#start(vring, wanted.memory!);
+      await this.#start(vring, memory!);
       started.push(vring);
     }
     if (!this.#driverOk) await this.#setDriverOk();
@@ -161,9 +167,8 @@ export class DeviceState {
   }
 
   get #hasRingReset(): boolean {
-    const word = this.#negotiated?.[RingFeature.RING_RESET >> 5] ?? 0;
-    return this.device.side.options.codec.hasTokens &&
-      (word & (1 << (RingFeature.RING_RESET & 31))) !== 0;
+    return this.device.side.options.codec.hasTokens && this.#negotiated !== undefined &&
+      hasFeature(this.#negotiated, RingFeature.RING_RESET);
   }
 
   /** A ring whose device cannot say where it is: its used index does. */
@@ -184,12 +189,23 @@ export class DeviceState {
     }
   }
 
-  async #negotiate(features: Uint32Array): Promise<void> {
+  /** What the device is told for what the front end acknowledged. */
+  #forDevice(features: Uint32Array): Uint32Array {
     const wanted = new Uint32Array(this.offered.length);
     wanted.set(features.subarray(0, wanted.length));
     // Hidden from front ends, taken when offered: the prototype refuses FEATURES_OK otherwise.
     wanted[BLOCK_OF_33] |= this.offered[BLOCK_OF_33] & MASK_OF_33;
-    if (this.#negotiated?.every((word, i) => word === wanted[i])) return;
+    return wanted;
+  }
+
+  #isNegotiated(features: Uint32Array): boolean {
+    const wanted = this.#forDevice(features);
+    return this.#negotiated?.every((word, i) => word === wanted[i]) ?? false;
+  }
+
+  async #negotiate(features: Uint32Array): Promise<void> {
+    if (this.#isNegotiated(features)) return;
+    const wanted = this.#forDevice(features);
     this.forgetSession();
     await this.device.reset();
     await this.device.setStatus(Status.ACKNOWLEDGE);

@@ -16,11 +16,11 @@
 import { VmsgError } from "../../linux/errors.ts";
 import { clearEventFd, signalEventFd } from "../../linux/eventfd.ts";
 import { type Fd, setNonBlocking } from "../../linux/fd.ts";
-import { type Deferred, EPOLLIN, type Reactor } from "../../linux/reactor.ts";
+import { type Deferred, EPOLLERR, EPOLLHUP, EPOLLIN, type Reactor } from "../../linux/reactor.ts";
 import { UnixStream } from "../../linux/unix_socket.ts";
 import { MAX_WINDOWS } from "../../memory/mod.ts";
 import { RingFeature, Status } from "../../message/features.ts";
-import type { Log } from "../../observe/log.ts";
+import { limitedLog, type Log } from "../../observe/log.ts";
 import { PeerLost, type RemoteDevice } from "../../transport/driver_side.ts";
 import { type FrontEndConnection, type FrontEndMessage, sendMessage } from "./connection.ts";
 import { DeviceState, type Wanted } from "./device_state.ts";
@@ -31,6 +31,8 @@ import { Vring } from "./vring.ts";
 
 /** Queues a front end may describe; as many as a virtio-net device with 64 pairs and control has. */
 const MAX_VRINGS = 129;
+/** The largest virtqueue there is (VIRTIO 1.2, 2.7). */
+const MAX_QUEUE_SIZE = 32768;
 
 /** Bits that never reach the device: dirty logging, and the protocol's own. */
 const NOT_VIRTIO = (1 << 26) | (1 << protocol.FEATURE_PROTOCOL_FEATURES);
@@ -56,6 +58,8 @@ export class FrontEnd implements Wanted, Disposable {
   /** The latest run of the state machine; the next one waits for it. */
   #applying: Promise<void> = Promise.resolve();
   #waiters: Deferred<void>[] = [];
+  /** For what the device side can make us say as often as it likes. */
+  readonly #complain: (line: string) => void;
 
   constructor(
     readonly connection: FrontEndConnection,
@@ -64,6 +68,7 @@ export class FrontEnd implements Wanted, Disposable {
     readonly log: Log,
   ) {
     this.#state = new DeviceState(device, log);
+    this.#complain = limitedLog(log.warn);
     device.onUsed = (queue) => {
       const call = this.vrings[queue]?.call;
       if (call !== undefined) signalEventFd(call);
@@ -121,6 +126,18 @@ export class FrontEnd implements Wanted, Disposable {
     }
   }
 
+  /** Asks a device; one that is lost meanwhile is asked again when it is back: the front end waits. */
+  async #withDevice<T>(ask: () => Promise<T>): Promise<T> {
+    for (;;) {
+      await this.#deviceKnown();
+      try {
+        return await ask();
+      } catch (error) {
+        if (!(error instanceof PeerLost)) throw error;
+      }
+    }
+  }
+
   /** A failure that the front end cannot be told: one line, and its connection ends. */
   #failed(error: unknown): void {
     if (error instanceof PeerLost || error instanceof FrontEndGone) return;
@@ -175,7 +192,7 @@ export class FrontEnd implements Wanted, Disposable {
 
   #configChanged(status: number): void {
     if ((status & Status.DEVICE_NEEDS_RESET) !== 0) {
-      this.log.warn(`device ${this.device.number} needs a reset: restart the guest's driver`);
+      this.#complain(`device ${this.device.number} needs a reset: restart the guest's driver`);
       for (const vring of this.vrings) {
         if (vring.error !== undefined) signalEventFd(vring.error);
       }
@@ -204,6 +221,9 @@ export class FrontEnd implements Wanted, Disposable {
       await this.#exclusively(() => this.#state.reset(this));
     } catch (error) {
       this.#failed(error);
+      // What the device side still maps and runs would refuse the next front end's memory, and so every
+      // one's after it. A new attachment starts from nothing.
+      this.device.side.options.bus.drop("the device could not be reset");
     }
   }
 
@@ -256,8 +276,7 @@ export class FrontEnd implements Wanted, Disposable {
       case Request.REM_MEM_REG:
         return await this.#changeRegion(message);
       case Request.SET_VRING_NUM:
-        this.#vring(u32(payload, 0)).size = u32(payload, 4);
-        return undefined;
+        return this.#setVringSize(u32(payload, 0), u32(payload, 4));
       case Request.SET_VRING_BASE:
         this.#vring(u32(payload, 0)).base = u32(payload, 4) & 0xffff;
         return undefined;
@@ -269,10 +288,14 @@ export class FrontEnd implements Wanted, Disposable {
       case Request.SET_VRING_CALL:
       case Request.SET_VRING_ERR:
         return await this.#setVringFd(message);
-      case Request.SET_VRING_ENABLE:
-        this.#vring(u32(payload, 0)).enabled = u32(payload, 4) !== 0;
+      case Request.SET_VRING_ENABLE: {
+        const vring = this.#vring(u32(payload, 0));
+        vring.enabled = u32(payload, 4) !== 0;
+        // User-Mode Linux stops a ring like this only; the next driver has not kicked yet.
+        if (!vring.enabled) vring.kicked = false;
         await this.#apply();
         return undefined;
+      }
       case Request.SET_BACKEND_REQ_FD: {
         const [fd] = message.fds.splice(0, 1);
         this.#backendChannel?.[Symbol.dispose]();
@@ -325,14 +348,21 @@ export class FrontEnd implements Wanted, Disposable {
     }
     const before = this.memory?.regions ?? [];
     const table = regions.map((region) => {
-      const mapped = new MappedRegion(region, message.fds.shift()!);
-      this.#regions.add(mapped);
+      const mapped = this.#mapRegion(region, message);
       // A region that is there already stays, so an unchanged table is no request at all.
       return before.find((old) => old.shows(mapped)) ?? mapped;
     });
     this.memory = new MemoryTable(table);
     await this.#apply();
     return undefined;
+  }
+
+  /** Maps a region with the message's next descriptor, which stays the message's if that fails. */
+  #mapRegion(region: protocol.Region, { fds }: FrontEndMessage): MappedRegion {
+    const mapped = new MappedRegion(region, fds[0]);
+    fds.shift();
+    this.#regions.add(mapped);
+    return mapped;
   }
 
   /** ADD_MEM_REG, REM_MEM_REG: one region more or less. */
@@ -344,14 +374,20 @@ export class FrontEnd implements Wanted, Disposable {
     }
     const before = this.memory?.regions ?? [];
     if (adds) {
-      const mapped = new MappedRegion(region, message.fds.shift()!);
-      this.#regions.add(mapped);
-      this.memory = new MemoryTable([...before, mapped]);
+      this.memory = new MemoryTable([...before, this.#mapRegion(region, message)]);
     } else {
       this.memory = new MemoryTable(before.filter((other) => !other.isAt(region)));
     }
     await this.#apply();
     return undefined;
+  }
+
+  #setVringSize(index: number, size: number): undefined {
+    // The device side would refuse it without a word, and the guest would wait for ever.
+    if (size < 1 || size > MAX_QUEUE_SIZE) {
+      throw new VmsgError("BAD_REQUEST", `front end: ring ${index} cannot have ${size} entries`);
+    }
+    this.#vring(index).size = size;
   }
 
   async #setVringAddresses(payload: DataView): Promise<undefined> {
@@ -378,9 +414,11 @@ export class FrontEnd implements Wanted, Disposable {
   async #setVringFd(message: FrontEndMessage): Promise<undefined> {
     const value = u32(message.payload, 0);
     const vring = this.#vring(value & protocol.VRING_INDEX_MASK);
-    const fd = (value & protocol.VRING_NO_FD) === 0 ? message.fds.shift() : undefined;
+    const fd = (value & protocol.VRING_NO_FD) === 0 ? message.fds[0] : undefined;
     // A pipe (User-Mode Linux) or a full eventfd must not block the loop.
     if (fd !== undefined) setNonBlocking(fd);
+    // Ours from here on; before, the message closes what could not be used.
+    if (fd !== undefined) message.fds.shift();
     if (message.request === Request.SET_VRING_CALL) {
       vring.call?.[Symbol.dispose]();
       vring.call = fd;
@@ -405,11 +443,24 @@ export class FrontEnd implements Wanted, Disposable {
       this.reactor.unwatch(old);
       old[Symbol.dispose]();
     }
+    vring.kick = undefined;
+    if (fd === undefined) return;
+    try {
+      this.reactor.watch(fd, EPOLLIN, (events) => this.#kicked(vring, fd, events));
+    } catch (error) {
+      // Files of some kinds cannot be watched; what is not watched must not be unwatched later.
+      fd[Symbol.dispose]();
+      throw error;
+    }
     vring.kick = fd;
-    if (fd !== undefined) this.reactor.watch(fd, EPOLLIN, () => this.#kicked(vring, fd));
   }
 
-  #kicked(vring: Vring, fd: Fd): void {
+  #kicked(vring: Vring, fd: Fd, events: number): void {
+    if ((events & (EPOLLHUP | EPOLLERR)) !== 0) {
+      // Never an eventfd; what hung up stays ready and would keep the loop from sleeping.
+      this.#setKick(vring, undefined);
+      return this.connection.close(`the kick descriptor of ring ${vring.index} hung up`);
+    }
     clearEventFd(fd);
     if (vring.running) return this.device.available(vring.index);
     if (vring.kicked) return;
@@ -421,12 +472,13 @@ export class FrontEnd implements Wanted, Disposable {
   async #getConfig(payload: DataView): Promise<Uint8Array> {
     if (payload.byteLength < protocol.CONFIG_HEADER) throw shortPayload();
     const [offset, size] = [u32(payload, 0), u32(payload, 4)];
-    await this.#deviceKnown();
     const reply = new Uint8Array(protocol.CONFIG_HEADER + Math.min(size, 256));
     reply.set(new Uint8Array(payload.buffer, 0, protocol.CONFIG_HEADER));
     // Front ends ask for as much as they know; what the device does not have reads as 0.
-    const length = Math.min(reply.length - protocol.CONFIG_HEADER, this.#configLeft(offset));
-    const bytes = await this.device.config(offset, length);
+    const room = reply.length - protocol.CONFIG_HEADER;
+    const bytes = await this.#withDevice(() =>
+      this.device.config(offset, Math.min(room, this.#configLeft(offset)))
+    );
     reply.set(bytes, protocol.CONFIG_HEADER);
     return reply;
   }
@@ -438,18 +490,23 @@ export class FrontEnd implements Wanted, Disposable {
   async #setConfig(payload: DataView): Promise<undefined> {
     if (payload.byteLength < protocol.CONFIG_HEADER) throw shortPayload();
     const [offset, size] = [u32(payload, 0), u32(payload, 4)];
-    await this.#deviceKnown();
     const length = Math.min(size, payload.byteLength - protocol.CONFIG_HEADER);
     const data = new Uint8Array(payload.buffer, protocol.CONFIG_HEADER, length);
-    if (data.length <= this.#configLeft(offset)) await this.device.setConfig(offset, data);
+    await this.#withDevice(async () => {
+      if (data.length <= this.#configLeft(offset)) await this.device.setConfig(offset, data);
+    });
     return undefined;
   }
 
   async #setStatus(status: number): Promise<undefined> {
     this.#status = status;
     this.#statusUsed = true;
-    if (status === 0) await this.#exclusively(() => this.#state.reset(this));
-    else await this.#apply();
+    if (status !== 0) {
+      await this.#apply();
+      return undefined;
+    }
+    for (const vring of this.vrings) vring.kicked = false;
+    await this.#exclusively(() => this.#state.reset(this));
     return undefined;
   }
 

@@ -18,7 +18,7 @@ export class MappedRegion implements Disposable {
   readonly #mapping: Mapping;
   readonly #slack: number;
 
-  /** Takes the descriptor; throws a LinuxError or a range error in words. */
+  /** Takes the descriptor unless it throws: a LinuxError or a range error in words. */
   constructor(readonly region: Region, readonly fd: Fd) {
     const { size, fileOffset, guestAddress, userAddress } = region;
     const numbers = [size, fileOffset + size, guestAddress + size, userAddress + size];

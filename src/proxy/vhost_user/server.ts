@@ -10,7 +10,8 @@
  */
 
 import { allocate } from "../../linux/arena.ts";
-import { Fd } from "../../linux/fd.ts";
+import { VmsgError } from "../../linux/errors.ts";
+import { Fd, isSocket } from "../../linux/fd.ts";
 import { EPOLLIN, type Reactor, type Timer } from "../../linux/reactor.ts";
 import { connectUnix, listenUnix, type UnixListener, UnixStream } from "../../linux/unix_socket.ts";
 import type { Log } from "../../observe/log.ts";
@@ -55,7 +56,12 @@ export class VhostUserServer implements PeerListener, Disposable {
     this.#retry = reactor.timer(() => this.#connect());
     side.listen(this);
     if (source.kind === "fd") {
-      this.#serve(new UnixStream(new Fd(source.number)));
+      const fd = new Fd(source.number);
+      // Without one from the caller the number may be of any file that this process has open itself.
+      if (!isSocket(fd)) {
+        throw new VmsgError("SOCKET_FD", `${this.#name} is no socket: the caller has to pass one`);
+      }
+      this.#serve(new UnixStream(fd));
       return;
     }
     if (source.kind === "connect") this.#connect();
@@ -108,6 +114,8 @@ export class VhostUserServer implements PeerListener, Disposable {
     if (this.side.isReady) frontEnd.deviceReady();
     this.reactor.spawn(async () => {
       await frontEnd.serve();
+      // Shut down: everything is closed already, and nothing is waited for any more.
+      if (this.#frontEnd !== frontEnd) return;
       this.#frontEnd = undefined;
       frontEnd[Symbol.dispose]();
       this.#next(connection.closed ?? "done");
@@ -126,10 +134,14 @@ export class VhostUserServer implements PeerListener, Disposable {
 
   /** Drops the front end and closes the socket. */
   [Symbol.dispose](): void {
-    this.#frontEnd?.[Symbol.dispose]();
+    const frontEnd = this.#frontEnd;
+    this.#frontEnd = undefined;
+    frontEnd?.[Symbol.dispose]();
     this.reactor.dropTimer(this.#retry);
-    if (this.#listener === undefined) return;
-    this.reactor.unwatch(this.#listener.fd);
-    this.#listener[Symbol.dispose]();
+    const listener = this.#listener;
+    this.#listener = undefined;
+    if (listener === undefined) return;
+    this.reactor.unwatch(listener.fd);
+    listener[Symbol.dispose]();
   }
 }

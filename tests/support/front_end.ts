@@ -1,0 +1,225 @@
+/**
+ * A vhost-user front end under a test's control: it sends any request, right or wrong, with any
+ * descriptors, and sees what comes back. And a proxy for it: the server on a socket of a fresh
+ * directory, over an in-process bus.
+ */
+
+import { inProcessBus } from "../../src/bus/in_process.ts";
+import { createEventFd } from "../../src/linux/eventfd.ts";
+import { createSealedMemory, type Fd } from "../../src/linux/fd.ts";
+import { allocate } from "../../src/linux/arena.ts";
+import { check, libc } from "../../src/linux/libc.ts";
+import { EPOLLIN, Reactor } from "../../src/linux/reactor.ts";
+import { connectUnix, type UnixStream } from "../../src/linux/unix_socket.ts";
+import { codecFor } from "../../src/message/codecs.ts";
+import { createLog } from "../../src/observe/log.ts";
+import { FLAG_VERSION, HEADER_SIZE, Request } from "../../src/proxy/vhost_user/protocol.ts";
+import { VhostUserServer } from "../../src/proxy/vhost_user/server.ts";
+import { DeviceSide } from "../../src/transport/device_side.ts";
+import { DriverSide } from "../../src/transport/driver_side.ts";
+import { FakeDevice } from "./fake_device.ts";
+import { withDirectory } from "./leaks.ts";
+
+/** How long an answer or a condition may take. */
+const TIMEOUT_MS = 4000;
+/** Where the guest's memory lies for the front end. */
+export const USER_ADDRESS = 0x7f00_0000_0000;
+/** How much of it there is. */
+export const MEMORY_SIZE = 0x10_0000;
+/** VIRTIO_F_VERSION_1 and the protocol features' bit, as GET_FEATURES' halves. */
+export const FEATURES: readonly [number, number] = [0x4000_0000, 1];
+
+/** More descriptors than any message may bring. */
+const MAX_FDS = 16;
+const SOL_SOCKET = 1;
+const SCM_RIGHTS = 1;
+
+// struct msghdr, iovec and cmsghdr as in src/linux/unix_socket.ts, which sends at most 8 descriptors.
+const header = allocate(56);
+const vector = allocate(16);
+const control = allocate(16 + 4 * MAX_FDS);
+const outgoing = allocate(8192);
+const incoming = allocate(8192);
+
+/** Waits until something is so; to be awaited inside `reactor.until`. */
+export async function waitUntil(reactor: Reactor, condition: () => boolean): Promise<void> {
+  const endMs = performance.now() + TIMEOUT_MS;
+  while (!condition()) {
+    if (performance.now() > endMs) throw new Error(`never so: ${condition}`);
+    await reactor.sleep(1);
+  }
+}
+
+/** The payload of one region, as ADD_MEM_REG and SET_MEM_TABLE have it. */
+export function regionBytes(guest: number, size: number, user: number, offset: number): Uint8Array {
+  const view = new DataView(new ArrayBuffer(32));
+  [guest, size, user, offset].forEach((value, i) => view.setBigUint64(8 * i, BigInt(value), true));
+  return new Uint8Array(view.buffer);
+}
+
+/** A payload of u32 values. */
+export function u32s(...values: number[]): Uint8Array {
+  return new Uint8Array(Uint32Array.from(values).buffer);
+}
+
+/** See the head of this file. */
+export class RawFrontEnd implements Disposable {
+  readonly stream: UnixStream;
+  /** The back end has closed the connection. */
+  hungUp = false;
+  #received = new Uint8Array();
+
+  constructor(readonly reactor: Reactor, path: string) {
+    const stream = connectUnix(path);
+    if (stream === undefined) throw new Error("nobody listens");
+    this.stream = stream;
+    reactor.watch(stream.fd, EPOLLIN, () => this.#ready());
+  }
+
+  #ready(): void {
+    const count = this.stream.receive(incoming.address, incoming.bytes.length);
+    if (count === 0) return this.#ended();
+    if (count > 0) {
+      this.#received = new Uint8Array([...this.#received, ...incoming.bytes.subarray(0, count)]);
+    }
+  }
+
+  #ended(): void {
+    if (!this.hungUp) this.reactor.unwatch(this.stream.fd);
+    this.hungUp = true;
+  }
+
+  /** Sends bytes as they are. */
+  sendBytes(bytes: Uint8Array, fds: readonly Fd[] = []): void {
+    outgoing.bytes.set(bytes);
+    vector.view.setBigUint64(0, outgoing.address, true);
+    vector.view.setBigUint64(8, BigInt(bytes.length), true);
+    header.view.setBigUint64(16, vector.address, true);
+    header.view.setBigUint64(24, 1n, true);
+    const controlLength = fds.length === 0 ? 0 : 16 + 4 * fds.length;
+    header.view.setBigUint64(32, control.address, true);
+    header.view.setBigUint64(40, BigInt(controlLength), true);
+    control.view.setBigUint64(0, BigInt(controlLength), true);
+    control.view.setInt32(8, SOL_SOCKET, true);
+    control.view.setInt32(12, SCM_RIGHTS, true);
+    fds.forEach((fd, i) => control.view.setInt32(16 + 4 * i, fd.number, true));
+    check(libc.sendmsg(this.stream.fd.number, header.address, 0), "sendmsg");
+  }
+
+  /** Sends one request. The descriptors stay the caller's. */
+  send(request: number, payload: Uint8Array, fds: readonly Fd[] = [], flags = 0): void {
+    const header = u32s(request, FLAG_VERSION | flags, payload.length);
+    this.sendBytes(new Uint8Array([...header, ...payload]), fds);
+  }
+
+  /** The payload of the next reply. */
+  async reply(request: number): Promise<DataView> {
+    const size = () =>
+      this.#received.length < HEADER_SIZE
+        ? HEADER_SIZE
+        : HEADER_SIZE + new DataView(this.#received.buffer).getUint32(8, true);
+    await waitUntil(this.reactor, () => this.hungUp || this.#received.length >= size());
+    if (this.hungUp) throw new Error("the back end hung up");
+    const whole = this.#received.slice(0, size());
+    this.#received = this.#received.slice(size());
+    const got = new DataView(whole.buffer).getUint32(0, true);
+    if (got !== request) throw new Error(`reply to ${got} instead of ${request}`);
+    return new DataView(whole.buffer, HEADER_SIZE);
+  }
+
+  /** Sends a request and waits for its reply. */
+  ask(
+    request: number,
+    payload: Uint8Array = new Uint8Array(),
+    fds: readonly Fd[] = [],
+  ): Promise<DataView> {
+    this.send(request, payload, fds);
+    return this.reply(request);
+  }
+
+  /** All requests so far have been handled. */
+  async barrier(): Promise<void> {
+    await this.ask(Request.GET_PROTOCOL_FEATURES);
+  }
+
+  /** Negotiates features and shares one region at guest address 0. */
+  async setUp(memory: Fd, features = FEATURES): Promise<void> {
+    await this.ask(Request.GET_FEATURES);
+    this.send(Request.SET_PROTOCOL_FEATURES, u32s(1 << 9, 0));
+    this.send(Request.SET_FEATURES, u32s(...features));
+    const region = regionBytes(0, MEMORY_SIZE, USER_ADDRESS, 0);
+    this.send(Request.SET_MEM_TABLE, new Uint8Array([...u32s(1, 0), ...region]), [memory]);
+    await this.barrier();
+  }
+
+  /** Describes a ring and enables it; it starts. */
+  startRing(index: number, kick: Fd, base = 0): void {
+    const addresses = new DataView(new ArrayBuffer(40));
+    addresses.setUint32(0, index, true);
+    [0x1000, 0x3000, 0x2000].forEach((at, i) =>
+      addresses.setBigUint64(8 + 8 * i, BigInt(USER_ADDRESS + 0x4000 * index + at), true)
+    );
+    this.send(Request.SET_VRING_NUM, u32s(index, 64));
+    this.send(Request.SET_VRING_BASE, u32s(index, base));
+    this.send(Request.SET_VRING_ADDR, new Uint8Array(addresses.buffer));
+    this.send(Request.SET_VRING_KICK, u32s(index, 0), [kick]);
+    this.send(Request.SET_VRING_ENABLE, u32s(index, 1));
+  }
+
+  [Symbol.dispose](): void {
+    this.#ended();
+    this.stream[Symbol.dispose]();
+  }
+}
+
+/** A proxy with our device side behind it. */
+export interface ProxyRig {
+  readonly reactor: Reactor;
+  readonly device: FakeDevice;
+  readonly driverSide: DriverSide;
+  readonly server: VhostUserServer;
+  readonly lines: string[];
+  /** The guest's memory, and an eventfd that serves as kick. */
+  readonly memory: Fd;
+  readonly kick: Fd;
+  /** Makes a front end, which the rig closes. */
+  connect(): RawFrontEnd;
+  wait(condition: () => boolean): Promise<void>;
+}
+
+/** Runs a test's body in the reactor of a fresh rig. */
+export async function withProxy(body: (rig: ProxyRig) => Promise<void>): Promise<void> {
+  await withDirectory(async (directory) => {
+    using stack = new DisposableStack();
+    const reactor = stack.use(new Reactor());
+    const pair = stack.use(inProcessBus(reactor));
+    const codec = codecFor("v1");
+    const lines: string[] = [];
+    const log = createLog("test", "info", (line) => lines.push(line));
+    const quiet = createLog("test", "error", () => {});
+    const memory = stack.use(createSealedMemory("vmsg-test", MEMORY_SIZE));
+    const kick = stack.use(createEventFd());
+    const deviceSide = stack.use(
+      new DeviceSide({ reactor, bus: pair.device, codec, log: quiet }),
+    );
+    const device = new FakeDevice();
+    deviceSide.add(0, device);
+    const driverSide = stack.use(new DriverSide({ reactor, bus: pair.driver, codec, log: quiet }));
+    const path = `${directory}/vu.sock`;
+    const options = { source: { kind: "listen", socket: path }, device: 0 } as const;
+    const server = stack.use(new VhostUserServer(reactor, driverSide, options, log));
+    deviceSide.open();
+    driverSide.open();
+    await reactor.until(body({
+      reactor,
+      device,
+      driverSide,
+      server,
+      lines,
+      memory,
+      kick,
+      connect: () => stack.use(new RawFrontEnd(reactor, path)),
+      wait: (condition) => waitUntil(reactor, condition),
+    }));
+  });
+}
