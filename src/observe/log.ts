@@ -32,18 +32,37 @@ export function createLog(name: string, level: LogLevel, write: (line: string) =
   return { error: at("error"), warn: at("warn"), info: at("info"), debug: at("debug") };
 }
 
-/** Says the same thing at most once per `intervalMs`; a hostile peer must not fill a disk. */
-export function limitedLog(log: (line: string) => void, intervalMs = 1000): (line: string) => void {
+/**
+ * Says the same thing at most once per `intervalMs`, or `burst` times; a hostile peer must not fill a
+ * disk.
+ */
+export function limitedLog(
+  log: (line: string) => void,
+  intervalMs = 1000,
+  burst = 1,
+): (line: string) => void {
   let nextMs = 0;
+  let said = 0;
   let missed = 0;
   return (line) => {
     const nowMs = performance.now();
-    if (nowMs < nextMs) {
+    if (nowMs >= nextMs) {
+      nextMs = nowMs + intervalMs;
+      said = 0;
+    }
+    if (said >= burst) {
       missed++;
       return;
     }
-    nextMs = nowMs + intervalMs;
+    said++;
     log(missed > 0 ? `${line} (and ${missed} more)` : line);
     missed = 0;
   };
+}
+
+/** A log of which each level but "debug", which is asked for, says at most `burst` lines a second. */
+export function limitedLevels(log: Log, burst: number): Log {
+  const limited = (level: (line: string) => void) => limitedLog(level, 1000, burst);
+  const { error, warn, info, debug } = log;
+  return { error: limited(error), warn: limited(warn), info: limited(info), debug };
 }

@@ -133,6 +133,14 @@ const FAILURES: readonly [string[], RegExp][] = [
   [onBus("device", "linux-user,socket=file"), /socket path file is a file that is no socket/],
   [onBus("device", BUS, "--memory", "file=no,at=0"), /open no: No such file .*ENOENT/],
   [onBus("device", BUS, "--memory", "file=file,at=0"), /memory file file has only 0 bytes/],
+  [
+    onBus("device", BUS, "--memory", "file=page,at=0", "--memory", "file=page,at=4095"),
+    /--memory at 0xfff overlaps another --memory/,
+  ],
+  [
+    onBus("device", BUS, "--memory", "file=page,at=0x1fffffffffffff"),
+    /--memory: 4096 bytes cannot lie at 0x1fffffffffffff/,
+  ],
   [onBus("device", BUS, "--net", "responder,pcap=no/x"), /cannot capture to no\/x: .*ENOENT/],
   [
     onBus("device", BUS, "--net", "passt,socket=no.sock"),
@@ -163,6 +171,7 @@ processTest("cli: wrong usage is one line and exit code 2", async (vmsg) => {
 
 processTest("cli: a failure is one line and exit code 1", async (vmsg) => {
   await Deno.writeTextFile(`${vmsg.directory}/file`, "");
+  await Deno.writeFile(`${vmsg.directory}/page`, new Uint8Array(4096));
   for (const [args, pattern] of FAILURES) await assertComplaint(vmsg, args, FAILURE, pattern);
   const left = vmsg.files().filter((name) => name.endsWith(".sock"));
   assertEquals(left, [], "a failed start left sockets");

@@ -1,5 +1,5 @@
 import { assertEquals } from "@std/assert";
-import { createLog, limitedLog, LOG_LEVELS } from "../../src/observe/log.ts";
+import { createLog, limitedLevels, limitedLog, LOG_LEVELS } from "../../src/observe/log.ts";
 
 Deno.test("log: lines at and above the level, with the name in front", () => {
   for (const [position, level] of LOG_LEVELS.entries()) {
@@ -30,4 +30,12 @@ Deno.test("limitedLog: once per interval, and how many were left out", () => {
   short("fourth");
   short("fifth");
   assertEquals(lines, ["first", "fourth (and 2 more)"]);
+});
+
+Deno.test("limitedLevels: each level for itself, all but debug", () => {
+  const lines: string[] = [];
+  const log = limitedLevels(createLog("vmsg test", "debug", (line) => lines.push(line)), 2);
+  for (const level of LOG_LEVELS) for (let n = 0; n < 3; n++) log[level](level);
+  const [error, warn, info, debug] = LOG_LEVELS.map((level) => `vmsg test: ${level}`);
+  assertEquals(lines, [error, error, warn, warn, info, info, debug, debug, debug]);
 });

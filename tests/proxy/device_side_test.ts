@@ -57,6 +57,7 @@ function withDevice(body: (rig: Rig) => Promise<void>, options: DriverRigOptions
           m.featureBlocks = 2;
           m.configSize = 12;
           m.maxQueues = 3;
+          m.maxSize = 256;
           m.index = request.index;
           m.count = request.count;
           m.words[1] = 1;

@@ -89,6 +89,12 @@ const ATTACKS: Readonly<Record<string, Attack>> = {
   "a short payload": (front) => front.send(Request.SET_VRING_ADDR, u32s(0, 0)),
   "a payload of 2^32 - 1 bytes": (front) => front.sendBytes(u32s(1, 1, 0xffff_ffff)),
   "an unknown request": (front) => front.send(77, new Uint8Array()),
+  "a ring larger than the device's": (front, { kick, memory }) => {
+    const region = regionBytes(0, MEMORY_SIZE, USER_ADDRESS, 0);
+    front.send(Request.SET_MEM_TABLE, new Uint8Array([...u32s(1, 0), ...region]), [memory]);
+    front.send(Request.SET_FEATURES, u32s(0, 1));
+    front.startRing(0, kick, 0, 512);
+  },
   "a ring outside the memory": (front, { kick }) => {
     front.send(Request.SET_MEM_TABLE, u32s(0, 0));
     front.send(Request.SET_FEATURES, u32s(0, 1));
@@ -264,5 +270,20 @@ cleanTest(
       rig.server[Symbol.dispose]();
       await rig.reactor.sleep(5);
       assertEquals(rig.lines, []);
+    }),
+);
+
+cleanTest(
+  "proxy: a front end that comes again and again does not fill the log",
+  () =>
+    withProxy(async (rig) => {
+      await rig.wait(() => rig.driverSide.isReady);
+      for (let i = 0; i < 50; i++) {
+        using front = rig.connect();
+        front.send(77, new Uint8Array());
+        await rig.wait(() => front.hungUp);
+      }
+      assert(rig.lines.length < 50, `${rig.lines.length} lines`);
+      await assertServes(rig);
     }),
 );

@@ -153,13 +153,13 @@ export class RawFrontEnd implements Disposable {
   }
 
   /** Describes a ring and enables it; it starts. */
-  startRing(index: number, kick: Fd, base = 0): void {
+  startRing(index: number, kick: Fd, base = 0, size = 64): void {
     const addresses = new DataView(new ArrayBuffer(40));
     addresses.setUint32(0, index, true);
     [0x1000, 0x3000, 0x2000].forEach((at, i) =>
       addresses.setBigUint64(8 + 8 * i, BigInt(USER_ADDRESS + 0x4000 * index + at), true)
     );
-    this.send(Request.SET_VRING_NUM, u32s(index, 64));
+    this.send(Request.SET_VRING_NUM, u32s(index, size));
     this.send(Request.SET_VRING_BASE, u32s(index, base));
     this.send(Request.SET_VRING_ADDR, new Uint8Array(addresses.buffer));
     this.send(Request.SET_VRING_KICK, u32s(index, 0), [kick]);

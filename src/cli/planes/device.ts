@@ -2,7 +2,9 @@
 
 import { codecFor } from "../../message/codecs.ts";
 import { NetDevice } from "../../device/net/net_device.ts";
-import { DeviceSide } from "../../transport/device_side.ts";
+import { VmsgError } from "../../linux/errors.ts";
+import { AddressSpace } from "../../memory/mod.ts";
+import { DeviceSide, type FixedWindow } from "../../transport/device_side.ts";
 import { type BusSettings, detectable, openBus } from "../bus_option.ts";
 import { type MemorySettings, openMemory, windowsOf } from "../memory_option.ts";
 import type { HubSettings, NetSettings } from "../net_option.ts";
@@ -18,6 +20,22 @@ export interface DeviceSettings {
   readonly memories: readonly MemorySettings[];
 }
 
+/** Each device shows the windows only when a driver side needs them; what is wrong is said before. */
+function assertDisjoint(windows: readonly FixedWindow[]): void {
+  const space = new AddressSpace();
+  for (const { at, size, memory, offset } of windows) {
+    const problem = space.add(at, size, memory, offset);
+    if (problem === undefined) continue;
+    const where = `0x${at.toString(16)}`;
+    throw new VmsgError(
+      "MEMORY",
+      problem === "overlap"
+        ? `--memory at ${where} overlaps another --memory`
+        : `--memory: ${size} bytes cannot lie at ${where}`,
+    );
+  }
+}
+
 /** Builds the parts. */
 export function openDevicePlane(settings: DeviceSettings, context: PlaneContext): RunningPlane {
   const { reactor, log, tracer, stack } = context;
@@ -28,6 +46,7 @@ export function openDevicePlane(settings: DeviceSettings, context: PlaneContext)
   const windows = settings.memories.flatMap((memory) =>
     windowsOf(memory, stack.use(openMemory(memory)))
   );
+  assertDisjoint(windows);
   const hubs = new Hubs(settings.hubs, context);
   const devices = settings.nets.map((net, number) => {
     const { port, mtu } = openNet(net, hubs, context);

@@ -241,6 +241,14 @@ export class DeviceState {
           `restart the guest's driver`,
       );
     }
+    // A device drops what is too large without a word, and the guest would wait for ever.
+    const { maxSize } = await this.device.queue(vring.index);
+    if (vring.size > maxSize) {
+      throw new VmsgError(
+        "QUEUE_SIZE",
+        `ring ${vring.index} has ${vring.size} entries, the device takes at most ${maxSize}`,
+      );
+    }
     await this.device.startQueue(vring.index, {
       size: vring.size,
       descriptorAddress,

@@ -383,7 +383,7 @@ export class FrontEnd implements Wanted, Disposable {
   }
 
   #setVringSize(index: number, size: number): undefined {
-    // The device side would refuse it without a word, and the guest would wait for ever.
+    // What the device takes is asked when the ring starts; these no device does.
     if (size < 1 || size > MAX_QUEUE_SIZE) {
       throw new VmsgError("BAD_REQUEST", `front end: ring ${index} cannot have ${size} entries`);
     }

@@ -14,13 +14,15 @@ import { VmsgError } from "../../linux/errors.ts";
 import { Fd, isSocket } from "../../linux/fd.ts";
 import { EPOLLIN, type Reactor, type Timer } from "../../linux/reactor.ts";
 import { connectUnix, listenUnix, type UnixListener, UnixStream } from "../../linux/unix_socket.ts";
-import type { Log } from "../../observe/log.ts";
+import { limitedLevels, type Log } from "../../observe/log.ts";
 import type { DriverSide, PeerListener, RemoteDevice } from "../../transport/driver_side.ts";
 import { FrontEndConnection, MESSAGE_BUFFER_SIZE } from "./connection.ts";
 import { FrontEnd } from "./front_end.ts";
 
 /** How often a connecting back end tries. */
 const RETRY_MS = 50;
+/** Log lines of one level; a front end that behaves has three. */
+const LINES_PER_SECOND = 10;
 
 /** Options of `--vhost-user ...`. */
 export interface VhostUserOptions {
@@ -38,6 +40,7 @@ export class VhostUserServer implements PeerListener, Disposable {
   readonly #device: RemoteDevice;
   readonly #name: string;
   readonly #retry: Timer;
+  readonly log: Log;
   #listener: UnixListener | undefined;
   #frontEnd: FrontEnd | undefined;
 
@@ -46,8 +49,10 @@ export class VhostUserServer implements PeerListener, Disposable {
     readonly reactor: Reactor,
     readonly side: DriverSide,
     readonly options: VhostUserOptions,
-    readonly log: Log,
+    log: Log,
   ) {
+    // A front end that comes and goes without end has a few lines each time.
+    this.log = limitedLevels(log, LINES_PER_SECOND);
     const { source, device } = options;
     this.#device = side.device(device);
     this.#name = source.kind === "fd"
