@@ -208,7 +208,8 @@ async function streams(
   await test.keeper.keep(server.pid);
   const files = await programFiles("iperf3");
   await using guest = await test.boot({ ...card, script: IPERF_SCRIPT, files });
-  await guest.waitFor(/^GUEST-DONE/, GUEST_TIMEOUT_MS.microvm + 4 * STREAM_SECONDS * 1000);
+  const timeoutMs = GUEST_TIMEOUT_MS[test.installation.kind] + 4 * STREAM_SECONDS * 1000;
+  await guest.waitFor(/^GUEST-DONE/, timeoutMs);
   await guest.status;
   await test.keeper.end(server.pid);
   await server.status;
@@ -248,6 +249,27 @@ guestTest(
         ours <= theirs + RETRANSMIT_NOISE,
         `${direction}: ${ours} retransmits, stock ${theirs}`,
       );
+    }
+  },
+);
+
+guestTest(
+  "uml: iperf3 both ways through tap",
+  {
+    guest: "uml",
+    programs: { iperf3: "iperf3", ip: "iproute2", ldd: "libc-bin" },
+    root: true,
+  },
+  async (test) => {
+    // There is no stock card of User-Mode Linux's to compare with: noise alone is allowed.
+    using _namespace = new Namespace();
+    const socket = await startVmsg(test.vmsg, NETWORKS.tap.option);
+    const result = await streams(test, { socket });
+    assertEquals(drops("tap0"), 0);
+    for (const direction of ["out", "in"] as const) {
+      const { megabitsPerSecond, retransmits } = result[direction];
+      console.log(`${direction}: ${megabitsPerSecond} Mbit/s, ${retransmits} retransmits`);
+      assert(retransmits <= RETRANSMIT_NOISE, `${direction}: ${retransmits} retransmits`);
     }
   },
 );
