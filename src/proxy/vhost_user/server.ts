@@ -40,6 +40,7 @@ export class VhostUserServer implements PeerListener, Disposable {
   readonly #device: RemoteDevice;
   readonly #name: string;
   readonly #retry: Timer;
+  /** Lines for people, limited so that front ends that come and go cannot fill a disk. */
   readonly log: Log;
   #listener: UnixListener | undefined;
   #frontEnd: FrontEnd | undefined;
