@@ -571,6 +571,12 @@ export class DeviceSide implements BusListener, Disposable {
         this.#resetQueue(device, message.index);
         this.#answer();
         break;
+      case Kind.IOMMU_ENABLE:
+        // Only buses with a software IOMMU translate (wire document 8.5), and this is none.
+        if (message.state !== 0) {
+          this.#complain("the driver side wants translated addresses; they are used as they are");
+        }
+        return this.#drop();
       case Kind.GET_SHM: {
         const index = message.index;
         // No device of ours has shared memory regions: length 0 (rule V38).
