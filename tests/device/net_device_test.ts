@@ -340,6 +340,9 @@ Deno.test("net control: VLAN filter, MAC address, announce", () => {
   assertEquals(net.configChanges, 1);
   assertEquals(command(net, 3, 0), 0);
   assertEquals(net.device.config[6], 1);
+  // A successor does not know which VLANs the driver had let in.
+  const toOther = frameTo(OTHER_MAC, 60, 7);
+  assertEquals(received(net, toOther), 1);
 });
 
 Deno.test("net control: a wish for an announcement goes with the driver that it was for", () => {

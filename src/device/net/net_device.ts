@@ -203,6 +203,9 @@ export class NetDevice implements DeviceModel {
     // A device that goes on where another one was may be on another wire: the guest's neighbours shall
     // learn where it is now (5.1.6.5.4).
     const moved = index === TRANSMIT && setup.base !== 0;
+    // Which VLANs the driver wants was told to the other device, on a control queue that nobody replays.
+    // Filtering is best-effort (5.1.6.5.3): rather too many frames than none.
+    if (moved) this.#filter.filtersVlans = false;
     if (moved && hasFeature(this.#accepted, NetFeature.GUEST_ANNOUNCE)) {
       this.#setStatusBit(STATUS_ANNOUNCE, true);
     }
