@@ -9,8 +9,9 @@
  */
 
 import { cacheDirectory } from "../src/cli/guest/cache.ts";
+import { arm64LibraryRoot } from "../src/cli/guest/libraries.ts";
 import { VmsgError } from "../src/linux/errors.ts";
-import { mustRun } from "./command.ts";
+import { mustRun } from "../src/cli/guest/run_command.ts";
 
 const EMULATOR_PACKAGE = "qemu-user-static";
 const LIBRARY_PACKAGES = ["libc6", "libgcc-s1"];
@@ -29,8 +30,9 @@ export function arm64Command({ emulator, root }: Arm64): string[] {
 
 /** Looks in the cache directory. */
 export async function findArm64(): Promise<Arm64 | undefined> {
-  const directory = `${cacheDirectory()}/arm64`;
-  const found = { emulator: `${directory}/usr/bin/qemu-aarch64-static`, root: `${directory}/root` };
+  const [cache, root] = [cacheDirectory(), arm64LibraryRoot()];
+  if (cache === undefined || root === undefined) return undefined;
+  const found = { emulator: `${cache}/arm64/usr/bin/qemu-aarch64-static`, root };
   const isThere = await Deno.stat(found.emulator).then(({ isFile }) => isFile, () => false);
   return isThere ? found : undefined;
 }

@@ -23,6 +23,7 @@ import { download, foreignApt } from "./fetch_arm64.ts";
 const PACKAGES = [
   "busybox-static",
   "dpdk-dev",
+  "erofs-utils",
   "iperf3",
   "iproute2",
   "iputils-ping",

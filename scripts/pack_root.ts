@@ -10,28 +10,10 @@
  */
 
 import { parseArgs } from "@std/cli/parse-args";
+import { type PlacedFile, withLibraries } from "../src/cli/guest/libraries.ts";
 import { UsageError, VmsgError } from "../src/linux/errors.ts";
-import { runCommand } from "./command.ts";
 
-/** A file of the root: from where, and where to. */
-interface PackedFile {
-  readonly from: string;
-  /** Absolute, in the root. */
-  readonly to: string;
-}
-
-/** The dynamic loader and the libraries of a program, by ldd: `name => /path (0x...)`. */
-async function librariesOf(program: string): Promise<string[]> {
-  const { success, stdout, stderr } = await runCommand(["ldd", program]);
-  const missing = stdout.match(/^\s*(\S+) => not found/m)?.[1];
-  if (missing !== undefined) throw new VmsgError("LIBRARY", `${program} needs ${missing}`);
-  if (!success) {
-    throw new VmsgError("LIBRARY", `ldd ${program}: ${(stderr || stdout).split("\n")[0]}`);
-  }
-  return Array.from(stdout.matchAll(/^\s*(?:\S+ => )?(\/\S+) \(0x/gm), ([, path]) => path!);
-}
-
-async function pack(root: string, files: readonly PackedFile[]): Promise<void> {
+async function pack(root: string, files: readonly PlacedFile[]): Promise<void> {
   for (const { from, to } of files) {
     const path = `${root}${to}`;
     await Deno.mkdir(path.slice(0, path.lastIndexOf("/")), { recursive: true });
@@ -67,11 +49,7 @@ async function main(args: readonly string[]): Promise<void> {
   const path = String(program);
   const isFile = await Deno.stat(path).then((info) => info.isFile, () => false);
   if (!isFile) throw new VmsgError("NO_FILE", `there is no executable ${path}`);
-  const libraries = await librariesOf(path);
-  const files = [
-    { from: path, to: "/vmsg" },
-    ...libraries.map((library) => ({ from: library, to: library })),
-  ];
+  const files = await withLibraries(path, "/vmsg");
   if (!list) await pack(String(root).replace(/\/+$/, ""), files);
   for (const { from, to } of files) {
     const { size } = await Deno.stat(from);

@@ -10,6 +10,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   device: async () => (await import("./cli/device.ts")).deviceCommand,
   proxy: async () => (await import("./cli/proxy.ts")).proxyCommand,
   driver: async () => (await import("./cli/driver.ts")).driverCommand,
+  "ivshmem-server": async () => (await import("./cli/ivshmem_server.ts")).ivshmemServerCommand,
   demo: async () => (await import("./cli/demo.ts")).demoCommand,
   doctor: async () => (await import("./cli/doctor.ts")).doctorCommand,
 };
@@ -17,7 +18,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
 /** The text of `vmsg --help`. */
 async function overview(): Promise<string> {
   const commands = await Promise.all(Object.values(COMMANDS).map((load) => load()));
-  const rows = commands.map(({ name, summary }) => `  ${name.padEnd(8)} ${summary}`);
+  const rows = commands.map(({ name, summary }) => `  ${name.padEnd(14)} ${summary}`);
   return [
     "vmsg: virtio devices over messages, between systems that merely share memory and a doorbell",
     "",

@@ -13,6 +13,7 @@
 
 import type { Fd } from "../linux/fd.ts";
 import type { Reactor, Task } from "../linux/reactor.ts";
+import type { MappedMemory } from "../memory/mod.ts";
 import { SLOT_SIZE, type SpscQueue } from "./spsc_queue.ts";
 
 /** Which end of a bus: "driver" is where the virtio driver is, "device" where the device is. */
@@ -47,6 +48,14 @@ export interface BusOptions {
   readonly ringPerMessage: boolean;
 }
 
+/** Memory that both sides of a bus see besides its queues. */
+export interface SharedSegment {
+  /** All of the shared memory, queues included. */
+  readonly memory: MappedMemory;
+  /** The first byte that belongs to nobody yet: the queues lie before it. */
+  readonly start: number;
+}
+
 /** One end of a bus. */
 export interface Bus extends Disposable {
   /** Which end this is. */
@@ -57,6 +66,15 @@ export interface Bus extends Disposable {
   readonly isAttached: boolean;
   /** Can file descriptors be sent with messages? */
   readonly carriesFds: boolean;
+  /**
+   * Is a peer that comes or goes always noticed, by attach and detach? Where it is not, a machine may
+   * have been rebooted meanwhile, and only what it says tells.
+   */
+  readonly noticesPeers: boolean;
+  /** Memory that both sides see, if there is any. */
+  readonly segment: SharedSegment | undefined;
+  /** For a peer that is silent: what to check, besides the dialect. */
+  readonly silenceHint: string;
   /** Ring after every message instead of once per turn; the dialect may be known only later. */
   ringPerMessage: boolean;
   /** Starts to wait for a peer. */
@@ -79,12 +97,20 @@ export interface Bus extends Disposable {
   takeFd(ordinal: number): Fd | undefined;
   /** Drops the peer, because it broke the rules; the bus waits for the next one. */
   drop(reason: string): void;
+  /** Continues where the memory says, as if just attached: whoever came may have emptied the queues. */
+  resume(): void;
 }
 
 /** What all buses made of two SPSC queues share. */
 export abstract class QueueBus implements Bus {
   abstract readonly description: string;
   abstract readonly carriesFds: boolean;
+  readonly noticesPeers: boolean = true;
+  readonly segment: SharedSegment | undefined = undefined;
+  /** See {@link Bus.silenceHint}. */
+  get silenceHint(): string {
+    return "";
+  }
   /** Who uses the bus, once it is open. */
   protected listener: BusListener | undefined;
   ringPerMessage: boolean;
@@ -92,7 +118,7 @@ export abstract class QueueBus implements Bus {
   #claimed = false;
   readonly #slotWords = new Uint32Array(SLOT_SIZE / 4);
   readonly #slot = new DataView(this.#slotWords.buffer);
-  readonly #drain: Task = { run: () => this.#receive() };
+  readonly #drain: Task = { run: () => this.#receive() === RECEIVE_BUDGET };
   readonly #ring: Task = {
     run: () => {
       if (this.#attached) this.ring();
@@ -154,18 +180,20 @@ export abstract class QueueBus implements Bus {
   /** Wakes the peer. */
   protected abstract ring(): void;
 
-  /** To be called when the peer may have sent something. */
-  protected rung(): void {
+  /** To be called when the peer may have sent something; had it? */
+  protected rung(): boolean {
     // The first batch at once: requests come before the tasks of this turn.
-    if (this.#receive()) this.reactor.schedule(this.#drain);
+    const received = this.#receive();
+    if (received === RECEIVE_BUDGET) this.reactor.schedule(this.#drain);
+    return received > 0;
   }
 
-  #receive(): boolean {
+  #receive(): number {
     for (let i = 0; i < RECEIVE_BUDGET; i++) {
-      if (!this.#attached || !this.incoming.receive(this.#slotWords)) return false;
+      if (!this.#attached || !this.incoming.receive(this.#slotWords)) return i;
       this.listener?.received(this.#slot);
     }
-    return true;
+    return RECEIVE_BUDGET;
   }
 
   /** Whether what is queued is dropped when a peer attaches now. */
@@ -176,14 +204,10 @@ export abstract class QueueBus implements Bus {
   /** A peer is there: both indices are taken up, the listener is told. */
   protected attach(): void {
     this.outgoing.attachProducer();
-    const discarded = this.incoming.attachConsumer(this.discards);
-    if (discarded >= 0) {
-      const { view } = this.incoming;
-      for (let i = 0; i < SLOT_SIZE; i++) this.#slot.setUint8(i, view.getUint8(discarded + i));
-    }
+    const discarded = this.incoming.attachConsumer(this.discards, this.#slotWords);
     this.#attached = true;
     this.listener?.attached();
-    if (discarded >= 0) this.listener?.discarded?.(this.#slot);
+    if (discarded) this.listener?.discarded?.(this.#slot);
     // What was found in the queue may have been announced to an earlier process.
     this.reactor.schedule(this.#drain);
   }
@@ -194,6 +218,10 @@ export abstract class QueueBus implements Bus {
     this.#attached = false;
     this.#claimed = false;
     this.listener?.detached(reason);
+  }
+
+  resume(): void {
+    if (this.#attached) this.outgoing.attachProducer();
   }
 
   abstract sendFd(fd: Fd): number;

@@ -10,6 +10,9 @@
  * index privately and only ever stores it; the other's index is read, checked against the capacity, and
  * cached, as in the C implementations. An index that is out of range counts as "nothing moved": the
  * queue stands still instead of following a hostile or broken peer.
+ *
+ * A message is encoded in place, or, where the memory is a device's (a PCI BAR on arm64, which takes
+ * aligned accesses only), in a private slot that is copied word by word.
  */
 
 import { loadAcquire32, type MappedMemory, storeRelease32 } from "../memory/mod.ts";
@@ -34,11 +37,13 @@ export function spscSize(capacity: number): number {
 export class SpscQueue {
   /** Slots; one of them always stays free. */
   readonly capacity: number;
-  /** The whole queue area; messages are encoded in place at the offset that {@link claim} gives. */
+  /** Where messages are encoded, at the offset that {@link claim} gives. */
   readonly view: DataView;
   /** How often the peer's index was out of range. */
   badIndices = 0;
   readonly #words: Uint32Array;
+  /** The private slot, if there is one. */
+  readonly #staging: Uint32Array | undefined;
   /** The producer's head or the consumer's tail: this side's index, and its truth. */
   #own = 0;
   /** The last valid index seen of the other side. */
@@ -50,12 +55,16 @@ export class SpscQueue {
    * @param memory shared with the peer
    * @param offset of the queue area, a multiple of 4
    * @param size of the queue area in bytes
+   * @param isDeviceMemory only aligned accesses of words are sure to work
    */
-  constructor(memory: MappedMemory, offset: number, size: number) {
+  constructor(memory: MappedMemory, offset: number, size: number, isDeviceMemory = false) {
     this.capacity = spscCapacity(size);
     if (this.capacity < 2) throw new Error(`a queue of ${size} bytes has no room for two messages`);
-    this.view = new DataView(memory.buffer, offset, size);
     this.#words = new Uint32Array(memory.buffer, offset, spscSize(this.capacity) / 4);
+    this.#staging = isDeviceMemory ? new Uint32Array(WORDS) : undefined;
+    this.view = this.#staging === undefined
+      ? new DataView(memory.buffer, offset, size)
+      : new DataView(this.#staging.buffer);
   }
 
   /**
@@ -75,9 +84,10 @@ export class SpscQueue {
    *
    * @param discard drop what is queued: a living peer of ours sends its messages again, and what an
    * earlier one left is not for us. The prototype's queues are used as found.
-   * @returns the byte offset in {@link view} of the newest message dropped, -1 when none was
+   * @param slot takes the newest message that was dropped, if it is wanted
+   * @returns whether there was one
    */
-  attachConsumer(discard: boolean): number {
+  attachConsumer(discard: boolean, slot?: Uint32Array): boolean {
     const head = loadAcquire32(this.#words, 0);
     const tail = loadAcquire32(this.#words, TAIL_WORD);
     const start = tail < this.capacity ? tail : 0;
@@ -85,8 +95,14 @@ export class SpscQueue {
     this.#other = head < this.capacity ? head : start;
     this.#own = discard ? this.#other : start;
     storeRelease32(this.#words, TAIL_WORD, this.#own);
-    if (this.#own === start) return -1;
-    return SLOTS_OFFSET + SLOT_SIZE * ((this.#own + this.capacity - 1) % this.capacity);
+    if (this.#own === start) return false;
+    if (slot !== undefined) this.#copySlot((this.#own + this.capacity - 1) % this.capacity, slot);
+    return true;
+  }
+
+  #copySlot(index: number, slot: Uint32Array): void {
+    let from = (SLOTS_OFFSET + SLOT_SIZE * index) / 4;
+    for (let i = 0; i < WORDS; i++) slot[i] = this.#words[from++];
   }
 
   /** Producer: how many messages there is room for. */
@@ -105,16 +121,25 @@ export class SpscQueue {
       this.#other = this.#read(TAIL_WORD);
       if (next === this.#other) return -1;
     }
-    return SLOTS_OFFSET + SLOT_SIZE * this.#own;
+    return this.#staging === undefined ? SLOTS_OFFSET + SLOT_SIZE * this.#own : 0;
   }
 
   /** Producer: the claimed slot is written, but the consumer sees it only with the next one. */
   withhold(): void {
+    this.#copyStaged();
     this.#own = this.#next();
+  }
+
+  #copyStaged(): void {
+    const staging = this.#staging;
+    if (staging === undefined) return;
+    let to = (SLOTS_OFFSET + SLOT_SIZE * this.#own) / 4;
+    for (let i = 0; i < WORDS; i++) this.#words[to++] = staging[i];
   }
 
   /** Producer: hands the claimed slot to the consumer. */
   publish(): void {
+    this.#copyStaged();
     this.#own = this.#next();
     // Release: the slot's bytes are there before the head that announces them.
     storeRelease32(this.#words, 0, this.#own);
@@ -131,8 +156,7 @@ export class SpscQueue {
       this.#other = this.#read(0);
       if (this.#own === this.#other) return false;
     }
-    let from = (SLOTS_OFFSET + SLOT_SIZE * this.#own) / 4;
-    for (let i = 0; i < WORDS; i++) slot[i] = this.#words[from++];
+    this.#copySlot(this.#own, slot);
     this.#own = this.#next();
     // Release: the slot has been read before the producer may write it again.
     storeRelease32(this.#words, TAIL_WORD, this.#own);

@@ -14,6 +14,7 @@ import { LOG_LEVELS, type LogLevel } from "../observe/log.ts";
 import type { Option, Options } from "./command.ts";
 import type { DeviceSettings } from "./planes/device.ts";
 import type { DriverSettings } from "./planes/driver.ts";
+import type { IvshmemServerSettings } from "./planes/ivshmem_server.ts";
 import type { ProxySettings } from "./planes/proxy.ts";
 
 /** How long a Worker may take to end. */
@@ -29,7 +30,8 @@ export interface CommonSettings {
 export type Plane =
   | { readonly kind: "device"; readonly settings: DeviceSettings }
   | { readonly kind: "proxy"; readonly settings: ProxySettings }
-  | { readonly kind: "driver"; readonly settings: DriverSettings };
+  | { readonly kind: "driver"; readonly settings: DriverSettings }
+  | { readonly kind: "ivshmem-server"; readonly settings: IvshmemServerSettings };
 
 /** The first message to a Worker. */
 export interface StartMessage {

@@ -15,6 +15,7 @@ import { createTracer, type Tracer } from "../observe/trace.ts";
 import type { StartMessage, WorkerMessage } from "./data_plane.ts";
 import { openDevicePlane } from "./planes/device.ts";
 import { openDriverPlane } from "./planes/driver.ts";
+import { openIvshmemServerPlane } from "./planes/ivshmem_server.ts";
 import { openProxyPlane } from "./planes/proxy.ts";
 
 /** What a plane is given. */
@@ -75,6 +76,8 @@ function openPlane(plane: StartMessage["plane"], context: PlaneContext): Running
       return openProxyPlane(plane.settings, context);
     case "driver":
       return openDriverPlane(plane.settings, context);
+    case "ivshmem-server":
+      return openIvshmemServerPlane(plane.settings, context);
   }
 }
 

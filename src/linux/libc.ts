@@ -23,6 +23,10 @@ const library = Deno.dlopen("libc.so.6", {
   read: { parameters: ["i32", "u64", "u32"], result: "i32" },
   /** ssize_t write(int fd, const void *buf, size_t count) */
   write: { parameters: ["i32", "u64", "u32"], result: "i32" },
+  /** ssize_t pread(int fd, void *buf, size_t count, off_t offset) */
+  pread: { parameters: ["i32", "u64", "u32", "i64"], result: "i32" },
+  /** ssize_t pwrite(int fd, const void *buf, size_t count, off_t offset) */
+  pwrite: { parameters: ["i32", "u64", "u32", "i64"], result: "i32" },
   /** ssize_t readv(int fd, const struct iovec *iov, int iovcnt) */
   readv: { parameters: ["i32", "u64", "i32"], result: "i32" },
   /** ssize_t writev(int fd, const struct iovec *iov, int iovcnt) */
@@ -31,11 +35,19 @@ const library = Deno.dlopen("libc.so.6", {
   lseek: { parameters: ["i32", "i64", "i32"], result: "i64" },
   /** int ftruncate(int fd, off_t length) */
   ftruncate: { parameters: ["i32", "i64"], result: "i32" },
+  /** ssize_t readlink(const char *path, char *buf, size_t bufsiz) */
+  readlink: { parameters: ["buffer", "u64", "u32"], result: "i32" },
+  /** DIR *opendir(const char *name), 0 for failure */
+  opendir: { parameters: ["buffer"], result: "u64" },
+  /** struct dirent *readdir(DIR *dirp), null at the end */
+  readdir: { parameters: ["u64"], result: "pointer" },
+  /** int closedir(DIR *dirp) */
+  closedir: { parameters: ["u64"], result: "i32" },
   /** int unlink(const char *path) */
   unlink: { parameters: ["buffer"], result: "i32" },
   /** int fcntl(int fd, int cmd, void *arg): F_OFD_SETLK and its kind */
   fcntl: { parameters: ["i32", "i32", "u64"], result: "i32" },
-  /** int ioctl(int fd, unsigned long request, void *arg): TUN and interface requests, 32 bits long */
+  /** int ioctl(int fd, unsigned long request, void *arg): requests are 32 bits long */
   ioctl: { parameters: ["i32", "u64", "u64"], result: "i32" },
   /** int clock_gettime(clockid_t clockid, struct timespec *tp) */
   clock_gettime: { parameters: ["i32", "u64"], result: "i32" },
@@ -57,6 +69,8 @@ const library = Deno.dlopen("libc.so.6", {
   epoll_ctl: { parameters: ["i32", "i32", "i32", "u64"], result: "i32" },
   /** int epoll_wait(int epfd, struct epoll_event *events, int maxevents, int timeout) */
   epoll_wait: { parameters: ["i32", "u64", "i32", "i32"], result: "i32" },
+  /** int poll(struct pollfd *fds, nfds_t nfds, int timeout) */
+  poll: { parameters: ["u64", "u64", "i32"], result: "i32" },
   /** int socket(int domain, int type, int protocol) */
   socket: { parameters: ["i32", "i32", "i32"], result: "i32" },
   /** int bind(int sockfd, const struct sockaddr *addr, socklen_t addrlen) */

@@ -60,8 +60,10 @@ export const KIND_COUNT: number = Object.keys(Kind).length;
  * its codec fills them in: SET_VQUEUE enables, and a queue with a size and a used ring is enabled.
  */
 export const QUEUE_ENABLED: number = 1;
-/** ADD_MEMORY's and REMOVE_MEMORY's flag: confined mode's segment, no descriptor comes along. */
+/** ADD_MEMORY's flag: memory beside the bus's queues, no descriptor comes along. */
 export const MEMORY_SEGMENT: number = 1;
+/** ADD_MEMORY's flag: memory that the device side was given by `--memory`, no descriptor comes along. */
+export const MEMORY_WINDOW: number = 2;
 /** EVENT_DEVICE's states (wire document 5N.2); `v1-2025` calls this one READY. */
 export const DEVICE_ADDED: number = 1;
 /** See {@link DEVICE_ADDED}. */

@@ -14,8 +14,11 @@
  *                  status 0 before it answers. The nonce is a lease: the device side touches the
  *                  driver side's memory until 250 ms after it issued the one that came back.
  * ADD_MEMORY       `length` bytes of the `ordinal`th descriptor of this connection, from `offset`, are
- *                  at bus address `address` for device number `memoryDevice`; with MEMORY_SEGMENT it is
- *                  confined mode's segment instead and no descriptor comes. Answered when it is mapped.
+ *                  at bus address `address` for device number `memoryDevice`. Where no descriptor can
+ *                  come, a flag says what is meant instead: MEMORY_SEGMENT the shared memory that holds
+ *                  the queues, from its byte `offset`, and none of the queues' own; MEMORY_WINDOW what
+ *                  the device side was given by `--memory`, where `offset` is an address as `at=` there
+ *                  counts (the physical address in the driver side's machine). Answered when it is mapped.
  * REMOVE_MEMORY    takes that away again; refused (EBUSY) under a running queue.
  * STOP_VQUEUE      publishes used entries, takes back unfinished chains, flushes the queue's
  *                  EVENT_USED, then answers where the queue goes on: `base` (next avail index) and

@@ -18,6 +18,7 @@ import {
   FIELDS,
   Kind,
   MEMORY_SEGMENT,
+  MEMORY_WINDOW,
   type Message,
 } from "./message.ts";
 import { DEVICE_NET, featureNames, statusNames } from "./features.ts";
@@ -205,6 +206,7 @@ function result(m: Message): string {
 function memory(m: Message): string {
   const what = `device ${m.memoryDevice} ${m.length} bytes at ${hex(m.address)}`;
   if (m.kind === Kind.REMOVE_MEMORY) return what;
+  if (m.flags & MEMORY_WINDOW) return `${what} is at ${hex(m.offset)} of the sender's machine`;
   const from = m.flags & MEMORY_SEGMENT ? "segment" : `descriptor ${m.ordinal}`;
   return `${what} is ${from} offset ${hex(m.offset)}`;
 }

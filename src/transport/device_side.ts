@@ -22,6 +22,9 @@
  *
  * In dialects without these messages, memory comes from the command line and the peer is trusted to
  * say goodbye.
+ *
+ * A bus that notices no peers (two machines) is attached once; there a driver side that comes, vmsg or
+ * not, is known by its first message alone, and one that goes by its silence.
  */
 
 import type { Bus, BusListener } from "../bus/bus.ts";
@@ -33,7 +36,7 @@ import { AddressSpace, type MappedMemory } from "../memory/mod.ts";
 import type { Codec } from "../message/codec.ts";
 import { detectDialect } from "../message/detect.ts";
 import { RingFeature, Status } from "../message/features.ts";
-import { Kind, MEMORY_SEGMENT, Message, QUEUE_ENABLED } from "../message/message.ts";
+import { Kind, MEMORY_SEGMENT, MEMORY_WINDOW, Message, QUEUE_ENABLED } from "../message/message.ts";
 import { isPrivate } from "../message/private.ts";
 import { limitedLog, type Log } from "../observe/log.ts";
 import type { Tracer } from "../observe/trace.ts";
@@ -50,10 +53,13 @@ const FEATURE_BLOCKS = 16;
 const ANSWER_RESERVE = 16;
 /** How soon a full message queue is tried again. */
 const FULL_RETRY_MS = 1;
+/** How long a vmsg driver side may be silent before we say so; it speaks every 100 ms. */
+const SILENCE_MS = 1000;
 
 const EBADF = linuxErrno("EBADF");
 const EBUSY = linuxErrno("EBUSY");
 const EEXIST = linuxErrno("EEXIST");
+const EFAULT = linuxErrno("EFAULT");
 const EINVAL = linuxErrno("EINVAL");
 const ENODEV = linuxErrno("ENODEV");
 const ENOENT = linuxErrno("ENOENT");
@@ -81,6 +87,15 @@ export interface DeviceSideOptions {
 /** Who is at the other end, see the head of this file. */
 type Peer = "none" | "unknown" | "greeted" | "vmsg" | "foreign";
 
+/** Memory that ADD_MEMORY brought. */
+interface Region {
+  readonly length: number;
+  /** Its windows; several where it is scattered over several of the device side's own. */
+  readonly windows: readonly { readonly at: number; readonly size: number }[];
+  /** Undefined where the memory was mapped already. */
+  readonly mapping?: Mapping;
+}
+
 /** A memory window that is known beforehand. */
 export interface FixedWindow {
   /** First bus address. */
@@ -104,7 +119,7 @@ interface QueueRecord {
 /** One device number: the model, and the state every virtio device has. */
 class DeviceSlot implements DeviceHost {
   readonly memory = new AddressSpace();
-  readonly mappings = new Map<number, Mapping>();
+  readonly regions = new Map<number, Region>();
   readonly queues: QueueRecord[];
   readonly driverFeatures: Uint32Array;
   status = 0;
@@ -192,25 +207,68 @@ class DeviceSlot implements DeviceHost {
       // Beyond the end of the file every access would be a SIGBUS.
       if (offset + length > fileSize(fd)) return EINVAL;
       const mapping = mapShared(fd.number, length + slack, offset - slack);
-      const problem = this.memory.add(address, length, mapping, slack);
-      if (problem === undefined) {
-        this.mappings.set(address, mapping);
-        return 0;
+      const result = this.addWindow(address, length, mapping, slack);
+      if (result === 0) {
+        this.regions.set(address, { length, windows: [{ at: address, size: length }], mapping });
+      } else {
+        mapping[Symbol.dispose]();
       }
-      mapping[Symbol.dispose]();
-      return problem === "overlap" ? EEXIST : EINVAL;
+      return result;
     } catch (error) {
       this.side.options.log.warn(`device ${this.number}: memory refused: ${error}`);
       return EINVAL;
     }
   }
 
+  private addWindow(at: number, size: number, memory: MappedMemory, offset: number): number {
+    const problem = this.memory.add(at, size, memory, offset);
+    if (problem === undefined) return 0;
+    return problem === "overlap" ? EEXIST : EINVAL;
+  }
+
+  /** Part of the memory that holds the bus's queues. */
+  addSegment(address: number, length: number, offset: number): number {
+    const { segment } = this.side.options.bus;
+    if (segment === undefined) return EBADF;
+    if (!(offset >= segment.start)) return EINVAL;
+    const result = this.addWindow(address, length, segment.memory, offset);
+    if (result === 0) {
+      this.regions.set(address, { length, windows: [{ at: address, size: length }] });
+    }
+    return result;
+  }
+
+  /** Part of what was given by `--memory`, which may be in several pieces there. */
+  addFixed(address: number, length: number, from: number): number {
+    if (![address, length, from].every(Number.isSafeInteger) || length === 0) return EINVAL;
+    const windows: { at: number; size: number }[] = [];
+    let result = 0;
+    for (let done = 0, size; done < length && result === 0; done += size) {
+      const start = from + done;
+      const fixed = this.fixed.find(({ at, size }) => start >= at && start < at + size);
+      size = fixed === undefined ? 0 : Math.min(length - done, fixed.at + fixed.size - start);
+      result = fixed === undefined
+        ? EFAULT
+        : this.addWindow(address + done, size, fixed.memory, fixed.offset + start - fixed.at);
+      if (result === 0) windows.push({ at: address + done, size });
+    }
+    if (result === 0) this.regions.set(address, { length, windows });
+    else for (const { at, size } of windows) this.memory.remove(at, size);
+    return result;
+  }
+
   removeMemory(address: number, length: number): number {
     if (this.hasRunningQueue) return EBUSY;
-    if (!this.mappings.has(address) || !this.memory.remove(address, length)) return ENOENT;
-    this.mappings.get(address)![Symbol.dispose]();
-    this.mappings.delete(address);
+    const region = this.regions.get(address);
+    if (region?.length !== length) return ENOENT;
+    this.dropRegion(address, region);
     return 0;
+  }
+
+  private dropRegion(address: number, region: Region): void {
+    for (const { at, size } of region.windows) this.memory.remove(at, size);
+    region.mapping?.[Symbol.dispose]();
+    this.regions.delete(address);
   }
 
   /** Shows the memory that a foreign peer has and cannot announce. */
@@ -224,12 +282,7 @@ class DeviceSlot implements DeviceHost {
   /** Unmaps what ADD_MEMORY mapped, and hides what was fixed. */
   dropMemory(): void {
     for (const { at, size } of this.fixed) this.memory.remove(at, size);
-    for (const [address, mapping] of this.mappings) {
-      const window = this.memory.windows.find((w) => w.at === address);
-      if (window !== undefined) this.memory.remove(window.at, window.size);
-      mapping[Symbol.dispose]();
-    }
-    this.mappings.clear();
+    for (const [address, region] of this.regions) this.dropRegion(address, region);
   }
 }
 
@@ -243,6 +296,9 @@ export class DeviceSide implements BusListener, Disposable {
   readonly #in = new Message();
   readonly #out = new Message();
   readonly #retry: Timer;
+  /** Goes off when a vmsg driver side has not been heard for a while. */
+  readonly #silence: Timer;
+  #isSilent = false;
   readonly #flushTask = { run: (): boolean => this.#flush() };
   readonly #complain: (line: string) => void;
   readonly #now: () => number;
@@ -261,6 +317,7 @@ export class DeviceSide implements BusListener, Disposable {
     this.options = options;
     this.#codec = options.codec;
     this.#retry = options.reactor.timer(() => options.reactor.schedule(this.#flushTask));
+    this.#silence = options.reactor.timer(() => this.#tellSilence());
     this.#complain = limitedLog(options.log.warn);
     this.#now = options.now ?? (() => performance.now());
   }
@@ -288,7 +345,15 @@ export class DeviceSide implements BusListener, Disposable {
     this.#toldMalformed = false;
     this.#ownEpoch = randomEpoch();
     this.#peerEpoch = 0;
-    this.options.log.info(`${this.options.bus.description}: the driver side is there`);
+    const { bus, log } = this.options;
+    const what = bus.noticesPeers ? "the driver side is there" : "waiting for a driver side";
+    log.info(`${bus.description}: ${what}`);
+  }
+
+  /** Where nobody else has told that a driver side came. */
+  #tellCame(who: string): void {
+    const { bus, log } = this.options;
+    if (!bus.noticesPeers) log.info(`${bus.description}: ${who} is there`);
   }
 
   discarded(slot: DataView): void {
@@ -298,6 +363,8 @@ export class DeviceSide implements BusListener, Disposable {
   detached(reason: string): void {
     this.options.log.info(`${this.options.bus.description}: ${reason}`);
     this.#peer = "none";
+    this.#silence.cancel();
+    this.#isSilent = false;
     this.#startOver();
   }
 
@@ -322,10 +389,14 @@ export class DeviceSide implements BusListener, Disposable {
     this.counters.received++;
     if (this.#peer === "unknown") this.#detect(slot);
     const malformed = this.#codec.decode(slot, 0, message);
-    if (malformed !== undefined) return this.#notUnderstood(slot, malformed);
+    if (malformed !== undefined) {
+      // Where peers come unnoticed, one of another dialect may have followed.
+      if (!this.options.bus.noticesPeers && this.#detect(slot)) return this.#replaced(slot);
+      return this.#notUnderstood(slot, malformed);
+    }
     this.options.tracer?.message("<-", message);
     if (message.response) return this.#drop();
-    if (this.#peer === "unknown") this.#introduce(message.kind);
+    if (this.#peer === "unknown" || this.#mayBeAnother) this.#introduce(message.kind);
     if (message.kind === Kind.HELLO) return this.#hello();
     if (this.#peer === "greeted" || this.#peer === "unknown") return this.#drop();
     if (isPrivate(message.kind)) return this.#privateRequest();
@@ -341,26 +412,49 @@ export class DeviceSide implements BusListener, Disposable {
     this.#transportRequest(device);
   }
 
-  /** Takes up the dialect of a first message, if it is one to be detected. */
-  #detect(slot: DataView): void {
+  /** Takes up the dialect of a first message, if it is one to be detected; true if it is another. */
+  #detect(slot: DataView): boolean {
     const { detect = [], codec, bus, log } = this.options;
-    if (detect.length === 0) return;
+    if (detect.length === 0) return false;
     const theirs = detectDialect(slot, 0);
     const found = [codec, ...detect].find(({ dialect }) => dialect === theirs);
-    if (found === undefined || found === this.#codec) return;
+    if (found === undefined || found === this.#codec) return false;
     this.#codec = found;
     bus.ringPerMessage = !found.hasTokens;
     log.info(`${bus.description}: the driver side speaks ${theirs}`);
+    return true;
+  }
+
+  /** Another driver side has come unnoticed, and this is its first message. */
+  #replaced(slot: DataView): void {
+    this.#startOver();
+    this.#peerEpoch = 0;
+    this.#peer = "unknown";
+    this.received(slot);
+  }
+
+  /** A silent vmsg may have been followed by a driver side that says no HELLO. */
+  get #mayBeAnother(): boolean {
+    return this.#isSilent && this.#peer !== "foreign" && !this.options.bus.noticesPeers;
   }
 
   /** The first message tells who is there. */
   #introduce(kind: Kind): void {
     if (kind === Kind.HELLO) {
-      this.#peer = "greeted";
+      if (this.#peer === "unknown") this.#peer = "greeted";
       return;
     }
     const isFirst = kind === Kind.GET_DEVICE_INFO || kind === Kind.GET_DEVICES;
     if (!isFirst && this.#codec.has(Kind.HELLO)) return;
+    if (this.#peerEpoch !== 0) {
+      // The vmsg driver side that was here is gone; should it be here after all, it has to replay.
+      this.#startOver();
+      this.#peerEpoch = 0;
+      this.#ownEpoch = randomEpoch();
+    }
+    this.#silence.cancel();
+    this.#isSilent = false;
+    this.#tellCame("a driver side");
     this.#peer = "foreign";
     for (const slot of this.#slots.values()) slot.showFixedMemory();
   }
@@ -420,12 +514,15 @@ export class DeviceSide implements BusListener, Disposable {
       this.#complain(`the driver side is a vmsg of another version (${version})`);
       return this.#drop();
     }
-    if (this.#peer === "foreign") return this.#drop();
-    if (epoch !== this.#peerEpoch) {
+    // Where peers come unnoticed, a vmsg may follow a foreign one.
+    if (this.#peer === "foreign" && this.options.bus.noticesPeers) return this.#drop();
+    if (epoch !== this.#peerEpoch || this.#peer === "foreign") {
       this.#startOver();
       this.#peerEpoch = epoch;
       this.#peer = "greeted";
+      this.#tellCame("a vmsg driver side");
     }
+    this.#heard();
     if (peerEpoch === this.#ownEpoch && this.#renewLease(nonce)) this.#peer = "vmsg";
     const out = this.#answer();
     out.epoch = this.#ownEpoch;
@@ -439,6 +536,19 @@ export class DeviceSide implements BusListener, Disposable {
         slot.model.resume();
       }
     }
+  }
+
+  #heard(): void {
+    this.#silence.arm(SILENCE_MS);
+    if (!this.#isSilent) return;
+    this.#isSilent = false;
+    this.options.log.info(`${this.options.bus.description}: the driver side is heard again`);
+  }
+
+  #tellSilence(): void {
+    this.#isSilent = true;
+    const { bus, log } = this.options;
+    log.warn(`${bus.description}: the driver side is silent, its memory is not touched meanwhile`);
   }
 
   #issueNonce(): number {
@@ -490,7 +600,8 @@ export class DeviceSide implements BusListener, Disposable {
     if (this.#peer !== "vmsg") return this.#drop();
     const device = this.#slots.get(memoryDevice);
     // Taken in any case: a descriptor belongs to its message, also to one that is refused.
-    using fd = kind === Kind.ADD_MEMORY && (message.flags & MEMORY_SEGMENT) === 0
+    const from = message.flags & (MEMORY_SEGMENT | MEMORY_WINDOW);
+    using fd = kind === Kind.ADD_MEMORY && from === 0
       ? this.options.bus.takeFd(message.ordinal)
       : undefined;
     let result = 0;
@@ -498,7 +609,10 @@ export class DeviceSide implements BusListener, Disposable {
     if (message.epoch !== this.#peerEpoch) result = ESTALE;
     else if (device === undefined) result = ENODEV;
     else if (kind === Kind.ADD_MEMORY) {
-      result = fd === undefined ? EBADF : device.addMemory(fd, address, length, message.offset);
+      if (from === MEMORY_SEGMENT) result = device.addSegment(address, length, message.offset);
+      else if (from !== 0) result = device.addFixed(address, length, message.offset);
+      else if (fd === undefined) result = EBADF;
+      else result = device.addMemory(fd, address, length, message.offset);
     } else if (kind === Kind.REMOVE_MEMORY) {
       result = device.removeMemory(address, length);
     } else if (kind === Kind.STOP_VQUEUE) {
@@ -794,6 +908,7 @@ export class DeviceSide implements BusListener, Disposable {
     this.#peer = "none";
     this.#startOver();
     this.options.reactor.dropTimer(this.#retry);
+    this.options.reactor.dropTimer(this.#silence);
     for (const slot of this.#slots.values()) slot.model[Symbol.dispose]();
   }
 }

@@ -13,7 +13,10 @@
  * `lost` before each of them and on detach. When `lost` is called every open request has failed with
  * {@link PeerLost}; none is sent again. Who wants to go on replays its state after `ready`.
  *
- * In dialects without our private messages there is no probing: the peer counts as foreign at once.
+ * In dialects without our private messages a peer that attached counts as foreign at once. On a bus that
+ * notices no peers (a PCI function: the other machine may not even run) it is probed all the same, until
+ * it answers; and a peer that vanishes there, unless it is vmsg and comes back with another epoch, is
+ * noticed by nobody.
  *
  * Requests are promises of async sequences (see reactor.ts); several may be open, answers are paired
  * by token, or by kind where the dialect has no tokens. What is wanted of an answer is read inside
@@ -173,11 +176,13 @@ export class DriverSide implements BusListener, Disposable {
     this.#ownEpoch = randomEpoch();
     this.#peerEpoch = 0;
     this.#nonce = 0;
+    this.#probeToken = randomToken();
     this.#toldSilence = false;
     this.#attachedMs = this.#heardMs = performance.now();
-    if (!this.options.codec.has(Kind.HELLO)) return this.#becomeReady("foreign");
+    const { bus, codec } = this.options;
+    if (!codec.has(Kind.HELLO) && bus.noticesPeers) return this.#becomeReady("foreign");
     this.#peer = "probing";
-    this.#greetAndProbe();
+    this.#probe();
     this.#heartbeat.arm(FIRST_HELLO_MS);
   }
 
@@ -214,10 +219,18 @@ export class DriverSide implements BusListener, Disposable {
     const probing = this.#peer === "probing";
     // Early repeats for an attach that raced, a steady beat afterwards.
     const early = probing && performance.now() - this.#attachedMs < HELLO_MS;
-    if (early) this.#greetAndProbe();
+    if (early || (probing && !this.options.bus.noticesPeers)) this.#probe();
     else this.#sendHello();
     this.#heartbeat.arm(early ? FIRST_HELLO_MS * 4 : HELLO_MS);
     this.#tellSilence();
+  }
+
+  #probe(): void {
+    const { bus, codec } = this.options;
+    // Where nobody tells that a peer came, it may have emptied the queues.
+    if (!bus.noticesPeers) bus.resume();
+    if (codec.has(Kind.HELLO)) this.#greetAndProbe();
+    else this.#sendProbe();
   }
 
   #tellSilence(): void {
@@ -226,6 +239,9 @@ export class DriverSide implements BusListener, Disposable {
     const { bus, codec, log } = this.options;
     if (this.#peer === "vmsg") {
       log.warn(`${bus.description}: the device side is silent; waiting for it`);
+    } else if (!bus.noticesPeers) {
+      const hint = bus.silenceHint === "" ? "" : ` (${bus.silenceHint})`;
+      log.info(`${bus.description}: waiting for a device side that speaks ${codec.dialect}${hint}`);
     } else {
       log.warn(
         `${bus.description}: no ${codec.dialect} answer, the peer may speak another dialect ` +
@@ -269,7 +285,7 @@ export class DriverSide implements BusListener, Disposable {
     this.#out.reset(Kind.GET_DEVICE_INFO, false);
     const [number = 0] = this.#devices.keys();
     this.#out.device = number;
-    this.#out.token = this.#probeToken = randomToken();
+    this.#out.token = this.#probeToken;
     this.#send();
   }
 
@@ -297,7 +313,8 @@ export class DriverSide implements BusListener, Disposable {
   }
 
   #probeAnswered(): void {
-    if (this.#in.token !== this.#probeToken || this.#peer !== "probing") return this.#drop();
+    const { hasTokens } = this.options.codec;
+    if (hasTokens && this.#in.token !== this.#probeToken) return this.#drop();
     this.#heartbeat.cancel();
     this.#becomeReady("foreign");
   }
@@ -826,6 +843,24 @@ export class RemoteDevice {
     }
     await this.#private(Kind.ADD_MEMORY, (request) => {
       request.ordinal = ordinal;
+      request.address = address;
+      request.length = length;
+      request.offset = offset;
+    }, () => {});
+  }
+
+  /**
+   * ADD_MEMORY without a descriptor, for systems that share memory instead of files.
+   *
+   * @param from MEMORY_SEGMENT: the memory beside the bus's queues; MEMORY_WINDOW: what the device side
+   * was given by `--memory`
+   * @param address of its first byte on the bus
+   * @param length in bytes
+   * @param offset of the first byte in the segment, or its address as `--memory` counts
+   */
+  addSharedMemory(from: number, address: number, length: number, offset: number): Promise<void> {
+    return this.#private(Kind.ADD_MEMORY, (request) => {
+      request.flags = from;
       request.address = address;
       request.length = length;
       request.offset = offset;

@@ -10,7 +10,7 @@ import { fromFileUrl } from "@std/path";
 import { openKeeper } from "../../src/cli/guest/keeper.ts";
 import { VERSION } from "../../src/version.ts";
 import { arm64Command, findArm64 } from "../../scripts/fetch_arm64.ts";
-import { mustRun, runCommand } from "../../scripts/command.ts";
+import { mustRun, runCommand } from "../../src/cli/guest/run_command.ts";
 import { nativeTarget, type Target, TARGETS } from "../../scripts/toolchain.ts";
 
 const ARM64: Target = "aarch64-unknown-linux-gnu";

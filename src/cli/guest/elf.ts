@@ -1,6 +1,6 @@
 /**
- * The little of ELF that booting a guest needs: a section by its name, and whether a program needs
- * an interpreter. 64-bit little-endian files only, which is every machine a guest runs on here.
+ * The little of ELF that booting a guest needs: a section by its name, a file's machine, and whether a
+ * program needs an interpreter. 64-bit little-endian files only, which is every machine a guest runs on here.
  */
 
 const ELF_MAGIC = 0x464c457f;
@@ -49,6 +49,11 @@ export function elfSection(bytes: Uint8Array, name: string): Uint8Array | undefi
     if (error instanceof RangeError) return undefined; // cut short
     throw error;
   }
+}
+
+/** The machine a file is for (e_machine: 62 is x86-64, 183 arm64); undefined if it is no ELF file. */
+export function elfMachine(bytes: Uint8Array): number | undefined {
+  return elfView(bytes)?.getUint16(18, true);
 }
 
 /** True if the file is an ELF program that runs without a dynamic loader. */

@@ -56,6 +56,8 @@ export class Guest implements AsyncDisposable {
   readonly status: Promise<Deno.CommandStatus>;
   readonly #lines: string[] = [];
   #length = 0;
+  /** Lines that are not kept any more. */
+  #dropped = 0;
   readonly #waiters = new Set<Waiter>();
   #ended: Deno.CommandStatus | undefined;
 
@@ -80,13 +82,20 @@ export class Guest implements AsyncDisposable {
     return this.#lines.map((line) => line + "\n").join("");
   }
 
+  /** How many lines have come so far. */
+  get lineCount(): number {
+    return this.#dropped + this.#lines.length;
+  }
+
   /**
    * The first line that matches, of those that came and those to come.
    *
+   * @param after leaves out this many lines, as in `const { lineCount } = guest`
    * @throws VmsgError GUEST_TIMEOUT, or GUEST_ENDED when no such line can come any more
    */
-  async waitFor(pattern: RegExp, timeoutMs: number): Promise<string> {
-    const found = this.#lines.find((line) => line.search(pattern) >= 0);
+  async waitFor(pattern: RegExp, timeoutMs: number, after = 0): Promise<string> {
+    const lines = after > this.#dropped ? this.#lines.slice(after - this.#dropped) : this.#lines;
+    const found = lines.find((line) => line.search(pattern) >= 0);
     if (found !== undefined) return found;
     if (this.#ended !== undefined) throw this.#endedError(pattern);
     const { promise, resolve, reject } = Promise.withResolvers<string>();
@@ -141,6 +150,7 @@ export class Guest implements AsyncDisposable {
     this.#length += line.length + 1;
     while (this.#length > MAX_CONSOLE && this.#lines.length > 1) {
       this.#length -= (this.#lines.shift() ?? "").length + 1;
+      this.#dropped++;
     }
     for (const waiter of this.#waiters) {
       if (line.search(waiter.pattern) >= 0) waiter.resolve(line);

@@ -2,7 +2,11 @@
  * The root file system of a guest: busybox, the kernel modules it needs, and a script.
  *
  * /init mounts what every guest needs, inserts the modules in order, runs the script /run.sh on the
- * console, prints GUEST-DONE and powers the guest off.
+ * console, prints GUEST-DONE and powers the guest off. What still runs then ends with the guest.
+ *
+ * A guest with a disk (`machine_image.ts`) has it on /mnt, and each of its directories and files has
+ * a link in the root, so that programs and libraries are found where they would be: /lib64 leads to
+ * /mnt/lib64, /bin/vmsg to /mnt/vmsg. /mnt/bin is on PATH.
  */
 
 import { type CpioEntry, writeCpio } from "./cpio.ts";
@@ -29,13 +33,16 @@ export interface InitramfsParts {
   readonly script: string;
   /** Files besides these. */
   readonly files?: readonly GuestFile[];
+  /** The device of an erofs disk with vmsg, as in "/dev/vda"; none unless given. */
+  readonly disk?: string;
 }
 
 // The applets are linked by busybox itself, which knows which it has (it wants /proc to name
 // itself). A microvm has no ACPI power button: with reboot=t a reboot is a triple fault, which
 // ends QEMU (-no-reboot). Changing a terminal's settings waits for its output to be out; without
 // that the last lines are lost when the host is slow.
-const INIT = `#!/bin/busybox sh
+const init = (disk: string | undefined) =>
+  `#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
 /bin/busybox --install -s /bin
 export PATH=/bin HOME=/root
@@ -46,7 +53,7 @@ exec </dev/console >/dev/console 2>&1
 for module in $(cat /modules/order); do
   insmod "/modules/$module.ko" || echo "insmod $module failed"
 done
-ip link set lo up
+${disk === undefined ? "" : mountDisk(disk)}ip link set lo up
 cd /root
 sh /run.sh
 echo ${DONE_LINE}
@@ -55,6 +62,17 @@ case " $(cat /proc/cmdline) " in
   *" reboot=t "*) reboot -f ;;
   *) poweroff -f ;;
 esac
+`;
+
+const mountDisk = (device: string) =>
+  `mkdir -p /mnt /dev/shm
+mount -t tmpfs tmpfs /dev/shm
+mount -t erofs -o ro ${device} /mnt || echo "mount ${device} failed"
+for path in /mnt/*; do
+  [ -e "/\${path##*/}" ] || ln -s "$path" "/\${path##*/}"
+done
+ln -s /mnt/vmsg /bin/vmsg
+export PATH=/bin:/mnt/bin
 `;
 
 const DIRECTORIES = ["bin", "dev", "etc", "modules", "proc", "root", "sys", "tmp"];
@@ -70,7 +88,7 @@ export function buildInitramfs(parts: InitramfsParts): Uint8Array<ArrayBuffer> {
     { kind: "character-device", path: "dev/null", major: 1, minor: 3 },
     { kind: "file", path: "bin/busybox", bytes: parts.busybox, mode: 0o755 },
     { kind: "symlink", path: "bin/sh", target: "busybox" },
-    { kind: "file", path: "init", bytes: encoder.encode(INIT), mode: 0o755 },
+    { kind: "file", path: "init", bytes: encoder.encode(init(parts.disk)), mode: 0o755 },
     { kind: "file", path: "run.sh", bytes: encoder.encode(parts.script) },
     { kind: "file", path: "modules/order", bytes: encoder.encode(order) },
     ...parts.modules.map(({ name, bytes }): CpioEntry => (

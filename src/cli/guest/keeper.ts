@@ -78,10 +78,15 @@ export interface Keeper extends AsyncDisposable {
   end(pid: number): Promise<void>;
 }
 
-/** Starts a keeper. */
-export async function openKeeper(): Promise<Keeper> {
+/**
+ * Starts a keeper.
+ *
+ * @param base where its directory is made: TMPDIR or /tmp, unless given
+ */
+export async function openKeeper(base?: string): Promise<Keeper> {
   const child = new Deno.Command("sh", {
     args: ["-c", SCRIPT, "vmsg-keeper"],
+    env: base === undefined ? {} : { TMPDIR: base },
     stdin: "piped",
     stdout: "piped",
     stderr: "null",
@@ -122,7 +127,9 @@ export async function openKeeper(): Promise<Keeper> {
     await close();
     throw new VmsgError(
       "NO_TEMPORARY_DIRECTORY",
-      "cannot make a temporary directory: set TMPDIR to a directory you may write to",
+      base === undefined
+        ? "cannot make a temporary directory: set TMPDIR to a directory you may write to"
+        : `cannot make a temporary directory in ${base}`,
     );
   }
   return {

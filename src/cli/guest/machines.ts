@@ -7,6 +7,7 @@ import { isStaticProgram } from "./elf.ts";
 import type { Guest, GuestKind } from "./guest.ts";
 import { buildInitramfs, type GuestFile } from "./initramfs.ts";
 import { loadModules } from "./kernel_modules.ts";
+import { findProgram } from "./libraries.ts";
 import { type QemuInstallation, type QemuOptions, startQemu } from "./qemu.ts";
 import { startUml, type UmlInstallation } from "./uml.ts";
 
@@ -82,6 +83,8 @@ export interface GuestInitramfsOptions {
   readonly modules?: readonly string[];
   /** Files besides busybox and the script. */
   readonly files?: readonly GuestFile[];
+  /** The device of a disk with vmsg, see `initramfs.ts`. */
+  readonly disk?: string;
 }
 
 /** Builds the initramfs of a guest from the parts found. */
@@ -89,13 +92,14 @@ export async function guestInitramfs(
   installation: Installation,
   options: GuestInitramfsOptions,
 ): Promise<Uint8Array<ArrayBuffer>> {
-  const { script, files = [] } = options;
+  const { script, files = [], disk } = options;
   const names = [...MODULES[installation.kind], ...options.modules ?? []];
   const [busybox, modules] = await Promise.all([
     Deno.readFile(installation.busybox),
     loadModules(installation.modules, names, { optional: ["af_packet"] }),
   ]);
-  return buildInitramfs({ busybox, modules, script, files });
+  const parts = { busybox, modules, script, files };
+  return buildInitramfs(disk === undefined ? parts : { ...parts, disk });
 }
 
 /**
@@ -248,21 +252,6 @@ export function compareVersions(a: string, b: string): number {
     if (difference !== 0) return difference;
   }
   return left.length - right.length;
-}
-
-/** The path of a program, or undefined where PATH has none of that name. */
-async function findProgram(name: string): Promise<string | undefined> {
-  for (const directory of (Deno.env.get("PATH") ?? "").split(":")) {
-    if (!directory.startsWith("/")) continue;
-    const path = `${directory}/${name}`;
-    try {
-      const { isFile, mode } = await Deno.stat(path);
-      if (isFile && ((mode ?? 0) & 0o111) !== 0) return path;
-    } catch {
-      // Not here.
-    }
-  }
-  return undefined;
 }
 
 async function outputOf(program: string, args: string[]): Promise<string> {

@@ -62,35 +62,40 @@ export interface QemuOptions extends GuestOptions {
 }
 
 /** What differs between machines. */
-interface Machine {
+interface MachineType {
   /** QEMU's name for it. */
   readonly type: string;
   /** The processor under TCG. */
   readonly cpu: string;
-  /** The kernel's words. */
-  readonly words: readonly string[];
+  /** The kernel's word for its console. */
+  readonly console: string;
+  /** The kernel's words that say how a guest ends. */
+  readonly end: readonly string[];
   /** QEMU's network card. */
   readonly card: string;
 }
 
-const MACHINES: Readonly<Record<QemuKind, Machine>> = {
+const MACHINES: Readonly<Record<QemuKind, MachineType>> = {
   microvm: {
     type: "microvm",
     cpu: "max",
-    words: ["console=ttyS0", "reboot=t"],
+    console: "console=ttyS0",
+    end: ["reboot=t"],
     card: "virtio-net-device",
   },
   q35: {
     type: "q35",
     cpu: "max",
-    words: ["console=ttyS0", "reboot=t"],
+    console: "console=ttyS0",
+    end: ["reboot=t"],
     // Its option ROM, for booting over the network, is in a package of its own.
     card: "virtio-net-pci,vectors=0,romfile=",
   },
   arm64: {
     type: "virt",
     cpu: "max,pauth-impdef=on",
-    words: ["console=ttyAMA0"],
+    console: "console=ttyAMA0",
+    end: [],
     card: "virtio-net-device",
   },
 };
@@ -111,9 +116,10 @@ export async function startQemu(
     await Deno.writeFile(initramfs, options.initramfs);
     const measured = installation.kind === "microvm" && accelerator === "tcg";
     const tsc = measured ? await tscArguments() : [];
-    const words = ["quiet", ...tsc, ...options.kernelArgs ?? []];
+    const { end } = MACHINES[installation.kind];
+    const words = [...end, "quiet", ...tsc, ...options.kernelArgs ?? []];
     args = [
-      ...machineArguments(installation, accelerator, words),
+      ...baseArguments(installation, accelerator, words),
       ...(options.reboots ? [] : ["-no-reboot"]),
       ...["-initrd", initramfs],
       ...memoryArguments(installation, options),
@@ -124,10 +130,15 @@ export async function startQemu(
     await keeper[Symbol.asyncDispose]();
     throw error;
   }
-  return await startProcess(installation, args, keeper, options.onLine);
+  return await startQemuProcess(installation, args, keeper, options.onLine);
 }
 
-function startProcess(
+/**
+ * Starts QEMU with the given arguments; used by `machine.ts`, too.
+ *
+ * @param keeper becomes the guest's, also when this fails
+ */
+export function startQemuProcess(
   installation: QemuInstallation,
   args: readonly string[],
   keeper: Keeper,
@@ -138,7 +149,13 @@ function startProcess(
   return startGuest({ kind, program: qemu, args, env }, keeper, onLine);
 }
 
-function machineArguments(
+/**
+ * What every machine is started with: its processor, kernel and console. Its type (-M) and memory are
+ * not among it.
+ *
+ * @param words more for the kernel
+ */
+export function baseArguments(
   installation: QemuInstallation,
   accelerator: Accelerator,
   words: readonly string[],
@@ -152,7 +169,7 @@ function machineArguments(
     ...["-serial", "stdio"],
     ...["-monitor", "none"],
     ...["-kernel", installation.kernel],
-    ...["-append", [...machine.words, "panic=-1", ...words].join(" ")],
+    ...["-append", [machine.console, "panic=-1", ...words].join(" ")],
   ];
 }
 
@@ -236,11 +253,11 @@ export async function chooseAccelerator(installation: QemuInstallation): Promise
 async function tryKvm(installation: QemuInstallation): Promise<boolean> {
   const keeper = await openKeeper();
   const args = [
-    ...machineArguments(installation, "kvm", []),
+    ...baseArguments(installation, "kvm", MACHINES[installation.kind].end),
     "-no-reboot",
     ...memoryArguments(installation, { sharedMemory: false }),
   ];
-  await using guest = await startProcess(installation, args, keeper);
+  await using guest = await startQemuProcess(installation, args, keeper);
   try {
     await guest.waitFor(/Unable to mount root fs/, PROBE_TIMEOUT_MS);
     return true;

@@ -12,6 +12,24 @@ export interface PingOptions {
   readonly count: number;
 }
 
+/**
+ * Gives a PCI function to vfio-pci; the module must be there. Prints a line only if that fails.
+ *
+ * @param address as in "0000:00:10.0"
+ */
+export function bindVfio(address: string): string {
+  if (!/^[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$/.test(address)) {
+    throw new UsageError(`PCI address ${address}: give it in full (0000:00:10.0)`);
+  }
+  const device = `/sys/bus/pci/devices/${address}`;
+  return `
+[ ! -e ${device}/driver ] || echo ${address} >${device}/driver/unbind
+echo vfio-pci >${device}/driver_override
+echo ${address} >/sys/bus/pci/drivers_probe
+[ -e /sys/bus/pci/drivers/vfio-pci/${address} ] || echo "${address} is not bound to vfio-pci"
+`;
+}
+
 /** How long a guest waits for its network card, in tenths of a second. */
 const INTERFACE_WAIT = 50;
 

@@ -1,6 +1,6 @@
-/** Running other programs from scripts. */
+/** Running other programs to their end: those that build images, and those of scripts. */
 
-import { VmsgError } from "../src/linux/errors.ts";
+import { VmsgError } from "../../linux/errors.ts";
 
 /** How a program ended and what it said, without surrounding white space. */
 export interface CommandResult {

@@ -1,0 +1,141 @@
+/**
+ * The ivshmem bus: two machines, or a machine and a process, that are peers of one ivshmem server.
+ *
+ * Queues are those of page_bus.ts, at the start of the shared memory; the doorbell is a ring of vector 0
+ * of the peer (wire document 8.3). An end that cannot be rung polls.
+ *
+ * Whom to ring. `peer=` says it; otherwise the peer has named itself in its queue, or is the only other
+ * one that the server knows, or is taken for the other one of the ids 0 and 1. A wrong id is not
+ * noticed by anybody but the user, who sees that nothing answers; so a peer that named itself otherwise
+ * than `peer=` says is worth a line.
+ *
+ * States. At a PCI function: attached from the start to the end. At a server's socket: attached while
+ * the peer is in the server's list. A machine that is rebooted stays in the list, so `noticesPeers` is
+ * false in both.
+ */
+
+import type { EndListener, IvshmemEnd } from "../ivshmem/end.ts";
+import type { Reactor } from "../linux/reactor.ts";
+import type { BusListener, BusOptions, Side } from "./bus.ts";
+import { PageBus } from "./page_bus.ts";
+import { Poller } from "./poller.ts";
+
+/** Options of `--bus ivshmem,...`. */
+export interface IvshmemBusOptions extends BusOptions {
+  /** The peer's id, if it was given. */
+  readonly peer: number | undefined;
+  /** Look at the queue without being rung. */
+  readonly poll: boolean;
+  /** Empty the queues first. */
+  readonly reset: boolean;
+  /** Both sides name themselves in the queues: they are vmsg and speak `v1`. */
+  readonly named: boolean;
+  /** Says what the bus waits for, and what is odd. */
+  readonly log: (line: string) => void;
+}
+
+/** See the head of this file. */
+export class IvshmemBus extends PageBus implements EndListener {
+  readonly #end: IvshmemEnd;
+  readonly #options: IvshmemBusOptions;
+  /** Who was rung last. */
+  #rang = -1;
+  #poller: Poller | undefined;
+  #toldOther = false;
+
+  /**
+   * Takes an end, and disposes of it with the bus.
+   *
+   * @throws VmsgError BUS_MEMORY if the shared memory is too small; the end is the caller's then
+   */
+  constructor(side: Side, reactor: Reactor, end: IvshmemEnd, options: IvshmemBusOptions) {
+    const { memory, isDeviceMemory, id } = end;
+    const where = end.description;
+    super(side, reactor, { ...options, memory, isDeviceMemory, id, where, offset: 0 });
+    this.#end = end;
+    this.#options = options;
+  }
+
+  /** For log lines. */
+  get description(): string {
+    return `bus ${this.#end.description}`;
+  }
+
+  override get silenceHint(): string {
+    const { id } = this.#end;
+    const hint = `this side is peer ${id} and rings peer ${this.#peer}`;
+    return this.#options.peer === undefined ? hint : `${hint} (peer=), is that right?`;
+  }
+
+  /** The id that is rung. */
+  get #peer(): number {
+    const { peer } = this.#options;
+    const named = this.namedPeer;
+    if (peer !== undefined) {
+      if (named >= 0 && named !== peer && !this.#toldOther) this.#tellOther(peer, named);
+      return peer;
+    }
+    const { peers, id } = this.#end;
+    // In memory that outlives everybody, the name may be that of an earlier peer.
+    if (named >= 0 && named !== id && peers?.has(named) !== false) return named;
+    if (peers !== undefined && peers.size > 0) return [...peers][0];
+    return id === 0 ? 1 : 0;
+  }
+
+  #tellOther(peer: number, named: number): void {
+    this.#toldOther = true;
+    this.#options.log(
+      `${this.description}: peer=${peer} was given, but the other side is peer ${named}: ` +
+        `give peer=${named}, or leave it out`,
+    );
+  }
+
+  override open(listener: BusListener): void {
+    super.open(listener);
+    this.#end.open(this.reactor, this);
+    if (this.#end.peers === undefined) this.attach();
+    else this.#attachIfThere();
+    if (!this.isAttached) this.#options.log(`${this.description}: waiting for a peer`);
+    if (this.#options.poll || !this.#end.interrupts) {
+      this.#poller = new Poller(this.reactor, () => this.rung());
+    }
+  }
+
+  #attachIfThere(): void {
+    const { peers } = this.#end;
+    if (peers === undefined || this.isAttached) return;
+    const { peer } = this.#options;
+    if (peer === undefined ? peers.size > 0 : peers.has(peer)) this.attach();
+  }
+
+  joined(_peer: number): void {
+    this.#attachIfThere();
+  }
+
+  left(peer: number): void {
+    if (peer === this.#rang) this.detach(`peer ${peer} has left`);
+    this.#attachIfThere();
+  }
+
+  /** The end was rung. */
+  override rung(): boolean {
+    return super.rung();
+  }
+
+  protected override ring(): void {
+    this.#rang = this.#peer;
+    this.#end.ring(this.#rang);
+    this.#poller?.expect();
+  }
+
+  /** Keeps memory of this process in its place; see {@link IvshmemEnd.pin}. */
+  pin(address: bigint, size: number): boolean {
+    return this.#end.pin(address, size);
+  }
+
+  override [Symbol.dispose](): void {
+    super[Symbol.dispose]();
+    this.#poller?.[Symbol.dispose]();
+    this.#end[Symbol.dispose]();
+  }
+}

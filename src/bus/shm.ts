@@ -1,0 +1,146 @@
+/**
+ * The shm bus: any memory that two systems share, with no ivshmem around it. For a chip whose cores see
+ * the same RAM, for a card's BAR, or for two processes and a file.
+ *
+ * Queues are those of page_bus.ts, at an offset of a file or of device memory (/dev/mem, a sysfs
+ * resource, /dev/uioN, where map N begins at offset N pages). The peer is heard by polling, or by the
+ * interrupts of a UIO device: reading it counts them, writing 1 enables the next (uio-howto). It is rung
+ * by the store of one word at an offset of the same or another file, where there is such a register;
+ * otherwise it has to poll.
+ */
+
+import { allocate } from "../linux/arena.ts";
+import { VmsgError } from "../linux/errors.ts";
+import { type Fd, fileSize, openFile } from "../linux/fd.ts";
+import { libc } from "../linux/libc.ts";
+import { type Mapping, mapShared, PAGE_SIZE } from "../linux/mapping.ts";
+import { EPOLLIN, type Reactor } from "../linux/reactor.ts";
+import type { BusListener, BusOptions, Side } from "./bus.ts";
+import { PageBus, QUEUE_PAGE } from "./page_bus.ts";
+import { Poller } from "./poller.ts";
+
+/** A register that rings the peer when it is written. */
+export interface Doorbell {
+  /** The file it is in. */
+  readonly file: string;
+  /** Of the 32-bit register, in the file. */
+  readonly offset: number;
+  /** What is written. */
+  readonly value: number;
+}
+
+/** Options of `--bus shm,...`. */
+export interface ShmBusOptions extends BusOptions {
+  /** The file or device that holds the memory. */
+  readonly file: string;
+  /** Of the bus in the file, in bytes. */
+  readonly offset: number;
+  /** Bytes of the memory; what lies behind the queues can hold buffers. */
+  readonly size: number;
+  /** A UIO device whose interrupts tell of messages; polled without. */
+  readonly uio: string | undefined;
+  /** How the peer is rung; it polls without. */
+  readonly doorbell: Doorbell | undefined;
+  /** Empty the queues first. */
+  readonly reset: boolean;
+  /** Both sides are vmsg and speak `v1`. */
+  readonly named: boolean;
+}
+
+/** The least memory: the two queues. */
+export const SHM_MINIMUM: number = 2 * QUEUE_PAGE;
+
+const word = allocate(8);
+word.view.setUint32(0, 1, true);
+
+/** Maps from an offset that need not be a page's. */
+function mapPart(file: string, offset: number, size: number): Mapping {
+  using fd = openFile(file);
+  // A device has no size; a file that is too short would be a SIGBUS at the first access.
+  const length = fileSizeOf(fd);
+  if (length > 0 && offset + size > length) {
+    throw new VmsgError("BUS_MEMORY", `${file} has ${length} bytes, not ${offset + size}`);
+  }
+  return mapShared(fd.number, size, offset);
+}
+
+function fileSizeOf(fd: Fd): number {
+  try {
+    return fileSize(fd);
+  } catch {
+    return 0;
+  }
+}
+
+/** See the head of this file. */
+export class ShmBus extends PageBus {
+  readonly #options: ShmBusOptions;
+  readonly #stack: DisposableStack;
+  readonly #doorbell: Uint32Array | undefined;
+  #poller: Poller | undefined;
+
+  /** Maps the memory; throws VmsgError if that cannot be done. */
+  constructor(side: Side, reactor: Reactor, options: ShmBusOptions) {
+    using stack = new DisposableStack();
+    const { file, offset, size, doorbell } = options;
+    const where = `bus shm,file=${file}`;
+    for (const [name, at] of [["offset", offset], ["size", size]] as const) {
+      if (at % PAGE_SIZE === 0) continue;
+      throw new VmsgError("BUS_MEMORY", `${where}: ${name}= must be a multiple of ${PAGE_SIZE}`);
+    }
+    const memory = stack.use(mapPart(file, offset, size));
+    super(side, reactor, {
+      ...options,
+      memory,
+      offset: 0,
+      where,
+      id: 0,
+      // Only a file's memory is sure to be ordinary memory.
+      isDeviceMemory: file.startsWith("/dev/") && !file.startsWith("/dev/shm/"),
+    });
+    this.#options = options;
+    this.#doorbell = doorbell === undefined ? undefined : registerOf(doorbell, stack);
+    this.#stack = stack.move();
+  }
+
+  /** For log lines. */
+  get description(): string {
+    return `bus shm ${this.#options.file}`;
+  }
+
+  override open(listener: BusListener): void {
+    super.open(listener);
+    const { uio } = this.#options;
+    if (uio !== undefined) this.#watch(this.#stack.use(openFile(uio)));
+    this.attach();
+    if (uio === undefined) this.#poller = new Poller(this.reactor, () => this.rung());
+  }
+
+  #watch(fd: Fd): void {
+    this.reactor.watch(fd, EPOLLIN, () => {
+      libc.read(fd.number, word.address + 4n, 4);
+      // Enabled before the look: what comes after the look interrupts again.
+      libc.write(fd.number, word.address, 4);
+      this.rung();
+    });
+    this.#stack.defer(() => this.reactor.unwatch(fd));
+    libc.write(fd.number, word.address, 4);
+  }
+
+  protected override ring(): void {
+    if (this.#doorbell !== undefined) this.#doorbell[0] = this.#options.doorbell!.value;
+    this.#poller?.expect();
+  }
+
+  override [Symbol.dispose](): void {
+    super[Symbol.dispose]();
+    this.#poller?.[Symbol.dispose]();
+    this.#stack.dispose();
+  }
+}
+
+function registerOf({ file, offset }: Doorbell, stack: DisposableStack): Uint32Array {
+  const page = Math.floor(offset / PAGE_SIZE) * PAGE_SIZE;
+  const { buffer } = stack.use(mapPart(file, page, PAGE_SIZE));
+  return new Uint32Array(buffer, offset - page, 1);
+}

@@ -1,0 +1,322 @@
+/**
+ * An ivshmem server: gives processes on this host (stock QEMU's `ivshmem-doorbell`, or server_end.ts) one
+ * shared memory, an id each, and an eventfd per peer and vector to ring one another by. It carries no
+ * data: peers that have met go on without it.
+ *
+ * A newcomer is first told to all who are there, then gets its own list: version, id, memory, the
+ * vectors of the others, its own vectors last (protocol.ts). Its id is the next after the one given
+ * last; a freed one comes up again when all 65536 have been through. Whatever a client sends ends its
+ * connection, as does its end of file; those who were told of it are told that it is gone.
+ *
+ * A client that does not read never holds the others. What its socket does not take waits in a queue,
+ * sent when there is room; news of a peer that leaves before they are out are taken back (its eventfds
+ * are closed by then). So a queue holds little more than the peers there are, and a client whose queue
+ * is longer than the longest list a newcomer can get is dropped.
+ *
+ * The memory is a sealed memfd, which no client can cut off under the others (SIGBUS), or a file of the
+ * user's, which anybody can who may open it.
+ *
+ * Source: qemu docs/specs/ivshmem-spec.rst, contrib/ivshmem-server; wire document 9.2.
+ */
+
+import { allocate } from "../linux/arena.ts";
+import { LinuxError, VmsgError } from "../linux/errors.ts";
+import { createEventFd } from "../linux/eventfd.ts";
+import {
+  createSealedMemory,
+  type Fd,
+  fileSize,
+  O_CREAT,
+  openFile,
+  resizeFile,
+  unlinkFile,
+} from "../linux/fd.ts";
+import { EPOLLIN, EPOLLOUT, type Reactor, type Timer } from "../linux/reactor.ts";
+import { listenUnix, type UnixListener, type UnixStream } from "../linux/unix_socket.ts";
+import { limitedLevels, type Log } from "../observe/log.ts";
+import {
+  MAX_ID,
+  MAX_VECTORS,
+  MEMORY_MESSAGE,
+  type OutgoingMessage,
+  PROTOCOL_VERSION,
+  sendMessage,
+} from "./protocol.ts";
+
+/** Clients at one time. */
+export const MAX_CLIENTS = 64;
+/** The least memory: a page. */
+export const MIN_MEMORY = 4096;
+/** The most memory; more cannot be shown in one piece by every machine's PCI bus. */
+export const MAX_MEMORY = 2 ** 36;
+/** The messages in front of the vectors in a newcomer's list: version, id, memory. */
+const LIST_HEAD = 3;
+/** Connections taken per turn, so that a client that connects without end cannot hold the loop. */
+const ACCEPT_BUDGET = 8;
+/** How long nobody is accepted after that has failed; the listening socket stays ready all the time. */
+const ACCEPT_PAUSE_MS = 100;
+/** Log lines of one level, so that clients that come and go without end cannot fill a disk. */
+const LINES_PER_SECOND = 20;
+
+/** What a server is made of. */
+export interface IvshmemServerOptions {
+  /** The path to listen on. */
+  readonly socket: string;
+  /** Bytes of shared memory: a power of two from {@link MIN_MEMORY} to {@link MAX_MEMORY}. */
+  readonly size: number;
+  /** Eventfds per client, 0 to {@link MAX_VECTORS}. With 0 nobody can ring or see anybody. */
+  readonly vectors: number;
+  /** The file that is the memory, made or extended as needed; otherwise it is anonymous and sealed. */
+  readonly file?: string | undefined;
+  /** Joins and leaves are told at "info". */
+  readonly log: Log;
+}
+
+interface Client {
+  readonly id: number;
+  readonly stream: UnixStream;
+  readonly vectors: readonly Fd[];
+  /** What its socket has not taken yet. */
+  readonly queue: OutgoingMessage[];
+  /** It waits for room in its socket. */
+  isFull: boolean;
+  /** Why it is to be dropped, as soon as nobody walks the list of clients any more. */
+  problem: string | undefined;
+}
+
+/** Why a size cannot be that of the memory, or undefined. QEMU needs a power of two, as PCI does. */
+export function memorySizeProblem(size: number): string | undefined {
+  // Halving is exact for a power of two, however large.
+  const isPowerOfTwo = size > 0 && Number.isInteger(Math.log2(size)) &&
+    2 ** Math.round(Math.log2(size)) === size;
+  if (isPowerOfTwo && size >= MIN_MEMORY && size <= MAX_MEMORY) return undefined;
+  return `the memory has a power of two of bytes from 4K to 64G, not ${size}`;
+}
+
+const byte = allocate(1);
+
+/** See the head of this file. */
+export class IvshmemServer implements Disposable {
+  readonly #reactor: Reactor;
+  readonly #log: Log;
+  readonly #name: string;
+  readonly #vectors: number;
+  readonly #longestList: number;
+  readonly #memory: Fd;
+  readonly #listener: UnixListener;
+  readonly #pause: Timer;
+  readonly #clients = new Map<number, Client>();
+  #nextId = 0;
+
+  /** Opens the memory and listens; throws VmsgError SOCKET_IN_USE, MEMORY. */
+  constructor(reactor: Reactor, options: IvshmemServerOptions) {
+    const { socket, size, vectors, file, log } = options;
+    const problem = memorySizeProblem(size);
+    if (problem !== undefined) throw new VmsgError("MEMORY", problem);
+    if (!(vectors >= 0 && vectors <= MAX_VECTORS)) throw new Error(`${vectors} vectors`);
+    this.#reactor = reactor;
+    this.#log = limitedLevels(log, LINES_PER_SECOND);
+    this.#name = `ivshmem server ${socket}`;
+    this.#vectors = vectors;
+    this.#longestList = LIST_HEAD + MAX_CLIENTS * vectors;
+    using stack = new DisposableStack();
+    // The socket first: a file in use by a server that runs is left alone.
+    this.#listener = stack.use(listenUnix(socket));
+    this.#memory = stack.use(
+      file === undefined ? createSealedMemory("vmsg-ivshmem", size) : openMemoryFile(file, size),
+    );
+    reactor.watch(this.#listener.fd, EPOLLIN, () => this.#accept());
+    this.#pause = reactor.timer(() => reactor.rewatch(this.#listener.fd, EPOLLIN));
+    stack.move();
+    const backing = file === undefined ? "sealed" : file;
+    log.info(`${this.#name}: ${size} bytes (${backing}), ${vectors} vectors; waiting for peers`);
+  }
+
+  /** The ids of those who are there. */
+  get peers(): number[] {
+    return [...this.#clients.keys()];
+  }
+
+  #accept(): void {
+    for (let i = 0; i < ACCEPT_BUDGET; i++) {
+      const stream = this.#listener.accept();
+      if (stream === undefined) {
+        if (i === 0) this.#pauseAccepting();
+        return;
+      }
+      this.#join(stream);
+    }
+  }
+
+  /** Somebody waits and cannot be let in, and the loop must not ask again and again. */
+  #pauseAccepting(): void {
+    this.#log.warn(`${this.#name}: cannot accept a connection (too many open files?)`);
+    this.#reactor.rewatch(this.#listener.fd, 0);
+    this.#pause.arm(ACCEPT_PAUSE_MS);
+  }
+
+  #join(stream: UnixStream): void {
+    using stack = new DisposableStack();
+    stack.use(stream);
+    if (this.#clients.size >= MAX_CLIENTS) {
+      this.#log.warn(`${this.#name}: turned a client away, ${MAX_CLIENTS} are there already`);
+      return;
+    }
+    const vectors: Fd[] = [];
+    try {
+      while (vectors.length < this.#vectors) vectors.push(stack.use(createEventFd()));
+    } catch (error) {
+      if (!(error instanceof LinuxError)) throw error;
+      this.#log.warn(`${this.#name}: turned a client away: ${error.message}`);
+      return;
+    }
+    const id = this.#takeId();
+    const client = { id, stream, vectors, queue: [], isFull: false, problem: undefined };
+    this.#reactor.watch(stream.fd, EPOLLIN, (events) => this.#ready(client, events));
+    stack.move();
+    for (const other of this.#clients.values()) {
+      for (const fd of vectors) this.#tell(other, id, fd);
+    }
+    this.#tell(client, PROTOCOL_VERSION);
+    this.#tell(client, id);
+    this.#tell(client, MEMORY_MESSAGE, this.#memory);
+    for (const other of this.#clients.values()) {
+      for (const fd of other.vectors) this.#tell(client, other.id, fd);
+    }
+    for (const fd of vectors) this.#tell(client, id, fd);
+    this.#clients.set(id, client);
+    this.#log.info(`${this.#name}: peer ${id} joined, ${this.#clients.size} in all`);
+    this.#dropWithProblems();
+  }
+
+  /** The next id that nobody has; there are far more ids than clients. */
+  #takeId(): number {
+    while (this.#clients.has(this.#nextId)) this.#nextId = (this.#nextId + 1) & MAX_ID;
+    const id = this.#nextId;
+    this.#nextId = (id + 1) & MAX_ID;
+    return id;
+  }
+
+  #ready(client: Client, events: number): void {
+    if ((events & EPOLLOUT) !== 0) {
+      client.isFull = false;
+      this.#send(client);
+      if (!client.isFull) this.#reactor.rewatch(client.stream.fd, EPOLLIN);
+    }
+    if ((events & ~EPOLLOUT) !== 0) {
+      const received = client.stream.receive(byte.address, 1);
+      for (const fd of client.stream.fds.splice(0)) fd[Symbol.dispose]();
+      if (received === 0) client.problem ??= "left";
+      if (received > 0) client.problem ??= "sent something, which no client does, and was dropped";
+    }
+    this.#dropWithProblems();
+  }
+
+  #tell(client: Client, value: number, fd?: Fd): void {
+    if (client.problem !== undefined) return;
+    client.queue.push({ value, fd, sent: 0 });
+    if (!client.isFull) this.#send(client);
+    if (client.queue.length <= this.#longestList) return;
+    client.problem = "does not read and was dropped";
+  }
+
+  #send(client: Client): void {
+    let done = 0;
+    for (; done < client.queue.length; done++) {
+      const result = sendMessage(client.stream, client.queue[done]!);
+      if (result === "gone") client.problem ??= "left";
+      if (result === "full") {
+        client.isFull = true;
+        this.#reactor.rewatch(client.stream.fd, EPOLLIN | EPOLLOUT);
+      }
+      if (result !== "sent") break;
+    }
+    client.queue.splice(0, done);
+  }
+
+  /** Whoever cannot be told that one is gone goes as well, so this takes rounds. */
+  #dropWithProblems(): void {
+    let isDone = false;
+    while (!isDone) {
+      isDone = true;
+      for (const client of this.#clients.values()) {
+        if (client.problem === undefined) continue;
+        isDone = false;
+        this.#leave(client, client.problem);
+      }
+    }
+  }
+
+  #leave(client: Client, how: string): void {
+    this.#clients.delete(client.id);
+    for (const other of this.#clients.values()) this.#tellGone(other, client);
+    this.#close(client);
+    const line = `${this.#name}: peer ${client.id} ${how}, ${this.#clients.size} in all`;
+    if (how === "left") this.#log.info(line);
+    else this.#log.warn(line);
+  }
+
+  #tellGone(client: Client, gone: Client): void {
+    const { queue } = client;
+    const isNews = ({ value, fd }: OutgoingMessage) => value === gone.id && fd !== undefined;
+    const kept = queue.filter((message) => !isNews(message));
+    const takenBack = queue.length - kept.length;
+    if (takenBack > 0) queue.splice(0, queue.length, ...kept);
+    // It is told only to those who were told that it came.
+    if (takenBack < gone.vectors.length) this.#tell(client, gone.id);
+  }
+
+  #close(client: Client): void {
+    this.#reactor.unwatch(client.stream.fd);
+    client.stream[Symbol.dispose]();
+    for (const fd of client.vectors) fd[Symbol.dispose]();
+  }
+
+  /** Closes all connections, removes the socket. A memory file stays. */
+  [Symbol.dispose](): void {
+    for (const client of this.#clients.values()) this.#close(client);
+    this.#clients.clear();
+    this.#reactor.dropTimer(this.#pause);
+    this.#reactor.unwatch(this.#listener.fd);
+    this.#listener[Symbol.dispose]();
+    this.#memory[Symbol.dispose]();
+  }
+}
+
+/** Opens the file, makes it if there is none, and gives it the size; it is never cut. */
+function openMemoryFile(path: string, size: number): Fd {
+  using stack = new DisposableStack();
+  let isNew = false;
+  let fd: Fd;
+  try {
+    fd = openFile(path);
+  } catch (error) {
+    if (!(error instanceof LinuxError && error.code === "ENOENT")) throw error;
+    fd = openFile(path, O_CREAT);
+    isNew = true;
+  }
+  stack.use(fd);
+  const before = fileSize(fd);
+  if (before > size) {
+    throw new VmsgError(
+      "MEMORY",
+      `memory file ${path} has ${before} bytes, more than ${size}: give its size or another file`,
+    );
+  }
+  try {
+    if (before < size) resizeFile(fd, size);
+  } catch (error) {
+    if (!(error instanceof LinuxError)) throw error;
+    if (isNew) unlinkFile(path);
+    throw new VmsgError(
+      "MEMORY",
+      `memory file ${path} has ${before} bytes and cannot be given ${size}: ${error.message}`,
+    );
+  }
+  const after = fileSize(fd);
+  if (after !== size) {
+    throw new VmsgError("MEMORY", `memory file ${path} has ${after} bytes, not ${size}`);
+  }
+  stack.move();
+  return fd;
+}

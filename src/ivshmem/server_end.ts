@@ -1,0 +1,349 @@
+/**
+ * The end of an ivshmem link that a host process is, as a peer of an ivshmem server: ours (server.ts) or
+ * QEMU's contrib/ivshmem-server.
+ *
+ * States: setting up -> set up -> open -> on its own.
+ *
+ * Setting up is synchronous and bounded in time ({@link SETUP_TIMEOUT_MS}): connect, then read version,
+ * id and memory, and on to the first vector of our own, which a server sends behind all peers. A server
+ * without vectors never sends one, so this last wait ends when the server has been quiet for a moment;
+ * then nothing rings this end. From {@link ServerEnd.open} on the socket is followed by the reactor. A
+ * server that goes away, or says what it must not, leaves the end on its own: it keeps memory, peers and
+ * doorbells, and learns of no further joins and leaves. Nothing a server says is trusted: numbers are
+ * checked, descriptors counted, surplus ones closed, and what looks like an eventfd cannot block us.
+ *
+ * Of each peer only vector 0 is kept, to ring it; of our own vectors each is listened to.
+ *
+ * Source: qemu docs/specs/ivshmem-spec.rst; wire document 9.2.
+ */
+
+import { allocate } from "../linux/arena.ts";
+import { LinuxError, VmsgError } from "../linux/errors.ts";
+import { clearEventFd, signalEventFd } from "../linux/eventfd.ts";
+import { type Fd, fileSize, isSocketFile, setNonBlocking } from "../linux/fd.ts";
+import { libc } from "../linux/libc.ts";
+import { type Mapping, mapShared, PAGE_SIZE } from "../linux/mapping.ts";
+import { EPOLLERR, EPOLLHUP, EPOLLIN, type Reactor } from "../linux/reactor.ts";
+import { connectUnix, type UnixStream } from "../linux/unix_socket.ts";
+import type { MappedMemory } from "../memory/mod.ts";
+import type { Log } from "../observe/log.ts";
+import type { EndListener, IvshmemEnd } from "./end.ts";
+import {
+  MAX_ID,
+  MAX_VECTORS,
+  MEMORY_MESSAGE,
+  MessageReader,
+  PROTOCOL_VERSION,
+} from "./protocol.ts";
+
+/** How long setting up may take in all. */
+export const SETUP_TIMEOUT_MS = 2000;
+/** With the memory here: how long a server is quiet that has no vectors for us. */
+const VECTORS_TIMEOUT_MS = 200;
+/** How long a socket whose backlog is full is tried again. */
+const CONNECT_TIMEOUT_MS = 500;
+const CONNECT_RETRY_MS = 10;
+/** Other peers kept at one time; each costs a descriptor. */
+export const MAX_PEERS = 1024;
+/** Messages taken per turn, so that a server that talks without end cannot hold the loop. */
+const MESSAGE_BUDGET = 64;
+
+const POLLIN = 0x001;
+// struct pollfd: s32 fd, s16 events @4, s16 revents @6
+const pollfd = allocate(8);
+
+/** What {@link openServerEnd} needs besides the path. */
+export interface ServerEndOptions {
+  readonly log: Log;
+}
+
+/**
+ * Becomes a peer of the server at `path`.
+ *
+ * @throws VmsgError NOBODY_THERE, IVSHMEM_SERVER (it is none, or does not want us), MEMORY
+ */
+export function openServerEnd(path: string, options: ServerEndOptions): ServerEnd {
+  const stream = connectWithin(path, CONNECT_TIMEOUT_MS);
+  if (stream === undefined) {
+    throw new VmsgError(
+      "NOBODY_THERE",
+      `nobody listens on ${path}: start vmsg ivshmem-server --socket ${path} first`,
+    );
+  }
+  return new ServerEnd(stream, path, options);
+}
+
+/** A server that is there has a moment to accept us, if others came at the same time. */
+function connectWithin(path: string, timeoutMs: number): UnixStream | undefined {
+  const endMs = performance.now() + timeoutMs;
+  for (;;) {
+    const stream = connectUnix(path);
+    if (stream !== undefined || !isSocketFile(path) || performance.now() > endMs) return stream;
+    libc.poll(0n, 0n, CONNECT_RETRY_MS);
+  }
+}
+
+/** Waits until there is something to read, the other end is gone, or the time is over. */
+function waitReadable(fd: Fd, timeoutMs: number): void {
+  pollfd.view.setInt32(0, fd.number, true);
+  pollfd.view.setInt16(4, POLLIN, true);
+  // A signal ends it early, and the caller asks again.
+  libc.poll(pollfd.address, 1n, Math.max(0, Math.ceil(timeoutMs)));
+}
+
+/** See the head of this file. */
+export class ServerEnd implements IvshmemEnd {
+  /** As in "ivshmem server shm.sock". */
+  readonly description: string;
+  readonly isDeviceMemory = false;
+  readonly #log: Log;
+  readonly #reader: MessageReader;
+  #stream: UnixStream | undefined;
+  #id = -1;
+  #memory: Mapping | undefined;
+  #reactor: Reactor | undefined;
+  #listener: EndListener | undefined;
+  readonly #peers = new Set<number>();
+  /** Vector 0 of each peer. */
+  readonly #doorbells = new Map<number, Fd>();
+  readonly #vectors: Fd[] = [];
+  readonly #isWatched: boolean[] = [];
+
+  /**
+   * Sets up on a connection to a server; takes the stream.
+   *
+   * @param name of the server, for people
+   * @throws as {@link openServerEnd}; everything is closed then
+   */
+  constructor(stream: UnixStream, name: string, { log }: ServerEndOptions) {
+    this.description = `ivshmem server ${name}`;
+    this.#stream = stream;
+    this.#reader = new MessageReader(stream);
+    this.#log = log;
+    try {
+      this.#setUp();
+    } catch (error) {
+      this[Symbol.dispose]();
+      throw error;
+    }
+  }
+
+  get id(): number {
+    return this.#id;
+  }
+
+  get memory(): MappedMemory {
+    return this.#memory!;
+  }
+
+  /** False only if the server has no vectors. */
+  get interrupts(): boolean {
+    return this.#vectors.length > 0;
+  }
+
+  get peers(): ReadonlySet<number> {
+    return this.#peers;
+  }
+
+  #setUp(): void {
+    const endMs = performance.now() + SETUP_TIMEOUT_MS;
+    if (!this.#receive(endMs)) throw this.#error("said nothing: is it an ivshmem server?");
+    const version = this.#reader.value;
+    if (version !== PROTOCOL_VERSION) {
+      throw this.#error(`is none, or of another version: it begins with ${version}, not 0`);
+    }
+    if (!this.#receive(endMs)) throw this.#error("gave us no id");
+    const id = this.#reader.value;
+    if (id < 0 || id > MAX_ID) throw this.#error(`gave us the id ${id}, they end at ${MAX_ID}`);
+    this.#id = id;
+    while (this.#memory === undefined) {
+      if (!this.#receive(endMs)) throw this.#error("gave us no memory");
+      this.#takeInSetup();
+    }
+    while (this.#vectors.length === 0) {
+      if (!this.#receive(Math.min(endMs, performance.now() + VECTORS_TIMEOUT_MS))) return;
+      this.#takeInSetup();
+    }
+  }
+
+  /** The next message; false if none came in time. */
+  #receive(endMs: number): boolean {
+    for (;;) {
+      const result = this.#reader.read();
+      if (result === "message") return true;
+      if (result === "closed") throw this.#error("closed the connection: it may be full");
+      if (result === "bad") throw this.#error("sent two file descriptors with one number");
+      const leftMs = endMs - performance.now();
+      if (leftMs <= 0) return false;
+      waitReadable(this.#stream!.fd, leftMs);
+    }
+  }
+
+  #takeInSetup(): void {
+    const problem = this.#take();
+    if (problem !== undefined) throw this.#error(problem);
+  }
+
+  #error(problem: string): VmsgError {
+    return new VmsgError("IVSHMEM_SERVER", `${this.description} ${problem}`);
+  }
+
+  /** Follows a message behind version and id; returns what is wrong with it. */
+  #take(): string | undefined {
+    const { value } = this.#reader;
+    const fd = this.#reader.takeFd();
+    if (fd === undefined) return this.#takeLeave(value);
+    using stack = new DisposableStack();
+    stack.use(fd);
+    if (value === MEMORY_MESSAGE) {
+      if (this.#memory !== undefined) return "sent a second memory";
+      this.#memory = this.#map(fd);
+      return undefined;
+    }
+    if (value < 0 || value > MAX_ID) return `sent the id ${value}`;
+    const isOurs = value === this.#id;
+    const isSurplus = isOurs ? this.#vectors.length === MAX_VECTORS : this.#doorbells.has(value);
+    if (isSurplus) return undefined;
+    if (!isOurs && this.#doorbells.size >= MAX_PEERS) {
+      return `has more than ${MAX_PEERS} peers`;
+    }
+    // Who knows what it is: a full pipe would stop us for ever.
+    setNonBlocking(fd);
+    stack.move();
+    if (isOurs) {
+      this.#vectors.push(fd);
+      this.#listenTo(this.#vectors.length - 1);
+    } else {
+      this.#doorbells.set(value, fd);
+      this.#peers.add(value);
+      this.#listener?.joined(value);
+    }
+    return undefined;
+  }
+
+  #takeLeave(peer: number): string | undefined {
+    if (peer === MEMORY_MESSAGE) return "sent no memory where it had to";
+    if (peer < 0 || peer > MAX_ID) return `sent the id ${peer}`;
+    if (peer === this.#id) return "says that we are gone";
+    // A peer without vectors is not known here, and is told of all the same by QEMU's server.
+    const doorbell = this.#doorbells.get(peer);
+    if (doorbell === undefined) return undefined;
+    this.#doorbells.delete(peer);
+    this.#peers.delete(peer);
+    doorbell[Symbol.dispose]();
+    this.#listener?.left(peer);
+    return undefined;
+  }
+
+  #map(fd: Fd): Mapping {
+    const problem = (what: string) => new VmsgError("MEMORY", `${this.description}: ${what}`);
+    try {
+      const size = fileSize(fd);
+      if (size < PAGE_SIZE) throw problem(`its memory has only ${size} bytes`);
+      return mapShared(fd.number, size);
+    } catch (error) {
+      if (!(error instanceof LinuxError || error instanceof RangeError)) throw error;
+      throw problem(`its memory cannot be mapped: ${error.message}`);
+    }
+  }
+
+  /** Starts to follow the server; peers that are there already are told at once. */
+  open(reactor: Reactor, listener: EndListener): void {
+    if (this.#reactor !== undefined) throw new Error(`${this.description} is opened twice`);
+    this.#reactor = reactor;
+    this.#listener = listener;
+    if (this.#stream !== undefined) reactor.watch(this.#stream.fd, EPOLLIN, () => this.#ready());
+    this.#vectors.forEach((_, index) => this.#listenTo(index));
+    for (const peer of [...this.#peers]) listener.joined(peer);
+  }
+
+  #listenTo(index: number): void {
+    const reactor = this.#reactor;
+    if (reactor === undefined) return;
+    const fd = this.#vectors[index]!;
+    try {
+      reactor.watch(fd, EPOLLIN, (events) => this.#rung(index, events));
+      this.#isWatched[index] = true;
+    } catch (error) {
+      if (!(error instanceof LinuxError)) throw error;
+      this.#log.warn(`${this.description}: vector ${index} cannot ring: ${error.message}`);
+    }
+  }
+
+  #rung(index: number, events: number): void {
+    const fd = this.#vectors[index]!;
+    // No eventfd does that; something else in its place would wake us without end.
+    if ((events & (EPOLLERR | EPOLLHUP)) !== 0) {
+      this.#isWatched[index] = false;
+      this.#reactor?.unwatch(fd);
+      this.#log.warn(`${this.description}: vector ${index} is broken and rings no more`);
+    }
+    clearEventFd(fd);
+    this.#listener?.rung();
+  }
+
+  #ready(): void {
+    for (let i = 0; i < MESSAGE_BUDGET; i++) {
+      // The listener may have disposed of this end meanwhile.
+      if (this.#stream === undefined) return;
+      const result = this.#reader.read();
+      if (result === "nothing") return;
+      if (result === "closed") return this.#alone("is gone");
+      const problem = result === "bad"
+        ? "sent two file descriptors with one number"
+        : this.#follow();
+      if (problem !== undefined) return this.#alone(problem);
+    }
+  }
+
+  /** As {@link ServerEnd.#take}, for a loop that must not be thrown through by a server. */
+  #follow(): string | undefined {
+    try {
+      return this.#take();
+    } catch (error) {
+      if (!(error instanceof LinuxError)) throw error;
+      return `sent something that does not work: ${error.message}`;
+    }
+  }
+
+  #alone(problem: string): void {
+    this.#closeStream();
+    this.#log.warn(`${this.description} ${problem}: joins and leaves are no longer noticed`);
+  }
+
+  #closeStream(): void {
+    const stream = this.#stream;
+    if (stream === undefined) return;
+    this.#stream = undefined;
+    this.#reactor?.unwatch(stream.fd);
+    this.#reader[Symbol.dispose]();
+    stream[Symbol.dispose]();
+  }
+
+  ring(peer: number): void {
+    const fd = peer === this.#id ? this.#vectors[0] : this.#doorbells.get(peer);
+    if (fd !== undefined) signalEventFd(fd);
+  }
+
+  /** A process's memory stays where it is only for vfio. */
+  pin(_address: bigint, _size: number): boolean {
+    return false;
+  }
+
+  /** Leaves the server and unmaps the memory. */
+  [Symbol.dispose](): void {
+    this.#listener = undefined;
+    this.#closeStream();
+    this.#vectors.forEach((fd, index) => {
+      if (this.#isWatched[index]) this.#reactor?.unwatch(fd);
+      fd[Symbol.dispose]();
+    });
+    this.#vectors.length = 0;
+    this.#isWatched.length = 0;
+    for (const fd of this.#doorbells.values()) fd[Symbol.dispose]();
+    this.#doorbells.clear();
+    this.#peers.clear();
+    this.#memory?.[Symbol.dispose]();
+    this.#memory = undefined;
+  }
+}
