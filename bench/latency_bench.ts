@@ -22,6 +22,7 @@ import type { Dialect } from "../src/message/codec.ts";
 import { codecFor } from "../src/message/codecs.ts";
 import { Kind } from "../src/message/message.ts";
 import { createLog } from "../src/observe/log.ts";
+import { knownMemory } from "../src/proxy/driver/driver_memory.ts";
 import { NetDriver } from "../src/proxy/driver/net_driver.ts";
 import { Pinger, type PingResult, type Throughput } from "../src/proxy/driver/pinger.ts";
 import { DriverSide } from "../src/transport/driver_side.ts";
@@ -124,9 +125,9 @@ async function withDevice(
   patience.arm(PATIENCE_MS);
   const shared = memory === undefined
     ? undefined
-    : { mapping: stack.use(mapShared(memory.number, MEMORY_SIZE)), at: MEMORY_AT };
+    : knownMemory(stack.use(mapShared(memory.number, MEMORY_SIZE)), MEMORY_AT);
   const driverOf = (pinger: Pinger) =>
-    stack.use(new NetDriver(reactor, side, 0, pinger, log, { shared }));
+    stack.use(new NetDriver(reactor, side, 0, pinger, log, { memory: shared }));
   await reactor.until(body({ reactor, side }, driverOf));
   patience.cancel();
 }

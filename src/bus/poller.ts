@@ -12,7 +12,7 @@
 
 import type { Reactor, Task, Timer } from "../linux/reactor.ts";
 
-const BUSY_MS = 0.2;
+const BUSY_MS = 0.5;
 const NEAR_MS = 10;
 const NEAR_INTERVAL_MS = 1;
 const IDLE_MS = 5;

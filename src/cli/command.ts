@@ -83,6 +83,8 @@ export interface Command {
   /** What may follow the name besides options. */
   readonly argumentsHelp?: string;
   readonly options: readonly Option[];
+  /** What the help says between options and examples. */
+  readonly details?: readonly string[];
   readonly examples: readonly string[];
   /** Runs it; the result is the exit code. */
   run(options: Options): Promise<number>;
@@ -153,6 +155,7 @@ export function helpText(command: Command): string {
     "Options:",
     ...rows,
     "",
+    ...(command.details ?? []).flatMap((text) => [text, ""]),
     "Examples:",
     ...command.examples.map((example) => `  ${example}`),
     "",

@@ -1,9 +1,14 @@
 /**
  * The subcommand `vmsg doctor`: what this machine can do with vmsg, and how to get the rest.
  *
- * Every check only looks: it opens, reads or asks for a version, and changes nothing. One line a check.
+ * Every check only looks: it opens, reads or asks for a version, and changes nothing. One line a check, or
+ * one for each thing it found.
  */
 
+import { VFIO_DRIVER } from "../ivshmem/binding.ts";
+import { hasDoorbell, ivshmemFunctions } from "../ivshmem/function.ts";
+import { readOwnId } from "../ivshmem/sysfs_end.ts";
+import type { PciFunction } from "../linux/sysfs.ts";
 import type { Command } from "./command.ts";
 import { findGuests } from "./guest/machines.ts";
 
@@ -18,7 +23,7 @@ export interface Finding {
   readonly advice?: string;
 }
 
-type Check = () => Promise<Finding>;
+type Check = () => Promise<Finding | Finding[]>;
 
 async function readText(path: string): Promise<string | undefined> {
   try {
@@ -141,17 +146,41 @@ const checkVfio: Check = async () => {
   return finding("vfio", "yes", `${groups.length} IOMMU groups`);
 };
 
-const checkIvshmem: Check = async () => {
-  const found: string[] = [];
-  for (const address of await entries("/sys/bus/pci/devices")) {
-    const at = `/sys/bus/pci/devices/${address}`;
-    const vendor = (await readText(`${at}/vendor`))?.trim();
-    const device = (await readText(`${at}/device`))?.trim();
-    if (vendor === "0x1af4" && device === "0x1110") found.push(address);
+function sizeText(bytes: number): string {
+  return bytes >= 2 ** 20 ? `${bytes / 2 ** 20} MiB` : `${bytes / 2 ** 10} KiB`;
+}
+
+function ivshmemFinding(pci: PciFunction): Finding {
+  const { driver, iommuGroup } = pci;
+  const doorbell = hasDoorbell(pci);
+  const id = doorbell ? readOwnId(pci) : undefined;
+  const detail = [
+    `${pci.address} ${doorbell ? "doorbell" : "plain"}`,
+    sizeText(pci.bars[2]?.size ?? 0),
+    driver ?? "no driver",
+    iommuGroup === undefined ? "no IOMMU group" : `IOMMU group ${iommuGroup}`,
+    ...(id === undefined ? [] : [`id ${id}`]),
+  ].join(", ");
+  if (driver === VFIO_DRIVER || (driver === undefined && !doorbell)) {
+    return finding("ivshmem", "yes", detail);
   }
-  return found.length > 0
-    ? finding("ivshmem", "yes", found.join(" "))
-    : finding("ivshmem", "no", "no ivshmem PCI function", "only virtual machines have one");
+  if (driver !== undefined) {
+    const unbind = `echo ${pci.address} > ${pci.path}/driver/unbind`;
+    return finding("ivshmem", "partly", detail, `to use it give the option bind, or ${unbind}`);
+  }
+  const advice = iommuGroup === undefined
+    ? "works by polling; interrupts need vfio and an IOMMU: boot with intel_iommu=on or amd_iommu=on"
+    : "for interrupts give the option bind, or bind it to vfio-pci; without, it works by polling";
+  return finding("ivshmem", "partly", detail, advice);
+}
+
+const checkIvshmem: Check = () => {
+  const functions = ivshmemFunctions();
+  return Promise.resolve(
+    functions.length > 0
+      ? functions.map(ivshmemFinding)
+      : finding("ivshmem", "no", "no ivshmem PCI function", "only virtual machines have one"),
+  );
 };
 
 const checkHugePages: Check = async () => {
@@ -184,8 +213,8 @@ const CHECKS: readonly Check[] = [
 ];
 
 /** Runs all checks. */
-export function examine(): Promise<Finding[]> {
-  return Promise.all(CHECKS.map((check) => check()));
+export async function examine(): Promise<Finding[]> {
+  return (await Promise.all(CHECKS.map((check) => check()))).flat();
 }
 
 /** See `vmsg doctor --help`. */

@@ -2,11 +2,11 @@
 
 import { UsageError } from "../linux/errors.ts";
 import { parseIpv4Address } from "../network/responder/ipv4.ts";
-import { BUS_OPTION, parseBus } from "./bus_option.ts";
+import { BUS_HELP, BUS_OPTION, parseBus } from "./bus_option.ts";
 import type { Command, Options } from "./command.ts";
 import { COMMON_OPTIONS, parseCommon, runDataPlane } from "./data_plane.ts";
 import { parseTap } from "./net_option.ts";
-import { MEMORY_OPTION, parseMemory } from "./memory_option.ts";
+import { DRIVER_MEMORY_OPTION, parseDriverMemory } from "./memory_option.ts";
 
 function addressOption(options: Options, name: string): string {
   const text = options.text(name)!;
@@ -43,27 +43,24 @@ export const driverCommand: Command = {
       default: "0",
       help: "after the pings, send frames as fast as they are taken for that long, then receive",
     },
-    {
-      ...MEMORY_OPTION,
-      repeated: false,
-      help:
-        "put rings and buffers into this shared file, which the device side knows by the same " +
-        "--memory; needed in dialects that cannot announce memory",
-    },
+    DRIVER_MEMORY_OPTION,
     { name: "json", help: "print one JSON object at the end instead of lines" },
     ...COMMON_OPTIONS,
   ],
+  details: [BUS_HELP],
   examples: [
     "vmsg driver --bus linux-user,socket=lu.sock --count 3",
     "vmsg driver --bus linux-user,socket=lu.sock --count 100 --interval 0.01 --throughput 2",
     "vmsg driver --bus linux-user,socket=lu.sock --tap eth1,address=10.0.2.15/24",
+    "vmsg driver --bus ivshmem,pci=00:10.0,bind --memory hugepages=10M --tap eth1",
+    "vmsg driver --bus ivshmem,server=iv.sock --memory segment --count 3",
   ],
   run: (options) => {
     const tap = options.text("tap");
     const memory = options.text("memory");
     const settings = {
       tap: tap === undefined ? undefined : parseTap(tap),
-      memory: memory === undefined ? undefined : parseMemory(memory),
+      memory: memory === undefined ? undefined : parseDriverMemory(memory),
       bus: parseBus(options.text("bus")!, "driver"),
       device: options.wholeNumber("device", 0, 65535)!,
       json: options.flag("json"),

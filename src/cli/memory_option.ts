@@ -1,23 +1,55 @@
 /**
- * `--memory`: memory of the other side that is not announced on the bus.
+ * `--memory`: memory of the other side that is not sent on the bus as a descriptor.
  *
- * The prototype's dialect has no message for memory: both sides know a file that holds the guest's RAM
- * and the bus address of its first byte, with the hole that a PC has below 4 GiB (wire document 8.2).
+ * The device side is told what it can see of the driver side's machine: a file that holds its RAM, or an
+ * ivshmem function that shows it, and the bus address of the first byte, with the hole that a PC has
+ * below 4 GiB (wire document 8.2). A driver side that speaks `v1` then says which part it uses; in
+ * dialects that cannot, its addresses are taken as they are.
+ *
+ * A driver of our own is told where to put its rings and buffers.
  */
 
-import { type Fd, fileSize, openFile } from "../linux/fd.ts";
+import type { Bus } from "../bus/bus.ts";
+import { IvshmemBus } from "../bus/ivshmem.ts";
+import { openSysfsMemory } from "../ivshmem/sysfs_end.ts";
+import { openVfioMemory } from "../ivshmem/vfio_end.ts";
+import { fileSize, openFile } from "../linux/fd.ts";
 import { VmsgError } from "../linux/errors.ts";
-import { type Mapping, mapShared } from "../linux/mapping.ts";
+import { mapShared } from "../linux/mapping.ts";
+import { pciAddress } from "../linux/sysfs.ts";
+import type { MappedMemory } from "../memory/mod.ts";
+import type { Log } from "../observe/log.ts";
+import {
+  type DriverMemory,
+  knownMemory,
+  ownMemory,
+  pageMemory,
+  segmentMemory,
+} from "../proxy/driver/driver_memory.ts";
+import { DRIVER_MEMORY_SIZE } from "../proxy/driver/net_driver.ts";
 import type { FixedWindow } from "../transport/device_side.ts";
 import type { Option } from "./command.ts";
-import { parseGroup } from "./groups.ts";
+import { type Group, parseGroup } from "./groups.ts";
 
-/** A parsed `--memory`. */
-export interface MemorySettings {
+/** Memory in a file. */
+export interface FileSettings {
+  readonly kind: "file";
   readonly file: string;
   /** Bus address of the file's first byte. */
   readonly at: number;
   /** Bytes; 0 is the whole file. */
+  readonly size: number;
+}
+
+/** A parsed `--memory` of a device side. */
+export interface DeviceMemorySettings {
+  /** The file, or the PCI function. */
+  readonly source:
+    | { readonly kind: "file"; readonly file: string }
+    | { readonly kind: "pci"; readonly address: string; readonly via: "wc" | "uc" | "vfio" };
+  /** Bus address of the first byte. */
+  readonly at: number;
+  /** Bytes; 0 is all there is. */
   readonly size: number;
   /** Bytes below the hole; meant only with a hole. */
   readonly low: number;
@@ -25,22 +57,39 @@ export interface MemorySettings {
   readonly hole: number;
 }
 
-/** The option's entry in a command's table. */
-export const MEMORY_OPTION: Option = {
+/** A parsed `--memory` of a driver. */
+export type DriverMemorySettings =
+  | FileSettings
+  | { readonly kind: "segment"; readonly offset: number | undefined; readonly size: number }
+  | { readonly kind: "hugepages"; readonly size: number };
+
+/** The option's entry in the table of `vmsg device`. */
+export const DEVICE_MEMORY_OPTION: Option = {
   name: "memory",
-  value: "file=PATH,at=ADDRESS[,size=N][,low=N,hole=N]",
+  value: "file=PATH|pci=ADDRESS[,via=wc|uc|vfio],at=ADDRESS[,size=N][,low=N,hole=N]",
   repeated: true,
-  help:
-    "memory of the other side by bus address, needed where the dialect cannot announce it: the " +
-    "shared file that holds it, the address of its first byte, and on a PC the bytes below the hole " +
-    "and the hole's size (numbers as 4096, 0x40000000 or 512M)",
+  help: "memory of the other side by its addresses, needed where the bus carries no files or the " +
+    "dialect cannot announce them: the shared file that holds it, or the ivshmem function whose BAR2 " +
+    "shows it (by sysfs, write-combining or uncached, or by vfio), the address of its first byte, and " +
+    "on a PC the bytes below the hole and the hole's size (numbers as 4096, 0x40000000 or 512M)",
 };
 
-/** Parses one `--memory`. */
-export function parseMemory(text: string): MemorySettings {
-  const group = parseGroup("memory", text, { "": ["file", "at", "size", "low", "hole"] });
+/** The option's entry in the table of `vmsg driver`. */
+export const DRIVER_MEMORY_OPTION: Option = {
+  name: "memory",
+  value: "segment[,offset=N][,size=N] | hugepages=SIZE | file=PATH,at=ADDRESS[,size=N]",
+  help:
+    "where rings and buffers are: in the bus's own shared memory (default on ivshmem and shm), in " +
+    "huge pages of this machine, whose RAM the device side's machine sees by its --memory, or in a " +
+    "shared file that the device side knows by the same --memory; on linux-user in memory of its own",
+};
+
+/** Parses one `--memory` of a device side. */
+export function parseDeviceMemory(text: string): DeviceMemorySettings {
+  const keys = ["file", "pci", "via", "at", "size", "low", "hole"];
+  const group = parseGroup("memory", text, { "": keys });
   const settings = {
-    file: group.required("file"),
+    source: parseSource(group),
     at: group.bytes("at"),
     size: group.bytes("size", 0),
     low: group.bytes("low", 0),
@@ -50,32 +99,88 @@ export function parseMemory(text: string): MemorySettings {
   return settings;
 }
 
-/** Mapped memory of a file. */
-export interface OpenMemory extends Disposable {
-  readonly fd: Fd;
-  readonly mapping: Mapping;
+function parseSource(group: Group): DeviceMemorySettings["source"] {
+  if (group.text("pci") === undefined) {
+    if (group.text("via") !== undefined) throw group.error("via goes with pci=");
+    return { kind: "file", file: group.required("file") };
+  }
+  if (group.text("file") !== undefined) throw group.error("give either file= or pci=");
+  const address = pciAddress(group.required("pci"));
+  return { kind: "pci", address, via: group.choice("via", ["wc", "uc", "vfio"], "wc") };
 }
 
-/** Opens and maps the file. */
-export function openMemory(settings: MemorySettings): OpenMemory {
-  using stack = new DisposableStack();
-  const fd = stack.use(openFile(settings.file));
-  const size = fileSize(fd);
-  if (size === 0 || settings.size > size) {
-    throw new VmsgError("MEMORY", `memory file ${settings.file} has only ${size} bytes`);
+/** Parses the `--memory` of a driver. */
+export function parseDriverMemory(text: string): DriverMemorySettings {
+  const keys = ["segment", "offset", "hugepages", "file", "at", "size"];
+  const group = parseGroup("memory", text, { "": keys });
+  const kinds = ["segment", "hugepages", "file"] as const;
+  const given = kinds.filter((kind) => group.text(kind) !== undefined);
+  if (given.length !== 1) throw group.error("give one of segment, hugepages= and file=");
+  const size = group.bytes("size", 0);
+  if (given[0] === "segment") {
+    const offset = group.text("offset") === undefined ? undefined : group.bytes("offset");
+    return { kind: "segment", offset, size };
   }
-  const mapping = stack.use(mapShared(fd.number, settings.size || size));
-  const owner = stack.move();
-  return { fd, mapping, [Symbol.dispose]: () => owner.dispose() };
+  if (given[0] === "hugepages") return { kind: "hugepages", size: group.bytes("hugepages") };
+  return { kind: "file", file: group.required("file"), at: group.bytes("at"), size };
+}
+
+/** Opens and maps a file. */
+function openFileMemory(path: string, wanted: number): MappedMemory & Disposable {
+  using fd = openFile(path);
+  const size = fileSize(fd);
+  if (size === 0 || wanted > size) {
+    throw new VmsgError("MEMORY", `memory file ${path} has only ${size} bytes`);
+  }
+  return mapShared(fd.number, wanted || size);
+}
+
+/** Opens and maps what a device side was told of. */
+export function openDeviceMemory(
+  settings: DeviceMemorySettings,
+  log: Log,
+): MappedMemory & Disposable {
+  const { source, size } = settings;
+  if (source.kind === "file") return openFileMemory(source.file, size);
+  const { address, via } = source;
+  const memory = via === "vfio"
+    ? openVfioMemory(address, { log })
+    : openSysfsMemory(address, { writeCombining: via === "wc" });
+  if (size <= memory.size) return memory;
+  memory[Symbol.dispose]();
+  throw new VmsgError("MEMORY", `PCI function ${address} has only ${memory.size} bytes in BAR2`);
 }
 
 /** The windows of the memory: one, or two around the hole. */
-export function windowsOf(
-  { at, low, hole }: MemorySettings,
-  { mapping: memory }: OpenMemory,
-): FixedWindow[] {
-  const split = hole > 0 ? Math.min(low, memory.size) : memory.size;
+export function windowsOf(settings: DeviceMemorySettings, memory: MappedMemory): FixedWindow[] {
+  const { at, low, hole } = settings;
+  const size = settings.size || memory.size;
+  const split = hole > 0 ? Math.min(low, size) : size;
   const first = { at, size: split, memory, offset: 0 };
-  if (split === memory.size) return [first];
-  return [first, { at: at + split + hole, size: memory.size - split, memory, offset: split }];
+  if (split === size) return [first];
+  return [first, { at: at + split + hole, size: size - split, memory, offset: split }];
+}
+
+/**
+ * Makes the memory of a driver, for `stack` to own.
+ *
+ * @param settings undefined: what the bus has
+ */
+export function openDriverMemory(
+  settings: DriverMemorySettings | undefined,
+  bus: Bus,
+  stack: DisposableStack,
+): DriverMemory {
+  if (settings === undefined) {
+    return bus.carriesFds
+      ? stack.use(ownMemory(DRIVER_MEMORY_SIZE))
+      : segmentMemory(bus, undefined, 0);
+  }
+  if (settings.kind === "segment") return segmentMemory(bus, settings.offset, settings.size);
+  if (settings.kind === "file") {
+    return knownMemory(stack.use(openFileMemory(settings.file, settings.size)), settings.at);
+  }
+  const pin = (address: bigint, size: number) =>
+    bus instanceof IvshmemBus && bus.pin(address, size);
+  return stack.use(pageMemory(settings.size, pin));
 }

@@ -2,7 +2,7 @@
 
 import { UsageError } from "../linux/errors.ts";
 import type { VhostUserOptions } from "../proxy/vhost_user/server.ts";
-import { BUS_OPTION, parseBus } from "./bus_option.ts";
+import { BUS_HELP, BUS_OPTION, parseBus } from "./bus_option.ts";
 import type { Command } from "./command.ts";
 import { COMMON_OPTIONS, parseCommon, runDataPlane } from "./data_plane.ts";
 import { parseGroup } from "./groups.ts";
@@ -43,6 +43,7 @@ export const proxyCommand: Command = {
     },
     ...COMMON_OPTIONS,
   ],
+  details: [BUS_HELP],
   examples: [
     "vmsg proxy --bus linux-user,socket=lu.sock --vhost-user socket=vu.sock",
     "linux.uml mem=128M initrd=initrd virtio_uml.device=vu.sock:1",

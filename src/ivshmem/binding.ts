@@ -9,7 +9,7 @@
  */
 
 import { VmsgError } from "../linux/errors.ts";
-import { type PciFunction, readAttribute, writeAttribute } from "../linux/sysfs.ts";
+import { directoryNames, type PciFunction, readAttribute, writeAttribute } from "../linux/sysfs.ts";
 import type { Log } from "../observe/log.ts";
 
 /** The driver that gives functions to processes. */
@@ -27,14 +27,14 @@ export interface Binding extends Disposable {
 /**
  * Binds a function to vfio-pci, unless it is.
  *
- * @throws VmsgError NO_IOMMU, NO_VFIO, BIND; nothing is changed then
+ * @throws VmsgError NO_IOMMU, NO_VFIO, NO_PERMISSION, BIND; nothing is changed then
  */
 export function bindToVfio(pci: PciFunction, log: Log): Binding {
   const former = pci.driver;
   if (former === VFIO_DRIVER) return { changed: false, [Symbol.dispose]() {} };
   checkIommu(pci);
   const drivers = `${pci.sysfs}/bus/pci/drivers`;
-  if (readAttribute(`${drivers}/${VFIO_DRIVER}/new_id`) === undefined && !vfioIsThere(pci)) {
+  if (directoryNames(`${drivers}/${VFIO_DRIVER}`).length === 0) {
     throw new VmsgError(
       "NO_VFIO",
       `ivshmem ${pci.address} cannot be bound to vfio-pci, which is not there: modprobe vfio-pci`,
@@ -59,10 +59,19 @@ export function bindToVfio(pci: PciFunction, log: Log): Binding {
     }
   };
 
+  try {
+    writeAttribute(`${pci.path}/driver_override`, VFIO_DRIVER);
+  } catch (error) {
+    const { code, message } = error as VmsgError;
+    if (code !== "EACCES" && code !== "EPERM") throw notBound(pci, message);
+    throw new VmsgError(
+      "NO_PERMISSION",
+      `ivshmem ${pci.address} may not be bound to vfio-pci: be root, or have root bind it`,
+    );
+  }
   using stack = new DisposableStack();
   stack.defer(undo);
   try {
-    writeAttribute(`${pci.path}/driver_override`, VFIO_DRIVER);
     if (former !== undefined) writeAttribute(`${pci.path}/driver/unbind`, pci.address);
     writeAttribute(`${pci.sysfs}/bus/pci/drivers_probe`, pci.address);
   } catch (error) {
@@ -72,4 +81,51 @@ export function bindToVfio(pci: PciFunction, log: Log): Binding {
   log.info(`ivshmem ${pci.address} bound to vfio-pci, before to ${former ?? "no driver"}`);
   const done = stack.move();
   return { changed: true, [Symbol.dispose]: () => done.dispose() };
+}
+
+function notBound(pci: PciFunction, reason: string): VmsgError {
+  return new VmsgError("BIND", `ivshmem ${pci.address} cannot be bound to vfio-pci: ${reason}`);
+}
+
+/** Is vfio allowed to do without an IOMMU? Undefined where the kernel does not know of it. */
+function unsafeMode(pci: PciFunction): boolean | undefined {
+  const mode = readAttribute(`${pci.sysfs}/module/vfio/parameters/enable_unsafe_noiommu_mode`);
+  return mode === undefined ? undefined : mode === "Y";
+}
+
+/** Without an IOMMU group vfio-pci takes no function, but in its unsafe mode makes one up. */
+function checkIommu(pci: PciFunction): void {
+  if (pci.iommuGroup !== undefined) return;
+  const unsafe = unsafeMode(pci);
+  if (unsafe === true) return;
+  const unsafely = unsafe === undefined
+    ? ""
+    : "; or, without any protection, echo Y > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode";
+  throw new VmsgError(
+    "NO_IOMMU",
+    `ivshmem ${pci.address} has no IOMMU group, which vfio needs: boot with intel_iommu=on or ` +
+      `amd_iommu=on (the machine's QEMU needs -device intel-iommu)${unsafely}; or do without vfio`,
+  );
+}
+
+/**
+ * The IOMMU group of a function that is bound to vfio-pci.
+ *
+ * @throws VmsgError NO_IOMMU or NOT_BOUND, which says how to bind it
+ */
+export function vfioGroup(pci: PciFunction): string {
+  const { address, path, driver } = pci;
+  if (driver !== VFIO_DRIVER) {
+    checkIommu(pci);
+    const unbind = driver === undefined ? "" : `echo ${address} > ${path}/driver/unbind; `;
+    throw new VmsgError(
+      "NOT_BOUND",
+      `ivshmem ${address} is bound to ${driver ?? "no driver"}, not to vfio-pci: give the option ` +
+        `bind, or do it yourself: echo vfio-pci > ${path}/driver_override; ${unbind}` +
+        `echo ${address} > ${pci.sysfs}/bus/pci/drivers_probe`,
+    );
+  }
+  const group = pci.iommuGroup;
+  if (group === undefined) throw notBound(pci, "it has no IOMMU group");
+  return group;
 }

@@ -32,13 +32,19 @@ export interface FunctionMemory extends MappedMemory, Disposable {
  */
 export function ivshmemFunction(address: string, sysfs: string = SYSFS): PciFunction {
   const pci = new PciFunction(pciAddress(address), sysfs);
+  if (!pci.exists) {
+    throw new VmsgError(
+      "NO_PCI_FUNCTION",
+      `there is no PCI function ${pci.address}: vmsg doctor lists those of ivshmem`,
+    );
+  }
   const { vendor, device } = pci;
   if (vendor === IVSHMEM_VENDOR && device === IVSHMEM_DEVICE) return pci;
   const ids = [vendor, device].map((id) => id.toString(16).padStart(4, "0")).join(":");
   throw new VmsgError(
     "NOT_IVSHMEM",
     `PCI function ${pci.address} is ${ids} and not ivshmem (1af4:1110): ` +
-      "vmsg doctor lists those that are",
+      "vmsg doctor lists those of ivshmem",
   );
 }
 

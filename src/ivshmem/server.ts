@@ -47,7 +47,7 @@ import {
 export const MAX_CLIENTS = 64;
 /** The least memory: a page. */
 export const MIN_MEMORY = 4096;
-/** The most memory; more cannot be shown in one piece by every machine's PCI bus. */
+/** The most memory: against slips of the pen, and far below what can be mapped. */
 export const MAX_MEMORY = 2 ** 36;
 /** The messages in front of the vectors in a newcomer's list: version, id, memory. */
 const LIST_HEAD = 3;
@@ -70,6 +70,8 @@ export interface IvshmemServerOptions {
   readonly file?: string | undefined;
   /** Joins and leaves are told at "info". */
   readonly log: Log;
+  /** Takes a line for each message that is out. */
+  readonly trace?: ((line: string) => void) | undefined;
 }
 
 interface Client {
@@ -78,6 +80,8 @@ interface Client {
   readonly vectors: readonly Fd[];
   /** What its socket has not taken yet. */
   readonly queue: OutgoingMessage[];
+  /** Messages that are out. */
+  told: number;
   /** It waits for room in its socket. */
   isFull: boolean;
   /** Why it is to be dropped, as soon as nobody walks the list of clients any more. */
@@ -86,11 +90,19 @@ interface Client {
 
 /** Why a size cannot be that of the memory, or undefined. QEMU needs a power of two, as PCI does. */
 export function memorySizeProblem(size: number): string | undefined {
-  // Halving is exact for a power of two, however large.
-  const isPowerOfTwo = size > 0 && Number.isInteger(Math.log2(size)) &&
-    2 ** Math.round(Math.log2(size)) === size;
+  const isPowerOfTwo = 2 ** Math.round(Math.log2(size)) === size;
   if (isPowerOfTwo && size >= MIN_MEMORY && size <= MAX_MEMORY) return undefined;
   return `the memory has a power of two of bytes from 4K to 64G, not ${size}`;
+}
+
+/** A message for people, before it is out. */
+function inWords({ id, told }: Client, { value, fd }: OutgoingMessage): string {
+  const to = `-> peer ${id}:`;
+  if (told === 0) return `${to} version ${value}`;
+  if (told === 1) return `${to} its id is ${value}`;
+  if (fd === undefined) return `${to} peer ${value} is gone`;
+  if (value === MEMORY_MESSAGE) return `${to} the memory`;
+  return `${to} a vector of ${value === id ? "its own" : `peer ${value}`}`;
 }
 
 const byte = allocate(1);
@@ -99,6 +111,7 @@ const byte = allocate(1);
 export class IvshmemServer implements Disposable {
   readonly #reactor: Reactor;
   readonly #log: Log;
+  readonly #trace: ((line: string) => void) | undefined;
   readonly #name: string;
   readonly #vectors: number;
   readonly #longestList: number;
@@ -107,6 +120,7 @@ export class IvshmemServer implements Disposable {
   readonly #pause: Timer;
   readonly #clients = new Map<number, Client>();
   #nextId = 0;
+  #isClosed = false;
 
   /** Opens the memory and listens; throws VmsgError SOCKET_IN_USE, MEMORY. */
   constructor(reactor: Reactor, options: IvshmemServerOptions) {
@@ -116,6 +130,7 @@ export class IvshmemServer implements Disposable {
     if (!(vectors >= 0 && vectors <= MAX_VECTORS)) throw new Error(`${vectors} vectors`);
     this.#reactor = reactor;
     this.#log = limitedLevels(log, LINES_PER_SECOND);
+    this.#trace = options.trace;
     this.#name = `ivshmem server ${socket}`;
     this.#vectors = vectors;
     this.#longestList = LIST_HEAD + MAX_CLIENTS * vectors;
@@ -129,7 +144,8 @@ export class IvshmemServer implements Disposable {
     this.#pause = reactor.timer(() => reactor.rewatch(this.#listener.fd, EPOLLIN));
     stack.move();
     const backing = file === undefined ? "sealed" : file;
-    log.info(`${this.#name}: ${size} bytes (${backing}), ${vectors} vectors; waiting for peers`);
+    const doorbells = `${vectors} vector${vectors === 1 ? "" : "s"}`;
+    log.info(`${this.#name}: ${size} bytes (${backing}), ${doorbells}; waiting for peers`);
   }
 
   /** The ids of those who are there. */
@@ -171,7 +187,7 @@ export class IvshmemServer implements Disposable {
       return;
     }
     const id = this.#takeId();
-    const client = { id, stream, vectors, queue: [], isFull: false, problem: undefined };
+    const client = { id, stream, vectors, queue: [], told: 0, isFull: false, problem: undefined };
     this.#reactor.watch(stream.fd, EPOLLIN, (events) => this.#ready(client, events));
     stack.move();
     for (const other of this.#clients.values()) {
@@ -223,13 +239,17 @@ export class IvshmemServer implements Disposable {
   #send(client: Client): void {
     let done = 0;
     for (; done < client.queue.length; done++) {
-      const result = sendMessage(client.stream, client.queue[done]!);
+      const message = client.queue[done]!;
+      const line = this.#trace === undefined ? "" : inWords(client, message);
+      const result = sendMessage(client.stream, message);
       if (result === "gone") client.problem ??= "left";
       if (result === "full") {
         client.isFull = true;
         this.#reactor.rewatch(client.stream.fd, EPOLLIN | EPOLLOUT);
       }
       if (result !== "sent") break;
+      client.told++;
+      this.#trace?.(line);
     }
     client.queue.splice(0, done);
   }
@@ -274,6 +294,8 @@ export class IvshmemServer implements Disposable {
 
   /** Closes all connections, removes the socket. A memory file stays. */
   [Symbol.dispose](): void {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
     for (const client of this.#clients.values()) this.#close(client);
     this.#clients.clear();
     this.#reactor.dropTimer(this.#pause);

@@ -10,7 +10,8 @@
  * then nothing rings this end. From {@link ServerEnd.open} on the socket is followed by the reactor. A
  * server that goes away, or says what it must not, leaves the end on its own: it keeps memory, peers and
  * doorbells, and learns of no further joins and leaves. Nothing a server says is trusted: numbers are
- * checked, descriptors counted, surplus ones closed, and what looks like an eventfd cannot block us.
+ * checked, descriptors counted, surplus ones closed, and what looks like an eventfd cannot block us. But
+ * memory that is not sealed (QEMU's server does not) can be cut off, which is a SIGBUS for all its peers.
  *
  * Of each peer only vector 0 is kept, to ring it; of our own vectors each is listened to.
  *

@@ -2,19 +2,21 @@
  * sysfs: attributes, links and directories, and what it says about PCI functions.
  *
  * Files are opened through libc, not through Deno: Deno lets nobody with less than all permissions at
- * /sys. An attribute is one short text, read and written whole. Where a function's root parameter is
- * not given it is /sys; tests give a directory that looks like it.
+ * /sys. An attribute is one short text, read and written whole. The parameter `sysfs` is for tests,
+ * which give a directory that looks like it.
  *
  * Source: Documentation/ABI/testing/sysfs-bus-pci, Documentation/PCI/sysfs-pci.rst.
  */
 
 import { allocate } from "./arena.ts";
-import { linuxErrno, UsageError, VmsgError } from "./errors.ts";
+import { linuxErrno, UsageError } from "./errors.ts";
 import { Fd, O_CLOEXEC } from "./fd.ts";
 import { check, cString, errno, lastError, libc } from "./libc.ts";
 
 const O_RDONLY = 0;
 const O_WRONLY = 1;
+/** Nothing to sysfs, but to what looks like it. */
+const O_TRUNC = 0o1000;
 const ENOENT = linuxErrno("ENOENT");
 const ENOTDIR = linuxErrno("ENOTDIR");
 const EINVAL = linuxErrno("EINVAL");
@@ -43,7 +45,8 @@ export function readAttribute(path: string): string | undefined {
 
 /** Writes an attribute; it must be there. */
 export function writeAttribute(path: string, text: string): void {
-  using fd = new Fd(check(libc.open(cString(path), O_WRONLY | O_CLOEXEC, 0), `open ${path}`));
+  const flags = O_WRONLY | O_TRUNC | O_CLOEXEC;
+  using fd = new Fd(check(libc.open(cString(path), flags, 0), `open ${path}`));
   const { written } = new TextEncoder().encodeInto(text, buffer.bytes);
   check(libc.write(fd.number, buffer.address, written), `write "${text.trim()}" to ${path}`);
 }
@@ -108,19 +111,18 @@ export class PciFunction {
   readonly path: string;
 
   /**
-   * A function that is there.
+   * A function that may be there, see {@link exists}.
    *
    * @param address in full, see {@link pciAddress}
    * @param sysfs where sysfs is
-   * @throws VmsgError NO_PCI_FUNCTION
    */
   constructor(readonly address: string, readonly sysfs: string = SYSFS) {
     this.path = `${sysfs}/bus/pci/devices/${address}`;
-    if (this.attribute("vendor") !== undefined) return;
-    throw new VmsgError(
-      "NO_PCI_FUNCTION",
-      `there is no PCI function ${address}: vmsg doctor lists what this machine has of ivshmem`,
-    );
+  }
+
+  /** Is there such a function? */
+  get exists(): boolean {
+    return this.attribute("vendor") !== undefined;
   }
 
   /** An attribute's text, or undefined where this function or kernel does not have it. */

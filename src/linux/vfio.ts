@@ -15,7 +15,7 @@
 import { allocate } from "./arena.ts";
 import { linuxErrno, LinuxError, VmsgError } from "./errors.ts";
 import { Fd, openFile } from "./fd.ts";
-import { check, errno, lastError, libc, linuxError } from "./libc.ts";
+import { check, errno, libc } from "./libc.ts";
 import { type Mapping, mapShared, PAGE_SIZE } from "./mapping.ts";
 import { groupFunctions, type PciFunction } from "./sysfs.ts";
 
@@ -275,7 +275,9 @@ export class VfioDevice implements Disposable {
   #transfer(call: typeof libc.pread, offset: number, size: number, what: string): void {
     const done = call(this.#fd.number, argument.address, size, BigInt(offset));
     check(done, `${what} of PCI function ${this.pci.address}`);
-    if (done !== size) throw new Error(`${what} of PCI function ${this.pci.address}: ${done} bytes`);
+    if (done !== size) {
+      throw new Error(`${what} of PCI function ${this.pci.address}: ${done} bytes`);
+    }
   }
 
   /** What a region is like: 0 to 5 are the base address registers. */

@@ -6,48 +6,18 @@
  */
 
 import { assertEquals, assertMatch } from "@std/assert";
-import { fromFileUrl } from "@std/path";
 import { openKeeper } from "../../src/cli/guest/keeper.ts";
 import { VERSION } from "../../src/version.ts";
 import { arm64Command, findArm64 } from "../../scripts/fetch_arm64.ts";
 import { mustRun, runCommand } from "../../src/cli/guest/run_command.ts";
-import { nativeTarget, type Target, TARGETS } from "../../scripts/toolchain.ts";
+import { nativeTarget, type Target } from "../../scripts/toolchain.ts";
+import { compiledExecutable, scriptCommand, toolchainLacks } from "../support/executable.ts";
+import { type Lack, testUnless } from "../support/needs.ts";
 
 const ARM64: Target = "aarch64-unknown-linux-gnu";
 const START_SAMPLES = 11;
 /** Nothing to find but chroot: the executable gets no variable that it could depend on. */
 const BARE = { clearEnv: true, env: { PATH: "/usr/sbin:/usr/bin:/sbin:/bin" } };
-
-function script(name: string, ...args: string[]): string[] {
-  const path = fromFileUrl(new URL(`../../scripts/${name}`, import.meta.url));
-  return [Deno.execPath(), "run", "--quiet", "--allow-all", path, ...args];
-}
-
-/** Registers a test unless there is a reason against it. */
-function compileTest(name: string, missing: string | undefined, fn: () => Promise<void>): void {
-  if (missing === undefined) {
-    Deno.test(`compile: ${name}`, fn);
-  } else if (Deno.env.get("VMSG_COMPILE_TESTS") === "required") {
-    Deno.test(`compile: ${name}`, () => {
-      throw new Error(`VMSG_COMPILE_TESTS=required, but ${missing}`);
-    });
-  } else {
-    console.log(`NOT RUN: compile: ${name}: ${missing}`);
-    Deno.test({ name: `compile: ${name}`, ignore: true, fn });
-  }
-}
-
-/** Why nothing can be compiled for a target here. */
-async function missingToolchain(target: Target): Promise<string | undefined> {
-  const packed = Deno.env.get("VMSG_DENORT_DIR");
-  if (packed) {
-    const file = `${packed}/denort-${TARGETS[target]}.xz`;
-    return await Deno.stat(file).then(() => undefined, () => `there is no ${file}`);
-  }
-  const names = ["VMSG_COMPILE_DENO", "DENORT_BIN"];
-  if (target === nativeTarget() && names.every((name) => Deno.env.get(name))) return undefined;
-  return "no base binary is named, see scripts/toolchain.ts";
-}
 
 /** The words that run a program in another root, or undefined where this user may not. */
 async function findChroot(): Promise<string[] | undefined> {
@@ -75,14 +45,19 @@ async function median(samples: number, measure: () => Promise<unknown>): Promise
   return times.sort((a, b) => a - b)[samples >> 1]!;
 }
 
-const missingNative = await missingToolchain(nativeTarget());
+/** Something that only these tests need. */
+function lacks(missing: boolean, what: string): Lack[] {
+  return missing ? [{ what, requiredBy: "VMSG_COMPILE_TESTS" }] : [];
+}
+
+const native = toolchainLacks(nativeTarget());
 const chroot = await findChroot();
 const arm64 = await findArm64();
 
-compileTest("versions, help, errors and exit codes", missingNative, async () => {
+testUnless("compile: versions, help, errors and exit codes", native, async () => {
   await using keeper = await openKeeper();
   const vmsg = `${keeper.directory}/vmsg`;
-  await mustRun(script("compile.ts", "--output", vmsg));
+  await mustRun(scriptCommand("compile.ts", "--output", vmsg));
   const run = (...args: string[]) => runCommand([vmsg, ...args], { cwd: keeper.directory });
 
   assertEquals((await run("--version")).stdout, `vmsg ${VERSION}`);
@@ -111,14 +86,13 @@ compileTest("versions, help, errors and exit codes", missingNative, async () => 
   console.log(`vmsg: ${(size / 1e6).toFixed(1)} MB, starts in ${startMs.toFixed(0)} ms`);
 });
 
-compileTest(
-  "the demo in an otherwise empty root",
-  missingNative ?? (chroot === undefined ? "this user may not chroot (unshare -r)" : undefined),
+testUnless(
+  "compile: the demo in an otherwise empty root",
+  [...native, ...lacks(chroot === undefined, "this user may not chroot (unshare -r)")],
   async () => {
     await using keeper = await openKeeper();
-    const [vmsg, root] = [`${keeper.directory}/vmsg`, `${keeper.directory}/root`];
-    await mustRun(script("compile.ts", "--output", vmsg));
-    await mustRun(script("pack_root.ts", root, vmsg));
+    const root = `${keeper.directory}/root`;
+    await mustRun(scriptCommand("pack_root.ts", root, await compiledExecutable()));
     const before = pathsBelow(root);
     const demo = await runCommand([...chroot!, root, "/vmsg", "demo", "--throughput", "0.2"], BARE);
     assertEquals(demo.code, 0, `${demo.stdout}\n${demo.stderr}`);
@@ -127,14 +101,15 @@ compileTest(
   },
 );
 
-compileTest(
-  "the arm64 executable pings itself under emulation",
-  await missingToolchain(ARM64) ??
-    (arm64 === undefined ? "no qemu-aarch64, see scripts/fetch_arm64.ts" : undefined),
+testUnless(
+  "compile: the arm64 executable pings itself under emulation",
+  [
+    ...toolchainLacks(ARM64),
+    ...lacks(arm64 === undefined, "no qemu-aarch64, see scripts/fetch_arm64.ts"),
+  ],
   async () => {
     await using keeper = await openKeeper();
-    const vmsg = `${keeper.directory}/vmsg-arm64`;
-    await mustRun(script("compile.ts", "--target", ARM64, "--output", vmsg));
+    const vmsg = await compiledExecutable(ARM64);
     const [emulator = "", ...words] = arm64Command(arm64!);
     const run = (...args: string[]) => runCommand([emulator, ...words, vmsg, ...args]);
     assertEquals((await run("--version")).stdout, `vmsg ${VERSION}`);
@@ -169,7 +144,7 @@ Deno.test("compile: what cannot work is one line and exit code 1", async () => {
     [/nowhere/, { VMSG_COMPILE_DENO: "", DENORT_BIN: "", VMSG_DENORT_DIR: "/nowhere" }],
   ];
   for (const [pattern, env] of wrong) {
-    const result = await runCommand(script("compile.ts", "--output", output), { env });
+    const result = await runCommand(scriptCommand("compile.ts", "--output", output), { env });
     assertEquals([result.code, result.stdout], [1, ""], result.stderr);
     assertMatch(result.stderr, pattern);
     assertEquals(result.stderr.split("\n").length, 1, result.stderr);

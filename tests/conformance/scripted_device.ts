@@ -7,6 +7,7 @@ import type { Dialect } from "../../src/message/codec.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { Kind, type Message, QUEUE_ENABLED } from "../../src/message/message.ts";
 import { createLog } from "../../src/observe/log.ts";
+import { knownMemory } from "../../src/proxy/driver/driver_memory.ts";
 import { NetDriver } from "../../src/proxy/driver/net_driver.ts";
 import { DriverSide } from "../../src/transport/driver_side.ts";
 import { RawPeer } from "../support/raw_peer.ts";
@@ -120,7 +121,7 @@ export async function withNetDriver(
       writable: () => {},
     },
     log,
-    { shared: { mapping, at: 0x4000_0000 } },
+    { memory: knownMemory(mapping, 0x4000_0000) },
   );
   await reactor.until(body({
     reactor,

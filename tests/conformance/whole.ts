@@ -12,6 +12,7 @@ import type { Dialect } from "../../src/message/codec.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { ResponderPort } from "../../src/network/responder_port.ts";
 import { createLog } from "../../src/observe/log.ts";
+import { knownMemory } from "../../src/proxy/driver/driver_memory.ts";
 import { NetDriver } from "../../src/proxy/driver/net_driver.ts";
 import { Pinger } from "../../src/proxy/driver/pinger.ts";
 import { DeviceSide } from "../../src/transport/device_side.ts";
@@ -93,8 +94,10 @@ export async function withWhole(
     throughputMs: 0,
     print: () => {},
   });
-  const shared = { mapping: memory, at: AT };
-  const driver = stack.use(new NetDriver(reactor, side, SHOWN_DEVICE, pinger, log, { shared }));
+  const shared = knownMemory(memory, AT);
+  const driver = stack.use(
+    new NetDriver(reactor, side, SHOWN_DEVICE, pinger, log, { memory: shared }),
+  );
   pinger.use(driver);
   const passed: Passed[] = [];
   deviceSide.open();

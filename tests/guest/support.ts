@@ -1,6 +1,6 @@
 /**
  * Tests that boot guests. Where a guest is not available the test says so in plain words and is
- * ignored, never passed; with VMSG_GUEST_TESTS=required it fails.
+ * ignored, never passed; with VMSG_GUEST_TESTS=required it fails (tests/support/needs.ts).
  */
 
 import {
@@ -15,6 +15,7 @@ import {
 } from "../../src/cli/guest/machines.ts";
 import { type Keeper, openKeeper } from "../../src/cli/guest/keeper.ts";
 import { has } from "../network/support.ts";
+import { type Lack, testUnless } from "../support/needs.ts";
 import { type Processes, withProcesses } from "../support/processes.ts";
 
 /** How long a guest may take to its last line, in ms: about four times what it does take. */
@@ -51,6 +52,8 @@ export interface GuestNeeds {
   readonly programs?: Readonly<Record<string, string>>;
   /** Root, for network namespaces and TAPs. */
   readonly root?: boolean;
+  /** What else is missing. */
+  readonly lacks?: readonly Lack[];
 }
 
 /** Registers a test that boots guests of one kind. */
@@ -83,19 +86,8 @@ function register(name: string, needs: GuestNeeds, fn: () => Promise<void>): voi
     if (!has(program)) missing.push(`${program} is missing: apt-get install ${debianPackage}`);
   }
   if (root && Deno.uid() !== 0) missing.push("it needs root");
-  if (missing.length === 0) {
-    Deno.test(name, fn);
-    return;
-  }
-  const why = missing.join("; ");
-  if (Deno.env.get("VMSG_GUEST_TESTS") === "required") {
-    Deno.test(name, () => {
-      throw new Error(`VMSG_GUEST_TESTS=required, but ${why}`);
-    });
-    return;
-  }
-  console.log(`NOT RUN: ${name}: ${why}`);
-  Deno.test({ name, ignore: true, fn: () => {} });
+  const lacks = missing.map((what): Lack => ({ what, requiredBy: "VMSG_GUEST_TESTS" }));
+  testUnless(name, [...lacks, ...needs.lacks ?? []], fn);
 }
 
 async function run(

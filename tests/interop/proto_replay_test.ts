@@ -12,6 +12,7 @@ import { Reactor } from "../../src/linux/reactor.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { RingFeature, Status } from "../../src/message/features.ts";
 import { createLog } from "../../src/observe/log.ts";
+import { knownMemory } from "../../src/proxy/driver/driver_memory.ts";
 import { NetDriver } from "../../src/proxy/driver/net_driver.ts";
 import type { DeviceHost, DeviceModel, QueueSetup } from "../../src/transport/device_model.ts";
 import { DeviceSide } from "../../src/transport/device_side.ts";
@@ -481,7 +482,7 @@ cleanTest(
           writable: () => {},
         },
         createLog("test", "error", () => {}),
-        { shared: { mapping: memory, at: 0x4000_0000 } },
+        { memory: knownMemory(memory, 0x4000_0000) },
       );
       side.open();
       peer.open();

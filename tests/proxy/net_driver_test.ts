@@ -5,6 +5,7 @@ import { VmsgError } from "../../src/linux/errors.ts";
 import { mapAnonymous, type Mapping } from "../../src/linux/mapping.ts";
 import { Kind, type Message, QUEUE_ENABLED } from "../../src/message/message.ts";
 import { createLog } from "../../src/observe/log.ts";
+import { knownMemory } from "../../src/proxy/driver/driver_memory.ts";
 import { NetDriver } from "../../src/proxy/driver/net_driver.ts";
 import { type DriverRig, withDriverSide } from "../support/driver_rig.ts";
 import { cleanTest } from "../support/leaks.ts";
@@ -58,8 +59,8 @@ async function withDriver(body: (rig: Rig) => Promise<void>): Promise<void> {
       writable: () => {},
     };
     const log = createLog("test", "info", (line) => rig.lines.push(line));
-    const shared = { mapping: memory, at: AT };
-    using driver = new NetDriver(rig.reactor, rig.side, 3, listener, log, { shared });
+    const shared = knownMemory(memory, AT);
+    using driver = new NetDriver(rig.reactor, rig.side, 3, listener, log, { memory: shared });
     await rig.wait(() => driver.isUp);
     await body({ ...rig, driver, memory, downs, used });
   });
@@ -104,15 +105,8 @@ cleanTest(
 cleanTest(
   "driver: memory at an odd address is refused in words, before anything is set up",
   () =>
-    withDriver(({ reactor, side, driver, memory }) => {
-      const shared = { mapping: memory, at: AT + 8 };
-      const { listener } = driver;
-      const log = createLog("test", "error", () => {});
-      assertThrows(
-        () => new NetDriver(reactor, side, 4, listener, log, { shared }),
-        VmsgError,
-        "multiple of 4096",
-      );
+    withDriver(({ memory }) => {
+      assertThrows(() => knownMemory(memory, AT + 8), VmsgError, "multiple of 4096");
       return Promise.resolve();
     }),
 );

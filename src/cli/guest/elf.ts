@@ -1,6 +1,7 @@
 /**
- * The little of ELF that booting a guest needs: a section by its name, a file's machine, and whether a
- * program needs an interpreter. 64-bit little-endian files only, which is every machine a guest runs on here.
+ * The little of ELF that booting a guest needs: a section by its name, a file's machine, and
+ * whether a program needs an interpreter. 64-bit little-endian files only, which is every machine a
+ * guest runs on here.
  */
 
 const ELF_MAGIC = 0x464c457f;
@@ -51,7 +52,7 @@ export function elfSection(bytes: Uint8Array, name: string): Uint8Array | undefi
   }
 }
 
-/** The machine a file is for (e_machine: 62 is x86-64, 183 arm64); undefined if it is no ELF file. */
+/** The machine a file is for (e_machine: 62 x86-64, 183 arm64); undefined if it is no ELF file. */
 export function elfMachine(bytes: Uint8Array): number | undefined {
   return elfView(bytes)?.getUint16(18, true);
 }

@@ -6,8 +6,8 @@ import type { MachineArchitecture } from "./machine_image.ts";
 /**
  * Where the executable for a machine lies.
  *
- * A compiled vmsg takes itself; Deno running the sources has no executable to give, and an executable
- * is for one architecture.
+ * A compiled vmsg takes itself; Deno running the sources has no executable to give, and an
+ * executable is for one architecture.
  *
  * @param option what the user gave with --executable
  */

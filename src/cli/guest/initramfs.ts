@@ -4,8 +4,9 @@
  * /init mounts what every guest needs, inserts the modules in order, runs the script /run.sh on the
  * console, prints GUEST-DONE and powers the guest off. What still runs then ends with the guest.
  *
- * A guest with a disk (`machine_image.ts`) has it on /mnt, and each of its directories and files has
- * a link in the root, so that programs and libraries are found where they would be: /lib64 leads to
+ * A guest with a disk (`machine_image.ts`) has it on /mnt, and each of its directories and files
+ * has a link in the root, so that programs and libraries are found where they would be: /lib64
+ * leads to
  * /mnt/lib64, /bin/vmsg to /mnt/vmsg. /mnt/bin is on PATH.
  */
 

@@ -2,8 +2,8 @@
  * The shared libraries of a program that goes where there are none: into a guest or an empty root.
  *
  * On this machine's own architecture ldd says which they are. For arm64 they come from the packages
- * that scripts/fetch_arm64.ts unpacks in the cache directory; vmsg needs only glibc's, so the list is
- * fixed.
+ * that scripts/fetch_arm64.ts unpacks in the cache directory; vmsg needs only glibc's, so the list
+ * is fixed.
  */
 
 import { VmsgError } from "../../linux/errors.ts";

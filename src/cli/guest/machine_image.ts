@@ -1,6 +1,6 @@
 /**
- * The disk of a machine that runs vmsg: a read-only erofs image with the executable, the libraries it
- * needs, and what else the caller gives.
+ * The disk of a machine that runs vmsg: a read-only erofs image with the executable, the libraries
+ * it needs, and what else the caller gives.
  *
  *     /vmsg                            the executable
  *     /lib64/ld-linux-x86-64.so.2      its loader, where the executable says

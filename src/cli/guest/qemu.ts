@@ -6,10 +6,10 @@
  *     arm64     machine type virt, network card on virtio-mmio
  *
  * What they need, and why: shared memory, or a vhost-user back end cannot see the guest's;
- * `force-legacy=false` on virtio-mmio, or the card is no virtio 1 device; on a microvm `reboot=t`, as it
- * cannot be powered off, and under TCG `tsc_early_khz`, or the kernel hangs while it measures its clock;
- * on PCI `vectors=0`, as QEMU 7.2 crashes with MSI-X, vhost-user and TCG; `pauth-impdef=on`, as the
- * architecture's own pointer authentication is slow to emulate.
+ * `force-legacy=false` on virtio-mmio, or the card is no virtio 1 device; on a microvm `reboot=t`,
+ * as it cannot be powered off, and under TCG `tsc_early_khz`, or the kernel hangs while it measures
+ * its clock; on PCI `vectors=0`, as QEMU 7.2 crashes with MSI-X, vhost-user and TCG;
+ * `pauth-impdef=on`, as the architecture's own pointer authentication is slow to emulate.
  *
  * KVM is not trusted: on hosts that are virtual machines themselves a guest may hang or QEMU may
  * assert. Unless VMSG_ACCEL says `kvm` or `tcg`, the kernel is booted once without anything until
@@ -51,7 +51,7 @@ export interface QemuOptions extends GuestOptions {
   readonly reconnect?: boolean;
   /** Instead of a socket: a TAP that QEMU serves the card with by itself, for comparison. */
   readonly tap?: string;
-  /** False gives the guest private memory, which a vhost-user back end cannot map: an error test. */
+  /** False gives it private memory, which a vhost-user back end cannot map: an error test. */
   readonly sharedMemory?: boolean;
   /** A guest that reboots boots again; otherwise QEMU ends. */
   readonly reboots?: boolean;
@@ -150,8 +150,8 @@ export function startQemuProcess(
 }
 
 /**
- * What every machine is started with: its processor, kernel and console. Its type (-M) and memory are
- * not among it.
+ * What every machine is started with: its processor, kernel and console. Its type (-M) and memory
+ * are not among it.
  *
  * @param words more for the kernel
  */

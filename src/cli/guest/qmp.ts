@@ -3,8 +3,8 @@
  * Unix socket. QEMU greets, wants `qmp_capabilities`, then answers each command in turn; events may
  * come between.
  *
- * QEMU serves one client at a time and the next one afterwards, so every command has a connection of
- * its own: there is nothing to keep open or to close.
+ * QEMU serves one client at a time and the next one afterwards, so every command has a connection
+ * of its own: there is nothing to keep open or to close.
  */
 
 import { VmsgError } from "../../linux/errors.ts";

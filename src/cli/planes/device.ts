@@ -6,7 +6,7 @@ import { VmsgError } from "../../linux/errors.ts";
 import { AddressSpace } from "../../memory/mod.ts";
 import { DeviceSide, type FixedWindow } from "../../transport/device_side.ts";
 import { type BusSettings, detectable, openBus } from "../bus_option.ts";
-import { type MemorySettings, openMemory, windowsOf } from "../memory_option.ts";
+import { type DeviceMemorySettings, openDeviceMemory, windowsOf } from "../memory_option.ts";
 import type { HubSettings, NetSettings } from "../net_option.ts";
 import { Hubs, openNet } from "./ports.ts";
 import type { PlaneContext, RunningPlane } from "../worker.ts";
@@ -17,7 +17,7 @@ export interface DeviceSettings {
   /** In order of their device numbers, from 0. */
   readonly nets: readonly NetSettings[];
   readonly hubs: readonly HubSettings[];
-  readonly memories: readonly MemorySettings[];
+  readonly memories: readonly DeviceMemorySettings[];
 }
 
 /** Each device shows the windows only when a driver side needs them; what is wrong is said before. */
@@ -44,7 +44,7 @@ export function openDevicePlane(settings: DeviceSettings, context: PlaneContext)
   const detect = detectable(settings.bus);
   const side = stack.use(new DeviceSide({ reactor, bus, codec, detect, log, tracer }));
   const windows = settings.memories.flatMap((memory) =>
-    windowsOf(memory, stack.use(openMemory(memory)))
+    windowsOf(memory, stack.use(openDeviceMemory(memory, log)))
   );
   assertDisjoint(windows);
   const hubs = new Hubs(settings.hubs, context);

@@ -11,7 +11,7 @@ import {
 } from "../../proxy/driver/pinger.ts";
 import { DriverSide } from "../../transport/driver_side.ts";
 import { type BusSettings, openBus } from "../bus_option.ts";
-import { type MemorySettings, openMemory } from "../memory_option.ts";
+import { type DriverMemorySettings, openDriverMemory } from "../memory_option.ts";
 import type { PortSettings } from "../net_option.ts";
 import { openPort } from "./ports.ts";
 import type { PlaneContext, RunningPlane } from "../worker.ts";
@@ -20,7 +20,7 @@ import type { PlaneContext, RunningPlane } from "../worker.ts";
 export interface DriverSettings {
   readonly bus: BusSettings;
   readonly device: number;
-  readonly memory: MemorySettings | undefined;
+  readonly memory: DriverMemorySettings | undefined;
   readonly ping: Omit<PingOptions, "print">;
   /** A port to join the driver to, instead of pinging. */
   readonly tap: PortSettings | undefined;
@@ -34,23 +34,20 @@ export function openDriverPlane(settings: DriverSettings, context: PlaneContext)
   const bus = stack.use(openBus(settings.bus, "driver", reactor, log));
   const codec = codecFor(settings.bus.dialect);
   const side = stack.use(new DriverSide({ reactor, bus, codec, log, tracer }));
-  const { memory } = settings;
-  const shared = memory === undefined
-    ? undefined
-    : { mapping: stack.use(openMemory(memory)).mapping, at: memory.at };
+  const memory = openDriverMemory(settings.memory, bus, stack);
   if (settings.tap !== undefined) {
     const bridge = stack.use(
       new PortBridge(reactor, openPort(settings.tap, context).port, log.info),
     );
     const offloads = mirrored(bridge.port.features);
-    const options = { shared, offloads };
+    const options = { memory, offloads };
     bridge.use(stack.use(new NetDriver(reactor, side, settings.device, bridge, log, options)));
     side.open();
     return {};
   }
   const print = settings.json ? () => {} : context.print;
   const pinger = new Pinger(reactor, { ...settings.ping, print });
-  const driver = stack.use(new NetDriver(reactor, side, settings.device, pinger, log, { shared }));
+  const driver = stack.use(new NetDriver(reactor, side, settings.device, pinger, log, { memory }));
   pinger.use(driver);
   let result: PingResult | undefined;
   reactor.spawn(async () => {

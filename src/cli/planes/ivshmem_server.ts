@@ -4,13 +4,15 @@ import { IvshmemServer, type IvshmemServerOptions } from "../../ivshmem/server.t
 import type { PlaneContext, RunningPlane } from "../worker.ts";
 
 /** Parsed options. */
-export type IvshmemServerSettings = Omit<IvshmemServerOptions, "log">;
+export type IvshmemServerSettings = Omit<IvshmemServerOptions, "log" | "trace">;
 
 /** Builds the parts. */
 export function openIvshmemServerPlane(
   settings: IvshmemServerSettings,
-  { reactor, log, stack }: PlaneContext,
+  { reactor, log, tracer, stack }: PlaneContext,
 ): RunningPlane {
-  stack.use(new IvshmemServer(reactor, { ...settings, log }));
+  // The tracer knows virtio-msg; of it counts here that one is wanted.
+  const trace = tracer === undefined ? undefined : (line: string) => log.info(line);
+  stack.use(new IvshmemServer(reactor, { ...settings, log, trace }));
   return {};
 }

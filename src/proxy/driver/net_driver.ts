@@ -1,8 +1,8 @@
 /**
  * A virtio-net driver in user space: a network card with no guest and no kernel driver.
  *
- * Theory of operation. Rings and buffers lie in one sealed memfd, which the device side maps
- * (ADD_MEMORY). Bring-up follows VIRTIO 1.2 section 3.1.1 and, per queue, asks, sets and asks again as
+ * Theory of operation. Rings and buffers lie in one piece of memory that the device side sees
+ * (driver_memory.ts); where it is small there are fewer buffers. Bring-up follows VIRTIO 1.2 section 3.1.1 and, per queue, asks, sets and asks again as
  * the Linux transport does (wire document 5N.5). It is run anew for every device side that comes:
  *
  *     down --device side ready, bring-up done--> up --device side lost--> down
@@ -15,8 +15,7 @@
  */
 
 import { VmsgError } from "../../linux/errors.ts";
-import { createSealedMemory, type Fd } from "../../linux/fd.ts";
-import { type Mapping, mapShared, PAGE_SIZE } from "../../linux/mapping.ts";
+import { PAGE_SIZE } from "../../linux/mapping.ts";
 import type { Reactor, Task } from "../../linux/reactor.ts";
 import {
   DEVICE_NET,
@@ -36,6 +35,7 @@ import {
   type RemoteDevice,
 } from "../../transport/driver_side.ts";
 import { DriverQueue } from "../../virtqueue/mod.ts";
+import { type DriverMemory, ownMemory } from "./driver_memory.ts";
 
 const RECEIVE = 0;
 const TRANSMIT = 1;
@@ -48,8 +48,15 @@ const TRANSMIT_BUFFERS = 128;
 const MAX_MERGED = Math.ceil(TRANSMIT_SIZE / RECEIVE_SIZE);
 /** Frames taken per task run. */
 const BATCH = 64;
-/** Where memory of our own lies on the bus; any address would do, 0 could hide a bug. */
-const BUS_ADDRESS = 0x4000_0000;
+/** The fewest transmit buffers, and receive buffers that are two of the largest frames, to go on well. */
+const MIN_TRANSMIT = 2;
+const MIN_RECEIVE = 2 * MAX_MERGED;
+const RINGS_SIZE = Math.ceil(2 * DriverQueue.bytesNeeded(QUEUE_SIZE, true) / PAGE_SIZE) * PAGE_SIZE;
+/** The memory that a driver makes use of. */
+export const DRIVER_MEMORY_SIZE: number = RINGS_SIZE + QUEUE_SIZE * RECEIVE_SIZE +
+  TRANSMIT_BUFFERS * TRANSMIT_SIZE;
+const DRIVER_MEMORY_MINIMUM = RINGS_SIZE + MIN_RECEIVE * RECEIVE_SIZE +
+  MIN_TRANSMIT * TRANSMIT_SIZE;
 
 /** What is taken if offered. The last two are what a modern device cannot do without. */
 const WANTED = [
@@ -65,18 +72,10 @@ const WANTED = [
 
 /** What a driver may be given. */
 export interface NetDriverOptions {
-  /** Memory that the device side knows already; otherwise the driver makes its own. */
-  readonly shared?: SharedMemory | undefined;
+  /** Where rings and buffers go, the caller's own; otherwise the driver makes its own memory. */
+  readonly memory?: DriverMemory | undefined;
   /** Offload features that whoever uses the driver can handle; none unless given. */
   readonly offloads?: readonly number[];
-}
-
-/** Memory that the device side knows already, in dialects that cannot announce it. */
-export interface SharedMemory {
-  /** The memory, mapped. */
-  readonly mapping: Mapping;
-  /** The bus address of its first byte. */
-  readonly at: number;
 }
 
 /** Who uses the driver. */
@@ -106,16 +105,16 @@ export class NetDriver implements PeerListener, Disposable {
   accepted: Uint32Array = new Uint32Array(2);
   /** What went through. */
   readonly counters = { received: 0, sent: 0, badQueues: 0 };
-  /** Of our own memory; none if it was given. */
-  readonly #fd: Fd | undefined;
-  readonly #memory: Mapping;
-  readonly #busAddress: number;
+  readonly #memory: DriverMemory;
+  readonly #ownsMemory: boolean;
   readonly #device: RemoteDevice;
   #queues: [DriverQueue, DriverQueue] | undefined;
-  /** All of the memory, for segments. */
+  /** All of the memory, for segments; the offsets below count in it. */
   readonly #window: MemoryWindow;
-  readonly #receiveOffset: number;
+  readonly #receiveOffset: number = RINGS_SIZE;
+  readonly #receiveCount: number;
   readonly #transmitOffset: number;
+  readonly #transmitCount: number;
   readonly #freeTransmit: number[] = [];
   readonly #transmitHeaders: Uint8Array[] = [];
   readonly #transmitFrames: Uint8Array[] = [];
@@ -143,27 +142,34 @@ export class NetDriver implements PeerListener, Disposable {
     log: Log,
     options: NetDriverOptions = {},
   ) {
-    const { shared, offloads = [] } = options;
+    const { memory, offloads = [] } = options;
     this.#offloads = offloads;
     this.#complain = limitedLog(log.warn);
-    const rings = 2 * DriverQueue.bytesNeeded(QUEUE_SIZE, true);
-    this.#receiveOffset = Math.ceil(rings / PAGE_SIZE) * PAGE_SIZE;
-    this.#transmitOffset = this.#receiveOffset + QUEUE_SIZE * RECEIVE_SIZE;
-    const size = this.#transmitOffset + TRANSMIT_BUFFERS * TRANSMIT_SIZE;
-    if (shared !== undefined && shared.mapping.size < size) {
-      throw new VmsgError("MEMORY", `the driver needs ${size} bytes of shared memory`);
+    this.#ownsMemory = memory === undefined;
+    this.#memory = memory ?? ownMemory(DRIVER_MEMORY_SIZE);
+    const { size } = this.#memory;
+    if (size < DRIVER_MEMORY_MINIMUM) {
+      throw new VmsgError(
+        "MEMORY",
+        `the driver needs ${DRIVER_MEMORY_MINIMUM} bytes of shared memory, not ${size}`,
+      );
     }
-    if (shared !== undefined && shared.at % PAGE_SIZE !== 0) {
-      throw new VmsgError("MEMORY", `the driver's memory must be at a multiple of ${PAGE_SIZE}`);
-    }
-    this.#fd = shared === undefined ? createSealedMemory("vmsg-driver", size) : undefined;
-    this.#memory = shared?.mapping ?? mapShared(this.#fd!.number, size);
-    this.#busAddress = shared?.at ?? BUS_ADDRESS;
-    this.#window = new MemoryWindow(this.#busAddress, size, this.#memory, 0);
-    for (let i = 0; i < TRANSMIT_BUFFERS; i++) {
-      const at = this.#transmitOffset + i * TRANSMIT_SIZE;
-      const view = (start: number, end: number) =>
-        new Uint8Array(this.#memory.buffer, at + start, end - start);
+    // Where memory is short, half of it is for either direction.
+    const room = size - RINGS_SIZE;
+    this.#receiveCount = Math.min(
+      QUEUE_SIZE,
+      Math.max(MIN_RECEIVE, Math.floor(room / 2 / RECEIVE_SIZE)),
+    );
+    this.#transmitOffset = RINGS_SIZE + this.#receiveCount * RECEIVE_SIZE;
+    this.#transmitCount = Math.min(
+      TRANSMIT_BUFFERS,
+      Math.floor((size - this.#transmitOffset) / TRANSMIT_SIZE),
+    );
+    const { offset, memory: { buffer } } = this.#memory;
+    this.#window = new MemoryWindow(this.#memory.at, size, this.#memory.memory, offset);
+    for (let i = 0; i < this.#transmitCount; i++) {
+      const at = offset + this.#transmitOffset + i * TRANSMIT_SIZE;
+      const view = (start: number, end: number) => new Uint8Array(buffer, at + start, end - start);
       this.#transmitHeaders.push(view(0, NET_HEADER_SIZE));
       this.#transmitFrames.push(view(NET_HEADER_SIZE, TRANSMIT_SIZE));
     }
@@ -211,15 +217,7 @@ export class NetDriver implements PeerListener, Disposable {
           : `device ${device.number} is no network card but has device id ${info.deviceId}`,
       );
     }
-    if (this.#fd !== undefined) {
-      if (this.side.peer !== "vmsg") {
-        throw new VmsgError(
-          "NO_MEMORY",
-          "the device side is no vmsg that speaks v1, it must know our memory: give both --memory",
-        );
-      }
-      await device.addMemory(this.#fd, BUS_ADDRESS, this.#memory.size, 0);
-    }
+    await this.#memory.announce(device);
     await device.reset();
     let status = await device.setStatus(Status.ACKNOWLEDGE);
     status = await device.setStatus(status | Status.DRIVER);
@@ -256,15 +254,15 @@ export class NetDriver implements PeerListener, Disposable {
   #makeQueues(accepted: Uint32Array): [DriverQueue, DriverQueue] {
     const make = (index: number) =>
       new DriverQueue({
-        memory: this.#memory,
-        offset: index * DriverQueue.bytesNeeded(QUEUE_SIZE, true),
+        memory: this.#memory.memory,
+        offset: this.#memory.offset + index * DriverQueue.bytesNeeded(QUEUE_SIZE, true),
         size: QUEUE_SIZE,
-        busAddress: this.#busAddress,
+        busAddress: this.#memory.at - this.#memory.offset,
         eventIndex: hasFeature(accepted, RingFeature.EVENT_IDX),
         indirect: hasFeature(accepted, RingFeature.INDIRECT_DESC),
       });
     this.#freeTransmit.length = 0;
-    for (let i = TRANSMIT_BUFFERS - 1; i >= 0; i--) this.#freeTransmit.push(i);
+    for (let i = this.#transmitCount - 1; i >= 0; i--) this.#freeTransmit.push(i);
     this.#starved = false;
     this.#held = false;
     return [make(RECEIVE), make(TRANSMIT)];
@@ -294,12 +292,12 @@ export class NetDriver implements PeerListener, Disposable {
   }
 
   #giveReceiveBuffer(queue: DriverQueue, buffer: number): void {
-    const address = this.#busAddress + this.#receiveOffset + buffer * RECEIVE_SIZE;
+    const address = this.#memory.at + this.#receiveOffset + buffer * RECEIVE_SIZE;
     queue.addOne(address, RECEIVE_SIZE, true, buffer);
   }
 
   #fillReceive(queue: DriverQueue): void {
-    for (let i = 0; i < QUEUE_SIZE; i++) this.#giveReceiveBuffer(queue, i);
+    for (let i = 0; i < this.#receiveCount; i++) this.#giveReceiveBuffer(queue, i);
     if (queue.publish()) this.#device.available(RECEIVE);
     this.reactor.schedule(this.#receiveTask);
   }
@@ -309,10 +307,7 @@ export class NetDriver implements PeerListener, Disposable {
     this.#complain(`device ${this.#device.number} needs a reset`);
     this.#down("the device needed a reset");
     this.#start(async () => {
-      if (this.#fd !== undefined) {
-        await this.#device.reset();
-        await this.#device.removeMemory(BUS_ADDRESS, this.#memory.size);
-      }
+      await this.#memory.withdraw(this.#device);
       await this.#bringUp();
     });
   }
@@ -436,7 +431,7 @@ export class NetDriver implements PeerListener, Disposable {
     const queue = this.#queues?.[TRANSMIT];
     const buffer = this.#freeTransmit.pop();
     if (queue === undefined || buffer === undefined) throw new Error("send without claim");
-    const address = this.#busAddress + this.#transmitOffset + buffer * TRANSMIT_SIZE;
+    const address = this.#memory.at + this.#transmitOffset + buffer * TRANSMIT_SIZE;
     queue.addOne(address, length, false, buffer);
     this.counters.sent++;
     this.reactor.schedule(this.#publishTask);
@@ -450,8 +445,6 @@ export class NetDriver implements PeerListener, Disposable {
   /** Unmaps memory of its own. */
   [Symbol.dispose](): void {
     // Memory that was given belongs to whoever gave it.
-    if (this.#fd === undefined) return;
-    this.#memory[Symbol.dispose]();
-    this.#fd[Symbol.dispose]();
+    if (this.#ownsMemory) this.#memory[Symbol.dispose]();
   }
 }

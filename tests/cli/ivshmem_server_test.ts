@@ -1,0 +1,138 @@
+/** `vmsg ivshmem-server` as a user meets it. */
+
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { openServerEnd, type ServerEnd } from "../../src/ivshmem/server_end.ts";
+import { keptLog } from "../ivshmem/support.ts";
+import { delay, processTest, VMSG_COMMAND } from "../support/processes.ts";
+
+const onSocket = (...more: string[]) => ["ivshmem-server", "--socket", "iv.sock", ...more];
+
+const COMPLAINTS: readonly [string[], number, RegExp][] = [
+  [["ivshmem-server"], 2, /--socket PATH is missing/],
+  [["ivshmem-server", "--socket"], 2, /--socket needs PATH/],
+  [onSocket("--frob"), 2, /unknown option --frob; see: vmsg ivshmem-server --help/],
+  [onSocket("more"), 2, /unexpected argument more/],
+  [onSocket("--size", "large"), 2, /--size: it is a number of bytes such as .*, not large/],
+  [onSocket("--size", "3M"), 2, /--size 3M: the memory has a power of two .*, not 3145728/],
+  [
+    onSocket("--size", "2K"),
+    2,
+    /--size 2K: the memory has a power of two .* from 4K to 64G, not 2048/,
+  ],
+  [onSocket("--size", "128G"), 2, /--size 128G: the memory has a power of two/],
+  [onSocket("--vectors", "65"), 2, /--vectors takes a whole number from 0 to 64, not 65/],
+  [onSocket("--vectors=-1"), 2, /--vectors takes a whole number from 0 to 64, not -1/],
+  [onSocket("--log-level", "loud"), 2, /--log-level is one of error, .*, not loud/],
+  [["ivshmem-server", "--socket", "no/iv.sock"], 1, /no\/iv.sock: No such file .*ENOENT/],
+  [["ivshmem-server", "--socket", "file"], 1, /socket path file is a file that is no socket/],
+  [["ivshmem-server", "--socket", "a".repeat(120)], 1, /has 120 bytes, Linux allows 107/],
+  [onSocket("--file", "no/memory"), 1, /open no\/memory: No such file .*ENOENT/],
+  [
+    onSocket("--file", "file", "--size", "4K"),
+    1,
+    /memory file file has 5000 bytes, more than 4096/,
+  ],
+  [onSocket("--file", "/dev/null"), 1, /memory file \/dev\/null has 0 bytes and cannot be given/],
+];
+
+processTest("cli: ivshmem-server says in one line what is wrong", async (vmsg) => {
+  await Deno.writeFile(`${vmsg.directory}/file`, new Uint8Array(5000));
+  for (const [args, code, pattern] of COMPLAINTS) {
+    const ended = await vmsg.run(...args);
+    const what = `vmsg ${args.join(" ")}`;
+    assertEquals([ended.stderr.length, ended.stdout, ended.code], [1, [], code], what);
+    assertMatch(ended.stderr[0]!, pattern, what);
+  }
+  assertEquals(vmsg.files(), ["file"]);
+});
+
+processTest(
+  "cli: ivshmem-server tells joins and leaves, and ends without a trace",
+  async (vmsg) => {
+    const server = await vmsg.start(...onSocket("--size", "0x10000", "--vectors", "1"));
+    await server.waitFor(/iv.sock: 65536 bytes \(sealed\), 1 vector; waiting for peers/);
+    {
+      using end = openServerEnd(`${vmsg.directory}/iv.sock`, { log: keptLog([]) });
+      assertEquals([end.id, end.memory.size], [0, 65536]);
+      await server.waitFor(/peer 0 joined, 1 in all/);
+    }
+    await server.waitFor(/peer 0 left, 0 in all/);
+    const taken = await vmsg.run(...onSocket());
+    assertEquals(taken.code, 1);
+    assertMatch(taken.stderr.join("\n"), /^vmsg: socket iv.sock is in use by another process$/);
+    assertEquals((await server.end("SIGTERM")).code, 0);
+    assertEquals(vmsg.files(), []);
+  },
+);
+
+processTest("cli: ivshmem-server --trace says what it says", async (vmsg) => {
+  const server = await vmsg.start(...onSocket("--vectors", "1", "--trace"));
+  await server.waitFor(/waiting for peers/);
+  const open = () => openServerEnd(`${vmsg.directory}/iv.sock`, { log: keptLog([]) });
+  {
+    using _first = open();
+    open()[Symbol.dispose]();
+    await server.waitFor(/-> peer 0: peer 1 is gone/);
+  }
+  assertEquals((await server.end("SIGTERM")).code, 0);
+  const traced = server.stderr.map((line) => /->.*/.exec(line)?.[0]).filter((line) => line);
+  assertEquals(traced, [
+    "-> peer 0: version 0",
+    "-> peer 0: its id is 0",
+    "-> peer 0: the memory",
+    "-> peer 0: a vector of its own",
+    "-> peer 0: a vector of peer 1",
+    "-> peer 1: version 0",
+    "-> peer 1: its id is 1",
+    "-> peer 1: the memory",
+    "-> peer 1: a vector of peer 0",
+    "-> peer 1: a vector of its own",
+    "-> peer 0: peer 1 is gone",
+  ]);
+});
+
+processTest("cli: ivshmem-server replaces one that was killed, and keeps a file", async (vmsg) => {
+  const args = onSocket("--size", "4K", "--file", "memory");
+  for (let round = 1; round <= 2; round++) {
+    const server = await vmsg.start(...args);
+    await server.waitFor(/4096 bytes \(memory\), 2 vectors/);
+    using end = openServerEnd(`${vmsg.directory}/iv.sock`, { log: keptLog([]) });
+    const bytes = new Uint8Array(end.memory.buffer);
+    assertEquals(bytes[0], round - 1);
+    bytes[0] = round;
+    await server.end("SIGKILL");
+  }
+  assertEquals(vmsg.files(), ["iv.sock", "memory"]);
+});
+
+/** Seconds that a process has used the processor. */
+function cpuSeconds(pid: number): number {
+  const fields = Deno.readTextFileSync(`/proc/${pid}/stat`).split(") ")[1]!.split(" ");
+  return (Number(fields[11]) + Number(fields[12])) / 100;
+}
+
+processTest("cli: ivshmem-server out of descriptors waits instead of spinning", async (vmsg) => {
+  const command = [...VMSG_COMMAND, ...onSocket("--vectors", "4")].join(" ");
+  const server = await vmsg.startProgram("sh", "-c", `ulimit -n 80; exec ${command}`);
+  await server.waitFor(/waiting for peers/);
+  const ends: ServerEnd[] = [];
+  using stack = new DisposableStack();
+  let problem = "";
+  while (problem === "" && ends.length < 64) {
+    try {
+      ends.push(stack.use(openServerEnd(`${vmsg.directory}/iv.sock`, { log: keptLog([]) })));
+    } catch (error) {
+      problem = (error as Error).message;
+    }
+  }
+  assertMatch(problem, /closed the connection: it may be full|said nothing/);
+  await server.waitFor(/cannot accept a connection|turned a client away: eventfd: .*EMFILE/);
+  const before = cpuSeconds(server.pid);
+  await delay(1000);
+  const used = cpuSeconds(server.pid) - before;
+  assert(used < 0.3, `${used} s of processor time in one second`);
+  // When there is room again it lets the next one in.
+  for (const end of ends.splice(0, 3)) end[Symbol.dispose]();
+  await delay(300);
+  using _end = openServerEnd(`${vmsg.directory}/iv.sock`, { log: keptLog([]) });
+});

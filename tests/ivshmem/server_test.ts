@@ -1,0 +1,371 @@
+import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
+import { allocate } from "../../src/linux/arena.ts";
+import { VmsgError } from "../../src/linux/errors.ts";
+import { createEventFd } from "../../src/linux/eventfd.ts";
+import { F_SEAL_GROW, F_SEAL_SHRINK, fileSeals, fileSize } from "../../src/linux/fd.ts";
+import { mapShared } from "../../src/linux/mapping.ts";
+import { Reactor } from "../../src/linux/reactor.ts";
+import { connectUnix, listenUnix, unixStreamPair } from "../../src/linux/unix_socket.ts";
+import { MessageReader, sendMessage } from "../../src/ivshmem/protocol.ts";
+import { IvshmemServer, MAX_CLIENTS, memorySizeProblem } from "../../src/ivshmem/server.ts";
+import { cleanTest, withDirectory } from "../support/leaks.ts";
+import { countOf, keptLog, RawClient, withServer } from "./support.ts";
+
+const into = allocate(256);
+
+cleanTest("protocol: numbers there and back, in pieces, with and without descriptors", () => {
+  const [a, b] = unixStreamPair();
+  using _a = a;
+  using _b = b;
+  using reader = new MessageReader(b);
+  using fd = createEventFd();
+  assertEquals(reader.read(), "nothing");
+  for (const value of [0, -1, 65535, -2, 2 ** 40 + 7, -(2 ** 40)]) {
+    assertEquals(sendMessage(a, { value, fd: undefined, sent: 0 }), "sent");
+  }
+  // A descriptor in the middle of others without: only its own message has it.
+  assertEquals(sendMessage(a, { value: 7, fd, sent: 0 }), "sent");
+  assertEquals(sendMessage(a, { value: 8, fd: undefined, sent: 0 }), "sent");
+  for (const value of [0, -1, 65535, -2, 2 ** 40 + 7, -(2 ** 40), 7, 8]) {
+    assertEquals([reader.read(), reader.value], ["message", value]);
+    const came = reader.takeFd();
+    assertEquals(came !== undefined, value === 7);
+    came?.[Symbol.dispose]();
+  }
+  into.bytes.set([1, 2, 3, 4, 5, 0, 0, 0]);
+  for (let i = 0; i < 8; i++) {
+    assertEquals(reader.read(), "nothing");
+    a.send(into.address + BigInt(i), 1, i === 3 ? [fd] : []);
+  }
+  assertEquals([reader.read(), reader.value], ["message", 0x05_0403_0201]);
+  // It came with a byte in the middle, and nobody takes it.
+  a.send(into.address, 2, [fd]);
+  a[Symbol.dispose]();
+  assertEquals(reader.read(), "closed");
+});
+
+cleanTest("protocol: two descriptors with one number, and lost ones, are refused", () => {
+  for (const counts of [[2, 0], [1, 1], [8, 0]]) {
+    const [a, b] = unixStreamPair();
+    using _a = a;
+    using _b = b;
+    using reader = new MessageReader(b);
+    using fd = createEventFd();
+    for (const count of counts) a.send(into.address, 4, new Array(count).fill(fd));
+    assertEquals(reader.read(), "bad");
+  }
+});
+
+cleanTest(
+  "server: the example of the wire document, byte by byte",
+  () =>
+    withServer({ vectors: 1 }, async ({ connect, wait, server }) => {
+      connect();
+      await wait(() => server.peers.length === 1);
+      const { stream } = connect();
+      await wait(() => server.peers.length === 2);
+      const bytes: string[] = [];
+      for (let received = 0; received >= 0;) {
+        received = stream.receive(into.address, 8);
+        if (received < 0) break;
+        assertEquals(received, 8);
+        const hex = [...into.bytes.subarray(0, 8)].map((byte) =>
+          byte.toString(16).padStart(2, "0")
+        );
+        bytes.push(hex.join(" ") + " fd".repeat(stream.fds.length));
+        for (const fd of stream.fds) fd[Symbol.dispose]();
+      }
+      assertEquals(bytes, [
+        "00 00 00 00 00 00 00 00",
+        "01 00 00 00 00 00 00 00",
+        "ff ff ff ff ff ff ff ff fd",
+        "00 00 00 00 00 00 00 00 fd",
+        "01 00 00 00 00 00 00 00 fd",
+      ]);
+    }),
+);
+
+cleanTest(
+  "server: joins, rings and leaves of three peers with two vectors",
+  () =>
+    withServer({}, async ({ join, wait, server, lines, reactor }) => {
+      const a = await join();
+      assertEquals(a.news(), "0 0 -1+ 0+ 0+");
+      const b = await join();
+      assertEquals(b.news(), "0 1 -1+ 0+ 0+ 1+ 1+");
+      assertEquals(a.news(), "1+ 1+");
+      const c = await join();
+      assertEquals(c.news(), "0 2 -1+ 0+ 0+ 1+ 1+ 2+ 2+");
+      assertEquals([a.news(), b.news()], ["2+ 2+", "2+ 2+"]);
+
+      a.ring(2, 1);
+      b.ring(2, 1);
+      b.ring(0, 0);
+      c.ring(0, 0);
+      c.ring(2, 0);
+      assertEquals(c.fds.get(2)!.map(countOf), [1, 2]);
+      assertEquals(a.fds.get(0)!.map(countOf), [2, 0]);
+      assertEquals(b.fds.get(1)!.map(countOf), [0, 0]);
+
+      b[Symbol.dispose]();
+      await wait(() => server.peers.length === 2);
+      assertEquals([a.news(), c.news()], ["1", "1"]);
+      // A freed id is not given again.
+      const d = await join();
+      assertEquals(d.news(), "0 3 -1+ 0+ 0+ 2+ 2+ 3+ 3+");
+      await reactor.sleep(5);
+      assertEquals([a.news(), c.news()], ["3+ 3+", "3+ 3+"]);
+      assertEquals(lines.map((line) => line.replace(/^.*iv\.sock: /, "")), [
+        "65536 bytes (sealed), 2 vectors; waiting for peers",
+        "peer 0 joined, 1 in all",
+        "peer 1 joined, 2 in all",
+        "peer 2 joined, 3 in all",
+        "peer 1 left, 2 in all",
+        "peer 3 joined, 3 in all",
+      ]);
+    }),
+);
+
+cleanTest(
+  "server: ids begin again after 65535, and leave out who is there",
+  () =>
+    withServer({ vectors: 0 }, async ({ reactor, connect, server, wait, socket }) => {
+      connect();
+      await wait(() => server.peers.length === 1);
+      let last = 0;
+      for (let i = 1; i < 65536; i += 4) {
+        const four = [0, 1, 2, 3].map(() => new RawClient(connectUnix(socket)!));
+        // Without leaving the stack: 65536 times a millisecond were a minute.
+        reactor.turn();
+        last = Math.max(...server.peers);
+        for (const client of four) client[Symbol.dispose]();
+        while (server.peers.length > 1) reactor.turn();
+        if (i % 4096 === 1) await reactor.sleep(0);
+      }
+      assertEquals(last, 65535);
+      connect();
+      await wait(() => server.peers.length === 2);
+      // 65536 newcomers: the last of them got 1, since 0 is there all the time.
+      assertEquals(server.peers, [0, 2]);
+    }),
+);
+
+cleanTest(
+  "server: without vectors nobody hears of others",
+  () =>
+    withServer({ vectors: 0 }, async ({ join, wait, server }) => {
+      const a = await join();
+      const b = await join();
+      assertEquals([a.news(), b.news()], ["0 0 -1+", "0 1 -1+"]);
+      b[Symbol.dispose]();
+      await wait(() => server.peers.length === 1);
+      assertEquals(a.news(), "");
+    }),
+);
+
+cleanTest(
+  "server: whatever a client says, it is dropped and the others are told",
+  () =>
+    withServer({ vectors: 1 }, async ({ join, wait, lines }) => {
+      const a = await join();
+      for (const [id, fds] of [[1, 0], [2, 1], [3, 8]] as const) {
+        const b = await join();
+        a.news();
+        using fd = createEventFd();
+        b.stream.send(into.address, 1 + id * 8, new Array(fds).fill(fd));
+        await wait(() => a.read() > 0);
+        assertEquals(a.news(), `${id}`);
+        b.read();
+        assert(b.isClosed);
+        assertMatch(
+          lines.at(-1)!,
+          /^warn: .*: peer \d sent something, which no client does, and was dropped, 1 in all$/,
+        );
+      }
+    }),
+);
+
+cleanTest(
+  "server: the memory is sealed, zero, and the same for all",
+  () =>
+    withServer({ size: 1 << 20 }, async ({ join }) => {
+      const [a, b] = [await join(), await join()];
+      const memories = [a, b].map((client) => client.fds.get(-1)![0]!);
+      for (const memory of memories) {
+        assertEquals(fileSize(memory), 1 << 20);
+        assertEquals(fileSeals(memory), F_SEAL_GROW | F_SEAL_SHRINK);
+      }
+      using one = mapShared(memories[0]!.number, 1 << 20);
+      using other = mapShared(memories[1]!.number, 1 << 20);
+      assert(new Uint8Array(other.buffer).every((byte) => byte === 0));
+      new Uint8Array(one.buffer)[4097] = 42;
+      assertEquals(new Uint8Array(other.buffer)[4097], 42);
+    }),
+);
+
+cleanTest(
+  "server: a memory file is made, used as it is, extended, and never cut",
+  () =>
+    withDirectory(async (directory) => {
+      using reactor = new Reactor();
+      const file = `${directory}/memory`;
+      const open = (size: number, path = file) =>
+        new IvshmemServer(reactor, {
+          socket: `${directory}/s`,
+          size,
+          vectors: 1,
+          file: path,
+          log: keptLog([]),
+        });
+      {
+        using _server = open(8192);
+        assertEquals(Deno.statSync(file).size, 8192);
+      }
+      Deno.writeTextFileSync(file, "kept", { append: true });
+      assertThrows(() => open(8192), VmsgError, "has 8196 bytes, more than 8192");
+      assertEquals(Deno.statSync(file).size, 8196);
+      {
+        using _server = open(16384);
+        assertEquals(Deno.statSync(file).size, 16384);
+        assertEquals(Deno.readTextFileSync(file).slice(8192, 8196), "kept");
+        using client = new RawClient(connectUnix(`${directory}/s`)!);
+        await reactor.until((async () => {
+          while (client.read() < 4) await reactor.sleep(1);
+        })());
+        assertEquals(fileSize(client.fds.get(-1)![0]!), 16384);
+      }
+      // A file that cannot grow; and none of them left a socket.
+      assertThrows(() => open(4096, "/dev/null"), VmsgError, "cannot be given 4096");
+      assertThrows(() => open(4096, `${directory}/no/memory`), VmsgError, "ENOENT");
+      assertEquals([...Deno.readDirSync(directory)].map(({ name }) => name), ["memory"]);
+    }),
+);
+
+Deno.test("server: sizes are powers of two", () => {
+  for (const size of [4096, 8192, 1 << 20, 1 << 30, 2 ** 31, 2 ** 35, 2 ** 36]) {
+    assertEquals(memorySizeProblem(size), undefined);
+  }
+  for (
+    const size of [0, -4096, 1, 2048, 4097, 12288, 2 ** 35 + 1, 2 ** 37, NaN, Infinity, 4096.5]
+  ) {
+    assertMatch(memorySizeProblem(size)!, /power of two of bytes from 4K to 64G, not/);
+  }
+});
+
+cleanTest(
+  "server: a socket that was left is replaced, one in use is not",
+  () =>
+    withServer({}, async ({ socket, reactor, join, directory }) => {
+      const options = { size: 4096, vectors: 1, log: keptLog([]) };
+      assertThrows(
+        () => new IvshmemServer(reactor, { socket, ...options }),
+        VmsgError,
+        "is in use by another process",
+      );
+      await join();
+      const left = `${directory}/left.sock`;
+      listenUnix(left).fd[Symbol.dispose]();
+      using _server = new IvshmemServer(reactor, { socket: left, ...options });
+      using _client = new RawClient(connectUnix(left)!);
+    }),
+);
+
+cleanTest(
+  "server: one client too many is turned away",
+  () =>
+    withServer({ vectors: 1 }, async ({ join, connect, wait, server, lines }) => {
+      const first = await join();
+      for (let i = 1; i < MAX_CLIENTS; i++) await join();
+      const late = connect();
+      await wait(() => (late.read(), late.isClosed));
+      assertEquals(late.messages, []);
+      assertEquals(server.peers.length, MAX_CLIENTS);
+      assertMatch(lines.at(-1)!, /^warn: .*: turned a client away, 64 are there already$/);
+      first[Symbol.dispose]();
+      await wait(() => server.peers.length === MAX_CLIENTS - 1);
+      assertEquals((await join()).news().slice(0, 5), "0 64 ");
+    }),
+);
+
+cleanTest(
+  "server: who does not read for a while gets it all later, in order",
+  () =>
+    withServer({ vectors: 8 }, async ({ connect, join, wait, server }) => {
+      const slow = connect();
+      await wait(() => server.peers.length === 1);
+      // More than a socket takes: 50 newcomers of 8 vectors; 20 leave again.
+      const others: RawClient[] = [];
+      for (let i = 0; i < 50; i++) others.push(await join());
+      for (const other of others.splice(20, 20)) other[Symbol.dispose]();
+      await wait(() => server.peers.length === 31);
+      // As it was said, by a model that knows nothing of queues.
+      const known = new Map<number, number>();
+      await wait(() => {
+        slow.read();
+        for (const message of slow.messages.splice(0)) {
+          const id = parseInt(message);
+          if (message.endsWith("+")) known.set(id, (known.get(id) ?? 0) + 1);
+          else known.delete(id);
+        }
+        return known.get(50) === 8;
+      });
+      const ids = [...Array(51).keys()].filter((id) => id < 21 || id > 40);
+      assertEquals([...known.keys()].filter((id) => id > 0), ids.filter((id) => id > 0));
+      for (const id of ids) assertEquals(known.get(id), 8, `vectors of ${id}`);
+      // And its doorbells work.
+      slow.ring(50, 7);
+      assertEquals(countOf(others.at(-1)!.fds.get(50)![7]!), 1);
+    }),
+);
+
+cleanTest(
+  "server: who never reads is dropped, and nobody waits for it",
+  () =>
+    withServer({ vectors: 1 }, async ({ connect, join, wait, server, lines }) => {
+      const stuck = connect();
+      await wait(() => server.peers.length === 1);
+      let joined: RawClient[] = [];
+      for (let round = 0; round < 40 && server.peers.includes(0); round++) {
+        while (joined.length < 60) joined.push(await join());
+        for (const client of joined) client[Symbol.dispose]();
+        joined = [];
+        await wait(() => server.peers.length <= 1);
+      }
+      assertEquals(server.peers, []);
+      assert(
+        lines.some((line) => /^warn: .* peer 0 does not read and was dropped/.test(line)),
+        lines.slice(-20).join("\n"),
+      );
+      await wait(() => (stuck.read(), stuck.isClosed));
+    }),
+);
+
+cleanTest(
+  "server: clients that come and go at once do no harm",
+  () =>
+    withServer({}, async ({ socket, join, wait, server, reactor }) => {
+      const watcher = await join();
+      let came = 0;
+      for (let i = 0; i < 200; i++) {
+        using stream = connectUnix(socket);
+        if (stream !== undefined) came++;
+        if (i % 4 === 3) await reactor.sleep(0);
+      }
+      // Those in front of it have been let in by then.
+      const last = await join();
+      await wait(() => server.peers.length === 2);
+      assertEquals(server.peers, [0, came + 1]);
+      const known = new Set<number>();
+      await wait(() => {
+        watcher.read();
+        for (const message of watcher.messages.splice(0)) {
+          if (message.endsWith("+")) known.add(parseInt(message));
+          else if (parseInt(message) > 0) assert(known.delete(parseInt(message)), message);
+        }
+        return known.has(came + 1);
+      });
+      assertEquals([...known].filter((id) => id >= 0), server.peers);
+      watcher.ring(came + 1);
+      assertEquals(countOf(last.fds.get(came + 1)![0]!), 1);
+    }),
+);
