@@ -3,8 +3,9 @@
  *
  *     vmsg demo         a device and a driver, two processes, on a linux-user bus
  *     vmsg demo guest   a stock kernel's network card, served by two vmsg processes
+ *     vmsg demo ivshmem two machines that share an ivshmem device, one has its network card in the other
  *
- * Both run in a temporary directory and leave nothing behind, also when they fail or are interrupted.
+ * All run in a temporary directory and leave nothing behind, also when they fail or are interrupted.
  */
 
 import { UsageError, VmsgError } from "../linux/errors.ts";
@@ -79,8 +80,10 @@ export const demoCommand: Command = {
   description:
     "Without argument: a device and a driver in two processes; the first messages in words, pings, and\n" +
     "the throughput. Needs nothing and no root. With `guest`: an unmodified kernel (User-Mode Linux or\n" +
-    "QEMU, whichever is there) whose network card is served by `vmsg device` through `vmsg proxy`.",
-  argumentsHelp: "[guest]",
+    "QEMU, whichever is there) whose network card is served by `vmsg device` through `vmsg proxy`. With\n" +
+    "`ivshmem`: two machines under QEMU that share an ivshmem device, with `vmsg device` in one and\n" +
+    "`vmsg driver` in the other.",
+  argumentsHelp: "[guest|ivshmem]",
   options: [
     {
       name: "throughput",
@@ -93,17 +96,40 @@ export const demoCommand: Command = {
       value: "uml|microvm|q35|arm64",
       help: "which guest to boot, instead of what is there",
     },
+    { name: "machine", value: "q35|arm64", help: "which machines to boot (default q35)" },
+    {
+      name: "executable",
+      value: "PATH",
+      help: "vmsg for the machines, where this is not an executable for them",
+    },
+    {
+      name: "net",
+      value: "bridge|packet",
+      help: "how frames leave machine A: a bridge with a TAP (default), or a raw socket",
+    },
   ],
-  examples: ["vmsg demo", "vmsg demo guest", "vmsg demo guest --guest microvm"],
+  examples: [
+    "vmsg demo",
+    "vmsg demo guest",
+    "vmsg demo guest --guest microvm",
+    "vmsg demo ivshmem",
+  ],
   run: async (options) => {
     const [what, ...rest] = options.arguments;
-    if (rest.length > 0 || (what !== undefined && what !== "guest")) {
+    if (rest.length > 0 || !["guest", "ivshmem", undefined].includes(what)) {
       throw new UsageError(`unexpected argument ${rest[0] ?? what}; see: vmsg demo --help`);
     }
     options.number("throughput", 0, 3600);
     if (what === undefined) return await demoDriver(options);
-    const { demoGuest } = await import("./demo_guest.ts");
     using interrupted = untilInterrupted();
+    if (what === "ivshmem") {
+      const [machine, executable, net] = ["machine", "executable", "net"].map((n) =>
+        options.text(n)
+      );
+      const { demoIvshmem } = await import("./demo_ivshmem.ts");
+      return await demoIvshmem({ machine, executable, net, interrupted });
+    }
+    const { demoGuest } = await import("./demo_guest.ts");
     return await demoGuest(options.text("guest"), interrupted);
   },
 };

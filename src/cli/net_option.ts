@@ -76,7 +76,8 @@ export const NET_OPTIONS: readonly Option[] = [
 
 /** An address in QEMU's range, the last byte by device number. */
 function defaultMac(number: number): string {
-  return `52:54:00:12:34:${((0x56 + number) & 0xff).toString(16).padStart(2, "0")}`;
+  // Not what QEMU gives its first card, which may be in the same network.
+  return `52:54:00:76:6d:${(number & 0xff).toString(16).padStart(2, "0")}`;
 }
 
 /** Parses one `--net`. */

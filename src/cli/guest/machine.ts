@@ -15,8 +15,8 @@
  *     arm64   machine type virt, SMMUv3 and the interrupt translation of GICv3
  *
  * One machine sees another's memory if that lies in a file of the host (`memoryFile`,
- * `otherMemory`). A write to the file of a disk stalls now and then, so it should lie in memory: in
- * the directory of `openKeeper("/dev/shm")`.
+ * `otherMemory`). The file should not lie on a disk, which makes the machine slower, but in the
+ * directory of `openKeeper("/dev/shm")`.
  *
  * A machine lives from `startMachine` until its script ends, it is told `quit`, or it is disposed.
  * What QEMU makes is gone then, except a memory file, which is the caller's.
