@@ -73,7 +73,7 @@ export abstract class PageBus extends QueueBus {
     const queue = (of: Side) =>
       new SpscQueue(memory, offset + OFFSET[of], QUEUE_PAGE, isDeviceMemory);
     const words = (of: Side) => new Uint32Array(memory.buffer, offset + OFFSET[of], QUEUE_PAGE / 4);
-    if (options.reset) { for (const  of of[side, other] as const) words(of).fill(0); }
+    for (const whose of options.reset ? [side, other] as const : []) words(whose).fill(0);
     super(side, reactor, options, queue(side), queue(other));
     this.segment = { memory, start: offset + 2 * QUEUE_PAGE };
     this.#named = options.named;

@@ -10,7 +10,7 @@
  */
 
 import { allocate } from "../linux/arena.ts";
-import { VmsgError } from "../linux/errors.ts";
+import { LinuxError, VmsgError } from "../linux/errors.ts";
 import { type Fd, fileSize, openFile } from "../linux/fd.ts";
 import { libc } from "../linux/libc.ts";
 import { type Mapping, mapShared, PAGE_SIZE } from "../linux/mapping.ts";
@@ -53,15 +53,22 @@ export const SHM_MINIMUM: number = 2 * QUEUE_PAGE;
 const word = allocate(8);
 word.view.setUint32(0, 1, true);
 
-/** Maps from an offset that need not be a page's. */
+/** Maps a part of a file, from a page's start on. */
 function mapPart(file: string, offset: number, size: number): Mapping {
   using fd = openFile(file);
   // A device has no size; a file that is too short would be a SIGBUS at the first access.
   const length = fileSizeOf(fd);
   if (length > 0 && offset + size > length) {
-    throw new VmsgError("BUS_MEMORY", `${file} has ${length} bytes, not ${offset + size}`);
+    const from = offset > 0 ? ` from ${offset} on` : "";
+    throw new VmsgError("BUS_MEMORY", `bus shm: ${file} has ${length} bytes, not ${size}${from}`);
   }
-  return mapShared(fd.number, size, offset);
+  try {
+    return mapShared(fd.number, size, offset);
+  } catch (error) {
+    if (!(error instanceof LinuxError)) throw error;
+    const what = `${size} bytes from ${offset} on cannot be mapped`;
+    throw new VmsgError("BUS_MEMORY", `bus shm: ${file}: ${what} (${error.code})`);
+  }
 }
 
 function fileSizeOf(fd: Fd): number {
@@ -117,12 +124,19 @@ export class ShmBus extends PageBus {
   }
 
   #watch(fd: Fd): void {
-    this.reactor.watch(fd, EPOLLIN, () => {
+    const interrupted = () => {
       libc.read(fd.number, word.address + 4n, 4);
       // Enabled before the look: what comes after the look interrupts again.
       libc.write(fd.number, word.address, 4);
       this.rung();
-    });
+    };
+    try {
+      this.reactor.watch(fd, EPOLLIN, interrupted);
+    } catch (error) {
+      if (!(error instanceof LinuxError)) throw error;
+      const what = `bus shm: ${this.#options.uio} gives no interrupts (${error.code})`;
+      throw new VmsgError("NO_UIO", `${what}: give a UIO device, or leave notify=uio out`);
+    }
     this.#stack.defer(() => this.reactor.unwatch(fd));
     libc.write(fd.number, word.address, 4);
   }

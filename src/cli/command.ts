@@ -123,7 +123,9 @@ export function parseOptions(command: Command, args: readonly string[]): Options
     if (option.default !== undefined) values[option.name] ??= option.default;
     const missing = values[option.name] === undefined || (given.length === 0);
     if (option.required === true && missing && !alone) {
-      throw new UsageError(`--${option.name} ${option.value} is missing`);
+      throw new UsageError(
+        `--${option.name} ${option.value} is missing; see: vmsg ${command.name} --help`,
+      );
     }
   }
   const rest = parsed._.map(String);

@@ -96,6 +96,7 @@ export const demoCommand: Command = {
       value: "uml|microvm|q35|arm64",
       help: "which guest to boot, instead of what is there",
     },
+    { name: "confined", help: "the guest's memory stays its own: buffers are copied to a segment" },
     { name: "machine", value: "q35|arm64", help: "which machines to boot (default q35)" },
     {
       name: "executable",
@@ -130,6 +131,6 @@ export const demoCommand: Command = {
       return await demoIvshmem({ machine, executable, net, interrupted });
     }
     const { demoGuest } = await import("./demo_guest.ts");
-    return await demoGuest(options.text("guest"), interrupted);
+    return await demoGuest(options.text("guest"), options.flag("confined"), interrupted);
   },
 };

@@ -35,10 +35,12 @@ function choose(guests: Guests, wanted: string | undefined): Installation {
  * Boots the guest and pings from it.
  *
  * @param kind one of `GUEST_KINDS`, or the first of User-Mode Linux and microvm that is there
+ * @param confined keeps every virtqueue and buffer in a segment of its own
  * @param interrupted resolves to an exit code when the user has enough
  */
 export async function demoGuest(
   kind: string | undefined,
+  confined: boolean,
   interrupted: Promise<number>,
 ): Promise<number> {
   const installation = choose(await findGuests(), kind);
@@ -58,8 +60,9 @@ export async function demoGuest(
     // Its end comes with the keeper's; a child that fails has said why.
     Promise.all([output, child.status]).catch(() => {});
   };
-  await start("device", "--bus", bus, "--net", "responder");
-  await start("proxy", "--bus", bus, "--vhost-user", `socket=${socket}`);
+  const mode = confined ? ["--confined"] : [];
+  await start("device", "--bus", bus, "--net", "responder", ...mode);
+  await start("proxy", "--bus", bus, "--vhost-user", `socket=${socket}`, ...mode);
   const script = pingScript({ address: "dhcp", peer: "10.0.2.2", count: 3 });
   const initramfs = await guestInitramfs(installation, { script });
   console.log(`booting a ${installation.kind} guest, an unmodified kernel, with ${socket}`);

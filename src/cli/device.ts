@@ -18,6 +18,10 @@ export const deviceCommand: Command = {
     BUS_OPTION,
     ...NET_OPTIONS,
     DEVICE_MEMORY_OPTION,
+    {
+      name: "confined",
+      help: "touch no memory of the other side but the bus's segment (proxy and driver --confined)",
+    },
     ...COMMON_OPTIONS,
   ],
   details: [BUS_HELP],
@@ -32,7 +36,12 @@ export const deviceCommand: Command = {
   run: (options) => {
     const nets = options.list("net");
     if (nets.length > 64) throw new UsageError("at most 64 --net");
+    const confined = options.flag("confined");
+    if (confined && options.list("memory").length > 0) {
+      throw new UsageError("--memory goes without --confined, which touches the segment only");
+    }
     const settings = {
+      confined,
       bus: parseBus(options.text("bus")!, "device"),
       memories: options.list("memory").map(parseDeviceMemory),
       hubs: options.list("hub").map(parseHub),

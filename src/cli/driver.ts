@@ -6,7 +6,12 @@ import { BUS_HELP, BUS_OPTION, parseBus } from "./bus_option.ts";
 import type { Command, Options } from "./command.ts";
 import { COMMON_OPTIONS, parseCommon, runDataPlane } from "./data_plane.ts";
 import { parseTap } from "./net_option.ts";
-import { DRIVER_MEMORY_OPTION, parseDriverMemory } from "./memory_option.ts";
+import {
+  CONFINED_OPTIONS,
+  DRIVER_MEMORY_OPTION,
+  parseConfined,
+  parseDriverMemory,
+} from "./memory_option.ts";
 
 function addressOption(options: Options, name: string): string {
   const text = options.text(name)!;
@@ -44,6 +49,7 @@ export const driverCommand: Command = {
       help: "after the pings, send frames as fast as they are taken for that long, then receive",
     },
     DRIVER_MEMORY_OPTION,
+    ...CONFINED_OPTIONS,
     { name: "json", help: "print one JSON object at the end instead of lines" },
     ...COMMON_OPTIONS,
   ],
@@ -58,9 +64,17 @@ export const driverCommand: Command = {
   run: (options) => {
     const tap = options.text("tap");
     const memory = options.text("memory");
+    const confined = parseConfined(options);
+    if (confined !== undefined && memory !== undefined) {
+      throw new UsageError("give either --memory or --confined");
+    }
     const settings = {
       tap: tap === undefined ? undefined : parseTap(tap),
-      memory: memory === undefined ? undefined : parseDriverMemory(memory),
+      memory: confined !== undefined
+        ? { kind: "confined", ...confined } as const
+        : memory === undefined
+        ? undefined
+        : parseDriverMemory(memory),
       bus: parseBus(options.text("bus")!, "driver"),
       device: options.wholeNumber("device", 0, 65535)!,
       json: options.flag("json"),

@@ -14,12 +14,13 @@ import { IvshmemBus } from "../bus/ivshmem.ts";
 import { openSysfsMemory } from "../ivshmem/sysfs_end.ts";
 import { openVfioMemory } from "../ivshmem/vfio_end.ts";
 import { fileSize, openFile } from "../linux/fd.ts";
-import { VmsgError } from "../linux/errors.ts";
+import { UsageError, VmsgError } from "../linux/errors.ts";
 import { mapShared } from "../linux/mapping.ts";
 import { pciAddress } from "../linux/sysfs.ts";
 import type { MappedMemory } from "../memory/mod.ts";
 import type { Log } from "../observe/log.ts";
 import {
+  confinedMemory,
   type DriverMemory,
   knownMemory,
   ownMemory,
@@ -28,7 +29,7 @@ import {
 } from "../proxy/driver/driver_memory.ts";
 import { DRIVER_MEMORY_SIZE } from "../proxy/driver/net_driver.ts";
 import type { FixedWindow } from "../transport/device_side.ts";
-import type { Option } from "./command.ts";
+import type { Option, Options } from "./command.ts";
 import { type Group, parseGroup } from "./groups.ts";
 
 /** Memory in a file. */
@@ -61,7 +62,8 @@ export interface DeviceMemorySettings {
 export type DriverMemorySettings =
   | FileSettings
   | { readonly kind: "segment"; readonly offset: number | undefined; readonly size: number }
-  | { readonly kind: "hugepages"; readonly size: number };
+  | { readonly kind: "hugepages"; readonly size: number }
+  | { readonly kind: "confined"; readonly size: number | undefined };
 
 /** The option's entry in the table of `vmsg device`. */
 export const DEVICE_MEMORY_OPTION: Option = {
@@ -101,6 +103,7 @@ export function parseDeviceMemory(text: string): DeviceMemorySettings {
 
 function parseSource(group: Group): DeviceMemorySettings["source"] {
   if (group.text("pci") === undefined) {
+    if (group.text("file") === undefined) throw group.error("give either file= or pci=");
     if (group.text("via") !== undefined) throw group.error("via goes with pci=");
     return { kind: "file", file: group.required("file") };
   }
@@ -121,8 +124,37 @@ export function parseDriverMemory(text: string): DriverMemorySettings {
     const offset = group.text("offset") === undefined ? undefined : group.bytes("offset");
     return { kind: "segment", offset, size };
   }
-  if (given[0] === "hugepages") return { kind: "hugepages", size: group.bytes("hugepages") };
+  if (given[0] === "hugepages") {
+    const wanted = group.bytes("hugepages");
+    if (wanted === 0) throw group.error("hugepages=0 is no memory, hugepages=10M is plenty");
+    return { kind: "hugepages", size: wanted };
+  }
   return { kind: "file", file: group.required("file"), at: group.bytes("at"), size };
+}
+
+/** The options of confined mode, for both driver sides. */
+export const CONFINED_OPTIONS: readonly Option[] = [
+  {
+    name: "confined",
+    help: "keep every virtqueue and buffer in one segment that both sides share: the device side " +
+      "never sees the rest of this side's memory",
+  },
+  {
+    name: "segment",
+    value: "SIZE",
+    help: "of the segment: by default all of the bus's shared memory, or 4M on linux-user",
+  },
+];
+
+/** Parses {@link CONFINED_OPTIONS}; undefined without --confined. */
+export function parseConfined(options: Options): { size: number | undefined } | undefined {
+  const text = options.text("segment");
+  if (!options.flag("confined")) {
+    if (text !== undefined) throw new UsageError("--segment goes with --confined");
+    return undefined;
+  }
+  if (text === undefined) return { size: undefined };
+  return { size: parseGroup("segment", `size=${text}`, { "": ["size"] }).bytes("size") };
 }
 
 /** Opens and maps a file. */
@@ -177,6 +209,7 @@ export function openDriverMemory(
       : segmentMemory(bus, undefined, 0);
   }
   if (settings.kind === "segment") return segmentMemory(bus, settings.offset, settings.size);
+  if (settings.kind === "confined") return stack.use(confinedMemory(bus, settings.size));
   if (settings.kind === "file") {
     return knownMemory(stack.use(openFileMemory(settings.file, settings.size)), settings.at);
   }

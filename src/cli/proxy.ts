@@ -6,6 +6,7 @@ import { BUS_HELP, BUS_OPTION, parseBus } from "./bus_option.ts";
 import type { Command } from "./command.ts";
 import { COMMON_OPTIONS, parseCommon, runDataPlane } from "./data_plane.ts";
 import { parseGroup } from "./groups.ts";
+import { CONFINED_OPTIONS, parseConfined } from "./memory_option.ts";
 
 /** Parses one `--vhost-user`. */
 export function parseVhostUser(text: string, index: number): VhostUserOptions {
@@ -36,6 +37,7 @@ export const proxyCommand: Command = {
       help: "listen on PATH, or connect to it, for the front end that shall have device number N " +
         "(default: 0, 1, ... in the order given); fd is a connection that the caller made",
     },
+    ...CONFINED_OPTIONS,
     {
       name: "print-capabilities",
       alone: true,
@@ -46,6 +48,7 @@ export const proxyCommand: Command = {
   details: [BUS_HELP],
   examples: [
     "vmsg proxy --bus linux-user,socket=lu.sock --vhost-user socket=vu.sock",
+    "vmsg proxy --bus ivshmem,pci=00:10.0,bind --vhost-user socket=vu.sock --confined",
     "linux.uml mem=128M initrd=initrd virtio_uml.device=vu.sock:1",
   ],
   run: (options) => {
@@ -61,7 +64,8 @@ export const proxyCommand: Command = {
         "--vhost-user: a device number belongs to one guest, one is given twice",
       );
     }
-    const settings = { bus: parseBus(options.text("bus")!, "driver"), vhostUsers };
+    const confined = parseConfined(options);
+    const settings = { bus: parseBus(options.text("bus")!, "driver"), vhostUsers, confined };
     return runDataPlane({ kind: "proxy", settings }, parseCommon(options));
   },
 };

@@ -63,6 +63,7 @@ const EFAULT = linuxErrno("EFAULT");
 const EINVAL = linuxErrno("EINVAL");
 const ENODEV = linuxErrno("ENODEV");
 const ENOENT = linuxErrno("ENOENT");
+const EPERM = linuxErrno("EPERM");
 const EPROTO = linuxErrno("EPROTO");
 const ESTALE = linuxErrno("ESTALE");
 
@@ -80,6 +81,8 @@ export interface DeviceSideOptions {
   readonly log: Log;
   /** Sees every message. */
   readonly tracer?: Tracer | undefined;
+  /** Take no memory but the segment: what lies outside of it is never touched, whoever asks. */
+  readonly confined?: boolean | undefined;
   /** Milliseconds that never go back, for the lease; by default `performance.now`. */
   readonly now?: (() => number) | undefined;
 }
@@ -254,7 +257,16 @@ class DeviceSlot implements DeviceHost {
     }
     if (result === 0) this.regions.set(address, { length, windows });
     else for (const { at, size } of windows) this.memory.remove(at, size);
+    if (result === EFAULT) this.tellUnseen(from, from + length);
     return result;
+  }
+
+  private tellUnseen(start: number, end: number): void {
+    const where = `0x${start.toString(16)} to 0x${end.toString(16)}`;
+    this.side.complain(
+      `device ${this.number}: the driver side's memory is at ${where} of its machine, ` +
+        (this.fixed.length === 0 ? "give --memory to see it" : "which no --memory covers"),
+    );
   }
 
   removeMemory(address: number, length: number): number {
@@ -273,6 +285,14 @@ class DeviceSlot implements DeviceHost {
 
   /** Shows the memory that a foreign peer has and cannot announce. */
   showFixedMemory(): void {
+    const { bus: { segment }, confined = false } = this.side.options;
+    if (confined) {
+      // Addresses are offsets in it.
+      if (segment === undefined) return;
+      const { memory, start } = segment;
+      this.addSegment(start, memory.size - start, start);
+      return;
+    }
     for (const { at, size, memory, offset } of this.fixed) {
       const problem = this.memory.add(at, size, memory, offset);
       if (problem !== undefined) this.side.options.log.error(`memory at ${at}: ${problem}`);
@@ -481,6 +501,11 @@ export class DeviceSide implements BusListener, Disposable {
     return true;
   }
 
+  /** Warns of what a driver side can make us say as often as it likes. */
+  complain(line: string): void {
+    this.#complain(line);
+  }
+
   #drop(): void {
     this.counters.dropped++;
   }
@@ -601,16 +626,19 @@ export class DeviceSide implements BusListener, Disposable {
     const device = this.#slots.get(memoryDevice);
     // Taken in any case: a descriptor belongs to its message, also to one that is refused.
     const from = message.flags & (MEMORY_SEGMENT | MEMORY_WINDOW);
-    using fd = kind === Kind.ADD_MEMORY && from === 0
-      ? this.options.bus.takeFd(message.ordinal)
-      : undefined;
+    // A segment is the bus's own memory; a bus that has none but carries descriptors brings it.
+    const { bus, confined = false } = this.options;
+    const carriesFd = from === 0 || (from === MEMORY_SEGMENT && bus.segment === undefined);
+    using fd = kind === Kind.ADD_MEMORY && carriesFd ? bus.takeFd(message.ordinal) : undefined;
     let result = 0;
     let base = 0;
     if (message.epoch !== this.#peerEpoch) result = ESTALE;
     else if (device === undefined) result = ENODEV;
     else if (kind === Kind.ADD_MEMORY) {
-      if (from === MEMORY_SEGMENT) result = device.addSegment(address, length, message.offset);
-      else if (from !== 0) result = device.addFixed(address, length, message.offset);
+      if (confined && from !== MEMORY_SEGMENT) result = this.#refuseMemory();
+      else if (from === MEMORY_SEGMENT && !carriesFd) {
+        result = device.addSegment(address, length, message.offset);
+      } else if (from === MEMORY_WINDOW) result = device.addFixed(address, length, message.offset);
       else if (fd === undefined) result = EBADF;
       else result = device.addMemory(fd, address, length, message.offset);
     } else if (kind === Kind.REMOVE_MEMORY) {
@@ -628,6 +656,11 @@ export class DeviceSide implements BusListener, Disposable {
     out.index = index;
     out.base = base;
     this.#send();
+  }
+
+  #refuseMemory(): number {
+    this.#complain("the driver side offers its memory, but --confined takes a segment only");
+    return EPERM;
   }
 
   #stopQueue(device: DeviceSlot, index: number): number {

@@ -824,8 +824,15 @@ export class RemoteDevice {
    * @param address of its first byte on the bus
    * @param length in bytes
    * @param offset of the first byte in the file
+   * @param flags MEMORY_SEGMENT if it is confined mode's segment
    */
-  async addMemory(fd: Fd, address: number, length: number, offset: number): Promise<void> {
+  async addMemory(
+    fd: Fd,
+    address: number,
+    length: number,
+    offset: number,
+    flags = 0,
+  ): Promise<void> {
     const { bus, reactor } = this.side.options;
     const { session } = this.side;
     const endMs = performance.now() + REQUEST_TIMEOUT_MS;
@@ -842,6 +849,7 @@ export class RemoteDevice {
       if (ordinal < 0) await reactor.sleep(FULL_RETRY_MS);
     }
     await this.#private(Kind.ADD_MEMORY, (request) => {
+      request.flags = flags;
       request.ordinal = ordinal;
       request.address = address;
       request.length = length;

@@ -362,6 +362,17 @@ export class DeviceQueue {
   }
 
   /**
+   * Fills `chain` with a buffer in flight once more, for a device that kept only its head.
+   *
+   * @returns false if the driver has changed it into something that breaks the queue
+   */
+  again(head: number, chain: Chain): boolean {
+    chain.clear();
+    chain.head = head;
+    return this.#walk(head, chain) === Pop.CHAIN;
+  }
+
+  /**
    * Gives the oldest buffer in flight back. The driver sees it after {@link publish}.
    *
    * @param head of that buffer

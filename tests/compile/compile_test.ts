@@ -11,7 +11,8 @@ import { VERSION } from "../../src/version.ts";
 import { arm64Command, findArm64 } from "../../scripts/fetch_arm64.ts";
 import { mustRun, runCommand } from "../../src/cli/guest/run_command.ts";
 import { nativeTarget, type Target } from "../../scripts/toolchain.ts";
-import { compiledExecutable, scriptCommand, toolchainLacks } from "../support/executable.ts";
+import { compiledExecutable, scriptCommand } from "../../scripts/executable.ts";
+import { toolchainLacks } from "../support/executable.ts";
 import { type Lack, testUnless } from "../support/needs.ts";
 
 const ARM64: Target = "aarch64-unknown-linux-gnu";

@@ -11,7 +11,8 @@ import {
 import { buildMachineImage, type MachineImageOptions } from "../../src/cli/guest/machine_image.ts";
 import type { QemuInstallation } from "../../src/cli/guest/qemu.ts";
 import type { Target } from "../../scripts/toolchain.ts";
-import { compiledExecutable, toolchainLacks } from "../support/executable.ts";
+import { compiledExecutable } from "../../scripts/executable.ts";
+import { toolchainLacks } from "../support/executable.ts";
 import type { Lack } from "../support/needs.ts";
 import { type GuestTest, guestTest } from "./support.ts";
 

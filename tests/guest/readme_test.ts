@@ -12,7 +12,8 @@ import { demoCommand } from "../../src/cli/demo.ts";
 import { deviceCommand } from "../../src/cli/device.ts";
 import { doctorCommand } from "../../src/cli/doctor.ts";
 import { driverCommand } from "../../src/cli/driver.ts";
-import { parseMemory } from "../../src/cli/memory_option.ts";
+import { ivshmemServerCommand } from "../../src/cli/ivshmem_server.ts";
+import { parseDeviceMemory, parseDriverMemory } from "../../src/cli/memory_option.ts";
 import { parseHub, parseNet, parseTap } from "../../src/cli/net_option.ts";
 import { parseVhostUser, proxyCommand } from "../../src/cli/proxy.ts";
 import { ip, Namespace } from "../network/support.ts";
@@ -44,6 +45,7 @@ const COMMANDS: Readonly<Record<string, Command>> = {
   device: deviceCommand,
   doctor: doctorCommand,
   driver: driverCommand,
+  "ivshmem-server": ivshmemServerCommand,
   proxy: proxyCommand,
 };
 
@@ -57,7 +59,8 @@ Deno.test("README: every vmsg command is accepted", () => {
     if (options.text("bus") !== undefined) parseBus(options.text("bus")!, side);
     options.list("net").forEach(parseNet);
     options.list("hub").forEach(parseHub);
-    options.list("memory").forEach(parseMemory);
+    options.list("memory").forEach(parseDeviceMemory);
+    if (options.text("memory") !== undefined) parseDriverMemory(options.text("memory")!);
     options.list("vhost-user").forEach(parseVhostUser);
     if (options.text("tap") !== undefined) parseTap(options.text("tap")!);
   }

@@ -131,8 +131,11 @@ async function waitForFile(path: string): Promise<void> {
 /** What machine A's script is told. */
 export interface DeviceScriptOptions {
   readonly kind: MachineKind;
-  /** How frames leave the machine: its card in a bridge with a TAP, or its card by a raw socket. */
-  readonly net: "bridge" | "packet" | "responder";
+  /**
+   * How frames leave the machine: its card in a bridge with a TAP, or its card by a raw socket. Or
+   * where they stay: at the machine's own kernel, which is 10.0.2.2 (tap), or in `vmsg device`.
+   */
+  readonly net: "bridge" | "packet" | "tap" | "responder";
   /** More of `--bus ivshmem,...`, as in "peer=1"; `bind` unless given. */
   readonly bus?: string;
   /** More arguments for `vmsg device`. */
@@ -142,7 +145,12 @@ export interface DeviceScriptOptions {
 /** Shell: `vmsg device` next to the machine's network card, until the end. */
 export function deviceScript(options: DeviceScriptOptions): string {
   const { kind, net, bus = "bind", args = "" } = options;
-  const ports = { bridge: "tap=tap0,bridge=br0", packet: "packet=eth0", responder: "responder" };
+  const ports = {
+    bridge: "tap=tap0,bridge=br0",
+    packet: "packet=eth0",
+    tap: "tap=tap0,address=10.0.2.2/24",
+    responder: "responder",
+  };
   const command = [
     `vmsg device --bus ivshmem,pci=${DOORBELL_ADDRESS},${bus}`,
     `--memory pci=${OTHER_MEMORY_ADDRESS},at=${MEMORY_BASE[kind]}`,
@@ -153,7 +161,7 @@ ip link add br0 type bridge
 ip link set eth0 master br0
 ip link set br0 up`;
   return `
-${net === "responder" ? "" : "ip link set eth0 up"}
+${net === "bridge" || net === "packet" ? "ip link set eth0 up" : ""}
 ${net === "bridge" ? bridge : ""}
 echo "$ ${command}"
 ${command}

@@ -17,6 +17,8 @@ export interface DeviceSettings {
   /** In order of their device numbers, from 0. */
   readonly nets: readonly NetSettings[];
   readonly hubs: readonly HubSettings[];
+  /** Touch the bus's segment only. */
+  readonly confined: boolean;
   readonly memories: readonly DeviceMemorySettings[];
 }
 
@@ -42,7 +44,8 @@ export function openDevicePlane(settings: DeviceSettings, context: PlaneContext)
   const bus = stack.use(openBus(settings.bus, "device", reactor, log));
   const codec = codecFor(settings.bus.dialect);
   const detect = detectable(settings.bus);
-  const side = stack.use(new DeviceSide({ reactor, bus, codec, detect, log, tracer }));
+  const { confined } = settings;
+  const side = stack.use(new DeviceSide({ reactor, bus, codec, detect, log, tracer, confined }));
   const windows = settings.memories.flatMap((memory) =>
     windowsOf(memory, stack.use(openDeviceMemory(memory, log)))
   );

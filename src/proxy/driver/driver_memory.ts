@@ -4,6 +4,7 @@
  *     own       a sealed memfd, sent to the device side: two processes of one host
  *     file      a file that both sides were told of, for dialects that announce no memory
  *     segment   part of the shared memory that holds the bus's queues
+ *     confined  a segment as confined mode has it, with its header
  *     pages     huge pages of this machine, whose RAM the device side's machine can see
  *
  * `pages` need not lie in one piece: each run is announced by itself, and the device side puts them
@@ -18,7 +19,8 @@ import { mapShared, PAGE_SIZE } from "../../linux/mapping.ts";
 import type { MappedMemory } from "../../memory/mod.ts";
 import { MEMORY_SEGMENT, MEMORY_WINDOW } from "../../message/message.ts";
 import type { Bus } from "../../bus/bus.ts";
-import type { RemoteDevice } from "../../transport/driver_side.ts";
+import { Segment } from "../confined/segment.ts";
+import { type RemoteDevice, RequestRefused } from "../../transport/driver_side.ts";
 
 /** Where memory that is announced lies on the bus; any address would do, 0 could hide a bug. */
 const BUS_ADDRESS = 0x4000_0000;
@@ -46,6 +48,16 @@ function assertVmsg(device: RemoteDevice): void {
     "NO_MEMORY",
     "the device side is no vmsg that speaks v1, it must know our memory: give both --memory",
   );
+}
+
+/** What a device side means that refuses memory without a descriptor. */
+async function explained(advice: string, announce: () => Promise<void>): Promise<void> {
+  try {
+    await announce();
+  } catch (error) {
+    if (!(error instanceof RequestRefused)) throw error;
+    throw new VmsgError("NO_MEMORY", `${error.message}: ${advice}`, { cause: error });
+  }
 }
 
 async function withdraw(device: RemoteDevice, at: number, size: number): Promise<void> {
@@ -110,9 +122,11 @@ export function segmentMemory(bus: Bus, offset: number | undefined, size: number
     );
   }
   if (length <= 0 || start + length > segment.memory.size) {
+    const { size } = segment.memory;
     throw new VmsgError(
       "MEMORY",
-      `--memory segment: ${bus.description} has ${segment.memory.size} bytes of shared memory`,
+      `--memory segment: ${bus.description} has ${size} bytes of shared memory, ` +
+        (length <= 0 ? `none of them from ${start} on` : `not ${length} from ${start} on`),
     );
   }
   return {
@@ -121,12 +135,40 @@ export function segmentMemory(bus: Bus, offset: number | undefined, size: number
     size: length,
     // The two address spaces are the same, so that a trace can be read.
     at: start,
-    announce: (device) => {
+    announce: async (device) => {
       assertVmsg(device);
-      return device.addSharedMemory(MEMORY_SEGMENT, start, length, start);
+      const advice = "its shared memory is smaller than ours: give both sides all of it (size=)";
+      await explained(advice, () => device.addSharedMemory(MEMORY_SEGMENT, start, length, start));
     },
     withdraw: (device) => withdraw(device, start, length),
     [Symbol.dispose]: () => {},
+  };
+}
+
+function scattered(count: number): VmsgError {
+  return new VmsgError(
+    "NO_MEMORY",
+    `the huge pages lie in ${count} pieces, which only a vmsg that speaks v1 can be told: ` +
+      "give --memory hugepages=2M, which is one piece",
+  );
+}
+
+/**
+ * Confined mode: the driver's own rings and buffers are in the segment, and nothing is copied.
+ *
+ * @param size of the segment in bytes; undefined: all that the bus has
+ */
+export function confinedMemory(bus: Bus, size: number | undefined): DriverMemory {
+  const segment = new Segment(bus, size, 1);
+  const place = segment.share(0);
+  return {
+    memory: place.memory,
+    offset: place.offset,
+    size: place.size,
+    at: place.busAddress + place.offset,
+    announce: (device) => segment.announce(device),
+    withdraw: (device) => segment.withdraw(device),
+    [Symbol.dispose]: () => segment[Symbol.dispose](),
   };
 }
 
@@ -151,9 +193,15 @@ export function pageMemory(
     at,
     announce: async (device) => {
       if (device.side.peer !== "vmsg" && runs.length === 1) return;
-      assertVmsg(device);
+      if (device.side.peer !== "vmsg") throw scattered(runs.length);
       for (const { offset, physical, length } of runs) {
-        await device.addSharedMemory(MEMORY_WINDOW, at + offset, length, physical);
+        const where = `0x${physical.toString(16)} to 0x${(physical + length).toString(16)}`;
+        const advice = `it does not see this machine's memory at ${where}: give vmsg device ` +
+          "--memory pci=ADDRESS,at=ADDRESS (or file=PATH), with low= and hole= where RAM has a hole";
+        await explained(
+          advice,
+          () => device.addSharedMemory(MEMORY_WINDOW, at + offset, length, physical),
+        );
       }
     },
     withdraw: async (device) => {

@@ -18,6 +18,9 @@
  *
  * Towards a device side that is not vmsg there are no private messages: memory comes from its own
  * command line, a stop is RESET_VQUEUE or else a reset of the device, and a ring cannot go on from a base other than 0.
+ *
+ * In confined mode (confined/) the device side is told of the segment once and of no other memory, and of
+ * a ring's shadow instead of the ring. Which rings run and when is the same.
  */
 
 import { VmsgError } from "../../linux/errors.ts";
@@ -25,7 +28,9 @@ import { signalEventFd } from "../../linux/eventfd.ts";
 import { RingFeature, Status, statusNames } from "../../message/features.ts";
 import { hasFeature } from "../../network/offloads.ts";
 import type { Log } from "../../observe/log.ts";
+import type { QueueSetup } from "../../transport/device_model.ts";
 import type { DeviceInfo, RemoteDevice } from "../../transport/driver_side.ts";
+import type { ConfinedDevice } from "../confined/confined_device.ts";
 import type { MappedRegion, MemoryTable } from "./memory_table.ts";
 import type { Vring } from "./vring.ts";
 
@@ -59,7 +64,12 @@ export class DeviceState {
   #negotiated: Uint32Array | undefined;
   #driverOk = false;
 
-  constructor(readonly device: RemoteDevice, readonly log: Log) {}
+  /** @param confined serves the rings in confined mode */
+  constructor(
+    readonly device: RemoteDevice,
+    readonly log: Log,
+    readonly confined?: ConfinedDevice | undefined,
+  ) {}
 
   /** Asks the device what it is. */
   async discover(): Promise<void> {
@@ -109,7 +119,8 @@ export class DeviceState {
     const regions = memory?.regions ?? [];
     const gone = this.#regions.filter((region) => !regions.includes(region));
     const fresh = regions.filter((region) => !this.#regions.includes(region));
-    const memoryChanges = this.#isVmsg && gone.length + fresh.length > 0;
+    const followsMemory = this.#isVmsg || this.confined !== undefined;
+    const memoryChanges = followsMemory && gone.length + fresh.length > 0;
     // Other features need a reset of the device, and that stops every ring.
     const stopsAll = memoryChanges ||
       (runnable.length > 0 && this.#negotiated !== undefined && !this.#isNegotiated(features!));
@@ -120,6 +131,7 @@ export class DeviceState {
     }
     if (memoryChanges) await this.#changeMemory(gone, fresh);
     if (runnable.length === 0) return;
+    await this.confined?.announce();
     await this.#negotiate(features!);
     const started: Vring[] = [];
     for (const vring of runnable) {
@@ -130,7 +142,8 @@ export class DeviceState {
     if (!this.#driverOk) await this.#setDriverOk();
     for (const vring of started) {
       // Whoever was told about buffers before is gone: both ends look once (design 6.2).
-      this.device.available(vring.index);
+      if (this.confined === undefined) this.device.available(vring.index);
+      else this.confined.moved(vring.index);
       if (vring.call !== undefined) signalEventFd(vring.call);
     }
   }
@@ -150,7 +163,8 @@ export class DeviceState {
 
   async #stop(vring: Vring, wanted: Wanted): Promise<void> {
     if (this.#isVmsg) {
-      vring.base = await this.device.stopQueue(vring.index);
+      const base = await this.device.stopQueue(vring.index);
+      vring.base = this.confined?.stop(vring.index) ?? base;
       vring.running = false;
     } else if (this.#hasRingReset) {
       await this.device.resetQueue(vring.index);
@@ -174,10 +188,16 @@ export class DeviceState {
   /** A ring whose device cannot say where it is: its used index does. */
   #stopped(vring: Vring, memory: MemoryTable | undefined): void {
     vring.running = false;
-    vring.base = memory?.readUint16(vring.usedAddress + 2) ?? vring.base;
+    vring.base = this.confined?.stop(vring.index) ??
+      memory?.readUint16(vring.usedAddress + 2) ?? vring.base;
   }
 
   async #changeMemory(gone: MappedRegion[], fresh: MappedRegion[]): Promise<void> {
+    if (this.confined !== undefined) {
+      // Only this process looks at them.
+      this.#regions.splice(0, this.#regions.length, ...this.#kept(gone), ...fresh);
+      return;
+    }
     for (const region of gone) {
       await this.device.removeMemory(region.region.guestAddress, region.region.size);
       this.#regions.splice(this.#regions.indexOf(region), 1);
@@ -187,6 +207,10 @@ export class DeviceState {
       await this.device.addMemory(region.fd, guestAddress, size, fileOffset);
       this.#regions.push(region);
     }
+  }
+
+  #kept(gone: MappedRegion[]): MappedRegion[] {
+    return this.#regions.filter((region) => !gone.includes(region));
   }
 
   /** What the device is told for what the front end acknowledged. */
@@ -234,7 +258,7 @@ export class DeviceState {
         `ring ${vring.index} lies outside the memory that the front end shares`,
       );
     }
-    if (vring.base !== 0 && !this.#isVmsg) {
+    if (vring.base !== 0 && !this.#isVmsg && this.confined === undefined) {
       throw new VmsgError(
         "CANNOT_RESUME",
         `ring ${vring.index} goes on from ${vring.base}, which a foreign device cannot: ` +
@@ -249,13 +273,21 @@ export class DeviceState {
         `ring ${vring.index} has ${vring.size} entries, the device takes at most ${maxSize}`,
       );
     }
-    await this.device.startQueue(vring.index, {
+    const guest: QueueSetup = {
       size: vring.size,
       descriptorAddress,
       driverAddress,
       deviceAddress,
       base: vring.base,
-    });
+    };
+    const setup = this.confined?.start(
+      vring.index,
+      guest,
+      memory.space,
+      this.#negotiated!,
+      this.info!.maxQueues,
+    ) ?? guest;
+    await this.device.startQueue(vring.index, setup);
     vring.usedAddress = deviceAddress;
     vring.running = true;
   }

@@ -22,6 +22,7 @@ import { MAX_WINDOWS } from "../../memory/mod.ts";
 import { RingFeature, Status } from "../../message/features.ts";
 import { limitedLog, type Log } from "../../observe/log.ts";
 import { PeerLost, type RemoteDevice } from "../../transport/driver_side.ts";
+import type { ConfinedDevice } from "../confined/confined_device.ts";
 import { type FrontEndConnection, type FrontEndMessage, sendMessage } from "./connection.ts";
 import { DeviceState, type Wanted } from "./device_state.ts";
 import { MappedRegion, MemoryTable } from "./memory_table.ts";
@@ -66,13 +67,16 @@ export class FrontEnd implements Wanted, Disposable {
     readonly device: RemoteDevice,
     readonly reactor: Reactor,
     readonly log: Log,
+    readonly confined?: ConfinedDevice | undefined,
   ) {
-    this.#state = new DeviceState(device, log);
+    this.#state = new DeviceState(device, log, confined);
     this.#complain = limitedLog(log.warn);
-    device.onUsed = (queue) => {
-      const call = this.vrings[queue]?.call;
-      if (call !== undefined) signalEventFd(call);
+    const call = (queue: number) => {
+      const fd = this.vrings[queue]?.call;
+      if (fd !== undefined) signalEventFd(fd);
     };
+    if (confined !== undefined) confined.call = call;
+    device.onUsed = confined === undefined ? call : (queue) => confined.moved(queue);
     device.onConfig = (status) => this.#configChanged(status);
   }
 
@@ -462,7 +466,10 @@ export class FrontEnd implements Wanted, Disposable {
       return this.connection.close(`the kick descriptor of ring ${vring.index} hung up`);
     }
     clearEventFd(fd);
-    if (vring.running) return this.device.available(vring.index);
+    if (vring.running) {
+      if (this.confined !== undefined) return this.confined.moved(vring.index);
+      return this.device.available(vring.index);
+    }
     if (vring.kicked) return;
     vring.kicked = true;
     // The first kick of an enabled ring stands for DRIVER_OK in front ends without status.

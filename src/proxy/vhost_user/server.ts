@@ -16,6 +16,7 @@ import { EPOLLIN, type Reactor, type Timer } from "../../linux/reactor.ts";
 import { connectUnix, listenUnix, type UnixListener, UnixStream } from "../../linux/unix_socket.ts";
 import { limitedLevels, type Log } from "../../observe/log.ts";
 import type { DriverSide, PeerListener, RemoteDevice } from "../../transport/driver_side.ts";
+import type { ConfinedDevice } from "../confined/confined_device.ts";
 import { FrontEndConnection, MESSAGE_BUFFER_SIZE } from "./connection.ts";
 import { FrontEnd } from "./front_end.ts";
 
@@ -51,6 +52,7 @@ export class VhostUserServer implements PeerListener, Disposable {
     readonly side: DriverSide,
     readonly options: VhostUserOptions,
     log: Log,
+    readonly confined?: ConfinedDevice | undefined,
   ) {
     // A front end that comes and goes without end has a few lines each time.
     this.log = limitedLevels(log, LINES_PER_SECOND);
@@ -114,7 +116,8 @@ export class VhostUserServer implements PeerListener, Disposable {
       this.#buffer,
       () => this.#frontEnd?.hungUp(),
     );
-    const frontEnd = new FrontEnd(connection, this.#device, this.reactor, this.log);
+    const { reactor, log, confined } = this;
+    const frontEnd = new FrontEnd(connection, this.#device, reactor, log, confined);
     this.log.info(`${this.#name}: a front end is there`);
     this.#frontEnd = frontEnd;
     if (this.side.isReady) frontEnd.deviceReady();

@@ -1,0 +1,40 @@
+/**
+ * `vmsg demo ivshmem` from the sources: the executable for its machines is compiled first, unless
+ * there is one of the same sources.
+ *
+ *     deno task demo:ivshmem [--machine q35|arm64] [--net bridge|packet]
+ */
+
+import { fromFileUrl } from "@std/path";
+import { parseArgs } from "@std/cli/parse-args";
+import { VmsgError } from "../src/linux/errors.ts";
+import { machineArchitecture } from "../src/cli/guest/machine.ts";
+import { compiledExecutable } from "./executable.ts";
+
+const MAIN = fromFileUrl(new URL("../src/main.ts", import.meta.url));
+
+async function main(args: readonly string[]): Promise<number> {
+  const { machine } = parseArgs([...args], { string: ["machine"] });
+  // What it is told is the command's to judge.
+  const architecture = machineArchitecture(machine === "arm64" ? "arm64" : "q35");
+  const executable = await compiledExecutable(`${architecture}-unknown-linux-gnu`);
+  const command = ["demo", "ivshmem", "--executable", executable, ...args];
+  const child = new Deno.Command(Deno.execPath(), {
+    args: ["run", "--quiet", "--allow-all", MAIN, ...command],
+  }).spawn();
+  // Ctrl-C reaches it as well, and it puts everything away before it ends.
+  for (const signal of ["SIGINT", "SIGTERM"] as const) {
+    Deno.addSignalListener(signal, () => {
+      if (signal === "SIGTERM") child.kill(signal);
+    });
+  }
+  return (await child.status).code;
+}
+
+try {
+  Deno.exit(await main(Deno.args));
+} catch (error) {
+  if (!(error instanceof VmsgError)) throw error;
+  console.error(`demo: ${error.message}`);
+  Deno.exit(1);
+}

@@ -1,0 +1,120 @@
+/**
+ * Confined mode for one device number: its shadow queues, and when they move.
+ *
+ * The state machine of the front end (vhost_user/device_state.ts) decides which rings run; this is what
+ * running means where the device side sees a segment instead of the guest's memory. A ring that starts gets
+ * a shadow (shadow_queue.ts); a kick of the guest or a used notification of the device has it moved, in
+ * batches, by a task of the reactor. A ring that stops, also because the device side was lost, gives
+ * back what was used and forgets the rest: the guest's ring goes on from where it is.
+ */
+
+import { VmsgError } from "../../linux/errors.ts";
+import type { Reactor, Task } from "../../linux/reactor.ts";
+import { RingFeature } from "../../message/features.ts";
+import type { AddressSpace } from "../../memory/mod.ts";
+import { hasFeature } from "../../network/offloads.ts";
+import { limitedLog, type Log } from "../../observe/log.ts";
+import type { QueueSetup } from "../../transport/device_model.ts";
+import type { RemoteDevice } from "../../transport/driver_side.ts";
+import { openDeviceQueue } from "../../virtqueue/mod.ts";
+import type { Segment } from "./segment.ts";
+import { ShadowQueue, shadowRingsSize } from "./shadow_queue.ts";
+
+/** A ring that runs. */
+interface Running {
+  readonly queue: ShadowQueue;
+  readonly task: Task;
+}
+
+/** What a confined device is made of. */
+export interface ConfinedDeviceOptions {
+  /** The loop it runs in. */
+  readonly reactor: Reactor;
+  /** The device at the other end of the bus. */
+  readonly device: RemoteDevice;
+  /** Where shadows lie. */
+  readonly segment: Segment;
+  /** Of this device among those that share the segment. */
+  readonly position: number;
+  /** Where lines for people go. */
+  readonly log: Log;
+}
+
+/** See the head of this file. */
+export class ConfinedDevice {
+  /** Calls the guest for a queue; set by who serves the guest. */
+  call: (queue: number) => void = () => {};
+  readonly #running = new Map<number, Running>();
+  readonly #complain: (line: string) => void;
+  /** The device side has been told of the segment, in this session of its. */
+  #announcedTo = -1;
+
+  constructor(readonly options: ConfinedDeviceOptions) {
+    this.#complain = limitedLog(options.log.warn);
+  }
+
+  /** Tells the device side of the segment, once. */
+  async announce(): Promise<void> {
+    const { device, segment } = this.options;
+    const { session } = device.side;
+    if (this.#announcedTo === session) return;
+    await segment.announce(device);
+    this.#announcedTo = session;
+  }
+
+  /**
+   * Gives a guest's ring a shadow.
+   *
+   * @param guest where the ring lies in the guest's memory, and where it goes on
+   * @returns where the shadow lies, for the device
+   * @throws VmsgError if the ring is none
+   */
+  start(
+    index: number,
+    guest: QueueSetup,
+    memory: AddressSpace,
+    features: Uint32Array,
+    queueCount: number,
+  ): QueueSetup {
+    const { segment, position, device } = this.options;
+    const eventIndex = hasFeature(features, RingFeature.EVENT_IDX);
+    const indirect = hasFeature(features, RingFeature.INDIRECT_DESC);
+    const queue = openDeviceQueue(memory, { ...guest, eventIndex, indirect });
+    if (typeof queue === "string") throw new VmsgError("BAD_RING", `ring ${index}: ${queue}`);
+    const place = segment.part(position, queueCount, index);
+    if (shadowRingsSize(guest.size) >= place.size) {
+      throw new VmsgError(
+        "SEGMENT",
+        `ring ${index} has ${guest.size} entries, too many for its ${place.size} bytes of the ` +
+          "segment: give a larger one",
+      );
+    }
+    segment.describe(device.number, index, place);
+    const shadow = new ShadowQueue(queue, place, eventIndex);
+    this.#running.set(index, { queue: shadow, task: { run: () => this.#move(index, shadow) } });
+    const { size, descriptorAddress, driverAddress, deviceAddress } = shadow.shadow;
+    return { size, descriptorAddress, driverAddress, deviceAddress, base: 0 };
+  }
+
+  /** The guest has kicked, or the device has used something. */
+  moved(index: number): void {
+    const running = this.#running.get(index);
+    if (running !== undefined) this.options.reactor.schedule(running.task);
+  }
+
+  #move(index: number, queue: ShadowQueue): boolean {
+    if (this.#running.get(index)?.queue !== queue || queue.broken !== undefined) return false;
+    if (queue.giveBack()) this.call(index);
+    if (queue.forward()) this.options.device.available(index);
+    if (queue.broken === undefined) return queue.more;
+    this.#complain(`device ${this.options.device.number}, ring ${index}: ${queue.broken}`);
+    return false;
+  }
+
+  /** Ends a ring's shadow, which the device touches no more; where the guest's ring goes on. */
+  stop(index: number): number | undefined {
+    const running = this.#running.get(index);
+    this.#running.delete(index);
+    return running?.queue.stop();
+  }
+}

@@ -1,0 +1,236 @@
+/**
+ * A guest's virtqueue, and its shadow in a segment that the device side sees instead of the guest's memory.
+ *
+ * Theory of operation. The proxy is the device of the guest's queue and the driver of the shadow:
+ *
+ *     guest's queue --pop, copy in--> pool + shadow queue == device ==> used --copy out, complete--> guest
+ *
+ * Each of the guest's buffers becomes one of one or two elements in the pool: first what the device
+ * reads, copied when it is forwarded, then as much room as it may write, copied back when it has been
+ * used, as many bytes as the device says. Buffers stay whole and in order, so merged frames and
+ * whatever else a device type means by its buffers need not be understood here.
+ *
+ * Back-pressure: what has no room in the pool, or no descriptor in the shadow, stays in the guest's
+ * queue until the device has used something. Nothing is dropped, and nothing waits for what comes behind it.
+ *
+ * Notifications are suppressed on both sides as each side's event index allows: one kick and one call a
+ * batch. A batch that comes back is shown to the guest as a whole, because a merged frame must be.
+ *
+ * Both sides are hostile. The guest's queue is checked by DeviceQueue, the shadow by DriverQueue: a device
+ * cannot name a buffer that it does not have, nor more bytes than it was given room for.
+ *
+ * A device that uses buffers out of order gets them all the same; they are held until those before them
+ * have come back.
+ */
+
+import type { MappedMemory } from "../../memory/mod.ts";
+import { Chain, type DeviceQueue, DriverQueue, Pop } from "../../virtqueue/mod.ts";
+import { POOL_ALIGNMENT, RingPool } from "./pool.ts";
+
+/** The guest's buffers given to the device per {@link ShadowQueue.forward}. */
+const BATCH = 64;
+/** Segments of a buffer: what Linux's network driver needs at most, and more. */
+const CHAIN_CAPACITY = 256;
+/** Of an entry: the device has not used it yet. */
+const WITH_DEVICE = -1;
+
+/** Where a shadow lies. */
+export interface ShadowPlace {
+  /** The shared memory. */
+  readonly memory: MappedMemory;
+  /** The bus address of its first byte. */
+  readonly busAddress: number;
+  /** Of this queue's part of it, a multiple of 64. */
+  readonly offset: number;
+  /** Bytes of the part: the shadow's rings, then the pool. */
+  readonly size: number;
+}
+
+/** The bytes of a part that a shadow's rings take. */
+export function shadowRingsSize(entries: number): number {
+  return Math.ceil(DriverQueue.bytesNeeded(entries) / POOL_ALIGNMENT) * POOL_ALIGNMENT;
+}
+
+// One chain serves all shadows: it holds a buffer only during a copy.
+const chain = new Chain(CHAIN_CAPACITY);
+
+/** See the head of this file. */
+export class ShadowQueue {
+  /** The queue that the device side is told of. */
+  readonly shadow: DriverQueue;
+  /** What went through, and how often the pool was full. */
+  readonly counters = { forwarded: 0, returned: 0, bytesIn: 0, bytesOut: 0, full: 0 };
+  readonly #pool: RingPool;
+  /** The pool's place: in this process, and on the bus. */
+  readonly #poolAddress: bigint;
+  readonly #poolBus: number;
+  /** Buffers out, by a free-running number modulo the guest's queue size; the oldest is `#first`. */
+  readonly #heads: Uint16Array;
+  readonly #places: Float64Array;
+  readonly #readable: Float64Array;
+  readonly #writable: Float64Array;
+  /** Bytes the device wrote, or {@link WITH_DEVICE}. */
+  readonly #used: Float64Array;
+  readonly #mask: number;
+  #first = 0;
+  #next = 0;
+  readonly #addresses = new Float64Array(2);
+  readonly #lengths = new Uint32Array(2);
+
+  /**
+   * Makes an empty shadow; its part of the segment is cleared.
+   *
+   * @param guest the guest's queue, of which this is now the only user
+   * @param eventIndex whether VIRTIO_F_EVENT_IDX was negotiated
+   */
+  constructor(readonly guest: DeviceQueue, place: ShadowPlace, eventIndex: boolean) {
+    const { memory, busAddress, offset } = place;
+    const { size } = guest;
+    this.shadow = new DriverQueue({
+      memory,
+      offset,
+      size,
+      busAddress,
+      eventIndex,
+      indirect: false,
+    });
+    const rings = shadowRingsSize(size);
+    const room = place.size - rings;
+    this.#pool = new RingPool(room - room % POOL_ALIGNMENT);
+    this.#poolAddress = memory.address + BigInt(offset + rings);
+    this.#poolBus = busAddress + offset + rings;
+    this.#mask = size - 1;
+    this.#heads = new Uint16Array(size);
+    this.#places = new Float64Array(size);
+    this.#readable = new Float64Array(size);
+    this.#writable = new Float64Array(size);
+    this.#used = new Float64Array(size);
+  }
+
+  /** Why one of the queues is broken; undefined while neither is. */
+  get broken(): string | undefined {
+    return this.guest.broken ?? this.shadow.broken;
+  }
+
+  /** After {@link forward}: are there more buffers, and room for them? */
+  more = false;
+
+  /**
+   * Gives a batch of the guest's buffers to the device.
+   *
+   * @returns whether the device wants to be kicked
+   */
+  forward(): boolean {
+    const { guest, shadow } = this;
+    this.more = false;
+    guest.noKicks();
+    for (let i = 0; i < BATCH; i++) {
+      const outcome = guest.next(chain);
+      if (outcome !== Pop.CHAIN) {
+        if (outcome === Pop.EMPTY && guest.wantKicks()) continue;
+        return shadow.publish();
+      }
+      if (!this.#add()) {
+        guest.rewind(1);
+        // What the device uses makes room; it must say so, and may have done it meanwhile.
+        const kick = shadow.publish();
+        this.more = shadow.wantCalls();
+        return kick;
+      }
+    }
+    this.more = true;
+    return shadow.publish();
+  }
+
+  /** Adds the popped buffer to the shadow; false if there is no room. */
+  #add(): boolean {
+    const { readable, writable, head } = chain;
+    const slot = this.#next & this.#mask;
+    const length = readable.length + writable.length;
+    if (length === 0 || length > this.#pool.size) {
+      this.guest.refuse(
+        `a buffer of ${length} bytes, the segment has room for 1 to ${this.#pool.size} in this queue`,
+      );
+      return false;
+    }
+    const place = this.#pool.take(length);
+    if (place < 0) {
+      this.counters.full++;
+      return false;
+    }
+    if (!this.#offer(place, slot)) {
+      this.#pool.undo(place);
+      return false;
+    }
+    this.#heads[slot] = head;
+    this.#places[slot] = place;
+    this.#readable[slot] = readable.length;
+    this.#writable[slot] = writable.length;
+    this.#used[slot] = WITH_DEVICE;
+    this.#next = (this.#next + 1) >>> 0;
+    this.counters.forwarded++;
+    return true;
+  }
+
+  #offer(place: number, token: number): boolean {
+    const { readable, writable } = chain;
+    const reads = readable.length > 0 ? 1 : 0;
+    const writes = writable.length > 0 ? 1 : 0;
+    const at = this.#poolBus + place;
+    this.#addresses[0] = at;
+    this.#lengths[0] = reads === 1 ? readable.length : writable.length;
+    this.#addresses[1] = at + readable.length;
+    this.#lengths[1] = writable.length;
+    if (!this.shadow.add(this.#addresses, this.#lengths, reads, writes, token)) return false;
+    if (reads === 1) {
+      readable.copyOut(0, this.#poolAddress + BigInt(place), readable.length);
+      this.counters.bytesIn += readable.length;
+    }
+    return true;
+  }
+
+  /**
+   * Gives everything back to the guest that the device has used.
+   *
+   * @returns whether the guest wants to be called
+   */
+  giveBack(): boolean {
+    const { guest, shadow } = this;
+    do {
+      while (shadow.nextUsed()) this.#used[shadow.usedToken] = shadow.usedLength;
+      this.#completeOldest();
+    } while (shadow.wantCalls());
+    return guest.publish();
+  }
+
+  #completeOldest(): void {
+    while (this.#first !== this.#next) {
+      const slot = this.#first & this.#mask;
+      const written = this.#used[slot];
+      if (written === WITH_DEVICE) return;
+      const head = this.#heads[slot];
+      let copied = 0;
+      if (written > 0 && this.guest.again(head, chain)) {
+        const from = this.#poolAddress + BigInt(this.#places[slot] + this.#readable[slot]);
+        copied = chain.writable.copyIn(0, from, Math.min(written, this.#writable[slot]));
+      }
+      this.guest.complete(head, copied);
+      this.#first = (this.#first + 1) >>> 0;
+      this.#pool.giveBack(this.#places[this.#first & this.#mask]);
+      this.counters.returned++;
+      this.counters.bytesOut += copied;
+    }
+  }
+
+  /**
+   * Ends the shadow when the device touches it no more: what it has used is given back, the rest is
+   * the guest's again as if it had never been taken.
+   *
+   * @returns where the guest's queue goes on
+   */
+  stop(): number {
+    this.giveBack();
+    this.guest.stop();
+    return this.guest.base;
+  }
+}

@@ -1,0 +1,176 @@
+/**
+ * Two machines that share an ivshmem device: `vmsg device` in A, `vmsg driver` in B. Traffic both ways
+ * A's card can be reached, and what goes on when a machine or a process ends, stands still or comes
+ * back.
+ *
+ * B's only way out is the card whose device is in A; A's own card is in QEMU's user network, where
+ * 10.0.2.2 is this host.
+ */
+
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { deviceScript, DRIVER_HUGE_PAGES, driverScript } from "../../src/cli/guest/pair.ts";
+import { BOOT_TIMEOUT_MS, type ControlledMachine, pairTest } from "./pair_support.ts";
+
+/** What B fetches from this host. */
+const FETCH_BYTES = 4 << 20;
+const PINGS = 20;
+/** B's address in A's network; DHCP gives the same. */
+const B_ADDRESS = "10.0.2.15";
+const A_ADDRESS = "10.0.2.3";
+const NICS = [{ netdev: "user" }];
+
+const DEVICE_STARTED = /vmsg device: .*: waiting for a driver side$/;
+const DRIVER_CAME = /vmsg device: .*: a vmsg driver side is there$/;
+const DRIVER_SILENT = /vmsg device: .*: the driver side is silent/;
+const DEVICE_CAME = /vmsg driver: .*: a vmsg device side is there$/;
+
+/** Waits until B has its card, with an address. */
+async function isUp(b: ControlledMachine): Promise<void> {
+  await b.runUntilDone("ip addr show vm0 2>/dev/null | grep -q 10.0.2.15");
+}
+
+/** Message interrupts so far. Vector 0 is the doorbell. */
+async function interrupts(machine: ControlledMachine): Promise<number> {
+  const line = await machine.run("grep -F 'vfio-msix[0]' /proc/interrupts");
+  return Number(line.match(/^ *\d+: +(\d+)/)?.[1]);
+}
+
+/** The process id of the machine's vmsg. */
+async function vmsgPid(machine: ControlledMachine): Promise<number> {
+  const pid = (await machine.run("pidof vmsg")).trim();
+  assertMatch(pid, /^\d+$/, `${machine.name} has one vmsg`);
+  return Number(pid);
+}
+
+/** Something to fetch, on this host's loopback. */
+class FileServer implements AsyncDisposable {
+  readonly #bytes = new Uint8Array(FETCH_BYTES);
+  readonly #server: Deno.HttpServer<Deno.NetAddr>;
+
+  constructor() {
+    for (let at = 0; at < FETCH_BYTES; at += 65536) {
+      crypto.getRandomValues(this.#bytes.subarray(at, at + 65536));
+    }
+    this.#server = Deno.serve(
+      { hostname: "127.0.0.1", port: 0, onListen: () => {} },
+      () => new Response(this.#bytes),
+    );
+  }
+
+  get port(): number {
+    return this.#server.addr.port;
+  }
+
+  async digest(): Promise<string> {
+    return new Uint8Array(await crypto.subtle.digest("SHA-256", this.#bytes)).toHex();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#server.shutdown();
+  }
+}
+
+/** Pings, counts interrupts, fetches a file and compares it. */
+async function traffic(what: string, a: ControlledMachine, b: ControlledMachine): Promise<void> {
+  assertMatch(await b.run("ping -c 3 10.0.2.2"), / 3 packets received/);
+  const before = [await interrupts(a), await interrupts(b)];
+  // In one second, so that the heartbeat's ten do not do.
+  const pinged = await b.run(`ping -c ${PINGS} -i 0.05 10.0.2.2`);
+  const after = [await interrupts(a), await interrupts(b)];
+  assertMatch(pinged, new RegExp(` ${PINGS} packets received`));
+  const grown = after.map((count, index) => count - before[index]!);
+  console.log(
+    `${what}: ${pinged.match(/round-trip .*/)?.[0]}; interrupts of ${PINGS} pings in A and B: ` +
+      grown.join(", "),
+  );
+  assert(grown.every((count) => count >= PINGS), `interrupts in A and B: ${grown}`);
+  await using server = new FileServer();
+  const startMs = performance.now();
+  const fetched = await b.run(`wget -q -O - http://10.0.2.2:${server.port}/ | sha256sum`);
+  const seconds = (performance.now() - startMs) / 1000;
+  assertEquals(fetched.split(" ")[0], await server.digest());
+  console.log(`${what}: ${FETCH_BYTES >> 20} MiB in ${seconds.toFixed(1)} s`);
+}
+
+pairTest("ivshmem machines: traffic by bridge, then by packet socket in a new A", async (test) => {
+  const { startA, startB, kind } = test;
+  const b = startB({ script: driverScript({ then: "" }), hugePages: DRIVER_HUGE_PAGES });
+  let a = await startA({ script: deviceScript({ kind, net: "bridge" }), nics: NICS });
+  const driver = await b;
+  await Promise.all([a.booted(), driver.booted()]);
+  await isUp(driver);
+  const lease = await driver.machine.waitFor(/^LEASE /, BOOT_TIMEOUT_MS);
+  assertEquals(lease, `LEASE ${B_ADDRESS}/24 router=10.0.2.2`);
+  await traffic("bridge", a, driver);
+  const pid = await vmsgPid(driver);
+  await driver.run("ping 10.0.2.2 >/tmp/ping.log 2>&1 &");
+
+  // A new machine, which is another peer of the ivshmem server; B is not touched.
+  await a[Symbol.asyncDispose]();
+  a = await startA({ script: deviceScript({ kind, net: "packet" }), nics: NICS });
+  await a.booted();
+  await driver.runUntilDone("ping -c 1 -W 1 10.0.2.2");
+  await traffic("packet", a, driver);
+  assertEquals(await vmsgPid(driver), pid);
+  assertEquals(driver.count(DEVICE_CAME), 2);
+});
+
+pairTest("ivshmem machines: each is reset, and each process is killed", async (test) => {
+  const { startA, startB, kind } = test;
+  const device = deviceScript({ kind, net: "bridge" });
+  const starting = startA({ script: device, nics: NICS, reboots: true });
+  const script = driverScript({ then: "" });
+  const b = await startB({ script, hugePages: DRIVER_HUGE_PAGES, reboots: true });
+  const a = await starting;
+  await Promise.all([a.booted(), b.booted()]);
+  await isUp(b);
+  await b.runUntilDone("ping -c 1 -W 1 10.0.2.2");
+  const addAddress = () => a.run(`ip addr add ${A_ADDRESS}/24 dev br0`);
+  const reachesB = () => a.runUntilDone(`ping -c 1 -W 1 ${B_ADDRESS}`);
+  const reachesHost = () => b.runUntilDone("ping -c 1 -W 1 10.0.2.2");
+
+  // B's process is killed under pings from A.
+  await addAddress();
+  await reachesB();
+  const devicePid = await vmsgPid(a);
+  await a.run(`ping -i 0.1 ${B_ADDRESS} >/tmp/ping.log 2>&1 &`);
+  const { lineCount } = a.machine;
+  await b.run(`kill -9 ${await vmsgPid(b)}`);
+  await a.machine.waitFor(DRIVER_SILENT, BOOT_TIMEOUT_MS, lineCount);
+  assert((await a.try(`ping -c 1 -W 1 ${B_ADDRESS}`)).code !== 0, "nobody should answer");
+  const came = a.machine.lineCount;
+  await b.run("rm -f /tmp/driver.log; sh /tmp/start.sh >/dev/console 2>&1 &");
+  await a.machine.waitFor(DRIVER_CAME, BOOT_TIMEOUT_MS, came);
+  await reachesB();
+  assertEquals(await vmsgPid(a), devicePid);
+
+  // A's process is killed under pings from B.
+  await isUp(b);
+  const driverPid = await vmsgPid(b);
+  await b.run("ping -i 0.1 10.0.2.2 >/tmp/ping.log 2>&1 &");
+  await a.run(`kill -9 ${devicePid}`);
+  assert((await b.try("ping -c 2 -W 1 10.0.2.2")).code !== 0, "nobody should answer");
+  await a.run("sh /tmp/start.sh >/dev/console 2>&1 &");
+  await reachesHost();
+  assertEquals(await vmsgPid(b), driverPid);
+
+  // A is reset, B goes on and pings.
+  await a.reset();
+  await reachesHost();
+  assertEquals(await vmsgPid(b), driverPid);
+  const found = b.count(DEVICE_CAME);
+  const resetPid = await vmsgPid(a);
+
+  // B is reset, A goes on and pings.
+  await addAddress();
+  await a.run(`ping -i 0.1 ${B_ADDRESS} >/tmp/ping.log 2>&1 &`);
+  await reachesB();
+  const starts = a.count(DEVICE_STARTED);
+  await b.reset();
+  await isUp(b);
+  await reachesHost();
+  await reachesB();
+  assertEquals(a.count(DEVICE_STARTED), starts);
+  assertEquals(await vmsgPid(a), resetPid);
+  assertEquals([starts, found], [3, 4]);
+});
