@@ -66,7 +66,7 @@ export abstract class PageBus extends QueueBus {
       throw new VmsgError(
         "BUS_MEMORY",
         `${options.where}: ${memory.size} bytes of shared memory are too few, the bus needs ` +
-          `${2 * QUEUE_PAGE}${offset > 0 ? ` from ${offset} on` : ""}`,
+          `${2 * QUEUE_PAGE}${offset > 0 ? ` from ${offset} on` : ""}: share more`,
       );
     }
     const other = side === "driver" ? "device" : "driver";

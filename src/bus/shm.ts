@@ -15,6 +15,7 @@ import { type Fd, fileSize, openFile } from "../linux/fd.ts";
 import { libc } from "../linux/libc.ts";
 import { type Mapping, mapShared, PAGE_SIZE } from "../linux/mapping.ts";
 import { EPOLLIN, type Reactor } from "../linux/reactor.ts";
+import { readAttribute } from "../linux/sysfs.ts";
 import type { BusListener, BusOptions, Side } from "./bus.ts";
 import { PageBus, QUEUE_PAGE } from "./page_bus.ts";
 import { Poller } from "./poller.ts";
@@ -71,6 +72,14 @@ function mapPart(file: string, offset: number, size: number): Mapping {
   }
 }
 
+/** A PCI function that does not decode memory reads as ones and forgets what is written. */
+function assertEnabled(file: string): void {
+  const directory = /^(\/sys\/.*)\/resource\d(_wc)?$/.exec(file)?.[1];
+  if (directory === undefined || readAttribute(`${directory}/enable`) !== "0") return;
+  const advice = `echo 1 > ${directory}/enable`;
+  throw new VmsgError("BUS_MEMORY", `bus shm: the function of ${file} is not enabled: ${advice}`);
+}
+
 function fileSizeOf(fd: Fd): number {
   try {
     return fileSize(fd);
@@ -95,6 +104,7 @@ export class ShmBus extends PageBus {
       if (at % PAGE_SIZE === 0) continue;
       throw new VmsgError("BUS_MEMORY", `${where}: ${name}= must be a multiple of ${PAGE_SIZE}`);
     }
+    assertEnabled(file);
     const memory = stack.use(mapPart(file, offset, size));
     super(side, reactor, {
       ...options,
@@ -103,7 +113,7 @@ export class ShmBus extends PageBus {
       where,
       id: 0,
       // Only a file's memory is sure to be ordinary memory.
-      isDeviceMemory: file.startsWith("/dev/") && !file.startsWith("/dev/shm/"),
+      isDeviceMemory: /^\/(dev|sys)\//.test(file) && !file.startsWith("/dev/shm/"),
     });
     this.#options = options;
     this.#doorbell = doorbell === undefined ? undefined : registerOf(doorbell, stack);

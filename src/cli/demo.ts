@@ -96,7 +96,9 @@ export const demoCommand: Command = {
       value: "uml|microvm|q35|arm64",
       help: "which guest to boot, instead of what is there",
     },
-    { name: "confined", help: "the guest's memory stays its own: buffers are copied to a segment" },
+    { name: "confined", help: "the driver side's memory stays its own, but for a segment" },
+    { name: "inner", help: "ivshmem: machine B has a guest, whose network card it is; confined" },
+    { name: "size", value: "SIZE", help: "ivshmem: of the shared memory (default 1M)" },
     { name: "machine", value: "q35|arm64", help: "which machines to boot (default q35)" },
     {
       name: "executable",
@@ -128,7 +130,9 @@ export const demoCommand: Command = {
         options.text(n)
       );
       const { demoIvshmem } = await import("./demo_ivshmem.ts");
-      return await demoIvshmem({ machine, executable, net, interrupted });
+      const [inner, confined] = ["inner", "confined"].map((name) => options.flag(name));
+      const size = options.text("size");
+      return await demoIvshmem({ inner, confined, size, machine, executable, net, interrupted });
     }
     const { demoGuest } = await import("./demo_guest.ts");
     return await demoGuest(options.text("guest"), options.flag("confined"), interrupted);

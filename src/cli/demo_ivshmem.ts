@@ -7,15 +7,33 @@
 import { UsageError, VmsgError } from "../linux/errors.ts";
 import { machineExecutable } from "./guest/executable.ts";
 import { MACHINE_KINDS, machineArchitecture, type MachineKind } from "./guest/machine.ts";
-import { findGuests } from "./guest/machines.ts";
-import { deviceScript, DRIVER_HUGE_PAGES, driverScript, openPair } from "./guest/pair.ts";
+import { innerUml } from "./guest/inner.ts";
+import { findGuests, type Guests } from "./guest/machines.ts";
+import { pingScript } from "./guest/scripts.ts";
+import {
+  deviceScript,
+  DRIVER_HUGE_PAGES,
+  driverScript,
+  innerScript,
+  openPair,
+  type PairOptions,
+} from "./guest/pair.ts";
 import type { QemuInstallation } from "./guest/qemu.ts";
 
 /** From power-on to the last ping, several times what it takes under emulation. */
 const TIMEOUT_MS = 180_000;
 
+/** Bytes of the file that an inner guest fetches through machine A's network card. */
+const FILE_SIZE = 4 << 20;
+
 /** What the demo is told. */
 export interface DemoIvshmemOptions {
+  /** Machine B has a guest of its own, an unmodified kernel, whose network card it is. */
+  readonly inner: boolean;
+  /** Machine A does not see B's memory. An inner guest's never is seen. */
+  readonly confined: boolean;
+  /** Of the shared memory; 1M unless given. */
+  readonly size: string | undefined;
   /** One of `MACHINE_KINDS`; q35 unless given. */
   readonly machine: string | undefined;
   /** vmsg for the machines, if this is none. */
@@ -39,36 +57,94 @@ async function findMachine(
   throw new VmsgError("NO_GUEST", `no such machine here. ${guests.missing[kind].join("; ")}`);
 }
 
+/** Machine B's part. */
+interface DriverSide {
+  readonly script: string;
+  readonly files: PairOptions["files"];
+  readonly hugePages: number;
+  /** What B's console says when it worked. */
+  readonly success: RegExp;
+}
+
+/** B's own kernel has the network card. */
+function ownKernel(confined: boolean): DriverSide {
+  const then = 'ping -c 3 10.0.2.2\necho "PING rc=$?"';
+  const script = driverScript({ confined, then });
+  const hugePages = confined ? 0 : DRIVER_HUGE_PAGES;
+  return { script, files: [], hugePages, success: /^PING rc=0/ };
+}
+
+/** A guest inside B has it, pings, and fetches a file. */
+async function innerGuest(guests: Guests, server: FileServer): Promise<DriverSide> {
+  const { uml, missing } = guests;
+  if (uml?.kind !== "uml") throw new VmsgError("NO_GUEST", `no inner guest. ${missing.uml.join()}`);
+  const ping = pingScript({ address: "dhcp", peer: "10.0.2.2", count: 3 });
+  const fetch = `
+if wget -q -O - http://10.0.2.2:${server.port}/ | sha256sum | grep ${server.digest}; then
+  echo "FETCHED ${FILE_SIZE} bytes, checksum right"
+fi
+`;
+  const inner = await innerUml(uml, { script: ping + fetch });
+  const script = innerScript({ guest: inner.boot });
+  return { script, files: inner.files, hugePages: 0, success: /^FETCHED/ };
+}
+
+interface FileServer extends AsyncDisposable {
+  readonly port: number;
+  readonly digest: string;
+}
+
+/** A file on this host's loopback, which a user network reaches as 10.0.2.2. */
+async function serveFile(): Promise<FileServer> {
+  const bytes = new Uint8Array(FILE_SIZE);
+  for (let at = 0; at < FILE_SIZE; at += 65536) {
+    crypto.getRandomValues(bytes.subarray(at, at + 65536));
+  }
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).toHex();
+  const listening = { hostname: "127.0.0.1", port: 0, onListen: () => {} };
+  const server = Deno.serve(listening, () => new Response(bytes));
+  const { port } = server.addr;
+  return { port, digest, [Symbol.asyncDispose]: () => server.shutdown() };
+}
+
 /** Runs the demo; 0 if B's pings were answered. */
 export async function demoIvshmem(options: DemoIvshmemOptions): Promise<number> {
-  const { net = "bridge", interrupted } = options;
+  const { net = "bridge", inner, size, interrupted } = options;
   if (net !== "bridge" && net !== "packet") {
     throw new UsageError(`--net is bridge or packet, not ${net}`);
   }
+  const confined = options.confined || inner;
   const installation = await findMachine(options.machine ?? "q35");
   const { kind } = installation;
   const executable = await machineExecutable(options.executable, machineArchitecture(kind));
+  await using server = await serveFile();
+  const b = inner ? await innerGuest(await findGuests(), server) : ownKernel(confined);
   console.log("two machines, a shared memory and a doorbell between them; none of it is patched");
   await using pair = await openPair({
     installation,
     executable,
+    confined,
+    files: b.files ?? [],
+    ...(size === undefined ? {} : { size }),
     onServerLine: (line) => console.log(`server| ${line}`),
   });
   await using machineA = await pair.startA({
-    script: deviceScript({ kind, net }),
+    script: deviceScript({ kind, net, confined }),
     nics: [{ netdev: "user" }],
     onLine: (line) => console.log(`A| ${line}`),
   });
   await using machineB = await pair.startB({
-    script: driverScript({ then: 'ping -c 3 10.0.2.2\necho "PING rc=$?"' }),
-    hugePages: DRIVER_HUGE_PAGES,
+    script: b.script,
+    hugePages: b.hugePages,
     onLine: (line) => console.log(`B| ${line}`),
   });
-  const pinged = machineB.waitFor(/^(PING rc=|DRIVER ended)/, TIMEOUT_MS);
-  const deviceEnded = machineA.waitFor(/^DEVICE rc=/, TIMEOUT_MS);
-  const result = Promise.race([pinged, deviceEnded]).then((line) => line === "PING rc=0" ? 0 : 1);
-  for (const promise of [pinged, deviceEnded, result]) promise.catch(() => {});
-  const code = await Promise.race([interrupted, result]);
+  const passed = machineB.waitFor(b.success, TIMEOUT_MS).then(() => 0);
+  const failed = Promise.race([
+    machineA.waitFor(/^DEVICE rc=/, TIMEOUT_MS),
+    machineB.waitFor(/^((PING|INNER) rc=[^0]|(DRIVER|PROXY) ended|GUEST-DONE)/, TIMEOUT_MS),
+  ]).then(() => 1);
+  for (const promise of [passed, failed]) promise.catch(() => {});
+  const code = await Promise.race([interrupted, passed, failed]);
   console.log(code === 0 ? "\nTEST PASSED" : `\nTEST FAILED (${code})`);
   return code;
 }

@@ -369,7 +369,9 @@ export class DeviceQueue {
   again(head: number, chain: Chain): boolean {
     chain.clear();
     chain.head = head;
-    return this.#walk(head, chain) === Pop.CHAIN;
+    const outcome = this.#walk(head, chain);
+    if (outcome === Pop.FULL) this.#break(`chain ${head} was rewritten into more segments than the device takes`);
+    return outcome === Pop.CHAIN;
   }
 
   /**

@@ -9,6 +9,11 @@
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { deviceScript, DRIVER_HUGE_PAGES, driverScript } from "../../src/cli/guest/pair.ts";
+import { openFile } from "../../src/linux/fd.ts";
+import { HUGE_PAGE_SIZE } from "../../src/linux/huge_pages.ts";
+import { type Mapping, mapShared } from "../../src/linux/mapping.ts";
+import { LEASE_MS } from "../../src/transport/device_side.ts";
+import { delay } from "../support/processes.ts";
 import { BOOT_TIMEOUT_MS, type ControlledMachine, pairTest } from "./pair_support.ts";
 
 /** What B fetches from this host. */
@@ -173,4 +178,136 @@ pairTest("ivshmem machines: each is reset, and each process is killed", async (t
   assertEquals(a.count(DEVICE_STARTED), starts);
   assertEquals(await vmsgPid(a), resetPid);
   assertEquals([starts, found], [3, 4]);
+});
+
+/**
+ * What A's process may be late by: it looks at the lease, and may stand still before its last store.
+ */
+const LATE_MS = 100;
+/** How long B's memory is watched after B was stopped: a late store would be seen. */
+const WATCH_MS = 700;
+/** Stops that are followed by `cont`, and those that are followed by a reset. */
+const STOPS = 2;
+const RESETS = Deno.env.get("VMSG_GUEST_FULL") === "1" ? 20 : 1;
+/** The least that a flood of 200 frames a second shows while a lease lasts: 100 ms of it are sure. */
+const CHANGES = 3;
+
+/** The driver's memory in B, as seen from this host, and whether anybody writes to it. */
+class WatchedMemory implements Disposable {
+  readonly #stack = new DisposableStack();
+  readonly #pages: { readonly now: Uint32Array; readonly before: Uint32Array }[];
+
+  /** @param places offsets of the huge pages in the file */
+  constructor(file: string, places: readonly number[]) {
+    using fd = openFile(file);
+    this.#pages = places.map((place) => {
+      const mapping: Mapping = this.#stack.use(mapShared(fd.number, HUGE_PAGE_SIZE, place));
+      const now = new Uint32Array(mapping.buffer);
+      return { now, before: now.slice() };
+    });
+  }
+
+  /** Has it changed since the last look? */
+  look(): boolean {
+    let changed = false;
+    for (const { now, before } of this.#pages) {
+      let i = 0;
+      while (i < now.length && now[i] === before[i]) i++;
+      if (i === now.length) continue;
+      before.set(now);
+      changed = true;
+    }
+    return changed;
+  }
+
+  /** Looks for a while. */
+  async watch(durationMs: number): Promise<Watched> {
+    const startMs = performance.now();
+    let [changes, lastMs, longestMs] = [0, 0, 0];
+    this.look();
+    for (let previous = startMs; previous - startMs < durationMs;) {
+      await delay(2);
+      const now = performance.now();
+      // It changed after the previous look began.
+      if (this.look()) [changes, lastMs] = [changes + 1, previous - startMs];
+      longestMs = Math.max(longestMs, performance.now() - previous);
+      previous = now;
+    }
+    return { changes, lastMs, longestMs };
+  }
+
+  [Symbol.dispose](): void {
+    this.#stack.dispose();
+  }
+}
+
+interface Watched {
+  /** Looks that found a change. */
+  readonly changes: number;
+  /** From the start to the look before the one that found the last change. */
+  readonly lastMs: number;
+  /** The longest time between two looks. */
+  readonly longestMs: number;
+}
+
+/** Where the driver's huge pages are in B's memory, by the kernel's word. */
+async function hugePages(b: ControlledMachine): Promise<number[]> {
+  const pid = await vmsgPid(b);
+  const pagemap = `/proc/${pid}/pagemap`;
+  const entries = await b.run(`
+range=$(grep -m 1 memfd:vmsg-driver /proc/${pid}/maps | cut -d " " -f 1)
+at=$((0x\${range%-*}))
+while [ $at -lt $((0x\${range#*-})) ]; do
+  dd if=${pagemap} bs=8 skip=$((at / 4096)) count=1 2>/dev/null | xxd -p
+  at=$((at + ${HUGE_PAGE_SIZE}))
+done`);
+  const places = entries.trim().split("\n").map((hex) => {
+    const entry = new DataView(Uint8Array.fromHex(hex).buffer).getBigUint64(0, true);
+    return Number(entry & ((1n << 55n) - 1n)) * 4096;
+  });
+  assert(places.length > 0 && places.every((place) => place > 0), entries);
+  return places;
+}
+
+pairTest("ivshmem machines: no write into a machine that stands still", async (test) => {
+  const { pair, startA, startB, kind } = test;
+  const starting = startA({ script: deviceScript({ kind, net: "tap" }) });
+  const script = driverScript({ address: `${B_ADDRESS}/24`, then: "" });
+  const b = await startB({ script, hugePages: DRIVER_HUGE_PAGES, reboots: true });
+  const a = await starting;
+  await Promise.all([a.booted(), b.booted()]);
+  const reachesB = async () => {
+    await isUp(b);
+    await a.runUntilDone(`ping -c 1 -W 1 ${B_ADDRESS}`);
+  };
+  await reachesB();
+  const devicePid = await vmsgPid(a);
+  // Slow enough that B's receive buffers, 256, last longer than the lease.
+  await a.run(`while :; do ping -i 0.005 ${B_ADDRESS}; sleep 0.1; done >/dev/null 2>&1 &`);
+
+  for (let round = 0; round < STOPS + RESETS; round++) {
+    const resets = round >= STOPS;
+    const driverPid = await vmsgPid(b);
+    const came = a.count(DRIVER_CAME);
+    using memory = new WatchedMemory(pair.memoryFile, await hugePages(b));
+    await b.machine.qmp("stop");
+    // From here on nobody but A writes there.
+    const watching = memory.watch(WATCH_MS);
+    const { lineCount } = b.machine;
+    if (resets) await b.machine.qmp("system_reset");
+    const { changes, lastMs, longestMs } = await watching;
+    console.log(
+      `stop ${round + 1}${resets ? ", reset" : ""}: ${changes} changes, the last after ` +
+        `${lastMs.toFixed(0)} ms; looked every ${longestMs.toFixed(0)} ms or sooner`,
+    );
+    assert(changes >= CHANGES, `${changes} changes after the stop: there was no flood`);
+    assert(lastMs <= LEASE_MS + LATE_MS, `written ${lastMs} ms after the stop`);
+    await b.machine.qmp("cont");
+    if (resets) await b.booted(lineCount);
+    await reachesB();
+    if (!resets) assertEquals(await vmsgPid(b), driverPid);
+    assertEquals(a.count(DRIVER_CAME), came + (resets ? 1 : 0));
+  }
+  assertEquals(await vmsgPid(a), devicePid);
+  assertEquals(a.count(DEVICE_STARTED), 1);
 });

@@ -11,7 +11,6 @@ import type { Machine, MachineKind } from "../../src/cli/guest/machine.ts";
 import { machineArchitecture } from "../../src/cli/guest/machine.ts";
 import { openPair, type Pair, type PairMachineOptions } from "../../src/cli/guest/pair.ts";
 import { compiledExecutable } from "../../scripts/executable.ts";
-import { delay } from "../support/processes.ts";
 import { machineTest } from "./machine_support.ts";
 
 /** From power-on or reset to the shell, several times what it takes under emulation. */
@@ -25,13 +24,16 @@ const READY = /^SHELL READY$/;
 /** What a machine does from its start on; what it leaves in the background goes on. */
 function scriptWithShell(script: string): string {
   return `
-stty -F ${PORT} -echo -onlcr
+# What comes before the port is open is lost.
+exec 9<>${PORT}
+stty -echo -onlcr <&9
 cat >/tmp/start.sh <<'END-OF-START'
 ${script}
 END-OF-START
 sh /tmp/start.sh &
 echo "SHELL READY"
-sh <${PORT} >${PORT} 2>&1
+# Of a terminal it would read as for a person, with a prompt and line editing.
+cat <&9 | sh >&9 2>&1
 `;
 }
 
@@ -195,17 +197,4 @@ export function pairTest(name: string, body: (test: PairTest) => Promise<void>):
       throw error;
     }
   });
-}
-
-/** Asks until something is so. */
-export async function eventually(
-  what: string,
-  isSo: () => boolean,
-  timeoutMs = BOOT_TIMEOUT_MS,
-): Promise<void> {
-  const endMs = performance.now() + timeoutMs;
-  while (!isSo()) {
-    assert(performance.now() < endMs, `not within ${timeoutMs} ms: ${what}`);
-    await delay(10);
-  }
 }

@@ -4,6 +4,7 @@
  */
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
+import { openKeeper } from "../../src/cli/guest/keeper.ts";
 import { DONE_LINE, guestInitramfs, type GuestKind } from "../../src/cli/guest/machines.ts";
 import { pingScript } from "../../src/cli/guest/scripts.ts";
 import { parseBus } from "../../src/cli/bus_option.ts";
@@ -18,6 +19,7 @@ import { parseHub, parseNet, parseTap } from "../../src/cli/net_option.ts";
 import { parseVhostUser, proxyCommand } from "../../src/cli/proxy.ts";
 import { ip, Namespace } from "../network/support.ts";
 import { delay } from "../support/processes.ts";
+import { machineTest } from "./machine_support.ts";
 import { GUEST_TIMEOUT_MS, guestlessTest, type GuestTest, guestTest } from "./support.ts";
 
 const README = await Deno.readTextFile(new URL("../../README.md", import.meta.url));
@@ -51,7 +53,7 @@ const COMMANDS: Readonly<Record<string, Command>> = {
 
 Deno.test("README: every vmsg command is accepted", () => {
   const lines = commands().filter((line) => line.startsWith("vmsg "));
-  assert(lines.length >= 6);
+  assert(lines.length >= 20);
   for (const line of lines) {
     const [, name, ...args] = line.split(" ");
     const options = parseOptions(COMMANDS[name], args);
@@ -78,7 +80,9 @@ Deno.test("README: its deno tasks exist", async () => {
   const config = JSON.parse(
     await Deno.readTextFile(new URL("../../deno.json", import.meta.url)),
   );
-  const tasks = [...README.matchAll(/(?:deno|deno@[\d.]+) task ([\w:]+)/g)].map(([, task]) => task);
+  const tasks = [...README.matchAll(/(?:deno|deno@[\d.]+) task ([\w:-]+)/g)].map(([, task]) =>
+    task
+  );
   assert(tasks.length > 4);
   for (const task of tasks) assertMatch(config.tasks[task] ?? "", /deno/, `deno task ${task}`);
 });
@@ -111,7 +115,7 @@ guestTest("README: User-Mode Linux as printed", "uml", async (test) => {
 });
 
 const MACHINES: readonly (readonly [kind: GuestKind, start: string])[] = [
-  ["q35", "qemu-system-x86_64 -M q35"],
+  ["q35", "qemu-system-x86_64 -M q35,memory-backend=ram -m 256 -kernel VMLINUZ -initrd INITRD -"],
   ["microvm", "qemu-system-x86_64 -M microvm"],
   ["arm64", "qemu-system-aarch64 -M virt"],
 ];
@@ -125,6 +129,64 @@ for (const [kind, start] of MACHINES) {
     await guest.waitFor(new RegExp(DONE_LINE), GUEST_TIMEOUT_MS[kind]);
   });
 }
+
+/** A line for a shell, as printed. */
+function line(start: string): string {
+  return words(start, {}).join(" ");
+}
+
+// What a distribution has in its initrd and its udhcpc.
+const MACHINE_MODULES = [
+  ...["virtio_blk", "erofs", "tun", "bridge", "vfio_iommu_type1", "vfio_pci"],
+];
+const DHCP_SCRIPT = `#!/bin/sh
+[ "$1" = bound ] && ip addr add "$ip/$mask" dev "$interface"
+`;
+
+machineTest("README: two machines as printed", "q35", async (test) => {
+  const { directory, installation, vmsg } = test;
+  await using memory = await openKeeper("/dev/shm");
+  const places = {
+    VMLINUZ: installation.kernel,
+    DISK: await test.image(),
+    "/dev/shm": memory.directory,
+  };
+  const bytes = new TextEncoder().encode(DHCP_SCRIPT);
+  const files = [{ path: "usr/share/udhcpc/default.script", bytes }];
+  const start = async (machine: "A" | "B", script: string) => {
+    const parts = { script, files, modules: MACHINE_MODULES, disk: "/dev/vda" };
+    await Deno.writeFile(
+      `${directory}/${machine}.cpio`,
+      await guestInitramfs(installation, parts),
+    );
+    const memoryOption = machine === "A" ? "" : ",memory-backend=ram";
+    const printed = `qemu-system-x86_64 -M q35${memoryOption} -m 256 -kernel VMLINUZ -initrd ` +
+      `INITRD_${machine} `;
+    const [program, ...args] = words(printed, {
+      ...places,
+      [`INITRD_${machine}`]: `${machine}.cpio`,
+    });
+    return await vmsg.startProgram(program, ...args);
+  };
+  const server = await vmsg.start(...words("vmsg ivshmem-server --socket iv.sock", {}).slice(1));
+  await server.waitFor(/waiting for peers/);
+  await start(
+    "A",
+    `${line("ip link add br0 ")}\n${
+      line("vmsg device --bus ivshmem,pci=00:10.0,bind --memory pci=00:11.0,at=0 --net tap=")
+    }`,
+  );
+  const b = await start(
+    "B",
+    `${line("vmsg driver --bus ivshmem,pci=00:10.0,bind --memory hugepages=10M --tap")} &
+until [ -e /sys/class/net/vm0 ]; do sleep 0.1; done
+${line("ip link set vm0 up")}
+ping -c 3 10.0.2.2
+echo "PING rc=$?"
+`,
+  );
+  await b.waitFor(/PING rc=0/, 2 * GUEST_TIMEOUT_MS.q35);
+});
 
 const NETWORK = { programs: { ip: "iproute2", passt: "passt" }, root: true };
 

@@ -43,6 +43,8 @@ export interface PairOptions {
   readonly size?: string;
   /** MiB of machine B, a power of two. */
   readonly memoryMiB?: number;
+  /** Confined mode: machine A does not see B's memory. */
+  readonly confined?: boolean;
   /** More files for the machines. */
   readonly files?: MachineImageOptions["files"];
   /** Called with what the server says. */
@@ -74,6 +76,7 @@ export interface Pair extends AsyncDisposable {
 /** Starts the server and makes the machines' disk. */
 export async function openPair(options: PairOptions): Promise<Pair> {
   const { installation, executable, size = "1M", memoryMiB = 256, files = [] } = options;
+  const { confined = false } = options;
   await using stack = new AsyncDisposableStack();
   const keeper = stack.use(await openKeeper("/dev/shm"));
   const { directory } = keeper;
@@ -87,14 +90,14 @@ export async function openPair(options: PairOptions): Promise<Pair> {
   const image = await buildMachineImage({ directory, architecture, executable, files });
   await waitForFile(socket);
   const common = { image, doorbell: { socket } };
-  const otherMemory = { file: memoryFile, sizeMiB: memoryMiB };
+  const seen = confined ? {} : { otherMemory: { file: memoryFile, sizeMiB: memoryMiB } };
   const owner = stack.move();
   return {
     directory,
     socket,
     memoryFile,
     startA: async (machine) =>
-      owner.use(await startMachine(installation, { ...machine, ...common, otherMemory })),
+      owner.use(await startMachine(installation, { ...machine, ...common, ...seen })),
     startB: async (machine) =>
       owner.use(await startMachine(installation, { ...machine, ...common, memoryMiB, memoryFile })),
     startHere,
@@ -136,6 +139,8 @@ export interface DeviceScriptOptions {
    * where they stay: at the machine's own kernel, which is 10.0.2.2 (tap), or in `vmsg device`.
    */
   readonly net: "bridge" | "packet" | "tap" | "responder";
+  /** Touch the shared memory only. */
+  readonly confined?: boolean;
   /** More of `--bus ivshmem,...`, as in "peer=1"; `bind` unless given. */
   readonly bus?: string;
   /** More arguments for `vmsg device`. */
@@ -144,7 +149,8 @@ export interface DeviceScriptOptions {
 
 /** Shell: `vmsg device` next to the machine's network card, until the end. */
 export function deviceScript(options: DeviceScriptOptions): string {
-  const { kind, net, bus = "bind", args = "" } = options;
+  const { kind, net, confined = false, bus = "bind", args = "" } = options;
+  const memory = `--memory pci=${OTHER_MEMORY_ADDRESS},at=${MEMORY_BASE[kind]}`;
   const ports = {
     bridge: "tap=tap0,bridge=br0",
     packet: "packet=eth0",
@@ -153,7 +159,7 @@ export function deviceScript(options: DeviceScriptOptions): string {
   };
   const command = [
     `vmsg device --bus ivshmem,pci=${DOORBELL_ADDRESS},${bus}`,
-    `--memory pci=${OTHER_MEMORY_ADDRESS},at=${MEMORY_BASE[kind]}`,
+    confined ? "--confined" : memory,
     `--net ${ports[net]} ${args}`,
   ].join(" ");
   const bridge = `
@@ -175,6 +181,8 @@ export interface DriverScriptOptions {
   readonly bus?: string;
   /** `--memory` of the driver; huge pages unless given. */
   readonly memory?: string;
+  /** Instead: everything is in the shared memory. */
+  readonly confined?: boolean;
   /** "dhcp", or an address with its prefix length. */
   readonly address?: string;
   /** Shell: what the machine does with its network card. */
@@ -189,7 +197,7 @@ export function driverScript(options: DriverScriptOptions): string {
   const { bus = "bind", memory = "hugepages=10M", address = "dhcp", then } = options;
   const command = [
     `vmsg driver --bus ivshmem,pci=${DOORBELL_ADDRESS},${bus}`,
-    `--memory ${memory} --tap ${DRIVER_INTERFACE}`,
+    `${options.confined ? "--confined" : `--memory ${memory}`} --tap ${DRIVER_INTERFACE}`,
   ].join(" ");
   const dhcp = `
 cat >/tmp/lease.sh <<'END'
@@ -212,5 +220,37 @@ done
 ip link set ${DRIVER_INTERFACE} up
 ${address === "dhcp" ? dhcp : `ip addr add ${address} dev ${DRIVER_INTERFACE}`}
 ${then}
+`;
+}
+
+/** Where `vmsg proxy` listens for the inner guest in machine B. */
+const INNER_SOCKET = "/tmp/inner.sock";
+
+/** What machine B's script is told when it has a guest of its own. */
+export interface InnerScriptOptions {
+  /** More of `--bus ivshmem,...`; `bind` unless given. */
+  readonly bus?: string;
+  /** How the proxy serves the guest; "--confined" unless given. */
+  readonly mode?: string;
+  /** Shell: boots the guest, whose front end connects to the socket. */
+  readonly guest: (socket: string) => string;
+}
+
+/** Shell: `vmsg proxy` for a guest inside the machine, and that guest. */
+export function innerScript(options: InnerScriptOptions): string {
+  const { bus = "bind", mode = "--confined", guest } = options;
+  const command = [
+    `vmsg proxy --bus ivshmem,pci=${DOORBELL_ADDRESS},${bus}`,
+    `--vhost-user socket=${INNER_SOCKET} ${mode}`,
+  ].join(" ");
+  return `
+echo "$ ${command}"
+${command} &
+until [ -S ${INNER_SOCKET} ]; do
+  [ -n "$(jobs)" ] || { echo "PROXY ended"; exit 1; }
+  sleep 0.1
+done
+${guest(INNER_SOCKET)}
+echo "INNER rc=$?"
 `;
 }

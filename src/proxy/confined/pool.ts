@@ -20,18 +20,19 @@ export class RingPool {
   /** Pieces out. */
   #count = 0;
 
-  /** @param size of the space in bytes, a multiple of {@link POOL_ALIGNMENT} */
+  /** @param size of the space in bytes, a multiple of {@link POOL_ALIGNMENT} below 2^31 */
   constructor(readonly size: number) {}
 
   /**
    * Takes a piece.
    *
+   * @param length in bytes, from 1 to {@link size}
    * @returns its offset, or -1 if there is no room for it now
    */
   take(length: number): number {
     const size = (length + POOL_ALIGNMENT - 1) & ~(POOL_ALIGNMENT - 1);
     if (this.#count === 0) this.#head = this.#tail = 0;
-    // The head may not come up to the tail again: equal means empty.
+    // Equal with pieces out means full.
     const wrapped = this.#head < this.#tail || (this.#count > 0 && this.#head === this.#tail);
     let at = this.#head;
     if (wrapped) {
@@ -49,11 +50,5 @@ export class RingPool {
   giveBack(next: number): void {
     this.#count--;
     this.#tail = this.#count === 0 ? this.#head : next;
-  }
-
-  /** Takes the newest piece back, as if it had not been taken. */
-  undo(at: number): void {
-    this.#count--;
-    this.#head = at;
   }
 }

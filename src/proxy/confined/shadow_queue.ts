@@ -14,16 +14,20 @@
  * queue until the device has used something. Nothing is dropped, and nothing waits for what comes behind it.
  *
  * Notifications are suppressed on both sides as each side's event index allows: one kick and one call a
- * batch. A batch that comes back is shown to the guest as a whole, because a merged frame must be.
+ * batch. Room that comes free is a reason to forward, so no {@link ShadowQueue.forward} is without a
+ * {@link ShadowQueue.giveBack} before it, which leaves the device asked to call for the next buffer it uses. What
+ * has come back is shown to the guest as a whole, because a merged frame must be; that is never more than
+ * the pool holds.
  *
  * Both sides are hostile. The guest's queue is checked by DeviceQueue, the shadow by DriverQueue: a device
  * cannot name a buffer that it does not have, nor more bytes than it was given room for.
  *
- * A device that uses buffers out of order gets them all the same; they are held until those before them
- * have come back.
+ * A device may use buffers out of order; they are held until those before them have come back. A stop
+ * forgets what is held so, and the next device gets these buffers once more.
  */
 
 import type { MappedMemory } from "../../memory/mod.ts";
+import type { QueueSetup } from "../../transport/device_model.ts";
 import { Chain, type DeviceQueue, DriverQueue, Pop } from "../../virtqueue/mod.ts";
 import { POOL_ALIGNMENT, RingPool } from "./pool.ts";
 
@@ -31,6 +35,8 @@ import { POOL_ALIGNMENT, RingPool } from "./pool.ts";
 const BATCH = 64;
 /** Segments of a buffer: what Linux's network driver needs at most, and more. */
 const CHAIN_CAPACITY = 256;
+/** The most that a pool is made of: more than any ring fills, and offsets in it are whole 32-bit numbers. */
+const MAX_POOL = 1 << 30;
 /** Of an entry: the device has not used it yet. */
 const WITH_DEVICE = -1;
 
@@ -95,7 +101,7 @@ export class ShadowQueue {
       indirect: false,
     });
     const rings = shadowRingsSize(size);
-    const room = place.size - rings;
+    const room = Math.min(place.size - rings, MAX_POOL);
     this.#pool = new RingPool(room - room % POOL_ALIGNMENT);
     this.#poolAddress = memory.address + BigInt(offset + rings);
     this.#poolBus = busAddress + offset + rings;
@@ -112,17 +118,24 @@ export class ShadowQueue {
     return this.guest.broken ?? this.shadow.broken;
   }
 
-  /** After {@link forward}: are there more buffers, and room for them? */
+  /** What the device is told of the shadow. */
+  get setup(): QueueSetup {
+    const { size, descriptorAddress, driverAddress, deviceAddress } = this.shadow;
+    return { size, descriptorAddress, driverAddress, deviceAddress, base: 0 };
+  }
+
+  /** After {@link forward}: it ended because a batch was full, and there may be more. */
   more = false;
 
   /**
-   * Gives a batch of the guest's buffers to the device.
+   * Gives a batch of the guest's buffers to the device, after {@link giveBack}.
    *
    * @returns whether the device wants to be kicked
    */
   forward(): boolean {
     const { guest, shadow } = this;
     this.more = false;
+    if (this.broken !== undefined) return false;
     guest.noKicks();
     for (let i = 0; i < BATCH; i++) {
       const outcome = guest.next(chain);
@@ -132,10 +145,7 @@ export class ShadowQueue {
       }
       if (!this.#add()) {
         guest.rewind(1);
-        // What the device uses makes room; it must say so, and may have done it meanwhile.
-        const kick = shadow.publish();
-        this.more = shadow.wantCalls();
-        return kick;
+        return shadow.publish();
       }
     }
     this.more = true;
@@ -145,47 +155,40 @@ export class ShadowQueue {
   /** Adds the popped buffer to the shadow; false if there is no room. */
   #add(): boolean {
     const { readable, writable, head } = chain;
-    const slot = this.#next & this.#mask;
-    const length = readable.length + writable.length;
+    const { shadow, counters } = this;
+    const readableLength = readable.length, writableLength = writable.length;
+    const length = readableLength + writableLength;
     if (length === 0 || length > this.#pool.size) {
       this.guest.refuse(
         `a buffer of ${length} bytes, the segment has room for 1 to ${this.#pool.size} in this queue`,
       );
       return false;
     }
-    const place = this.#pool.take(length);
+    const reads = readableLength > 0 ? 1 : 0;
+    const writes = writableLength > 0 ? 1 : 0;
+    const place = reads + writes <= shadow.free ? this.#pool.take(length) : -1;
     if (place < 0) {
-      this.counters.full++;
+      counters.full++;
       return false;
     }
-    if (!this.#offer(place, slot)) {
-      this.#pool.undo(place);
-      return false;
+    if (reads === 1) {
+      readable.copyOut(0, this.#poolAddress + BigInt(place >>> 0), readableLength);
+      counters.bytesIn += readableLength;
     }
-    this.#heads[slot] = head;
-    this.#places[slot] = place;
-    this.#readable[slot] = readable.length;
-    this.#writable[slot] = writable.length;
-    this.#used[slot] = WITH_DEVICE;
-    this.#next = (this.#next + 1) >>> 0;
-    this.counters.forwarded++;
-    return true;
-  }
-
-  #offer(place: number, token: number): boolean {
-    const { readable, writable } = chain;
-    const reads = readable.length > 0 ? 1 : 0;
-    const writes = writable.length > 0 ? 1 : 0;
+    const slot = this.#next & this.#mask;
     const at = this.#poolBus + place;
     this.#addresses[0] = at;
-    this.#lengths[0] = reads === 1 ? readable.length : writable.length;
-    this.#addresses[1] = at + readable.length;
-    this.#lengths[1] = writable.length;
-    if (!this.shadow.add(this.#addresses, this.#lengths, reads, writes, token)) return false;
-    if (reads === 1) {
-      readable.copyOut(0, this.#poolAddress + BigInt(place), readable.length);
-      this.counters.bytesIn += readable.length;
-    }
+    this.#lengths[0] = reads === 1 ? readableLength : writableLength;
+    this.#addresses[1] = at + readableLength;
+    this.#lengths[1] = writableLength;
+    shadow.add(this.#addresses, this.#lengths, reads, writes, slot);
+    this.#heads[slot] = head;
+    this.#places[slot] = place;
+    this.#readable[slot] = readableLength;
+    this.#writable[slot] = writableLength;
+    this.#used[slot] = WITH_DEVICE;
+    this.#next = (this.#next + 1) >>> 0;
+    counters.forwarded++;
     return true;
   }
 
@@ -211,7 +214,7 @@ export class ShadowQueue {
       const head = this.#heads[slot];
       let copied = 0;
       if (written > 0 && this.guest.again(head, chain)) {
-        const from = this.#poolAddress + BigInt(this.#places[slot] + this.#readable[slot]);
+        const from = this.#poolAddress + BigInt((this.#places[slot] + this.#readable[slot]) >>> 0);
         copied = chain.writable.copyIn(0, from, Math.min(written, this.#writable[slot]));
       }
       this.guest.complete(head, copied);

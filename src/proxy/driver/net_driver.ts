@@ -151,7 +151,8 @@ export class NetDriver implements PeerListener, Disposable {
     if (size < DRIVER_MEMORY_MINIMUM) {
       throw new VmsgError(
         "MEMORY",
-        `the driver needs ${DRIVER_MEMORY_MINIMUM} bytes of shared memory, not ${size}`,
+        `the driver needs at least ${DRIVER_MEMORY_MINIMUM} bytes of shared memory, not ${size}: ` +
+          "1M is enough",
       );
     }
     // Where memory is short, half of it is for either direction.
