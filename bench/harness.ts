@@ -124,9 +124,19 @@ function warmUp({ run, granularity }: Case): number {
   return Math.max(1, Math.round(operations * ROUND_MS / elapsedMs / granularity)) * granularity;
 }
 
-/** Measures one case in turns with its twin, and prints its row. */
-export async function measureCase(subject: Case, twin: Twin | undefined): Promise<void> {
-  if (!isSelected(subject.name)) return;
+/** Medians in nanoseconds per operation. */
+export interface Medians {
+  readonly ours: number;
+  /** NaN without a C compiler. */
+  readonly twin: number;
+}
+
+/** Measures one case in turns with its twin, and prints its row; undefined if it was not selected. */
+export async function measureCase(
+  subject: Case,
+  twin: Twin | undefined,
+): Promise<Medians | undefined> {
+  if (!isSelected(subject.name)) return undefined;
   const operations = warmUp(subject);
   const measure = (operations: number, rounds: number) => {
     const ns = new Float64Array(rounds);
@@ -137,11 +147,17 @@ export async function measureCase(subject: Case, twin: Twin | undefined): Promis
     }
     return Promise.resolve(ns);
   };
-  await measureOwnRounds({ name: subject.name, operations, measure, twin: subject.twin }, twin);
+  return await measureOwnRounds(
+    { name: subject.name, operations, measure, twin: subject.twin },
+    twin,
+  );
 }
 
 /** The same for a case that runs its own rounds. */
-export async function measureOwnRounds(subject: OwnRounds, twin: Twin | undefined): Promise<void> {
+export async function measureOwnRounds(
+  subject: OwnRounds,
+  twin: Twin | undefined,
+): Promise<Medians> {
   const { operations, measure } = subject;
   const ours: number[] = [], theirs: number[] = [];
   for (let block = 0; block < BLOCKS; block++) {
@@ -150,6 +166,7 @@ export async function measureOwnRounds(subject: OwnRounds, twin: Twin | undefine
     theirs.push(...await twin.measure(subject.twin, operations, ROUNDS_PER_BLOCK));
   }
   printRow(subject.name, ours.sort(ascending), theirs.sort(ascending));
+  return { ours: quantile(ours, 0.5), twin: theirs.length > 0 ? quantile(theirs, 0.5) : NaN };
 }
 
 function ascending(a: number, b: number): number {

@@ -84,10 +84,11 @@ const BUSES: readonly ProcessBus[] = [
 ];
 const PINGS: readonly (readonly [intervalMs: number, count: number])[] = isQuick
   ? [[5, 50], [100, 10]]
-  : [[5, 1000], [100, 100]];
+  : [[5, 400], [100, 40]];
+const PROCESS_ROUNDS = isQuick ? 1 : 3;
 const WARM_UP_COUNT = isQuick ? 50 : 400;
-const THROUGHPUT_SECONDS = isQuick ? 0.5 : 2;
-const IDLE_SECONDS = isQuick ? 1 : 10;
+const THROUGHPUT_SECONDS = isQuick ? 0.5 : 1;
+const IDLE_SECONDS = isQuick ? 1 : 4;
 /** From the start of both to their first words, several times what it takes. */
 const START_SECONDS = 2;
 
@@ -111,10 +112,22 @@ async function idleShares(pids: readonly number[]): Promise<number[]> {
   return pids.map((pid, i) => (processorTimeNs(pid) - before[i]!) / elapsedNs * 100);
 }
 
+/** What was measured of one bus, of each round or ping. */
+interface BusFigures {
+  /** Round trips, for each of {@link PINGS}. */
+  readonly timesMs: number[][];
+  readonly lost: number[];
+  readonly toDevice: number[];
+  readonly fromDevice: number[];
+  readonly idleDevice: number[];
+  readonly idleDriver: number[];
+}
+
+/** One round of one bus: starts what it takes, measures, ends it. */
 async function measureBus(
   executable: string,
   bus: ProcessBus,
-  widths: readonly number[],
+  figures: BusFigures,
 ): Promise<void> {
   await using keeper = await openKeeper("/dev/shm");
   const cwd = keeper.directory;
@@ -148,34 +161,61 @@ async function measureBus(
   };
   // Waits for the other, and compiles what is hot.
   await ping("--count", String(WARM_UP_COUNT), "--interval", "0.005");
-  const rows: string[][] = [];
-  for (const [intervalMs, count] of PINGS) {
-    const interval = String(intervalMs / 1000);
+  for (const [i, [intervalMs, count]] of PINGS.entries()) {
     const { sent, received, roundTripsUs } = await ping(
-      ...["--count", String(count), "--interval", interval],
+      ...["--count", String(count), "--interval", String(intervalMs / 1000)],
     );
-    const times = roundTripCells(roundTripsUs.map((us) => us / 1000));
-    rows.push([`${bus.name}, every ${intervalMs} ms`, ...times, `${sent - received} of ${sent}`]);
+    figures.timesMs[i]!.push(...roundTripsUs.map((us) => us / 1000));
+    figures.lost[i]! += sent - received;
   }
   const driver = start("driver", ...busArgs, "--count", "2", "--interval", "3600");
   discard(driver);
   await sleep(START_SECONDS);
-  const idle = (await idleShares([device.pid, driver.pid])).map((share) => share.toFixed(2));
+  const [idleDevice, idleDriver] = await idleShares([device.pid, driver.pid]);
+  figures.idleDevice.push(idleDevice!);
+  figures.idleDriver.push(idleDriver!);
   await endChild(driver);
   // Last: the responder goes on generating for a while, whoever is there then.
   const { toDevice, fromDevice } = await ping(
     ...["--count", "1", "--throughput", String(THROUGHPUT_SECONDS)],
   );
-  const rates = [toDevice, fromDevice].map((rate) => rate!.megabitsPerSecond.toFixed(0));
-  rows[0]!.push(...rates, ...idle);
-  for (const [name = "", ...cells] of rows) console.log(row(name, cells, widths));
+  figures.toDevice.push(toDevice!.megabitsPerSecond);
+  figures.fromDevice.push(fromDevice!.megabitsPerSecond);
+}
+
+function median(values: readonly number[]): number {
+  return quantile(values.toSorted(ascending), 0.5);
 }
 
 async function measureProcesses(executable: string): Promise<void> {
+  const all = BUSES.map((): BusFigures => ({
+    timesMs: PINGS.map(() => []),
+    lost: PINGS.map(() => 0),
+    toDevice: [],
+    fromDevice: [],
+    idleDevice: [],
+    idleDriver: [],
+  }));
+  for (let round = 0; round < PROCESS_ROUNDS; round++) {
+    for (const [i, bus] of BUSES.entries()) await measureBus(executable, bus, all[i]!);
+  }
   console.log(`\ntwo processes of this host ${loadLine()}`);
+  console.log(`${PROCESS_ROUNDS} rounds in turns; throughput and idle are their medians`);
   const columns = ["min ms", "p50 ms", "p99 ms", "lost", "to dev Mbit/s", "from dev Mbit/s"];
   const widths = head("ping to ping", [...columns, "idle dev %", "idle drv %"]);
-  for (const bus of BUSES) await measureBus(executable, bus, widths);
+  for (const [i, { name }] of BUSES.entries()) {
+    const figures = all[i]!;
+    const { toDevice, fromDevice, idleDevice, idleDriver } = figures;
+    for (const [j, [intervalMs, count]] of PINGS.entries()) {
+      const others = j > 0 ? [] : [
+        ...[toDevice, fromDevice].map((values) => median(values).toFixed(0)),
+        ...[idleDevice, idleDriver].map((values) => median(values).toFixed(2)),
+      ];
+      const lost = `${figures.lost[j]} of ${PROCESS_ROUNDS * count}`;
+      const cells = [...roundTripCells(figures.timesMs[j]!), lost, ...others];
+      console.log(row(`${name}, every ${intervalMs} ms`, cells, widths));
+    }
+  }
 }
 
 // ---- two machines
@@ -343,7 +383,7 @@ async function measureMachines(executable: string): Promise<void> {
   LINKS.forEach(({ name }, i) => {
     const { timesMs, ...streams } = figures[i]!;
     const rates = [streams.out, streams.in].map((all) =>
-      all.length === 0 ? "-" : quantile(all.toSorted(ascending), 0.5).toFixed(0)
+      all.length === 0 ? "-" : median(all).toFixed(0)
     );
     const sent = ROUNDS * ROUND_PINGS;
     const cells = [...roundTripCells(timesMs), `${sent - timesMs.length} of ${sent}`, ...rates];

@@ -22,12 +22,9 @@ async function main(args: readonly string[]): Promise<number> {
   const child = new Deno.Command(Deno.execPath(), {
     args: ["run", "--quiet", "--allow-all", MAIN, ...command],
   }).spawn();
-  // Ctrl-C reaches it as well, and it puts everything away before it ends.
-  for (const signal of ["SIGINT", "SIGTERM"] as const) {
-    Deno.addSignalListener(signal, () => {
-      if (signal === "SIGTERM") child.kill(signal);
-    });
-  }
+  // Ctrl-C reaches it as well; it puts everything away before it ends.
+  Deno.addSignalListener("SIGINT", () => {});
+  Deno.addSignalListener("SIGTERM", () => child.kill("SIGTERM"));
   return (await child.status).code;
 }
 

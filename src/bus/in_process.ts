@@ -6,7 +6,7 @@
 import { mapAnonymous } from "../linux/mapping.ts";
 import type { Reactor } from "../linux/reactor.ts";
 import { type UnixStream, unixStreamPair } from "../linux/unix_socket.ts";
-import type { BusListener, BusOptions, Side } from "./bus.ts";
+import type { BusListener, BusOptions, SharedSegment, Side } from "./bus.ts";
 import { SpscQueue, spscSize } from "./spsc_queue.ts";
 import { StreamBus } from "./stream_bus.ts";
 
@@ -21,6 +21,7 @@ class InProcessBus extends StreamBus {
     outgoing: SpscQueue,
     incoming: SpscQueue,
     stream: UnixStream,
+    override readonly segment: SharedSegment | undefined,
   ) {
     super(side, reactor, options, outgoing, incoming);
     this.#stream = stream;
@@ -54,11 +55,13 @@ export interface InProcessPair extends Disposable {
  * Makes an in-process bus.
  *
  * @param capacity slots per queue
+ * @param segment memory that both sides see, if there is any
  */
 export function inProcessBus(
   reactor: Reactor,
   options: BusOptions = { discardOnAttach: false, ringPerMessage: false },
   capacity = 64,
+  segment?: SharedSegment,
 ): InProcessPair {
   using stack = new DisposableStack();
   const size = spscSize(capacity);
@@ -66,10 +69,10 @@ export function inProcessBus(
   const [a, b] = unixStreamPair();
   const queue = (offset: number) => new SpscQueue(memory, offset, size);
   const driver = stack.use(
-    new InProcessBus("driver", reactor, options, queue(0), queue(size), a),
+    new InProcessBus("driver", reactor, options, queue(0), queue(size), a, segment),
   );
   const device = stack.use(
-    new InProcessBus("device", reactor, options, queue(size), queue(0), b),
+    new InProcessBus("device", reactor, options, queue(size), queue(0), b, segment),
   );
   const owner = stack.move();
   return { driver, device, [Symbol.dispose]: () => owner.dispose() };

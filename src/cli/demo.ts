@@ -131,8 +131,9 @@ export const demoCommand: Command = {
       );
       const { demoIvshmem } = await import("./demo_ivshmem.ts");
       const [inner, confined] = ["inner", "confined"].map((name) => options.flag(name));
-      const size = options.text("size");
-      return await demoIvshmem({ inner, confined, size, machine, executable, net, interrupted });
+      const [size, guest] = ["size", "guest"].map((name) => options.text(name));
+      const settings = { inner, confined, size, guest, machine, executable, net };
+      return await demoIvshmem({ ...settings, interrupted });
     }
     const { demoGuest } = await import("./demo_guest.ts");
     return await demoGuest(options.text("guest"), options.flag("confined"), interrupted);

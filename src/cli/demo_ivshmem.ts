@@ -6,9 +6,14 @@
 
 import { UsageError, VmsgError } from "../linux/errors.ts";
 import { machineExecutable } from "./guest/executable.ts";
-import { MACHINE_KINDS, machineArchitecture, type MachineKind } from "./guest/machine.ts";
-import { innerUml } from "./guest/inner.ts";
-import { findGuests, type Guests } from "./guest/machines.ts";
+import {
+  MACHINE_KINDS,
+  machineArchitecture,
+  type MachineKind,
+  type MachineOptions,
+} from "./guest/machine.ts";
+import { type InnerGuest, innerMicrovm, innerUml } from "./guest/inner.ts";
+import { findGuests } from "./guest/machines.ts";
 import { pingScript } from "./guest/scripts.ts";
 import {
   deviceScript,
@@ -32,6 +37,8 @@ export interface DemoIvshmemOptions {
   readonly inner: boolean;
   /** Machine A does not see B's memory. An inner guest's never is seen. */
   readonly confined: boolean;
+  /** The inner guest: "uml" (unless given) or "microvm". */
+  readonly guest: string | undefined;
   /** Of the shared memory; 1M unless given. */
   readonly size: string | undefined;
   /** One of `MACHINE_KINDS`; q35 unless given. */
@@ -61,7 +68,9 @@ async function findMachine(
 interface DriverSide {
   readonly script: string;
   readonly files: PairOptions["files"];
-  readonly hugePages: number;
+  readonly machine: Pick<MachineOptions, "extraArgs" | "modules" | "hugePages">;
+  /** MiB of machine B. */
+  readonly memoryMiB: number;
   /** What B's console says when it worked. */
   readonly success: RegExp;
 }
@@ -70,23 +79,34 @@ interface DriverSide {
 function ownKernel(confined: boolean): DriverSide {
   const then = 'ping -c 3 10.0.2.2\necho "PING rc=$?"';
   const script = driverScript({ confined, then });
-  const hugePages = confined ? 0 : DRIVER_HUGE_PAGES;
-  return { script, files: [], hugePages, success: /^PING rc=0/ };
+  const machine = { hugePages: confined ? 0 : DRIVER_HUGE_PAGES };
+  return { script, files: [], machine, memoryMiB: 256, success: /^PING rc=0/ };
 }
 
 /** A guest inside B has it, pings, and fetches a file. */
-async function innerGuest(guests: Guests, server: FileServer): Promise<DriverSide> {
-  const { uml, missing } = guests;
-  if (uml?.kind !== "uml") throw new VmsgError("NO_GUEST", `no inner guest. ${missing.uml.join()}`);
+async function innerGuest(kind: string, server: FileServer): Promise<DriverSide> {
   const ping = pingScript({ address: "dhcp", peer: "10.0.2.2", count: 3 });
   const fetch = `
 if wget -q -O - http://10.0.2.2:${server.port}/ | sha256sum | grep ${server.digest}; then
   echo "FETCHED ${FILE_SIZE} bytes, checksum right"
 fi
 `;
-  const inner = await innerUml(uml, { script: ping + fetch });
+  const inner = await findInner(kind, ping + fetch);
+  const { memoryMiB = 256, ...machine } = inner.machine;
   const script = innerScript({ guest: inner.boot });
-  return { script, files: inner.files, hugePages: 0, success: /^FETCHED/ };
+  return { script, files: inner.files, machine, memoryMiB, success: /^FETCHED/ };
+}
+
+async function findInner(kind: string, script: string): Promise<InnerGuest> {
+  const { uml, microvm, missing } = await findGuests();
+  if (kind === "uml" && uml?.kind === "uml") return await innerUml(uml, { script });
+  if (kind === "microvm" && microvm !== undefined && microvm.kind !== "uml") {
+    return await innerMicrovm(microvm, { script });
+  }
+  if (kind === "uml" || kind === "microvm") {
+    throw new VmsgError("NO_GUEST", `no inner guest. ${missing[kind].join("; ")}`);
+  }
+  throw new UsageError(`--guest is uml or microvm for an inner guest, not ${kind}`);
 }
 
 interface FileServer extends AsyncDisposable {
@@ -118,13 +138,14 @@ export async function demoIvshmem(options: DemoIvshmemOptions): Promise<number> 
   const { kind } = installation;
   const executable = await machineExecutable(options.executable, machineArchitecture(kind));
   await using server = await serveFile();
-  const b = inner ? await innerGuest(await findGuests(), server) : ownKernel(confined);
+  const b = inner ? await innerGuest(options.guest ?? "uml", server) : ownKernel(confined);
   console.log("two machines, a shared memory and a doorbell between them; none of it is patched");
   await using pair = await openPair({
     installation,
     executable,
     confined,
     files: b.files ?? [],
+    memoryMiB: b.memoryMiB,
     ...(size === undefined ? {} : { size }),
     onServerLine: (line) => console.log(`server| ${line}`),
   });
@@ -135,7 +156,7 @@ export async function demoIvshmem(options: DemoIvshmemOptions): Promise<number> 
   });
   await using machineB = await pair.startB({
     script: b.script,
-    hugePages: b.hugePages,
+    ...b.machine,
     onLine: (line) => console.log(`B| ${line}`),
   });
   const passed = machineB.waitFor(b.success, TIMEOUT_MS).then(() => 0);

@@ -6,13 +6,14 @@
  * INTx is used, which the kernel masks until the status is read (which clears it) and INTx let through
  * again. ivshmem-plain has neither and is memory only.
  *
- * vfio maps BAR2 uncached. Whoever wants no more than the memory and has no interrupts to receive gets
- * it faster from sysfs_end.ts.
+ * VFIO maps BAR2 uncached; sysfs maps it write-combining, which is faster where the processor is the one
+ * that decides, and is used where the kernel lets it be.
  */
 
 import { clearEventFd, createEventFd } from "../linux/eventfd.ts";
-import type { Fd } from "../linux/fd.ts";
-import type { Mapping } from "../linux/mapping.ts";
+import { LinuxError } from "../linux/errors.ts";
+import { type Fd, openFile } from "../linux/fd.ts";
+import { type Mapping, mapShared } from "../linux/mapping.ts";
 import { EPOLLIN, type Reactor } from "../linux/reactor.ts";
 import type { PciFunction } from "../linux/sysfs.ts";
 import {
@@ -49,14 +50,30 @@ interface Opened {
   readonly pci: PciFunction;
   readonly device: VfioDevice;
   readonly memory: Mapping;
+  readonly isDeviceMemory: boolean;
 }
 
 function openFunction(address: string, options: VfioOptions, stack: DisposableStack): Opened {
   const pci = ivshmemFunction(address, options.sysfs);
   if (options.bind === true) stack.use(bindToVfio(pci, options.log));
   const device = stack.use(new VfioDevice(pci, vfioGroup(pci)));
-  const memory = stack.use(device.map(device.region(BAR_MEMORY)));
-  return { pci, device, memory };
+  const combining = mapCombining(pci);
+  const memory = stack.use(combining ?? device.map(device.region(BAR_MEMORY)));
+  return { pci, device, memory, isDeviceMemory: combining === undefined };
+}
+
+/**
+ * BAR2 write-combining, by sysfs: normal memory to an arm64, which VFIO's own uncached mapping is not.
+ * The kernel allows it as long as VFIO has not mapped the BAR; undefined where it does not.
+ */
+function mapCombining(pci: PciFunction): Mapping | undefined {
+  try {
+    using file = openFile(`${pci.path}/resource${BAR_MEMORY}_wc`);
+    return mapShared(file.number, pci.bars[BAR_MEMORY]!.size);
+  } catch (error) {
+    if (error instanceof LinuxError) return undefined;
+    throw error;
+  }
 }
 
 /** Registers of a function that shares its page with others cannot be mapped. */
@@ -81,7 +98,7 @@ function interruptsOf(device: VfioDevice): Interrupts {
 class VfioEnd implements IvshmemEnd {
   readonly description: string;
   readonly id: number;
-  readonly isDeviceMemory = true;
+  readonly isDeviceMemory: boolean;
   readonly peers = undefined;
   readonly memory: Mapping;
   readonly #stack: DisposableStack;
@@ -92,7 +109,8 @@ class VfioEnd implements IvshmemEnd {
 
   constructor(address: string, options: VfioOptions) {
     using stack = new DisposableStack();
-    const { pci, device, memory } = openFunction(address, options, stack);
+    const { pci, device, memory, isDeviceMemory } = openFunction(address, options, stack);
+    this.isDeviceMemory = isDeviceMemory;
     this.description = `ivshmem ${pci.address}`;
     this.#device = device;
     this.memory = memory;
@@ -161,7 +179,7 @@ export function openVfioEnd(address: string, options: VfioOptions): IvshmemEnd {
 /** Opens only the shared memory of a function, as memory; through VFIO, see {@link openVfioEnd}. */
 export function openVfioMemory(address: string, options: VfioOptions): FunctionMemory {
   using stack = new DisposableStack();
-  const { pci, memory } = openFunction(address, options, stack);
+  const { pci, memory, isDeviceMemory } = openFunction(address, options, stack);
   const owned = stack.move();
   return {
     description: `ivshmem ${pci.address}`,
@@ -170,7 +188,7 @@ export function openVfioMemory(address: string, options: VfioOptions): FunctionM
       return memory.buffer;
     },
     size: memory.size,
-    isDeviceMemory: true,
+    isDeviceMemory,
     [Symbol.dispose]: () => owned.dispose(),
   };
 }

@@ -2,4 +2,5 @@
 
 export * from "./address_space.ts";
 export * from "./atomics.ts";
-export * from "./segments.ts";
+export * from "./segment_ring.ts";
+export { SegmentList } from "./segments.ts";

@@ -16,11 +16,12 @@ import { libc } from "../linux/libc.ts";
 import type { MemoryWindow } from "./address_space.ts";
 
 const IOVEC_SIZE = 16;
-/** The same in words of 32 and of 64 bits. */
-const IOVEC_WORDS = IOVEC_SIZE / 4;
-const IOVEC_DOUBLE_WORDS = IOVEC_SIZE / 8;
-/** Where an iovec keeps its length, in words of 32 bits. */
-const LENGTH_WORD = 2;
+/** The size of an iovec in words of 32 bits. */
+export const IOVEC_WORDS: number = IOVEC_SIZE / 4;
+/** The same in words of 64 bits. */
+export const IOVEC_DOUBLE_WORDS: number = IOVEC_SIZE / 8;
+/** Where an iovec keeps its length, in words of 32 bits; the high half is 0. */
+export const LENGTH_WORD = 2;
 const TWO_TO_32 = 0x1_0000_0000;
 /** A descriptor's length has 32 bits, and so has memcpy's here. */
 const MAX_SEGMENT = 0xffff_ffff;
@@ -86,6 +87,14 @@ export class SegmentList {
     this.count = i + 1;
     this.length += length;
     return true;
+  }
+
+  /** Copies the iovec of segment `i` to a place in `words`, whose length's high half is 0 already. */
+  copyIovec(i: number, words: Uint32Array, at: number): void {
+    const word = i * IOVEC_WORDS;
+    words[at] = this.#words[word];
+    words[at + 1] = this.#words[word + 1];
+    words[at + LENGTH_WORD] = this.#words[word + LENGTH_WORD];
   }
 
   /** The address of the iovec of segment `first`, to hand the segments from there on to readv. */

@@ -834,6 +834,13 @@ export class RemoteDevice {
     flags = 0,
   ): Promise<void> {
     const { bus, reactor } = this.side.options;
+    if (!bus.carriesFds) {
+      throw new VmsgError(
+        "NO_MEMORY",
+        `${bus.description} carries no files, so it cannot give the device side a guest's memory: ` +
+          "use confined mode (vmsg proxy --confined)",
+      );
+    }
     const { session } = this.side;
     const endMs = performance.now() + REQUEST_TIMEOUT_MS;
     let ordinal = -1;

@@ -362,19 +362,6 @@ export class DeviceQueue {
   }
 
   /**
-   * Fills `chain` with a buffer in flight once more, for a device that kept only its head.
-   *
-   * @returns false if the driver has changed it into something that breaks the queue
-   */
-  again(head: number, chain: Chain): boolean {
-    chain.clear();
-    chain.head = head;
-    const outcome = this.#walk(head, chain);
-    if (outcome === Pop.FULL) this.#break(`chain ${head} was rewritten into more segments than the device takes`);
-    return outcome === Pop.CHAIN;
-  }
-
-  /**
    * Gives the oldest buffer in flight back. The driver sees it after {@link publish}.
    *
    * @param head of that buffer

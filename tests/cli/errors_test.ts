@@ -48,7 +48,10 @@ const WRONG_USAGE: readonly [string[], RegExp][] = [
   [onBus("device", BUS, "extra"), /unexpected argument extra; see: vmsg device --help/],
   [["device"], /--bus KIND,\S* is missing; see: vmsg device --help$/],
   [["device", "--bus"], /--bus needs KIND,/],
-  [["proxy", "--vhost-user", "socket=vu.sock"], /--bus KIND,\S* is missing; see: vmsg proxy --help/],
+  [
+    ["proxy", "--vhost-user", "socket=vu.sock"],
+    /--bus KIND,\S* is missing; see: vmsg proxy --help/,
+  ],
   [["driver"], /--bus KIND,\S* is missing; see: vmsg driver --help/],
   [["ivshmem-server"], /--socket PATH is missing; see: vmsg ivshmem-server --help/],
   [onBus("proxy", BUS), /--vhost-user socket=PATH\S* .*is missing/],
@@ -78,6 +81,24 @@ const WRONG_USAGE: readonly [string[], RegExp][] = [
     /--net responder: "10.0.2" is not an IPv4 address/,
   ],
   [onBus("device", BUS, "--net", "packet"), /--net packet: packet=INTERFACE names none/],
+  [onBus("device", "ivshmem"), /--bus ivshmem: give either pci=ADDRESS or server=PATH/],
+  [onBus("device", "ivshmem,pci=00:10.0,server=x"), /give either pci=ADDRESS or server=PATH/],
+  [onBus("device", "ivshmem,server=x,bind"), /--bus ivshmem: bind goes with pci=, not server=/],
+  [onBus("device", "ivshmem,server=x,via=sysfs"), /via goes with pci=, not server=/],
+  [onBus("device", "ivshmem,pci=00:10.0,via=sysfs,bind"), /bind goes with via=vfio/],
+  [onBus("device", "ivshmem,pci=10"), /PCI address 10: give DOMAIN:BUS:DEVICE.FUNCTION/],
+  [
+    onBus("device", "ivshmem,server=x,peer=70000"),
+    /peer is a whole number from 0 to 65535, not 70000/,
+  ],
+  [onBus("device", "shm"), /--bus shm: file= is missing/],
+  [onBus("device", "shm,file=x,uio=/dev/uio0"), /--bus shm: uio needs notify=uio/],
+  [onBus("driver", `${BUS},dialect=auto`), /dialect=auto is for the device side: a driver side/],
+  [onBus("driver", BUS, "--memory", "at=0"), /give one of segment, hugepages= and file=/],
+  [onBus("driver", BUS, "--memory", "hugepages=0"), /hugepages=0 is no memory, hugepages=10M/],
+  [onBus("driver", BUS, "--memory", "pages=10M"), /unknown key pages, known are .*hugepages/],
+  [onBus("device", BUS, "--memory", "file=x,at=0,hole=1G"), /--memory: hole= needs low=/],
+  [onBus("device", BUS, "--memory", "file=x,at=0,via=wc"), /--memory: via goes with pci=/],
   [onBus("driver", BUS, "--tap"), /--tap needs NAME/],
   [onBus("device", BUS, "--memory", "at=0"), /--memory: give either file= or pci=/],
   [
@@ -107,6 +128,32 @@ const WRONG_USAGE: readonly [string[], RegExp][] = [
 ];
 
 const FAILURES: readonly [string[], RegExp][] = [
+  [
+    onBus("device", "ivshmem,pci=ff:1f.7"),
+    /there is no PCI function 0000:ff:1f.7: vmsg doctor lists those of ivshmem/,
+  ],
+  [
+    onBus("device", "ivshmem,server=no.sock"),
+    /nobody listens on no.sock: start vmsg ivshmem-server --socket no.sock first/,
+  ],
+  [onBus("device", "shm,file=no"), /open no: No such file .*ENOENT/],
+  [onBus("device", "shm,file=page"), /bus shm: page has 4096 bytes, not 8192/],
+  [
+    onBus("device", "shm,file=/dev/null"),
+    /bus shm: \/dev\/null: 8192 bytes from 0 on cannot be mapped/,
+  ],
+  [
+    onBus("device", "shm,file=queues,notify=uio"),
+    /bus shm: queues gives no interrupts .*: give a UIO device, or leave notify=uio out/,
+  ],
+  [
+    onBus("driver", "shm,file=queues"),
+    /--memory segment: bus shm queues has 8192 bytes .*, none of them from 8192 on/,
+  ],
+  [
+    onBus("driver", "shm,file=queues", "--memory", "hugepages=1024G"),
+    /524288 free huge pages of 2 MiB are needed: echo 524288 > .*nr_hugepages/,
+  ],
   [onBus("device", `linux-user,socket=${LONG}`), /socket path a+ has 120 bytes, Linux allows 107/],
   [onBus("driver", `linux-user,socket=${LONG}`), /socket path a+ has 120 bytes, Linux allows 107/],
   [
@@ -173,6 +220,7 @@ processTest("cli: wrong usage is one line and exit code 2", async (vmsg) => {
 processTest("cli: a failure is one line and exit code 1", async (vmsg) => {
   await Deno.writeTextFile(`${vmsg.directory}/file`, "");
   await Deno.writeFile(`${vmsg.directory}/page`, new Uint8Array(4096));
+  await Deno.writeFile(`${vmsg.directory}/queues`, new Uint8Array(8192));
   for (const [args, pattern] of FAILURES) await assertComplaint(vmsg, args, FAILURE, pattern);
   const left = vmsg.files().filter((name) => name.endsWith(".sock"));
   assertEquals(left, [], "a failed start left sockets");

@@ -182,13 +182,13 @@ function checkFirst(lines: readonly string[], plain: Uint8Array): void {
     new RegExp(`^MEMORY ${way} ${PLAIN_SIZE} device-memory=${isDeviceMemory} "${PLAIN_TEXT}"`);
   assertLines(next(`memory,sysfs,${PLAIN},by sysfs,64`), [shown("sysfs", false)]);
   assertLines(next(`memory,uncached,${PLAIN},uncached,128`), [shown("uncached", true)]);
-  assertLines(next(`memory,bind,${PLAIN},by vfio,192`), [shown("bind", true)]);
+  assertLines(next(`memory,bind,${PLAIN},by vfio,192`), [shown("bind", false)]);
   written(64, "by sysfs");
   written(128, "uncached");
   written(192, "by vfio");
   assertLines(next(`open,bind,${PLAIN}`), [
     /id=0 size=1048576$/,
-    /^LIKE interrupts=false device-memory=true$/,
+    /^LIKE interrupts=false device-memory=false$/,
     /^PINNED true 0 kB -> 1024 kB$/,
   ]);
 
@@ -216,7 +216,7 @@ function checkFirst(lines: readonly string[], plain: Uint8Array): void {
   assertLines(next(`open,vfio,${DOORBELL}`), [/^ERROR NOT_BOUND: .* to uio_pci_generic,/]);
   const opened = [
     /^OPENED \w+ .* id=0 size=4194304$/,
-    /^LIKE interrupts=true device-memory=true$/,
+    /^LIKE interrupts=true device-memory=false$/,
     /^PINNED true 0 kB -> 1024 kB$/,
   ];
   assertLines(next(`open,bind,${DOORBELL}`), opened);

@@ -87,6 +87,7 @@ machineTest(
     for (const line of announced("pages")) {
       assertMatch(line, /is at 0x[0-9a-f]+00000 of the sender's machine/);
     }
+    console.log(`10 MiB of huge pages lie in ${announced("pages").length} pieces`);
     await pinged("segment");
     const [memory, ...more] = announced("segment");
     assertEquals(more, []);

@@ -155,6 +155,7 @@ export function pairTest(name: string, body: (test: PairTest) => Promise<void>):
     const executable = await compiledExecutable(`${machineArchitecture(kind)}-unknown-linux-gnu`);
     const started: ControlledMachine[] = [];
     const server: string[] = [];
+    let sockets = 0;
     await using pair = await openPair({
       installation: { ...installation, kind },
       executable,
@@ -166,7 +167,7 @@ export function pairTest(name: string, body: (test: PairTest) => Promise<void>):
       starter: Pair["startA"],
       options: PairMachineOptions,
     ): Promise<ControlledMachine> => {
-      const socket = `${pair.directory}/shell-${started.length}`;
+      const socket = `${pair.directory}/shell-${sockets++}`;
       const machine = await starter({
         ...options,
         script: scriptWithShell(options.script),

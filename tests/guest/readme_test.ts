@@ -152,7 +152,7 @@ machineTest("README: two machines as printed", "q35", async (test) => {
     "/dev/shm": memory.directory,
   };
   const bytes = new TextEncoder().encode(DHCP_SCRIPT);
-  const files = [{ path: "usr/share/udhcpc/default.script", bytes }];
+  const files = [{ path: "etc/udhcpc/default.script", bytes }];
   const start = async (machine: "A" | "B", script: string) => {
     const parts = { script, files, modules: MACHINE_MODULES, disk: "/dev/vda" };
     await Deno.writeFile(
@@ -170,16 +170,15 @@ machineTest("README: two machines as printed", "q35", async (test) => {
   };
   const server = await vmsg.start(...words("vmsg ivshmem-server --socket iv.sock", {}).slice(1));
   await server.waitFor(/waiting for peers/);
-  await start(
-    "A",
-    `${line("ip link add br0 ")}\n${
-      line("vmsg device --bus ivshmem,pci=00:10.0,bind --memory pci=00:11.0,at=0 --net tap=")
-    }`,
-  );
+  const bridge = line("ip link add br0 ");
+  const bus = "--bus ivshmem,pci=00:10.0,bind --memory";
+  const device = line(`vmsg device ${bus} pci=00:11.0,at=0 --net tap=`);
+  await start("A", `${bridge}\n${device}\n`);
+  const driver = line(`vmsg driver ${bus} hugepages=10M --tap`);
   const b = await start(
     "B",
-    `${line("vmsg driver --bus ivshmem,pci=00:10.0,bind --memory hugepages=10M --tap")} &
-until [ -e /sys/class/net/vm0 ]; do sleep 0.1; done
+    `${driver} >/tmp/driver.log 2>&1 &
+until grep "connected;" /tmp/driver.log; do sleep 0.1; done
 ${line("ip link set vm0 up")}
 ping -c 3 10.0.2.2
 echo "PING rc=$?"

@@ -2,11 +2,13 @@
 
 import { assertEquals } from "@std/assert";
 import { inProcessBus } from "../../src/bus/in_process.ts";
+import type { SharedSegment } from "../../src/bus/bus.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import type { Dialect } from "../../src/message/codec.ts";
 import { Kind, type Message, QUEUE_ENABLED } from "../../src/message/message.ts";
 import { createLog } from "../../src/observe/log.ts";
+import type { DeviceModel } from "../../src/transport/device_model.ts";
 import { DeviceSide } from "../../src/transport/device_side.ts";
 import { PRIVATE_VERSION } from "../../src/transport/epoch.ts";
 import { FAKE_MAX_QUEUE_SIZE, FakeDevice, type FakeDeviceOptions } from "./fake_device.ts";
@@ -49,14 +51,20 @@ export interface RigOptions {
   readonly dialect?: Dialect;
   readonly capacity?: number;
   readonly device?: FakeDeviceOptions;
+  /** Take no memory but a segment. */
+  readonly confined?: boolean;
+  /** Memory of the bus behind its queues. */
+  readonly segment?: SharedSegment;
+  /** More devices, by number. */
+  readonly models?: readonly (readonly [number, (reactor: Reactor) => DeviceModel])[];
 }
 
 /** Runs a test's body in the reactor of a fresh rig. */
 export async function withSide(body: (rig: Rig) => Promise<void>, options: RigOptions = {}) {
-  const { dialect = "v1", capacity = 64 } = options;
+  const { dialect = "v1", capacity = 64, confined, segment, models = [] } = options;
   const codec = codecFor(dialect);
   using reactor = new Reactor();
-  using pair = inProcessBus(reactor, undefined, capacity);
+  using pair = inProcessBus(reactor, undefined, capacity, segment);
   const clock = { ms: 1000 };
   const lines: string[] = [];
   using side = new DeviceSide({
@@ -65,11 +73,13 @@ export async function withSide(body: (rig: Rig) => Promise<void>, options: RigOp
     codec,
     log: createLog("test", "debug", (line) => lines.push(line)),
     now: () => clock.ms,
+    confined,
   });
   const device = new FakeDevice(options.device);
   const fifth = new FakeDevice();
   side.add(0, device);
   side.add(5, fifth);
+  for (const [number, make] of models) side.add(number, make(reactor));
   const peer = new RawPeer(reactor, pair.driver, codec);
   side.open();
   peer.open();

@@ -13,6 +13,8 @@ import { EPOLLIN, Reactor } from "../../src/linux/reactor.ts";
 import { connectUnix, type UnixStream } from "../../src/linux/unix_socket.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { createLog } from "../../src/observe/log.ts";
+import { ConfinedDevice } from "../../src/proxy/confined/confined_device.ts";
+import { Segment } from "../../src/proxy/confined/segment.ts";
 import { FLAG_VERSION, HEADER_SIZE, Request } from "../../src/proxy/vhost_user/protocol.ts";
 import { VhostUserServer } from "../../src/proxy/vhost_user/server.ts";
 import { DeviceSide } from "../../src/transport/device_side.ts";
@@ -143,11 +145,11 @@ export class RawFrontEnd implements Disposable {
   }
 
   /** Negotiates features and shares one region at guest address 0. */
-  async setUp(memory: Fd, features = FEATURES): Promise<void> {
+  async setUp(memory: Fd, features = FEATURES, fileOffset = 0): Promise<void> {
     await this.ask(Request.GET_FEATURES);
     this.send(Request.SET_PROTOCOL_FEATURES, u32s(1 << 9, 0));
     this.send(Request.SET_FEATURES, u32s(...features));
-    const region = regionBytes(0, MEMORY_SIZE, USER_ADDRESS, 0);
+    const region = regionBytes(0, MEMORY_SIZE, USER_ADDRESS, fileOffset);
     this.send(Request.SET_MEM_TABLE, new Uint8Array([...u32s(1, 0), ...region]), [memory]);
     await this.barrier();
   }
@@ -172,10 +174,18 @@ export class RawFrontEnd implements Disposable {
   }
 }
 
+/** How a rig differs from the usual one. */
+export interface ProxyRigOptions<Device> {
+  /** Instead of the usual fake device. */
+  readonly device?: Device;
+  /** Confined mode, with a segment of so many bytes. */
+  readonly confined?: number;
+}
+
 /** A proxy with our device side behind it. */
-export interface ProxyRig {
+export interface ProxyRig<Device = FakeDevice> {
   readonly reactor: Reactor;
-  readonly device: FakeDevice;
+  readonly device: Device;
   readonly driverSide: DriverSide;
   readonly server: VhostUserServer;
   readonly lines: string[];
@@ -188,7 +198,10 @@ export interface ProxyRig {
 }
 
 /** Runs a test's body in the reactor of a fresh rig. */
-export async function withProxy(body: (rig: ProxyRig) => Promise<void>): Promise<void> {
+export async function withProxy<Device extends FakeDevice = FakeDevice>(
+  body: (rig: ProxyRig<Device>) => Promise<void>,
+  options: ProxyRigOptions<Device> = {},
+): Promise<void> {
   await withDirectory(async (directory) => {
     using stack = new DisposableStack();
     const reactor = stack.use(new Reactor());
@@ -200,14 +213,27 @@ export async function withProxy(body: (rig: ProxyRig) => Promise<void>): Promise
     const memory = stack.use(createSealedMemory("vmsg-test", MEMORY_SIZE));
     const kick = stack.use(createEventFd());
     const deviceSide = stack.use(
-      new DeviceSide({ reactor, bus: pair.device, codec, log: quiet }),
+      new DeviceSide({
+        reactor,
+        bus: pair.device,
+        codec,
+        log: quiet,
+        confined: options.confined !== undefined,
+      }),
     );
-    const device = new FakeDevice();
+    const device = options.device ?? new FakeDevice() as Device;
     deviceSide.add(0, device);
     const driverSide = stack.use(new DriverSide({ reactor, bus: pair.driver, codec, log: quiet }));
     const path = `${directory}/vu.sock`;
-    const options = { source: { kind: "listen", socket: path }, device: 0 } as const;
-    const server = stack.use(new VhostUserServer(reactor, driverSide, options, log));
+    const source = { kind: "listen", socket: path } as const;
+    const segment = options.confined === undefined
+      ? undefined
+      : stack.use(new Segment(pair.driver, options.confined, 1));
+    const shadows = segment &&
+      new ConfinedDevice({ reactor, device: driverSide.device(0), segment, position: 0, log });
+    const server = stack.use(
+      new VhostUserServer(reactor, driverSide, { source, device: 0 }, log, shadows),
+    );
     deviceSide.open();
     driverSide.open();
     await reactor.until(body({

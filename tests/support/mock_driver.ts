@@ -38,15 +38,20 @@ export class MockMemory implements Disposable {
   /**
    * @param windows as many as wanted, anywhere below 2^53
    * @param skew moves each window in the mapping by so many bytes off its alignment
+   * @param map makes the mapping, for memory that others see too
    */
-  constructor(windows: readonly MockWindow[] = [{ at: 0x4000_0000, size: 1 << 20 }], skew = 0) {
+  constructor(
+    windows: readonly MockWindow[] = [{ at: 0x4000_0000, size: 1 << 20 }],
+    skew = 0,
+    map: (size: number) => Mapping = mapAnonymous,
+  ) {
     let end = GUARD_SIZE;
     this.windows = windows.map(({ at, size }) => {
       const offset = end + skew;
       end = ((offset + size + 4095) & ~4095) + GUARD_SIZE;
       return { at, size, offset };
     });
-    this.#mapping = mapAnonymous(end);
+    this.#mapping = map(end);
     this.#bytes = new Uint8Array(this.#mapping.buffer);
     this.#view = new DataView(this.#mapping.buffer);
     this.#bytes.fill(GUARD_BYTE);

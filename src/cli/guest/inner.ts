@@ -1,19 +1,25 @@
 /**
  * A guest inside a machine: what has to be on the machine's disk for it, and how the machine boots it.
  *
- * User-Mode Linux is an ordinary process and boots in a small machine. Its memory is a file in the
- * machine's /dev/shm, and `setarch -R` keeps it where a vhost-user back end finds it (uml.ts).
+ * Two kinds. User-Mode Linux is an ordinary process and boots in a small machine. Its memory is a file in the
+ * machine's /dev/shm, and `setarch -R` keeps it where a vhost-user back end finds it (uml.ts). QEMU with a
+ * microvm needs KVM in the machine, which an emulated one has with a processor that knows SVM: its
+ * kernel then boots at the speed of the machine itself, not twice emulated.
  */
 
 import { VmsgError } from "../../linux/errors.ts";
 import type { GuestFile } from "./initramfs.ts";
 import { findProgram, type PlacedFile, withLibraries } from "./libraries.ts";
+import type { MachineOptions } from "./machine.ts";
 import { guestInitramfs, type Installation } from "./machines.ts";
+import type { QemuInstallation } from "./qemu.ts";
 
 /** See the head of this file. */
 export interface InnerGuest {
   /** For the machine's disk. */
   readonly files: readonly (PlacedFile | GuestFile)[];
+  /** What the machine needs to be able to boot it. */
+  readonly machine: Pick<MachineOptions, "extraArgs" | "modules" | "memoryMiB">;
   /** Shell: boots the guest on the console, until it has ended. */
   boot(socket: string): string;
 }
@@ -46,11 +52,51 @@ export async function innerUml(
       ...await withLibraries(await setarch(), "/bin/setarch"),
       { path: "inner/initramfs.cpio", bytes: initramfs, mode: 0o644 },
     ],
+    machine: {},
     boot: (socket) => `
 mkdir -p /tmp/uml
 TMPDIR=/dev/shm HOME=/tmp setarch x86_64 -R linux.uml mem=${memoryMiB}M \\
   initrd=/mnt/inner/initramfs.cpio uml_dir=/tmp/uml/ con0=null,fd:1 con=null ssl=null quiet \\
   virtio_uml.device=${socket}:1 </dev/null
+`,
+  };
+}
+
+/** What a microvm's QEMU reads besides its libraries. */
+const FIRMWARE: readonly string[] = ["qboot.rom", "linuxboot_dma.bin", "pvh.bin"];
+const FIRMWARE_DIRECTORY = "/usr/share/qemu";
+
+/** An inner QEMU with a microvm, its kernel and initial file system. */
+export async function innerMicrovm(
+  installation: QemuInstallation,
+  options: InnerGuestOptions,
+): Promise<InnerGuest> {
+  const { script, memoryMiB = 128 } = options;
+  const initramfs = await guestInitramfs({ ...installation, kind: "microvm" }, { script });
+  return {
+    files: [
+      ...await withLibraries(installation.qemu, "/bin/qemu-system-x86_64"),
+      ...FIRMWARE.map((name) => ({
+        from: `${FIRMWARE_DIRECTORY}/${name}`,
+        // QEMU asks for the microvm's by another name.
+        to: `/inner/${name === "qboot.rom" ? "bios-microvm.bin" : name}`,
+      })),
+      { from: installation.kernel, to: "/inner/vmlinuz" },
+      { path: "inner/initramfs.cpio", bytes: initramfs, mode: 0o644 },
+    ],
+    machine: {
+      extraArgs: ["-cpu", "qemu64,+svm,+npt"],
+      modules: ["kvm_amd"],
+      memoryMiB: 512,
+    },
+    boot: (socket) => `
+qemu-system-x86_64 -L /mnt/inner -display none -nodefaults -no-reboot -serial stdio -monitor none \\
+  -accel kvm -cpu host -M microvm,rtc=on,memory-backend=ram -m ${memoryMiB} \\
+  -object memory-backend-memfd,id=ram,size=${memoryMiB}M,share=on \\
+  -kernel /mnt/inner/vmlinuz -initrd /mnt/inner/initramfs.cpio \\
+  -append "console=ttyS0 reboot=t panic=-1 quiet" \\
+  -chardev socket,id=vu,path=${socket} -netdev vhost-user,id=net0,chardev=vu \\
+  -global virtio-mmio.force-legacy=false -device virtio-net-device,netdev=net0,mac=52:54:00:76:6d:01 </dev/null
 `,
   };
 }

@@ -6,6 +6,12 @@
  * a shadow (shadow_queue.ts); a kick of the guest or a used notification of the device has it moved, in
  * batches, by a task of the reactor. A ring that stops, also because the device side was lost, gives
  * back what was used and forgets the rest: the guest's ring goes on from where it is.
+ *
+ * Between {@link ConfinedDevice.start} and {@link ConfinedDevice.stop} the guest's memory must stay mapped, so
+ * a ring is started when the device has taken its shadow, and not before.
+ *
+ * A ring that breaks, by the guest or by the device, stands still until it is stopped; the guest is told
+ * as it is told of a device that needs a reset.
  */
 
 import { VmsgError } from "../../linux/errors.ts";
@@ -18,7 +24,7 @@ import type { QueueSetup } from "../../transport/device_model.ts";
 import type { RemoteDevice } from "../../transport/driver_side.ts";
 import { openDeviceQueue } from "../../virtqueue/mod.ts";
 import type { Segment } from "./segment.ts";
-import { ShadowQueue, shadowRingsSize } from "./shadow_queue.ts";
+import { ShadowQueue } from "./shadow_queue.ts";
 
 /** A ring that runs. */
 interface Running {
@@ -44,6 +50,8 @@ export interface ConfinedDeviceOptions {
 export class ConfinedDevice {
   /** Calls the guest for a queue; set by who serves the guest. */
   call: (queue: number) => void = () => {};
+  /** Tells the guest that a queue is broken; set by who serves the guest. */
+  fail: (queue: number) => void = () => {};
   readonly #running = new Map<number, Running>();
   readonly #complain: (line: string) => void;
   /** The device side has been told of the segment, in this session of its. */
@@ -63,37 +71,31 @@ export class ConfinedDevice {
   }
 
   /**
-   * Gives a guest's ring a shadow.
+   * Makes a shadow for a guest's ring, for the device to be told of. Nothing moves before {@link start}.
    *
    * @param guest where the ring lies in the guest's memory, and where it goes on
-   * @returns where the shadow lies, for the device
-   * @throws VmsgError if the ring is none
+   * @throws VmsgError if the ring is none, or the segment has no room for it
    */
-  start(
+  shadow(
     index: number,
     guest: QueueSetup,
     memory: AddressSpace,
     features: Uint32Array,
     queueCount: number,
-  ): QueueSetup {
+  ): ShadowQueue {
     const { segment, position, device } = this.options;
     const eventIndex = hasFeature(features, RingFeature.EVENT_IDX);
     const indirect = hasFeature(features, RingFeature.INDIRECT_DESC);
     const queue = openDeviceQueue(memory, { ...guest, eventIndex, indirect });
     if (typeof queue === "string") throw new VmsgError("BAD_RING", `ring ${index}: ${queue}`);
-    const place = segment.part(position, queueCount, index);
-    if (shadowRingsSize(guest.size) >= place.size) {
-      throw new VmsgError(
-        "SEGMENT",
-        `ring ${index} has ${guest.size} entries, too many for its ${place.size} bytes of the ` +
-          "segment: give a larger one",
-      );
-    }
+    const place = segment.part(position, queueCount, index, guest.size);
     segment.describe(device.number, index, place);
-    const shadow = new ShadowQueue(queue, place, eventIndex);
-    this.#running.set(index, { queue: shadow, task: { run: () => this.#move(index, shadow) } });
-    const { size, descriptorAddress, driverAddress, deviceAddress } = shadow.shadow;
-    return { size, descriptorAddress, driverAddress, deviceAddress, base: 0 };
+    return new ShadowQueue(queue, place, eventIndex);
+  }
+
+  /** The device has taken a shadow: from here on it is moved. */
+  start(index: number, queue: ShadowQueue): void {
+    this.#running.set(index, { queue, task: { run: () => this.#move(index, queue) } });
   }
 
   /** The guest has kicked, or the device has used something. */
@@ -107,7 +109,9 @@ export class ConfinedDevice {
     if (queue.giveBack()) this.call(index);
     if (queue.forward()) this.options.device.available(index);
     if (queue.broken === undefined) return queue.more;
-    this.#complain(`device ${this.options.device.number}, ring ${index}: ${queue.broken}`);
+    const where = `device ${this.options.device.number}, ring ${index}`;
+    this.#complain(`${where} is broken: ${queue.broken}: restart the guest's driver`);
+    this.fail(index);
     return false;
   }
 

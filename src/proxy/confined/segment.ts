@@ -14,7 +14,8 @@
  *
  * Each device number has an equal share, and of that each queue: the last of an odd number of queues is
  * a control queue and gets {@link CONTROL_SHARE} of it, the others the same. Every queue has a pool of its own,
- * so one that is full of buffers that wait never takes room from another.
+ * so one that is full of buffers that wait never takes room from another. A pool that cannot hold the largest
+ * frame would stand still for good when one comes, so there is none.
  */
 
 import type { Bus } from "../../bus/bus.ts";
@@ -24,7 +25,7 @@ import { mapShared, PAGE_SIZE } from "../../linux/mapping.ts";
 import { type MappedMemory, storeRelease32 } from "../../memory/mod.ts";
 import { MEMORY_SEGMENT } from "../../message/message.ts";
 import type { RemoteDevice } from "../../transport/driver_side.ts";
-import type { ShadowPlace } from "./shadow_queue.ts";
+import { type ShadowPlace, shadowRingsSize } from "./shadow_queue.ts";
 
 /** "vmsg" */
 const MAGIC = 0x6773_6d76;
@@ -36,8 +37,17 @@ const MAX_ENTRIES = Math.floor((HEADER_SIZE - ENTRY_OFFSET) / ENTRY_SIZE);
 /** A control queue's part of a device's share. */
 const CONTROL_SHARE = 1 / 32;
 const PART_ALIGNMENT = PAGE_SIZE;
-/** Rings of 64 entries and a little room. */
-const MIN_PART = 2 * PART_ALIGNMENT;
+/**
+ * The least pool: the largest frame with all its headers (66,048 bytes), in mergeable buffers of up to a page, of
+ * which one may not fit at the pool's end and each be rounded up.
+ */
+const MIN_POOL = 72 << 10;
+/** The least pool of a control queue, whose commands are short. */
+const MIN_CONTROL_POOL = 1 << 10;
+/** The least part of a control queue: rings of 64 entries and a little room. */
+const MIN_CONTROL_PART = 2 * PART_ALIGNMENT;
+/** The least share: two queues with rings of 256 entries, and control. */
+const MIN_SHARE = 192 << 10;
 
 /** See the head of this file. */
 export class Segment implements Disposable {
@@ -79,7 +89,7 @@ export class Segment implements Disposable {
       );
     }
     this.size = taken - HEADER_SIZE;
-    if (this.size < deviceCount * 3 * MIN_PART) {
+    if (this.size < deviceCount * MIN_SHARE) {
       throw new VmsgError(
         "SEGMENT",
         `${bus.description}: a segment of ${taken} bytes is too small for ${deviceCount} network ` +
@@ -121,18 +131,21 @@ export class Segment implements Disposable {
    *
    * @param position of the device number among those that share the segment
    * @param queueCount how many queues the device has
+   * @param entries of the queue's rings
+   * @throws VmsgError SEGMENT if frames would not fit
    */
-  part(position: number, queueCount: number, queue: number): ShadowPlace {
+  part(position: number, queueCount: number, queue: number, entries: number): ShadowPlace {
     const { memory, busAddress, offset: begin, size: share } = this.share(position);
     const hasControl = queueCount % 2 === 1 && queueCount > 1;
-    const control = hasControl ? Math.max(MIN_PART, align(share * CONTROL_SHARE)) : 0;
+    const control = hasControl ? Math.max(MIN_CONTROL_PART, align(share * CONTROL_SHARE)) : 0;
     const each = align((share - control) / (hasControl ? queueCount - 1 : queueCount));
     const isControl = hasControl && queue === queueCount - 1;
     const size = isControl ? control : each;
-    if (size < MIN_PART) {
+    if (size < shadowRingsSize(entries) + (isControl ? MIN_CONTROL_POOL : MIN_POOL)) {
       throw new VmsgError(
         "SEGMENT",
-        `the segment has only ${size} bytes for each of ${queueCount} queues: give a larger one`,
+        `the segment has only ${size} bytes for queue ${queue} of ${queueCount} with ${entries} ` +
+          "entries: give a larger one",
       );
     }
     return { memory, busAddress, offset: begin + queue * each, size };

@@ -19,6 +19,9 @@
  * has come back is shown to the guest as a whole, because a merged frame must be; that is never more than
  * the pool holds.
  *
+ * Where a buffer lies is read once, when it is forwarded, and remembered: a guest that rewrites descriptors
+ * in flight changes nothing.
+ *
  * Both sides are hostile. The guest's queue is checked by DeviceQueue, the shadow by DriverQueue: a device
  * cannot name a buffer that it does not have, nor more bytes than it was given room for.
  *
@@ -26,7 +29,7 @@
  * forgets what is held so, and the next device gets these buffers once more.
  */
 
-import type { MappedMemory } from "../../memory/mod.ts";
+import { type MappedMemory, SegmentRing } from "../../memory/mod.ts";
 import type { QueueSetup } from "../../transport/device_model.ts";
 import { Chain, type DeviceQueue, DriverQueue, Pop } from "../../virtqueue/mod.ts";
 import { POOL_ALIGNMENT, RingPool } from "./pool.ts";
@@ -35,6 +38,8 @@ import { POOL_ALIGNMENT, RingPool } from "./pool.ts";
 const BATCH = 64;
 /** Segments of a buffer: what Linux's network driver needs at most, and more. */
 const CHAIN_CAPACITY = 256;
+/** Writable segments that are out, per entry of the ring; it is at least a chain's. */
+const SEGMENTS_PER_ENTRY = 16;
 /** The most that a pool is made of: more than any ring fills, and offsets in it are whole 32-bit numbers. */
 const MAX_POOL = 1 << 30;
 /** Of an entry: the device has not used it yet. */
@@ -72,11 +77,15 @@ export class ShadowQueue {
   readonly #poolBus: number;
   /** Buffers out, by a free-running number modulo the guest's queue size; the oldest is `#first`. */
   readonly #heads: Uint16Array;
-  readonly #places: Float64Array;
-  readonly #readable: Float64Array;
-  readonly #writable: Float64Array;
+  readonly #places: Uint32Array;
+  /** Bytes that the device reads, which precede those it writes. */
+  readonly #readable: Uint32Array;
+  /** Segments that the device writes, of those in `#writable`. */
+  readonly #counts: Uint16Array;
   /** Bytes the device wrote, or {@link WITH_DEVICE}. */
-  readonly #used: Float64Array;
+  readonly #used: Int32Array;
+  /** Where in the guest's memory the buffers are that the device writes. */
+  readonly #writable: SegmentRing;
   readonly #mask: number;
   #first = 0;
   #next = 0;
@@ -107,10 +116,11 @@ export class ShadowQueue {
     this.#poolBus = busAddress + offset + rings;
     this.#mask = size - 1;
     this.#heads = new Uint16Array(size);
-    this.#places = new Float64Array(size);
-    this.#readable = new Float64Array(size);
-    this.#writable = new Float64Array(size);
-    this.#used = new Float64Array(size);
+    this.#places = new Uint32Array(size);
+    this.#readable = new Uint32Array(size);
+    this.#counts = new Uint16Array(size);
+    this.#used = new Int32Array(size);
+    this.#writable = new SegmentRing(Math.max(CHAIN_CAPACITY, SEGMENTS_PER_ENTRY * size));
   }
 
   /** Why one of the queues is broken; undefined while neither is. */
@@ -166,7 +176,8 @@ export class ShadowQueue {
     }
     const reads = readableLength > 0 ? 1 : 0;
     const writes = writableLength > 0 ? 1 : 0;
-    const place = reads + writes <= shadow.free ? this.#pool.take(length) : -1;
+    const hasRoom = reads + writes <= shadow.free && writable.count <= this.#writable.free;
+    const place = hasRoom ? this.#pool.take(length) : -1;
     if (place < 0) {
       counters.full++;
       return false;
@@ -185,7 +196,8 @@ export class ShadowQueue {
     this.#heads[slot] = head;
     this.#places[slot] = place;
     this.#readable[slot] = readableLength;
-    this.#writable[slot] = writableLength;
+    this.#counts[slot] = writable.count;
+    this.#writable.push(writable);
     this.#used[slot] = WITH_DEVICE;
     this.#next = (this.#next + 1) >>> 0;
     counters.forwarded++;
@@ -211,17 +223,16 @@ export class ShadowQueue {
       const slot = this.#first & this.#mask;
       const written = this.#used[slot];
       if (written === WITH_DEVICE) return;
-      const head = this.#heads[slot];
-      let copied = 0;
-      if (written > 0 && this.guest.again(head, chain)) {
-        const from = this.#poolAddress + BigInt((this.#places[slot] + this.#readable[slot]) >>> 0);
-        copied = chain.writable.copyIn(0, from, Math.min(written, this.#writable[slot]));
+      if (written > 0) {
+        const from = (this.#places[slot] + this.#readable[slot]) >>> 0;
+        this.#writable.copyIn(this.#poolAddress + BigInt(from), written);
       }
-      this.guest.complete(head, copied);
+      this.#writable.shift(this.#counts[slot]);
+      this.guest.complete(this.#heads[slot], written);
       this.#first = (this.#first + 1) >>> 0;
       this.#pool.giveBack(this.#places[this.#first & this.#mask]);
       this.counters.returned++;
-      this.counters.bytesOut += copied;
+      this.counters.bytesOut += written;
     }
   }
 

@@ -37,6 +37,14 @@ import type { Vring } from "./vring.ts";
 const BLOCK_OF_33 = RingFeature.ACCESS_PLATFORM >> 5;
 const MASK_OF_33 = 1 << (RingFeature.ACCESS_PLATFORM & 31);
 
+/** Kinds of rings and notifications that shadows are not made for; no front end is offered them. */
+const NOT_IN_SHADOWS = [
+  RingFeature.RING_PACKED,
+  RingFeature.IN_ORDER,
+  RingFeature.NOTIFICATION_DATA,
+  RingFeature.NOTIF_CONFIG_DATA,
+];
+
 /** What the front end wants. */
 export interface Wanted {
   /** Acknowledged virtio features, without the protocol's own bits; undefined before SET_FEATURES. */
@@ -78,6 +86,9 @@ export class DeviceState {
       throw new VmsgError("NO_DEVICE", `the device side has no device ${this.device.number}`);
     }
     this.offered = await this.device.features(Math.max(2, info.featureBlocks));
+    if (this.confined !== undefined) {
+      for (const bit of NOT_IN_SHADOWS) this.offered[bit >> 5] &= ~(1 << (bit & 31));
+    }
     this.info = info;
   }
 
@@ -280,14 +291,16 @@ export class DeviceState {
       deviceAddress,
       base: vring.base,
     };
-    const setup = this.confined?.start(
+    const { maxQueues } = this.info!;
+    const shadow = this.confined?.shadow(
       vring.index,
       guest,
       memory.space,
       this.#negotiated!,
-      this.info!.maxQueues,
-    ) ?? guest;
-    await this.device.startQueue(vring.index, setup);
+      maxQueues,
+    );
+    await this.device.startQueue(vring.index, shadow?.setup ?? guest);
+    if (shadow !== undefined) this.confined!.start(vring.index, shadow);
     vring.usedAddress = deviceAddress;
     vring.running = true;
   }

@@ -75,7 +75,10 @@ export class FrontEnd implements Wanted, Disposable {
       const fd = this.vrings[queue]?.call;
       if (fd !== undefined) signalEventFd(fd);
     };
-    if (confined !== undefined) confined.call = call;
+    if (confined !== undefined) {
+      confined.call = call;
+      confined.fail = (queue) => this.#tellBroken(queue);
+    }
     device.onUsed = confined === undefined ? call : (queue) => confined.moved(queue);
     device.onConfig = (status) => this.#configChanged(status);
   }
@@ -197,13 +200,16 @@ export class FrontEnd implements Wanted, Disposable {
   #configChanged(status: number): void {
     if ((status & Status.DEVICE_NEEDS_RESET) !== 0) {
       this.#complain(`device ${this.device.number} needs a reset: restart the guest's driver`);
-      for (const vring of this.vrings) {
-        if (vring.error !== undefined) signalEventFd(vring.error);
-      }
+      for (const vring of this.vrings) this.#tellBroken(vring.index);
     }
     if (this.#backendChannel !== undefined && this.#has(ProtocolFeature.CONFIG)) {
       sendMessage(this.#backendChannel, protocol.BACKEND_CONFIG_CHANGE, 0, new Uint8Array());
     }
+  }
+
+  #tellBroken(queue: number): void {
+    const fd = this.vrings[queue]?.error;
+    if (fd !== undefined) signalEventFd(fd);
   }
 
   // --- requests ----------------------------------------------------------------------------------
