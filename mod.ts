@@ -6,10 +6,16 @@
 
 export * from "./src/bus/bus.ts";
 export * from "./src/bus/in_process.ts";
+export * from "./src/bus/ivshmem.ts";
 export * from "./src/bus/linux_user.ts";
+export * from "./src/bus/page_bus.ts";
+export * from "./src/bus/shm.ts";
 export * from "./src/bus/spsc_queue.ts";
 export * from "./src/bus/stream_bus.ts";
 export * from "./src/device/net/net_device.ts";
+export * from "./src/ivshmem/end.ts";
+export * from "./src/ivshmem/server.ts";
+export * from "./src/ivshmem/server_end.ts";
 export * from "./src/linux/errors.ts";
 export { Fd } from "./src/linux/fd.ts";
 export * from "./src/linux/mapping.ts";
@@ -32,6 +38,10 @@ export type { TcpConnectionSnapshot } from "./src/network/responder/tcp.ts";
 export type { TcpState } from "./src/network/responder/tcp_connection.ts";
 export * from "./src/observe/log.ts";
 export * from "./src/observe/trace.ts";
+export * from "./src/proxy/confined/confined_device.ts";
+export * from "./src/proxy/confined/segment.ts";
+export * from "./src/proxy/confined/shadow_queue.ts";
+export * from "./src/proxy/driver/driver_memory.ts";
 export * from "./src/proxy/driver/net_driver.ts";
 export * from "./src/proxy/driver/pinger.ts";
 export * from "./src/proxy/vhost_user/server.ts";

@@ -35,6 +35,8 @@ const WARM_UP_TRIPS = isQuick ? 50 : 500;
 const FLOOD_MS = isQuick ? 200 : 1500;
 const WARM_UP_MS = isQuick ? 100 : 500;
 const PATIENCE_MS = 20_000;
+/** Frames on the way at once. */
+const WINDOW = 64;
 const GSO_SIZE = 65_226;
 const FEATURES = [
   NetFeature.CSUM,
@@ -53,8 +55,12 @@ class Guest implements Disposable {
   /** Frames of ours that came, and what is done with each. */
   received = 0;
   onFrame: () => void = () => {};
-  /** Frame length to send as long as there are buffers; 0: none. */
+  /** Called after a batch of frames. */
+  onBatch: () => void = () => {};
+  /** Frame length to send as long as there are buffers and credits; 0: none. */
   #flood = 0;
+  /** Frames that may be sent. */
+  credits = 0;
   readonly #memory: Mapping;
   readonly #fd: Fd;
   readonly #view: DataView;
@@ -163,20 +169,22 @@ class Guest implements Disposable {
       this.#publish(RECEIVE);
     } while (queue.wantCalls());
     if (queue.broken !== undefined) throw new Error(queue.broken);
+    this.onBatch();
   }
 
   #reclaim(): void {
     const queue = this.#queues[TRANSMIT];
     do {
       while (queue.nextUsed()) this.#free.push(queue.usedToken);
-      this.#fill();
+      this.fill();
     } while (queue.wantCalls());
     if (queue.broken !== undefined) throw new Error(queue.broken);
   }
 
-  #fill(): void {
+  /** Sends what it may. */
+  fill(): void {
     if (this.#flood === 0) return;
-    while (this.#free.length > 0) if (!this.#add(this.#flood)) break;
+    while (this.credits > 0 && this.#add(this.#flood)) this.credits--;
     this.#publish(TRANSMIT);
   }
 
@@ -233,7 +241,7 @@ class Guest implements Disposable {
   /** Sends frames of this length from here on; 0 ends that. */
   flood(length: number): void {
     this.#flood = length;
-    this.#fill();
+    this.fill();
   }
 
   /** All buffers are back. */
@@ -278,13 +286,18 @@ async function throughput(
   length: number,
 ): Promise<number> {
   one.prepare(length, SOURCE, TARGET);
+  // A window, so that no queue between the two drops what it has no room for.
+  one.credits = WINDOW;
+  two.onFrame = () => one.credits++;
+  two.onBatch = () => one.fill();
   one.flood(length);
   await reactor.sleep(WARM_UP_MS);
   const before = two.received, startMs = performance.now();
   await reactor.sleep(FLOOD_MS);
   const rate = (two.received - before) / (performance.now() - startMs) * 1000;
   one.flood(0);
-  while (!one.isIdle) await reactor.sleep(1);
+  while (!one.isIdle || one.credits < WINDOW) await reactor.sleep(1);
+  two.onFrame = two.onBatch = () => {};
   return rate;
 }
 

@@ -61,6 +61,7 @@ export class IvshmemBus extends PageBus implements EndListener {
     return `bus ${this.#end.description}`;
   }
 
+  /** Who rings whom. */
   override get silenceHint(): string {
     const { id } = this.#end;
     const hint = `this side is peer ${id} and rings peer ${this.#peer}`;
@@ -90,6 +91,7 @@ export class IvshmemBus extends PageBus implements EndListener {
     );
   }
 
+  /** Attaches, where that needs no peer, and begins to look or listen. */
   override open(listener: BusListener): void {
     super.open(listener);
     this.#end.open(this.reactor, this);
@@ -122,6 +124,7 @@ export class IvshmemBus extends PageBus implements EndListener {
     return super.rung();
   }
 
+  /** Rings the peer, and looks for its answer where nobody rings us. */
   protected override ring(): void {
     this.#rang = this.#peer;
     this.#end.ring(this.#rang);
@@ -133,6 +136,7 @@ export class IvshmemBus extends PageBus implements EndListener {
     return this.#end.pin(address, size);
   }
 
+  /** Closes the end. */
   override [Symbol.dispose](): void {
     super[Symbol.dispose]();
     this.#poller?.[Symbol.dispose]();

@@ -51,8 +51,11 @@ export interface PageBusOptions extends BusOptions {
 
 /** See the head of this file. A subclass brings the doorbell. */
 export abstract class PageBus extends QueueBus {
+  /** Never: the other side is another system. */
   override readonly carriesFds: boolean = false;
+  /** Never, see the head of this file. */
   override readonly noticesPeers: boolean = false;
+  /** The shared memory behind the queues. */
   override readonly segment: SharedSegment;
   readonly #named: boolean;
   readonly #id: number;

@@ -125,6 +125,7 @@ export class ShmBus extends PageBus {
     return `bus shm ${this.#options.file}`;
   }
 
+  /** Attaches, and begins to look or listen. */
   override open(listener: BusListener): void {
     super.open(listener);
     const { uio } = this.#options;
@@ -151,11 +152,13 @@ export class ShmBus extends PageBus {
     libc.write(fd.number, word.address, 4);
   }
 
+  /** Writes the doorbell, if there is one. */
   protected override ring(): void {
     if (this.#doorbell !== undefined) this.#doorbell[0] = this.#options.doorbell!.value;
     this.#poller?.expect();
   }
 
+  /** Unmaps the memory. */
   override [Symbol.dispose](): void {
     super[Symbol.dispose]();
     this.#poller?.[Symbol.dispose]();

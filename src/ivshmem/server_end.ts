@@ -55,6 +55,7 @@ const pollfd = allocate(8);
 
 /** What {@link openServerEnd} needs besides the path. */
 export interface ServerEndOptions {
+  /** Where lines for people go. */
   readonly log: Log;
 }
 

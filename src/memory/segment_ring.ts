@@ -19,7 +19,11 @@ export class SegmentRing {
   #head = 0;
   #tail = 0;
 
-  /** @param capacity how many segments it holds: a power of two */
+  /**
+   * Makes an empty ring.
+   *
+   * @param capacity how many segments it holds: a power of two
+   */
   constructor(readonly capacity: number) {
     this.#addresses = new BigUint64Array(capacity * IOVEC_DOUBLE_WORDS);
     this.#words = new Uint32Array(this.#addresses.buffer);

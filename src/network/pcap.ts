@@ -104,6 +104,10 @@ export class CapturingPort implements NetworkPort {
     this.port.setFeatures(words);
   }
 
+  startOver(): void {
+    this.port.startOver?.();
+  }
+
   setMac(mac: Uint8Array): void {
     this.port.setMac?.(mac);
   }

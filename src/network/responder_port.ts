@@ -56,6 +56,11 @@ export class ResponderPort implements NetworkPort {
     // What is offered concerns frames from the guest, and each of those says itself what it leaves to us.
   }
 
+  /** See {@link NetworkPort.startOver}; connections stay, as their peer may be a guest that goes on. */
+  startOver(): void {
+    this.responder.stopDatagrams();
+  }
+
   open(listener: PortListener): void {
     this.#listener = listener;
     this.#armFlood();

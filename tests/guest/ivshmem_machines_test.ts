@@ -254,13 +254,14 @@ interface Watched {
 async function hugePages(b: ControlledMachine): Promise<number[]> {
   const pid = await vmsgPid(b);
   const pagemap = `/proc/${pid}/pagemap`;
-  const entries = await b.run(`
-range=$(grep -m 1 memfd:vmsg-driver /proc/${pid}/maps | cut -d " " -f 1)
-at=$((0x\${range%-*}))
-while [ $at -lt $((0x\${range#*-})) ]; do
-  dd if=${pagemap} bs=8 skip=$((at / 4096)) count=1 2>/dev/null | xxd -p
-  at=$((at + ${HUGE_PAGE_SIZE}))
-done`);
+  const entries = await b.run([
+    `range=$(grep -m 1 memfd:vmsg-driver /proc/${pid}/maps | cut -d " " -f 1)`,
+    "at=$((0x${range%-*})); end=$((0x${range#*-}))",
+    "while [ $at -lt $end ]",
+    `do dd if=${pagemap} bs=8 skip=$((at / 4096)) count=1 2>/dev/null | xxd -p`,
+    `at=$((at + ${HUGE_PAGE_SIZE}))`,
+    "done",
+  ].join("; "));
   const places = entries.trim().split("\n").map((hex) => {
     const entry = new DataView(Uint8Array.fromHex(hex).buffer).getBigUint64(0, true);
     return Number(entry & ((1n << 55n) - 1n)) * 4096;

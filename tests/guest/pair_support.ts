@@ -32,8 +32,10 @@ ${script}
 END-OF-START
 sh /tmp/start.sh &
 echo "SHELL READY"
-# Of a terminal it would read as for a person, with a prompt and line editing.
-cat <&9 | sh >&9 2>&1
+while read -r line; do
+  eval "$line" </dev/null >&9 2>&1
+  echo "ANSWER $?" >&9
+done <&9
 `;
 }
 
@@ -43,7 +45,6 @@ export class ControlledMachine implements AsyncDisposable {
   readonly transcript: string[] = [];
   #connection: Deno.UnixConn | undefined;
   #received = "";
-  #count = 0;
 
   /** Called by {@link PairTest}. */
   constructor(
@@ -62,7 +63,7 @@ export class ControlledMachine implements AsyncDisposable {
     this.#connection ??= await Deno.connect({ transport: "unix", path: this.socket });
   }
 
-  /** Runs a command in the machine and returns what it said; it fails unless that ends with 0. */
+  /** Runs a command, one line, and returns what it said; it fails unless that ends with 0. */
   async run(command: string, timeoutMs = RUN_TIMEOUT_MS): Promise<string> {
     const { output, code } = await this.try(command, timeoutMs);
     assert(code === 0, `${this.name}: ${command}: exit code ${code}\n${output}`);
@@ -77,10 +78,9 @@ export class ControlledMachine implements AsyncDisposable {
     const connection = this.#connection;
     if (connection === undefined) throw new Error(`${this.name} has not booted`);
     this.transcript.push(`$ ${command}`);
-    const mark = `ANSWER-${++this.#count}`;
-    const typed = new TextEncoder().encode(`{ ${command}\n} </dev/null; echo "${mark} $?"\n`);
+    const typed = new TextEncoder().encode(`${command}\n`);
     for (let done = 0; done < typed.length;) done += await connection.write(typed.subarray(done));
-    const pattern = new RegExp(`^([^]*?)${mark} (\\d+)\r?\n`);
+    const pattern = /^([^]*?)ANSWER (\d+)\r?\n/;
     const chunk = new Uint8Array(4096);
     const decoder = new TextDecoder();
     let late = false;

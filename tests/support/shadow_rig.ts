@@ -11,7 +11,7 @@ import {
 } from "../../src/proxy/confined/shadow_queue.ts";
 import type { QueueSetup } from "../../src/transport/device_model.ts";
 import { Chain, type DeviceQueue, openDeviceQueue, Pop } from "../../src/virtqueue/mod.ts";
-import { MockDriver, type MockElement, MockMemory } from "./mock_driver.ts";
+import { type MockDriver, type MockElement, MockMemory } from "./mock_driver.ts";
 
 /** Where the segment lies on the bus. */
 export const SEGMENT_AT = 0x8_0000_0000;

@@ -183,6 +183,7 @@ export class NetDevice implements DeviceModel {
     this.#setStatusBit(STATUS_ANNOUNCE, false);
     this.#filter.reset(this.#filter.ownKey);
     this.#filter.filtersVlans = hasFeature(words, NetFeature.CTRL_VLAN);
+    this.port.startOver?.();
     this.port.setFeatures(words);
     return true;
   }

@@ -270,6 +270,11 @@ export class Responder {
     this.#tcp.tick();
   }
 
+  /** Ends the streams of datagrams that the guest has asked for. */
+  stopDatagrams(): void {
+    this.#chargen.clear();
+  }
+
   /** Forgets connections and what waits for the guest, as when its device is reset. The rest stays. */
   reset(): void {
     this.#host.ring.clear();

@@ -57,6 +57,8 @@ export class ConfinedDevice {
   /** The device side has been told of the segment, in this session of its. */
   #announcedTo = -1;
 
+  /** No ring runs yet. */
+  /** Serves no ring yet. */
   constructor(readonly options: ConfinedDeviceOptions) {
     this.#complain = limitedLog(options.log.warn);
   }
