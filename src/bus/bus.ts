@@ -73,6 +73,14 @@ export interface Bus extends Disposable {
   readonly noticesPeers: boolean;
   /** Memory that both sides see, if there is any. */
   readonly segment: SharedSegment | undefined;
+  /**
+   * Keeps memory of this process where it is in physical memory, for a peer that sees this machine's RAM;
+   * until what is returned or the bus is disposed. Undefined where there is no means to.
+   *
+   * @param address page-aligned, of this process
+   * @param size in bytes, whole pages
+   */
+  pin(address: bigint, size: number): Disposable | undefined;
   /** For a peer that is silent: what to check, besides the dialect. */
   readonly silenceHint: string;
   /** Ring after every message instead of once per turn; the dialect may be known only later. */
@@ -218,6 +226,11 @@ export abstract class QueueBus implements Bus {
     this.#attached = false;
     this.#claimed = false;
     this.listener?.detached(reason);
+  }
+
+  /** A bus without the means. */
+  pin(_address: bigint, _size: number): Disposable | undefined {
+    return undefined;
   }
 
   resume(): void {

@@ -62,6 +62,7 @@ export class IvshmemBus extends PageBus implements EndListener {
   }
 
   /** Who rings whom. */
+  /** See {@link Bus.silenceHint}. */
   override get silenceHint(): string {
     const { id } = this.#end;
     const hint = `this side is peer ${id} and rings peer ${this.#peer}`;
@@ -92,6 +93,7 @@ export class IvshmemBus extends PageBus implements EndListener {
   }
 
   /** Attaches, where that needs no peer, and begins to look or listen. */
+  /** See {@link Bus.open}. */
   override open(listener: BusListener): void {
     super.open(listener);
     this.#end.open(this.reactor, this);
@@ -125,18 +127,20 @@ export class IvshmemBus extends PageBus implements EndListener {
   }
 
   /** Rings the peer, and looks for its answer where nobody rings us. */
+  /** Wakes the peer. */
   protected override ring(): void {
     this.#rang = this.#peer;
     this.#end.ring(this.#rang);
     this.#poller?.expect();
   }
 
-  /** Keeps memory of this process in its place; see {@link IvshmemEnd.pin}. */
-  pin(address: bigint, size: number): boolean {
+  /** See {@link IvshmemEnd.pin}. */
+  override pin(address: bigint, size: number): Disposable | undefined {
     return this.#end.pin(address, size);
   }
 
   /** Closes the end. */
+  /** Closes what the bus is made of. */
   override [Symbol.dispose](): void {
     super[Symbol.dispose]();
     this.#poller?.[Symbol.dispose]();

@@ -126,6 +126,7 @@ export class ShmBus extends PageBus {
   }
 
   /** Attaches, and begins to look or listen. */
+  /** See {@link Bus.open}. */
   override open(listener: BusListener): void {
     super.open(listener);
     const { uio } = this.#options;
@@ -153,12 +154,14 @@ export class ShmBus extends PageBus {
   }
 
   /** Writes the doorbell, if there is one. */
+  /** Wakes the peer. */
   protected override ring(): void {
     if (this.#doorbell !== undefined) this.#doorbell[0] = this.#options.doorbell!.value;
     this.#poller?.expect();
   }
 
   /** Unmaps the memory. */
+  /** Closes what the bus is made of. */
   override [Symbol.dispose](): void {
     super[Symbol.dispose]();
     this.#poller?.[Symbol.dispose]();

@@ -10,7 +10,6 @@
  */
 
 import type { Bus } from "../bus/bus.ts";
-import { IvshmemBus } from "../bus/ivshmem.ts";
 import { openSysfsMemory } from "../ivshmem/sysfs_end.ts";
 import { openVfioMemory } from "../ivshmem/vfio_end.ts";
 import { fileSize, openFile } from "../linux/fd.ts";
@@ -213,7 +212,5 @@ export function openDriverMemory(
   if (settings.kind === "file") {
     return knownMemory(stack.use(openFileMemory(settings.file, settings.size)), settings.at);
   }
-  const pin = (address: bigint, size: number) =>
-    bus instanceof IvshmemBus && bus.pin(address, size);
-  return stack.use(pageMemory(settings.size, pin));
+  return stack.use(pageMemory(settings.size, bus));
 }

@@ -62,11 +62,11 @@ export interface IvshmemEnd extends Disposable {
   /** Rings vector 0 of a peer. */
   ring(peer: number): void;
   /**
-   * Keeps memory of this process where it is in physical memory, until the end is disposed; false where
-   * there is no means to (only vfio has).
+   * Keeps memory of this process where it is in physical memory, until what is returned or the end is
+   * disposed; undefined where there is no means to (only vfio has).
    *
    * @param address page-aligned, of this process
    * @param size in bytes, whole pages
    */
-  pin(address: bigint, size: number): boolean;
+  pin(address: bigint, size: number): Disposable | undefined;
 }

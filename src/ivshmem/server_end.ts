@@ -56,6 +56,7 @@ const pollfd = allocate(8);
 /** What {@link openServerEnd} needs besides the path. */
 export interface ServerEndOptions {
   /** Where lines for people go. */
+  /** Where lines for people go. */
   readonly log: Log;
 }
 
@@ -328,8 +329,8 @@ export class ServerEnd implements IvshmemEnd {
   }
 
   /** A process's memory stays where it is only for vfio. */
-  pin(_address: bigint, _size: number): boolean {
-    return false;
+  pin(_address: bigint, _size: number): undefined {
+    return undefined;
   }
 
   /** Leaves the server and unmaps the memory. */

@@ -245,8 +245,8 @@ class SysfsEnd implements IvshmemEnd {
     this.#registers.write(Register.DOORBELL, (peer << 16) >>> 0);
   }
 
-  pin(_address: bigint, _size: number): boolean {
-    return false;
+  pin(_address: bigint, _size: number): undefined {
+    return undefined;
   }
 
   [Symbol.dispose](): void {

@@ -157,7 +157,7 @@ class VfioEnd implements IvshmemEnd {
     this.#registers.write(Register.DOORBELL, (peer << 16) >>> 0);
   }
 
-  pin(address: bigint, size: number): boolean {
+  pin(address: bigint, size: number): Disposable | undefined {
     return this.#device.pin(address, size);
   }
 

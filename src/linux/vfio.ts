@@ -119,7 +119,8 @@ class VfioGroup {
   readonly group: Fd;
   readonly #container: Fd;
   readonly #hasIommu: boolean;
-  #nextIova = FIRST_IOVA;
+  /** IO addresses in use, in ascending order. */
+  readonly #mapped: { readonly iova: bigint; readonly size: bigint }[] = [];
 
   constructor(readonly name: string, pci: PciFunction) {
     using stack = new DisposableStack();
@@ -152,7 +153,7 @@ class VfioGroup {
   /** The IO address, or undefined without an IOMMU. */
   pin(address: bigint, size: number): bigint | undefined {
     if (!this.#hasIommu) return undefined;
-    const iova = this.#nextIova;
+    const { iova, index } = this.#gap(BigInt(size));
     const view = begin(DMA_MAP_SIZE);
     view.setUint32(4, VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE, true);
     view.setBigUint64(8, address, true);
@@ -167,8 +168,18 @@ class VfioGroup {
       );
     }
     check(result, `pin ${size} bytes of memory`);
-    this.#nextIova += BigInt(size);
+    this.#mapped.splice(index, 0, { iova, size: BigInt(size) });
     return iova;
+  }
+
+  /** The lowest free IO address, and its place among those in use. */
+  #gap(size: bigint): { iova: bigint; index: number } {
+    let iova = FIRST_IOVA;
+    for (const [index, next] of this.#mapped.entries()) {
+      if (iova + size <= next.iova) return { iova, index };
+      iova = next.iova + next.size;
+    }
+    return { iova, index: this.#mapped.length };
   }
 
   unpin(iova: bigint, size: number): void {
@@ -176,6 +187,7 @@ class VfioGroup {
     view.setBigUint64(8, iova, true);
     view.setBigUint64(16, BigInt(size), true);
     libc.ioctl(this.#container.number, VFIO_IOMMU_UNMAP_DMA, argument.address);
+    this.#mapped.splice(this.#mapped.findIndex((mapped) => mapped.iova === iova), 1);
   }
 
   close(): void {
@@ -241,7 +253,8 @@ export interface VfioRegion {
 export class VfioDevice implements Disposable {
   readonly #group: VfioGroup;
   readonly #fd: Fd;
-  readonly #pinned: { iova: bigint; size: number }[] = [];
+  /** What is pinned, and how to let it go. */
+  readonly #pinned = new Set<Disposable>();
   #open = true;
 
   /**
@@ -341,21 +354,28 @@ export class VfioDevice implements Disposable {
   }
 
   /**
-   * Pins memory of this process by mapping it for the device, until the device is closed.
+   * Pins memory of this process by mapping it for the device, until what is returned is disposed, or the
+   * device is closed.
    *
-   * @returns false without an IOMMU
+   * @returns undefined without an IOMMU
    */
-  pin(address: bigint, size: number): boolean {
+  pin(address: bigint, size: number): Disposable | undefined {
     const iova = this.#group.pin(address, size);
-    if (iova !== undefined) this.#pinned.push({ iova, size });
-    return iova !== undefined;
+    if (iova === undefined) return undefined;
+    const pin = {
+      [Symbol.dispose]: () => {
+        if (this.#pinned.delete(pin)) this.#group.unpin(iova, size);
+      },
+    };
+    this.#pinned.add(pin);
+    return pin;
   }
 
   /** Closes the function. Its mappings must be gone by now, they hold it open. */
   [Symbol.dispose](): void {
     if (!this.#open) return;
     this.#open = false;
-    for (const { iova, size } of this.#pinned) this.#group.unpin(iova, size);
+    for (const pin of this.#pinned) pin[Symbol.dispose]();
     this.#fd[Symbol.dispose]();
     leaveGroup(this.#group);
   }

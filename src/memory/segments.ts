@@ -89,6 +89,17 @@ export class SegmentList {
     return true;
   }
 
+  /** The virtual address of segment `i`, as a Number: user-space addresses are below 2^47. */
+  addressOf(i: number): number {
+    const word = i * IOVEC_WORDS;
+    return this.#words[word + 1] * TWO_TO_32 + this.#words[word];
+  }
+
+  /** The length of segment `i`. */
+  lengthOf(i: number): number {
+    return this.#words[i * IOVEC_WORDS + LENGTH_WORD];
+  }
+
   /** Copies the iovec of segment `i` to a place in `words`, whose length's high half is 0 already. */
   copyIovec(i: number, words: Uint32Array, at: number): void {
     const word = i * IOVEC_WORDS;

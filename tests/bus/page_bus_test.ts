@@ -220,8 +220,8 @@ class FakeEnd implements IvshmemEnd {
     this.rung.push(peer);
   }
 
-  pin(): boolean {
-    return false;
+  pin(): undefined {
+    return undefined;
   }
 
   [Symbol.dispose](): void {

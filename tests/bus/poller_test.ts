@@ -23,31 +23,77 @@ cleanTest("poller: silence costs at most 200 looks a second, and they do not end
   assertEquals(looks, 0, "it looks after its end");
 });
 
+/** Looks after a round's start, the most of several rounds in each span. */
+interface Looks {
+  /** In the first half millisecond. */
+  readonly busy: number;
+  /** From 1 to 5 ms. */
+  readonly near: number;
+  /** From 10 to 30 ms. */
+  readonly later: number;
+}
+
+/**
+ * Counts looks after something happened. The best of several rounds: another process may have the
+ * processor meanwhile.
+ *
+ * @param sent tells the poller that something was sent
+ * @param finds how many looks from the start on find something
+ */
+async function looksAfter(sent: boolean, finds: number): Promise<Looks> {
+  using reactor = new Reactor();
+  const atMs: number[] = [];
+  let left = 0;
+  using poller = new Poller(reactor, () => {
+    atMs.push(performance.now());
+    return left > 0 && left-- > 0;
+  });
+  await reactor.until(reactor.sleep(50));
+  const counts = { busy: 0, near: 0, later: 0 };
+  for (let round = 0; round < 10 || (round < 100 && counts.near < 3); round++) {
+    atMs.length = 0;
+    left = finds;
+    if (sent) poller.expect();
+    await reactor.until(reactor.sleep(40));
+    assertEquals(left, 0, "it has not found all");
+    // The look that found the last is where the round starts.
+    const start = sent ? 0 : finds - 1;
+    const startMs = atMs[start]!;
+    const within = (from: number, to: number) =>
+      atMs.slice(start + 1).filter((ms) => ms - startMs >= from && ms - startMs < to).length;
+    counts.busy = Math.max(counts.busy, within(0, 0.5));
+    counts.near = Math.max(counts.near, within(1, 5));
+    counts.later = Math.max(counts.later, within(10, 30));
+  }
+  return counts;
+}
+
+/** Every millisecond, then every 5 ms. */
+function assertNearThenIdle({ near, later }: Looks): void {
+  assert(near >= 3 && near <= 5, `${near} looks from 1 to 5 ms`);
+  assert(later >= 2 && later <= 5, `${later} looks from 10 to 30 ms`);
+}
+
 cleanTest(
-  "poller: after something was sent it looks at every turn, then every millisecond",
+  "poller: after something was sent it looks every millisecond, and is not busy",
   async () => {
-    using reactor = new Reactor();
-    const atMs: number[] = [];
-    using poller = new Poller(reactor, () => (atMs.push(performance.now()), false));
-    await reactor.until(reactor.sleep(50));
-    const counts = { busy: 0, near: 0, later: 0 };
-    // The best of several rounds: another process may have the processor meanwhile.
-    for (let round = 0; round < 10 || (round < 100 && counts.near < 4); round++) {
-      atMs.length = 0;
-      const startMs = performance.now();
-      poller.expect();
-      await reactor.until(reactor.sleep(30));
-      const within = (from: number, to: number) =>
-        atMs.filter((ms) => ms - startMs >= from && ms - startMs < to).length;
-      counts.busy = Math.max(counts.busy, within(0, 0.5));
-      counts.near = Math.max(counts.near, within(1, 10));
-      counts.later = Math.max(counts.later, within(15, 30));
-    }
-    assert(counts.busy >= 5, `${counts.busy} looks in the first half millisecond`);
-    assert(counts.near >= 4 && counts.near <= 10, `${counts.near} looks from 1 to 10 ms`);
-    assert(counts.later <= 4, `${counts.later} looks from 15 to 30 ms`);
+    const looks = await looksAfter(true, 0);
+    assert(looks.busy <= 2, `${looks.busy} looks in the first half millisecond`);
+    assertNearThenIdle(looks);
   },
 );
+
+cleanTest("poller: after one find it looks every millisecond, and is not busy", async () => {
+  const looks = await looksAfter(false, 1);
+  assert(looks.busy <= 2, `${looks.busy} looks in the first half millisecond`);
+  assertNearThenIdle(looks);
+});
+
+cleanTest("poller: after a second find while near it looks at every turn", async () => {
+  const looks = await looksAfter(false, 2);
+  assert(looks.busy >= 5, `${looks.busy} looks in the first half millisecond`);
+  assertNearThenIdle(looks);
+});
 
 cleanTest("poller: what it finds makes it look again at once, and other work goes on", async () => {
   using reactor = new Reactor();

@@ -66,7 +66,9 @@ function open(way: string, address: string): void {
   console.log(`LIKE interrupts=${interrupts} device-memory=${isDeviceMemory}`);
   using pinned = mapAnonymous(1 << 20);
   const before = lockedMemory();
-  console.log(`PINNED ${end.pin(pinned.address, pinned.size)} ${before} -> ${lockedMemory()}`);
+  console.log(
+    `PINNED ${end.pin(pinned.address, pinned.size) !== undefined} ${before} -> ${lockedMemory()}`,
+  );
 }
 
 function lockedMemory(): string {

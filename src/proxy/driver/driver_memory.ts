@@ -172,18 +172,12 @@ export function confinedMemory(bus: Bus, size: number | undefined): DriverMemory
   };
 }
 
-/**
- * Huge pages of this machine.
- *
- * @param pin keeps them in their place, if it can
- */
-export function pageMemory(
-  size: number,
-  pin: (address: bigint, size: number) => boolean,
-): DriverMemory {
+/** Huge pages of this machine, pinned where the bus has the means; they are not moved without either. */
+export function pageMemory(size: number, bus: Bus): DriverMemory {
   using stack = new DisposableStack();
   const { mapping, runs } = stack.use(allocateHugePages(size));
-  pin(mapping.address, mapping.size);
+  const pin = bus.pin(mapping.address, mapping.size);
+  if (pin !== undefined) stack.use(pin);
   const at = runs.length === 1 ? runs[0].physical : BUS_ADDRESS;
   const owner = stack.move();
   return {

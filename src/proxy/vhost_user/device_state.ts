@@ -31,6 +31,7 @@ import type { Log } from "../../observe/log.ts";
 import type { QueueSetup } from "../../transport/device_model.ts";
 import type { DeviceInfo, RemoteDevice } from "../../transport/driver_side.ts";
 import type { ConfinedDevice } from "../confined/confined_device.ts";
+import type { ShadowQueue } from "../confined/shadow_queue.ts";
 import type { MappedRegion, MemoryTable } from "./memory_table.ts";
 import type { Vring } from "./vring.ts";
 
@@ -71,6 +72,8 @@ export class DeviceState {
   /** FEATURES_OK was reached with these features. */
   #negotiated: Uint32Array | undefined;
   #driverOk = false;
+  /** Of the rings that run in confined mode, for their counters. */
+  readonly #shadows = new Map<number, ShadowQueue>();
 
   /** @param confined serves the rings in confined mode */
   constructor(
@@ -175,7 +178,7 @@ export class DeviceState {
   async #stop(vring: Vring, wanted: Wanted): Promise<void> {
     if (this.#isVmsg) {
       const base = await this.device.stopQueue(vring.index);
-      vring.base = this.confined?.stop(vring.index) ?? base;
+      vring.base = this.#stopShadow(vring.index) ?? base;
       vring.running = false;
     } else if (this.#hasRingReset) {
       await this.device.resetQueue(vring.index);
@@ -199,8 +202,20 @@ export class DeviceState {
   /** A ring whose device cannot say where it is: its used index does. */
   #stopped(vring: Vring, memory: MemoryTable | undefined): void {
     vring.running = false;
-    vring.base = this.confined?.stop(vring.index) ??
+    vring.base = this.#stopShadow(vring.index) ??
       memory?.readUint16(vring.usedAddress + 2) ?? vring.base;
+  }
+
+  /** Ends a ring's shadow, if it has one; where the guest's ring goes on. */
+  #stopShadow(index: number): number | undefined {
+    const base = this.confined?.stop(index);
+    const counters = this.#shadows.get(index)?.counters;
+    if (counters !== undefined) {
+      const where = `device ${this.device.number}, ring ${index}`;
+      this.log.debug(`${where} had a shadow: ${JSON.stringify(counters)}`);
+    }
+    this.#shadows.delete(index);
+    return base;
   }
 
   async #changeMemory(gone: MappedRegion[], fresh: MappedRegion[]): Promise<void> {
@@ -300,7 +315,10 @@ export class DeviceState {
       maxQueues,
     );
     await this.device.startQueue(vring.index, shadow?.setup ?? guest);
-    if (shadow !== undefined) this.confined!.start(vring.index, shadow);
+    if (shadow !== undefined) {
+      this.confined!.start(vring.index, shadow);
+      this.#shadows.set(vring.index, shadow);
+    }
     vring.usedAddress = deviceAddress;
     vring.running = true;
   }

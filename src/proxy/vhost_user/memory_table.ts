@@ -15,7 +15,8 @@ import type { Region } from "./protocol.ts";
 /** A region with its file and mapping. */
 export class MappedRegion implements Disposable {
   readonly #identity: string;
-  readonly #mapping: Mapping;
+  /** This process's own mapping, whole pages. */
+  readonly mapping: Mapping;
   readonly #slack: number;
 
   /** Takes the descriptor unless it throws: a LinuxError or a range error in words. */
@@ -26,7 +27,7 @@ export class MappedRegion implements Disposable {
     if (fileOffset + size > fileSize(fd)) throw new RangeError("region larger than its file");
     this.#identity = `${fileIdentity(fd)} ${fileOffset} ${size} ${guestAddress} ${userAddress}`;
     this.#slack = fileOffset % PAGE_SIZE;
-    this.#mapping = mapShared(fd.number, size + this.#slack, fileOffset - this.#slack);
+    this.mapping = mapShared(fd.number, size + this.#slack, fileOffset - this.#slack);
   }
 
   /** True if the other region shows the same bytes at the same addresses. */
@@ -43,11 +44,11 @@ export class MappedRegion implements Disposable {
 
   /** Shows the region in an address space; the reason if it overlaps another. */
   addTo(space: AddressSpace): string | undefined {
-    return space.add(this.region.guestAddress, this.region.size, this.#mapping, this.#slack);
+    return space.add(this.region.guestAddress, this.region.size, this.mapping, this.#slack);
   }
 
   [Symbol.dispose](): void {
-    this.#mapping[Symbol.dispose]();
+    this.mapping[Symbol.dispose]();
     this.fd[Symbol.dispose]();
   }
 }
