@@ -38,7 +38,7 @@ export type { TcpConnectionSnapshot } from "./src/network/responder/tcp.ts";
 export type { TcpState } from "./src/network/responder/tcp_connection.ts";
 export * from "./src/observe/log.ts";
 export * from "./src/observe/trace.ts";
-export * from "./src/proxy/confined/confined_device.ts";
+export * from "./src/proxy/confined/shadow_device.ts";
 export * from "./src/proxy/confined/segment.ts";
 export * from "./src/proxy/confined/shadow_queue.ts";
 export * from "./src/proxy/driver/driver_memory.ts";

@@ -98,6 +98,7 @@ export const demoCommand: Command = {
     },
     { name: "confined", help: "the driver side's memory stays its own, but for a segment" },
     { name: "inner", help: "ivshmem: machine B has a guest, whose network card it is; confined" },
+    { name: "direct", help: "ivshmem --inner: machine A uses the guest's own memory, no copies" },
     { name: "size", value: "SIZE", help: "ivshmem: of the shared memory (default 1M)" },
     { name: "machine", value: "q35|arm64", help: "which machines to boot (default q35)" },
     {
@@ -130,9 +131,11 @@ export const demoCommand: Command = {
         options.text(n)
       );
       const { demoIvshmem } = await import("./demo_ivshmem.ts");
-      const [inner, confined] = ["inner", "confined"].map((name) => options.flag(name));
+      const [inner, direct, confined] = ["inner", "direct", "confined"].map((name) =>
+        options.flag(name)
+      );
       const [size, guest] = ["size", "guest"].map((name) => options.text(name));
-      const settings = { inner, confined, size, guest, machine, executable, net };
+      const settings = { inner, direct, confined, size, guest, machine, executable, net };
       return await demoIvshmem({ ...settings, interrupted });
     }
     const { demoGuest } = await import("./demo_guest.ts");

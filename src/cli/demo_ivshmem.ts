@@ -37,6 +37,8 @@ export interface DemoIvshmemOptions {
   readonly inner: boolean;
   /** Machine A does not see B's memory. An inner guest's never is seen. */
   readonly confined: boolean;
+  /** Machine A reads and writes the inner guest's own memory: nothing is copied. */
+  readonly direct: boolean;
   /** The inner guest: "uml" (unless given) or "microvm". */
   readonly guest: string | undefined;
   /** Of the shared memory; 1M unless given. */
@@ -84,7 +86,11 @@ function ownKernel(confined: boolean): DriverSide {
 }
 
 /** A guest inside B has it, pings, and fetches a file. */
-async function innerGuest(kind: string, server: FileServer): Promise<DriverSide> {
+async function innerGuest(
+  kind: string,
+  direct: boolean,
+  server: FileServer,
+): Promise<DriverSide> {
   const ping = pingScript({ address: "dhcp", peer: "10.0.2.2", count: 3 });
   const fetch = `
 if wget -q -O - http://10.0.2.2:${server.port}/ | sha256sum | grep ${server.digest}; then
@@ -93,8 +99,10 @@ fi
 `;
   const inner = await findInner(kind, ping + fetch);
   const { memoryMiB = 256, ...machine } = inner.machine;
-  const script = innerScript({ guest: inner.boot });
-  return { script, files: inner.files, machine, memoryMiB, success: /^FETCHED/ };
+  const script = innerScript({ guest: inner.boot, mode: direct ? "" : "--confined" });
+  const hugePages = direct ? 1 : 0;
+  const success = /^FETCHED/;
+  return { script, files: inner.files, machine: { ...machine, hugePages }, memoryMiB, success };
 }
 
 async function findInner(kind: string, script: string): Promise<InnerGuest> {
@@ -129,16 +137,19 @@ async function serveFile(): Promise<FileServer> {
 
 /** Runs the demo; 0 if B's pings were answered. */
 export async function demoIvshmem(options: DemoIvshmemOptions): Promise<number> {
-  const { net = "bridge", inner, size, interrupted } = options;
+  const { net = "bridge", inner, direct, size, interrupted } = options;
+  if (direct && (options.confined || !inner)) {
+    throw new UsageError("--direct goes with --inner, and without --confined");
+  }
   if (net !== "bridge" && net !== "packet") {
     throw new UsageError(`--net is bridge or packet, not ${net}`);
   }
-  const confined = options.confined || inner;
+  const confined = options.confined || (inner && !direct);
   const installation = await findMachine(options.machine ?? "q35");
   const { kind } = installation;
   const executable = await machineExecutable(options.executable, machineArchitecture(kind));
   await using server = await serveFile();
-  const b = inner ? await innerGuest(options.guest ?? "uml", server) : ownKernel(confined);
+  const b = inner ? await innerGuest(options.guest ?? "uml", direct, server) : ownKernel(confined);
   console.log("two machines, a shared memory and a doorbell between them; none of it is patched");
   await using pair = await openPair({
     installation,

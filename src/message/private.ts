@@ -18,7 +18,8 @@
  *                  come, a flag says what is meant instead: MEMORY_SEGMENT the shared memory that holds
  *                  the queues, from its byte `offset`, and none of the queues' own; MEMORY_WINDOW what
  *                  the device side was given by `--memory`, where `offset` is an address as `at=` there
- *                  counts (the physical address in the driver side's machine). Answered when it is mapped.
+ *                  counts (the physical address in the driver side's machine); with all three 0, all of
+ *                  that at its own addresses. Answered when it is mapped.
  * REMOVE_MEMORY    takes that away again; refused (EBUSY) under a running queue.
  * STOP_VQUEUE      publishes used entries, takes back unfinished chains, flushes the queue's
  *                  EVENT_USED, then answers where the queue goes on: `base` (next avail index) and

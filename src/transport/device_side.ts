@@ -87,6 +87,10 @@ export interface DeviceSideOptions {
   readonly now?: (() => number) | undefined;
 }
 
+function hex(address: number): string {
+  return `0x${address.toString(16)}`;
+}
+
 /** Who is at the other end, see the head of this file. */
 type Peer = "none" | "unknown" | "greeted" | "vmsg" | "foreign";
 
@@ -243,6 +247,7 @@ class DeviceSlot implements DeviceHost {
 
   /** Part of what was given by `--memory`, which may be in several pieces there. */
   addFixed(address: number, length: number, from: number): number {
+    if (address === 0 && length === 0 && from === 0) return this.addAllFixed();
     if (![address, length, from].every(Number.isSafeInteger) || length === 0) return EINVAL;
     const windows: { at: number; size: number }[] = [];
     let result = 0;
@@ -257,16 +262,29 @@ class DeviceSlot implements DeviceHost {
     }
     if (result === 0) this.regions.set(address, { length, windows });
     else for (const { at, size } of windows) this.memory.remove(at, size);
-    if (result === EFAULT) this.tellUnseen(from, from + length);
+    if (result === EFAULT) this.tellUnseen(`at ${hex(from)} to ${hex(from + length)}`);
     return result;
   }
 
-  private tellUnseen(start: number, end: number): void {
-    const where = `0x${start.toString(16)} to 0x${end.toString(16)}`;
+  private tellUnseen(where: string): void {
     this.side.complain(
-      `device ${this.number}: the driver side's memory is at ${where} of its machine, ` +
+      `device ${this.number}: the driver side's memory is ${where} of its machine, ` +
         (this.fixed.length === 0 ? "give --memory to see it" : "which no --memory covers"),
     );
+  }
+
+  /** All of it, at its own addresses. */
+  private addAllFixed(): number {
+    let result = this.fixed.length === 0 ? EFAULT : 0;
+    const windows: { at: number; size: number }[] = [];
+    for (const { at, size, memory, offset } of this.fixed) {
+      if (result === 0) result = this.addWindow(at, size, memory, offset);
+      if (result === 0) windows.push({ at, size });
+    }
+    if (result === 0) this.regions.set(0, { length: 0, windows });
+    else for (const { at, size } of windows) this.memory.remove(at, size);
+    if (this.fixed.length === 0) this.tellUnseen("anywhere in RAM");
+    return result;
   }
 
   removeMemory(address: number, length: number): number {

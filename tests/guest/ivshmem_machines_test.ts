@@ -276,6 +276,8 @@ pairTest("ivshmem machines: no write into a machine that stands still", async (t
     const driverPid = await vmsgPid(b);
     const came = a.count(DRIVER_CAME);
     using memory = new WatchedMemory(pair.memoryFile, await hugePages(b));
+    // One that was without an answer for long may be slow.
+    await a.run("killall ping; sleep 0.5");
     await b.machine.qmp("stop");
     // From here on nobody but A writes there.
     const watching = memory.watch(WATCH_MS);

@@ -46,40 +46,48 @@ server.listen(path, () => console.log("LISTENING"));
 
 /** Registers the tests. */
 export function linkTests(mode: Mode): void {
-guestTest(
-  `${mode.prefix}uml: the device's MAC, MTU and link state are the guest's`,
-  { guest: "uml", programs: { ip: "iproute2" }, root: true },
-  async ({ directory, vmsg, boot }) => {
-    using _namespace = new Namespace();
-    const mac = "52:54:00:ab:cd:ef";
-    await vmsg.start("device", ...BUS, "--net", `tap=tap0,mac=${mac},mtu=1400`, ...mode.device);
-    const proxy = await vmsg.start("proxy", ...BUS, "--vhost-user", "socket=vu.sock", ...mode.driverSide);
-    await proxy.waitFor(/waiting for a front end/);
-    const guest = await boot({ socket: `${directory}/vu.sock`, script: WATCH_CARRIER });
-    const timeoutMs = GUEST_TIMEOUT_MS.uml;
-    assertEquals(await guest.waitFor(/^MAC/, timeoutMs), `MAC ${mac} MTU 1400`);
-    await guest.waitFor(/^CARRIER 1: 1$/, timeoutMs);
-    ip("link set tap0 down");
-    await guest.waitFor(/^CARRIER 2: 0$/, timeoutMs);
-    ip("link set tap0 up");
-    await guest.waitFor(/^CARRIER 3: 1$/, timeoutMs);
-  },
-);
+  guestTest(
+    `${mode.prefix}uml: the device's MAC, MTU and link state are the guest's`,
+    { guest: "uml", programs: { ip: "iproute2" }, root: true },
+    async ({ directory, vmsg, boot }) => {
+      using _namespace = new Namespace();
+      const mac = "52:54:00:ab:cd:ef";
+      await vmsg.start("device", ...BUS, "--net", `tap=tap0,mac=${mac},mtu=1400`, ...mode.device);
+      const proxy = await vmsg.start(
+        "proxy",
+        ...BUS,
+        "--vhost-user",
+        "socket=vu.sock",
+        ...mode.driverSide,
+      );
+      await proxy.waitFor(/waiting for a front end/);
+      const guest = await boot({ socket: `${directory}/vu.sock`, script: WATCH_CARRIER });
+      const timeoutMs = GUEST_TIMEOUT_MS.uml;
+      assertEquals(await guest.waitFor(/^MAC/, timeoutMs), `MAC ${mac} MTU 1400`);
+      await guest.waitFor(/^CARRIER 1: 1$/, timeoutMs);
+      ip("link set tap0 down");
+      await guest.waitFor(/^CARRIER 2: 0$/, timeoutMs);
+      ip("link set tap0 up");
+      await guest.waitFor(/^CARRIER 3: 1$/, timeoutMs);
+    },
+  );
 
-guestTest(
-  `${mode.prefix}uml: a proxy serves an inherited connection, and ends with it`,
-  { guest: "uml", programs: { node: "nodejs" } },
-  async ({ directory, vmsg, boot }) => {
-    await vmsg.start("device", ...BUS, ...mode.device);
-    const proxy = [
-...VMSG_COMMAND, ...["proxy", ...BUS, "--vhost-user", "fd=3,device=0"], ...mode.driverSide,
-];
-    const passer = await vmsg.startProgram("node", "-e", PASS_CONNECTION, "vu.sock", ...proxy);
-    await passer.waitFor(/^LISTENING$/);
-    const script = pingScript({ address: "dhcp", peer: "10.0.2.2", count: 3 });
-    const guest = await boot({ socket: `${directory}/vu.sock`, script });
-    await guest.waitFor(/^PING rc=0$/, GUEST_TIMEOUT_MS.uml);
-    await passer.waitFor(/^PROXY ENDED 0$/, GUEST_TIMEOUT_MS.uml);
-  },
-);
+  guestTest(
+    `${mode.prefix}uml: a proxy serves an inherited connection, and ends with it`,
+    { guest: "uml", programs: { node: "nodejs" } },
+    async ({ directory, vmsg, boot }) => {
+      await vmsg.start("device", ...BUS, ...mode.device);
+      const proxy = [
+        ...VMSG_COMMAND,
+        ...["proxy", ...BUS, "--vhost-user", "fd=3,device=0"],
+        ...mode.driverSide,
+      ];
+      const passer = await vmsg.startProgram("node", "-e", PASS_CONNECTION, "vu.sock", ...proxy);
+      await passer.waitFor(/^LISTENING$/);
+      const script = pingScript({ address: "dhcp", peer: "10.0.2.2", count: 3 });
+      const guest = await boot({ socket: `${directory}/vu.sock`, script });
+      await guest.waitFor(/^PING rc=0$/, GUEST_TIMEOUT_MS.uml);
+      await passer.waitFor(/^PROXY ENDED 0$/, GUEST_TIMEOUT_MS.uml);
+    },
+  );
 }

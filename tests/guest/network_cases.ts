@@ -15,7 +15,7 @@ import { assert, assertEquals } from "@std/assert";
 import type { Guest, GuestKind } from "../../src/cli/guest/machines.ts";
 import { ip, Namespace } from "../network/support.ts";
 import type { Processes } from "../support/processes.ts";
-import { DIRECT, type Mode } from "./modes.ts";
+import type { Mode } from "./modes.ts";
 import { programFiles } from "./program_files.ts";
 import { GUEST_TIMEOUT_MS, type GuestTest, guestTest } from "./support.ts";
 
@@ -61,7 +61,7 @@ const NETWORKS: Readonly<Record<"tap" | "passt", Network>> = {
 };
 
 /** Shell: the card up and with an address. */
-const configure = (address: string) => `
+export const configure = (address: string): string => `
 tries=0
 while [ ! -e /sys/class/net/eth0 ] && [ "$tries" -lt 50 ]; do sleep 0.1; tries=$((tries + 1)); done
 ip link set eth0 up
@@ -69,7 +69,7 @@ ip addr add ${address} dev eth0
 `;
 
 /** Starts device and proxy, and returns the proxy's socket when it is there. */
-async function startVmsg(vmsg: Processes, net: string, mode: Mode): Promise<string> {
+export async function startVmsg(vmsg: Processes, net: string, mode: Mode): Promise<string> {
   const device = await vmsg.start("device", ...BUS, "--net", net, ...mode.device);
   await device.waitFor(/waiting for the driver side/);
   const args = ["--vhost-user", "socket=vu.sock", ...mode.driverSide];
@@ -79,7 +79,7 @@ async function startVmsg(vmsg: Processes, net: string, mode: Mode): Promise<stri
 }
 
 /** Bytes in which every page is another (xorshift32). */
-function fileContents(size: number): Uint8Array<ArrayBuffer> {
+export function fileContents(size: number): Uint8Array<ArrayBuffer> {
   const words = new Uint32Array(size / 4);
   let x = 2463534242;
   for (let i = 0; i < words.length; i++) {
@@ -93,13 +93,19 @@ function fileContents(size: number): Uint8Array<ArrayBuffer> {
 
 const seconds = (fromMs: number, toMs: number) => (toMs - fromMs) / 1000;
 
-async function fetchTest(test: GuestTest, network: Network): Promise<void> {
+/** The guest fetches a file and compares its checksum. */
+async function fetchFile(
+  test: GuestTest,
+  network: Network,
+  mode: Mode,
+  mebibytes: number,
+): Promise<void> {
   const { kind } = test.installation;
   using _namespace = new Namespace();
   network.prepare();
-  const contents = fileContents(FILE_MIB << 20);
+  const contents = fileContents(mebibytes << 20);
   const sum = createHash("sha256").update(contents).digest("hex");
-  const socket = await startVmsg(test.vmsg, network.option);
+  const socket = await startVmsg(test.vmsg, network.option, mode);
   const { promise: listening, resolve: listens } = Promise.withResolvers<number>();
   await using server = Deno.serve({
     hostname: network.listen,
@@ -121,28 +127,35 @@ echo "SUM $(sha256sum </tmp/file)"
     onLine: (line) => void times.set(line.split(" ")[0] ?? "", performance.now()),
   });
   const { [kind]: timeoutMs } = GUEST_TIMEOUT_MS;
-  assertEquals(await guest.waitFor(/^WGET/, timeoutMs + FILE_MIB * 500), "WGET rc=0");
+  assertEquals(await guest.waitFor(/^WGET/, timeoutMs + mebibytes * 500), "WGET rc=0");
   const took = seconds(times.get("FETCH")!, times.get("WGET")!);
   assertEquals(await guest.waitFor(/^SUM/, timeoutMs), `SUM ${sum}  -`);
   await guest.waitFor(/^GUEST-DONE/, timeoutMs);
   await guest.status;
   const rate = Math.round(contents.length * 8 / took / 1e6);
   console.log(
-    `${kind}: ${FILE_MIB} MiB by ${network.option} in ${took.toFixed(1)} s, ${rate} Mbit/s`,
+    `${mode.prefix}${kind}: ${mebibytes} MiB by ${network.option} in ${
+      took.toFixed(1)
+    } s, ${rate} Mbit/s`,
   );
   await server.shutdown();
   await test.vmsg.end();
 }
 
-for (const kind of ["microvm", "uml"] as const satisfies readonly GuestKind[]) {
-  for (const name of ["tap", "passt"] as const) {
-    const programs = name === "passt" ? { ip: "iproute2", passt: "passt" } : { ip: "iproute2" };
-    guestTest(
-      `${kind}: a file of ${FILE_MIB} MiB over HTTP through ${name}`,
-      { guest: kind, programs, root: true },
-      (test) => fetchTest(test, NETWORKS[name]),
-    );
-  }
+/** Registers a test that fetches a file over HTTP. */
+export function fetchTest(
+  kind: GuestKind,
+  network: keyof typeof NETWORKS,
+  mode: Mode,
+  mebibytes: number,
+): void {
+  const programs: Record<string, string> = { ip: "iproute2" };
+  if (network === "passt") programs["passt"] = "passt";
+  guestTest(
+    `${mode.prefix}${kind}: a file of ${mebibytes} MiB over HTTP through ${network}`,
+    { guest: kind, programs, root: true },
+    (test) => fetchFile(test, NETWORKS[network], mode, mebibytes),
+  );
 }
 
 /** What one iperf3 stream came to. */
@@ -152,7 +165,7 @@ interface Stream {
 }
 
 /** Frames that a TAP of this namespace has lost, in both directions. */
-function drops(tap: string): number {
+export function drops(tap: string): number {
   const [{ stats64: { rx, tx } }] = JSON.parse(ip(`-s -j link show dev ${tap}`));
   return rx.dropped + rx.errors + tx.dropped + tx.errors;
 }
@@ -217,60 +230,68 @@ async function streams(
   return { out: streamOf(guest, "out"), in: streamOf(guest, "in") };
 }
 
-guestTest(
-  "microvm: iperf3 both ways through tap, next to a stock QEMU with its own TAP",
-  {
-    guest: "microvm",
-    programs: { iperf3: "iperf3", ip: "iproute2", ldd: "libc-bin" },
-    root: true,
-  },
-  async (test) => {
-    using _namespace = new Namespace();
-    const socket = await startVmsg(test.vmsg, NETWORKS.tap.option);
-    const vmsg = await streams(test, { socket });
-    const lost = { vmsg: drops("tap0"), stock: 0 };
-    await test.vmsg.end();
+/** Registers the test that compares a microvm's card with that of a stock QEMU. */
+export function stockStreamsTest(mode: Mode): void {
+  guestTest(
+    `${mode.prefix}microvm: iperf3 both ways through tap, next to a stock QEMU with its own TAP`,
+    {
+      guest: "microvm",
+      programs: { iperf3: "iperf3", ip: "iproute2", ldd: "libc-bin" },
+      root: true,
+    },
+    async (test) => {
+      using _namespace = new Namespace();
+      const socket = await startVmsg(test.vmsg, NETWORKS.tap.option, mode);
+      const vmsg = await streams(test, { socket });
+      const lost = { vmsg: drops("tap0"), stock: 0 };
+      await test.vmsg.end();
 
-    ip("tuntap add dev tap1 mode tap");
-    ip(`addr add ${HOST}/24 dev tap1`);
-    ip("link set tap1 up");
-    const stock = await streams(test, { tap: "tap1" });
-    lost.stock = drops("tap1");
-    console.log(`frames that the TAPs lost: vmsg ${lost.vmsg}; stock ${lost.stock}`);
+      ip("tuntap add dev tap1 mode tap");
+      ip(`addr add ${HOST}/24 dev tap1`);
+      ip("link set tap1 up");
+      const stock = await streams(test, { tap: "tap1" });
+      lost.stock = drops("tap1");
+      console.log(`frames that the TAPs lost: vmsg ${lost.vmsg}; stock ${lost.stock}`);
 
-    assertEquals(lost.vmsg, 0);
-    for (const direction of ["out", "in"] as const) {
-      const describe = ({ megabitsPerSecond, retransmits }: Stream) =>
-        `${megabitsPerSecond} Mbit/s, ${retransmits} retransmits`;
-      console.log(
-        `${direction}: vmsg ${describe(vmsg[direction])}; stock ${describe(stock[direction])}`,
-      );
-      const [ours, theirs] = [vmsg[direction].retransmits, stock[direction].retransmits];
-      assert(
-        ours <= theirs + RETRANSMIT_NOISE,
-        `${direction}: ${ours} retransmits, stock ${theirs}`,
-      );
-    }
-  },
-);
+      assertEquals(lost.vmsg, 0);
+      for (const direction of ["out", "in"] as const) {
+        const describe = ({ megabitsPerSecond, retransmits }: Stream) =>
+          `${megabitsPerSecond} Mbit/s, ${retransmits} retransmits`;
+        console.log(
+          `${direction}: vmsg ${describe(vmsg[direction])}; stock ${describe(stock[direction])}`,
+        );
+        const [ours, theirs] = [vmsg[direction].retransmits, stock[direction].retransmits];
+        assert(
+          ours <= theirs + RETRANSMIT_NOISE,
+          `${direction}: ${ours} retransmits, stock ${theirs}`,
+        );
+      }
+    },
+  );
+}
 
-guestTest(
-  "uml: iperf3 both ways through tap",
-  {
-    guest: "uml",
-    programs: { iperf3: "iperf3", ip: "iproute2", ldd: "libc-bin" },
-    root: true,
-  },
-  async (test) => {
-    // There is no stock card of User-Mode Linux's to compare with: noise alone is allowed.
-    using _namespace = new Namespace();
-    const socket = await startVmsg(test.vmsg, NETWORKS.tap.option);
-    const result = await streams(test, { socket });
-    assertEquals(drops("tap0"), 0);
-    for (const direction of ["out", "in"] as const) {
-      const { megabitsPerSecond, retransmits } = result[direction];
-      console.log(`${direction}: ${megabitsPerSecond} Mbit/s, ${retransmits} retransmits`);
-      assert(retransmits <= RETRANSMIT_NOISE, `${direction}: ${retransmits} retransmits`);
-    }
-  },
-);
+/** Registers the test of a card alone. */
+export function streamsTest(kind: GuestKind, mode: Mode): void {
+  guestTest(
+    `${mode.prefix}${kind}: iperf3 both ways through tap`,
+    {
+      guest: kind,
+      programs: { iperf3: "iperf3", ip: "iproute2", ldd: "libc-bin" },
+      root: true,
+    },
+    async (test) => {
+      // User-Mode Linux has no stock card to compare with: noise alone is allowed.
+      using _namespace = new Namespace();
+      const socket = await startVmsg(test.vmsg, NETWORKS.tap.option, mode);
+      const result = await streams(test, { socket });
+      assertEquals(drops("tap0"), 0);
+      for (const direction of ["out", "in"] as const) {
+        const { megabitsPerSecond, retransmits } = result[direction];
+        console.log(
+          `${mode.prefix}${direction}: ${megabitsPerSecond} Mbit/s, ${retransmits} retransmits`,
+        );
+        assert(retransmits <= RETRANSMIT_NOISE, `${direction}: ${retransmits} retransmits`);
+      }
+    },
+  );
+}

@@ -22,8 +22,20 @@ export function rebootTest(kind: keyof typeof CONNECTIONS, mode: Mode): void {
     kind,
     async (test) => {
       const { vmsg } = test;
-      const device = await vmsg.start("device", ...BUS, "--net", "responder,flood=500", ...mode.device);
-      const proxy = await vmsg.start("proxy", ...BUS, "--vhost-user", "socket=vu.sock", ...mode.driverSide);
+      const device = await vmsg.start(
+        "device",
+        ...BUS,
+        "--net",
+        "responder,flood=500",
+        ...mode.device,
+      );
+      const proxy = await vmsg.start(
+        "proxy",
+        ...BUS,
+        "--vhost-user",
+        "socket=vu.sock",
+        ...mode.driverSide,
+      );
       await proxy.waitFor(/waiting for a front end/);
       const pinged: string[] = [];
       const { promise: enough, resolve } = Promise.withResolvers<void>();

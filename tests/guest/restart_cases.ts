@@ -214,56 +214,58 @@ async function killGuest(test: GuestTest, cell: Cell): Promise<[Outcome, string]
 /** Registers the tests of the front ends that a kind of guest has. */
 export function restartTests(kind: GuestKind, mode: Mode): void {
   for (const front of FRONT_ENDS.filter(({ guest }) => guest === kind)) {
-  for (const victim of ["device", "proxy", "front end"] as const) {
-    const expected = front.outcomes[victim];
-    guestTest(
-      `${mode.prefix}restart: ${front.name}; ${victim} killed: ${expected}`,
-      front.guest,
-      async (test) => {
-        const cell = new Cell(test.vmsg, front, mode);
-        await cell.startDevice();
-        await cell.startProxy();
-        const [outcome, figures] = victim === "front end"
-          ? await killGuest(test, cell)
-          : await killBehindGuest(test, cell, victim);
-        console.log(`${mode.prefix}${front.name}; ${victim} killed: ${outcome}; ${figures}`);
-        assertEquals(outcome, expected);
-      },
-    );
+    for (const victim of ["device", "proxy", "front end"] as const) {
+      const expected = front.outcomes[victim];
+      guestTest(
+        `${mode.prefix}restart: ${front.name}; ${victim} killed: ${expected}`,
+        front.guest,
+        async (test) => {
+          const cell = new Cell(test.vmsg, front, mode);
+          await cell.startDevice();
+          await cell.startProxy();
+          const [outcome, figures] = victim === "front end"
+            ? await killGuest(test, cell)
+            : await killBehindGuest(test, cell, victim);
+          console.log(`${mode.prefix}${front.name}; ${victim} killed: ${outcome}; ${figures}`);
+          assertEquals(outcome, expected);
+        },
+      );
+    }
   }
-}
 }
 
 /** Registers the tests of our own driver. */
 export function driverRestartTests(mode: Mode): void {
-const startDriver = (vmsg: Processes) =>
+  const startDriver = (vmsg: Processes) =>
     vmsg.start("driver", ...BUS, "--interval", "0.1", ...mode.driverSide);
-const startDevice = (vmsg: Processes) => vmsg.start("device", ...BUS, ...mode.device);
+  const startDevice = (vmsg: Processes) => vmsg.start("device", ...BUS, ...mode.device);
 
-processTest(`${mode.prefix}restart: vmsg driver; device killed: goes on`, async (vmsg) => {
-  const driver = await startDriver(vmsg);
-  const device = await startDevice(vmsg);
-  const answers = () => answersIn(driver.lines);
-  assert(await until(() => answers().length >= BEFORE, PATIENCE_MS));
-  await device.end("SIGKILL");
-  await delay(MISSING_MS);
-  await startDevice(vmsg);
-  const figures = await assertGoesOn(answers, performance.now());
-  console.log(`${mode.prefix}vmsg driver; device killed: goes on; ${figures}`);
-});
+  processTest(`${mode.prefix}restart: vmsg driver; device killed: goes on`, async (vmsg) => {
+    const driver = await startDriver(vmsg);
+    const device = await startDevice(vmsg);
+    const answers = () => answersIn(driver.lines);
+    assert(await until(() => answers().length >= BEFORE, PATIENCE_MS));
+    await device.end("SIGKILL");
+    await delay(MISSING_MS);
+    await startDevice(vmsg);
+    const figures = await assertGoesOn(answers, performance.now());
+    console.log(`${mode.prefix}vmsg driver; device killed: goes on; ${figures}`);
+  });
 
-processTest(`${mode.prefix}restart: vmsg driver; front end killed: goes on`, async (vmsg) => {
-  await startDevice(vmsg);
-  const first = await startDriver(vmsg);
-  assert(await until(() => answersIn(first.lines).length >= BEFORE, PATIENCE_MS));
-  await first.end("SIGKILL");
-  const next = await startDriver(vmsg);
-  assert(
-    await until(() => answersIn(next.lines).length >= AFTER, PATIENCE_MS),
-    "the next gets no answer",
-  );
-  const answers = answersIn(next.lines);
-  assertEquals(answers.at(-1)!.sequence - answers[0]!.sequence + 1, answers.length);
-  console.log(`${mode.prefix}vmsg driver; front end killed: goes on; the next one pings, none lost`);
-});
+  processTest(`${mode.prefix}restart: vmsg driver; front end killed: goes on`, async (vmsg) => {
+    await startDevice(vmsg);
+    const first = await startDriver(vmsg);
+    assert(await until(() => answersIn(first.lines).length >= BEFORE, PATIENCE_MS));
+    await first.end("SIGKILL");
+    const next = await startDriver(vmsg);
+    assert(
+      await until(() => answersIn(next.lines).length >= AFTER, PATIENCE_MS),
+      "the next gets no answer",
+    );
+    const answers = answersIn(next.lines);
+    assertEquals(answers.at(-1)!.sequence - answers[0]!.sequence + 1, answers.length);
+    console.log(
+      `${mode.prefix}vmsg driver; front end killed: goes on; the next one pings, none lost`,
+    );
+  });
 }

@@ -64,43 +64,55 @@ function patternSum(mebibytes: number): string {
 
 /** Registers the test. */
 export function unbindTest(mode: Mode): void {
-guestTest(
-  `${mode.prefix}unbind under a flood: memory the driver gave back is not touched`,
-  "uml",
-  async (test) => {
-    const { vmsg } = test;
-    const device = await vmsg.start("device", ...BUS, "--net", `responder,flood=${FLOOD}`, ...mode.device);
-    const proxy = await vmsg.start("proxy", ...BUS, "--vhost-user", "socket=vu.sock", ...mode.driverSide);
-    await proxy.waitFor(/waiting for a front end/);
-    const guest = await test.boot({ socket: `${vmsg.directory}/vu.sock`, script: SCRIPT });
-    await guest.waitFor(/^GUEST-DONE/, GUEST_TIMEOUT_MS.uml + 20_000);
-    await guest.status;
+  guestTest(
+    `${mode.prefix}unbind under a flood: memory the driver gave back is not touched`,
+    "uml",
+    async (test) => {
+      const { vmsg } = test;
+      const device = await vmsg.start(
+        "device",
+        ...BUS,
+        "--net",
+        `responder,flood=${FLOOD}`,
+        ...mode.device,
+      );
+      const proxy = await vmsg.start(
+        "proxy",
+        ...BUS,
+        "--vhost-user",
+        "socket=vu.sock",
+        ...mode.driverSide,
+      );
+      await proxy.waitFor(/waiting for a front end/);
+      const guest = await test.boot({ socket: `${vmsg.directory}/vu.sock`, script: SCRIPT });
+      await guest.waitFor(/^GUEST-DONE/, GUEST_TIMEOUT_MS.uml + 20_000);
+      await guest.status;
 
-    const lines = guest.console().split("\n");
-    const said = (start: string): string => {
-      const line = lines.find((line) => line.startsWith(start));
-      if (line === undefined) throw new Error(`the guest did not say ${start}`);
-      return line.slice(start.length);
-    };
-    for (const when of ["before", "after"]) {
-      const frames = Number(said(`RX ${when} `));
-      console.log(`${frames} frames in half a second ${when} the driver was unbound`);
-      assert(frames > FLOOD / 8, `only ${frames} frames came ${when}`);
-    }
-    said("UNBOUND virtio");
-    assertEquals(said("CARDS "), "lo");
-    const [filled, left] = said("FILLED ").match(/\d+/g)!.map(Number);
-    console.log(`filled ${filled} MiB with the pattern, ${left} MiB were left`);
-    assert(filled! >= 50, `only ${filled} MiB were filled`);
-    assert(left! <= 2 * SPARE, `${left} MiB were left`);
-    const expected = patternSum(filled!);
-    assertEquals(said("SUM before "), expected, "written before the first look");
-    assertEquals(said("SUM after "), expected, "written between the looks");
-    said("BOUND virtio");
-    assertEquals(lines.filter((line) => line === "PING rc=0").length, 2);
-    for (const process of [proxy, device]) {
-      assertEquals((await process.end("SIGTERM", 1000)).code, 0);
-    }
-  },
-);
+      const lines = guest.console().split("\n");
+      const said = (start: string): string => {
+        const line = lines.find((line) => line.startsWith(start));
+        if (line === undefined) throw new Error(`the guest did not say ${start}`);
+        return line.slice(start.length);
+      };
+      for (const when of ["before", "after"]) {
+        const frames = Number(said(`RX ${when} `));
+        console.log(`${frames} frames in half a second ${when} the driver was unbound`);
+        assert(frames > FLOOD / 8, `only ${frames} frames came ${when}`);
+      }
+      said("UNBOUND virtio");
+      assertEquals(said("CARDS "), "lo");
+      const [filled, left] = said("FILLED ").match(/\d+/g)!.map(Number);
+      console.log(`filled ${filled} MiB with the pattern, ${left} MiB were left`);
+      assert(filled! >= 50, `only ${filled} MiB were filled`);
+      assert(left! <= 2 * SPARE, `${left} MiB were left`);
+      const expected = patternSum(filled!);
+      assertEquals(said("SUM before "), expected, "written before the first look");
+      assertEquals(said("SUM after "), expected, "written between the looks");
+      said("BOUND virtio");
+      assertEquals(lines.filter((line) => line === "PING rc=0").length, 2);
+      for (const process of [proxy, device]) {
+        assertEquals((await process.end("SIGTERM", 1000)).code, 0);
+      }
+    },
+  );
 }

@@ -13,7 +13,7 @@ import { EPOLLIN, Reactor } from "../../src/linux/reactor.ts";
 import { connectUnix, type UnixStream } from "../../src/linux/unix_socket.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { createLog } from "../../src/observe/log.ts";
-import { ConfinedDevice } from "../../src/proxy/confined/confined_device.ts";
+import { ShadowDevice } from "../../src/proxy/confined/shadow_device.ts";
 import { Segment } from "../../src/proxy/confined/segment.ts";
 import { FLAG_VERSION, HEADER_SIZE, Request } from "../../src/proxy/vhost_user/protocol.ts";
 import { VhostUserServer } from "../../src/proxy/vhost_user/server.ts";
@@ -230,7 +230,7 @@ export async function withProxy<Device extends FakeDevice = FakeDevice>(
       ? undefined
       : stack.use(new Segment(pair.driver, options.confined, 1));
     const shadows = segment &&
-      new ConfinedDevice({ reactor, device: driverSide.device(0), segment, position: 0, log });
+      new ShadowDevice({ reactor, device: driverSide.device(0), place: segment, position: 0, log });
     const server = stack.use(
       new VhostUserServer(reactor, driverSide, { source, device: 0 }, log, shadows),
     );

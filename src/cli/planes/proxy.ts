@@ -1,8 +1,9 @@
 /** `vmsg proxy`: vhost-user front ends -> driver side of the transport -> bus. */
 
 import { codecFor } from "../../message/codecs.ts";
-import { ConfinedDevice } from "../../proxy/confined/confined_device.ts";
+import { ShadowDevice } from "../../proxy/confined/shadow_device.ts";
 import { Segment } from "../../proxy/confined/segment.ts";
+import { RingPages } from "../../proxy/translated/ring_pages.ts";
 import { type VhostUserOptions, VhostUserServer } from "../../proxy/vhost_user/server.ts";
 import { DriverSide } from "../../transport/driver_side.ts";
 import { type BusSettings, openBus } from "../bus_option.ts";
@@ -23,10 +24,16 @@ export function openProxyPlane(settings: ProxySettings, context: PlaneContext): 
   const codec = codecFor(settings.bus.dialect);
   const side = stack.use(new DriverSide({ reactor, bus, codec, log, tracer }));
   const { confined, vhostUsers } = settings;
-  const segment = confined && stack.use(new Segment(bus, confined.size, vhostUsers.length));
+  const count = vhostUsers.length;
+  // Between machines no descriptors travel: there the device side sees RAM by physical address.
+  const place = confined !== undefined
+    ? stack.use(new Segment(bus, confined.size, count))
+    : bus.carriesFds
+    ? undefined
+    : stack.use(new RingPages(bus, count));
   for (const [position, options] of vhostUsers.entries()) {
     const device = side.device(options.device);
-    const shadows = segment && new ConfinedDevice({ reactor, device, segment, position, log });
+    const shadows = place && new ShadowDevice({ reactor, device, place, position, log });
     stack.use(new VhostUserServer(reactor, side, options, log, shadows));
   }
   side.open();

@@ -73,7 +73,9 @@ export class PhysicalMap {
    * @throws VmsgError PIN where nothing can pin, or the limit of locked memory is reached
    */
   add(region: MappedRegion): void {
-    const { address, size } = region.mapping;
+    if (this.#regions.has(region)) return;
+    const { address } = region.mapping;
+    const size = Math.ceil(region.mapping.size / PAGE_SIZE) * PAGE_SIZE;
     const pin = this.bus.pin(address, size);
     if (pin === undefined) {
       throw new VmsgError(

@@ -23,6 +23,8 @@ import { type PhysicalMap, PhysicalPieces } from "./physical_map.ts";
 const BATCH = 64;
 /** Pieces of a buffer: 64 KiB in pages of their own, and more. */
 const MAX_PIECES = 256;
+/** Descriptors in the device's ring per entry of the guest's. */
+const ENTRIES_PER_BUFFER = 4;
 /** Of an entry: the device has not used it yet. */
 const WITH_DEVICE = -1;
 
@@ -30,8 +32,8 @@ const WITH_DEVICE = -1;
 const chain = new Chain(MAX_PIECES);
 const pieces = new PhysicalPieces(MAX_PIECES);
 
-/** The largest ring of at most `entries` whose parts fit into `size` bytes. */
-export function ringThatFits(entries: number, size: number): number {
+/** The largest ring of at most `entries` whose parts, indirect tables included, fit into `size` bytes. */
+function ringThatFits(entries: number, size: number): number {
   let fitting = 2 ** Math.floor(Math.log2(entries));
   while (fitting > 1 && DriverQueue.bytesNeeded(fitting, true) > size) fitting /= 2;
   return fitting;
@@ -55,18 +57,20 @@ export class TranslatedQueue {
    * Makes an empty queue; its place is cleared.
    *
    * @param guest the guest's queue, of which this is now the only user
-   * @param entries of the device's ring
+   * @param maxSize the most entries that the device takes
    */
   constructor(
     readonly guest: DeviceQueue,
     readonly physical: PhysicalMap,
     place: ShadowPlace,
-    entries: number,
+    maxSize: number,
     features: { readonly eventIndex: boolean; readonly indirect: boolean },
   ) {
     const { memory, offset, busAddress } = place;
-    this.shadow = new DriverQueue({ memory, offset, size: entries, busAddress, ...features });
     const { size } = guest;
+    // A buffer may take several descriptors, so there are more of them than the guest has.
+    const entries = ringThatFits(Math.min(maxSize, ENTRIES_PER_BUFFER * size), place.size);
+    this.shadow = new DriverQueue({ memory, offset, size: entries, busAddress, ...features });
     this.#mask = size - 1;
     this.#heads = new Uint16Array(size);
     this.#used = new Float64Array(size);

@@ -19,8 +19,8 @@
  * Towards a device side that is not vmsg there are no private messages: memory comes from its own
  * command line, a stop is RESET_VQUEUE or else a reset of the device, and a ring cannot go on from a base other than 0.
  *
- * In confined mode (confined/) the device side is told of the segment once and of no other memory, and of
- * a ring's shadow instead of the ring. Which rings run and when is the same.
+ * In confined mode (confined/) and with translated addresses (translated/) the device side is told of memory
+ * once, and of a ring's shadow instead of the ring. Which rings run and when is the same.
  */
 
 import { VmsgError } from "../../linux/errors.ts";
@@ -30,8 +30,7 @@ import { hasFeature } from "../../network/offloads.ts";
 import type { Log } from "../../observe/log.ts";
 import type { QueueSetup } from "../../transport/device_model.ts";
 import type { DeviceInfo, RemoteDevice } from "../../transport/driver_side.ts";
-import type { ConfinedDevice } from "../confined/confined_device.ts";
-import type { ShadowQueue } from "../confined/shadow_queue.ts";
+import type { Shadow, ShadowDevice } from "../confined/shadow_device.ts";
 import type { MappedRegion, MemoryTable } from "./memory_table.ts";
 import type { Vring } from "./vring.ts";
 
@@ -72,14 +71,14 @@ export class DeviceState {
   /** FEATURES_OK was reached with these features. */
   #negotiated: Uint32Array | undefined;
   #driverOk = false;
-  /** Of the rings that run in confined mode, for their counters. */
-  readonly #shadows = new Map<number, ShadowQueue>();
+  /** Of the rings that run and have one, for their counters. */
+  readonly #shadows = new Map<number, Shadow>();
 
-  /** @param confined serves the rings in confined mode */
+  /** @param shadows serves the rings in confined mode */
   constructor(
     readonly device: RemoteDevice,
     readonly log: Log,
-    readonly confined?: ConfinedDevice | undefined,
+    readonly shadows?: ShadowDevice | undefined,
   ) {}
 
   /** Asks the device what it is. */
@@ -89,7 +88,7 @@ export class DeviceState {
       throw new VmsgError("NO_DEVICE", `the device side has no device ${this.device.number}`);
     }
     this.offered = await this.device.features(Math.max(2, info.featureBlocks));
-    if (this.confined !== undefined) {
+    if (this.shadows !== undefined) {
       for (const bit of NOT_IN_SHADOWS) this.offered[bit >> 5] &= ~(1 << (bit & 31));
     }
     this.info = info;
@@ -133,7 +132,7 @@ export class DeviceState {
     const regions = memory?.regions ?? [];
     const gone = this.#regions.filter((region) => !regions.includes(region));
     const fresh = regions.filter((region) => !this.#regions.includes(region));
-    const followsMemory = this.#isVmsg || this.confined !== undefined;
+    const followsMemory = this.#isVmsg || this.shadows !== undefined;
     const memoryChanges = followsMemory && gone.length + fresh.length > 0;
     // Other features need a reset of the device, and that stops every ring.
     const stopsAll = memoryChanges ||
@@ -145,7 +144,7 @@ export class DeviceState {
     }
     if (memoryChanges) await this.#changeMemory(gone, fresh);
     if (runnable.length === 0) return;
-    await this.confined?.announce();
+    await this.shadows?.announce();
     await this.#negotiate(features!);
     const started: Vring[] = [];
     for (const vring of runnable) {
@@ -156,8 +155,8 @@ export class DeviceState {
     if (!this.#driverOk) await this.#setDriverOk();
     for (const vring of started) {
       // Whoever was told about buffers before is gone: both ends look once (design 6.2).
-      if (this.confined === undefined) this.device.available(vring.index);
-      else this.confined.moved(vring.index);
+      if (this.shadows === undefined) this.device.available(vring.index);
+      else this.shadows.moved(vring.index);
       if (vring.call !== undefined) signalEventFd(vring.call);
     }
   }
@@ -208,7 +207,7 @@ export class DeviceState {
 
   /** Ends a ring's shadow, if it has one; where the guest's ring goes on. */
   #stopShadow(index: number): number | undefined {
-    const base = this.confined?.stop(index);
+    const base = this.shadows?.stop(index);
     const counters = this.#shadows.get(index)?.counters;
     if (counters !== undefined) {
       const where = `device ${this.device.number}, ring ${index}`;
@@ -219,8 +218,9 @@ export class DeviceState {
   }
 
   async #changeMemory(gone: MappedRegion[], fresh: MappedRegion[]): Promise<void> {
-    if (this.confined !== undefined) {
-      // Only this process looks at them.
+    if (this.shadows !== undefined) {
+      // Only this process looks at them, or it says itself where they are.
+      for (const region of fresh) this.shadows.addMemory(region);
       this.#regions.splice(0, this.#regions.length, ...this.#kept(gone), ...fresh);
       return;
     }
@@ -284,7 +284,7 @@ export class DeviceState {
         `ring ${vring.index} lies outside the memory that the front end shares`,
       );
     }
-    if (vring.base !== 0 && !this.#isVmsg && this.confined === undefined) {
+    if (vring.base !== 0 && !this.#isVmsg && this.shadows === undefined) {
       throw new VmsgError(
         "CANNOT_RESUME",
         `ring ${vring.index} goes on from ${vring.base}, which a foreign device cannot: ` +
@@ -307,16 +307,17 @@ export class DeviceState {
       base: vring.base,
     };
     const { maxQueues } = this.info!;
-    const shadow = this.confined?.shadow(
+    const shadow = this.shadows?.shadow(
       vring.index,
       guest,
       memory.space,
       this.#negotiated!,
       maxQueues,
+      maxSize,
     );
     await this.device.startQueue(vring.index, shadow?.setup ?? guest);
     if (shadow !== undefined) {
-      this.confined!.start(vring.index, shadow);
+      this.shadows!.start(vring.index, shadow);
       this.#shadows.set(vring.index, shadow);
     }
     vring.usedAddress = deviceAddress;

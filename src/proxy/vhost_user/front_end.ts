@@ -22,7 +22,7 @@ import { MAX_WINDOWS } from "../../memory/mod.ts";
 import { RingFeature, Status } from "../../message/features.ts";
 import { limitedLog, type Log } from "../../observe/log.ts";
 import { PeerLost, type RemoteDevice } from "../../transport/driver_side.ts";
-import type { ConfinedDevice } from "../confined/confined_device.ts";
+import type { ShadowDevice } from "../confined/shadow_device.ts";
 import { type FrontEndConnection, type FrontEndMessage, sendMessage } from "./connection.ts";
 import { DeviceState, type Wanted } from "./device_state.ts";
 import { MappedRegion, MemoryTable } from "./memory_table.ts";
@@ -67,19 +67,19 @@ export class FrontEnd implements Wanted, Disposable {
     readonly device: RemoteDevice,
     readonly reactor: Reactor,
     readonly log: Log,
-    readonly confined?: ConfinedDevice | undefined,
+    readonly shadows?: ShadowDevice | undefined,
   ) {
-    this.#state = new DeviceState(device, log, confined);
+    this.#state = new DeviceState(device, log, shadows);
     this.#complain = limitedLog(log.warn);
     const call = (queue: number) => {
       const fd = this.vrings[queue]?.call;
       if (fd !== undefined) signalEventFd(fd);
     };
-    if (confined !== undefined) {
-      confined.call = call;
-      confined.fail = (queue) => this.#tellBroken(queue);
+    if (shadows !== undefined) {
+      shadows.call = call;
+      shadows.fail = (queue) => this.#tellBroken(queue);
     }
-    device.onUsed = confined === undefined ? call : (queue) => confined.moved(queue);
+    device.onUsed = shadows === undefined ? call : (queue) => shadows.moved(queue);
     device.onConfig = (status) => this.#configChanged(status);
   }
 
@@ -171,6 +171,7 @@ export class FrontEnd implements Wanted, Disposable {
     for (const region of this.#regions) {
       if (this.memory?.regions.includes(region) || this.#state.regions.includes(region)) continue;
       this.#regions.delete(region);
+      this.shadows?.removeMemory(region);
       region[Symbol.dispose]();
     }
   }
@@ -473,7 +474,7 @@ export class FrontEnd implements Wanted, Disposable {
     }
     clearEventFd(fd);
     if (vring.running) {
-      if (this.confined !== undefined) return this.confined.moved(vring.index);
+      if (this.shadows !== undefined) return this.shadows.moved(vring.index);
       return this.device.available(vring.index);
     }
     if (vring.kicked) return;

@@ -16,7 +16,7 @@ import { EPOLLIN, type Reactor, type Timer } from "../../linux/reactor.ts";
 import { connectUnix, listenUnix, type UnixListener, UnixStream } from "../../linux/unix_socket.ts";
 import { limitedLevels, type Log } from "../../observe/log.ts";
 import type { DriverSide, PeerListener, RemoteDevice } from "../../transport/driver_side.ts";
-import type { ConfinedDevice } from "../confined/confined_device.ts";
+import type { ShadowDevice } from "../confined/shadow_device.ts";
 import { FrontEndConnection, MESSAGE_BUFFER_SIZE } from "./connection.ts";
 import { FrontEnd } from "./front_end.ts";
 
@@ -52,7 +52,7 @@ export class VhostUserServer implements PeerListener, Disposable {
     readonly side: DriverSide,
     readonly options: VhostUserOptions,
     log: Log,
-    readonly confined?: ConfinedDevice | undefined,
+    readonly shadows?: ShadowDevice | undefined,
   ) {
     // A front end that comes and goes without end has a few lines each time.
     this.log = limitedLevels(log, LINES_PER_SECOND);
@@ -116,8 +116,8 @@ export class VhostUserServer implements PeerListener, Disposable {
       this.#buffer,
       () => this.#frontEnd?.hungUp(),
     );
-    const { reactor, log, confined } = this;
-    const frontEnd = new FrontEnd(connection, this.#device, reactor, log, confined);
+    const { reactor, log, shadows } = this;
+    const frontEnd = new FrontEnd(connection, this.#device, reactor, log, shadows);
     this.log.info(`${this.#name}: a front end is there`);
     this.#frontEnd = frontEnd;
     if (this.side.isReady) frontEnd.deviceReady();

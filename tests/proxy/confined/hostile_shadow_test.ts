@@ -63,7 +63,7 @@ function offerFour({ guest, driver, shadow, data }: Rig): void {
   assertEquals(shadow.counters.forwarded, 4);
 }
 
-/** As ConfinedDevice moves a shadow. */
+/** As ShadowDevice moves a shadow. */
 function move(shadow: ShadowQueue): void {
   shadow.giveBack();
   shadow.forward();

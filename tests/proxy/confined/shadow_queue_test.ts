@@ -176,7 +176,7 @@ class Traffic {
     this.#proxyWoken = true;
   }
 
-  /** As ConfinedDevice has it. */
+  /** As ShadowDevice has it. */
   #proxy(): void {
     if (this.#shadow.giveBack()) this.#guestCalled = true;
     if (this.#shadow.forward()) this.#deviceKicked = true;

@@ -1,13 +1,14 @@
 /**
- * Confined mode for one device number: its shadow queues, and when they move.
+ * The shadow queues of one device number, and when they move.
  *
  * The state machine of the front end (vhost_user/device_state.ts) decides which rings run; this is what
- * running means where the device side sees a segment instead of the guest's memory. A ring that starts gets
- * a shadow (shadow_queue.ts); a kick of the guest or a used notification of the device has it moved, in
+ * running means where the device side does not work on the guest's rings. A ring that starts gets a shadow:
+ * in confined mode one whose buffers are copied to a segment (shadow_queue.ts), otherwise one that names
+ * the guest's buffers by physical address (translated/translated_queue.ts). A kick of the guest or a used notification of the device has it moved, in
  * batches, by a task of the reactor. A ring that stops, also because the device side was lost, gives
  * back what was used and forgets the rest: the guest's ring goes on from where it is.
  *
- * Between {@link ConfinedDevice.start} and {@link ConfinedDevice.stop} the guest's memory must stay mapped, so
+ * Between {@link ShadowDevice.start} and {@link ShadowDevice.stop} the guest's memory must stay mapped, so
  * a ring is started when the device has taken its shadow, and not before.
  *
  * A ring that breaks, by the guest or by the device, stands still until it is stopped; the guest is told
@@ -23,52 +24,57 @@ import { limitedLog, type Log } from "../../observe/log.ts";
 import type { QueueSetup } from "../../transport/device_model.ts";
 import type { RemoteDevice } from "../../transport/driver_side.ts";
 import { openDeviceQueue } from "../../virtqueue/mod.ts";
+import { RingPages } from "../translated/ring_pages.ts";
+import { TranslatedQueue } from "../translated/translated_queue.ts";
+import type { MappedRegion } from "../vhost_user/memory_table.ts";
 import type { Segment } from "./segment.ts";
 import { ShadowQueue } from "./shadow_queue.ts";
 
+/** A shadow of either kind. */
+export type Shadow = ShadowQueue | TranslatedQueue;
+
 /** A ring that runs. */
 interface Running {
-  readonly queue: ShadowQueue;
+  readonly queue: Shadow;
   readonly task: Task;
 }
 
 /** What a confined device is made of. */
-export interface ConfinedDeviceOptions {
+export interface ShadowDeviceOptions {
   /** The loop it runs in. */
   readonly reactor: Reactor;
   /** The device at the other end of the bus. */
   readonly device: RemoteDevice;
-  /** Where shadows lie. */
-  readonly segment: Segment;
-  /** Of this device among those that share the segment. */
+  /** Confined mode: where shadows and their buffers lie. Otherwise: where their rings lie. */
+  readonly place: Segment | RingPages;
+  /** Of this device among those that share the place. */
   readonly position: number;
   /** Where lines for people go. */
   readonly log: Log;
 }
 
 /** See the head of this file. */
-export class ConfinedDevice {
+export class ShadowDevice {
   /** Calls the guest for a queue; set by who serves the guest. */
   call: (queue: number) => void = () => {};
   /** Tells the guest that a queue is broken; set by who serves the guest. */
   fail: (queue: number) => void = () => {};
   readonly #running = new Map<number, Running>();
   readonly #complain: (line: string) => void;
-  /** The device side has been told of the segment, in this session of its. */
+  /** The device side has been told of the place, in this session of its. */
   #announcedTo = -1;
 
-  /** No ring runs yet. */
   /** Serves no ring yet. */
-  constructor(readonly options: ConfinedDeviceOptions) {
+  constructor(readonly options: ShadowDeviceOptions) {
     this.#complain = limitedLog(options.log.warn);
   }
 
-  /** Tells the device side of the segment, once. */
+  /** Tells the device side of memory, once. */
   async announce(): Promise<void> {
-    const { device, segment } = this.options;
+    const { device, place } = this.options;
     const { session } = device.side;
     if (this.#announcedTo === session) return;
-    await segment.announce(device);
+    await place.announce(device);
     this.#announcedTo = session;
   }
 
@@ -76,7 +82,8 @@ export class ConfinedDevice {
    * Makes a shadow for a guest's ring, for the device to be told of. Nothing moves before {@link start}.
    *
    * @param guest where the ring lies in the guest's memory, and where it goes on
-   * @throws VmsgError if the ring is none, or the segment has no room for it
+   * @param maxSize the most entries that the device takes
+   * @throws VmsgError if the ring is none, or there is no room for it
    */
   shadow(
     index: number,
@@ -84,20 +91,37 @@ export class ConfinedDevice {
     memory: AddressSpace,
     features: Uint32Array,
     queueCount: number,
-  ): ShadowQueue {
-    const { segment, position, device } = this.options;
+    maxSize: number,
+  ): Shadow {
+    const { place, position, device } = this.options;
     const eventIndex = hasFeature(features, RingFeature.EVENT_IDX);
     const indirect = hasFeature(features, RingFeature.INDIRECT_DESC);
     const queue = openDeviceQueue(memory, { ...guest, eventIndex, indirect });
     if (typeof queue === "string") throw new VmsgError("BAD_RING", `ring ${index}: ${queue}`);
-    const place = segment.part(position, queueCount, index, guest.size);
-    segment.describe(device.number, index, place);
-    return new ShadowQueue(queue, place, eventIndex);
+    if (place instanceof RingPages) {
+      const part = place.part(position, queueCount, index);
+      return new TranslatedQueue(queue, place.physical, part, maxSize, { eventIndex, indirect });
+    }
+    const part = place.part(position, queueCount, index, guest.size);
+    place.describe(device.number, index, part);
+    return new ShadowQueue(queue, part, eventIndex);
   }
 
   /** The device has taken a shadow: from here on it is moved. */
-  start(index: number, queue: ShadowQueue): void {
+  start(index: number, queue: Shadow): void {
     this.#running.set(index, { queue, task: { run: () => this.#move(index, queue) } });
+  }
+
+  /** Rings may use a region from here on. */
+  addMemory(region: MappedRegion): void {
+    const { place } = this.options;
+    if (place instanceof RingPages) place.physical.add(region);
+  }
+
+  /** No ring uses it any more, and the device side does not either. */
+  removeMemory(region: MappedRegion): void {
+    const { place } = this.options;
+    if (place instanceof RingPages) place.physical.remove(region);
   }
 
   /** The guest has kicked, or the device has used something. */
@@ -106,7 +130,7 @@ export class ConfinedDevice {
     if (running !== undefined) this.options.reactor.schedule(running.task);
   }
 
-  #move(index: number, queue: ShadowQueue): boolean {
+  #move(index: number, queue: Shadow): boolean {
     if (this.#running.get(index)?.queue !== queue || queue.broken !== undefined) return false;
     if (queue.giveBack()) this.call(index);
     if (queue.forward()) this.options.device.available(index);
