@@ -1,8 +1,8 @@
 /**
  * `vmsg demo ivshmem` from the sources: the executable for its machines is compiled first, unless
- * there is one of the same sources.
+ * there is one of the same sources. For a guest in an arm64 machine a QEMU is fetched, once.
  *
- *     deno task demo:ivshmem [--machine q35|arm64] [--net bridge|packet]
+ *     deno task demo:ivshmem [--machine q35|arm64] [--net bridge|packet] [--inner [--direct]]
  */
 
 import { fromFileUrl } from "@std/path";
@@ -10,14 +10,16 @@ import { parseArgs } from "@std/cli/parse-args";
 import { VmsgError } from "../src/linux/errors.ts";
 import { machineArchitecture } from "../src/cli/guest/machine.ts";
 import { compiledExecutable } from "./executable.ts";
+import { fetchArm64Qemu } from "./fetch_arm64_qemu.ts";
 
 const MAIN = fromFileUrl(new URL("../src/main.ts", import.meta.url));
 
 async function main(args: readonly string[]): Promise<number> {
-  const { machine } = parseArgs([...args], { string: ["machine"] });
+  const { machine, inner } = parseArgs([...args], { string: ["machine"], boolean: ["inner"] });
   // What it is told is the command's to judge.
   const architecture = machineArchitecture(machine === "arm64" ? "arm64" : "q35");
   const executable = await compiledExecutable(`${architecture}-unknown-linux-gnu`);
+  if (machine === "arm64" && inner) await fetchArm64Qemu();
   const command = ["demo", "ivshmem", "--executable", executable, ...args];
   const child = new Deno.Command(Deno.execPath(), {
     args: ["run", "--quiet", "--allow-all", MAIN, ...command],

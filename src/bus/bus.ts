@@ -81,6 +81,8 @@ export interface Bus extends Disposable {
    * @param size in bytes, whole pages
    */
   pin(address: bigint, size: number): Disposable | undefined;
+  /** Descriptors that keep what is pinned so, in whichever process they are open; none without the means. */
+  readonly pinHandles: readonly Fd[];
   /** For a peer that is silent: what to check, besides the dialect. */
   readonly silenceHint: string;
   /** Ring after every message instead of once per turn; the dialect may be known only later. */
@@ -231,6 +233,11 @@ export abstract class QueueBus implements Bus {
   /** A bus without the means. */
   pin(_address: bigint, _size: number): Disposable | undefined {
     return undefined;
+  }
+
+  /** A bus without the means. */
+  get pinHandles(): readonly Fd[] {
+    return [];
   }
 
   resume(): void {

@@ -139,6 +139,11 @@ export class IvshmemBus extends PageBus implements EndListener {
     return this.#end.pin(address, size);
   }
 
+  /** See {@link IvshmemEnd.pinHandles}. */
+  override get pinHandles(): readonly Fd[] {
+    return this.#end.pinHandles;
+  }
+
   /** Closes the end. */
   /** Closes what the bus is made of. */
   override [Symbol.dispose](): void {

@@ -12,7 +12,7 @@ import {
   type MachineKind,
   type MachineOptions,
 } from "./guest/machine.ts";
-import { type InnerGuest, innerMicrovm, innerUml } from "./guest/inner.ts";
+import { type InnerGuest, innerMicrovm, innerUml, innerVirt } from "./guest/inner.ts";
 import { findGuests } from "./guest/machines.ts";
 import { pingScript } from "./guest/scripts.ts";
 import {
@@ -39,7 +39,7 @@ export interface DemoIvshmemOptions {
   readonly confined: boolean;
   /** Machine A reads and writes the inner guest's own memory: nothing is copied. */
   readonly direct: boolean;
-  /** The inner guest: "uml" (unless given) or "microvm". */
+  /** The inner guest: in a q35 "uml" (unless given) or "microvm", in an arm64 machine "virt". */
   readonly guest: string | undefined;
   /** Of the shared memory; 1M unless given. */
   readonly size: string | undefined;
@@ -87,7 +87,8 @@ function ownKernel(confined: boolean): DriverSide {
 
 /** A guest inside B has it, pings, and fetches a file. */
 async function innerGuest(
-  kind: string,
+  machineKind: MachineKind,
+  kind: string | undefined,
   direct: boolean,
   server: FileServer,
 ): Promise<DriverSide> {
@@ -97,7 +98,7 @@ if wget -q -O - http://10.0.2.2:${server.port}/ | sha256sum | grep ${server.dige
   echo "FETCHED ${FILE_SIZE} bytes, checksum right"
 fi
 `;
-  const inner = await findInner(kind, ping + fetch);
+  const inner = await findInner(machineKind, kind, ping + fetch);
   const { memoryMiB = 256, ...machine } = inner.machine;
   const script = innerScript({ guest: inner.boot, mode: direct ? "" : "--confined" });
   const hugePages = direct ? 1 : 0;
@@ -105,8 +106,22 @@ fi
   return { script, files: inner.files, machine: { ...machine, hugePages }, memoryMiB, success };
 }
 
-async function findInner(kind: string, script: string): Promise<InnerGuest> {
-  const { uml, microvm, missing } = await findGuests();
+async function findInner(
+  machineKind: MachineKind,
+  wanted: string | undefined,
+  script: string,
+): Promise<InnerGuest> {
+  const { uml, microvm, arm64, missing } = await findGuests();
+  if (machineKind === "arm64") {
+    if (wanted !== undefined && wanted !== "virt") {
+      throw new UsageError(`--guest is virt for a guest in an arm64 machine, not ${wanted}`);
+    }
+    if (arm64?.kind === "arm64") {
+      return await innerVirt({ ...arm64, kind: arm64.kind }, { script });
+    }
+    throw new VmsgError("NO_GUEST", `no inner guest. ${missing.arm64.join("; ")}`);
+  }
+  const kind = wanted ?? "uml";
   if (kind === "uml" && uml?.kind === "uml") return await innerUml(uml, { script });
   if (kind === "microvm" && microvm !== undefined && microvm.kind !== "uml") {
     return await innerMicrovm(microvm, { script });
@@ -149,7 +164,7 @@ export async function demoIvshmem(options: DemoIvshmemOptions): Promise<number> 
   const { kind } = installation;
   const executable = await machineExecutable(options.executable, machineArchitecture(kind));
   await using server = await serveFile();
-  const b = inner ? await innerGuest(options.guest ?? "uml", direct, server) : ownKernel(confined);
+  const b = inner ? await innerGuest(kind, options.guest, direct, server) : ownKernel(confined);
   console.log("two machines, a shared memory and a doorbell between them; none of it is patched");
   await using pair = await openPair({
     installation,

@@ -69,4 +69,6 @@ export interface IvshmemEnd extends Disposable {
    * @param size in bytes, whole pages
    */
   pin(address: bigint, size: number): Disposable | undefined;
+  /** Descriptors that keep what is pinned so, in whichever process they are open; none without vfio. */
+  readonly pinHandles: readonly Fd[];
 }

@@ -161,6 +161,10 @@ class VfioEnd implements IvshmemEnd {
     return this.#device.pin(address, size);
   }
 
+  get pinHandles(): readonly Fd[] {
+    return this.#device.pinHandles;
+  }
+
   [Symbol.dispose](): void {
     this.#stack.dispose();
   }

@@ -10,6 +10,8 @@ export const O_CLOEXEC = 0o2000000;
 const O_NONBLOCK = 0o4000;
 const O_PATH = 0o10000000;
 
+const F_SETFD = 2;
+const FD_CLOEXEC = 1n;
 const F_GETFL = 3;
 const F_SETFL = 4;
 const F_ADD_SEALS = 1033;
@@ -134,6 +136,20 @@ export function fileSeals(fd: Fd): number | undefined {
 export function setNonBlocking(fd: Fd): void {
   const flags = check(libc.fcntl(fd.number, F_GETFL, 0n), "fcntl F_GETFL");
   check(libc.fcntl(fd.number, F_SETFL, BigInt(flags | O_NONBLOCK)), "fcntl F_SETFL");
+}
+
+/** Whether programs that this process starts get a descriptor; they do not unless told. */
+export function setInherited(fd: Fd, inherited: boolean): void {
+  check(libc.fcntl(fd.number, F_SETFD, inherited ? 0n : FD_CLOEXEC), "fcntl F_SETFD");
+}
+
+const pipeEnds = allocate(8);
+
+/** Makes a pipe; neither end is inherited. */
+export function openPipe(): { readonly read: Fd; readonly write: Fd } {
+  check(libc.pipe2(pipeEnds.address, O_CLOEXEC), "pipe2");
+  const [read, write] = [0, 4].map((at) => new Fd(pipeEnds.view.getInt32(at, true)));
+  return { read, write };
 }
 
 // struct flock: s16 type, s16 whence, s64 start @8, s64 length @16, s32 pid @24

@@ -15,6 +15,8 @@ const library = Deno.dlopen("libc.so.6", {
   __errno_location: { parameters: [], result: "pointer" },
   /** char *strerror(int errnum) */
   strerror: { parameters: ["i32"], result: "pointer" },
+  /** int pipe2(int pipefd[2], int flags) */
+  pipe2: { parameters: ["u64", "i32"], result: "i32" },
   /** int open(const char *path, int flags, mode_t mode) */
   open: { parameters: ["buffer", "i32", "u32"], result: "i32" },
   /** int close(int fd) */

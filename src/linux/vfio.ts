@@ -86,10 +86,31 @@ function begin(size: number): DataView {
   return argument.view;
 }
 
+/**
+ * How long a group that another process has open is asked for: one that was killed leaves its pins behind
+ * for half a second (pin_holder.ts).
+ */
+const BUSY_MS = 1000;
+const BUSY_RETRY_MS = 20;
+
+/** Opens a file; one that is busy is tried again for a while, which blocks. */
+function openPatiently(path: string): Fd {
+  const endMs = performance.now() + BUSY_MS;
+  for (;;) {
+    try {
+      return openFile(path);
+    } catch (error) {
+      const isBusy = error instanceof LinuxError && error.errno === EBUSY;
+      if (!isBusy || performance.now() > endMs) throw error;
+      libc.poll(0n, 0n, BUSY_RETRY_MS);
+    }
+  }
+}
+
 /** Opens a device file of VFIO; errors say what to do about them. */
 function openVfioFile(path: string, pci: PciFunction): Fd {
   try {
-    return openFile(path);
+    return openPatiently(path);
   } catch (error) {
     if (!(error instanceof LinuxError)) throw error;
     const at = `PCI function ${pci.address}: ${path}`;
@@ -119,6 +140,11 @@ class VfioGroup {
   readonly group: Fd;
   readonly #container: Fd;
   readonly #hasIommu: boolean;
+  /** While any process has these open, what is pinned stays so. */
+  get handles(): readonly Fd[] {
+    return [this.group, this.#container];
+  }
+
   /** IO addresses in use, in ascending order. */
   readonly #mapped: { readonly iova: bigint; readonly size: bigint }[] = [];
 
@@ -203,7 +229,7 @@ function openGroup(name: string, pci: PciFunction): { fd: Fd; hasIommu: boolean 
   } catch (error) {
     if (!(error instanceof VmsgError) || error.code !== "NO_VFIO") throw error;
     try {
-      return { fd: openFile(`/dev/vfio/noiommu-${name}`), hasIommu: false };
+      return { fd: openPatiently(`/dev/vfio/noiommu-${name}`), hasIommu: false };
     } catch (second) {
       if (second instanceof LinuxError && second.errno === ENOENT) throw error;
       throw second;
@@ -369,6 +395,11 @@ export class VfioDevice implements Disposable {
     };
     this.#pinned.add(pin);
     return pin;
+  }
+
+  /** What is pinned outlives this process as long as another one has these descriptors. */
+  get pinHandles(): readonly Fd[] {
+    return this.#group.handles;
   }
 
   /** Closes the function. Its mappings must be gone by now, they hold it open. */

@@ -1,13 +1,15 @@
 /**
- * The little of ELF that booting a guest needs: a section by its name, a file's machine, and
- * whether a program needs an interpreter. 64-bit little-endian files only, which is every machine a
- * guest runs on here.
+ * The little of ELF that booting a guest needs: a section by its name, a file's machine, whether a
+ * program needs an interpreter, and which libraries. 64-bit little-endian files only, which is every
+ * machine a guest runs on here.
  */
 
 const ELF_MAGIC = 0x464c457f;
 const CLASS_64 = 2;
 const LITTLE_ENDIAN = 1;
 const PT_INTERP = 3;
+const DT_NEEDED = 1;
+const DYNAMIC_ENTRY_SIZE = 16;
 
 /** A view of the file, or undefined where it is not a 64-bit little-endian ELF file. */
 function elfView(bytes: Uint8Array): DataView | undefined {
@@ -55,6 +57,20 @@ export function elfSection(bytes: Uint8Array, name: string): Uint8Array | undefi
 /** The machine a file is for (e_machine: 62 x86-64, 183 arm64); undefined if it is no ELF file. */
 export function elfMachine(bytes: Uint8Array): number | undefined {
   return elfView(bytes)?.getUint16(18, true);
+}
+
+/** The names of the libraries a program or library needs itself; none if it is no ELF file. */
+export function elfNeeded(bytes: Uint8Array): string[] {
+  const [dynamic, strings] = [elfSection(bytes, ".dynamic"), elfSection(bytes, ".dynstr")];
+  if (dynamic === undefined || strings === undefined) return [];
+  const view = new DataView(dynamic.buffer, dynamic.byteOffset, dynamic.byteLength);
+  const names: string[] = [];
+  for (let at = 0; at + DYNAMIC_ENTRY_SIZE <= dynamic.length; at += DYNAMIC_ENTRY_SIZE) {
+    if (u64(view, at) !== DT_NEEDED) continue;
+    const start = u64(view, at + 8);
+    names.push(new TextDecoder().decode(strings.subarray(start, strings.indexOf(0, start))));
+  }
+  return names;
 }
 
 /** True if the file is an ELF program that runs without a dynamic loader. */

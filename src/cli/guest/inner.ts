@@ -1,13 +1,15 @@
 /**
  * A guest inside a machine: what has to be on the machine's disk for it, and how the machine boots it.
  *
- * Two kinds. User-Mode Linux is an ordinary process and boots in a small machine. Its memory is a file in the
+ * Three kinds. User-Mode Linux is an ordinary process and boots in a small machine. Its memory is a file in the
  * machine's /dev/shm, and `setarch -R` keeps it where a vhost-user back end finds it (uml.ts). QEMU with a
  * microvm needs KVM in the machine, which an emulated one has with a processor that knows SVM: its
- * kernel then boots at the speed of the machine itself, not twice emulated.
+ * kernel then boots at the speed of the machine itself, not twice emulated. In an arm64 machine it is
+ * the same with QEMU's virt; there the machine must have a hypervisor's exception level.
  */
 
 import { VmsgError } from "../../linux/errors.ts";
+import { ARM64_QEMU, arm64QemuFiles } from "./arm64_qemu.ts";
 import type { GuestFile } from "./initramfs.ts";
 import { findProgram, type PlacedFile, withLibraries } from "./libraries.ts";
 import type { MachineOptions } from "./machine.ts";
@@ -90,13 +92,42 @@ export async function innerMicrovm(
       memoryMiB: 512,
     },
     boot: (socket) => `
-qemu-system-x86_64 -L /mnt/inner -display none -nodefaults -no-reboot -serial stdio -monitor none \\
-  -accel kvm -cpu host -M microvm,rtc=on,memory-backend=ram -m ${memoryMiB} \\
-  -object memory-backend-memfd,id=ram,size=${memoryMiB}M,share=on \\
-  -kernel /mnt/inner/vmlinuz -initrd /mnt/inner/initramfs.cpio \\
-  -append "console=ttyS0 reboot=t panic=-1 quiet" \\
-  -chardev socket,id=vu,path=${socket} -netdev vhost-user,id=net0,chardev=vu \\
-  -global virtio-mmio.force-legacy=false -device virtio-net-device,netdev=net0,mac=52:54:00:76:6d:01 </dev/null
+qemu-system-x86_64 -L /mnt/inner -M microvm,rtc=on,memory-backend=ram \\
+  -append "console=ttyS0 reboot=t panic=-1 quiet" ${qemuArguments(socket, memoryMiB)}
 `,
   };
+}
+
+/** An inner QEMU with a virt machine, in an arm64 machine. */
+export async function innerVirt(
+  installation: QemuInstallation & { readonly kind: "arm64" },
+  options: InnerGuestOptions,
+): Promise<InnerGuest> {
+  const { script, memoryMiB = 128 } = options;
+  const initramfs = await guestInitramfs(installation, { script });
+  return {
+    files: [
+      ...await arm64QemuFiles(),
+      { from: installation.kernel, to: "/inner/vmlinuz" },
+      { path: "inner/initramfs.cpio", bytes: initramfs, mode: 0o644 },
+    ],
+    // KVM is built in.
+    machine: { extraArgs: ["-M", "virtualization=on"], memoryMiB: 1024 },
+    boot: (socket) => `
+${ARM64_QEMU.split("/").at(-1)} -M virt,gic-version=host,memory-backend=ram \\
+  -append "console=ttyAMA0 panic=-1 quiet" ${qemuArguments(socket, memoryMiB)}
+`,
+  };
+}
+
+/** What either QEMU is told: KVM, its kernel, shared memory and the network card. */
+function qemuArguments(socket: string, memoryMiB: number): string {
+  return [
+    "-display none -nodefaults -no-reboot -serial stdio -monitor none -accel kvm -cpu host",
+    `-m ${memoryMiB} -object memory-backend-memfd,id=ram,size=${memoryMiB}M,share=on`,
+    "-kernel /mnt/inner/vmlinuz -initrd /mnt/inner/initramfs.cpio",
+    `-chardev socket,id=vu,path=${socket} -netdev vhost-user,id=net0,chardev=vu`,
+    "-global virtio-mmio.force-legacy=false",
+    "-device virtio-net-device,netdev=net0,mac=52:54:00:76:6d:01 </dev/null",
+  ].join(" \\\n  ");
 }
