@@ -4,9 +4,10 @@
  *
  *     deno run -A scripts/fetch_arm64_qemu.ts
  *
- * apt finds and downloads the package and all that it depends on, a hundred of them, 40 MB; kept is only
- * what the program names as needed, and what that needs. That lies below one directory, where it goes
- * on the machine's disk. No root is needed, see fetch_arm64.ts. What is there already is left alone.
+ * apt finds and downloads the package and all that it depends on, a hundred of them, 40 MB. Kept is
+ * only what the program names as needed, and what that needs, 53 MB; it lies in the directory where
+ * it goes on the machine's disk. No root is needed, see fetch_arm64.ts. What is there already is
+ * left alone.
  */
 
 import { ARM64_QEMU, ARM64_QEMU_LIBRARIES, arm64QemuRoot } from "../src/cli/guest/arm64_qemu.ts";
@@ -19,7 +20,12 @@ import { foreignApt } from "./fetch_arm64.ts";
 const PACKAGE = "qemu-system-arm";
 
 /** Where packages have libraries. */
-const LIBRARY_DIRECTORIES = ["usr/lib/aarch64-linux-gnu", "usr/lib", "lib", "lib/aarch64-linux-gnu"];
+const LIBRARY_DIRECTORIES = [
+  "usr/lib/aarch64-linux-gnu",
+  "usr/lib",
+  "lib",
+  "lib/aarch64-linux-gnu",
+];
 
 /** Fetches it, unless it is there, and returns its directory. */
 export async function fetchArm64Qemu(): Promise<string> {
@@ -29,6 +35,7 @@ export async function fetchArm64Qemu(): Promise<string> {
   }
   const isThere = await Deno.stat(`${target}${ARM64_QEMU}`).then(() => true, () => false);
   if (isThere) return target;
+  console.log(`fetching ${PACKAGE} for arm64 and what it needs`);
   await Deno.mkdir(cache, { recursive: true });
   const unfinished = await Deno.makeTempDir({ dir: cache, prefix: "unfinished-" });
   try {

@@ -15,6 +15,7 @@
  */
 
 import type { EndListener, IvshmemEnd } from "../ivshmem/end.ts";
+import type { Fd } from "../linux/fd.ts";
 import type { Reactor } from "../linux/reactor.ts";
 import type { BusListener, BusOptions, Side } from "./bus.ts";
 import { PageBus } from "./page_bus.ts";

@@ -93,8 +93,8 @@ export const demoCommand: Command = {
     },
     {
       name: "guest",
-      value: "uml|microvm|q35|arm64",
-      help: "which guest to boot, instead of what is there",
+      value: "uml|microvm|q35|arm64|virt",
+      help: "which guest to boot, instead of what is there (virt: inside an arm64 machine)",
     },
     { name: "confined", help: "the driver side's memory stays its own, but for a segment" },
     { name: "inner", help: "ivshmem: machine B has a guest, whose network card it is; confined" },

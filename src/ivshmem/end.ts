@@ -10,6 +10,7 @@
  * Source: qemu docs/specs/ivshmem-spec.rst; wire document 9.
  */
 
+import type { Fd } from "../linux/fd.ts";
 import type { Reactor } from "../linux/reactor.ts";
 import type { MappedMemory } from "../memory/mod.ts";
 

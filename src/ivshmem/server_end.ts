@@ -333,6 +333,9 @@ export class ServerEnd implements IvshmemEnd {
     return undefined;
   }
 
+  /** None: nothing is pinned. */
+  readonly pinHandles: readonly Fd[] = [];
+
   /** Leaves the server and unmaps the memory. */
   [Symbol.dispose](): void {
     this.#listener = undefined;

@@ -249,6 +249,8 @@ class SysfsEnd implements IvshmemEnd {
     return undefined;
   }
 
+  readonly pinHandles: readonly Fd[] = [];
+
   [Symbol.dispose](): void {
     this.#stack.dispose();
   }

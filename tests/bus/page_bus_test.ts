@@ -220,6 +220,8 @@ class FakeEnd implements IvshmemEnd {
     this.rung.push(peer);
   }
 
+  readonly pinHandles = [];
+
   pin(): undefined {
     return undefined;
   }

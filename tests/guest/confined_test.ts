@@ -13,7 +13,7 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import type { GuestKind } from "../../src/cli/guest/machines.ts";
 import { pingScript } from "../../src/cli/guest/scripts.ts";
 import { Namespace } from "../network/support.ts";
-import type { VmsgProcess } from "../support/processes.ts";
+import { delay, type VmsgProcess } from "../support/processes.ts";
 import { linkTests } from "./link_cases.ts";
 import { confinedMode, type Mode } from "./modes.ts";
 import {
@@ -74,8 +74,11 @@ const HOST = "10.0.2.2";
 /** A frame as large as Linux makes them is 65,226 bytes: 45 segments with one header. */
 const LARGE_FRAME = 65_000;
 const LARGE_FRAMES = 100;
-const FLOOD_STREAMS = 4;
+const FLOOD_STREAMS = 8;
 const FLOOD_FILE_MIB = 16;
+/** How often the device process stands still under the flood, and how long; that is no reason to give it up. */
+const STOPS = 5;
+const STOP_MS = 150;
 
 /** Floods both ways, and a transfer through them. */
 const floodScript = (url: string) =>
@@ -83,6 +86,7 @@ const floodScript = (url: string) =>
 [ ! -e /proc/sys/net/ipv6 ] || echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6
 iperf3 -c ${HOST} -t 100 -i 0 --bidir -P ${FLOOD_STREAMS} >/tmp/flood 2>&1 &
 sleep 1
+echo FLOOD
 wget -q -O /tmp/file ${url}
 echo "WGET rc=$?"
 [ -d /proc/$! ] && echo FLOODING
@@ -104,7 +108,17 @@ async function countersOf(process: VmsgProcess, pattern: RegExp): Promise<Record
 /** Looks for large frames of one direction on the TAP, so many that the queues have long been full. */
 async function watchFrames(test: GuestTest, direction: "in" | "out"): Promise<VmsgProcess> {
   const count = `${LARGE_FRAMES}`;
-  const args = ["-i", "tap0", "-n", "-l", "-c", count, "-Q", direction, `greater ${LARGE_FRAME}`];
+  const args = [
+    "-i",
+    "tap0",
+    "-c",
+    count,
+    "-w",
+    "/dev/null",
+    "-Q",
+    direction,
+    `greater ${LARGE_FRAME}`,
+  ];
   const tcpdump = await test.vmsg.startProgram("tcpdump", ...args);
   await tcpdump.waitFor(/listening on tap0/);
   return tcpdump;
@@ -151,6 +165,14 @@ async function fullQueues(test: GuestTest, mode: Mode): Promise<void> {
     files: await programFiles("iperf3"),
   });
   const timeoutMs = 2 * GUEST_TIMEOUT_MS[kind] + FLOOD_FILE_MIB * 500;
+  await guest.waitFor(/^FLOOD$/, timeoutMs);
+  // A slow guest sends no faster than the device takes it: queues fill while that stands still.
+  for (let stop = 0; stop < STOPS; stop++) {
+    device.kill("SIGSTOP");
+    await delay(STOP_MS);
+    device.kill("SIGCONT");
+    await delay(STOP_MS);
+  }
   assertEquals(await guest.waitFor(/^WGET /, timeoutMs), "WGET rc=0");
   await guest.waitFor(/^FLOODING$/, timeoutMs);
   for (const tcpdump of watched) {
@@ -172,7 +194,7 @@ async function fullQueues(test: GuestTest, mode: Mode): Promise<void> {
       `transmit ${transmit["full"]} times`,
   );
   for (const { full } of [receive, transmit] as { full: number }[]) {
-    assert(full > 10, `a queue was full ${full} times`);
+    assert(full > 0, "a queue was never full");
   }
   assertEquals(transmit["forwarded"], transmit["returned"], "what the guest sent is used");
   assertEquals(card["transmitted"], transmit["returned"], "and was sent");
@@ -186,12 +208,12 @@ async function fullQueues(test: GuestTest, mode: Mode): Promise<void> {
   await vmsg.end();
 }
 
-/** All that is done in one mode by one kind of guest. */
+/** What guests also do in direct mode, all of it, by one kind of guest. */
+// MARK by one kind of guest. */
 function everyTest(kind: GuestKind, mode: Mode): void {
   fetchTest(kind, "tap", mode, FILE_MIB);
   if (kind === "microvm") stockStreamsTest(mode);
   else streamsTest(kind, mode);
-  fullQueuesTest(kind, mode);
   if (kind === "uml") {
     unbindTest(mode);
     linkTests(mode);
@@ -208,6 +230,8 @@ for (const size of SIZES) {
   for (const kind of KINDS) {
     transferTest(kind, mode);
     if (FULL || size === SMALLEST) everyTest(kind, mode);
+    // Larger pools hold more than a ring's worth of what Linux gives the card.
+    if (size === SMALLEST) fullQueuesTest(kind, mode);
   }
   if (FULL || size === SMALLEST) driverRestartTests(mode);
 }

@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
 import { type CpioEntry, writeCpio } from "../../src/cli/guest/cpio.ts";
-import { isStaticProgram } from "../../src/cli/guest/elf.ts";
+import { elfNeeded, isStaticProgram } from "../../src/cli/guest/elf.ts";
 import { buildInitramfs, type InitramfsParts } from "../../src/cli/guest/initramfs.ts";
 import { loadModules, moduleDependencies } from "../../src/cli/guest/kernel_modules.ts";
 import { compareVersions, DONE_LINE, findKernelBelow } from "../../src/cli/guest/machines.ts";
@@ -226,6 +226,13 @@ Deno.test("versions are ordered by their numbers", () => {
 Deno.test("a script is no static program", () => {
   assertEquals(isStaticProgram(encode("#!/bin/sh\n")), false);
   assertEquals(isStaticProgram(fakeModule("depends=a\0")), true);
+});
+
+Deno.test("the libraries that a program needs", async () => {
+  assert(elfNeeded(await Deno.readFile("/bin/sh")).includes("libc.so.6"));
+  for (const bytes of [encode("#!/bin/sh\n"), fakeModule("depends=a\0")]) {
+    assertEquals(elfNeeded(bytes), []);
+  }
 });
 
 Deno.test("pingScript is a script, and takes nothing but addresses", async () => {

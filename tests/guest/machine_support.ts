@@ -25,18 +25,19 @@ export interface MachineTest extends Omit<GuestTest, "installation" | "boot"> {
   start(options: Omit<MachineOptions, "image">): Promise<Machine>;
 }
 
-/** Registers a test that boots machines of one kind. */
+/** Registers a test that boots machines of one kind. @param lacks what else is missing for it */
 export function machineTest(
   name: string,
   kind: MachineKind,
   body: (test: MachineTest) => Promise<void>,
+  lacks: readonly Lack[] = [],
 ): void {
   const architecture = machineArchitecture(kind);
   const target: Target = `${architecture}-unknown-linux-gnu`;
   const needs = {
     guest: kind,
     programs: { "mkfs.erofs": "erofs-utils" },
-    lacks: [...toolchainLacks(target), ...(kind === "arm64" ? arm64Lacks() : [])],
+    lacks: [...lacks, ...toolchainLacks(target), ...(kind === "arm64" ? arm64Lacks() : [])],
   };
   guestTest(name, needs, async (test) => {
     const installation = test.installation as QemuInstallation;

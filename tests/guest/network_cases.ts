@@ -181,6 +181,12 @@ const HOST = "10.0.2.2";
  */
 const RETRANSMIT_NOISE = 3 * STREAM_SECONDS;
 
+/**
+ * The same for a card without a twin in the same run: 0 to 15 in 3 s on a busy machine, in both modes, while the TAP
+ * lost nothing.
+ */
+const RETRANSMIT_NOISE_ALONE = 10 * STREAM_SECONDS;
+
 /** Out of the guest, then into it; the start counts, it is when queues run over. */
 const IPERF_SCRIPT = `${configure("10.0.2.15/24")}
 run() {
@@ -290,7 +296,7 @@ export function streamsTest(kind: GuestKind, mode: Mode): void {
         console.log(
           `${mode.prefix}${direction}: ${megabitsPerSecond} Mbit/s, ${retransmits} retransmits`,
         );
-        assert(retransmits <= RETRANSMIT_NOISE, `${direction}: ${retransmits} retransmits`);
+        assert(retransmits <= RETRANSMIT_NOISE_ALONE, `${direction}: ${retransmits} retransmits`);
       }
     },
   );

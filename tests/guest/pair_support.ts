@@ -9,9 +9,14 @@
 import { assert } from "@std/assert";
 import type { Machine, MachineKind } from "../../src/cli/guest/machine.ts";
 import { machineArchitecture } from "../../src/cli/guest/machine.ts";
-import { openPair, type Pair, type PairMachineOptions } from "../../src/cli/guest/pair.ts";
+import {
+  openPair,
+  type Pair,
+  type PairMachineOptions,
+  type PairOptions,
+} from "../../src/cli/guest/pair.ts";
 import { compiledExecutable } from "../../scripts/executable.ts";
-import { machineTest } from "./machine_support.ts";
+import { type MachineTest, machineTest } from "./machine_support.ts";
 
 /** From power-on or reset to the shell, several times what it takes under emulation. */
 export const BOOT_TIMEOUT_MS = 60_000;
@@ -150,52 +155,63 @@ export interface PairTest {
 
 /** Registers a test with two machines; what they said is printed if it fails. */
 export function pairTest(name: string, body: (test: PairTest) => Promise<void>): void {
-  const kind = "q35";
-  machineTest(name, kind, async ({ installation }) => {
-    const executable = await compiledExecutable(`${machineArchitecture(kind)}-unknown-linux-gnu`);
-    const started: ControlledMachine[] = [];
-    const server: string[] = [];
-    let sockets = 0;
-    await using pair = await openPair({
-      installation: { ...installation, kind },
-      executable,
-      onServerLine: (line) => server.push(line),
-    });
-    await using running = new AsyncDisposableStack();
-    const start = async (
-      name: string,
-      starter: Pair["startA"],
-      options: PairMachineOptions,
-    ): Promise<ControlledMachine> => {
-      const socket = `${pair.directory}/shell-${sockets++}`;
-      const machine = await starter({
-        ...options,
-        script: scriptWithShell(options.script),
-        extraArgs: [
-          ...options.extraArgs ?? [],
-          ...["-chardev", `socket,id=shell,server=on,wait=off,path=${socket}`],
-          ...["-device", "isa-serial,chardev=shell"],
-        ],
-      });
-      const controlled = running.use(new ControlledMachine(name, machine, socket));
-      started.push(controlled);
-      return controlled;
-    };
-    try {
-      await body({
-        pair,
-        kind,
-        startA: (options) => start("A", pair.startA, options),
-        startB: (options) => start("B", pair.startB, options),
-      });
-    } catch (error) {
-      console.error(`--- server ---\n${server.join("\n")}\n---`);
-      started.forEach(({ name, machine, transcript }, index) => {
-        const title = `machine ${index + 1}, ${name}`;
-        console.error(`--- console of ${title} ---\n${machine.console()}---`);
-        console.error(`--- shell of ${title} ---\n${transcript.join("\n")}\n---`);
-      });
-      throw error;
-    }
+  machineTest(name, PAIR_KIND, (test) => withPair(test, {}, body));
+}
+
+/** The kind of machine that pairs are made of. */
+export const PAIR_KIND = "q35";
+
+/** Gives a test two machines, for one that needs something before there is a pair. */
+export async function withPair(
+  { installation }: Pick<MachineTest, "installation">,
+  options: Pick<PairOptions, "size" | "confined" | "files" | "memoryMiB">,
+  body: (test: PairTest) => Promise<void>,
+): Promise<void> {
+  const kind = PAIR_KIND;
+  const executable = await compiledExecutable(`${machineArchitecture(kind)}-unknown-linux-gnu`);
+  const started: ControlledMachine[] = [];
+  const server: string[] = [];
+  let sockets = 0;
+  await using pair = await openPair({
+    ...options,
+    installation: { ...installation, kind },
+    executable,
+    onServerLine: (line) => server.push(line),
   });
+  await using running = new AsyncDisposableStack();
+  const start = async (
+    name: string,
+    starter: Pair["startA"],
+    options: PairMachineOptions,
+  ): Promise<ControlledMachine> => {
+    const socket = `${pair.directory}/shell-${sockets++}`;
+    const machine = await starter({
+      ...options,
+      script: scriptWithShell(options.script),
+      extraArgs: [
+        ...options.extraArgs ?? [],
+        ...["-chardev", `socket,id=shell,server=on,wait=off,path=${socket}`],
+        ...["-device", "isa-serial,chardev=shell"],
+      ],
+    });
+    const controlled = running.use(new ControlledMachine(name, machine, socket));
+    started.push(controlled);
+    return controlled;
+  };
+  try {
+    await body({
+      pair,
+      kind,
+      startA: (options) => start("A", pair.startA, options),
+      startB: (options) => start("B", pair.startB, options),
+    });
+  } catch (error) {
+    console.error(`--- server ---\n${server.join("\n")}\n---`);
+    started.forEach(({ name, machine, transcript }, index) => {
+      const title = `machine ${index + 1}, ${name}`;
+      console.error(`--- console of ${title} ---\n${machine.console()}---`);
+      console.error(`--- shell of ${title} ---\n${transcript.join("\n")}\n---`);
+    });
+    throw error;
+  }
 }

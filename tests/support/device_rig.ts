@@ -9,7 +9,7 @@ import type { Dialect } from "../../src/message/codec.ts";
 import { Kind, type Message, QUEUE_ENABLED } from "../../src/message/message.ts";
 import { createLog } from "../../src/observe/log.ts";
 import type { DeviceModel } from "../../src/transport/device_model.ts";
-import { DeviceSide } from "../../src/transport/device_side.ts";
+import { DeviceSide, type FixedWindow } from "../../src/transport/device_side.ts";
 import { PRIVATE_VERSION } from "../../src/transport/epoch.ts";
 import { FAKE_MAX_QUEUE_SIZE, FakeDevice, type FakeDeviceOptions } from "./fake_device.ts";
 import { type Fill, RawPeer } from "./raw_peer.ts";
@@ -55,13 +55,15 @@ export interface RigOptions {
   readonly confined?: boolean;
   /** Memory of the bus behind its queues. */
   readonly segment?: SharedSegment;
+  /** Memory of the driver side's that device 0 is told of beforehand. */
+  readonly fixed?: readonly FixedWindow[];
   /** More devices, by number. */
   readonly models?: readonly (readonly [number, (reactor: Reactor) => DeviceModel])[];
 }
 
 /** Runs a test's body in the reactor of a fresh rig. */
 export async function withSide(body: (rig: Rig) => Promise<void>, options: RigOptions = {}) {
-  const { dialect = "v1", capacity = 64, confined, segment, models = [] } = options;
+  const { dialect = "v1", capacity = 64, confined, segment, fixed, models = [] } = options;
   const codec = codecFor(dialect);
   using reactor = new Reactor();
   using pair = inProcessBus(reactor, undefined, capacity, segment);
@@ -77,7 +79,7 @@ export async function withSide(body: (rig: Rig) => Promise<void>, options: RigOp
   });
   const device = new FakeDevice(options.device);
   const fifth = new FakeDevice();
-  side.add(0, device);
+  side.add(0, device, fixed);
   side.add(5, fifth);
   for (const [number, make] of models) side.add(number, make(reactor));
   const peer = new RawPeer(reactor, pair.driver, codec);

@@ -33,6 +33,8 @@ export interface ShadowDevice {
   publish(): boolean;
   /** Whether there is more already. */
   wantKicks(): boolean;
+  /** Stops in good order, if it can. */
+  stop?(): void;
 }
 
 /** A segment with guards around it, and one part that is all of it. */
@@ -91,6 +93,10 @@ export class InOrderDevice implements ShadowDevice {
   wantKicks(): boolean {
     return this.queue.wantKicks();
   }
+
+  stop(): void {
+    this.queue.stop();
+  }
 }
 
 const chain = new Chain();
@@ -100,6 +106,8 @@ export class RawDevice implements ShadowDevice {
   #seen = 0;
   #used = 0;
   #published = 0;
+  /** Buffers that came in an indirect table. */
+  tables = 0;
 
   constructor(
     readonly memory: MockMemory,
@@ -113,10 +121,18 @@ export class RawDevice implements ShadowDevice {
     const head = memory.read16(driverAddress + 4 + 2 * (this.#seen % size));
     this.#seen = (this.#seen + 1) & 0xffff;
     const readable: MockElement[] = [], writable: MockElement[] = [];
+    let table = descriptorAddress;
     for (let index = head;;) {
-      const at = descriptorAddress + 16 * index;
+      const at = table + 16 * index;
       const flags = memory.read16(at + 12);
       const address = memory.read32(at) + memory.read32(at + 4) * 2 ** 32;
+      if ((flags & 4) !== 0) {
+        // An indirect table takes the whole buffer.
+        if (table !== descriptorAddress || flags !== 4) throw new Error(`flags ${flags}`);
+        this.tables++;
+        [table, index] = [address, 0];
+        continue;
+      }
       ((flags & 2) !== 0 ? writable : readable).push({ address, length: memory.read32(at + 8) });
       if ((flags & 1) === 0) return { head, readable, writable };
       index = memory.read16(at + 14);

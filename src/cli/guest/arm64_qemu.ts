@@ -1,7 +1,7 @@
 /**
- * The QEMU that runs inside an arm64 machine: scripts/fetch_arm64_qemu.ts puts it and the libraries it
- * needs into the cache directory, each where it goes on the machine's disk. This machine's own is for
- * another architecture.
+ * The QEMU that runs inside an arm64 machine: scripts/fetch_arm64_qemu.ts puts it and the libraries
+ * it needs into the cache directory, each where it goes on the machine's disk. The QEMU that is
+ * installed here is this machine's own architecture's.
  */
 
 import { VmsgError } from "../../linux/errors.ts";

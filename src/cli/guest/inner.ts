@@ -1,11 +1,13 @@
 /**
- * A guest inside a machine: what has to be on the machine's disk for it, and how the machine boots it.
+ * A guest inside a machine: what has to be on the machine's disk for it, and how the machine boots
+ * it.
  *
- * Three kinds. User-Mode Linux is an ordinary process and boots in a small machine. Its memory is a file in the
- * machine's /dev/shm, and `setarch -R` keeps it where a vhost-user back end finds it (uml.ts). QEMU with a
- * microvm needs KVM in the machine, which an emulated one has with a processor that knows SVM: its
- * kernel then boots at the speed of the machine itself, not twice emulated. In an arm64 machine it is
- * the same with QEMU's virt; there the machine must have a hypervisor's exception level.
+ * Three kinds. User-Mode Linux is an ordinary process and boots in a small machine. Its memory is a
+ * file in the machine's /dev/shm, and `setarch -R` keeps it where a vhost-user back end finds it
+ * (uml.ts). QEMU with a microvm needs KVM in the machine, which an emulated one has with a
+ * processor that knows SVM: its kernel then boots at the speed of the machine itself, not twice
+ * emulated. In an arm64 machine, which must have a hypervisor's exception level, the same goes for
+ * QEMU's virt.
  */
 
 import { VmsgError } from "../../linux/errors.ts";
@@ -111,11 +113,11 @@ export async function innerVirt(
       { from: installation.kernel, to: "/inner/vmlinuz" },
       { path: "inner/initramfs.cpio", bytes: initramfs, mode: 0o644 },
     ],
-    // KVM is built in.
+    // KVM is built in. A machine that another one sees has a power of two of memory.
     machine: { extraArgs: ["-M", "virtualization=on"], memoryMiB: 1024 },
     boot: (socket) => `
 ${ARM64_QEMU.split("/").at(-1)} -M virt,gic-version=host,memory-backend=ram \\
-  -append "console=ttyAMA0 panic=-1 quiet" ${qemuArguments(socket, memoryMiB)}
+  -append "console=ttyAMA0 panic=-1 quiet cma=0" ${qemuArguments(socket, memoryMiB)}
 `,
   };
 }

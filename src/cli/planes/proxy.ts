@@ -26,11 +26,11 @@ export function openProxyPlane(settings: ProxySettings, context: PlaneContext): 
   const { confined, vhostUsers } = settings;
   const count = vhostUsers.length;
   // Between machines no descriptors travel: there the device side sees RAM by physical address.
-  const place = confined !== undefined
-    ? stack.use(new Segment(bus, confined.size, count))
-    : bus.carriesFds
+  const pages = confined !== undefined || bus.carriesFds
     ? undefined
-    : stack.use(new RingPages(bus, count));
+    : stack.use(new RingPages(bus, count, log));
+  if (pages !== undefined) side.listen(pages);
+  const place = confined === undefined ? pages : stack.use(new Segment(bus, confined.size, count));
   for (const [position, options] of vhostUsers.entries()) {
     const device = side.device(options.device);
     const shadows = place && new ShadowDevice({ reactor, device, place, position, log });

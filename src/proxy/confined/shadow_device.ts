@@ -4,9 +4,10 @@
  * The state machine of the front end (vhost_user/device_state.ts) decides which rings run; this is what
  * running means where the device side does not work on the guest's rings. A ring that starts gets a shadow:
  * in confined mode one whose buffers are copied to a segment (shadow_queue.ts), otherwise one that names
- * the guest's buffers by physical address (translated/translated_queue.ts). A kick of the guest or a used notification of the device has it moved, in
- * batches, by a task of the reactor. A ring that stops, also because the device side was lost, gives
- * back what was used and forgets the rest: the guest's ring goes on from where it is.
+ * the guest's buffers by physical address (translated/translated_queue.ts). A kick of the guest or a used
+ * notification of the device has it moved, in batches, by a task of the reactor. A ring that stops, also because
+ * the device side was lost, gives back what was used and forgets the rest: the guest's ring goes on from
+ * where it is.
  *
  * Between {@link ShadowDevice.start} and {@link ShadowDevice.stop} the guest's memory must stay mapped, so
  * a ring is started when the device has taken its shadow, and not before.
@@ -115,7 +116,13 @@ export class ShadowDevice {
   /** Rings may use a region from here on. */
   addMemory(region: MappedRegion): void {
     const { place } = this.options;
-    if (place instanceof RingPages) place.physical.add(region);
+    if (place instanceof RingPages) place.addMemory(region);
+  }
+
+  /** The device side is gone without a word: it may touch for a while what it was told of. */
+  forsaken(): void {
+    const { place } = this.options;
+    if (place instanceof RingPages) place.physical.doubt();
   }
 
   /** No ring uses it any more, and the device side does not either. */

@@ -6,6 +6,15 @@
  * a lock on the file keeps a page in its place), then /proc/self/pagemap tells the frame of each page, once.
  * From then on a lookup is two array accesses.
  *
+ * A region that goes is let go when the device side touches it no more. It said so if its queues were stopped; if
+ * it did not answer, or is silent, or is gone as far as we know, it may still write, until its lease has run out,
+ * and how long that takes by its own clock nobody knows: a machine that is paused goes on later. So from
+ * {@link PhysicalMap.doubt} on regions that go stay pinned, until a device side introduces itself anew
+ * ({@link PhysicalMap.trust}): one that is new has nothing yet, one that starts over has forgotten what it had.
+ * Meanwhile no front end gets as far as its memory, so what is kept is one guest's.
+ *
+ * A proxy that is killed is survived by its pins, see src/linux/pin_holder.ts.
+ *
  * Source: Linux Documentation/admin-guide/mm/pagemap.rst; vfio.rst.
  */
 
@@ -41,6 +50,7 @@ class PinnedRegion implements Disposable {
     this.#pin = pin;
   }
 
+  /** Lets it go. */
   [Symbol.dispose](): void {
     this.#pin[Symbol.dispose]();
   }
@@ -60,12 +70,24 @@ export class PhysicalPieces {
   }
 }
 
+/** What a map needs of a bus. */
+export type PinningBus = Pick<Bus, "pin" | "description">;
+
 /** See the head of this file. */
-export class PhysicalMap {
+export class PhysicalMap implements Disposable {
   readonly #regions = new Map<MappedRegion, PinnedRegion>();
+  /** Regions that went in doubt. */
+  readonly #kept = new Set<PinnedRegion>();
+  #inDoubt = false;
   #last: PinnedRegion | undefined;
 
-  constructor(readonly bus: Bus) {}
+  /**
+   * Makes an empty map.
+   *
+   * @param bus what pins
+   * @param locate tells where memory lies; the kernel, except in tests
+   */
+  constructor(readonly bus: PinningBus, readonly locate: typeof physicalRuns = physicalRuns) {}
 
   /**
    * Pins a region and learns where it lies.
@@ -85,7 +107,7 @@ export class PhysicalMap {
       );
     }
     try {
-      const runs = physicalRuns(address, size, PAGE_SIZE);
+      const runs = this.locate(address, size, PAGE_SIZE);
       this.#regions.set(region, new PinnedRegion(runs, address, size, pin));
     } catch (error) {
       pin[Symbol.dispose]();
@@ -93,10 +115,38 @@ export class PhysicalMap {
     }
   }
 
-  /** Lets a region go; the device side must have let go before. */
+  /** A region is used no more: lets it go, or keeps it while the device side may write to it. */
   remove(region: MappedRegion): void {
-    this.#regions.get(region)?.[Symbol.dispose]();
+    const pinned = this.#regions.get(region);
     this.#regions.delete(region);
+    this.#last = undefined;
+    if (pinned === undefined) return;
+    if (this.#inDoubt) this.#kept.add(pinned);
+    else pinned[Symbol.dispose]();
+  }
+
+  /** The device side may write to what is pinned now, although nothing is heard of it. */
+  doubt(): void {
+    this.#inDoubt = true;
+  }
+
+  /** A device side is there that knows of no memory of ours yet. */
+  trust(): void {
+    this.#inDoubt = false;
+    for (const region of this.#kept) region[Symbol.dispose]();
+    this.#kept.clear();
+  }
+
+  /** Whether the device side may write to something that is pinned, for all we know. */
+  get inDoubt(): boolean {
+    return this.#inDoubt && this.#kept.size + this.#regions.size > 0;
+  }
+
+  /** Lets everything go. */
+  [Symbol.dispose](): void {
+    this.trust();
+    for (const region of this.#regions.values()) region[Symbol.dispose]();
+    this.#regions.clear();
     this.#last = undefined;
   }
 

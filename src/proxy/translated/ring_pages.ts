@@ -4,24 +4,39 @@
  * A huge page is one piece of RAM, so rings in it lie in one piece too, and the device side that sees this
  * machine's RAM finds them by their physical address like any buffer. A vmsg device side is told once, for
  * each device number, that bus addresses are addresses of its `--memory` as they are.
+ *
+ * At the end the other machine may be writing still, if it was not asked to stop: then nothing is let go before its
+ * lease has run out, which nobody renews any more.
  */
 
 import type { Bus } from "../../bus/bus.ts";
 import { allocateHugePages, HUGE_PAGE_SIZE, type HugePages } from "../../linux/huge_pages.ts";
+import { libc } from "../../linux/libc.ts";
+import { holdPins, PIN_HOLD_MS, type PinHolder } from "../../linux/pin_holder.ts";
 import { MEMORY_WINDOW } from "../../message/message.ts";
-import { type RemoteDevice, RequestRefused } from "../../transport/driver_side.ts";
+import type { Log } from "../../observe/log.ts";
+import {
+  type PeerListener,
+  type RemoteDevice,
+  RequestRefused,
+} from "../../transport/driver_side.ts";
 import { VmsgError } from "../../linux/errors.ts";
 import type { ShadowPlace } from "../confined/shadow_queue.ts";
+import type { MappedRegion } from "../vhost_user/memory_table.ts";
 import { PhysicalMap } from "./physical_map.ts";
 
 const PART_ALIGNMENT = 4096;
 
 /** See the head of this file. */
-export class RingPages implements Disposable {
+export class RingPages implements PeerListener, Disposable {
   /** Where the guests' memory lies. */
   readonly physical: PhysicalMap;
   readonly #stack: DisposableStack;
   readonly #pages: readonly HugePages[];
+  readonly #bus: Bus;
+  readonly #log: Log;
+  #holder: PinHolder | undefined;
+  #holderTried = false;
 
   /**
    * Takes the huge pages.
@@ -29,8 +44,10 @@ export class RingPages implements Disposable {
    * @param deviceCount how many device numbers there are
    * @throws VmsgError HUGE_PAGES if there are none
    */
-  constructor(bus: Bus, deviceCount: number) {
+  constructor(bus: Bus, deviceCount: number, log: Log) {
     using stack = new DisposableStack();
+    this.#bus = bus;
+    this.#log = log;
     this.physical = new PhysicalMap(bus);
     this.#pages = Array.from({ length: deviceCount }, () => {
       const page = stack.use(allocateHugePages(HUGE_PAGE_SIZE));
@@ -64,8 +81,46 @@ export class RingPages implements Disposable {
     return { memory: mapping, busAddress: runs[0].physical, offset: queue * size, size };
   }
 
-  /** Gives the huge pages back; the device side must have let go before. */
+  /** Pins a region of a guest's, which rings may use from here on, and says where it lies. */
+  addMemory(region: MappedRegion): void {
+    const before = this.physical.runsOf(region);
+    this.physical.add(region);
+    if (before.length > 0) return;
+    const { length } = this.physical.runsOf(region);
+    const { guestAddress, size } = region.region;
+    this.#log.info(
+      `${size} bytes of the guest's memory at 0x${guestAddress.toString(16)} lie in ` +
+        `${length} ${length === 1 ? "piece" : "pieces"}`,
+    );
+    this.#hold();
+  }
+
+  /** From the first guest on, somebody holds what is pinned if we are killed. */
+  #hold(): void {
+    if (this.#holderTried) return;
+    this.#holderTried = true;
+    this.#holder = holdPins(this.#bus.pinHandles);
+    if (this.#holder !== undefined) return;
+    this.#log.warn(
+      "no /bin/sh: if this process is killed, the device side may write for a moment to memory that " +
+        "others get",
+    );
+  }
+
+  /** A device side is there, which knows of no memory yet. */
+  ready(): void {
+    this.physical.trust();
+  }
+
+  /** The front ends say what the device side may still touch. */
+  lost(): void {}
+
+  /** Gives the huge pages back, when the device side touches nothing any more. */
   [Symbol.dispose](): void {
+    if (this.physical.inDoubt) libc.poll(0n, 0n, PIN_HOLD_MS);
+    this.physical[Symbol.dispose]();
     this.#stack.dispose();
+    this.#holder?.[Symbol.dispose]();
+    this.#holder = undefined;
   }
 }

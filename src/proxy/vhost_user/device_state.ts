@@ -97,6 +97,8 @@ export class DeviceState {
   /** The device side is gone; rings that ran go on from their used index. */
   lost(wanted: Wanted): void {
     this.info = undefined;
+    // What it was told of was not taken back.
+    if (this.#regions.length > 0) this.shadows?.forsaken();
     for (const vring of wanted.vrings) {
       if (vring.running) this.#stopped(vring, wanted.memory);
     }

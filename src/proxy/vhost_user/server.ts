@@ -11,7 +11,7 @@
 
 import { allocate } from "../../linux/arena.ts";
 import { VmsgError } from "../../linux/errors.ts";
-import { Fd, isSocket } from "../../linux/fd.ts";
+import { Fd, isSocket, setInherited } from "../../linux/fd.ts";
 import { EPOLLIN, type Reactor, type Timer } from "../../linux/reactor.ts";
 import { connectUnix, listenUnix, type UnixListener, UnixStream } from "../../linux/unix_socket.ts";
 import { limitedLevels, type Log } from "../../observe/log.ts";
@@ -69,6 +69,8 @@ export class VhostUserServer implements PeerListener, Disposable {
       if (!isSocket(fd)) {
         throw new VmsgError("SOCKET_FD", `${this.#name} is no socket: the caller has to pass one`);
       }
+      // It came to us by inheritance, and ends with us.
+      setInherited(fd, false);
       this.#serve(new UnixStream(fd));
       return;
     }
