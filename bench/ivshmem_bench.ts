@@ -1,7 +1,7 @@
 /**
  * The ivshmem and shm buses: round trips, throughput, and what silence costs.
  *
- *     deno task bench:ivshmem [--quick] [processes] [machines]
+ *     deno task bench:ivshmem [--quick] [processes] [machines] [inner]
  *
  * Two parts, each a table. Every figure has its twin beside it, measured in the same run, in turns:
  *
@@ -14,6 +14,8 @@
  *                 driver --tap` and `vmsg device --net tap` over ivshmem, once with B's buffers in
  *                 huge pages that A sees in B's memory, once with them in the doorbell's own memory;
  *                 and through stock QEMU's virtio-net and a socket between the same two machines.
+ *     inner       the same from a guest inside machine B (QEMU with KVM), its card served by `vmsg
+ *                 proxy`, confined and by its own pages, and by stock QEMU through a bridge.
  *
  * The machines need QEMU, a kernel and iperf3 (scripts/fetch_guests.ts) and a compiled vmsg
  * (executable.ts). They take minutes under emulation, so this is no part of `deno task bench`.
@@ -21,6 +23,7 @@
 
 import { compiledExecutable } from "../scripts/executable.ts";
 import { openKeeper } from "../src/cli/guest/keeper.ts";
+import { type InnerGuest, innerMicrovm } from "../src/cli/guest/inner.ts";
 import { findProgram, withLibraries } from "../src/cli/guest/libraries.ts";
 import {
   DOORBELL_ADDRESS,
@@ -298,12 +301,15 @@ interface LinkFigures {
   readonly in: number[];
 }
 
-/** Reads what machine B has printed. */
-function figuresOf(lines: readonly string[]): LinkFigures[] {
-  const figures = LINKS.map((): LinkFigures => ({ timesMs: [], out: [], in: [] }));
+/** Reads what machine B has printed of so many links. */
+function figuresOf(lines: readonly string[], count: number): LinkFigures[] {
+  const figures = Array.from(
+    { length: count },
+    (): LinkFigures => ({ timesMs: [], out: [], in: [] }),
+  );
   let current: LinkFigures | undefined;
   for (const line of lines) {
-    const [, edge, index] = /^(BEGIN|END) (\d+)$/.exec(line) ?? [];
+    const [, edge, index] = /^(BEGIN|END) (\d+)\r?$/.exec(line) ?? [];
     if (edge !== undefined) current = edge === "BEGIN" ? figures[Number(index)] : undefined;
     const timeMs = / time=([\d.]+) ms/.exec(line)?.[1];
     if (timeMs !== undefined) current?.timesMs.push(Number(timeMs));
@@ -319,8 +325,8 @@ function freePort(): number {
 }
 
 /** Waits for what B says after its last round, however often it is heard of. */
-async function measured(machineA: Machine, machineB: Machine): Promise<void> {
-  const timeoutMs = BOOT_TIMEOUT_MS + ROUNDS * LINKS.length * ROUND_TIMEOUT_MS;
+async function measured(machineA: Machine, machineB: Machine, links: number): Promise<void> {
+  const timeoutMs = BOOT_TIMEOUT_MS + ROUNDS * links * ROUND_TIMEOUT_MS;
   const deviceEnded = machineA.waitFor(/^DEVICE rc=/, timeoutMs);
   const done = machineB.waitFor(/^MEASURED/, timeoutMs);
   for (const promise of [deviceEnded, done]) promise.catch(() => {});
@@ -367,20 +373,28 @@ async function measureMachines(executable: string): Promise<void> {
     hugePages: DRIVER_HUGE_PAGES,
     nics: [{ netdev: `socket,connect=${cable}`, mac: "52:54:00:12:34:66" }],
   });
+  await finished(machineA, machineB, LINKS.length);
+  const machines = `QEMU ${qemuVersion} q35, ${accelerator}, one processor and 256 MiB each`;
+  console.log(`\ntwo machines: ${machines}, kernel ${release} ${loadLine()}`);
+  printLinks("from machine B to the kernel of machine A", LINKS.map(({ name }) => name), machineB);
+}
+
+async function finished(machineA: Machine, machineB: Machine, links: number): Promise<void> {
   try {
-    await measured(machineA, machineB);
+    await measured(machineA, machineB, links);
   } catch (error) {
     console.error(`--- machine A ---\n${machineA.console()}--- machine B ---`);
     console.error(machineB.console());
     throw error;
   }
-  const figures = figuresOf(machineB.console().split("\n"));
-  const machines = `QEMU ${qemuVersion} q35, ${accelerator}, one processor and 256 MiB each`;
-  console.log(`\ntwo machines: ${machines}, kernel ${release} ${loadLine()}`);
+}
+
+function printLinks(title: string, names: readonly string[], machineB: Machine): void {
+  const figures = figuresOf(machineB.console().split("\n"), names.length);
   console.log(`${ROUNDS} rounds in turns; pings every ${INTERVAL_SECONDS * 1000} ms`);
-  const columns = ["min ms", "p50 ms", "p99 ms", "lost", "B to A Mbit/s", "A to B Mbit/s"];
-  const widths = head("from machine B to the kernel of machine A", columns);
-  LINKS.forEach(({ name }, i) => {
+  const columns = ["min ms", "p50 ms", "p99 ms", "lost", "to A Mbit/s", "from A Mbit/s"];
+  const widths = head(title, columns);
+  names.forEach((name, i) => {
     const { timesMs, ...streams } = figures[i]!;
     const rates = [streams.out, streams.in].map((all) =>
       all.length === 0 ? "-" : median(all).toFixed(0)
@@ -391,8 +405,100 @@ async function measureMachines(executable: string): Promise<void> {
   });
 }
 
+// ---- a guest inside machine B
+
+const INNER_LINKS = [
+  "stock QEMU: tap, bridge, virtio-net and a socket",
+  "vmsg proxy --confined",
+  "vmsg proxy, the guest's own pages",
+] as const;
+const INNER_SOCKET = "/tmp/inner.sock";
+
+/** What the inner guest does: whichever of the two networks it is in answers. */
+const INNER_SCRIPT = `
+until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done
+ip link set eth0 up
+ip addr add 10.0.2.16/24 dev eth0
+ip addr add 10.0.3.16/24 dev eth0
+peer=
+while [ -z "$peer" ]; do
+  for address in 10.0.2.2 10.0.3.2; do
+    ping -c 1 -W 1 $address >/dev/null && peer=$address && break
+  done
+done
+ping -c ${WARM_UP_PINGS} -i ${INTERVAL_SECONDS} -W 2 $peer >/dev/null
+ping -c ${ROUND_PINGS} -i ${INTERVAL_SECONDS} -W 2 $peer | grep time=
+iperf3 -c $peer -t ${STREAM_SECONDS} -f m -i 0 | sed "s/^/OUT /"
+iperf3 -c $peer -t ${STREAM_SECONDS} -f m -i 0 -R | sed "s/^/IN /"
+`;
+
+function innerScriptB(inner: InnerGuest): string {
+  const vmsg = (index: number, mode: string) => `
+vmsg proxy --bus ivshmem,pci=${DOORBELL_ADDRESS},bind --vhost-user socket=${INNER_SOCKET} ${mode} &
+until [ -S ${INNER_SOCKET} ]; do sleep 0.1; done
+echo "BEGIN ${index}"
+${inner.boot(INNER_SOCKET)}
+echo "END ${index}"
+kill %1; wait
+`;
+  return `
+tunctl -t tap1
+ip link add br0 type bridge
+for card in eth0 tap1; do ip link set $card master br0; ip link set $card up; done
+ip link set br0 up
+for round in $(seq ${ROUNDS}); do
+echo "BEGIN 0"
+${inner.bootOnTap?.("tap1")}
+echo "END 0"
+${vmsg(1, "--confined")}
+${vmsg(2, "")}
+done
+echo MEASURED
+`;
+}
+
+async function measureInner(executable: string): Promise<void> {
+  const installation = await findMachine();
+  const iperf3 = await findProgram("iperf3");
+  if (typeof installation === "string" || iperf3 === undefined) {
+    console.log(`\na guest inside machine B NOT RUN: see scripts/fetch_guests.ts`);
+    return;
+  }
+  const placed = await withLibraries(iperf3, "/bin/iperf3");
+  const files = await Promise.all(
+    placed.map(async ({ from, to }) => ({ path: to.slice(1), bytes: await Deno.readFile(from) })),
+  );
+  const inner = await innerMicrovm(installation, { script: INNER_SCRIPT, files, memoryMiB: 192 });
+  const accelerator = await chooseAccelerator(installation);
+  const { memoryMiB = 512, ...machine } = inner.machine;
+  await using pair = await openPair({
+    installation,
+    executable,
+    size: SEGMENT_SIZE,
+    memoryMiB,
+    files: [...placed, ...inner.files],
+  });
+  const cable = `127.0.0.1:${freePort()}`;
+  await using machineA = await pair.startA({
+    script: SCRIPT_A,
+    nics: [{ netdev: `socket,listen=${cable}` }],
+  });
+  await using machineB = await pair.startB({
+    ...machine,
+    script: innerScriptB(inner),
+    hugePages: 1,
+    nics: [{ netdev: `socket,connect=${cable}`, mac: "52:54:00:12:34:66" }],
+  });
+  await finished(machineA, machineB, INNER_LINKS.length);
+  const { qemuVersion, release } = installation;
+  const what = `QEMU ${qemuVersion} q35, ${accelerator}; in B a microvm with KVM`;
+  console.log(`\na guest inside machine B: ${what}, kernel ${release} ${loadLine()}`);
+  printLinks("from the inner guest to the kernel of machine A", INNER_LINKS, machineB);
+}
+
 if (import.meta.main) {
   const executable = await compiledExecutable();
   if (isSelected("processes")) await measureProcesses(executable);
   if (isSelected("machines")) await measureMachines(executable);
+  if (isSelected("inner")) await measureInner(executable);
 }

@@ -99,6 +99,7 @@ export const demoCommand: Command = {
     { name: "confined", help: "the driver side's memory stays its own, but for a segment" },
     { name: "inner", help: "ivshmem: machine B has a guest, whose network card it is; confined" },
     { name: "direct", help: "ivshmem --inner: machine A uses the guest's own memory, no copies" },
+    { name: "one-range", help: "--direct --guest microvm: its memory is one page of 1 GiB" },
     { name: "size", value: "SIZE", help: "ivshmem: of the shared memory (default 1M)" },
     { name: "machine", value: "q35|arm64", help: "which machines to boot (default q35)" },
     {
@@ -135,7 +136,8 @@ export const demoCommand: Command = {
         options.flag(name)
       );
       const [size, guest] = ["size", "guest"].map((name) => options.text(name));
-      const settings = { inner, direct, confined, size, guest, machine, executable, net };
+      const oneRange = options.flag("one-range");
+      const settings = { inner, direct, oneRange, confined, size, guest, machine, executable, net };
       return await demoIvshmem({ ...settings, interrupted });
     }
     const { demoGuest } = await import("./demo_guest.ts");

@@ -12,7 +12,13 @@ import {
   type MachineKind,
   type MachineOptions,
 } from "./guest/machine.ts";
-import { type InnerGuest, innerMicrovm, innerUml, innerVirt } from "./guest/inner.ts";
+import {
+  type InnerGuest,
+  type InnerGuestOptions,
+  innerMicrovm,
+  innerUml,
+  innerVirt,
+} from "./guest/inner.ts";
 import { findGuests } from "./guest/machines.ts";
 import { pingScript } from "./guest/scripts.ts";
 import {
@@ -39,6 +45,8 @@ export interface DemoIvshmemOptions {
   readonly confined: boolean;
   /** Machine A reads and writes the inner guest's own memory: nothing is copied. */
   readonly direct: boolean;
+  /** The memory of an inner microvm is in one piece, a huge page of 1 GiB. */
+  readonly oneRange: boolean;
   /** The inner guest: in a q35 "uml" (unless given) or "microvm", in an arm64 machine "virt". */
   readonly guest: string | undefined;
   /** Of the shared memory; 1M unless given. */
@@ -70,7 +78,7 @@ async function findMachine(
 interface DriverSide {
   readonly script: string;
   readonly files: PairOptions["files"];
-  readonly machine: Pick<MachineOptions, "extraArgs" | "modules" | "hugePages">;
+  readonly machine: Pick<MachineOptions, "extraArgs" | "modules" | "hugePages" | "kernelArgs">;
   /** MiB of machine B. */
   readonly memoryMiB: number;
   /** What B's console says when it worked. */
@@ -89,7 +97,7 @@ function ownKernel(confined: boolean): DriverSide {
 async function innerGuest(
   machineKind: MachineKind,
   kind: string | undefined,
-  direct: boolean,
+  { direct, oneRange }: Pick<DemoIvshmemOptions, "direct" | "oneRange">,
   server: FileServer,
 ): Promise<DriverSide> {
   const ping = pingScript({ address: "dhcp", peer: "10.0.2.2", count: 3 });
@@ -98,7 +106,7 @@ if wget -q -O - http://10.0.2.2:${server.port}/ | sha256sum | grep ${server.dige
   echo "FETCHED ${FILE_SIZE} bytes, checksum right"
 fi
 `;
-  const inner = await findInner(machineKind, kind, ping + fetch);
+  const inner = await findInner(machineKind, kind, { script: ping + fetch, oneRange });
   const { memoryMiB = 256, ...machine } = inner.machine;
   const script = innerScript({ guest: inner.boot, mode: direct ? "" : "--confined" });
   const hugePages = direct ? 1 : 0;
@@ -109,22 +117,25 @@ fi
 async function findInner(
   machineKind: MachineKind,
   wanted: string | undefined,
-  script: string,
+  options: InnerGuestOptions,
 ): Promise<InnerGuest> {
+  if (options.oneRange && wanted !== "microvm") {
+    throw new UsageError("--one-range goes with --guest microvm");
+  }
   const { uml, microvm, arm64, missing } = await findGuests();
   if (machineKind === "arm64") {
     if (wanted !== undefined && wanted !== "virt") {
       throw new UsageError(`--guest is virt for a guest in an arm64 machine, not ${wanted}`);
     }
     if (arm64?.kind === "arm64") {
-      return await innerVirt({ ...arm64, kind: arm64.kind }, { script });
+      return await innerVirt({ ...arm64, kind: arm64.kind }, options);
     }
     throw new VmsgError("NO_GUEST", `no inner guest. ${missing.arm64.join("; ")}`);
   }
   const kind = wanted ?? "uml";
-  if (kind === "uml" && uml?.kind === "uml") return await innerUml(uml, { script });
+  if (kind === "uml" && uml?.kind === "uml") return await innerUml(uml, options);
   if (kind === "microvm" && microvm !== undefined && microvm.kind !== "uml") {
-    return await innerMicrovm(microvm, { script });
+    return await innerMicrovm(microvm, options);
   }
   if (kind === "uml" || kind === "microvm") {
     throw new VmsgError("NO_GUEST", `no inner guest. ${missing[kind].join("; ")}`);
@@ -152,10 +163,11 @@ async function serveFile(): Promise<FileServer> {
 
 /** Runs the demo; 0 if B's pings were answered. */
 export async function demoIvshmem(options: DemoIvshmemOptions): Promise<number> {
-  const { net = "bridge", inner, direct, size, interrupted } = options;
+  const { net = "bridge", inner, direct, oneRange, size, interrupted } = options;
   if (direct && (options.confined || !inner)) {
     throw new UsageError("--direct goes with --inner, and without --confined");
   }
+  if (oneRange && !direct) throw new UsageError("--one-range goes with --direct");
   if (net !== "bridge" && net !== "packet") {
     throw new UsageError(`--net is bridge or packet, not ${net}`);
   }
@@ -164,7 +176,9 @@ export async function demoIvshmem(options: DemoIvshmemOptions): Promise<number> 
   const { kind } = installation;
   const executable = await machineExecutable(options.executable, machineArchitecture(kind));
   await using server = await serveFile();
-  const b = inner ? await innerGuest(kind, options.guest, direct, server) : ownKernel(confined);
+  const b = inner
+    ? await innerGuest(kind, options.guest, { direct, oneRange }, server)
+    : ownKernel(confined);
   console.log("two machines, a shared memory and a doorbell between them; none of it is patched");
   await using pair = await openPair({
     installation,
@@ -176,7 +190,7 @@ export async function demoIvshmem(options: DemoIvshmemOptions): Promise<number> 
     onServerLine: (line) => console.log(`server| ${line}`),
   });
   await using machineA = await pair.startA({
-    script: deviceScript({ kind, net, confined }),
+    script: deviceScript({ kind, net, confined, memoryMiB: b.memoryMiB }),
     nics: [{ netdev: "user" }],
     onLine: (line) => console.log(`A| ${line}`),
   });

@@ -23,6 +23,7 @@ const MFD_HUGE_2MB = 21 << 26;
 
 /** Mapped huge pages and their places. */
 export interface HugePages extends Disposable {
+  /** All of them. */
   readonly mapping: Mapping;
   /** In the order of the mapping; neighbours are joined. */
   readonly runs: readonly PhysicalRun[];

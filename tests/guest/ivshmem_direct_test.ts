@@ -17,16 +17,18 @@ import { deviceScript, innerScript } from "../../src/cli/guest/pair.ts";
 import { pingScript } from "../../src/cli/guest/scripts.ts";
 import type { Lack } from "../support/needs.ts";
 import { delay } from "../support/processes.ts";
+import { has } from "../network/support.ts";
 import { machineTest } from "./machine_support.ts";
 import { type ControlledMachine, PAIR_KIND, withPair } from "./pair_support.ts";
+import { programFiles } from "./program_files.ts";
 
 const FULL = Deno.env.get("VMSG_GUEST_FULL") === "1";
-/** How often each goes. */
-const GUESTS = FULL ? 20 : 3;
+/** How often each goes: a guest by itself, one together with its proxy, all of machine B. */
+const GUESTS = FULL ? 20 : 2;
 const PROXIES = FULL ? 5 : 1;
 const MACHINES = FULL ? 5 : 1;
 
-const B_MIB = 512;
+const B_MIB = 256;
 const INNER = "10.0.2.15";
 const STEP_TIMEOUT_MS = 60_000;
 /** For how long freed memory is taken, from the kill on. */
@@ -59,9 +61,11 @@ check() {
   echo "CHECKED $(wc -l </tmp/sums) WRONG $(grep -c -v "$sum" /tmp/sums)"
 }
 END-OF-PATTERN
-mkdir -p /fill
-mount -t tmpfs -o size=100% tmpfs /fill
-cp /mnt/pattern /fill/source
+if [ ! -e /fill/source ]; then
+  mkdir -p /fill
+  mount -t tmpfs -o size=100% tmpfs /fill
+  cp /mnt/pattern /fill/source
+fi
 `;
 
 const guests = await findGuests();
@@ -77,6 +81,11 @@ function pattern(): Uint8Array<ArrayBuffer> {
     crypto.getRandomValues(bytes.subarray(at, at + 65536));
   }
   return bytes;
+}
+
+/** Says what happens, and when. */
+function say(line: string): void {
+  console.log(`${(performance.now() / 1000).toFixed(1)} s: ${line}`);
 }
 
 /** The numbers behind words in capitals, as in "CHECKED 3 WRONG 0". */
@@ -100,7 +109,7 @@ class Flood {
     const log = await this.a.run("killall -INT ping; sleep 0.3; tail -n 3 /tmp/flood.log");
     const [, sent = 0, received = 0] =
       /(\d+) packets transmitted, (\d+) packets received/.exec(log)?.map(Number) ?? [];
-    console.log(`flood: ${sent} sent, ${received} answered`);
+    say(`flood: ${sent} sent, ${received} answered`);
     assert(received > 20 && sent > received + 50, `no flood: ${log}`);
   }
 }
@@ -111,7 +120,7 @@ async function assertUnchanged(b: ControlledMachine, what: string): Promise<void
   const startMs = performance.now();
   const [files = 0, wrong] = numbers(await b.run(". /tmp/pattern.sh; check", STEP_TIMEOUT_MS));
   const took = ((performance.now() - startMs) / 1000).toFixed(1);
-  console.log(`${what}: ${files} MiB compared in ${took} s`);
+  say(`${what}: ${files} MiB compared in ${took} s`);
   assert(files > 32, `${files} MiB are no check`);
   assertEquals(wrong, 0, `${what}: pieces of 1 MiB that somebody has written to`);
 }
@@ -149,28 +158,30 @@ machineTest(
       const a = await starting;
       await Promise.all([a.booted(), b.booted()]);
       const flood = new Flood(a);
-      await bootGuest(b);
-      await flood.start();
+      const startUnderFlood = async () => {
+        await bootGuest(b);
+        await flood.start();
+      };
+      await startUnderFlood();
       const line = await b.machine.waitFor(/of the guest's memory at .* lie in/, STEP_TIMEOUT_MS);
       assertMatch(line, / lie in \d{2,} pieces/, "a file's pages are scattered");
-      console.log(line.trim());
+      say(line.trim());
 
       const fillRest = async () => {
         const [filled] = numbers(await b.run(". /tmp/pattern.sh; fill rest 0", STEP_TIMEOUT_MS));
-        console.log(`${filled} MiB filled`);
+        say(`${filled} MiB filled`);
       };
       /** Kills what is named, and takes at once what it leaves. */
       const kill = async (names: string, then: string) => {
         const filling = `{ . /tmp/pattern.sh; fill freed ${TAKE_S}; }`;
         const output = await b.run(`killall -9 ${names}; ${then} ${filling}`, STEP_TIMEOUT_MS);
         const [filled = 0] = numbers(output);
-        console.log(`${names} killed: ${filled} MiB taken at once`);
+        say(`${names} killed: ${filled} MiB taken at once`);
         assert(filled > 20, `the dead guest's memory was not taken: ${filled} MiB`);
         await flood.stop();
         await assertUnchanged(b, `${names} killed`);
         await b.run("rm -r /fill/freed");
-        await bootGuest(b);
-        await flood.start();
+        await startUnderFlood();
       };
 
       await fillRest();
@@ -183,18 +194,75 @@ machineTest(
         );
       }
       for (let round = 0; round < MACHINES; round++) {
+        if (round > 0) await startUnderFlood();
         await b.reset();
         await b.runUntilDone("[ -e /fill/source ]");
         await fillRest();
-        await assertUnchanged(b, "B reset");
         await flood.stop();
+        await assertUnchanged(b, "B reset");
         await b.run("rm -r /fill/rest");
-        await bootGuest(b);
-        await flood.start();
       }
       assertEquals(b.count(/internal error|panic|BUG:/), 0);
       assertEquals(a.count(/vmsg device: .*: waiting for a driver side$/), 1);
     });
   },
   lacksOf("uml"),
+);
+
+const ONE_RANGE_LACKS: readonly Lack[] = [
+  ...lacksOf("microvm"),
+  ...(FULL ? [] : [{ what: "it runs with VMSG_GUEST_FULL=1" }]),
+  ...(has("iperf3") ? [] : [{
+    what: "iperf3 is missing: apt-get install iperf3",
+    requiredBy: "VMSG_GUEST_TESTS" as const,
+  }]),
+];
+
+/** What the inner guest of one range does; machine A's kernel is 10.0.2.2. */
+const ONE_RANGE_SCRIPT = `
+${pingScript({ address: `${INNER}/24`, peer: "10.0.2.2", count: 3 })}
+echo "SUM $(wget -q -O - http://10.0.2.2/pattern | sha256sum)"
+iperf3 -c 10.0.2.2 -t 3 -f m && echo "SENT rc=$?"
+iperf3 -c 10.0.2.2 -t 3 -f m -R && echo "RECEIVED rc=$?"
+echo "INNER DONE"
+`;
+
+machineTest(
+  "ivshmem, direct: a microvm inside B whose memory is one huge page",
+  PAIR_KIND,
+  async (test) => {
+    const { microvm } = guests;
+    if (microvm === undefined || microvm.kind === "uml") throw new Error("no microvm");
+    const iperf3 = await programFiles("iperf3");
+    const options = { script: ONE_RANGE_SCRIPT, files: iperf3, oneRange: true };
+    const guest = await innerMicrovm(microvm, options);
+    const { memoryMiB = 0, ...machine } = guest.machine;
+    const bytes = pattern();
+    const files = [...guest.files, { path: "www/pattern", bytes, mode: 0o644 }];
+    const ofA = iperf3.map((file) => ({ ...file, path: `iperf3/${file.path}` }));
+    await withPair(test, { files: [...files, ...ofA], memoryMiB }, async (pair) => {
+      const device = deviceScript({ kind: pair.kind, net: "tap", memoryMiB });
+      const servers = `
+for path in /mnt/iperf3/*; do cp -r $path /; done
+httpd -h /mnt/www
+iperf3 -s -D`;
+      const starting = pair.startA({ script: `${servers}\n${device}` });
+      const script = innerScript({ mode: "", guest: guest.boot });
+      const b = await pair.startB({ ...machine, script, hugePages: 1 });
+      await starting;
+      await b.machine.waitFor(/^INNER DONE/, 2 * STEP_TIMEOUT_MS);
+      const text = b.machine.console();
+      const pieces = [...text.matchAll(/(\d+) bytes of the guest's memory .* lie in (\d+) piece/g)];
+      for (const [line] of pieces) say(line);
+      assert(pieces.length > 0 && pieces.every(([, , count]) => count === "1"));
+      const size = pieces.reduce((sum, [, length]) => sum + Number(length), 0);
+      assert(size > 1000 << 20, `${size} bytes`);
+      assertMatch(text, /^PING rc=0/m);
+      const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).toHex();
+      assertMatch(text, new RegExp(`^SUM ${digest}  -`, "m"));
+      for (const word of ["SENT", "RECEIVED"]) assertMatch(text, new RegExp(`^${word} rc=0`, "m"));
+      for (const [rate] of text.matchAll(/[\d.]+ Mbits\/sec.*receiver/g)) say(`iperf3: ${rate}`);
+    });
+  },
+  ONE_RANGE_LACKS,
 );

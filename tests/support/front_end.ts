@@ -9,12 +9,14 @@ import { createEventFd } from "../../src/linux/eventfd.ts";
 import { createSealedMemory, type Fd } from "../../src/linux/fd.ts";
 import { allocate } from "../../src/linux/arena.ts";
 import { check, libc } from "../../src/linux/libc.ts";
+import { mapAnonymous, PAGE_SIZE } from "../../src/linux/mapping.ts";
 import { EPOLLIN, Reactor } from "../../src/linux/reactor.ts";
 import { connectUnix, type UnixStream } from "../../src/linux/unix_socket.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { createLog } from "../../src/observe/log.ts";
 import { ShadowDevice } from "../../src/proxy/confined/shadow_device.ts";
 import { Segment } from "../../src/proxy/confined/segment.ts";
+import { type RingBus, type RingMemory, RingPages } from "../../src/proxy/translated/ring_pages.ts";
 import { FLAG_VERSION, HEADER_SIZE, Request } from "../../src/proxy/vhost_user/protocol.ts";
 import { VhostUserServer } from "../../src/proxy/vhost_user/server.ts";
 import { DeviceSide } from "../../src/transport/device_side.ts";
@@ -180,6 +182,10 @@ export interface ProxyRigOptions<Device> {
   readonly device?: Device;
   /** Confined mode, with a segment of so many bytes. */
   readonly confined?: number;
+  /** Physical addresses, with pins that are made up. */
+  readonly translated?: RingBus;
+  /** How long an answer of the device side may take. */
+  readonly requestTimeoutMs?: number;
 }
 
 /** A proxy with our device side behind it. */
@@ -189,6 +195,10 @@ export interface ProxyRig<Device = FakeDevice> {
   readonly driverSide: DriverSide;
   readonly server: VhostUserServer;
   readonly lines: string[];
+  /** With translated addresses. */
+  readonly pages: RingPages | undefined;
+  /** From here on the device side takes no message. */
+  silence(): void;
   /** The guest's memory, and an eventfd that serves as kick. */
   readonly memory: Fd;
   readonly kick: Fd;
@@ -196,6 +206,16 @@ export interface ProxyRig<Device = FakeDevice> {
   connect(): RawFrontEnd;
   wait(condition: () => boolean): Promise<void>;
 }
+
+/** A "huge page" of ordinary memory, and every page at the address it has in this process. */
+const MADE_UP: RingMemory = {
+  allocate(size) {
+    const mapping = mapAnonymous(size);
+    const runs = [{ offset: 0, physical: 0x4000_0000, length: size }];
+    return { mapping, runs, [Symbol.dispose]: () => mapping[Symbol.dispose]() };
+  },
+  locate: (address, size) => [{ offset: 0, physical: Number(address), length: size }],
+};
 
 /** Runs a test's body in the reactor of a fresh rig. */
 export async function withProxy<Device extends FakeDevice = FakeDevice>(
@@ -222,15 +242,22 @@ export async function withProxy<Device extends FakeDevice = FakeDevice>(
       }),
     );
     const device = options.device ?? new FakeDevice() as Device;
-    deviceSide.add(0, device);
-    const driverSide = stack.use(new DriverSide({ reactor, bus: pair.driver, codec, log: quiet }));
+    const ram = stack.use(mapAnonymous(PAGE_SIZE));
+    deviceSide.add(0, device, [{ at: 0, size: PAGE_SIZE, memory: ram, offset: 0 }]);
+    const { requestTimeoutMs, translated } = options;
+    const driverSide = stack.use(
+      new DriverSide({ reactor, bus: pair.driver, codec, log: quiet, requestTimeoutMs }),
+    );
     const path = `${directory}/vu.sock`;
     const source = { kind: "listen", socket: path } as const;
     const segment = options.confined === undefined
       ? undefined
       : stack.use(new Segment(pair.driver, options.confined, 1));
-    const shadows = segment &&
-      new ShadowDevice({ reactor, device: driverSide.device(0), place: segment, position: 0, log });
+    const pages = translated && stack.use(new RingPages(translated, 1, log, MADE_UP));
+    if (pages !== undefined) driverSide.listen(pages);
+    const place = segment ?? pages;
+    const shadows = place &&
+      new ShadowDevice({ reactor, device: driverSide.device(0), place, position: 0, log });
     const server = stack.use(
       new VhostUserServer(reactor, driverSide, { source, device: 0 }, log, shadows),
     );
@@ -242,6 +269,8 @@ export async function withProxy<Device extends FakeDevice = FakeDevice>(
       driverSide,
       server,
       lines,
+      pages,
+      silence: () => deviceSide.received = () => {},
       memory,
       kick,
       connect: () => stack.use(new RawFrontEnd(reactor, path)),

@@ -3,9 +3,11 @@
  * their physical addresses only.
  */
 
+import type { Fd } from "../../src/linux/fd.ts";
 import { PAGE_SIZE } from "../../src/linux/mapping.ts";
 import type { PhysicalRun } from "../../src/linux/page_map.ts";
-import { PhysicalMap, type PinningBus } from "../../src/proxy/translated/physical_map.ts";
+import { PhysicalMap } from "../../src/proxy/translated/physical_map.ts";
+import type { RingBus } from "../../src/proxy/translated/ring_pages.ts";
 import { TranslatedQueue } from "../../src/proxy/translated/translated_queue.ts";
 import type { MappedRegion } from "../../src/proxy/vhost_user/memory_table.ts";
 import { openDeviceQueue } from "../../src/virtqueue/mod.ts";
@@ -16,8 +18,9 @@ import type { segmentOf } from "./shadow_rig.ts";
 const RAM_AT = 0x1_4000_0000;
 
 /** A bus that pins, and counts what is pinned. */
-export class FakePins implements PinningBus {
+export class FakePins implements RingBus {
   readonly description: string = "bus test";
+  readonly pinHandles: readonly Fd[] = [];
   /** By address, the size. */
   readonly pinned: Map<bigint, number> = new Map();
 

@@ -23,18 +23,27 @@ export interface InnerGuest {
   /** For the machine's disk. */
   readonly files: readonly (PlacedFile | GuestFile)[];
   /** What the machine needs to be able to boot it. */
-  readonly machine: Pick<MachineOptions, "extraArgs" | "modules" | "memoryMiB">;
+  readonly machine: Pick<MachineOptions, "extraArgs" | "modules" | "memoryMiB" | "kernelArgs">;
   /** Shell: boots the guest on the console, until it has ended. */
   boot(socket: string): string;
+  /** The same with a card that QEMU itself serves, at the other end of a TAP; not every kind can. */
+  bootOnTap?(tap: string): string;
 }
 
 /** What an inner guest is told. */
 export interface InnerGuestOptions {
   /** What it does, see `scripts.ts`. */
   readonly script: string;
-  /** MiB of memory; 64 unless given. */
+  /** Files for it besides. */
+  readonly files?: readonly GuestFile[];
+  /** MiB of memory; 64 or 128 unless given. */
   readonly memoryMiB?: number;
+  /** A microvm's memory is one huge page of 1 GiB, so it is in one piece; not with {@link memoryMiB}. */
+  readonly oneRange?: boolean;
 }
+
+/** Of the huge page, of the machine with it, and where the page is taken from. */
+const ONE_RANGE = { guestMiB: 1024, machineMiB: 4096, directory: "/dev/hugepages" };
 
 async function setarch(): Promise<string> {
   const path = await findProgram("setarch");
@@ -47,8 +56,8 @@ export async function innerUml(
   installation: Installation & { readonly kind: "uml" },
   options: InnerGuestOptions,
 ): Promise<InnerGuest> {
-  const { script, memoryMiB = 64 } = options;
-  const initramfs = await guestInitramfs(installation, { script });
+  const { script, files = [], memoryMiB = 64 } = options;
+  const initramfs = await guestInitramfs(installation, { script, files });
   return {
     files: [
       ...await withLibraries(installation.kernel, "/bin/linux.uml"),
@@ -75,8 +84,20 @@ export async function innerMicrovm(
   installation: QemuInstallation,
   options: InnerGuestOptions,
 ): Promise<InnerGuest> {
-  const { script, memoryMiB = 128 } = options;
-  const initramfs = await guestInitramfs({ ...installation, kind: "microvm" }, { script });
+  const { script, files = [], oneRange = false } = options;
+  const { memoryMiB = oneRange ? ONE_RANGE.guestMiB : 128 } = options;
+  const initramfs = await guestInitramfs({ ...installation, kind: "microvm" }, { script, files });
+  const backend = oneRange
+    ? `memory-backend-file,mem-path=${ONE_RANGE.directory},prealloc=on`
+    : MEMFD;
+  const directory = `
+mkdir -p ${ONE_RANGE.directory}
+mount -t hugetlbfs -o pagesize=1G hugetlbfs ${ONE_RANGE.directory}`;
+  const boot = (netdev: string) =>
+    `${oneRange ? directory : ""}
+qemu-system-x86_64 -L /mnt/inner -M microvm,rtc=on,memory-backend=ram \\
+  -append "console=ttyS0 reboot=t panic=-1 quiet" ${qemuArguments(netdev, memoryMiB, backend)}
+`;
   return {
     files: [
       ...await withLibraries(installation.qemu, "/bin/qemu-system-x86_64"),
@@ -89,14 +110,14 @@ export async function innerMicrovm(
       { path: "inner/initramfs.cpio", bytes: initramfs, mode: 0o644 },
     ],
     machine: {
-      extraArgs: ["-cpu", "qemu64,+svm,+npt"],
+      // Of the emulated processors with SVM this one has pages of 1 GiB.
+      extraArgs: ["-cpu", oneRange ? "EPYC" : "qemu64,+svm,+npt"],
       modules: ["kvm_amd"],
-      memoryMiB: 512,
+      memoryMiB: oneRange ? ONE_RANGE.machineMiB : 512,
+      kernelArgs: oneRange ? ["hugepagesz=1G", "hugepages=1"] : [],
     },
-    boot: (socket) => `
-qemu-system-x86_64 -L /mnt/inner -M microvm,rtc=on,memory-backend=ram \\
-  -append "console=ttyS0 reboot=t panic=-1 quiet" ${qemuArguments(socket, memoryMiB)}
-`,
+    boot: (socket) => boot(vhostUser(socket)),
+    bootOnTap: (tap) => boot(`-netdev tap,id=net0,ifname=${tap},script=no,downscript=no`),
   };
 }
 
@@ -105,8 +126,8 @@ export async function innerVirt(
   installation: QemuInstallation & { readonly kind: "arm64" },
   options: InnerGuestOptions,
 ): Promise<InnerGuest> {
-  const { script, memoryMiB = 128 } = options;
-  const initramfs = await guestInitramfs(installation, { script });
+  const { script, files = [], memoryMiB = 128 } = options;
+  const initramfs = await guestInitramfs(installation, { script, files });
   return {
     files: [
       ...await arm64QemuFiles(),
@@ -117,18 +138,25 @@ export async function innerVirt(
     machine: { extraArgs: ["-M", "virtualization=on"], memoryMiB: 1024 },
     boot: (socket) => `
 ${ARM64_QEMU.split("/").at(-1)} -M virt,gic-version=host,memory-backend=ram \\
-  -append "console=ttyAMA0 panic=-1 quiet cma=0" ${qemuArguments(socket, memoryMiB)}
+  -append "console=ttyAMA0 panic=-1 quiet cma=0" ${qemuArguments(vhostUser(socket), memoryMiB)}
 `,
   };
 }
 
+function vhostUser(socket: string): string {
+  return `-chardev socket,id=vu,path=${socket} -netdev vhost-user,id=net0,chardev=vu`;
+}
+
+/** Memory that the back end can map. */
+const MEMFD = "memory-backend-memfd";
+
 /** What either QEMU is told: KVM, its kernel, shared memory and the network card. */
-function qemuArguments(socket: string, memoryMiB: number): string {
+function qemuArguments(netdev: string, memoryMiB: number, backend = MEMFD): string {
   return [
     "-display none -nodefaults -no-reboot -serial stdio -monitor none -accel kvm -cpu host",
-    `-m ${memoryMiB} -object memory-backend-memfd,id=ram,size=${memoryMiB}M,share=on`,
+    `-m ${memoryMiB} -object ${backend},id=ram,size=${memoryMiB}M,share=on`,
     "-kernel /mnt/inner/vmlinuz -initrd /mnt/inner/initramfs.cpio",
-    `-chardev socket,id=vu,path=${socket} -netdev vhost-user,id=net0,chardev=vu`,
+    netdev,
     "-global virtio-mmio.force-legacy=false",
     "-device virtio-net-device,netdev=net0,mac=52:54:00:76:6d:01 </dev/null",
   ].join(" \\\n  ");

@@ -34,6 +34,15 @@ export const DRIVER_INTERFACE = "vm0";
 /** Where a machine's memory begins. */
 export const MEMORY_BASE: Readonly<Record<MachineKind, string>> = { q35: "0", arm64: "0x40000000" };
 
+/** From so many MiB on a q35 has a hole in its RAM. */
+const Q35_HOLE_FROM_MIB = 2816;
+
+/** What `--memory pci=...` says of where a machine's memory is: `at=`, and the hole of a large PC. */
+export function memoryLayout(kind: MachineKind, memoryMiB: number): string {
+  const hole = kind === "q35" && memoryMiB >= Q35_HOLE_FROM_MIB ? ",low=2G,hole=2G" : "";
+  return `at=${MEMORY_BASE[kind]}${hole}`;
+}
+
 /** What a pair is made of. */
 export interface PairOptions {
   readonly installation: QemuInstallation & { readonly kind: MachineKind };
@@ -141,6 +150,8 @@ export interface DeviceScriptOptions {
   readonly net: "bridge" | "packet" | "tap" | "responder";
   /** Touch the shared memory only. */
   readonly confined?: boolean;
+  /** MiB of machine B, if it may have a hole. */
+  readonly memoryMiB?: number;
   /** More of `--bus ivshmem,...`, as in "peer=1"; `bind` unless given. */
   readonly bus?: string;
   /** More arguments for `vmsg device`. */
@@ -149,8 +160,8 @@ export interface DeviceScriptOptions {
 
 /** Shell: `vmsg device` next to the machine's network card, until the end. */
 export function deviceScript(options: DeviceScriptOptions): string {
-  const { kind, net, confined = false, bus = "bind", args = "" } = options;
-  const memory = `--memory pci=${OTHER_MEMORY_ADDRESS},at=${MEMORY_BASE[kind]}`;
+  const { kind, net, confined = false, memoryMiB = 0, bus = "bind", args = "" } = options;
+  const memory = `--memory pci=${OTHER_MEMORY_ADDRESS},${memoryLayout(kind, memoryMiB)}`;
   const ports = {
     bridge: "tap=tap0,bridge=br0",
     packet: "packet=eth0",

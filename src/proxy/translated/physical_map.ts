@@ -60,10 +60,16 @@ class PinnedRegion implements Disposable {
 export class PhysicalPieces {
   /** How many there are. */
   count = 0;
+  /** Where each is. */
   readonly addresses: Float64Array;
+  /** How long each is. */
   readonly lengths: Uint32Array;
 
-  /** @param capacity the most pieces */
+  /**
+   * Room for pieces.
+   *
+   * @param capacity the most pieces
+   */
   constructor(readonly capacity: number) {
     this.addresses = new Float64Array(capacity);
     this.lengths = new Uint32Array(capacity);

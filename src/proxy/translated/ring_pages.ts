@@ -12,6 +12,7 @@
 import type { Bus } from "../../bus/bus.ts";
 import { allocateHugePages, HUGE_PAGE_SIZE, type HugePages } from "../../linux/huge_pages.ts";
 import { libc } from "../../linux/libc.ts";
+import { physicalRuns } from "../../linux/page_map.ts";
 import { holdPins, PIN_HOLD_MS, type PinHolder } from "../../linux/pin_holder.ts";
 import { MEMORY_WINDOW } from "../../message/message.ts";
 import type { Log } from "../../observe/log.ts";
@@ -27,13 +28,32 @@ import { PhysicalMap } from "./physical_map.ts";
 
 const PART_ALIGNMENT = 4096;
 
+/** What pins, and what keeps it so when we are killed. */
+export type RingBus = Pick<Bus, "pin" | "pinHandles" | "description">;
+
+/** Where huge pages and places come from; the kernel, except in tests. */
+export interface RingMemory {
+  /** As {@link allocateHugePages}. */
+  readonly allocate: typeof allocateHugePages;
+  /** As {@link physicalRuns}. */
+  readonly locate: typeof physicalRuns;
+}
+
+/** Blocks, signals or not. */
+function standStill(durationMs: number): void {
+  const endMs = performance.now() + durationMs;
+  for (let leftMs = durationMs; leftMs > 0; leftMs = endMs - performance.now()) {
+    libc.poll(0n, 0n, Math.ceil(leftMs));
+  }
+}
+
 /** See the head of this file. */
 export class RingPages implements PeerListener, Disposable {
   /** Where the guests' memory lies. */
   readonly physical: PhysicalMap;
   readonly #stack: DisposableStack;
   readonly #pages: readonly HugePages[];
-  readonly #bus: Bus;
+  readonly #bus: RingBus;
   readonly #log: Log;
   #holder: PinHolder | undefined;
   #holderTried = false;
@@ -44,13 +64,18 @@ export class RingPages implements PeerListener, Disposable {
    * @param deviceCount how many device numbers there are
    * @throws VmsgError HUGE_PAGES if there are none
    */
-  constructor(bus: Bus, deviceCount: number, log: Log) {
+  constructor(
+    bus: RingBus,
+    deviceCount: number,
+    log: Log,
+    memory: RingMemory = { allocate: allocateHugePages, locate: physicalRuns },
+  ) {
     using stack = new DisposableStack();
     this.#bus = bus;
     this.#log = log;
-    this.physical = new PhysicalMap(bus);
+    this.physical = new PhysicalMap(bus, memory.locate);
     this.#pages = Array.from({ length: deviceCount }, () => {
-      const page = stack.use(allocateHugePages(HUGE_PAGE_SIZE));
+      const page = stack.use(memory.allocate(HUGE_PAGE_SIZE));
       const pin = bus.pin(page.mapping.address, page.mapping.size);
       if (pin !== undefined) stack.use(pin);
       return page;
@@ -117,7 +142,7 @@ export class RingPages implements PeerListener, Disposable {
 
   /** Gives the huge pages back, when the device side touches nothing any more. */
   [Symbol.dispose](): void {
-    if (this.physical.inDoubt) libc.poll(0n, 0n, PIN_HOLD_MS);
+    if (this.physical.inDoubt) standStill(PIN_HOLD_MS);
     this.physical[Symbol.dispose]();
     this.#stack.dispose();
     this.#holder?.[Symbol.dispose]();

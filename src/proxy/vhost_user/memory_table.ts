@@ -47,6 +47,7 @@ export class MappedRegion implements Disposable {
     return space.add(this.region.guestAddress, this.region.size, this.mapping, this.#slack);
   }
 
+  /** Unmaps it and closes its file. */
   [Symbol.dispose](): void {
     this.mapping[Symbol.dispose]();
     this.fd[Symbol.dispose]();
@@ -55,8 +56,10 @@ export class MappedRegion implements Disposable {
 
 /** One memory table. */
 export class MemoryTable {
-  readonly space = new AddressSpace();
+  /** The regions at their guest addresses. */
+  readonly space: AddressSpace = new AddressSpace();
 
+  /** A table of regions; a RangeError in words if two overlap. */
   constructor(readonly regions: readonly MappedRegion[]) {
     for (const region of regions) {
       const problem = region.addTo(this.space);

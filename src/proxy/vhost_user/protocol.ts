@@ -79,6 +79,7 @@ export const CONFIG_HEADER = 12;
 export interface Region {
   /** Guest-physical address, and so the address on the bus. */
   readonly guestAddress: number;
+  /** In bytes. */
   readonly size: number;
   /** The address in the front end's own address space, which ring addresses use. */
   readonly userAddress: number;
