@@ -12,6 +12,7 @@
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { type InnerGuest, innerMicrovm, innerUml } from "../../src/cli/guest/inner.ts";
+import { findProgram, withLibraries } from "../../src/cli/guest/libraries.ts";
 import { findGuests } from "../../src/cli/guest/machines.ts";
 import { deviceScript, innerScript } from "../../src/cli/guest/pair.ts";
 import { pingScript } from "../../src/cli/guest/scripts.ts";
@@ -239,11 +240,10 @@ machineTest(
     const { memoryMiB = 0, ...machine } = guest.machine;
     const bytes = pattern();
     const files = [...guest.files, { path: "www/pattern", bytes, mode: 0o644 }];
-    const ofA = iperf3.map((file) => ({ ...file, path: `iperf3/${file.path}` }));
+    const ofA = await withLibraries(await findProgram("iperf3") ?? "", "/bin/iperf3");
     await withPair(test, { files: [...files, ...ofA], memoryMiB }, async (pair) => {
       const device = deviceScript({ kind: pair.kind, net: "tap", memoryMiB });
       const servers = `
-for path in /mnt/iperf3/*; do cp -r $path /; done
 httpd -h /mnt/www
 iperf3 -s -D`;
       const starting = pair.startA({ script: `${servers}\n${device}` });

@@ -90,6 +90,7 @@ async function check(test: GuestTest): Promise<void> {
   const server = await vmsg.start(
     ...["ivshmem-server", "--socket", "iv.sock", "--size", "4M", "--vectors", "2"],
   );
+  await server.waitFor(/waiting for peers/);
   const plain = `${directory}/plain`;
   const bytes = new Uint8Array(PLAIN_SIZE);
   bytes.set(new TextEncoder().encode(PLAIN_TEXT));

@@ -113,7 +113,9 @@ export class PhysicalMap implements Disposable {
       );
     }
     try {
-      const runs = this.locate(address, size, PAGE_SIZE);
+      // Pinned pages stay where they are, but when memory is short the kernel forgets that we had mapped them.
+      const touch = (offset: number) => void new Uint8Array(region.mapping.buffer)[offset];
+      const runs = this.locate(address, size, PAGE_SIZE, touch);
       this.#regions.set(region, new PinnedRegion(runs, address, size, pin));
     } catch (error) {
       pin[Symbol.dispose]();
