@@ -107,7 +107,7 @@ export interface Bus extends Disposable {
   takeFd(ordinal: number): Fd | undefined;
   /** Drops the peer, because it broke the rules; the bus waits for the next one. */
   drop(reason: string): void;
-  /** Continues where the memory says, as if just attached: whoever came may have emptied the queues. */
+  /** Continues where the memory says, dropping nothing: whoever came may have emptied the queues. */
   resume(): void;
 }
 
@@ -241,7 +241,9 @@ export abstract class QueueBus implements Bus {
   }
 
   resume(): void {
-    if (this.#attached) this.outgoing.attachProducer();
+    if (!this.#attached) return;
+    this.outgoing.attachProducer();
+    this.incoming.attachConsumer(false);
   }
 
   abstract sendFd(fd: Fd): number;

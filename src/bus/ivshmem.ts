@@ -62,8 +62,7 @@ export class IvshmemBus extends PageBus implements EndListener {
     return `bus ${this.#end.description}`;
   }
 
-  /** Who rings whom. */
-  /** See {@link Bus.silenceHint}. */
+  /** Who rings whom, see {@link Bus.silenceHint}. */
   override get silenceHint(): string {
     const { id } = this.#end;
     const hint = `this side is peer ${id} and rings peer ${this.#peer}`;
@@ -93,8 +92,7 @@ export class IvshmemBus extends PageBus implements EndListener {
     );
   }
 
-  /** Attaches, where that needs no peer, and begins to look or listen. */
-  /** See {@link Bus.open}. */
+  /** Attaches, where that needs no peer or one is there, and begins to look or listen. */
   override open(listener: BusListener): void {
     super.open(listener);
     this.#end.open(this.reactor, this);
@@ -107,10 +105,15 @@ export class IvshmemBus extends PageBus implements EndListener {
   }
 
   #attachIfThere(): void {
+    if (!this.isAttached && this.#isThere) this.attach();
+  }
+
+  /** Is the peer, or anybody who may be it, in the server's list? */
+  get #isThere(): boolean {
     const { peers } = this.#end;
-    if (peers === undefined || this.isAttached) return;
     const { peer } = this.#options;
-    if (peer === undefined ? peers.size > 0 : peers.has(peer)) this.attach();
+    if (peers === undefined) return false;
+    return peer === undefined ? peers.size > 0 : peers.has(peer);
   }
 
   joined(_peer: number): void {
@@ -118,7 +121,8 @@ export class IvshmemBus extends PageBus implements EndListener {
   }
 
   left(peer: number): void {
-    if (peer === this.#rang) this.detach(`peer ${peer} has left`);
+    // It may leave before it was rung for the first time.
+    if (peer === this.#rang || !this.#isThere) this.detach(`peer ${peer} has left`);
     this.#attachIfThere();
   }
 
@@ -128,7 +132,6 @@ export class IvshmemBus extends PageBus implements EndListener {
   }
 
   /** Rings the peer, and looks for its answer where nobody rings us. */
-  /** Wakes the peer. */
   protected override ring(): void {
     this.#rang = this.#peer;
     this.#end.ring(this.#rang);
@@ -146,7 +149,6 @@ export class IvshmemBus extends PageBus implements EndListener {
   }
 
   /** Closes the end. */
-  /** Closes what the bus is made of. */
   override [Symbol.dispose](): void {
     super[Symbol.dispose]();
     this.#poller?.[Symbol.dispose]();

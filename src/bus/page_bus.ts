@@ -52,13 +52,10 @@ export interface PageBusOptions extends BusOptions {
 /** See the head of this file. A subclass brings the doorbell. */
 export abstract class PageBus extends QueueBus {
   /** Never: the other side is another system. */
-  /** See {@link Bus.carriesFds}. */
   override readonly carriesFds: boolean = false;
   /** Never, see the head of this file. */
-  /** See {@link Bus.noticesPeers}. */
   override readonly noticesPeers: boolean = false;
   /** The shared memory behind the queues. */
-  /** See {@link Bus.segment}. */
   override readonly segment: SharedSegment;
   readonly #named: boolean;
   readonly #id: number;

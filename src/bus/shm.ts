@@ -11,11 +11,12 @@
 
 import { allocate } from "../linux/arena.ts";
 import { LinuxError, VmsgError } from "../linux/errors.ts";
-import { type Fd, fileSize, openFile } from "../linux/fd.ts";
+import { type Fd, fileSize, isRegularFile, openFile } from "../linux/fd.ts";
 import { libc } from "../linux/libc.ts";
 import { type Mapping, mapShared, PAGE_SIZE } from "../linux/mapping.ts";
 import { EPOLLIN, type Reactor } from "../linux/reactor.ts";
 import { readAttribute } from "../linux/sysfs.ts";
+import { fullFence } from "../memory/mod.ts";
 import type { BusListener, BusOptions, Side } from "./bus.ts";
 import { PageBus, QUEUE_PAGE } from "./page_bus.ts";
 import { Poller } from "./poller.ts";
@@ -58,8 +59,8 @@ word.view.setUint32(0, 1, true);
 function mapPart(file: string, offset: number, size: number): Mapping {
   using fd = openFile(file);
   // A device has no size; a file that is too short would be a SIGBUS at the first access.
-  const length = fileSizeOf(fd);
-  if (length > 0 && offset + size > length) {
+  const length = isRegularFile(fd) ? fileSize(fd) : Infinity;
+  if (offset + size > length) {
     const from = offset > 0 ? ` from ${offset} on` : "";
     throw new VmsgError("BUS_MEMORY", `bus shm: ${file} has ${length} bytes, not ${size}${from}`);
   }
@@ -80,14 +81,6 @@ function assertEnabled(file: string): void {
   throw new VmsgError("BUS_MEMORY", `bus shm: the function of ${file} is not enabled: ${advice}`);
 }
 
-function fileSizeOf(fd: Fd): number {
-  try {
-    return fileSize(fd);
-  } catch {
-    return 0;
-  }
-}
-
 /** See the head of this file. */
 export class ShmBus extends PageBus {
   readonly #options: ShmBusOptions;
@@ -100,6 +93,9 @@ export class ShmBus extends PageBus {
     using stack = new DisposableStack();
     const { file, offset, size, doorbell } = options;
     const where = `bus shm,file=${file}`;
+    if (doorbell !== undefined && doorbell.offset % 4 !== 0) {
+      throw new VmsgError("BUS_MEMORY", `${where}: doorbell= must be a multiple of 4`);
+    }
     for (const [name, at] of [["offset", offset], ["size", size]] as const) {
       if (at % PAGE_SIZE === 0) continue;
       throw new VmsgError("BUS_MEMORY", `${where}: ${name}= must be a multiple of ${PAGE_SIZE}`);
@@ -126,7 +122,6 @@ export class ShmBus extends PageBus {
   }
 
   /** Attaches, and begins to look or listen. */
-  /** See {@link Bus.open}. */
   override open(listener: BusListener): void {
     super.open(listener);
     const { uio } = this.#options;
@@ -154,14 +149,16 @@ export class ShmBus extends PageBus {
   }
 
   /** Writes the doorbell, if there is one. */
-  /** Wakes the peer. */
   protected override ring(): void {
-    if (this.#doorbell !== undefined) this.#doorbell[0] = this.#options.doorbell!.value;
+    if (this.#doorbell !== undefined) {
+      // The messages are there before the peer is told to look.
+      fullFence();
+      this.#doorbell[0] = this.#options.doorbell!.value;
+    }
     this.#poller?.expect();
   }
 
   /** Unmaps the memory. */
-  /** Closes what the bus is made of. */
   override [Symbol.dispose](): void {
     super[Symbol.dispose]();
     this.#poller?.[Symbol.dispose]();

@@ -73,6 +73,38 @@ async function demoDriver(options: Options): Promise<number> {
   return code;
 }
 
+/** The options of each demo; another's would be ignored without a word. */
+const OPTIONS_OF: Readonly<Record<string, readonly string[]>> = {
+  driver: ["throughput"],
+  guest: ["guest", "confined"],
+  ivshmem: [
+    ...["machine", "executable", "net", "size", "confined"],
+    ...["inner", "direct", "guest", "one-range"],
+  ],
+};
+
+function rejectForeign(options: Options, what = "driver"): void {
+  const own = OPTIONS_OF[what] ?? [];
+  const all = Object.values(OPTIONS_OF).flat();
+  const foreign = all.find((name) =>
+    !own.includes(name) && name !== "throughput" &&
+    (options.flag(name) || options.text(name) !== undefined)
+  );
+  if (foreign !== undefined) {
+    throw new UsageError(
+      `--${foreign} is not for vmsg demo${
+        what === "driver" ? "" : ` ${what}`
+      }; see: vmsg demo --help`,
+    );
+  }
+  const inner = ["direct", "guest", "one-range"].find((name) =>
+    options.flag(name) || options.text(name) !== undefined
+  );
+  if (what === "ivshmem" && inner !== undefined && !options.flag("inner")) {
+    throw new UsageError(`--${inner} goes with --inner`);
+  }
+}
+
 /** See `vmsg demo --help`. */
 export const demoCommand: Command = {
   name: "demo",
@@ -125,6 +157,7 @@ export const demoCommand: Command = {
       throw new UsageError(`unexpected argument ${rest[0] ?? what}; see: vmsg demo --help`);
     }
     options.number("throughput", 0, 3600);
+    rejectForeign(options, what);
     if (what === undefined) return await demoDriver(options);
     using interrupted = untilInterrupted();
     if (what === "ivshmem") {

@@ -23,6 +23,25 @@ export interface FunctionMemory extends MappedMemory, Disposable {
   readonly isDeviceMemory: boolean;
 }
 
+/** Mapped memory of a function as {@link FunctionMemory}, which disposes of `owner`. */
+export function functionMemory(
+  pci: PciFunction,
+  memory: MappedMemory,
+  isDeviceMemory: boolean,
+  owner: Disposable,
+): FunctionMemory {
+  return {
+    description: `ivshmem ${pci.address}`,
+    address: memory.address,
+    get buffer() {
+      return memory.buffer;
+    },
+    size: memory.size,
+    isDeviceMemory,
+    [Symbol.dispose]: () => owner[Symbol.dispose](),
+  };
+}
+
 /**
  * Finds an ivshmem function.
  *

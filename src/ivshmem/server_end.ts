@@ -56,7 +56,6 @@ const pollfd = allocate(8);
 /** What {@link openServerEnd} needs besides the path. */
 export interface ServerEndOptions {
   /** Where lines for people go. */
-  /** Where lines for people go. */
   readonly log: Log;
 }
 
@@ -159,11 +158,14 @@ export class ServerEnd implements IvshmemEnd {
     const id = this.#reader.value;
     if (id < 0 || id > MAX_ID) throw this.#error(`gave us the id ${id}, they end at ${MAX_ID}`);
     this.#id = id;
+    // Looked at with each message: a server that talks without end is never quiet.
+    const isLate = () => performance.now() > endMs;
     while (this.#memory === undefined) {
-      if (!this.#receive(endMs)) throw this.#error("gave us no memory");
+      if (isLate() || !this.#receive(endMs)) throw this.#error("gave us no memory");
       this.#takeInSetup();
     }
     while (this.#vectors.length === 0) {
+      if (isLate()) throw this.#error("gave us no vector, and was never quiet");
       if (!this.#receive(Math.min(endMs, performance.now() + VECTORS_TIMEOUT_MS))) return;
       this.#takeInSetup();
     }

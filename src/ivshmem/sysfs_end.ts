@@ -26,6 +26,7 @@ import type { Log } from "../observe/log.ts";
 import { type EndListener, type IvshmemEnd, Register } from "./end.ts";
 import {
   type FunctionMemory,
+  functionMemory,
   ivshmemFunction,
   mappedRegisters,
   type Registers,
@@ -55,7 +56,7 @@ const command = allocate(2);
 
 /** How to open a function through sysfs. */
 export interface SysfsEndOptions {
-  /** Told what is enabled. */
+  /** Told if it has no interrupts. */
   readonly log: Log;
   /** Where sysfs is, if not at /sys; for tests. */
   readonly sysfs?: string;
@@ -279,15 +280,5 @@ export function openSysfsMemory(
   const pci = ivshmemFunction(address, options.sysfs);
   enable(pci, stack);
   const { memory, isDeviceMemory } = mapMemory(pci, options.writeCombining ?? true, stack);
-  const owned = stack.move();
-  return {
-    description: `ivshmem ${pci.address}`,
-    address: memory.address,
-    get buffer() {
-      return memory.buffer;
-    },
-    size: memory.size,
-    isDeviceMemory,
-    [Symbol.dispose]: () => owned.dispose(),
-  };
+  return functionMemory(pci, memory, isDeviceMemory, stack.move());
 }

@@ -27,6 +27,7 @@ import { bindToVfio, vfioGroup } from "./binding.ts";
 import { type EndListener, type IvshmemEnd, Register, STOCK_REGISTERS_SIZE } from "./end.ts";
 import {
   type FunctionMemory,
+  functionMemory,
   ivshmemFunction,
   mappedRegisters,
   type Registers,
@@ -184,15 +185,5 @@ export function openVfioEnd(address: string, options: VfioOptions): IvshmemEnd {
 export function openVfioMemory(address: string, options: VfioOptions): FunctionMemory {
   using stack = new DisposableStack();
   const { pci, memory, isDeviceMemory } = openFunction(address, options, stack);
-  const owned = stack.move();
-  return {
-    description: `ivshmem ${pci.address}`,
-    address: memory.address,
-    get buffer() {
-      return memory.buffer;
-    },
-    size: memory.size,
-    isDeviceMemory,
-    [Symbol.dispose]: () => owned.dispose(),
-  };
+  return functionMemory(pci, memory, isDeviceMemory, stack.move());
 }

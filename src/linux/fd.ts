@@ -83,6 +83,7 @@ export function fileIdentity(fd: Fd): string {
 const STAT_MODE = Deno.build.arch === "x86_64" ? 24 : 16;
 const S_IFMT = 0o170000;
 const S_IFSOCK = 0o140000;
+const S_IFREG = 0o100000;
 
 /** Is there a socket at this path (and not another kind of file)? */
 export function isSocketFile(path: string): boolean {
@@ -94,9 +95,18 @@ export function isSocketFile(path: string): boolean {
 
 /** Is this descriptor a socket? */
 export function isSocket(fd: Fd): boolean {
+  return fileKind(fd) === S_IFSOCK;
+}
+
+/** Is this descriptor a file that has a size (and not a device)? */
+export function isRegularFile(fd: Fd): boolean {
+  return fileKind(fd) === S_IFREG;
+}
+
+function fileKind(fd: Fd): number {
   const result = libc.syscall(SYS_FSTAT, BigInt(fd.number), stat.address);
   check(result, `fstat fd ${fd.number}`);
-  return (stat.view.getUint32(STAT_MODE, true) & S_IFMT) === S_IFSOCK;
+  return stat.view.getUint32(STAT_MODE, true) & S_IFMT;
 }
 
 /** Sets the size of an open file in bytes; new bytes are zero. */

@@ -22,6 +22,14 @@ const SHELL = "/bin/sh";
 const line = allocate(1);
 line.bytes[0] = "\n".charCodeAt(0);
 
+/** Blocks, signals or not, until the other machine writes no more because it has not heard from us. */
+export function waitForSilence(): void {
+  const endMs = performance.now() + PIN_HOLD_MS;
+  for (let leftMs = PIN_HOLD_MS; leftMs > 0; leftMs = endMs - performance.now()) {
+    libc.poll(0n, 0n, Math.ceil(leftMs));
+  }
+}
+
 /** Waits for a line; without one, for the time. A `sleep` that takes whole seconds only waits longer. */
 function script(read: Fd): string {
   const seconds = PIN_HOLD_MS / 1000;

@@ -55,6 +55,8 @@ const ANSWER_RESERVE = 16;
 const FULL_RETRY_MS = 1;
 /** How long a vmsg driver side may be silent before we say so; it speaks every 100 ms. */
 const SILENCE_MS = 1000;
+/** Lines about driver sides that come. */
+const TOLD_PER_SECOND = 10;
 
 const EBADF = linuxErrno("EBADF");
 const EBUSY = linuxErrno("EBUSY");
@@ -339,6 +341,8 @@ export class DeviceSide implements BusListener, Disposable {
   #isSilent = false;
   readonly #flushTask = { run: (): boolean => this.#flush() };
   readonly #complain: (line: string) => void;
+  /** Says who comes, which a driver side can have us say with each message. */
+  readonly #tell: (line: string) => void;
   readonly #now: () => number;
   #codec: Codec;
   #peer: Peer = "none";
@@ -357,6 +361,7 @@ export class DeviceSide implements BusListener, Disposable {
     this.#retry = options.reactor.timer(() => options.reactor.schedule(this.#flushTask));
     this.#silence = options.reactor.timer(() => this.#tellSilence());
     this.#complain = limitedLog(options.log.warn);
+    this.#tell = limitedLog(options.log.info, 1000, TOLD_PER_SECOND);
     this.#now = options.now ?? (() => performance.now());
   }
 
@@ -379,7 +384,7 @@ export class DeviceSide implements BusListener, Disposable {
 
   attached(): void {
     this.#peer = "unknown";
-    this.#codec = this.options.codec;
+    this.#speak(this.options.codec);
     this.#toldMalformed = false;
     this.#ownEpoch = randomEpoch();
     this.#peerEpoch = 0;
@@ -390,8 +395,8 @@ export class DeviceSide implements BusListener, Disposable {
 
   /** Where nobody else has told that a driver side came. */
   #tellCame(who: string): void {
-    const { bus, log } = this.options;
-    if (!bus.noticesPeers) log.info(`${bus.description}: ${who} is there`);
+    const { bus } = this.options;
+    if (!bus.noticesPeers) this.#tell(`${bus.description}: ${who} is there`);
   }
 
   discarded(slot: DataView): void {
@@ -452,21 +457,28 @@ export class DeviceSide implements BusListener, Disposable {
 
   /** Takes up the dialect of a first message, if it is one to be detected; true if it is another. */
   #detect(slot: DataView): boolean {
-    const { detect = [], codec, bus, log } = this.options;
+    const { detect = [], codec, bus } = this.options;
     if (detect.length === 0) return false;
     const theirs = detectDialect(slot, 0);
     const found = [codec, ...detect].find(({ dialect }) => dialect === theirs);
     if (found === undefined || found === this.#codec) return false;
-    this.#codec = found;
-    bus.ringPerMessage = !found.hasTokens;
-    log.info(`${bus.description}: the driver side speaks ${theirs}`);
+    this.#speak(found);
+    this.#tell(`${bus.description}: the driver side speaks ${theirs}`);
     return true;
+  }
+
+  #speak(codec: Codec): void {
+    if (codec === this.#codec) return;
+    this.#codec = codec;
+    this.options.bus.ringPerMessage = !codec.hasTokens;
   }
 
   /** Another driver side has come unnoticed, and this is its first message. */
   #replaced(slot: DataView): void {
     this.#startOver();
     this.#peerEpoch = 0;
+    // Should the former one be here after all, it has to replay.
+    this.#ownEpoch = randomEpoch();
     this.#peer = "unknown";
     this.received(slot);
   }
@@ -484,7 +496,7 @@ export class DeviceSide implements BusListener, Disposable {
     }
     const isFirst = kind === Kind.GET_DEVICE_INFO || kind === Kind.GET_DEVICES;
     if (!isFirst && this.#codec.has(Kind.HELLO)) return;
-    if (this.#peerEpoch !== 0) {
+    if (this.#peer !== "unknown") {
       // The vmsg driver side that was here is gone; should it be here after all, it has to replay.
       this.#startOver();
       this.#peerEpoch = 0;
@@ -654,6 +666,8 @@ export class DeviceSide implements BusListener, Disposable {
     else if (device === undefined) result = ENODEV;
     else if (kind === Kind.ADD_MEMORY) {
       if (confined && from !== MEMORY_SEGMENT) result = this.#refuseMemory();
+      // Regions are known by their address; one that is empty there (all of --memory) overlaps nothing.
+      else if (device.regions.has(address)) result = EEXIST;
       else if (from === MEMORY_SEGMENT && !carriesFd) {
         result = device.addSegment(address, length, message.offset);
       } else if (from === MEMORY_WINDOW) result = device.addFixed(address, length, message.offset);

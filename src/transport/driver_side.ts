@@ -660,14 +660,13 @@ export class RemoteDevice {
 
   /** Status 0, complete only when 0 was read back (rule R23). */
   async reset(): Promise<void> {
-    const { reactor } = this.side.options;
     const endMs = performance.now() + RESET_TIMEOUT_MS;
     let status = await this.setStatus(0);
     while (status !== 0) {
       if (performance.now() > endMs) {
         throw new VmsgError("TIMEOUT", `device ${this.number} does not finish its reset`);
       }
-      await reactor.sleep(RESET_POLL_MS);
+      await this.#poll();
       status = await this.status();
     }
   }
@@ -772,14 +771,20 @@ export class RemoteDevice {
     await this.#request(Kind.RESET_VQUEUE, (request) => {
       request.index = index;
     }, () => {});
-    const { reactor } = this.side.options;
     const endMs = performance.now() + RESET_TIMEOUT_MS;
     while ((await this.queue(index)).size !== 0) {
       if (performance.now() > endMs) {
         throw new VmsgError("TIMEOUT", `device ${this.number} does not reset queue ${index}`);
       }
-      await reactor.sleep(RESET_POLL_MS);
+      await this.#poll();
     }
+  }
+
+  /** Waits before a device is asked once more; throws PeerLost if another has taken its place. */
+  async #poll(): Promise<void> {
+    const { session, options } = this.side;
+    await options.reactor.sleep(RESET_POLL_MS);
+    if (session !== this.side.session) throw new PeerLost("the device side is gone");
   }
 
   // --- private messages, to a vmsg device side only ----------------------------------------------

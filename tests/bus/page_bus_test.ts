@@ -172,16 +172,23 @@ cleanTest("page bus: a driver side goes on where emptied queues begin", async ()
   using reactor = new Reactor();
   using link = pageLink(reactor);
   const { memory, driver } = link;
-  const listener = new Listener();
-  driver.open(new Listener());
+  const [listener, atDriver] = [new Listener(), new Listener()];
+  driver.open(atDriver);
   for (let i = 0; i < 5; i++) put(driver, pattern(i));
+  link.device.open(new Listener());
+  for (let i = 0; i < 3; i++) put(link.device, pattern(i));
+  await reactor.until(reactor.sleep(1));
+  assertEquals(atDriver.slots.splice(0).length, 3);
   using device = pageBus("device", reactor, memory, { reset: true });
   driver.other = device;
   device.open(listener);
   driver.resume();
   put(driver, pattern(9));
+  device.other = driver;
+  put(device, pattern(8));
   await reactor.until(reactor.sleep(1));
   assertEquals(listener.slots, [pattern(9)]);
+  assertEquals(atDriver.slots, [pattern(8)], "and reads on there, nothing of before");
   assertEquals(page(memory, 0), expectedPage(1, 1, [pattern(9)]));
 });
 
@@ -319,6 +326,16 @@ cleanTest("ivshmem bus: at a server it is attached while there is a peer", () =>
   put(bus, pattern(0));
   assertEquals(end.rung, [4, 8]);
   assertEquals(listener.events, ["attached", "detached: peer 4 has left", "attached"]);
+  leave(8);
+  // One that leaves before it was rung is noticed as well.
+  join(5);
+  leave(5);
+  assertEquals(bus.isAttached, false);
+  assertEquals(listener.events.slice(3), [
+    "detached: peer 8 has left",
+    "attached",
+    "detached: peer 5 has left",
+  ]);
   bus[Symbol.dispose]();
   assertEquals(end.isOpen, false);
 });

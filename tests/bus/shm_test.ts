@@ -110,6 +110,13 @@ cleanTest(
         fails({ file: "/dev/null" }),
         /\/dev\/null: 8192 bytes from 0 on cannot be mapped/,
       );
+      const empty = `${directory}/empty`;
+      await Deno.writeFile(empty, new Uint8Array());
+      assertMatch(fails({ file: empty }), /empty has 0 bytes, not 8192$/);
+      assertMatch(
+        fails({ doorbell: { file, offset: 6, value: 1 } }),
+        /doorbell= must be a multiple of 4$/,
+      );
       assertMatch(fails({ uio: file }), /memory gives no interrupts \(EPERM\): give a UIO device/);
       assertMatch(
         fails({ doorbell: { file, offset: 2 * PAGE, value: 1 } }),

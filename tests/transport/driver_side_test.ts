@@ -637,6 +637,23 @@ cleanTest("R15 R23: a reset is complete when status 0 was read", () =>
   }));
 
 cleanTest(
+  "a reset that is waited for when the device side is replaced asks the next nothing",
+  () =>
+    withReady(async (rig) => {
+      const { peer, reactor, device, hello, hellos, events, wait } = rig;
+      const failure = failureOf(device.reset());
+      await serve(rig, Kind.SET_DEVICE_STATUS, (m) => m.status = 0xf);
+      await reactor.sleep(1);
+      hello.epoch = DEVICE_EPOCH + 1;
+      // The new one answers a HELLO that was sent before.
+      answerHello(rig, hellos.at(-1)!);
+      await wait(() => events.length === 3);
+      assert((await failure) instanceof PeerLost);
+      assertEquals(peer.messages, []);
+    }),
+);
+
+cleanTest(
   "R3 R22 5N.2: status answers the result, SET_VQUEUE enables, GET_VQUEUE tells",
   () =>
     withReady(async (rig) => {

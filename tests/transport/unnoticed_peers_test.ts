@@ -218,6 +218,33 @@ cleanTest(
 );
 
 cleanTest(
+  "unnoticed: a vmsg that another dialect replaced finds another device side when it goes on",
+  () =>
+    withUnnoticed(async ({ come }) => {
+      const vmsg = come("v1");
+      const before = await hello(vmsg, EPOCH);
+      await hello(vmsg, EPOCH, before.epoch, before.nonce);
+      await come("proto").ask(Kind.GET_DEVICE_INFO);
+      const after = await hello(come("v1"), EPOCH, before.epoch, before.nonce);
+      assert(after.epoch !== before.epoch, "so it replays");
+    }, { detect: true, fixed: ONE_WINDOW }),
+);
+
+cleanTest(
+  "unnoticed: all of --memory does not make a region at address 0 be forgotten",
+  () =>
+    withUnnoticed(async (rig) => {
+      const peer = rig.come();
+      await greet(peer);
+      assertEquals(await add(peer, MEMORY_WINDOW, 0, 0x1000, 0x10000), 0);
+      assertEquals(await add(peer, MEMORY_WINDOW, 0, 0, 0), linuxErrno("EEXIST"));
+      assertEquals(windowsOf(rig), [[0, 0x1000]]);
+      await hello(rig.come(), EPOCH + 1);
+      assertEquals(windowsOf(rig), []);
+    }, { fixed: ONE_WINDOW }),
+);
+
+cleanTest(
   "unnoticed: silence is told once, and that the driver side is heard again",
   () =>
     withUnnoticed(async ({ come, reactor, lines, device, clock }) => {

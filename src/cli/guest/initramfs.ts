@@ -6,8 +6,7 @@
  *
  * A guest with a disk (`machine_image.ts`) has it on /mnt, and each of its directories and files
  * has a link in the root, so that programs and libraries are found where they would be: /lib64
- * leads to
- * /mnt/lib64, /bin/vmsg to /mnt/vmsg. /mnt/bin is on PATH.
+ * leads to /mnt/lib64, /bin/vmsg to /mnt/vmsg. /mnt/bin is on PATH.
  */
 
 import { type CpioEntry, writeCpio } from "./cpio.ts";

@@ -40,7 +40,7 @@ interface Running {
   readonly task: Task;
 }
 
-/** What a confined device is made of. */
+/** What a {@link ShadowDevice} is made of. */
 export interface ShadowDeviceOptions {
   /** The loop it runs in. */
   readonly reactor: Reactor;

@@ -18,6 +18,7 @@ import { POOL_ALIGNMENT, RingPool } from "./pool.ts";
 const SEGMENTS_PER_ENTRY = 16;
 /** The most that a pool is made of: more than any ring fills, and offsets in it are whole 32-bit numbers. */
 const MAX_POOL = 1 << 30;
+
 /** Where a shadow lies. */
 export interface ShadowPlace {
   /** The shared memory. */
@@ -63,9 +64,11 @@ export class ShadowQueue extends ForwardingQueue {
   constructor(guest: DeviceQueue, place: ShadowPlace, eventIndex: boolean) {
     const { memory, busAddress, offset } = place;
     const { size } = guest;
-    const indirect = false;
-    super(guest, new DriverQueue({ memory, offset, size, busAddress, eventIndex, indirect }));
-    const rings = shadowRingsSize(size);
+    // A buffer that is read and written takes two descriptors, also in a ring of one.
+    const entries = Math.max(size, 2);
+    const ring = { memory, offset, size: entries, busAddress, eventIndex, indirect: false };
+    super(guest, new DriverQueue(ring));
+    const rings = shadowRingsSize(entries);
     const room = Math.min(place.size - rings, MAX_POOL);
     this.#pool = new RingPool(room - room % POOL_ALIGNMENT);
     this.#poolAddress = memory.address + BigInt(offset + rings);

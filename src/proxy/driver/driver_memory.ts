@@ -16,6 +16,7 @@ import { VmsgError } from "../../linux/errors.ts";
 import { createSealedMemory } from "../../linux/fd.ts";
 import { allocateHugePages } from "../../linux/huge_pages.ts";
 import { mapShared, PAGE_SIZE } from "../../linux/mapping.ts";
+import { holdPins, waitForSilence } from "../../linux/pin_holder.ts";
 import type { MappedMemory } from "../../memory/mod.ts";
 import { MEMORY_SEGMENT, MEMORY_WINDOW } from "../../message/message.ts";
 import type { Bus } from "../../bus/bus.ts";
@@ -172,12 +173,17 @@ export function confinedMemory(bus: Bus, size: number | undefined): DriverMemory
   };
 }
 
-/** Huge pages of this machine, pinned where the bus has the means; they are not moved without either. */
+/**
+ * Huge pages of this machine, pinned where the bus has the means; they are not moved without either. Once
+ * the device side knows of them it may write until it has missed us for a while, so they are kept as long.
+ */
 export function pageMemory(size: number, bus: Bus): DriverMemory {
   using stack = new DisposableStack();
   const { mapping, runs } = stack.use(allocateHugePages(size));
   const pin = bus.pin(mapping.address, mapping.size);
   if (pin !== undefined) stack.use(pin);
+  const holder = pin === undefined ? undefined : holdPins(bus.pinHandles);
+  let isKnown = false;
   const at = runs.length === 1 ? runs[0].physical : BUS_ADDRESS;
   const owner = stack.move();
   return {
@@ -186,6 +192,7 @@ export function pageMemory(size: number, bus: Bus): DriverMemory {
     size: mapping.size,
     at,
     announce: async (device) => {
+      isKnown = true;
       if (device.side.peer !== "vmsg" && runs.length === 1) return;
       if (device.side.peer !== "vmsg") throw scattered(runs.length);
       for (const { offset, physical, length } of runs) {
@@ -202,6 +209,10 @@ export function pageMemory(size: number, bus: Bus): DriverMemory {
       if (device.side.peer !== "vmsg") return;
       for (const { offset, length } of runs) await withdraw(device, at + offset, length);
     },
-    [Symbol.dispose]: () => owner.dispose(),
+    [Symbol.dispose]: () => {
+      if (isKnown) waitForSilence();
+      owner.dispose();
+      holder?.[Symbol.dispose]();
+    },
   };
 }

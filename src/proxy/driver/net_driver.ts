@@ -2,8 +2,9 @@
  * A virtio-net driver in user space: a network card with no guest and no kernel driver.
  *
  * Theory of operation. Rings and buffers lie in one piece of memory that the device side sees
- * (driver_memory.ts); where it is small there are fewer buffers. Bring-up follows VIRTIO 1.2 section 3.1.1 and, per queue, asks, sets and asks again as
- * the Linux transport does (wire document 5N.5). It is run anew for every device side that comes:
+ * (driver_memory.ts); where it is small there are fewer buffers. Bring-up follows VIRTIO 1.2 section
+ * 3.1.1 and, per queue, asks, sets and asks again as the Linux transport does (wire document 5N.5). It is
+ * run anew for every device side that comes:
  *
  *     down --device side ready, bring-up done--> up --device side lost--> down
  *

@@ -114,7 +114,9 @@ export class PhysicalMap implements Disposable {
     }
     try {
       // Pinned pages stay where they are, but when memory is short the kernel forgets that we had mapped them.
-      const touch = (offset: number) => void new Uint8Array(region.mapping.buffer)[offset];
+      const bytes = new Uint8Array(region.mapping.buffer);
+      // A plain load whose value nobody uses may be optimized away.
+      const touch = (offset: number) => void Atomics.load(bytes, offset);
       const runs = this.locate(address, size, PAGE_SIZE, touch);
       this.#regions.set(region, new PinnedRegion(runs, address, size, pin));
     } catch (error) {
@@ -158,7 +160,7 @@ export class PhysicalMap implements Disposable {
     this.#last = undefined;
   }
 
-  /** How many pieces a region lies in. */
+  /** The pieces that a region lies in; none if it is not here. */
   runsOf(region: MappedRegion): readonly PhysicalRun[] {
     return this.#regions.get(region)?.runs ?? [];
   }

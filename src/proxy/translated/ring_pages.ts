@@ -11,11 +11,10 @@
 
 import type { Bus } from "../../bus/bus.ts";
 import { allocateHugePages, HUGE_PAGE_SIZE, type HugePages } from "../../linux/huge_pages.ts";
-import { libc } from "../../linux/libc.ts";
 import { physicalRuns } from "../../linux/page_map.ts";
-import { holdPins, PIN_HOLD_MS, type PinHolder } from "../../linux/pin_holder.ts";
+import { holdPins, type PinHolder, waitForSilence } from "../../linux/pin_holder.ts";
 import { MEMORY_WINDOW } from "../../message/message.ts";
-import type { Log } from "../../observe/log.ts";
+import { limitedLevels, type Log } from "../../observe/log.ts";
 import {
   type PeerListener,
   type RemoteDevice,
@@ -27,6 +26,8 @@ import type { MappedRegion } from "../vhost_user/memory_table.ts";
 import { PhysicalMap } from "./physical_map.ts";
 
 const PART_ALIGNMENT = 4096;
+/** Log lines of one level: front ends can come and go, and change their memory, without end. */
+const LINES_PER_SECOND = 10;
 
 /** What pins, and what keeps it so when we are killed. */
 export type RingBus = Pick<Bus, "pin" | "pinHandles" | "description">;
@@ -37,14 +38,6 @@ export interface RingMemory {
   readonly allocate: typeof allocateHugePages;
   /** As {@link physicalRuns}. */
   readonly locate: typeof physicalRuns;
-}
-
-/** Blocks, signals or not. */
-function standStill(durationMs: number): void {
-  const endMs = performance.now() + durationMs;
-  for (let leftMs = durationMs; leftMs > 0; leftMs = endMs - performance.now()) {
-    libc.poll(0n, 0n, Math.ceil(leftMs));
-  }
 }
 
 /** See the head of this file. */
@@ -72,7 +65,7 @@ export class RingPages implements PeerListener, Disposable {
   ) {
     using stack = new DisposableStack();
     this.#bus = bus;
-    this.#log = log;
+    this.#log = limitedLevels(log, LINES_PER_SECOND);
     this.physical = new PhysicalMap(bus, memory.locate);
     this.#pages = Array.from({ length: deviceCount }, () => {
       const page = stack.use(memory.allocate(HUGE_PAGE_SIZE));
@@ -99,10 +92,17 @@ export class RingPages implements PeerListener, Disposable {
     }
   }
 
-  /** The part of one queue. */
+  /**
+   * The part of one queue.
+   *
+   * @throws VmsgError HUGE_PAGES if there are more queues than pages in a huge one
+   */
   part(position: number, queueCount: number, queue: number): ShadowPlace {
     const { mapping, runs } = this.#pages[position];
     const size = Math.floor(mapping.size / queueCount / PART_ALIGNMENT) * PART_ALIGNMENT;
+    if (size === 0) {
+      throw new VmsgError("HUGE_PAGES", `${queueCount} queues do not fit into a huge page`);
+    }
     return { memory: mapping, busAddress: runs[0].physical, offset: queue * size, size };
   }
 
@@ -142,7 +142,7 @@ export class RingPages implements PeerListener, Disposable {
 
   /** Gives the huge pages back, when the device side touches nothing any more. */
   [Symbol.dispose](): void {
-    if (this.physical.inDoubt) standStill(PIN_HOLD_MS);
+    if (this.physical.inDoubt) waitForSilence();
     this.physical[Symbol.dispose]();
     this.#stack.dispose();
     this.#holder?.[Symbol.dispose]();

@@ -21,6 +21,8 @@ import { type PhysicalMap, PhysicalPieces } from "./physical_map.ts";
 
 /** Pieces of a buffer: 64 KiB in pages of their own, and more. */
 const MAX_PIECES = 256;
+/** Bytes of a buffer, far beyond any frame: each of its pages is looked up. */
+const MAX_BYTES = 16 << 20;
 /** Descriptors in the device's ring per entry of the guest's. */
 const ENTRIES_PER_BUFFER = 4;
 // They hold a buffer only while it is added.
@@ -35,7 +37,7 @@ function ringThatFits(entries: number, size: number): number {
 
 /** See the head of this file. */
 export class TranslatedQueue extends ForwardingQueue {
-  /** Descriptors given to the device. */
+  /** Pieces given to the device. */
   pieces = 0;
 
   /**
@@ -61,6 +63,11 @@ export class TranslatedQueue extends ForwardingQueue {
   /** Names the buffer's pieces. */
   protected override add({ readable, writable }: Chain, slot: number): boolean {
     const { guest, physical, shadow } = this;
+    const length = readable.length + writable.length;
+    if (length > MAX_BYTES) {
+      guest.refuse(`a buffer of ${length} bytes, at most ${MAX_BYTES} are taken`);
+      return false;
+    }
     pieces.count = 0;
     let fits = physical.translate(readable, pieces);
     const reads = pieces.count;

@@ -74,7 +74,7 @@ export class DeviceState {
   /** Of the rings that run and have one, for their counters. */
   readonly #shadows = new Map<number, Shadow>();
 
-  /** @param shadows serves the rings in confined mode */
+  /** @param shadows serves the rings where the device side does not work on the guest's own */
   constructor(
     readonly device: RemoteDevice,
     readonly log: Log,

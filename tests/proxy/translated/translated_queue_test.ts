@@ -324,6 +324,19 @@ Deno.test("translated: a guest that offers more pieces than the device's ring ha
     32,
   ));
 
+Deno.test("translated: a guest that offers a buffer that takes too long to look up", () =>
+  withRig(
+    ({ driver, queue, device, data }) => {
+      driver.add(Array(17).fill({ address: data, length: 1 << 20 }), []);
+      driver.publish();
+      move(queue);
+      assertStringIncludes(queue.broken ?? "not broken", "at most 16777216 are taken");
+      assertEquals(device.pop(), undefined);
+    },
+    256,
+    32,
+  ));
+
 Deno.test("translated: a guest that rewrites a buffer in flight moves nothing", () =>
   withRig(({ scattered, driver, guest, queue, device, data }) => {
     const head = driver.add([], [{ address: data, length: 200 }])!;
