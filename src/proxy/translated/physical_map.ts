@@ -22,7 +22,7 @@ import type { Bus } from "../../bus/bus.ts";
 import { VmsgError } from "../../linux/errors.ts";
 import { PAGE_SIZE } from "../../linux/mapping.ts";
 import { type PhysicalRun, physicalRuns } from "../../linux/page_map.ts";
-import type { SegmentList } from "../../memory/mod.ts";
+import { loadAcquire16, type SegmentList } from "../../memory/mod.ts";
 import type { MappedRegion } from "../vhost_user/memory_table.ts";
 
 /** A region that is pinned. */
@@ -114,9 +114,9 @@ export class PhysicalMap implements Disposable {
     }
     try {
       // Pinned pages stay where they are, but when memory is short the kernel forgets that we had mapped them.
-      const bytes = new Uint8Array(region.mapping.buffer);
+      const halves = new Uint16Array(region.mapping.buffer, 0, region.mapping.size >> 1);
       // A plain load whose value nobody uses may be optimized away.
-      const touch = (offset: number) => void Atomics.load(bytes, offset);
+      const touch = (offset: number) => void loadAcquire16(halves, offset / 2);
       const runs = this.locate(address, size, PAGE_SIZE, touch);
       this.#regions.set(region, new PinnedRegion(runs, address, size, pin));
     } catch (error) {
