@@ -2,8 +2,8 @@
  * A bus: how virtio-msg messages travel between one driver side and one device side.
  *
  * Theory of operation. A bus has two SPSC queues, one each way, and some doorbell. It is *attached*
- * while a peer is known to be there; attach and detach are events, and a bus goes on waiting for the
- * next peer by itself. A message is encoded straight into the slot that `claim` gives, then published
+ * while a peer is known to be there, or always where nobody can know; attach and detach are events, and
+ * a bus goes on waiting for the next peer by itself. A message is encoded straight into the slot that `claim` gives, then published
  * with `send`. The doorbell rings once per turn of the reactor, after everything of that turn has been
  * published. Incoming messages are copied once into a private slot and given to the listener, at most
  * {@link RECEIVE_BUDGET} per turn, so that a flood of messages cannot starve the queues.

@@ -7,9 +7,9 @@
  *     8192  not the bus's; {@link QueueBus.segment} begins here
  *
  * Nothing in the memory tells that a peer comes or goes, so the bus is attached from the start, and the
- * transport finds out by what it hears. In `v1`, where both sides are vmsg and only there, the unused
- * word behind a queue's head names its producer: its id in the upper half, {@link MARK} in the lower.
- * Who is rung by id is found by it, whatever id a peer has after it was started anew.
+ * transport finds out by what it hears. In `v1` a vmsg side names itself in
+ * the unused word behind its queue's head: its id in the upper half, {@link MARK} in the lower; other
+ * implementations leave the word alone. Who is rung by id is found by it, whatever id a peer has after it was started anew.
  *
  * `reset` empties both queues, as the prototype's `reset-queues` does; it is for dialects that use the
  * queues as found. In `v1` each side writes its own indices only, and a living peer's queues are safe.

@@ -57,7 +57,7 @@ export class PinHolder implements Disposable {
  * Starts a holder.
  *
  * @param handles what it keeps open
- * @returns undefined without a shell
+ * @returns undefined if none can be started: there is no shell, or no permission to run one
  */
 export function holdPins(handles: readonly Fd[]): PinHolder | undefined {
   const { read, write } = openPipe();
