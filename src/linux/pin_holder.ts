@@ -40,8 +40,12 @@ function script(read: Fd): string {
 export class PinHolder implements Disposable {
   readonly #pipe: Fd;
 
-  /** Called by {@link holdPins}. */
-  constructor(pipe: Fd, readonly pid: number) {
+  /**
+   * Called by {@link holdPins}.
+   *
+   * @param ended resolves when it has ended
+   */
+  constructor(pipe: Fd, readonly pid: number, readonly ended: Promise<unknown>) {
     this.#pipe = pipe;
   }
 
@@ -76,7 +80,7 @@ export function holdPins(handles: readonly Fd[]): PinHolder | undefined {
     }).spawn();
     child.unref();
     stack.move();
-    return new PinHolder(write, child.pid);
+    return new PinHolder(write, child.pid, child.status);
   } catch {
     return undefined;
   } finally {

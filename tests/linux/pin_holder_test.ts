@@ -2,7 +2,7 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { type Fd, O_CREAT, openFile, tryLockByte, unlockByte } from "../../src/linux/fd.ts";
-import { holdPins, PIN_HOLD_MS } from "../../src/linux/pin_holder.ts";
+import { holdPins, PIN_HOLD_MS, type PinHolder } from "../../src/linux/pin_holder.ts";
 import { cleanTest, withDirectory } from "../support/leaks.ts";
 
 /** How long a lock is waited for. */
@@ -18,6 +18,13 @@ async function untilFree(path: string): Promise<number> {
   }
   unlockByte(fd, 0);
   return performance.now() - startMs;
+}
+
+/** Waits for a holder's end; the interval keeps the event loop alive, which that does not. */
+async function untilEnded(holder: PinHolder): Promise<void> {
+  const alive = setInterval(() => {}, 1000);
+  await holder.ended;
+  clearInterval(alive);
 }
 
 function lockedFile(path: string): Fd {
@@ -42,6 +49,7 @@ cleanTest(
       holder[Symbol.dispose]();
       const tookMs = await untilFree(path);
       assert(tookMs < PIN_HOLD_MS / 2, `${tookMs} ms`);
+      await untilEnded(holder);
     }),
 );
 
@@ -51,11 +59,13 @@ cleanTest(
     withDirectory(async (directory) => {
       const path = `${directory}/lock`;
       using fd = lockedFile(path);
-      using _holder = holdPins([fd])!;
+      const holder = holdPins([fd])!;
       const { stdout } = await new Deno.Command("ls", { args: ["-l", "/proc/self/fd"] }).output();
       const listed = new TextDecoder().decode(stdout);
       assert(listed.includes("/dev/null") || listed.includes("pipe:"), listed);
       assert(!listed.includes(path), listed);
+      holder[Symbol.dispose]();
+      await untilEnded(holder);
     }),
 );
 
