@@ -13,7 +13,7 @@
  * echoes. Both modes take turns, the segment of confined mode has three sizes.
  */
 
-import { ShadowQueue, shadowRingsSize } from "../src/proxy/confined/shadow_queue.ts";
+import { ShadowQueue, shadowRingsSize } from "../src/sharing/copied_queue.ts";
 import { mapAnonymous } from "../src/linux/mapping.ts";
 import { measureGuests } from "./confined_guests.ts";
 import { isSelected, measureCase, printHead, startTwin, type Twin } from "./harness.ts";

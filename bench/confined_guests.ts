@@ -11,9 +11,9 @@ import { clearEventFd, createEventFd, signalEventFd } from "../src/linux/eventfd
 import { createSealedMemory, type Fd } from "../src/linux/fd.ts";
 import { type Mapping, mapShared } from "../src/linux/mapping.ts";
 import { EPOLLIN, Reactor } from "../src/linux/reactor.ts";
-import { NetFeature, RingFeature } from "../src/message/features.ts";
-import { FEATURE_PROTOCOL_FEATURES, Request } from "../src/proxy/vhost_user/protocol.ts";
-import { DriverQueue } from "../src/virtqueue/mod.ts";
+import { NetFeature, RingFeature } from "../src/virtio/features.ts";
+import { FEATURE_PROTOCOL_FEATURES, Request } from "../src/drivers/vhost_user/protocol.ts";
+import { DriverQueue } from "../src/virtio/split/mod.ts";
 import { RawFrontEnd, regionBytes, u32s, USER_ADDRESS } from "../tests/support/front_end.ts";
 import { isQuick, loadLine, quantile } from "./harness.ts";
 

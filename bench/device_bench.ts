@@ -12,13 +12,14 @@
  * indirect table, or in mergeable buffers of 4 KiB.
  */
 
-import { NetDevice } from "../src/device/net/net_device.ts";
+import { NET_HEADER_SIZE } from "../src/virtio/net_header.ts";
+import { NetDevice } from "../src/devices/net/net_device.ts";
 import { allocate } from "../src/linux/arena.ts";
 import { Reactor, type Task } from "../src/linux/reactor.ts";
-import type { SegmentList } from "../src/memory/mod.ts";
-import { NetFeature, RingFeature } from "../src/message/features.ts";
-import { NET_HEADER_SIZE, type NetworkPort } from "../src/network/port.ts";
-import type { DeviceHost } from "../src/transport/device_model.ts";
+import type { IovecList } from "../src/memory/mod.ts";
+import { NetFeature, RingFeature } from "../src/virtio/features.ts";
+import { type NetworkPort } from "../src/network/port.ts";
+import type { DeviceHost } from "../src/virtio/device.ts";
 import { measureCase, printHead, startTwin, type Twin } from "./harness.ts";
 import { type OfferedRing, offeredRing } from "./offered_ring.ts";
 
@@ -62,7 +63,7 @@ class BenchPort implements NetworkPort {
 
   open(): void {}
 
-  send(sent: SegmentList): boolean {
+  send(sent: IovecList): boolean {
     if (this.copies) sent.copyOut(0, frame.address, sent.length);
     return true;
   }
@@ -71,7 +72,7 @@ class BenchPort implements NetworkPort {
     return this.waiting > 0 ? this.length : 0;
   }
 
-  receive(into: SegmentList, first: number): number {
+  receive(into: IovecList, first: number): number {
     this.waiting--;
     return this.copies ? into.copyIn(0, frame.address, this.length, first) : this.length;
   }

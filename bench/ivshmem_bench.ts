@@ -22,25 +22,20 @@
  */
 
 import { compiledExecutable } from "../scripts/executable.ts";
-import { openKeeper } from "../src/cli/guest/keeper.ts";
-import { type InnerGuest, innerMicrovm } from "../src/cli/guest/inner.ts";
-import { findProgram, withLibraries } from "../src/cli/guest/libraries.ts";
+import { openKeeper } from "../scripts/lab/keeper.ts";
+import { type InnerGuest, innerMicrovm } from "../scripts/lab/inner.ts";
+import { findProgram, withLibraries } from "../scripts/lab/libraries.ts";
 import {
   DOORBELL_ADDRESS,
   isMachineInstallation,
   type Machine,
   OTHER_MEMORY_ADDRESS,
-} from "../src/cli/guest/machine.ts";
-import { findGuests } from "../src/cli/guest/machines.ts";
-import {
-  DRIVER_HUGE_PAGES,
-  DRIVER_INTERFACE,
-  MEMORY_BASE,
-  openPair,
-} from "../src/cli/guest/pair.ts";
-import { chooseAccelerator, type QemuInstallation } from "../src/cli/guest/qemu.ts";
+} from "../scripts/lab/machine.ts";
+import { findGuests } from "../scripts/lab/machines.ts";
+import { DRIVER_HUGE_PAGES, DRIVER_INTERFACE, MEMORY_BASE, openPair } from "../scripts/lab/pair.ts";
+import { chooseAccelerator, type QemuInstallation } from "../scripts/lab/qemu.ts";
 import { eachLine, endChild } from "../src/cli/self.ts";
-import type { PingResult } from "../src/proxy/driver/pinger.ts";
+import type { PingResult } from "../src/drivers/net/pinger.ts";
 import { isQuick, isSelected, loadLine, quantile } from "./harness.ts";
 
 const SEGMENT_SIZE = "4M";

@@ -22,9 +22,9 @@ import type { Dialect } from "../src/message/codec.ts";
 import { codecFor } from "../src/message/codecs.ts";
 import { Kind } from "../src/message/message.ts";
 import { createLog } from "../src/observe/log.ts";
-import { knownMemory } from "../src/proxy/driver/driver_memory.ts";
-import { NetDriver } from "../src/proxy/driver/net_driver.ts";
-import { Pinger, type PingResult, type Throughput } from "../src/proxy/driver/pinger.ts";
+import { knownMemory } from "../src/sharing/driver_memory.ts";
+import { NetDriver } from "../src/drivers/net/net_driver.ts";
+import { Pinger, type PingResult, type Throughput } from "../src/drivers/net/pinger.ts";
 import { DriverSide } from "../src/transport/driver_side.ts";
 import { isQuick, isSelected, loadLine, quantile } from "./harness.ts";
 

@@ -7,10 +7,10 @@
 
 import { mapAnonymous } from "../src/linux/mapping.ts";
 import { AddressSpace } from "../src/memory/address_space.ts";
-import { Chain } from "../src/virtqueue/chain.ts";
-import { ChainSequence } from "../src/virtqueue/chain_sequence.ts";
-import { type DeviceQueue, openDeviceQueue, Pop } from "../src/virtqueue/device_queue.ts";
-import { DriverQueue } from "../src/virtqueue/driver_queue.ts";
+import { Chain } from "../src/virtio/split/chain.ts";
+import { ChainSequence } from "../src/virtio/split/chain_sequence.ts";
+import { type DeviceQueue, openDeviceQueue, Pop } from "../src/virtio/split/device_queue.ts";
+import { DriverQueue } from "../src/virtio/split/driver_queue.ts";
 import { type OfferedRing, offeredRing } from "./offered_ring.ts";
 
 const PACKETS = 1000, SIZE = 256;

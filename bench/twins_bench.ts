@@ -6,8 +6,8 @@
 
 import { SLOT_SIZE, type SpscQueue, spscSize } from "../src/bus/spsc_queue.ts";
 import { mapAnonymous } from "../src/linux/mapping.ts";
-import { Chain } from "../src/virtqueue/chain.ts";
-import { Pop } from "../src/virtqueue/device_queue.ts";
+import { Chain } from "../src/virtio/split/chain.ts";
+import { Pop } from "../src/virtio/split/device_queue.ts";
 import {
   isQuick,
   isSelected,

@@ -9,7 +9,7 @@
 import { parseArgs } from "@std/cli/parse-args";
 import { fromFileUrl } from "@std/path";
 import { UsageError, VmsgError } from "../src/linux/errors.ts";
-import { runCommand } from "../src/cli/guest/run_command.ts";
+import { runCommand } from "./lab/run_command.ts";
 import { findToolchain, nativeTarget, type Target, TARGETS } from "./toolchain.ts";
 
 const ROOT = fromFileUrl(new URL("..", import.meta.url));

@@ -8,7 +8,7 @@
 import { fromFileUrl } from "@std/path";
 import { parseArgs } from "@std/cli/parse-args";
 import { VmsgError } from "../src/linux/errors.ts";
-import { machineArchitecture } from "../src/cli/guest/machine.ts";
+import { machineArchitecture } from "./lab/machine.ts";
 import { compiledExecutable } from "./executable.ts";
 import { fetchArm64Qemu } from "./fetch_arm64_qemu.ts";
 

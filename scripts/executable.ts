@@ -5,8 +5,8 @@
  */
 
 import { fromFileUrl } from "@std/path";
-import { cacheDirectory } from "../src/cli/guest/cache.ts";
-import { runCommand } from "../src/cli/guest/run_command.ts";
+import { cacheDirectory } from "./lab/cache.ts";
+import { runCommand } from "./lab/run_command.ts";
 import { VmsgError } from "../src/linux/errors.ts";
 import { nativeTarget, type Target, TARGETS } from "./toolchain.ts";
 

@@ -8,10 +8,10 @@
  * is there already is left alone.
  */
 
-import { cacheDirectory } from "../src/cli/guest/cache.ts";
-import { arm64LibraryRoot } from "../src/cli/guest/libraries.ts";
+import { cacheDirectory } from "./lab/cache.ts";
+import { arm64LibraryRoot } from "./lab/libraries.ts";
 import { VmsgError } from "../src/linux/errors.ts";
-import { mustRun } from "../src/cli/guest/run_command.ts";
+import { mustRun } from "./lab/run_command.ts";
 
 const EMULATOR_PACKAGE = "qemu-user-static";
 const LIBRARY_PACKAGES = ["libc6", "libgcc-s1"];

@@ -1,5 +1,5 @@
 /**
- * Gets the QEMU that runs inside an arm64 machine (src/cli/guest/arm64_qemu.ts), on Debian:
+ * Gets the QEMU that runs inside an arm64 machine (scripts/lab/arm64_qemu.ts), on Debian:
  * qemu-system-aarch64 for arm64 and the libraries it needs, in the cache directory.
  *
  *     deno run -A scripts/fetch_arm64_qemu.ts
@@ -10,10 +10,10 @@
  * left alone.
  */
 
-import { ARM64_QEMU, ARM64_QEMU_LIBRARIES, arm64QemuRoot } from "../src/cli/guest/arm64_qemu.ts";
-import { cacheDirectory } from "../src/cli/guest/cache.ts";
-import { elfNeeded } from "../src/cli/guest/elf.ts";
-import { mustRun } from "../src/cli/guest/run_command.ts";
+import { ARM64_QEMU, ARM64_QEMU_LIBRARIES, arm64QemuRoot } from "./lab/arm64_qemu.ts";
+import { cacheDirectory } from "./lab/cache.ts";
+import { elfNeeded } from "./lab/elf.ts";
+import { mustRun } from "./lab/run_command.ts";
 import { VmsgError } from "../src/linux/errors.ts";
 import { foreignApt } from "./fetch_arm64.ts";
 

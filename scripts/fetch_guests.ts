@@ -8,15 +8,15 @@
  * What is there already is left alone.
  */
 
-import { cacheDirectory } from "../src/cli/guest/cache.ts";
+import { cacheDirectory } from "./lab/cache.ts";
 import {
   arm64GuestRoot,
   compareVersions,
   findGuests,
   findKernelBelow,
   GUEST_KINDS,
-} from "../src/cli/guest/machines.ts";
-import { loadModules } from "../src/cli/guest/kernel_modules.ts";
+} from "./lab/machines.ts";
+import { loadModules } from "./lab/kernel_modules.ts";
 import { VmsgError } from "../src/linux/errors.ts";
 import { download, foreignApt } from "./fetch_arm64.ts";
 

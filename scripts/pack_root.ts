@@ -10,7 +10,7 @@
  */
 
 import { parseArgs } from "@std/cli/parse-args";
-import { type PlacedFile, withLibraries } from "../src/cli/guest/libraries.ts";
+import { type PlacedFile, withLibraries } from "./lab/libraries.ts";
 import { UsageError, VmsgError } from "../src/linux/errors.ts";
 
 async function pack(root: string, files: readonly PlacedFile[]): Promise<void> {

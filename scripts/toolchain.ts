@@ -10,7 +10,7 @@
  *                         denort-aarch64.xz; they are unpacked into the cache directory once
  */
 
-import { cacheDirectory } from "../src/cli/guest/cache.ts";
+import { cacheDirectory } from "./lab/cache.ts";
 import { VmsgError } from "../src/linux/errors.ts";
 
 /** The targets vmsg is compiled for, and the word for their architecture in file names. */

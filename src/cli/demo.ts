@@ -164,7 +164,7 @@ export const demoCommand: Command = {
       const [machine, executable, net] = ["machine", "executable", "net"].map((n) =>
         options.text(n)
       );
-      const { demoIvshmem } = await import("./demo_ivshmem.ts");
+      const { demoIvshmem } = await import("../../scripts/lab/demo_ivshmem.ts");
       const [inner, direct, confined] = ["inner", "direct", "confined"].map((name) =>
         options.flag(name)
       );
@@ -173,7 +173,7 @@ export const demoCommand: Command = {
       const settings = { inner, direct, oneRange, confined, size, guest, machine, executable, net };
       return await demoIvshmem({ ...settings, interrupted });
     }
-    const { demoGuest } = await import("./demo_guest.ts");
+    const { demoGuest } = await import("../../scripts/lab/demo_guest.ts");
     return await demoGuest(options.text("guest"), options.flag("confined"), interrupted);
   },
 };

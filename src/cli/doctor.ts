@@ -10,7 +10,7 @@ import { hasDoorbell, ivshmemFunctions } from "../ivshmem/function.ts";
 import { readOwnId } from "../ivshmem/sysfs_end.ts";
 import type { PciFunction } from "../linux/sysfs.ts";
 import type { Command } from "./command.ts";
-import { findGuests } from "./guest/machines.ts";
+import { findGuests } from "../../scripts/lab/machines.ts";
 
 /** What a check found. */
 export interface Finding {

@@ -25,8 +25,8 @@ import {
   ownMemory,
   pageMemory,
   segmentMemory,
-} from "../proxy/driver/driver_memory.ts";
-import { DRIVER_MEMORY_SIZE } from "../proxy/driver/net_driver.ts";
+} from "../sharing/driver_memory.ts";
+import { DRIVER_MEMORY_SIZE } from "../drivers/net/net_driver.ts";
 import type { FixedWindow } from "../transport/device_side.ts";
 import type { Option, Options } from "./command.ts";
 import { type Group, parseGroup } from "./groups.ts";

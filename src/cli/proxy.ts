@@ -1,7 +1,7 @@
 /** The subcommand `vmsg proxy`. */
 
 import { UsageError } from "../linux/errors.ts";
-import type { VhostUserOptions } from "../proxy/vhost_user/server.ts";
+import type { VhostUserOptions } from "../drivers/vhost_user/server.ts";
 import { BUS_HELP, BUS_OPTION, parseBus } from "./bus_option.ts";
 import type { Command } from "./command.ts";
 import { COMMON_OPTIONS, parseCommon, runDataPlane } from "./data_plane.ts";

@@ -14,11 +14,15 @@
  * pays for this.
  *
  * Only {@link stopReactorFrom}'s eventfd reaches a blocked Worker from outside.
+ *
+ * Time is the reactor's: {@link Reactor.now}. With a clock that is moved by hand the loop never waits for a
+ * timer: when a poll finds nothing to do, time jumps to the next deadline.
  */
 
 import { setImmediate } from "node:timers";
 
 import { allocate } from "./arena.ts";
+import { type Clock, MONOTONIC } from "./clock.ts";
 import { EINTR } from "./errors.ts";
 import { clearEventFd } from "./eventfd.ts";
 import { check, errno, lastError, libc } from "./libc.ts";
@@ -75,10 +79,10 @@ export interface Deferred<T> {
 class ReactorTimer implements Timer {
   deadlineMs = Infinity;
 
-  constructor(readonly fire: () => void) {}
+  constructor(readonly fire: () => void, readonly clock: Clock) {}
 
   arm(delayMs: number): void {
-    this.deadlineMs = performance.now() + delayMs;
+    this.deadlineMs = this.clock.now() + delayMs;
   }
 
   cancel(): void {
@@ -103,6 +107,14 @@ export class Reactor implements Disposable {
   #settled = true;
   #stopped = false;
   #failure: unknown;
+
+  /** @param clock what {@link now} and every timer go by */
+  constructor(readonly clock: Clock = MONOTONIC) {}
+
+  /** Milliseconds that never go back; the same origin in all Workers of a machine. */
+  now(): number {
+    return this.clock.now();
+  }
 
   /** Watches a descriptor (level-triggered). The caller keeps owning it. */
   watch(fd: Fd, events: number, handler: ReadyHandler): void {
@@ -130,7 +142,7 @@ export class Reactor implements Disposable {
 
   /** Makes a timer, not armed yet. */
   timer(fire: () => void): Timer {
-    const timer = new ReactorTimer(fire);
+    const timer = new ReactorTimer(fire, this.clock);
     this.#timers.add(timer);
     return timer;
   }
@@ -229,11 +241,12 @@ export class Reactor implements Disposable {
 
   /** One turn of the loop, see the head of this file. It blocks until there is something to do. */
   turn(): void {
+    const timeoutMs = this.#tasks.length > 0 ? 0 : this.#timeoutMs();
     const count = libc.epoll_wait(
       this.#epoll.number,
       this.#events.address,
       MAX_EVENTS,
-      this.#tasks.length > 0 ? 0 : this.#timeoutMs(),
+      timeoutMs,
     );
     if (count < 0 && errno() !== EINTR) throw lastError("epoll_wait");
     for (let i = 0; i < count; i++) {
@@ -241,21 +254,28 @@ export class Reactor implements Disposable {
       const number = this.#events.view.getInt32(i * EVENT_SIZE + EVENT_DATA, true);
       this.#handlers[number]?.(events);
     }
+    if (count === 0 && this.#tasks.length === 0) this.clock.skipTo?.(this.#deadlineMs());
     this.#fireTimers();
     this.#runTasks();
   }
 
-  #timeoutMs(): number {
+  #deadlineMs(): number {
     let deadlineMs = Infinity;
     for (const timer of this.#timers) deadlineMs = Math.min(deadlineMs, timer.deadlineMs);
+    return deadlineMs;
+  }
+
+  #timeoutMs(): number {
+    const deadlineMs = this.#deadlineMs();
     if (deadlineMs === Infinity) return -1;
+    if (this.clock.skipTo !== undefined) return 0;
     // Rounded up: waking early would turn the last millisecond into a busy loop.
-    return Math.max(0, Math.ceil(deadlineMs - performance.now()));
+    return Math.max(0, Math.ceil(deadlineMs - this.now()));
   }
 
   #fireTimers(): void {
     if (this.#timers.size === 0) return;
-    const nowMs = performance.now();
+    const nowMs = this.now();
     // The earliest first; as many as there are now, so that one that arms itself cannot hold the loop.
     for (let left = this.#timers.size; left > 0; left--) {
       let due: ReactorTimer | undefined;

@@ -8,10 +8,10 @@
  * Number above that limit, so it is refused as well.)
  *
  * Limits: {@link MAX_WINDOWS} windows, as many as a vhost-user front end may send (8 without, 509 with
- * configurable memory slots), and SegmentList's capacity for one translation.
+ * configurable memory slots), and IovecList's capacity for one translation.
  */
 
-import type { SegmentList } from "./segments.ts";
+import type { IovecList } from "./iovec_list.ts";
 
 const TWO_TO_32 = 0x1_0000_0000;
 
@@ -156,7 +156,7 @@ export class AddressSpace {
    * @returns false if a byte lies outside every window, or `into` is full; `into` then holds a part.
    * No bytes are no segment, wherever they are.
    */
-  translate(address: number, length: number, into: SegmentList): boolean {
+  translate(address: number, length: number, into: IovecList): boolean {
     if (length === 0) return true;
     const last = this.#last;
     if (last !== undefined && address >= last.at && address + length <= last.end) {
@@ -166,7 +166,7 @@ export class AddressSpace {
   }
 
   /** {@link translate} for an address in two halves, see {@link findHalves}, and a length that is not 0. */
-  translateHalves(high: number, low: number, length: number, into: SegmentList): boolean {
+  translateHalves(high: number, low: number, length: number, into: IovecList): boolean {
     const last = this.#last;
     if (
       last !== undefined && high === last.atHigh && low >= last.atLow &&
@@ -178,7 +178,7 @@ export class AddressSpace {
   }
 
   /** The rest of {@link translate}, apart, so that its usual case is compiled into its callers. */
-  #translateAny(address: number, length: number, into: SegmentList): boolean {
+  #translateAny(address: number, length: number, into: IovecList): boolean {
     if (!(address + length <= Number.MAX_SAFE_INTEGER)) return false;
     while (length > 0) {
       const window = this.#containing(address);

@@ -2,5 +2,5 @@
 
 export * from "./address_space.ts";
 export * from "./atomics.ts";
-export * from "./segment_ring.ts";
-export { SegmentList } from "./segments.ts";
+export * from "./iovec_ring.ts";
+export { IovecList } from "./iovec_list.ts";

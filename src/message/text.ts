@@ -21,7 +21,7 @@ import {
   MEMORY_WINDOW,
   type Message,
 } from "./message.ts";
-import { DEVICE_NET, featureNames, statusNames } from "./features.ts";
+import { DEVICE_NET, featureNames, statusNames } from "../virtio/features.ts";
 import type { Layout } from "./layout.ts";
 import { kindName, MESSAGES, wireOf } from "./table.ts";
 

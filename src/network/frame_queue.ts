@@ -4,9 +4,9 @@
  * nothing; whatever a sender's header said is left behind. A full queue drops the newest frame.
  */
 
+import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../virtio/net_header.ts";
 import { mapAnonymous, type Mapping } from "../linux/mapping.ts";
-import { MemoryWindow, type SegmentList } from "../memory/mod.ts";
-import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "./port.ts";
+import { type IovecList, MemoryWindow } from "../memory/mod.ts";
 
 /** See the head of this file. */
 export class FrameQueue implements Disposable {
@@ -43,7 +43,7 @@ export class FrameQueue implements Disposable {
    * @param length with its virtio-net header, in bytes
    * @returns false if there is no room for it
    */
-  push(frame: SegmentList, length: number): boolean {
+  push(frame: IovecList, length: number): boolean {
     if (this.#count === this.capacity || length > this.slotSize) return false;
     const slot = (this.#tail + this.#count) % this.capacity;
     const target = this.window.address + BigInt(slot * this.slotSize + NET_HEADER_SIZE);
@@ -64,7 +64,7 @@ export class FrameQueue implements Disposable {
   }
 
   /** Copies the oldest frame, header first, into segments; returns its length. */
-  copyFront(into: SegmentList, first: number): number {
+  copyFront(into: IovecList, first: number): number {
     const source = this.window.address + BigInt(this.frontOffset);
     return into.copyIn(0, source, this.frontLength, first);
   }

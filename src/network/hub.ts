@@ -16,15 +16,16 @@
  * to one reactor.
  */
 
+import { NET_HEADER_SIZE } from "../virtio/net_header.ts";
 import { allocate } from "../linux/arena.ts";
 import { VmsgError } from "../linux/errors.ts";
 import { mapAnonymous, type Mapping } from "../linux/mapping.ts";
 import type { Reactor, Task } from "../linux/reactor.ts";
-import { MemoryWindow, SegmentList } from "../memory/mod.ts";
+import { IovecList, MemoryWindow } from "../memory/mod.ts";
 import { FrameQueue } from "./frame_queue.ts";
 import { MacTable } from "./mac_table.ts";
 import { FRAME_OVERHEAD } from "./offloads.ts";
-import { NET_HEADER_SIZE, type NetworkPort, type PortListener } from "./port.ts";
+import { type NetworkPort, type PortListener } from "./port.ts";
 
 /** The most devices on one hub. */
 export const MAX_PORTS = 64;
@@ -89,7 +90,7 @@ export class Hub implements Disposable {
     return port;
   }
 
-  #forward(source: number, frame: SegmentList, length: number): void {
+  #forward(source: number, frame: IovecList, length: number): void {
     const size = length - NET_HEADER_SIZE;
     const header = this.#header.view;
     if (size >= ETHERNET_HEADER_SIZE) {
@@ -116,7 +117,7 @@ export class Hub implements Disposable {
     }
   }
 
-  #deliver(number: number, frame: SegmentList, length: number): void {
+  #deliver(number: number, frame: IovecList, length: number): void {
     const port = number === UPLINK ? this.#uplink : this.#ports[number];
     if (port !== undefined && !port.deliver(frame, length)) this.counters.dropped++;
   }
@@ -135,7 +136,7 @@ function readMac(view: DataView, at: number): number {
 
 /** What a port asks of its hub. */
 interface Switch {
-  forward(frame: SegmentList, length: number): void;
+  forward(frame: IovecList, length: number): void;
   leave(): void;
 }
 
@@ -164,13 +165,13 @@ class HubPort implements NetworkPort {
   }
 
   /** Queues a frame for the guest; false if there is no room. */
-  deliver(frame: SegmentList, length: number): boolean {
+  deliver(frame: IovecList, length: number): boolean {
     if (!this.#queue.push(frame, length)) return false;
     this.#listener?.readable();
     return true;
   }
 
-  send(frame: SegmentList): boolean {
+  send(frame: IovecList): boolean {
     if (this.#open) this.#switch.forward(frame, frame.length);
     return true;
   }
@@ -179,7 +180,7 @@ class HubPort implements NetworkPort {
     return this.#queue.frontLength;
   }
 
-  receive(into: SegmentList, first: number): number {
+  receive(into: IovecList, first: number): number {
     const length = this.#queue.copyFront(into, first);
     this.#queue.shift();
     return length;
@@ -203,9 +204,9 @@ class Uplink implements Disposable {
   readonly #reactor: Reactor;
   readonly #port: NetworkPort;
   readonly #queue: FrameQueue;
-  readonly #forward: (frame: SegmentList, length: number) => void;
-  readonly #out = new SegmentList(1);
-  readonly #in = new SegmentList(1);
+  readonly #forward: (frame: IovecList, length: number) => void;
+  readonly #out = new IovecList(1);
+  readonly #in = new IovecList(1);
   readonly #memory: Mapping;
   readonly #window: MemoryWindow;
   readonly #sendTask: Task = { run: () => this.#send() };
@@ -216,7 +217,7 @@ class Uplink implements Disposable {
     reactor: Reactor,
     port: NetworkPort,
     queue: FrameQueue,
-    forward: (frame: SegmentList, length: number) => void,
+    forward: (frame: IovecList, length: number) => void,
   ) {
     this.#reactor = reactor;
     this.#port = port;
@@ -232,7 +233,7 @@ class Uplink implements Disposable {
     });
   }
 
-  deliver(frame: SegmentList, length: number): boolean {
+  deliver(frame: IovecList, length: number): boolean {
     if (!this.#queue.push(frame, length)) return false;
     this.#reactor.schedule(this.#sendTask);
     return true;

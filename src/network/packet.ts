@@ -21,6 +21,8 @@
  * frames that the guest sends then are lost, as on a cable.
  */
 
+import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../virtio/net_header.ts";
+import { hasFeature, NetFeature } from "../virtio/features.ts";
 import { LinuxError, VmsgError } from "../linux/errors.ts";
 import type { Fd } from "../linux/fd.ts";
 import { LinkWatch } from "../linux/link_watch.ts";
@@ -39,22 +41,11 @@ import {
 } from "../linux/netdev.ts";
 import { openPacketSocket, PACKET_HEADER_SIZE } from "../linux/packet_socket.ts";
 import type { Reactor } from "../linux/reactor.ts";
-import type { SegmentList } from "../memory/mod.ts";
+import type { IovecList } from "../memory/mod.ts";
 import { limitedLog, type Log } from "../observe/log.ts";
 import { FrameDescriptor } from "./frame_descriptor.ts";
-import {
-  FRAME_OVERHEAD,
-  hasFeature,
-  LARGE_FRAME_ROOM,
-  Offload,
-  takesLargeFrames,
-} from "./offloads.ts";
-import {
-  NET_HEADER_SIZE,
-  type NetworkPort,
-  NUM_BUFFERS_OFFSET,
-  type PortListener,
-} from "./port.ts";
+import { FRAME_OVERHEAD, LARGE_FRAME_ROOM, takesLargeFrames } from "./offloads.ts";
+import { type NetworkPort, type PortListener } from "./port.ts";
 import { PrefixedSegments } from "./prefixed_segments.ts";
 import { addBytes, checksumOf } from "./responder/checksum.ts";
 
@@ -67,14 +58,14 @@ export interface PacketOptions {
 }
 
 const FEATURES = [
-  Offload.CSUM,
-  Offload.GUEST_CSUM,
-  Offload.GUEST_TSO4,
-  Offload.GUEST_TSO6,
-  Offload.GUEST_ECN,
-  Offload.HOST_TSO4,
-  Offload.HOST_TSO6,
-  Offload.HOST_ECN,
+  NetFeature.CSUM,
+  NetFeature.GUEST_CSUM,
+  NetFeature.GUEST_TSO4,
+  NetFeature.GUEST_TSO6,
+  NetFeature.GUEST_ECN,
+  NetFeature.HOST_TSO4,
+  NetFeature.HOST_TSO6,
+  NetFeature.HOST_ECN,
 ];
 
 /** Fields of struct virtio_net_hdr. */
@@ -154,10 +145,10 @@ export class PacketPort implements NetworkPort {
   setFeatures(words: Uint32Array): void {
     const large = takesLargeFrames(words);
     this.#room = large ? LARGE_FRAME_ROOM : this.mtu + FRAME_OVERHEAD + NET_HEADER_SIZE;
-    this.#checksums = hasFeature(words, Offload.GUEST_CSUM);
-    this.#tcp4 = hasFeature(words, Offload.GUEST_TSO4);
-    this.#tcp6 = hasFeature(words, Offload.GUEST_TSO6);
-    this.#ecn = hasFeature(words, Offload.GUEST_ECN);
+    this.#checksums = hasFeature(words, NetFeature.GUEST_CSUM);
+    this.#tcp4 = hasFeature(words, NetFeature.GUEST_TSO4);
+    this.#tcp6 = hasFeature(words, NetFeature.GUEST_TSO6);
+    this.#ecn = hasFeature(words, NetFeature.GUEST_ECN);
     if (!large && this.#merging === undefined) {
       this.#merging = receiveMerging(this.#name);
       setReceiveMerging(this.#name, { gro: false, lro: false });
@@ -185,7 +176,7 @@ export class PacketPort implements NetworkPort {
     if (flags === undefined) this.#warn(`${this.description} is gone`);
   }
 
-  send(frame: SegmentList): boolean {
+  send(frame: IovecList): boolean {
     if (frame.length <= NET_HEADER_SIZE) return true;
     const count = this.#out.assemble(frame, 0);
     if (count === 0) return true;
@@ -197,7 +188,7 @@ export class PacketPort implements NetworkPort {
     return this.#frames.readable ? this.#room : 0;
   }
 
-  receive(into: SegmentList, first: number): number {
+  receive(into: IovecList, first: number): number {
     const count = this.#in.assembleWithSuffix(into, first);
     if (count === 0) return 0;
     for (let drops = 0; drops < MAX_DROPS; drops++) {
@@ -231,7 +222,7 @@ export class PacketPort implements NetworkPort {
   }
 
   /** Fills in the checksum that the sender left to us; the header then says nothing. */
-  #finishChecksum(into: SegmentList, first: number, length: number): void {
+  #finishChecksum(into: IovecList, first: number, length: number): void {
     const header = this.#in.prefix.view;
     const needed = (header.getUint8(FLAGS) & NEEDS_CHECKSUM) !== 0;
     header.setUint8(FLAGS, 0);

@@ -17,6 +17,7 @@
  * that neither a full pipe nor a talkative passt can do harm) is told then.
  */
 
+import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../virtio/net_header.ts";
 import { allocate } from "../linux/arena.ts";
 import { UsageError, VmsgError } from "../linux/errors.ts";
 import { createSealedMemory, type Fd } from "../linux/fd.ts";
@@ -31,14 +32,9 @@ import {
   type Timer,
 } from "../linux/reactor.ts";
 import { connectUnix, type UnixStream, unixStreamPair } from "../linux/unix_socket.ts";
-import type { SegmentList } from "../memory/mod.ts";
+import type { IovecList } from "../memory/mod.ts";
 import type { Log } from "../observe/log.ts";
-import {
-  NET_HEADER_SIZE,
-  type NetworkPort,
-  NUM_BUFFERS_OFFSET,
-  type PortListener,
-} from "./port.ts";
+import { type NetworkPort, type PortListener } from "./port.ts";
 import { PrefixedSegments } from "./prefixed_segments.ts";
 
 /** Which passt. */
@@ -158,7 +154,7 @@ export class PasstPort implements NetworkPort {
     }
   }
 
-  send(frame: SegmentList): boolean {
+  send(frame: IovecList): boolean {
     const length = frame.length - NET_HEADER_SIZE;
     const stream = this.#stream;
     if (stream === undefined || length < MIN_FRAME || length > MAX_FRAME) {
@@ -250,7 +246,7 @@ export class PasstPort implements NetworkPort {
     return length >= MIN_FRAME && length <= MAX_FRAME;
   }
 
-  receive(into: SegmentList, first: number): number {
+  receive(into: IovecList, first: number): number {
     const length = this.#frameLength();
     if (length === 0) return 0;
     into.copyIn(0, this.#header.address, NET_HEADER_SIZE, first);

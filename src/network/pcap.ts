@@ -12,15 +12,16 @@
  * as large as 64 KiB, and its checksum not filled in yet.
  */
 
+import { NET_HEADER_SIZE } from "../virtio/net_header.ts";
 import { allocate, type Block } from "../linux/arena.ts";
 import { linuxErrno, LinuxError, VmsgError } from "../linux/errors.ts";
 import { type Fd, O_CREAT, openFile } from "../linux/fd.ts";
 import { errno, libc, linuxError } from "../linux/libc.ts";
 import { mapAnonymous, type Mapping } from "../linux/mapping.ts";
 import type { Reactor, Timer } from "../linux/reactor.ts";
-import type { SegmentList } from "../memory/mod.ts";
+import type { IovecList } from "../memory/mod.ts";
 import type { Log } from "../observe/log.ts";
-import { NET_HEADER_SIZE, type NetworkPort, type PortListener } from "./port.ts";
+import { type NetworkPort, type PortListener } from "./port.ts";
 
 /** Where frames are captured to. */
 export interface CaptureOptions {
@@ -116,7 +117,7 @@ export class CapturingPort implements NetworkPort {
     this.port.open(listener);
   }
 
-  send(frame: SegmentList): boolean {
+  send(frame: IovecList): boolean {
     if (!this.port.send(frame)) return false;
     this.#capture(frame, frame.length, 0);
     return true;
@@ -126,7 +127,7 @@ export class CapturingPort implements NetworkPort {
     return this.port.nextLength();
   }
 
-  receive(into: SegmentList, first: number): number {
+  receive(into: IovecList, first: number): number {
     const length = this.port.receive(into, first);
     if (length > 0) this.#capture(into, length, first);
     return length;
@@ -136,7 +137,7 @@ export class CapturingPort implements NetworkPort {
     this.port.discard();
   }
 
-  #capture(frame: SegmentList, length: number, first: number): void {
+  #capture(frame: IovecList, length: number, first: number): void {
     if (this.#fd === undefined || length <= NET_HEADER_SIZE) return;
     const size = length - NET_HEADER_SIZE;
     const kept = size < this.#snapLength ? size : this.#snapLength;

@@ -1,17 +1,12 @@
 /**
  * The door between a network device and where its frames go to and come from.
  *
- * A frame crosses it as the guest's own memory: a {@link SegmentList} that begins with the virtio-net
+ * A frame crosses it as the guest's own memory: a {@link IovecList} that begins with the virtio-net
  * header (VIRTIO 1.2, 5.1.6, 12 bytes), ready for one writev or readv. The header is passed on unchanged,
  * so that whoever can do offloads (a TAP) gets them, and whoever cannot (the responder) sees a plain one.
  */
 
-import type { SegmentList } from "../memory/mod.ts";
-
-/** struct virtio_net_hdr_v1: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers. */
-export const NET_HEADER_SIZE = 12;
-/** Where num_buffers lies in it. */
-export const NUM_BUFFERS_OFFSET = 10;
+import type { IovecList } from "../memory/mod.ts";
 
 /** Who uses a port: the device, which works in its own task. */
 export interface PortListener {
@@ -51,7 +46,7 @@ export interface NetworkPort extends Disposable {
    *
    * @returns false if there is no room now: keep the frame until {@link PortListener.writable}
    */
-  send(frame: SegmentList): boolean;
+  send(frame: IovecList): boolean;
   /** Room that the next frame for the guest needs, header included; 0 when there is none. */
   nextLength(): number;
   /**
@@ -60,7 +55,7 @@ export interface NetworkPort extends Disposable {
    *
    * @returns its length with header, 0 when there was none after all
    */
-  receive(into: SegmentList, first: number): number;
+  receive(into: IovecList, first: number): number;
   /** Drops the next frame, which no buffer of the guest can hold. */
   discard(): void;
 }

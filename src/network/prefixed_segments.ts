@@ -10,10 +10,10 @@
  * scratch memory of our own: a read that reaches it has met a frame longer than the room.
  */
 
+import { NET_HEADER_SIZE } from "../virtio/net_header.ts";
 import { allocate, type Block } from "../linux/arena.ts";
 import { libc } from "../linux/libc.ts";
-import type { SegmentList } from "../memory/mod.ts";
-import { NET_HEADER_SIZE } from "./port.ts";
+import type { IovecList } from "../memory/mod.ts";
 
 const IOVEC_SIZE = 16;
 /** IOV_MAX, of which the prefix and the suffix take two. */
@@ -52,7 +52,7 @@ export class PrefixedSegments {
    * @param first the segment whose first byte is the first of the virtio-net header
    * @returns how many iovecs there are, or 0 for a frame in too many pieces
    */
-  assemble(frame: SegmentList, first: number): number {
+  assemble(frame: IovecList, first: number): number {
     const count = frame.count - first;
     if (count > MAX_SEGMENTS) return 0;
     libc.memcpy(this.address + BigInt(IOVEC_SIZE), frame.addressFrom(first), count * IOVEC_SIZE);
@@ -73,7 +73,7 @@ export class PrefixedSegments {
   }
 
   /** As {@link assemble}, with the suffix at the end. */
-  assembleWithSuffix(frame: SegmentList, first: number): number {
+  assembleWithSuffix(frame: IovecList, first: number): number {
     const count = this.assemble(frame, first);
     if (count === 0) return 0;
     this.#put(count, this.#suffix.address, SUFFIX_SIZE);

@@ -5,16 +5,12 @@
  * as a small one here, and nobody else will see either. Frames for the guest are whole ones of its MTU.
  */
 
+import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../virtio/net_header.ts";
+import { NetFeature } from "../virtio/features.ts";
 import { allocate } from "../linux/arena.ts";
 import type { Reactor, Timer } from "../linux/reactor.ts";
-import type { SegmentList } from "../memory/mod.ts";
-import { Offload } from "./offloads.ts";
-import {
-  NET_HEADER_SIZE,
-  type NetworkPort,
-  NUM_BUFFERS_OFFSET,
-  type PortListener,
-} from "./port.ts";
+import type { IovecList } from "../memory/mod.ts";
+import { type NetworkPort, type PortListener } from "./port.ts";
 import { Responder, type ResponderOptions } from "./responder/responder.ts";
 
 /** The largest frame taken from a guest: 64 KiB of payload and some headers. */
@@ -27,10 +23,10 @@ const NEEDS_CSUM = 1;
 export class ResponderPort implements NetworkPort {
   readonly description: string = "responder";
   readonly features: readonly number[] = [
-    Offload.CSUM,
-    Offload.HOST_TSO4,
-    Offload.HOST_TSO6,
-    Offload.HOST_ECN,
+    NetFeature.CSUM,
+    NetFeature.HOST_TSO4,
+    NetFeature.HOST_TSO6,
+    NetFeature.HOST_ECN,
   ];
   /** Who answers. */
   readonly responder: Responder;
@@ -90,7 +86,7 @@ export class ResponderPort implements NetworkPort {
     this.#tcpTimer.arm(Math.max(1, delayMs));
   }
 
-  send(frame: SegmentList): boolean {
+  send(frame: IovecList): boolean {
     const length = frame.length - NET_HEADER_SIZE;
     if (length > 0 && length <= MAX_FRAME) {
       const partial = (frame.getUint8(FLAGS_OFFSET) & NEEDS_CSUM) !== 0;
@@ -110,7 +106,7 @@ export class ResponderPort implements NetworkPort {
     return 0;
   }
 
-  receive(into: SegmentList, first: number): number {
+  receive(into: IovecList, first: number): number {
     const length = this.responder.next(this.#outFrame);
     if (length === 0) return 0;
     return into.copyIn(0, this.#out.address, length + NET_HEADER_SIZE, first);

@@ -21,6 +21,8 @@
  * been made for what the driver took before.
  */
 
+import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../virtio/net_header.ts";
+import { hasFeature, NetFeature } from "../virtio/features.ts";
 import { LinuxError, UsageError, VmsgError } from "../linux/errors.ts";
 import type { Fd } from "../linux/fd.ts";
 import { LinkWatch } from "../linux/link_watch.ts";
@@ -51,21 +53,10 @@ import {
   TUN_F_USO6,
   TUN_PATH,
 } from "../linux/tun.ts";
-import type { SegmentList } from "../memory/mod.ts";
+import type { IovecList } from "../memory/mod.ts";
 import { FrameDescriptor } from "./frame_descriptor.ts";
-import {
-  FRAME_OVERHEAD,
-  hasFeature,
-  LARGE_FRAME_ROOM,
-  Offload,
-  takesLargeFrames,
-} from "./offloads.ts";
-import {
-  NET_HEADER_SIZE,
-  type NetworkPort,
-  NUM_BUFFERS_OFFSET,
-  type PortListener,
-} from "./port.ts";
+import { FRAME_OVERHEAD, LARGE_FRAME_ROOM, takesLargeFrames } from "./offloads.ts";
+import { type NetworkPort, type PortListener } from "./port.ts";
 import { parseIpv4Address } from "./responder/ipv4.ts";
 
 /** What the TAP is. */
@@ -99,16 +90,16 @@ const USO_TUN_BITS = TUN_F_USO4 | TUN_F_USO6;
 
 /** What every kernel with TUNSETOFFLOAD does, and what those since 6.2 do as well. */
 const BASIC_FEATURES = [
-  Offload.CSUM,
-  Offload.GUEST_CSUM,
-  Offload.GUEST_TSO4,
-  Offload.GUEST_TSO6,
-  Offload.GUEST_ECN,
-  Offload.HOST_TSO4,
-  Offload.HOST_TSO6,
-  Offload.HOST_ECN,
+  NetFeature.CSUM,
+  NetFeature.GUEST_CSUM,
+  NetFeature.GUEST_TSO4,
+  NetFeature.GUEST_TSO6,
+  NetFeature.GUEST_ECN,
+  NetFeature.HOST_TSO4,
+  NetFeature.HOST_TSO6,
+  NetFeature.HOST_ECN,
 ];
-const USO_FEATURES = [Offload.GUEST_USO4, Offload.GUEST_USO6, Offload.HOST_USO];
+const USO_FEATURES = [NetFeature.GUEST_USO4, NetFeature.GUEST_USO6, NetFeature.HOST_USO];
 
 /** See the head of this file. */
 export class TapPort implements NetworkPort {
@@ -201,7 +192,7 @@ export class TapPort implements NetworkPort {
     listener.link(this.#isUp);
   }
 
-  send(frame: SegmentList): boolean {
+  send(frame: IovecList): boolean {
     return this.#frames.write(frame.address, frame.count);
   }
 
@@ -209,7 +200,7 @@ export class TapPort implements NetworkPort {
     return this.#frames.readable ? this.#room : 0;
   }
 
-  receive(into: SegmentList, first: number): number {
+  receive(into: IovecList, first: number): number {
     const length = this.#frames.read(into.addressFrom(first), into.count - first);
     // The kernel's header ends before num_buffers; those two bytes are left as they were.
     if (length > 0) into.setUint16(NUM_BUFFERS_OFFSET, 1, first);
@@ -229,13 +220,13 @@ export class TapPort implements NetworkPort {
 }
 
 function tunBits(words: Uint32Array): number {
-  if (!hasFeature(words, Offload.GUEST_CSUM)) return 0;
+  if (!hasFeature(words, NetFeature.GUEST_CSUM)) return 0;
   let bits = TUN_F_CSUM;
-  if (hasFeature(words, Offload.GUEST_TSO4)) bits |= TUN_F_TSO4;
-  if (hasFeature(words, Offload.GUEST_TSO6)) bits |= TUN_F_TSO6;
+  if (hasFeature(words, NetFeature.GUEST_TSO4)) bits |= TUN_F_TSO4;
+  if (hasFeature(words, NetFeature.GUEST_TSO6)) bits |= TUN_F_TSO6;
   const tso = (bits & (TUN_F_TSO4 | TUN_F_TSO6)) !== 0;
-  if (tso && hasFeature(words, Offload.GUEST_ECN)) bits |= TUN_F_TSO_ECN;
-  const uso = hasFeature(words, Offload.GUEST_USO4) && hasFeature(words, Offload.GUEST_USO6);
+  if (tso && hasFeature(words, NetFeature.GUEST_ECN)) bits |= TUN_F_TSO_ECN;
+  const uso = hasFeature(words, NetFeature.GUEST_USO4) && hasFeature(words, NetFeature.GUEST_USO6);
   return uso ? bits | USO_TUN_BITS : bits;
 }
 

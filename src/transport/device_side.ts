@@ -35,12 +35,12 @@ import type { Reactor, Timer } from "../linux/reactor.ts";
 import { AddressSpace, type MappedMemory } from "../memory/mod.ts";
 import type { Codec } from "../message/codec.ts";
 import { detectDialect } from "../message/detect.ts";
-import { RingFeature, Status } from "../message/features.ts";
+import { RingFeature, Status } from "../virtio/features.ts";
 import { Kind, MEMORY_SEGMENT, MEMORY_WINDOW, Message, QUEUE_ENABLED } from "../message/message.ts";
 import { isPrivate } from "../message/private.ts";
 import { limitedLog, type Log } from "../observe/log.ts";
 import type { Tracer } from "../observe/trace.ts";
-import type { DeviceHost, DeviceModel, QueueSetup } from "./device_model.ts";
+import type { DeviceHost, DeviceModel, QueueSetup } from "../virtio/device.ts";
 import { PRIVATE_VERSION, randomEpoch, randomNonce } from "./epoch.ts";
 
 /** How long a returned nonce lets the device side touch memory, from when the nonce was issued. */

@@ -32,7 +32,7 @@ import { Kind, Message, QUEUE_ENABLED } from "../message/message.ts";
 import { kindName } from "../message/table.ts";
 import { limitedLog, type Log } from "../observe/log.ts";
 import type { Tracer } from "../observe/trace.ts";
-import type { QueueSetup } from "./device_model.ts";
+import type { QueueSetup } from "../virtio/device.ts";
 import { PRIVATE_VERSION, randomEpoch, randomToken } from "./epoch.ts";
 
 /** How long an answer may take; the Linux transport waits as long. */

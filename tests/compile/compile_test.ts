@@ -6,10 +6,10 @@
  */
 
 import { assertEquals, assertMatch } from "@std/assert";
-import { openKeeper } from "../../src/cli/guest/keeper.ts";
+import { openKeeper } from "../../scripts/lab/keeper.ts";
 import { VERSION } from "../../src/version.ts";
 import { arm64Command, findArm64 } from "../../scripts/fetch_arm64.ts";
-import { mustRun, runCommand } from "../../src/cli/guest/run_command.ts";
+import { mustRun, runCommand } from "../../scripts/lab/run_command.ts";
 import { nativeTarget, type Target } from "../../scripts/toolchain.ts";
 import { compiledExecutable, scriptCommand } from "../../scripts/executable.ts";
 import { toolchainLacks } from "../support/executable.ts";

@@ -1,7 +1,7 @@
 /** Rules B: the bus (wire document 11.4, 11.6), and P12 of the prototype. */
 
 import { assert, assertEquals } from "@std/assert";
-import { inProcessBus } from "../../src/bus/in_process.ts";
+import { inProcessBus } from "../support/in_process_bus.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { Kind } from "../../src/message/message.ts";

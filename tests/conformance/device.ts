@@ -1,8 +1,8 @@
 /** Rules V: the device side (wire document 11.2, 11.6). */
 
 import { assert, assertEquals } from "@std/assert";
-import { NetDevice } from "../../src/device/net/net_device.ts";
-import { inProcessBus } from "../../src/bus/in_process.ts";
+import { NetDevice } from "../../src/devices/net/net_device.ts";
+import { inProcessBus } from "../support/in_process_bus.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { Kind, QUEUE_ENABLED } from "../../src/message/message.ts";

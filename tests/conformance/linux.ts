@@ -4,14 +4,14 @@
  */
 
 import { assert, assertEquals } from "@std/assert";
-import { inProcessBus } from "../../src/bus/in_process.ts";
-import { NetDevice } from "../../src/device/net/net_device.ts";
+import { inProcessBus } from "../support/in_process_bus.ts";
+import { NetDevice } from "../../src/devices/net/net_device.ts";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { ResponderPort } from "../../src/network/responder_port.ts";
 import { createLog } from "../../src/observe/log.ts";
-import type { DeviceModel } from "../../src/transport/device_model.ts";
+import type { DeviceModel } from "../../src/virtio/device.ts";
 import { DeviceSide } from "../../src/transport/device_side.ts";
 import { FakeDevice, type FakeDeviceOptions } from "../support/fake_device.ts";
 import { cleanTest } from "../support/leaks.ts";

@@ -1,14 +1,14 @@
 /** A device side of a script: it answers every request as a good device does, unless a test says otherwise. */
 
-import { inProcessBus } from "../../src/bus/in_process.ts";
+import { inProcessBus } from "../support/in_process_bus.ts";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import type { Dialect } from "../../src/message/codec.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { Kind, type Message, QUEUE_ENABLED } from "../../src/message/message.ts";
 import { createLog } from "../../src/observe/log.ts";
-import { knownMemory } from "../../src/proxy/driver/driver_memory.ts";
-import { NetDriver } from "../../src/proxy/driver/net_driver.ts";
+import { knownMemory } from "../../src/sharing/driver_memory.ts";
+import { NetDriver } from "../../src/drivers/net/net_driver.ts";
 import { DriverSide } from "../../src/transport/driver_side.ts";
 import { RawPeer } from "../support/raw_peer.ts";
 

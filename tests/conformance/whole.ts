@@ -4,17 +4,17 @@
  */
 
 import type { Bus } from "../../src/bus/bus.ts";
-import { inProcessBus } from "../../src/bus/in_process.ts";
-import { NetDevice } from "../../src/device/net/net_device.ts";
+import { inProcessBus } from "../support/in_process_bus.ts";
+import { NetDevice } from "../../src/devices/net/net_device.ts";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import type { Dialect } from "../../src/message/codec.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { ResponderPort } from "../../src/network/responder_port.ts";
 import { createLog } from "../../src/observe/log.ts";
-import { knownMemory } from "../../src/proxy/driver/driver_memory.ts";
-import { NetDriver } from "../../src/proxy/driver/net_driver.ts";
-import { Pinger } from "../../src/proxy/driver/pinger.ts";
+import { knownMemory } from "../../src/sharing/driver_memory.ts";
+import { NetDriver } from "../../src/drivers/net/net_driver.ts";
+import { Pinger } from "../../src/drivers/net/pinger.ts";
 import { DeviceSide } from "../../src/transport/device_side.ts";
 import { DriverSide } from "../../src/transport/driver_side.ts";
 

@@ -6,10 +6,10 @@
 
 import { assert } from "@std/assert";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
-import { Chain } from "../../src/virtqueue/chain.ts";
-import { ChainSequence } from "../../src/virtqueue/chain_sequence.ts";
-import { openDeviceQueue, Pop } from "../../src/virtqueue/device_queue.ts";
-import { DriverQueue } from "../../src/virtqueue/driver_queue.ts";
+import { Chain } from "../../src/virtio/split/chain.ts";
+import { ChainSequence } from "../../src/virtio/split/chain_sequence.ts";
+import { openDeviceQueue, Pop } from "../../src/virtio/split/device_queue.ts";
+import { DriverQueue } from "../../src/virtio/split/driver_queue.ts";
 import { MockDriver, MockMemory, Random } from "../support/mock_driver.ts";
 
 const SECONDS = Number(Deno.env.get("FUZZ_SECONDS") ?? 2);

@@ -1,9 +1,9 @@
 /** A program of the tests, compiled for a guest of this machine's architecture. */
 
 import { fromFileUrl } from "@std/path";
-import type { GuestFile } from "../../src/cli/guest/initramfs.ts";
-import { withLibraries } from "../../src/cli/guest/libraries.ts";
-import { mustRun } from "../../src/cli/guest/run_command.ts";
+import type { GuestFile } from "../../scripts/lab/initramfs.ts";
+import { withLibraries } from "../../scripts/lab/libraries.ts";
+import { mustRun } from "../../scripts/lab/run_command.ts";
 import { findToolchain, nativeTarget } from "../../scripts/toolchain.ts";
 
 /** Compiles a script of the tests; `path` is where it lies in the guest, beside its libraries. */

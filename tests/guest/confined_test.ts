@@ -10,8 +10,8 @@
 import { createHash } from "node:crypto";
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import type { GuestKind } from "../../src/cli/guest/machines.ts";
-import { pingScript } from "../../src/cli/guest/scripts.ts";
+import type { GuestKind } from "../../scripts/lab/machines.ts";
+import { pingScript } from "../../scripts/lab/scripts.ts";
 import { Namespace } from "../network/support.ts";
 import { delay, type VmsgProcess } from "../support/processes.ts";
 import { linkTests } from "./link_cases.ts";

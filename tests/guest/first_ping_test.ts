@@ -11,8 +11,8 @@
  */
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import type { Guest, GuestKind } from "../../src/cli/guest/machines.ts";
-import { pingScript } from "../../src/cli/guest/scripts.ts";
+import type { Guest, GuestKind } from "../../scripts/lab/machines.ts";
+import { pingScript } from "../../scripts/lab/scripts.ts";
 import { delay, PATIENCE_MS, type Processes } from "../support/processes.ts";
 import { GUEST_TIMEOUT_MS, guestTest } from "./support.ts";
 

@@ -1,11 +1,11 @@
 import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
-import { type CpioEntry, writeCpio } from "../../src/cli/guest/cpio.ts";
-import { elfNeeded, isStaticProgram } from "../../src/cli/guest/elf.ts";
-import { buildInitramfs, type InitramfsParts } from "../../src/cli/guest/initramfs.ts";
-import { loadModules, moduleDependencies } from "../../src/cli/guest/kernel_modules.ts";
-import { compareVersions, DONE_LINE, findKernelBelow } from "../../src/cli/guest/machines.ts";
-import { openKeeper } from "../../src/cli/guest/keeper.ts";
-import { pingScript } from "../../src/cli/guest/scripts.ts";
+import { type CpioEntry, writeCpio } from "../../scripts/lab/cpio.ts";
+import { elfNeeded, isStaticProgram } from "../../scripts/lab/elf.ts";
+import { buildInitramfs, type InitramfsParts } from "../../scripts/lab/initramfs.ts";
+import { loadModules, moduleDependencies } from "../../scripts/lab/kernel_modules.ts";
+import { compareVersions, DONE_LINE, findKernelBelow } from "../../scripts/lab/machines.ts";
+import { openKeeper } from "../../scripts/lab/keeper.ts";
+import { pingScript } from "../../scripts/lab/scripts.ts";
 import { UsageError, VmsgError } from "../../src/linux/errors.ts";
 import { GUEST_TIMEOUT_MS, guestTest } from "./support.ts";
 

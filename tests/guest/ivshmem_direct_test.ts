@@ -11,11 +11,11 @@
  */
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { type InnerGuest, innerMicrovm, innerUml } from "../../src/cli/guest/inner.ts";
-import { findProgram, withLibraries } from "../../src/cli/guest/libraries.ts";
-import { findGuests } from "../../src/cli/guest/machines.ts";
-import { deviceScript, innerScript } from "../../src/cli/guest/pair.ts";
-import { pingScript } from "../../src/cli/guest/scripts.ts";
+import { type InnerGuest, innerMicrovm, innerUml } from "../../scripts/lab/inner.ts";
+import { findProgram, withLibraries } from "../../scripts/lab/libraries.ts";
+import { findGuests } from "../../scripts/lab/machines.ts";
+import { deviceScript, innerScript } from "../../scripts/lab/pair.ts";
+import { pingScript } from "../../scripts/lab/scripts.ts";
 import type { Lack } from "../support/needs.ts";
 import { delay } from "../support/processes.ts";
 import { has } from "../network/support.ts";

@@ -8,8 +8,8 @@
  */
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { openKeeper } from "../../src/cli/guest/keeper.ts";
-import { DOORBELL_ADDRESS, OTHER_MEMORY_ADDRESS } from "../../src/cli/guest/machine.ts";
+import { openKeeper } from "../../scripts/lab/keeper.ts";
+import { DOORBELL_ADDRESS, OTHER_MEMORY_ADDRESS } from "../../scripts/lab/machine.ts";
 import {
   assertFailure,
   failing,

@@ -5,7 +5,7 @@
  */
 
 import { assertEquals, assertMatch } from "@std/assert";
-import { ARM64_QEMU, arm64QemuRoot } from "../../src/cli/guest/arm64_qemu.ts";
+import { ARM64_QEMU, arm64QemuRoot } from "../../scripts/lab/arm64_qemu.ts";
 import { compiledExecutable } from "../../scripts/executable.ts";
 import type { Lack } from "../support/needs.ts";
 import { machineTest } from "./machine_support.ts";

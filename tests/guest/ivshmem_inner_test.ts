@@ -14,10 +14,10 @@
 import { createHash } from "node:crypto";
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { type InnerGuest, innerMicrovm, innerUml } from "../../src/cli/guest/inner.ts";
-import { findGuests } from "../../src/cli/guest/machines.ts";
-import { deviceScript, driverScript, innerScript } from "../../src/cli/guest/pair.ts";
-import { pingScript } from "../../src/cli/guest/scripts.ts";
+import { type InnerGuest, innerMicrovm, innerUml } from "../../scripts/lab/inner.ts";
+import { findGuests } from "../../scripts/lab/machines.ts";
+import { deviceScript, driverScript, innerScript } from "../../scripts/lab/pair.ts";
+import { pingScript } from "../../scripts/lab/scripts.ts";
 import type { Lack } from "../support/needs.ts";
 import { delay } from "../support/processes.ts";
 import { machineTest } from "./machine_support.ts";

@@ -8,7 +8,7 @@
  */
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { deviceScript, DRIVER_HUGE_PAGES, driverScript } from "../../src/cli/guest/pair.ts";
+import { deviceScript, DRIVER_HUGE_PAGES, driverScript } from "../../scripts/lab/pair.ts";
 import { openFile } from "../../src/linux/fd.ts";
 import { HUGE_PAGE_SIZE } from "../../src/linux/huge_pages.ts";
 import { type Mapping, mapShared } from "../../src/linux/mapping.ts";

@@ -4,7 +4,7 @@
  */
 
 import { assertEquals, assertMatch } from "@std/assert";
-import { pingScript } from "../../src/cli/guest/scripts.ts";
+import { pingScript } from "../../scripts/lab/scripts.ts";
 import { GUEST_TIMEOUT_MS, guestTest } from "./support.ts";
 
 const BUS = ["--bus", "linux-user,socket=lu.sock"];

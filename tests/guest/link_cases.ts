@@ -4,7 +4,7 @@
  */
 
 import { assertEquals } from "@std/assert";
-import { pingScript } from "../../src/cli/guest/scripts.ts";
+import { pingScript } from "../../scripts/lab/scripts.ts";
 import { ip, Namespace } from "../network/support.ts";
 import { VMSG_COMMAND } from "../support/processes.ts";
 import type { Mode } from "./modes.ts";

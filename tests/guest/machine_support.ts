@@ -1,15 +1,15 @@
-/** Tests that boot machines with vmsg inside; see src/cli/guest/machine.ts. */
+/** Tests that boot machines with vmsg inside; see scripts/lab/machine.ts. */
 
-import { arm64LibraryRoot } from "../../src/cli/guest/libraries.ts";
+import { arm64LibraryRoot } from "../../scripts/lab/libraries.ts";
 import {
   type Machine,
   machineArchitecture,
   type MachineKind,
   type MachineOptions,
   startMachine,
-} from "../../src/cli/guest/machine.ts";
-import { buildMachineImage, type MachineImageOptions } from "../../src/cli/guest/machine_image.ts";
-import type { QemuInstallation } from "../../src/cli/guest/qemu.ts";
+} from "../../scripts/lab/machine.ts";
+import { buildMachineImage, type MachineImageOptions } from "../../scripts/lab/machine_image.ts";
+import type { QemuInstallation } from "../../scripts/lab/qemu.ts";
 import type { Target } from "../../scripts/toolchain.ts";
 import { compiledExecutable } from "../../scripts/executable.ts";
 import { toolchainLacks } from "../support/executable.ts";

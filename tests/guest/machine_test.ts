@@ -4,9 +4,9 @@
  */
 
 import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
-import { machineExecutable } from "../../src/cli/guest/executable.ts";
-import { openKeeper } from "../../src/cli/guest/keeper.ts";
-import { findProgram, withLibraries } from "../../src/cli/guest/libraries.ts";
+import { machineExecutable } from "../../scripts/lab/executable.ts";
+import { openKeeper } from "../../scripts/lab/keeper.ts";
+import { findProgram, withLibraries } from "../../scripts/lab/libraries.ts";
 import {
   DISK_ADDRESS,
   DOORBELL_ADDRESS,
@@ -15,11 +15,11 @@ import {
   NIC_ADDRESSES,
   OTHER_MEMORY_ADDRESS,
   startMachine,
-} from "../../src/cli/guest/machine.ts";
-import { buildMachineImage } from "../../src/cli/guest/machine_image.ts";
-import type { QemuInstallation } from "../../src/cli/guest/qemu.ts";
-import { qmpCommand } from "../../src/cli/guest/qmp.ts";
-import { bindVfio } from "../../src/cli/guest/scripts.ts";
+} from "../../scripts/lab/machine.ts";
+import { buildMachineImage } from "../../scripts/lab/machine_image.ts";
+import type { QemuInstallation } from "../../scripts/lab/qemu.ts";
+import { qmpCommand } from "../../scripts/lab/qmp.ts";
+import { bindVfio } from "../../scripts/lab/scripts.ts";
 import { UsageError, VmsgError } from "../../src/linux/errors.ts";
 import { VERSION } from "../../src/version.ts";
 import { machineTest } from "./machine_support.ts";

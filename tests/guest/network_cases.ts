@@ -12,7 +12,7 @@
 import { createHash } from "node:crypto";
 
 import { assert, assertEquals } from "@std/assert";
-import type { Guest, GuestKind } from "../../src/cli/guest/machines.ts";
+import type { Guest, GuestKind } from "../../scripts/lab/machines.ts";
 import { ip, Namespace } from "../network/support.ts";
 import type { Processes } from "../support/processes.ts";
 import type { Mode } from "./modes.ts";

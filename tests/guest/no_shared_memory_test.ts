@@ -5,7 +5,7 @@
  */
 
 import { assertEquals } from "@std/assert";
-import { pingScript } from "../../src/cli/guest/scripts.ts";
+import { pingScript } from "../../scripts/lab/scripts.ts";
 import { PATIENCE_MS } from "../support/processes.ts";
 import { GUEST_TIMEOUT_MS, guestTest } from "./support.ts";
 

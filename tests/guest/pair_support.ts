@@ -1,5 +1,5 @@
 /**
- * Tests with two machines that share an ivshmem device; see src/cli/guest/pair.ts.
+ * Tests with two machines that share an ivshmem device; see scripts/lab/pair.ts.
  *
  * Each machine can be told what to do while it runs: its second serial port has a shell, which
  * {@link ControlledMachine.run} types into. The shell starts anew when the machine reboots, the
@@ -7,14 +7,14 @@
  */
 
 import { assert } from "@std/assert";
-import type { Machine, MachineKind } from "../../src/cli/guest/machine.ts";
-import { machineArchitecture } from "../../src/cli/guest/machine.ts";
+import type { Machine, MachineKind } from "../../scripts/lab/machine.ts";
+import { machineArchitecture } from "../../scripts/lab/machine.ts";
 import {
   openPair,
   type Pair,
   type PairMachineOptions,
   type PairOptions,
-} from "../../src/cli/guest/pair.ts";
+} from "../../scripts/lab/pair.ts";
 import { compiledExecutable } from "../../scripts/executable.ts";
 import { type MachineTest, machineTest } from "./machine_support.ts";
 

@@ -1,7 +1,7 @@
 /** Programs of the host's for a guest of the same architecture. */
 
-import type { GuestFile } from "../../src/cli/guest/initramfs.ts";
-import { findProgram, withLibraries } from "../../src/cli/guest/libraries.ts";
+import type { GuestFile } from "../../scripts/lab/initramfs.ts";
+import { findProgram, withLibraries } from "../../scripts/lab/libraries.ts";
 
 /** A program as `/bin/NAME`, with its libraries and its loader where it looks for them. */
 export async function programFiles(name: string): Promise<GuestFile[]> {

@@ -4,9 +4,9 @@
  */
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { openKeeper } from "../../src/cli/guest/keeper.ts";
-import { DONE_LINE, guestInitramfs, type GuestKind } from "../../src/cli/guest/machines.ts";
-import { pingScript } from "../../src/cli/guest/scripts.ts";
+import { openKeeper } from "../../scripts/lab/keeper.ts";
+import { DONE_LINE, guestInitramfs, type GuestKind } from "../../scripts/lab/machines.ts";
+import { pingScript } from "../../scripts/lab/scripts.ts";
 import { parseBus } from "../../src/cli/bus_option.ts";
 import { type Command, parseOptions } from "../../src/cli/command.ts";
 import { demoCommand } from "../../src/cli/demo.ts";

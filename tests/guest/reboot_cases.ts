@@ -5,7 +5,7 @@
  */
 
 import { assert, assertEquals } from "@std/assert";
-import { pingScript } from "../../src/cli/guest/scripts.ts";
+import { pingScript } from "../../scripts/lab/scripts.ts";
 import type { Mode } from "./modes.ts";
 import { GUEST_TIMEOUT_MS, guestTest } from "./support.ts";
 

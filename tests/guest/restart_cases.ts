@@ -14,8 +14,8 @@
  */
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import type { Guest, GuestKind } from "../../src/cli/guest/machines.ts";
-import { pingScript } from "../../src/cli/guest/scripts.ts";
+import type { Guest, GuestKind } from "../../scripts/lab/machines.ts";
+import { pingScript } from "../../scripts/lab/scripts.ts";
 import { type Answer, answersIn, assertNoneLostSince, sinceReturn } from "../support/pings.ts";
 import {
   delay,

@@ -12,8 +12,8 @@ import {
   type GuestKind,
   type Installation,
   type QemuOptions,
-} from "../../src/cli/guest/machines.ts";
-import { type Keeper, openKeeper } from "../../src/cli/guest/keeper.ts";
+} from "../../scripts/lab/machines.ts";
+import { type Keeper, openKeeper } from "../../scripts/lab/keeper.ts";
 import { has } from "../network/support.ts";
 import { type Lack, testUnless } from "../support/needs.ts";
 import { type Processes, withProcesses } from "../support/processes.ts";

@@ -10,7 +10,7 @@
 import { createHash } from "node:crypto";
 
 import { assert, assertEquals } from "@std/assert";
-import { pingScript } from "../../src/cli/guest/scripts.ts";
+import { pingScript } from "../../scripts/lab/scripts.ts";
 import type { Mode } from "./modes.ts";
 import { GUEST_TIMEOUT_MS, guestTest } from "./support.ts";
 

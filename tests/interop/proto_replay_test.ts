@@ -5,19 +5,19 @@
 
 import { assert, assertEquals } from "@std/assert";
 import type { Bus, BusListener } from "../../src/bus/bus.ts";
-import { inProcessBus } from "../../src/bus/in_process.ts";
+import { inProcessBus } from "../support/in_process_bus.ts";
 import { createSealedMemory } from "../../src/linux/fd.ts";
 import { mapAnonymous, mapShared } from "../../src/linux/mapping.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { codecFor } from "../../src/message/codecs.ts";
-import { RingFeature, Status } from "../../src/message/features.ts";
+import { RingFeature, Status } from "../../src/virtio/features.ts";
 import { createLog } from "../../src/observe/log.ts";
-import { knownMemory } from "../../src/proxy/driver/driver_memory.ts";
-import { NetDriver } from "../../src/proxy/driver/net_driver.ts";
-import type { DeviceHost, DeviceModel, QueueSetup } from "../../src/transport/device_model.ts";
+import { knownMemory } from "../../src/sharing/driver_memory.ts";
+import { NetDriver } from "../../src/drivers/net/net_driver.ts";
+import type { DeviceHost, DeviceModel, QueueSetup } from "../../src/virtio/device.ts";
 import { DeviceSide } from "../../src/transport/device_side.ts";
 import { DriverSide } from "../../src/transport/driver_side.ts";
-import { type DeviceQueue, openDeviceQueue } from "../../src/virtqueue/mod.ts";
+import { type DeviceQueue, openDeviceQueue } from "../../src/virtio/split/mod.ts";
 import { cleanTest } from "../support/leaks.ts";
 import {
   ANSWERED,

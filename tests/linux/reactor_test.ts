@@ -1,4 +1,5 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
+import { VirtualClock } from "../../src/linux/clock.ts";
 import { clearEventFd, createEventFd, signalEventFd } from "../../src/linux/eventfd.ts";
 import { Fd } from "../../src/linux/fd.ts";
 import {
@@ -334,3 +335,32 @@ if ("WorkerGlobalScope" in globalThis) {
     thread.terminate();
   });
 }
+
+Deno.test("reactor: with a virtual clock a wait takes no time, and fires in order", async () => {
+  const clock = new VirtualClock();
+  using reactor = new Reactor(clock);
+  const order: string[] = [];
+  const started = performance.now();
+  const begin = reactor.now();
+  await reactor.until((async () => {
+    await Promise.all([
+      reactor.sleep(3_600_000).then(() => order.push("late")),
+      reactor.sleep(1000).then(() => order.push("early")),
+    ]);
+  })());
+  assertEquals(order, ["early", "late"]);
+  assertEquals(reactor.now() - begin, 3_600_000);
+  assert(performance.now() - started < 60_000, "an hour was waited for");
+});
+
+Deno.test("reactor: with a virtual clock what is ready comes before time passes", async () => {
+  const clock = new VirtualClock();
+  using reactor = new Reactor(clock);
+  const begin = reactor.now();
+  let left = 100;
+  const { promise, resolve } = reactor.defer<number>();
+  const timer = reactor.timer(() => {});
+  timer.arm(5);
+  reactor.schedule({ run: () => --left > 0 || (resolve(reactor.now()), false) });
+  assertEquals(await reactor.until(promise), begin);
+});

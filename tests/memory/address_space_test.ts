@@ -2,7 +2,7 @@ import { assertEquals } from "@std/assert";
 import { createSealedMemory } from "../../src/linux/fd.ts";
 import { mapAnonymous, mapShared } from "../../src/linux/mapping.ts";
 import { AddressSpace, type MappedMemory, MAX_WINDOWS } from "../../src/memory/address_space.ts";
-import { SegmentList } from "../../src/memory/segments.ts";
+import { IovecList } from "../../src/memory/iovec_list.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { Random } from "../support/mock_driver.ts";
 
@@ -11,7 +11,7 @@ function paper(size: number): MappedMemory {
   return { address: 0x1000_0000n, buffer: new ArrayBuffer(size), size };
 }
 
-const list = new SegmentList(8);
+const list = new IovecList(8);
 
 /** What a range translates to, undefined when refused; the same for the address in halves. */
 function translated(space: AddressSpace, address: number, length: number) {
@@ -186,7 +186,7 @@ Deno.test("translate: never wraps and never rounds into a window", () => {
 Deno.test("translate: a full list refuses, and says how far it came", () => {
   const space = new AddressSpace();
   for (let i = 0; i < 4; i++) space.add(0x1000 * i, 0x1000, paper(0x1000));
-  const short = new SegmentList(2);
+  const short = new IovecList(2);
   assertEquals(space.translate(0, 0x2001, short), false);
   assertEquals([short.count, short.length], [2, 0x2000]);
   assertEquals(space.translate(0, 1, short), false);

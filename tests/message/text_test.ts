@@ -7,7 +7,7 @@ import {
   RingFeature,
   Status,
   statusNames,
-} from "../../src/message/features.ts";
+} from "../../src/virtio/features.ts";
 import { Kind, Message } from "../../src/message/message.ts";
 import { MESSAGES } from "../../src/message/table.ts";
 import { describe } from "../../src/message/text.ts";

@@ -3,7 +3,7 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { VmsgError } from "../../src/linux/errors.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
-import type { SegmentList } from "../../src/memory/mod.ts";
+import type { IovecList } from "../../src/memory/mod.ts";
 import { Hub, MAX_PORTS, QUEUE_FRAMES } from "../../src/network/hub.ts";
 import { MacTable, MAX_AGE_SECONDS } from "../../src/network/mac_table.ts";
 import type { NetworkPort, PortListener } from "../../src/network/port.ts";
@@ -31,7 +31,7 @@ class SlowPort implements NetworkPort {
   open(listener: PortListener): void {
     this.listener = listener;
   }
-  send(frame: SegmentList): boolean {
+  send(frame: IovecList): boolean {
     if (this.full) return false;
     const length = frame.copyOut(0, this.#memory.address, 4096);
     this.sent.push(this.#memory.bytes.slice(0, length));

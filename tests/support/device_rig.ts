@@ -1,14 +1,14 @@
 /** A device side under test: an in-process bus, two fake devices, a raw peer, a clock moved by hand. */
 
 import { assertEquals } from "@std/assert";
-import { inProcessBus } from "../../src/bus/in_process.ts";
+import { inProcessBus } from "./in_process_bus.ts";
 import type { SharedSegment } from "../../src/bus/bus.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import type { Dialect } from "../../src/message/codec.ts";
 import { Kind, type Message, QUEUE_ENABLED } from "../../src/message/message.ts";
 import { createLog } from "../../src/observe/log.ts";
-import type { DeviceModel } from "../../src/transport/device_model.ts";
+import type { DeviceModel } from "../../src/virtio/device.ts";
 import { DeviceSide, type FixedWindow } from "../../src/transport/device_side.ts";
 import { PRIVATE_VERSION } from "../../src/transport/epoch.ts";
 import { FAKE_MAX_QUEUE_SIZE, FakeDevice, type FakeDeviceOptions } from "./fake_device.ts";

@@ -1,6 +1,6 @@
 /** A virtio device that does nothing but remember what the transport asked of it. */
 
-import type { DeviceHost, DeviceModel, QueueSetup } from "../../src/transport/device_model.ts";
+import type { DeviceHost, DeviceModel, QueueSetup } from "../../src/virtio/device.ts";
 
 /** How a fake device differs from the usual one. */
 export interface FakeDeviceOptions {

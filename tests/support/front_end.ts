@@ -4,7 +4,7 @@
  * directory, over an in-process bus.
  */
 
-import { inProcessBus } from "../../src/bus/in_process.ts";
+import { inProcessBus } from "./in_process_bus.ts";
 import { createEventFd } from "../../src/linux/eventfd.ts";
 import { createSealedMemory, type Fd } from "../../src/linux/fd.ts";
 import { allocate } from "../../src/linux/arena.ts";
@@ -14,11 +14,11 @@ import { EPOLLIN, Reactor } from "../../src/linux/reactor.ts";
 import { connectUnix, type UnixStream } from "../../src/linux/unix_socket.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { createLog } from "../../src/observe/log.ts";
-import { ShadowDevice } from "../../src/proxy/confined/shadow_device.ts";
-import { Segment } from "../../src/proxy/confined/segment.ts";
-import { type RingBus, type RingMemory, RingPages } from "../../src/proxy/translated/ring_pages.ts";
-import { FLAG_VERSION, HEADER_SIZE, Request } from "../../src/proxy/vhost_user/protocol.ts";
-import { VhostUserServer } from "../../src/proxy/vhost_user/server.ts";
+import { ShadowDevice } from "../../src/sharing/shadow_device.ts";
+import { Segment } from "../../src/sharing/segment.ts";
+import { type RingBus, type RingMemory, RingPages } from "../../src/sharing/ring_pages.ts";
+import { FLAG_VERSION, HEADER_SIZE, Request } from "../../src/drivers/vhost_user/protocol.ts";
+import { VhostUserServer } from "../../src/drivers/vhost_user/server.ts";
 import { DeviceSide } from "../../src/transport/device_side.ts";
 import { DriverSide } from "../../src/transport/driver_side.ts";
 import { FakeDevice } from "./fake_device.ts";

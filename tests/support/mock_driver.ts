@@ -6,7 +6,7 @@
 
 import { mapAnonymous, type Mapping } from "../../src/linux/mapping.ts";
 import { AddressSpace, type MappedMemory } from "../../src/memory/address_space.ts";
-import type { SegmentList } from "../../src/memory/segments.ts";
+import type { IovecList } from "../../src/memory/iovec_list.ts";
 
 const GUARD_SIZE = 4096;
 const GUARD_BYTE = 0xa5;
@@ -129,7 +129,7 @@ export class MockMemory implements Disposable {
    * The bus ranges a segment list names, neighbours joined, read from its iovecs as the kernel would.
    * Throws if one lies outside the windows.
    */
-  ranges(list: SegmentList): MockElement[] {
+  ranges(list: IovecList): MockElement[] {
     const ranges: { address: number; length: number }[] = [];
     if (list.count === 0) return ranges;
     const iovec = new Deno.UnsafePointerView(Deno.UnsafePointer.create(list.address)!);

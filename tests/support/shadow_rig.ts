@@ -3,14 +3,10 @@
  * shadow's rings, either ours or one written word by word from VIRTIO 1.2, section 2.7, which may do wrong.
  */
 
-import { RingPool } from "../../src/proxy/confined/pool.ts";
-import {
-  type ShadowPlace,
-  ShadowQueue,
-  shadowRingsSize,
-} from "../../src/proxy/confined/shadow_queue.ts";
-import type { QueueSetup } from "../../src/transport/device_model.ts";
-import { Chain, type DeviceQueue, openDeviceQueue, Pop } from "../../src/virtqueue/mod.ts";
+import { RingPool } from "../../src/sharing/pool.ts";
+import { type ShadowPlace, ShadowQueue, shadowRingsSize } from "../../src/sharing/copied_queue.ts";
+import type { QueueSetup } from "../../src/virtio/device.ts";
+import { Chain, type DeviceQueue, openDeviceQueue, Pop } from "../../src/virtio/split/mod.ts";
 import { type MockDriver, type MockElement, MockMemory } from "./mock_driver.ts";
 
 /** Where the segment lies on the bus. */

@@ -5,7 +5,7 @@
  */
 
 import { assert, assertEquals } from "@std/assert";
-import type { Shadow } from "../../src/proxy/confined/shadow_device.ts";
+import type { Shadow } from "../../src/sharing/shadow_device.ts";
 import { MockDriver, type MockElement, type MockMemory, type Random } from "./mock_driver.ts";
 import { bytesAt, lengthOf, type SeenBuffer, type ShadowDevice, write } from "./shadow_rig.ts";
 

@@ -6,11 +6,11 @@
 import type { Fd } from "../../src/linux/fd.ts";
 import { PAGE_SIZE } from "../../src/linux/mapping.ts";
 import type { PhysicalRun } from "../../src/linux/page_map.ts";
-import { PhysicalMap } from "../../src/proxy/translated/physical_map.ts";
-import type { RingBus } from "../../src/proxy/translated/ring_pages.ts";
-import { TranslatedQueue } from "../../src/proxy/translated/translated_queue.ts";
-import type { MappedRegion } from "../../src/proxy/vhost_user/memory_table.ts";
-import { openDeviceQueue } from "../../src/virtqueue/mod.ts";
+import { PhysicalMap } from "../../src/sharing/physical_map.ts";
+import type { RingBus } from "../../src/sharing/ring_pages.ts";
+import { TranslatedQueue } from "../../src/sharing/translated_queue.ts";
+import type { MappedRegion } from "../../src/sharing/memory_table.ts";
+import { openDeviceQueue } from "../../src/virtio/split/mod.ts";
 import type { MockDriver, MockElement, MockMemory, Random } from "./mock_driver.ts";
 import type { segmentOf } from "./shadow_rig.ts";
 

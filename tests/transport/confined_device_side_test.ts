@@ -4,11 +4,11 @@
  */
 
 import { assertEquals, assertStringIncludes } from "@std/assert";
-import { NetDevice } from "../../src/device/net/net_device.ts";
+import { NetDevice } from "../../src/devices/net/net_device.ts";
 import { allocate } from "../../src/linux/arena.ts";
 import { linuxErrno } from "../../src/linux/errors.ts";
 import { createSealedMemory } from "../../src/linux/fd.ts";
-import type { SegmentList } from "../../src/memory/mod.ts";
+import type { IovecList } from "../../src/memory/mod.ts";
 import { Kind, MEMORY_SEGMENT, MEMORY_WINDOW, QUEUE_ENABLED } from "../../src/message/message.ts";
 import type { NetworkPort } from "../../src/network/port.ts";
 import { type Rig, withSide, withVmsg } from "../support/device_rig.ts";
@@ -49,7 +49,7 @@ class Port implements NetworkPort {
     return this.received === 0 ? FRAME : 0;
   }
 
-  receive(into: SegmentList, first: number): number {
+  receive(into: IovecList, first: number): number {
     this.received++;
     return into.copyIn(0, frame.address, FRAME, first);
   }

@@ -1,7 +1,7 @@
 /** The driver side against a raw peer. Names carry the rules of the wire document's section 11. */
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { inProcessBus } from "../../src/bus/in_process.ts";
+import { inProcessBus } from "../support/in_process_bus.ts";
 import { linuxErrno, type VmsgError } from "../../src/linux/errors.ts";
 import { createSealedMemory } from "../../src/linux/fd.ts";
 import { Reactor } from "../../src/linux/reactor.ts";

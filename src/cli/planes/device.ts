@@ -1,7 +1,7 @@
 /** `vmsg device`: bus -> device side of the transport -> network devices -> ports. */
 
 import { codecFor } from "../../message/codecs.ts";
-import { NetDevice } from "../../device/net/net_device.ts";
+import { NetDevice } from "../../devices/net/net_device.ts";
 import { VmsgError } from "../../linux/errors.ts";
 import { AddressSpace } from "../../memory/mod.ts";
 import { DeviceSide, type FixedWindow } from "../../transport/device_side.ts";

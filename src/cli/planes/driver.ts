@@ -1,14 +1,14 @@
 /** `vmsg driver`: a virtio-net driver in user space and its pinger. */
 
 import { codecFor } from "../../message/codecs.ts";
-import { mirrored, PortBridge } from "../../proxy/driver/port_bridge.ts";
-import { NetDriver } from "../../proxy/driver/net_driver.ts";
+import { mirrored, PortBridge } from "../../drivers/net/port_bridge.ts";
+import { NetDriver } from "../../drivers/net/net_driver.ts";
 import {
   describeResult,
   Pinger,
   type PingOptions,
   type PingResult,
-} from "../../proxy/driver/pinger.ts";
+} from "../../drivers/net/pinger.ts";
 import { DriverSide } from "../../transport/driver_side.ts";
 import { type BusSettings, openBus } from "../bus_option.ts";
 import { type DriverMemorySettings, openDriverMemory } from "../memory_option.ts";

@@ -1,10 +1,10 @@
 /** `vmsg proxy`: vhost-user front ends -> driver side of the transport -> bus. */
 
 import { codecFor } from "../../message/codecs.ts";
-import { ShadowDevice } from "../../proxy/confined/shadow_device.ts";
-import { Segment } from "../../proxy/confined/segment.ts";
-import { RingPages } from "../../proxy/translated/ring_pages.ts";
-import { type VhostUserOptions, VhostUserServer } from "../../proxy/vhost_user/server.ts";
+import { ShadowDevice } from "../../sharing/shadow_device.ts";
+import { Segment } from "../../sharing/segment.ts";
+import { RingPages } from "../../sharing/ring_pages.ts";
+import { type VhostUserOptions, VhostUserServer } from "../../drivers/vhost_user/server.ts";
 import { DriverSide } from "../../transport/driver_side.ts";
 import { type BusSettings, openBus } from "../bus_option.ts";
 import type { PlaneContext, RunningPlane } from "../worker.ts";

@@ -1,0 +1,96 @@
+/** `vmsg demo guest`: a stock kernel whose eth0 is a vmsg device behind a vmsg proxy. */
+
+import { UsageError, VmsgError } from "../../src/linux/errors.ts";
+import { openKeeper } from "./keeper.ts";
+import {
+  bootGuest,
+  findGuests,
+  GUEST_KINDS,
+  guestInitramfs,
+  type GuestKind,
+  type Guests,
+  type Installation,
+} from "./machines.ts";
+import { pingScript } from "./scripts.ts";
+import { eachLine, selfCommand } from "../../src/cli/self.ts";
+
+/** From power-on to the last ping, several times what it takes under emulation. */
+const GUEST_TIMEOUT_MS = 60_000;
+
+function choose(guests: Guests, wanted: string | undefined): Installation {
+  const named = GUEST_KINDS.find((kind) => kind === wanted);
+  if (wanted !== undefined && named === undefined) {
+    throw new UsageError(`--guest is one of ${GUEST_KINDS.join(", ")}, not ${wanted}`);
+  }
+  const kinds: GuestKind[] = named === undefined ? ["uml", "microvm"] : [named];
+  for (const kind of kinds) {
+    const installation = guests[kind];
+    if (installation !== undefined) return installation;
+  }
+  const missing = kinds.map((kind) => `${kind}: ${guests.missing[kind].join("; ")}`);
+  throw new VmsgError("NO_GUEST", `no guest can be booted here. ${missing.join(". ")}`);
+}
+
+/**
+ * Boots the guest and pings from it.
+ *
+ * @param kind one of `GUEST_KINDS`, or the first of User-Mode Linux and microvm that is there
+ * @param confined keeps every virtqueue and buffer in a segment of its own
+ * @param interrupted resolves to an exit code when the user has enough
+ */
+export async function demoGuest(
+  kind: string | undefined,
+  confined: boolean,
+  interrupted: Promise<number>,
+): Promise<number> {
+  const installation = choose(await findGuests(), kind);
+  await using keeper = await openKeeper();
+  const bus = `linux-user,socket=${keeper.directory}/bus.sock,dir=${keeper.directory}`;
+  const socket = `${keeper.directory}/vhost-user.sock`;
+  const start = async (...args: string[]) => {
+    console.log(`vmsg ${args.join(" ")}`);
+    const child = selfCommand(args, {
+      stdin: "null",
+      stdout: "null",
+      stderr: "piped",
+      detached: true,
+    }).spawn();
+    await keeper.keep(child.pid);
+    const output = eachLine(child.stderr, (line) => console.log(line));
+    // Its end comes with the keeper's; a child that fails has said why.
+    Promise.all([output, child.status]).catch(() => {});
+  };
+  const mode = confined ? ["--confined"] : [];
+  await start("device", "--bus", bus, "--net", "responder", ...mode);
+  await start("proxy", "--bus", bus, "--vhost-user", `socket=${socket}`, ...mode);
+  const script = pingScript({ address: "dhcp", peer: "10.0.2.2", count: 3 });
+  const initramfs = await guestInitramfs(installation, { script });
+  console.log(`booting a ${installation.kind} guest, an unmodified kernel, with ${socket}`);
+  await waitForSocket(socket);
+  await using guest = await bootGuest(installation, {
+    socket,
+    initramfs,
+    onLine: (line) => console.log(`guest| ${line}`),
+  });
+  const pinged = guest.waitFor(/^PING rc=/, GUEST_TIMEOUT_MS).then(async (line) => {
+    await guest.status;
+    return line === "PING rc=0" ? 0 : 1;
+  });
+  pinged.catch(() => {});
+  const code = await Promise.race([interrupted, pinged]);
+  console.log(code === 0 ? "\nDEMO PASSED" : `\nDEMO FAILED (${code})`);
+  return code;
+}
+
+/** A front end connects once and gives up, so the proxy's socket must be there first. */
+async function waitForSocket(path: string): Promise<void> {
+  for (let attempt = 0; attempt < 500; attempt++) {
+    try {
+      await Deno.stat(path);
+      return;
+    } catch {
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    }
+  }
+  throw new VmsgError("DEMO_FAILED", "vmsg proxy did not start");
+}

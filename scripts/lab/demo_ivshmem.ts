@@ -1,0 +1,211 @@
+/**
+ * `vmsg demo ivshmem`: two machines that share an ivshmem device, each a stock QEMU with a stock kernel
+ * and this executable. Machine B has no network card but the one whose device is in machine A; its pings
+ * leave through A's own card to the user network of A's QEMU.
+ */
+
+import { UsageError, VmsgError } from "../../src/linux/errors.ts";
+import { machineExecutable } from "./executable.ts";
+import {
+  MACHINE_KINDS,
+  machineArchitecture,
+  type MachineKind,
+  type MachineOptions,
+} from "./machine.ts";
+import {
+  type InnerGuest,
+  type InnerGuestOptions,
+  innerMicrovm,
+  innerUml,
+  innerVirt,
+} from "./inner.ts";
+import { findGuests } from "./machines.ts";
+import { pingScript } from "./scripts.ts";
+import {
+  deviceScript,
+  DRIVER_HUGE_PAGES,
+  driverScript,
+  innerScript,
+  openPair,
+  type PairOptions,
+} from "./pair.ts";
+import type { QemuInstallation } from "./qemu.ts";
+
+/** From power-on to the last ping, several times what it takes under emulation. */
+const TIMEOUT_MS = 180_000;
+
+/** Bytes of the file that an inner guest fetches through machine A's network card. */
+const FILE_SIZE = 4 << 20;
+
+/** What the demo is told. */
+export interface DemoIvshmemOptions {
+  /** Machine B has a guest of its own, an unmodified kernel, whose network card it is. */
+  readonly inner: boolean;
+  /** Machine A does not see B's memory. An inner guest's never is seen. */
+  readonly confined: boolean;
+  /** Machine A reads and writes the inner guest's own memory: nothing is copied. */
+  readonly direct: boolean;
+  /** The memory of an inner microvm is in one piece, a huge page of 1 GiB. */
+  readonly oneRange: boolean;
+  /** The inner guest: in a q35 "uml" (unless given) or "microvm", in an arm64 machine "virt". */
+  readonly guest: string | undefined;
+  /** Of the shared memory; 1M unless given. */
+  readonly size: string | undefined;
+  /** One of `MACHINE_KINDS`; q35 unless given. */
+  readonly machine: string | undefined;
+  /** vmsg for the machines, if this is none. */
+  readonly executable: string | undefined;
+  /** "bridge" or "packet". */
+  readonly net: string | undefined;
+  /** Resolves to an exit code when the user has enough. */
+  readonly interrupted: Promise<number>;
+}
+
+async function findMachine(
+  wanted: string,
+): Promise<QemuInstallation & { readonly kind: MachineKind }> {
+  const kind = MACHINE_KINDS.find((name) => name === wanted);
+  if (kind === undefined) {
+    throw new UsageError(`--machine is one of ${MACHINE_KINDS.join(", ")}, not ${wanted}`);
+  }
+  const guests = await findGuests();
+  const found = guests[kind];
+  if (found !== undefined) return { ...found as QemuInstallation, kind };
+  throw new VmsgError("NO_GUEST", `no such machine here. ${guests.missing[kind].join("; ")}`);
+}
+
+/** Machine B's part. */
+interface DriverSide {
+  readonly script: string;
+  readonly files: PairOptions["files"];
+  readonly machine: Pick<MachineOptions, "extraArgs" | "modules" | "hugePages" | "kernelArgs">;
+  /** MiB of machine B. */
+  readonly memoryMiB: number;
+  /** What B's console says when it worked. */
+  readonly success: RegExp;
+}
+
+/** B's own kernel has the network card. */
+function ownKernel(confined: boolean): DriverSide {
+  const then = 'ping -c 3 10.0.2.2\necho "PING rc=$?"';
+  const script = driverScript({ confined, then });
+  const machine = { hugePages: confined ? 0 : DRIVER_HUGE_PAGES };
+  return { script, files: [], machine, memoryMiB: 256, success: /^PING rc=0/ };
+}
+
+/** A guest inside B has it, pings, and fetches a file. */
+async function innerGuest(
+  machineKind: MachineKind,
+  kind: string | undefined,
+  { direct, oneRange }: Pick<DemoIvshmemOptions, "direct" | "oneRange">,
+  server: FileServer,
+): Promise<DriverSide> {
+  const ping = pingScript({ address: "dhcp", peer: "10.0.2.2", count: 3 });
+  const fetch = `
+if wget -q -O - http://10.0.2.2:${server.port}/ | sha256sum | grep ${server.digest}; then
+  echo "FETCHED ${FILE_SIZE} bytes, checksum right"
+fi
+`;
+  const inner = await findInner(machineKind, kind, { script: ping + fetch, oneRange });
+  const { memoryMiB = 256, ...machine } = inner.machine;
+  const script = innerScript({ guest: inner.boot, mode: direct ? "" : "--confined" });
+  const hugePages = direct ? 1 : 0;
+  const success = /^FETCHED/;
+  return { script, files: inner.files, machine: { ...machine, hugePages }, memoryMiB, success };
+}
+
+async function findInner(
+  machineKind: MachineKind,
+  wanted: string | undefined,
+  options: InnerGuestOptions,
+): Promise<InnerGuest> {
+  if (options.oneRange && wanted !== "microvm") {
+    throw new UsageError("--one-range goes with --guest microvm");
+  }
+  const { uml, microvm, arm64, missing } = await findGuests();
+  if (machineKind === "arm64") {
+    if (wanted !== undefined && wanted !== "virt") {
+      throw new UsageError(`--guest is virt for a guest in an arm64 machine, not ${wanted}`);
+    }
+    if (arm64?.kind === "arm64") {
+      return await innerVirt({ ...arm64, kind: arm64.kind }, options);
+    }
+    throw new VmsgError("NO_GUEST", `no inner guest. ${missing.arm64.join("; ")}`);
+  }
+  const kind = wanted ?? "uml";
+  if (kind === "uml" && uml?.kind === "uml") return await innerUml(uml, options);
+  if (kind === "microvm" && microvm !== undefined && microvm.kind !== "uml") {
+    return await innerMicrovm(microvm, options);
+  }
+  if (kind === "uml" || kind === "microvm") {
+    throw new VmsgError("NO_GUEST", `no inner guest. ${missing[kind].join("; ")}`);
+  }
+  throw new UsageError(`--guest is uml or microvm for an inner guest, not ${kind}`);
+}
+
+interface FileServer extends AsyncDisposable {
+  readonly port: number;
+  readonly digest: string;
+}
+
+/** A file on this host's loopback, which a user network reaches as 10.0.2.2. */
+async function serveFile(): Promise<FileServer> {
+  const bytes = new Uint8Array(FILE_SIZE);
+  for (let at = 0; at < FILE_SIZE; at += 65536) {
+    crypto.getRandomValues(bytes.subarray(at, at + 65536));
+  }
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).toHex();
+  const listening = { hostname: "127.0.0.1", port: 0, onListen: () => {} };
+  const server = Deno.serve(listening, () => new Response(bytes));
+  const { port } = server.addr;
+  return { port, digest, [Symbol.asyncDispose]: () => server.shutdown() };
+}
+
+/** Runs the demo; 0 if B's pings were answered. */
+export async function demoIvshmem(options: DemoIvshmemOptions): Promise<number> {
+  const { net = "bridge", inner, direct, oneRange, size, interrupted } = options;
+  if (direct && (options.confined || !inner)) {
+    throw new UsageError("--direct goes with --inner, and without --confined");
+  }
+  if (oneRange && !direct) throw new UsageError("--one-range goes with --direct");
+  if (net !== "bridge" && net !== "packet") {
+    throw new UsageError(`--net is bridge or packet, not ${net}`);
+  }
+  const confined = options.confined || (inner && !direct);
+  const installation = await findMachine(options.machine ?? "q35");
+  const { kind } = installation;
+  const executable = await machineExecutable(options.executable, machineArchitecture(kind));
+  await using server = await serveFile();
+  const b = inner
+    ? await innerGuest(kind, options.guest, { direct, oneRange }, server)
+    : ownKernel(confined);
+  console.log("two machines, a shared memory and a doorbell between them; none of it is patched");
+  await using pair = await openPair({
+    installation,
+    executable,
+    confined,
+    files: b.files ?? [],
+    memoryMiB: b.memoryMiB,
+    ...(size === undefined ? {} : { size }),
+    onServerLine: (line) => console.log(`server| ${line}`),
+  });
+  await using machineA = await pair.startA({
+    script: deviceScript({ kind, net, confined, memoryMiB: b.memoryMiB }),
+    nics: [{ netdev: "user" }],
+    onLine: (line) => console.log(`A| ${line}`),
+  });
+  await using machineB = await pair.startB({
+    script: b.script,
+    ...b.machine,
+    onLine: (line) => console.log(`B| ${line}`),
+  });
+  const passed = machineB.waitFor(b.success, TIMEOUT_MS).then(() => 0);
+  const failed = Promise.race([
+    machineA.waitFor(/^DEVICE rc=/, TIMEOUT_MS),
+    machineB.waitFor(/^((PING|INNER) rc=[^0]|(DRIVER|PROXY) ended|GUEST-DONE)/, TIMEOUT_MS),
+  ]).then(() => 1);
+  for (const promise of [passed, failed]) promise.catch(() => {});
+  const code = await Promise.race([interrupted, passed, failed]);
+  console.log(code === 0 ? "\nTEST PASSED" : `\nTEST FAILED (${code})`);
+  return code;
+}

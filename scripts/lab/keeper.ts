@@ -1,0 +1,150 @@
+/**
+ * A keeper sees to it that nothing is left behind, whatever happens to this process.
+ *
+ * Guests live in sessions of their own (Ctrl-C in our terminal does not reach them), ignore
+ * SIGTERM (User-Mode Linux), leave helper processes and files. Handlers in this process cannot
+ * clean up after a SIGKILL, and `deno test` runs none on Ctrl-C. So a small shell process does it.
+ * It makes a directory, then reads commands from a pipe whose other end only this process holds:
+ *
+ *     keep PID    PID leads a session (it was started with `detached: true`): end it when we go
+ *     end PID     end that session now
+ *     (the end)   end what is kept, remove the directory
+ *
+ * States: open, until it is disposed or this process is gone; then closed. Processes are ended with
+ * SIGKILL by their own id, found by their session in /proc. A session's id is not given to anybody
+ * else while the session has a member, so it is forgotten as soon as it is seen empty.
+ *
+ * Not covered: a process that makes itself yet another session.
+ */
+
+import { VmsgError } from "../../src/linux/errors.ts";
+
+const SCRIPT = `
+trap '' HUP INT QUIT TERM
+umask 077
+directory=$(mktemp -d "\${TMPDIR:-/tmp}/vmsg-XXXXXX") || exit 1
+printf '%s\\n' "$directory"
+
+# members SESSION: the ids of its living processes
+members() {
+  for file in /proc/[0-9]*/stat; do
+    { read -r line <"$file"; } 2>/dev/null || continue
+    # id (name) state parent group session ...; a name may hold anything
+    session=$1
+    set -- \${line##*) }
+    if [ "$4" = "$session" ] && [ "$1" != Z ]; then
+      id=\${file#/proc/}
+      printf '%s ' "\${id%/stat}"
+    fi
+    set -- "$session"
+  done
+}
+
+end() {
+  attempt=0
+  while [ "$attempt" -lt 250 ]; do
+    ids=$(members "$1")
+    [ -n "$ids" ] || return 0
+    kill -KILL $ids 2>/dev/null
+    attempt=$((attempt + 1))
+    sleep 0.01
+  done
+}
+
+kept=
+while read -r command id; do
+  case $command in
+    keep) kept="$kept $id" ;;
+    end)
+      end "$id"
+      others=
+      for other in $kept; do [ "$other" = "$id" ] || others="$others $other"; done
+      kept=$others
+      printf '%s\\n' "$id"
+      ;;
+  esac
+done
+for id in $kept; do end "$id"; done
+rm -rf -- "$directory"
+`;
+
+/** See the head of this file. Dispose ends every session that is kept and removes the directory. */
+export interface Keeper extends AsyncDisposable {
+  /** A new directory, for this user only. */
+  readonly directory: string;
+  /** Takes charge of a process that was started with `detached: true`, and of its children. */
+  keep(pid: number): Promise<void>;
+  /** Ends such a process and its children; returns when they are gone. */
+  end(pid: number): Promise<void>;
+}
+
+/**
+ * Starts a keeper.
+ *
+ * @param base where its directory is made: TMPDIR or /tmp, unless given
+ */
+export async function openKeeper(base?: string): Promise<Keeper> {
+  const child = new Deno.Command("sh", {
+    args: ["-c", SCRIPT, "vmsg-keeper"],
+    env: base === undefined ? {} : { TMPDIR: base },
+    stdin: "piped",
+    stdout: "piped",
+    stderr: "null",
+    detached: true,
+  }).spawn();
+  const commands = child.stdin.getWriter();
+  const answers = child.stdout.pipeThrough(new TextDecoderStream()).getReader();
+  const encoder = new TextEncoder();
+  let buffered = "";
+  let open = true;
+  /** Commands that are answered run one after the other. */
+  let last: Promise<unknown> = Promise.resolve();
+
+  async function readLine(): Promise<string | undefined> {
+    while (!buffered.includes("\n")) {
+      const { value, done } = await answers.read();
+      if (done) return undefined;
+      buffered += value;
+    }
+    const end = buffered.indexOf("\n");
+    const line = buffered.slice(0, end);
+    buffered = buffered.slice(end + 1);
+    return line;
+  }
+
+  async function close(): Promise<void> {
+    if (!open) return;
+    open = false;
+    await last.catch(() => {});
+    // A keeper that somebody killed has closed its side already.
+    await commands.close().catch(() => {});
+    await answers.cancel().catch(() => {});
+    await child.status;
+  }
+
+  const directory = await readLine();
+  if (directory === undefined) {
+    await close();
+    throw new VmsgError(
+      "NO_TEMPORARY_DIRECTORY",
+      base === undefined
+        ? "cannot make a temporary directory: set TMPDIR to a directory you may write to"
+        : `cannot make a temporary directory in ${base}`,
+    );
+  }
+  return {
+    directory,
+    async keep(pid) {
+      await commands.write(encoder.encode(`keep ${pid}\n`));
+    },
+    async end(pid) {
+      const ended = last.then(async () => {
+        await commands.write(encoder.encode(`end ${pid}\n`));
+        await readLine();
+      });
+      last = ended;
+      await ended;
+    },
+    [Symbol.asyncDispose]: close,
+  };
+}

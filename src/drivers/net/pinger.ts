@@ -1,0 +1,337 @@
+/**
+ * A pinger on top of the user-space driver: ARP, ICMP echo, and two throughput figures.
+ *
+ * Steps, each skipped when it is not asked for:
+ *
+ *     resolve   ARP until the target's MAC is known, again after each restart of the device side
+ *     ping      one echo request per interval; a request that is not answered in time is lost
+ *     send      UDP to the discard port (RFC 863) for a while: frames and bits per second to the device
+ *     receive   UDP from the responder's chargen port: the same from the device
+ *
+ * Everything is paced by timers and by the driver's notifications; the device side may vanish and come
+ * back at any moment, which shows as lost pings and nothing else.
+ */
+
+import { NET_HEADER_SIZE } from "../../virtio/net_header.ts";
+import { allocate } from "../../linux/arena.ts";
+import type { Deferred, Reactor, Task } from "../../linux/reactor.ts";
+import type { IovecList } from "../../memory/mod.ts";
+import { readArpReply, writeArpRequest } from "../../network/responder/arp.ts";
+import { CHARGEN_PORT, CHARGEN_REQUEST_SIZE } from "../../network/responder/chargen.ts";
+import { DISCARD_PORT } from "../../network/responder/discard.ts";
+import {
+  ETHERTYPE_IPV4,
+  readEthertype,
+  writeEthernetHeader,
+} from "../../network/responder/ethernet.ts";
+import { readEchoReply, writeEchoRequest } from "../../network/responder/icmp.ts";
+import {
+  formatIpv4Address,
+  Ipv4Packet,
+  parseIpv4,
+  parseIpv4Address,
+  PROTOCOL_ICMP,
+  PROTOCOL_UDP,
+} from "../../network/responder/ipv4.ts";
+import { writeU16, writeU32 } from "../../network/responder/network_order.ts";
+import { NUMBERED_SIZE_MAX } from "../../network/responder/numbered_datagram.ts";
+import { UDP_PAYLOAD, writeUdpHeaders } from "../../network/responder/udp.ts";
+import type { NetDriver, NetDriverListener } from "./net_driver.ts";
+
+const ARP_RETRY_MS = 200;
+const ECHO_SIZE = 56;
+/** A reply later than this is lost. */
+const ECHO_TIMEOUT_MS = 1000;
+const SOURCE_PORT = 0xc000;
+const BATCH = 64;
+/** No frame we ask for is longer. */
+const MAX_FRAME = 1514;
+/** Datagrams asked for in the receive figure; more than any machine sends in the time. */
+const CHARGEN_COUNT = 0x0fff_ffff;
+
+/** What the pinger does. */
+export interface PingOptions {
+  /** Whom to ping, an IPv4 address. */
+  readonly target: string;
+  /** Our own address. */
+  readonly address: string;
+  /** How many pings; Infinity goes on until stopped. */
+  readonly count: number;
+  /** Between two pings. */
+  readonly intervalMs: number;
+  /** How long each throughput figure takes; 0 leaves them out. */
+  readonly throughputMs: number;
+  /** Prints one line. */
+  readonly print: (line: string) => void;
+}
+
+/** Frames per second and their bits, one direction. */
+export interface Throughput {
+  /** Frames of 1514 bytes. */
+  readonly framesPerSecond: number;
+  /** Their bits, in millions. */
+  readonly megabitsPerSecond: number;
+}
+
+/** What came of it. */
+export interface PingResult {
+  /** Pings that were due. */
+  readonly sent: number;
+  /** Pings that were answered. */
+  readonly received: number;
+  /** Round trips in microseconds, ascending. */
+  readonly roundTripsUs: readonly number[];
+  /** The send figure, if it was measured. */
+  readonly toDevice?: Throughput;
+  /** The receive figure, if it was measured. */
+  readonly fromDevice?: Throughput;
+}
+
+/** See the head of this file. */
+export class Pinger implements NetDriverListener {
+  readonly #target: number;
+  readonly #address: number;
+  readonly #identifier = 1 + Math.floor(Math.random() * 0xfffe);
+  readonly #packet = new Ipv4Packet();
+  readonly #in = allocate(MAX_FRAME);
+  readonly #sentMs = new Map<number, number>();
+  readonly #roundTripsMs: number[] = [];
+  #driver!: NetDriver;
+  #targetMac: Uint8Array | undefined;
+  #sent = 0;
+  readonly #resolved: Deferred<void>;
+  #allAnswered: Deferred<void> | undefined;
+  /** Datagram bytes received from the chargen port, and their number. */
+  #generated = 0;
+  readonly #floodTask: Task = { run: () => this.#flood() };
+  #flooding = false;
+  #flooded: Uint8Array = new Uint8Array();
+
+  /** Waits for {@link use} and {@link run}. */
+  constructor(readonly reactor: Reactor, readonly options: PingOptions) {
+    this.#target = parseIpv4Address(options.target);
+    this.#address = parseIpv4Address(options.address);
+    this.#resolved = reactor.defer();
+  }
+
+  /** Gives the pinger the driver whose listener it is. */
+  use(driver: NetDriver): void {
+    this.#driver = driver;
+  }
+
+  up(): void {
+    const { print, target, address } = this.options;
+    if (this.#sent === 0) {
+      print(`PING ${target} from ${address}; features ${this.#driver.features.join(" ")}`);
+    }
+    this.#targetMac = undefined;
+    this.#resolve();
+  }
+
+  down(): void {
+    this.#targetMac = undefined;
+  }
+
+  writable(): void {
+    if (this.#flooding) this.reactor.schedule(this.#floodTask);
+  }
+
+  frame(frame: IovecList): boolean {
+    const length = frame.length - NET_HEADER_SIZE;
+    if (length <= MAX_FRAME) {
+      frame.copyOut(NET_HEADER_SIZE, this.#in.address, length);
+      this.#received(this.#in.bytes, length);
+    }
+    return true;
+  }
+
+  #received(bytes: Uint8Array, length: number): void {
+    const mac = readArpReply(bytes, length, this.#target);
+    if (mac !== undefined) {
+      this.#targetMac = mac;
+      return this.#resolved.resolve();
+    }
+    if (length < 34 || readEthertype(bytes) !== ETHERTYPE_IPV4) return;
+    if (parseIpv4(this.#packet, bytes, length) !== "done") return;
+    if (this.#packet.protocol === PROTOCOL_UDP) this.#generated++;
+    if (this.#packet.protocol === PROTOCOL_ICMP) this.#echoReply(bytes);
+  }
+
+  #resolve(): void {
+    if (!this.#driver.isUp || this.#targetMac !== undefined) return;
+    const frame = this.#claim();
+    if (frame !== undefined) {
+      this.#send(writeArpRequest(frame, this.#driver.mac, this.#address, this.#target));
+    }
+    this.reactor.spawn(async () => {
+      await this.reactor.sleep(ARP_RETRY_MS);
+      this.#resolve();
+    });
+  }
+
+  /** A transmit buffer without its header. */
+  #claim(): Uint8Array | undefined {
+    return this.#driver.claim() ? this.#driver.frame : undefined;
+  }
+
+  #send(length: number): void {
+    this.#driver.send(NET_HEADER_SIZE + length);
+  }
+
+  #echoReply(bytes: Uint8Array): void {
+    const sequence = readEchoReply(bytes, this.#packet, this.#identifier);
+    const sentMs = this.#sentMs.get(sequence);
+    if (sentMs === undefined) return;
+    this.#sentMs.delete(sequence);
+    const roundTripMs = performance.now() - sentMs;
+    this.#roundTripsMs.push(roundTripMs);
+    const size = this.#packet.end - this.#packet.start;
+    this.options.print(
+      `${size} bytes from ${formatIpv4Address(this.#packet.source)}: ` +
+        `icmp_seq=${sequence} time=${roundTripMs.toFixed(3)} ms`,
+    );
+    if (this.#sentMs.size === 0) this.#allAnswered?.resolve();
+  }
+
+  /** What came of the pings so far. */
+  result(): PingResult {
+    return {
+      sent: this.#sent,
+      received: this.#roundTripsMs.length,
+      roundTripsUs: this.#roundTripsMs.map((ms) => ms * 1000).sort((a, b) => a - b),
+    };
+  }
+
+  /** Runs all steps and resolves with what came of them. */
+  async run(): Promise<PingResult> {
+    await this.#resolved.promise;
+    await this.#ping();
+    let figures = {};
+    if (this.options.throughputMs > 0) {
+      figures = {
+        toDevice: await this.#measureSending(),
+        fromDevice: await this.#measureReceiving(),
+      };
+    }
+    return { ...this.result(), ...figures };
+  }
+
+  async #ping(): Promise<void> {
+    while (this.#sent < this.options.count) {
+      this.#sendEcho();
+      if (this.#sent < this.options.count) await this.reactor.sleep(this.options.intervalMs);
+    }
+    if (this.#sentMs.size === 0) return;
+    this.#allAnswered = this.reactor.defer();
+    const timeout = this.reactor.timer(() => this.#allAnswered?.resolve());
+    timeout.arm(ECHO_TIMEOUT_MS);
+    await this.#allAnswered.promise;
+    this.reactor.dropTimer(timeout);
+  }
+
+  #sendEcho(): void {
+    const sequence = ++this.#sent & 0xffff;
+    const frame = this.#targetMac === undefined ? undefined : this.#claim();
+    // Without a device side the ping is lost, as with a pulled cable.
+    if (frame === undefined) return;
+    writeEthernetHeader(frame, this.#targetMac!, 0, this.#driver.mac, ETHERTYPE_IPV4);
+    const length = writeEchoRequest(
+      frame,
+      ECHO_SIZE,
+      this.#address,
+      this.#target,
+      this.#identifier,
+      sequence,
+    );
+    this.#sentMs.set(sequence, performance.now());
+    // An answer that is overdue is not waited for.
+    this.#sentMs.delete((sequence - Math.ceil(ECHO_TIMEOUT_MS / this.options.intervalMs)) & 0xffff);
+    this.#send(length);
+  }
+
+  async #measureSending(): Promise<Throughput> {
+    if (this.#targetMac === undefined) return throughput(0, this.options.throughputMs);
+    // Made once: the figure is that of the virtqueue, not of a checksum in JavaScript.
+    this.#flooded = new Uint8Array(UDP_PAYLOAD + NUMBERED_SIZE_MAX);
+    this.#datagram(this.#flooded, DISCARD_PORT, NUMBERED_SIZE_MAX);
+    const before = this.#driver.counters.sent;
+    const startMs = performance.now();
+    this.#flooding = true;
+    this.reactor.schedule(this.#floodTask);
+    await this.reactor.sleep(this.options.throughputMs);
+    this.#flooding = false;
+    const frames = this.#driver.counters.sent - before;
+    return throughput(frames, performance.now() - startMs);
+  }
+
+  #flood(): boolean {
+    for (let i = 0; i < BATCH && this.#flooding; i++) {
+      const frame = this.#targetMac === undefined ? undefined : this.#claim();
+      if (frame === undefined) return false;
+      frame.set(this.#flooded);
+      this.#send(this.#flooded.length);
+    }
+    return this.#flooding;
+  }
+
+  #datagram(frame: Uint8Array, port: number, size: number): number {
+    writeEthernetHeader(frame, this.#targetMac!, 0, this.#driver.mac, ETHERTYPE_IPV4);
+    writeUdpHeaders(frame, size, this.#address, SOURCE_PORT, this.#target, port);
+    return UDP_PAYLOAD + size;
+  }
+
+  async #measureReceiving(): Promise<Throughput> {
+    await this.#requestGenerator(CHARGEN_COUNT);
+    const before = this.#generated;
+    const startMs = performance.now();
+    await this.reactor.sleep(this.options.throughputMs);
+    const result = throughput(this.#generated - before, performance.now() - startMs);
+    await this.#requestGenerator(0);
+    return result;
+  }
+
+  async #requestGenerator(count: number): Promise<void> {
+    // Right behind a flood every buffer may be on its way.
+    for (let attempt = 0; attempt < 100; attempt++) {
+      const frame = this.#targetMac === undefined ? undefined : this.#claim();
+      if (frame !== undefined) {
+        writeU32(frame, UDP_PAYLOAD, count);
+        writeU16(frame, UDP_PAYLOAD + 4, NUMBERED_SIZE_MAX);
+        writeU16(frame, UDP_PAYLOAD + 6, 0);
+        return this.#send(this.#datagram(frame, CHARGEN_PORT, CHARGEN_REQUEST_SIZE));
+      }
+      await this.reactor.sleep(1);
+    }
+  }
+}
+
+function throughput(frames: number, elapsedMs: number): Throughput {
+  const framesPerSecond = Math.round(frames / (elapsedMs / 1000));
+  const bits = framesPerSecond * (UDP_PAYLOAD + NUMBERED_SIZE_MAX) * 8;
+  return { framesPerSecond, megabitsPerSecond: Math.round(bits / 1e6) };
+}
+
+/** The value below which `share` of an ascending list lies; 0 for an empty one. */
+function quantile(ascending: readonly number[], share: number): number {
+  return ascending[Math.min(ascending.length - 1, Math.floor(share * ascending.length))] ?? 0;
+}
+
+/** The result in lines for people, as ping(8) ends. */
+export function describeResult(result: PingResult): string[] {
+  const { sent, received, roundTripsUs, toDevice, fromDevice } = result;
+  const lost = sent === 0 ? 0 : Math.round(100 * (sent - received) / sent);
+  const lines = [`${sent} packets transmitted, ${received} received, ${lost}% packet loss`];
+  if (received > 0) {
+    const times = [0, 0.5, 0.99, 1].map((share) => quantile(roundTripsUs, share).toFixed(0));
+    lines.push(`round trip min/median/p99/max = ${times.join("/")} us`);
+  }
+  const figure = (name: string, value: Throughput | undefined) => {
+    if (value === undefined) return;
+    lines.push(
+      `${name}: ${value.framesPerSecond} frames/s of 1514 bytes, ${value.megabitsPerSecond} Mbit/s`,
+    );
+  };
+  figure("to the device", toDevice);
+  figure("from the device", fromDevice);
+  return lines;
+}

@@ -1,0 +1,110 @@
+/**
+ * Joins a user-space driver to a network port: `vmsg driver --tap` gives this machine's kernel a network
+ * card whose device is elsewhere.
+ *
+ * Frames go through in both directions as they are, virtio-net header first: from the device's merged
+ * buffers by one writev to the TAP, from the TAP by one readv into a transmit buffer. What the device may
+ * leave undone in frames for its driver, the kernel behind the TAP does, and the other way round; so the
+ * features the driver accepts are those of the port seen in a mirror.
+ *
+ * While the driver is down the TAP is not read; its queue in the kernel fills up and drops, as on a card
+ * without a cable.
+ */
+
+import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../../virtio/net_header.ts";
+import type { Reactor, Task } from "../../linux/reactor.ts";
+import type { IovecList } from "../../memory/mod.ts";
+import { hasFeature, NetFeature } from "../../virtio/features.ts";
+import { type NetworkPort } from "../../network/port.ts";
+import type { NetDriver, NetDriverListener } from "./net_driver.ts";
+
+/** Frames per task run. */
+const BATCH = 64;
+
+/** An offload of frames to the device, and the same of frames from it. */
+const MIRROR: readonly (readonly [number, number])[] = [
+  [NetFeature.CSUM, NetFeature.GUEST_CSUM],
+  [NetFeature.HOST_TSO4, NetFeature.GUEST_TSO4],
+  [NetFeature.HOST_TSO6, NetFeature.GUEST_TSO6],
+  [NetFeature.HOST_ECN, NetFeature.GUEST_ECN],
+  [NetFeature.HOST_USO, NetFeature.GUEST_USO4],
+  [NetFeature.HOST_USO, NetFeature.GUEST_USO6],
+];
+
+/** The features of a port as a driver has to negotiate them. */
+export function mirrored(features: readonly number[]): number[] {
+  const other = new Set<number>();
+  for (const [host, guest] of MIRROR) {
+    if (features.includes(host)) other.add(guest);
+    if (features.includes(guest)) other.add(host);
+  }
+  return [...other];
+}
+
+/** See the head of this file. */
+export class PortBridge implements NetDriverListener, Disposable {
+  readonly #task: Task = { run: () => this.#transmit() };
+  #driver!: NetDriver;
+
+  constructor(
+    readonly reactor: Reactor,
+    readonly port: NetworkPort,
+    readonly print: (line: string) => void,
+  ) {}
+
+  /** Gives the bridge the driver whose listener it is, and starts the port. */
+  use(driver: NetDriver): void {
+    this.#driver = driver;
+    this.port.open({
+      readable: () => this.reactor.schedule(this.#task),
+      writable: () => driver.resume(),
+      link: () => {
+        // A driver has no way to tell its device that the wire behind it was cut.
+      },
+    });
+  }
+
+  up(): void {
+    const { accepted, features } = this.#driver;
+    const words = new Uint32Array(accepted.length);
+    for (const [host, guest] of MIRROR) {
+      if (hasFeature(accepted, host)) words[guest >> 5] |= 1 << (guest & 31);
+      if (hasFeature(accepted, guest)) words[host >> 5] |= 1 << (host & 31);
+    }
+    this.port.setFeatures(words);
+    this.port.setMac?.(this.#driver.mac);
+    this.print(`${this.port.description}: connected; features ${features.join(" ")}`);
+    this.reactor.schedule(this.#task);
+  }
+
+  down(reason: string): void {
+    this.print(`${this.port.description}: ${reason}`);
+  }
+
+  frame(frame: IovecList): boolean {
+    return this.port.send(frame);
+  }
+
+  writable(): void {
+    this.reactor.schedule(this.#task);
+  }
+
+  #transmit(): boolean {
+    const driver = this.#driver;
+    if (!driver.isUp) return false;
+    for (let i = 0; i < BATCH; i++) {
+      if (this.port.nextLength() === 0 || !driver.claim()) return false;
+      const { buffer } = driver;
+      const length = this.port.receive(buffer, 0);
+      if (length < NET_HEADER_SIZE) return false;
+      // Meant for receivers; a transmitted frame has 0 there (5.1.6.2.1).
+      buffer.setUint16(NUM_BUFFERS_OFFSET, 0);
+      driver.send(length);
+    }
+    return true;
+  }
+
+  [Symbol.dispose](): void {
+    this.port[Symbol.dispose]();
+  }
+}

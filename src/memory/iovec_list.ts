@@ -1,0 +1,204 @@
+/**
+ * A list of memory segments in the form the kernel takes: an array of struct iovec in the arena.
+ *
+ * A virtqueue buffer becomes such a list once, when its descriptors have been checked; from then on it
+ * can be handed to readv and writev as it is, or copied from and to. The list keeps the window beside
+ * each iovec, for the few bytes that are read or written one by one. It is reused for every frame and
+ * allocates nothing.
+ *
+ * Cost: addresses are written as two 32-bit halves and read as one bigint, which compiled code keeps in a
+ * register; a bigint made from a Number that may be fractional would be an object each time. Hence the
+ * `>>> 0` below, on values that are less than 2^32 as every segment and every copy is.
+ */
+
+import { allocate } from "../linux/arena.ts";
+import { libc } from "../linux/libc.ts";
+import type { MemoryWindow } from "./address_space.ts";
+
+const IOVEC_SIZE = 16;
+/** The size of an iovec in words of 32 bits. */
+export const IOVEC_WORDS: number = IOVEC_SIZE / 4;
+/** The same in words of 64 bits. */
+export const IOVEC_DOUBLE_WORDS: number = IOVEC_SIZE / 8;
+/** Where an iovec keeps its length, in words of 32 bits; the high half is 0. */
+export const LENGTH_WORD = 2;
+const TWO_TO_32 = 0x1_0000_0000;
+/** A descriptor's length has 32 bits, and so has memcpy's here. */
+const MAX_SEGMENT = 0xffff_ffff;
+
+function tooLong(length: number): Error {
+  return new Error(`a segment of ${length} bytes`);
+}
+
+/** Segments of one buffer, at most `capacity` of them. */
+export class IovecList {
+  /** How many segments there are. */
+  count = 0;
+  /** The sum of their lengths, in bytes. */
+  length = 0;
+  /** The address of the struct iovec array, for readv and writev. */
+  readonly address: bigint;
+  /** The iovec array in words of 32 bits, and its addresses. */
+  readonly #words: Uint32Array;
+  readonly #addresses: BigUint64Array;
+  readonly #windows: MemoryWindow[];
+  readonly #offsets: Float64Array;
+
+  /**
+   * Takes the iovec array from the arena, for good.
+   *
+   * @param capacity at most 1024, the kernel's IOV_MAX
+   */
+  constructor(readonly capacity: number) {
+    const block = allocate(capacity * IOVEC_SIZE);
+    const { buffer, byteOffset } = block.bytes;
+    this.address = block.address;
+    this.#words = new Uint32Array(buffer, byteOffset, capacity * IOVEC_WORDS);
+    this.#addresses = new BigUint64Array(buffer, byteOffset, capacity * IOVEC_DOUBLE_WORDS);
+    this.#windows = new Array(capacity);
+    this.#offsets = new Float64Array(capacity);
+  }
+
+  /** Makes the list empty. */
+  clear(): void {
+    this.count = 0;
+    this.length = 0;
+  }
+
+  /**
+   * Appends `length` bytes at `offset` of a window, less than 2^32 of them; false when the list is full.
+   */
+  push(window: MemoryWindow, offset: number, length: number): boolean {
+    const i = this.count;
+    if (i === this.capacity) return false;
+    if (length > MAX_SEGMENT) throw tooLong(length);
+    // Neighbours are nearly always of the same window, and storing an object is not free.
+    if (this.#windows[i] !== window) this.#windows[i] = window;
+    this.#offsets[i] = offset;
+    const low = window.addressLow + offset;
+    const word = i * IOVEC_WORDS;
+    const words = this.#words;
+    words[word] = low;
+    words[word + 1] = low < TWO_TO_32
+      ? window.addressHigh
+      : window.addressHigh + Math.floor(low / TWO_TO_32);
+    // Its high half is 0 for good.
+    words[word + LENGTH_WORD] = length;
+    this.count = i + 1;
+    this.length += length;
+    return true;
+  }
+
+  /** The virtual address of segment `i`, as a Number: user-space addresses are below 2^47. */
+  addressOf(i: number): number {
+    const word = i * IOVEC_WORDS;
+    return this.#words[word + 1] * TWO_TO_32 + this.#words[word];
+  }
+
+  /** The length of segment `i`. */
+  lengthOf(i: number): number {
+    return this.#words[i * IOVEC_WORDS + LENGTH_WORD];
+  }
+
+  /** Copies the iovec of segment `i` to a place in `words`, whose length's high half is 0 already. */
+  copyIovec(i: number, words: Uint32Array, at: number): void {
+    const word = i * IOVEC_WORDS;
+    words[at] = this.#words[word];
+    words[at + 1] = this.#words[word + 1];
+    words[at + LENGTH_WORD] = this.#words[word + LENGTH_WORD];
+  }
+
+  /** The address of the iovec of segment `first`, to hand the segments from there on to readv. */
+  addressFrom(first: number): bigint {
+    return this.address + BigInt(first * IOVEC_SIZE);
+  }
+
+  /**
+   * Copies bytes out of the segments, from byte `skip` on.
+   *
+   * @param target an address of stable memory (the arena, a mapping), never of a JavaScript array
+   * @param length how many at most, less than 2^32
+   * @param first the segment whose first byte is byte 0
+   * @returns how many bytes there were to copy
+   */
+  copyOut(skip: number, target: bigint, length: number, first = 0): number {
+    let done = 0;
+    for (let i = first; i < this.count && done < length; i++) {
+      const size = this.#words[i * IOVEC_WORDS + LENGTH_WORD];
+      if (skip >= size) {
+        skip -= size;
+        continue;
+      }
+      const part = Math.min(size - skip, length - done) >>> 0;
+      const source = this.#addresses[i * IOVEC_DOUBLE_WORDS] + BigInt(skip >>> 0);
+      libc.memcpy(target + BigInt(done >>> 0), source, part);
+      done += part;
+      skip = 0;
+    }
+    return done;
+  }
+
+  /**
+   * Copies bytes into the segments, from byte `skip` on; otherwise as {@link copyOut}. (Two loops, because
+   * each call of C is compiled where it stands.)
+   *
+   * @param source an address of stable memory
+   */
+  copyIn(skip: number, source: bigint, length: number, first = 0): number {
+    let done = 0;
+    for (let i = first; i < this.count && done < length; i++) {
+      const size = this.#words[i * IOVEC_WORDS + LENGTH_WORD];
+      if (skip >= size) {
+        skip -= size;
+        continue;
+      }
+      const part = Math.min(size - skip, length - done) >>> 0;
+      const target = this.#addresses[i * IOVEC_DOUBLE_WORDS] + BigInt(skip >>> 0);
+      libc.memcpy(target, source + BigInt(done >>> 0), part);
+      done += part;
+      skip = 0;
+    }
+    return done;
+  }
+
+  /**
+   * Stores one 16-bit little-endian value at byte `at`; false if that lies outside.
+   *
+   * @param first the segment whose first byte is byte 0
+   */
+  setUint16(at: number, value: number, first = 0): boolean {
+    // Headers nearly always lie in one piece.
+    if (first < this.count && at + 2 <= this.#words[first * IOVEC_WORDS + LENGTH_WORD]) {
+      this.#windows[first].view.setUint16(this.#offsets[first] + at, value, true);
+      return true;
+    }
+    return this.setUint8(at, value & 0xff, first) && this.setUint8(at + 1, value >>> 8, first);
+  }
+
+  /**
+   * The byte at `at`, or 0 outside.
+   *
+   * @param first the segment whose first byte is byte 0
+   */
+  getUint8(at: number, first = 0): number {
+    for (let i = first; i < this.count; i++) {
+      const size = this.#words[i * IOVEC_WORDS + LENGTH_WORD];
+      if (at < size) return this.#windows[i].view.getUint8(this.#offsets[i] + at);
+      at -= size;
+    }
+    return 0;
+  }
+
+  /** Stores one byte; otherwise as {@link setUint16}. */
+  setUint8(at: number, value: number, first = 0): boolean {
+    for (let i = first; i < this.count; i++) {
+      const size = this.#words[i * IOVEC_WORDS + LENGTH_WORD];
+      if (at < size) {
+        this.#windows[i].view.setUint8(this.#offsets[i] + at, value);
+        return true;
+      }
+      at -= size;
+    }
+    return false;
+  }
+}

@@ -1,0 +1,218 @@
+/**
+ * Where a user-space driver's rings and buffers lie, and how the device side gets to see them.
+ *
+ *     own       a sealed memfd, sent to the device side: two processes of one host
+ *     file      a file that both sides were told of, for dialects that announce no memory
+ *     segment   part of the shared memory that holds the bus's queues
+ *     confined  a segment as confined mode has it, with its header
+ *     pages     huge pages of this machine, whose RAM the device side's machine can see
+ *
+ * `pages` need not lie in one piece: each run is announced by itself, and the device side puts them
+ * together again. A peer that is no vmsg takes addresses as they are, so there the bus address is the
+ * physical one and the memory must be one run.
+ */
+
+import { VmsgError } from "../linux/errors.ts";
+import { createSealedMemory } from "../linux/fd.ts";
+import { allocateHugePages } from "../linux/huge_pages.ts";
+import { mapShared, PAGE_SIZE } from "../linux/mapping.ts";
+import { holdPins, waitForSilence } from "../linux/pin_holder.ts";
+import type { MappedMemory } from "../memory/mod.ts";
+import { MEMORY_SEGMENT, MEMORY_WINDOW } from "../message/message.ts";
+import type { Bus } from "../bus/bus.ts";
+import { Segment } from "./segment.ts";
+import { type RemoteDevice, RequestRefused } from "../transport/driver_side.ts";
+
+/** Where memory that is announced lies on the bus; any address would do, 0 could hide a bug. */
+const BUS_ADDRESS = 0x4000_0000;
+
+/** See the head of this file. */
+export interface DriverMemory extends Disposable {
+  /** The memory. */
+  readonly memory: MappedMemory;
+  /** Of its first usable byte in {@link memory}. */
+  readonly offset: number;
+  /** Usable bytes. */
+  readonly size: number;
+  /** The bus address of the first usable byte. */
+  readonly at: number;
+  /** Tells the device side. */
+  announce(device: RemoteDevice): Promise<void>;
+  /** Takes it back, if it was announced; the device is reset for that, or it would not let go. */
+  withdraw(device: RemoteDevice): Promise<void>;
+}
+
+/** Only a vmsg that speaks `v1` can be told of memory. */
+function assertVmsg(device: RemoteDevice): void {
+  if (device.side.peer === "vmsg") return;
+  throw new VmsgError(
+    "NO_MEMORY",
+    "the device side is no vmsg that speaks v1, it must know our memory: give both --memory",
+  );
+}
+
+/** What a device side means that refuses memory without a descriptor. */
+async function explained(advice: string, announce: () => Promise<void>): Promise<void> {
+  try {
+    await announce();
+  } catch (error) {
+    if (!(error instanceof RequestRefused)) throw error;
+    throw new VmsgError("NO_MEMORY", `${error.message}: ${advice}`, { cause: error });
+  }
+}
+
+async function withdraw(device: RemoteDevice, at: number, size: number): Promise<void> {
+  await device.reset();
+  await device.removeMemory(at, size);
+}
+
+/** A memfd of this process. */
+export function ownMemory(size: number): DriverMemory {
+  using stack = new DisposableStack();
+  const fd = stack.use(createSealedMemory("vmsg-driver", size));
+  const memory = stack.use(mapShared(fd.number, size));
+  const owner = stack.move();
+  return {
+    memory,
+    offset: 0,
+    size,
+    at: BUS_ADDRESS,
+    announce: (device) => {
+      assertVmsg(device);
+      return device.addMemory(fd, BUS_ADDRESS, size, 0);
+    },
+    withdraw: (device) => withdraw(device, BUS_ADDRESS, size),
+    [Symbol.dispose]: () => owner.dispose(),
+  };
+}
+
+/** Memory that the device side knows already; it stays the caller's. */
+export function knownMemory(memory: MappedMemory, at: number): DriverMemory {
+  if (at % PAGE_SIZE !== 0) {
+    throw new VmsgError("MEMORY", `the driver's memory must be at a multiple of ${PAGE_SIZE}`);
+  }
+  const nothing = () => Promise.resolve();
+  return {
+    memory,
+    offset: 0,
+    size: memory.size,
+    at,
+    announce: nothing,
+    withdraw: nothing,
+    [Symbol.dispose]: () => {},
+  };
+}
+
+/**
+ * Part of a bus's shared memory; by default all that the queues leave.
+ *
+ * @param offset of the part in the shared memory; undefined: behind the queues
+ * @param size in bytes; 0: up to the end
+ */
+export function segmentMemory(bus: Bus, offset: number | undefined, size: number): DriverMemory {
+  const { segment } = bus;
+  if (segment === undefined) {
+    throw new VmsgError("MEMORY", `${bus.description} has no shared memory for --memory segment`);
+  }
+  const start = offset ?? segment.start;
+  const length = size || segment.memory.size - start;
+  if (start % PAGE_SIZE !== 0 || start < segment.start) {
+    throw new VmsgError(
+      "MEMORY",
+      `--memory segment: offset= must be a multiple of ${PAGE_SIZE}, from ${segment.start} on`,
+    );
+  }
+  if (length <= 0 || start + length > segment.memory.size) {
+    const { size } = segment.memory;
+    throw new VmsgError(
+      "MEMORY",
+      `--memory segment: ${bus.description} has ${size} bytes of shared memory, ` +
+        (length <= 0 ? `none of them from ${start} on` : `not ${length} from ${start} on`),
+    );
+  }
+  return {
+    memory: segment.memory,
+    offset: start,
+    size: length,
+    // The two address spaces are the same, so that a trace can be read.
+    at: start,
+    announce: async (device) => {
+      assertVmsg(device);
+      const advice = "its shared memory is smaller than ours: give both sides all of it (size=)";
+      await explained(advice, () => device.addSharedMemory(MEMORY_SEGMENT, start, length, start));
+    },
+    withdraw: (device) => withdraw(device, start, length),
+    [Symbol.dispose]: () => {},
+  };
+}
+
+function scattered(count: number): VmsgError {
+  return new VmsgError(
+    "NO_MEMORY",
+    `the huge pages lie in ${count} pieces, which only a vmsg that speaks v1 can be told: ` +
+      "give --memory hugepages=2M, which is one piece",
+  );
+}
+
+/**
+ * Confined mode: the driver's own rings and buffers are in the segment, and nothing is copied.
+ *
+ * @param size of the segment in bytes; undefined: all that the bus has
+ */
+export function confinedMemory(bus: Bus, size: number | undefined): DriverMemory {
+  const segment = new Segment(bus, size, 1);
+  const place = segment.share(0);
+  return {
+    memory: place.memory,
+    offset: place.offset,
+    size: place.size,
+    at: place.busAddress + place.offset,
+    announce: (device) => segment.announce(device),
+    withdraw: (device) => segment.withdraw(device),
+    [Symbol.dispose]: () => segment[Symbol.dispose](),
+  };
+}
+
+/**
+ * Huge pages of this machine, pinned where the bus has the means; they are not moved without either. Once
+ * the device side knows of them it may write until it has missed us for a while, so they are kept as long.
+ */
+export function pageMemory(size: number, bus: Bus): DriverMemory {
+  using stack = new DisposableStack();
+  const { mapping, runs } = stack.use(allocateHugePages(size));
+  const pin = bus.pin(mapping.address, mapping.size);
+  if (pin !== undefined) stack.use(pin);
+  const holder = pin === undefined ? undefined : holdPins(bus.pinHandles);
+  let isKnown = false;
+  const at = runs.length === 1 ? runs[0].physical : BUS_ADDRESS;
+  const owner = stack.move();
+  return {
+    memory: mapping,
+    offset: 0,
+    size: mapping.size,
+    at,
+    announce: async (device) => {
+      isKnown = true;
+      if (device.side.peer !== "vmsg" && runs.length === 1) return;
+      if (device.side.peer !== "vmsg") throw scattered(runs.length);
+      for (const { offset, physical, length } of runs) {
+        const where = `0x${physical.toString(16)} to 0x${(physical + length).toString(16)}`;
+        const advice = `it does not see this machine's memory at ${where}: give vmsg device ` +
+          "--memory pci=ADDRESS,at=ADDRESS (or file=PATH), with low= and hole= where RAM has a hole";
+        await explained(
+          advice,
+          () => device.addSharedMemory(MEMORY_WINDOW, at + offset, length, physical),
+        );
+      }
+    },
+    withdraw: async (device) => {
+      if (device.side.peer !== "vmsg") return;
+      for (const { offset, length } of runs) await withdraw(device, at + offset, length);
+    },
+    [Symbol.dispose]: () => {
+      if (isKnown) waitForSilence();
+      owner.dispose();
+      holder?.[Symbol.dispose]();
+    },
+  };
+}

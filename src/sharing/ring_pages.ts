@@ -1,0 +1,147 @@
+/**
+ * Where translated queues lie: one huge page of this machine for each device number.
+ *
+ * A huge page is one piece of RAM, so rings in it lie in one piece too, and the device side that sees this
+ * machine's RAM finds them by their physical address like any buffer. A vmsg device side is told once, for
+ * each device number, that bus addresses are addresses of its `--memory` as they are.
+ *
+ * At the end the other machine may be writing still, if it was not asked to stop: then nothing is let go before its
+ * lease has run out, which nobody renews any more.
+ */
+
+import type { Bus } from "../bus/bus.ts";
+import { allocateHugePages, HUGE_PAGE_SIZE, type HugePages } from "../linux/huge_pages.ts";
+import { physicalRuns } from "../linux/page_map.ts";
+import { holdPins, type PinHolder, waitForSilence } from "../linux/pin_holder.ts";
+import { MEMORY_WINDOW } from "../message/message.ts";
+import { limitedLevels, type Log } from "../observe/log.ts";
+import { type PeerListener, type RemoteDevice, RequestRefused } from "../transport/driver_side.ts";
+import { VmsgError } from "../linux/errors.ts";
+import type { ShadowPlace } from "./copied_queue.ts";
+import type { MappedRegion } from "./memory_table.ts";
+import { PhysicalMap } from "./physical_map.ts";
+
+const PART_ALIGNMENT = 4096;
+/** Log lines of one level: front ends can come and go, and change their memory, without end. */
+const LINES_PER_SECOND = 10;
+
+/** What pins, and what keeps it so when we are killed. */
+export type RingBus = Pick<Bus, "pin" | "pinHandles" | "description">;
+
+/** Where huge pages and places come from; the kernel, except in tests. */
+export interface RingMemory {
+  /** As {@link allocateHugePages}. */
+  readonly allocate: typeof allocateHugePages;
+  /** As {@link physicalRuns}. */
+  readonly locate: typeof physicalRuns;
+}
+
+/** See the head of this file. */
+export class RingPages implements PeerListener, Disposable {
+  /** Where the guests' memory lies. */
+  readonly physical: PhysicalMap;
+  readonly #stack: DisposableStack;
+  readonly #pages: readonly HugePages[];
+  readonly #bus: RingBus;
+  readonly #log: Log;
+  #holder: PinHolder | undefined;
+  #holderTried = false;
+
+  /**
+   * Takes the huge pages.
+   *
+   * @param deviceCount how many device numbers there are
+   * @throws VmsgError HUGE_PAGES if there are none
+   */
+  constructor(
+    bus: RingBus,
+    deviceCount: number,
+    log: Log,
+    memory: RingMemory = { allocate: allocateHugePages, locate: physicalRuns },
+  ) {
+    using stack = new DisposableStack();
+    this.#bus = bus;
+    this.#log = limitedLevels(log, LINES_PER_SECOND);
+    this.physical = new PhysicalMap(bus, memory.locate);
+    this.#pages = Array.from({ length: deviceCount }, () => {
+      const page = stack.use(memory.allocate(HUGE_PAGE_SIZE));
+      const pin = bus.pin(page.mapping.address, page.mapping.size);
+      if (pin !== undefined) stack.use(pin);
+      return page;
+    });
+    this.#stack = stack.move();
+  }
+
+  /** Tells a vmsg device side how addresses are meant; another takes them so anyway. */
+  async announce(device: RemoteDevice): Promise<void> {
+    if (device.side.peer !== "vmsg") return;
+    try {
+      await device.addSharedMemory(MEMORY_WINDOW, 0, 0, 0);
+    } catch (error) {
+      if (!(error instanceof RequestRefused)) throw error;
+      throw new VmsgError(
+        "NO_MEMORY",
+        `${error.message}: the device side does not see this machine's memory: give vmsg device ` +
+          "--memory pci=ADDRESS,at=ADDRESS, or both sides --confined",
+        { cause: error },
+      );
+    }
+  }
+
+  /**
+   * The part of one queue.
+   *
+   * @throws VmsgError HUGE_PAGES if there are more queues than pages in a huge one
+   */
+  part(position: number, queueCount: number, queue: number): ShadowPlace {
+    const { mapping, runs } = this.#pages[position];
+    const size = Math.floor(mapping.size / queueCount / PART_ALIGNMENT) * PART_ALIGNMENT;
+    if (size === 0) {
+      throw new VmsgError("HUGE_PAGES", `${queueCount} queues do not fit into a huge page`);
+    }
+    return { memory: mapping, busAddress: runs[0].physical, offset: queue * size, size };
+  }
+
+  /** Pins a region of a guest's, which rings may use from here on, and says where it lies. */
+  addMemory(region: MappedRegion): void {
+    const before = this.physical.runsOf(region);
+    this.physical.add(region);
+    if (before.length > 0) return;
+    const { length } = this.physical.runsOf(region);
+    const { guestAddress, size } = region.region;
+    this.#log.info(
+      `${size} bytes of the guest's memory at 0x${guestAddress.toString(16)} lie in ` +
+        `${length} ${length === 1 ? "piece" : "pieces"}`,
+    );
+    this.#hold();
+  }
+
+  /** From the first guest on, somebody holds what is pinned if we are killed. */
+  #hold(): void {
+    if (this.#holderTried) return;
+    this.#holderTried = true;
+    this.#holder = holdPins(this.#bus.pinHandles);
+    if (this.#holder !== undefined) return;
+    this.#log.warn(
+      "no /bin/sh: if this process is killed, the device side may write for a moment to memory that " +
+        "others get",
+    );
+  }
+
+  /** A device side is there, which knows of no memory yet. */
+  ready(): void {
+    this.physical.trust();
+  }
+
+  /** The front ends say what the device side may still touch. */
+  lost(): void {}
+
+  /** Gives the huge pages back, when the device side touches nothing any more. */
+  [Symbol.dispose](): void {
+    if (this.physical.inDoubt) waitForSilence();
+    this.physical[Symbol.dispose]();
+    this.#stack.dispose();
+    this.#holder?.[Symbol.dispose]();
+    this.#holder = undefined;
+  }
+}

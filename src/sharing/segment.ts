@@ -1,0 +1,193 @@
+/**
+ * The segment of confined mode: the one piece of memory that both sides see, and who has which part.
+ *
+ * It is the shared memory of the bus behind its queues (ivshmem, shm), or a sealed memfd that is sent to
+ * the device side (linux-user). Addresses on the bus are offsets in it, counted from the first byte of
+ * the shared memory, queues included. All that lies in it:
+ *
+ *     start        the header, one page: u32 magic "vmsg", u32 version 1, u32 number of parts,
+ *                  u32 reserved, then per part u32 device number, u32 queue index, u64 offset, u64 length
+ *     start + 4K   the parts, one per device number and queue: the queue's rings, then its buffers
+ *
+ * The header is for people and programs that look; a device side needs no more than the ring addresses
+ * that SET_VQUEUE carries, and follows descriptors to offsets of the segment and nowhere else.
+ *
+ * Each device number has an equal share, and of that each queue: the last of an odd number of queues is
+ * a control queue and gets {@link CONTROL_SHARE} of it, the others the same. Every queue has a pool of its own,
+ * so one that is full of buffers that wait never takes room from another. A pool that cannot hold the largest
+ * frame would stand still for good when one comes, so there is none.
+ */
+
+import type { Bus } from "../bus/bus.ts";
+import { VmsgError } from "../linux/errors.ts";
+import { createSealedMemory, type Fd } from "../linux/fd.ts";
+import { mapShared, PAGE_SIZE } from "../linux/mapping.ts";
+import { type MappedMemory, storeRelease32 } from "../memory/mod.ts";
+import { MEMORY_SEGMENT } from "../message/message.ts";
+import type { RemoteDevice } from "../transport/driver_side.ts";
+import { type ShadowPlace, shadowRingsSize } from "./copied_queue.ts";
+
+/** "vmsg" */
+const MAGIC = 0x6773_6d76;
+const VERSION = 1;
+const HEADER_SIZE = PAGE_SIZE;
+const ENTRY_OFFSET = 16;
+const ENTRY_SIZE = 24;
+const MAX_ENTRIES = Math.floor((HEADER_SIZE - ENTRY_OFFSET) / ENTRY_SIZE);
+/** A control queue's part of a device's share. */
+const CONTROL_SHARE = 1 / 32;
+const PART_ALIGNMENT = PAGE_SIZE;
+/**
+ * The least pool: the largest frame with all its headers (66,048 bytes), in mergeable buffers of up to a page, of
+ * which one may not fit at the pool's end and each be rounded up.
+ */
+const MIN_POOL = 72 << 10;
+/** The least pool of a control queue, whose commands are short. */
+const MIN_CONTROL_POOL = 1 << 10;
+/** The least part of a control queue: rings of 64 entries and a little room. */
+const MIN_CONTROL_PART = 2 * PART_ALIGNMENT;
+/** The least share: two queues with rings of 256 entries, and control. */
+const MIN_SHARE = 192 << 10;
+
+/** See the head of this file. */
+export class Segment implements Disposable {
+  /** Bytes that parts are made of. */
+  readonly size: number;
+  readonly #stack: DisposableStack;
+  readonly #memory: MappedMemory;
+  readonly #start: number;
+  /** Of a memfd, which the device side does not have yet. */
+  readonly #fd: Fd | undefined;
+  readonly #header: Uint32Array;
+  #entries = 0;
+
+  /**
+   * Takes the segment of a bus, or makes one.
+   *
+   * @param size in bytes; undefined: all that the bus has, or 4 MiB of a memfd
+   * @param deviceCount how many device numbers share it
+   * @throws VmsgError SEGMENT if there is too little
+   */
+  constructor(bus: Bus, size: number | undefined, readonly deviceCount: number) {
+    using stack = new DisposableStack();
+    const { segment } = bus;
+    if (segment === undefined) {
+      const bytes = Math.floor((size ?? 4 << 20) / PAGE_SIZE) * PAGE_SIZE;
+      this.#fd = stack.use(createSealedMemory("vmsg-segment", Math.max(bytes, PAGE_SIZE)));
+      this.#memory = stack.use(mapShared(this.#fd.number, Math.max(bytes, PAGE_SIZE)));
+      this.#start = 0;
+    } else {
+      this.#memory = segment.memory;
+      this.#start = Math.ceil(segment.start / PAGE_SIZE) * PAGE_SIZE;
+    }
+    const room = this.#memory.size - this.#start;
+    const taken = segment === undefined ? room : Math.min(size ?? room, room);
+    if (size !== undefined && size > room) {
+      throw new VmsgError(
+        "SEGMENT",
+        `${bus.description} has ${room} bytes of shared memory left, not ${size}`,
+      );
+    }
+    this.size = taken - HEADER_SIZE;
+    if (this.size < deviceCount * MIN_SHARE) {
+      throw new VmsgError(
+        "SEGMENT",
+        `${bus.description}: a segment of ${taken} bytes is too small for ${deviceCount} network ` +
+          `cards; 256K each will do`,
+      );
+    }
+    this.#header = new Uint32Array(this.#memory.buffer, this.#start, HEADER_SIZE / 4);
+    this.#header.fill(0);
+    this.#header[1] = VERSION;
+    storeRelease32(this.#header, 0, MAGIC);
+    this.#stack = stack.move();
+  }
+
+  /** Tells the device side where the segment is, for one device number. */
+  async announce(device: RemoteDevice): Promise<void> {
+    const { peer } = device.side;
+    // Another implementation has been given the shared memory by its own means.
+    if (peer !== "vmsg" && this.#fd === undefined) return;
+    if (peer !== "vmsg") {
+      throw new VmsgError(
+        "SEGMENT",
+        "the device side is no vmsg that speaks v1 and cannot be given a segment on this bus",
+      );
+    }
+    const length = this.#memory.size - this.#start;
+    if (this.#fd !== undefined) await device.addMemory(this.#fd, 0, length, 0, MEMORY_SEGMENT);
+    else await device.addSharedMemory(MEMORY_SEGMENT, this.#start, length, this.#start);
+  }
+
+  /** Takes it back from a device side, which is reset for that. */
+  async withdraw(device: RemoteDevice): Promise<void> {
+    if (device.side.peer !== "vmsg") return;
+    await device.reset();
+    await device.removeMemory(this.#start, this.#memory.size - this.#start);
+  }
+
+  /**
+   * The part of one queue.
+   *
+   * @param position of the device number among those that share the segment
+   * @param queueCount how many queues the device has
+   * @param entries of the queue's rings
+   * @throws VmsgError SEGMENT if frames would not fit
+   */
+  part(position: number, queueCount: number, queue: number, entries: number): ShadowPlace {
+    const { memory, busAddress, offset: begin, size: share } = this.share(position);
+    const hasControl = queueCount % 2 === 1 && queueCount > 1;
+    const control = hasControl ? Math.max(MIN_CONTROL_PART, align(share * CONTROL_SHARE)) : 0;
+    const each = align((share - control) / (hasControl ? queueCount - 1 : queueCount));
+    const isControl = hasControl && queue === queueCount - 1;
+    const size = isControl ? control : each;
+    if (size < shadowRingsSize(entries) + (isControl ? MIN_CONTROL_POOL : MIN_POOL)) {
+      throw new VmsgError(
+        "SEGMENT",
+        `the segment has only ${size} bytes for queue ${queue} of ${queueCount} with ${entries} ` +
+          "entries: give a larger one",
+      );
+    }
+    return { memory, busAddress, offset: begin + queue * each, size };
+  }
+
+  /** All the parts of one device number in one, for a driver that needs no copies. */
+  share(position: number): ShadowPlace {
+    const size = align(this.size / this.deviceCount);
+    const offset = this.#start + HEADER_SIZE + position * size;
+    return { memory: this.#memory, busAddress: 0, offset, size };
+  }
+
+  /** Says in the header who has a part. */
+  describe(device: number, queue: number, { offset, size }: ShadowPlace): void {
+    const words = this.#header;
+    let index = 0;
+    const at = (i: number) => (ENTRY_OFFSET + i * ENTRY_SIZE) / 4;
+    while (
+      index < this.#entries && (words[at(index)] !== device || words[at(index) + 1] !== queue)
+    ) {
+      index++;
+    }
+    if (index === MAX_ENTRIES) return;
+    words[at(index)] = device;
+    words[at(index) + 1] = queue;
+    writeUint64(words, at(index) + 2, offset);
+    writeUint64(words, at(index) + 4, size);
+    this.#entries = Math.max(this.#entries, index + 1);
+    storeRelease32(words, 2, this.#entries);
+  }
+
+  /** A memfd is unmapped; the bus's memory stays. */
+  [Symbol.dispose](): void {
+    this.#stack.dispose();
+  }
+}
+
+function align(size: number): number {
+  return Math.floor(size / PART_ALIGNMENT) * PART_ALIGNMENT;
+}
+
+function writeUint64(words: Uint32Array, index: number, value: number): void {
+  words[index] = value >>> 0;
+  words[index + 1] = value / 0x1_0000_0000;
+}

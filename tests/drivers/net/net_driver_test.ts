@@ -1,0 +1,112 @@
+/** The user-space driver and a device side that does what it must not. */
+
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { VmsgError } from "../../../src/linux/errors.ts";
+import { mapAnonymous, type Mapping } from "../../../src/linux/mapping.ts";
+import { Kind, type Message, QUEUE_ENABLED } from "../../../src/message/message.ts";
+import { createLog } from "../../../src/observe/log.ts";
+import { knownMemory } from "../../../src/sharing/driver_memory.ts";
+import { NetDriver } from "../../../src/drivers/net/net_driver.ts";
+import { type DriverRig, withDriverSide } from "../../support/driver_rig.ts";
+import { cleanTest } from "../../support/leaks.ts";
+
+const AT = 0x1000_0000;
+const TRANSMIT = 1;
+const NEEDS_RESET = 0x40;
+const FRAME_SIZE = 64;
+const TRANSMIT_BUFFERS = 128;
+const SIZE = 16 << 20;
+
+interface Rig extends DriverRig {
+  readonly driver: NetDriver;
+  readonly memory: Mapping;
+  readonly downs: string[];
+  /** Where the used ring of a queue lies in the memory. */
+  readonly used: number[];
+}
+
+/** A driver that is up, in memory that the test writes as its device. */
+async function withDriver(body: (rig: Rig) => Promise<void>): Promise<void> {
+  using memory = mapAnonymous(SIZE);
+  await withDriverSide(async (rig) => {
+    const { peer } = rig;
+    const used: number[] = [];
+    const greets = peer.onMessage!;
+    const answer = (request: Message) =>
+      peer.reply(request, (m) => {
+        m.deviceId = 1;
+        m.featureBlocks = 2;
+        m.configSize = 12;
+        m.index = request.index;
+        m.count = request.count;
+        m.words[1] = 1;
+        m.status = request.status;
+        m.maxSize = m.queueSize = 256;
+        m.flags = QUEUE_ENABLED;
+      });
+    peer.onMessage = (message) => {
+      if (message.kind === Kind.HELLO) return greets(message);
+      if (message.kind === Kind.EVENT_AVAIL) return false;
+      if (message.kind === Kind.SET_VQUEUE) used[message.index] = message.deviceAddress - AT;
+      answer(message);
+      return false;
+    };
+    const downs: string[] = [];
+    const listener = {
+      up: () => {},
+      down: (reason: string) => downs.push(reason),
+      frame: () => true,
+      writable: () => {},
+    };
+    const log = createLog("test", "info", (line) => rig.lines.push(line));
+    const shared = knownMemory(memory, AT);
+    using driver = new NetDriver(rig.reactor, rig.side, 3, listener, log, { memory: shared });
+    await rig.wait(() => driver.isUp);
+    await body({ ...rig, driver, memory, downs, used });
+  });
+}
+
+cleanTest(
+  "driver: a device that breaks the transmit queue while frames wait takes it down",
+  () =>
+    withDriver(async ({ reactor, driver, memory, downs, used }) => {
+      for (let i = 0; i < TRANSMIT_BUFFERS; i++) {
+        assert(driver.claim());
+        driver.send(FRAME_SIZE);
+      }
+      await reactor.sleep(1);
+      // One buffer comes back as it should, the next is none.
+      const ring = new DataView(memory.buffer, used[TRANSMIT]);
+      ring.setUint32(4, 0, true);
+      ring.setUint32(12, 0xffff, true);
+      ring.setUint16(2, 2, true);
+      assert(!driver.claim());
+      assertEquals(downs, ["the device broke a queue"]);
+      assertEquals(driver.counters.badQueues, 1);
+    }),
+);
+
+cleanTest(
+  "driver: a device that needs a reset again and again is not logged each time",
+  () =>
+    withDriver(async ({ driver, peer, wait, lines, downs }) => {
+      for (let i = 0; i < 20; i++) {
+        peer.send(Kind.EVENT_CONFIG, (m) => {
+          m.device = 3;
+          m.status = NEEDS_RESET;
+        });
+        await wait(() => downs.length === i + 1);
+        await wait(() => driver.isUp);
+      }
+      assertEquals(lines.filter((line) => line.includes("needs a reset")).length, 1);
+    }),
+);
+
+cleanTest(
+  "driver: memory at an odd address is refused in words, before anything is set up",
+  () =>
+    withDriver(({ memory }) => {
+      assertThrows(() => knownMemory(memory, AT + 8), VmsgError, "multiple of 4096");
+      return Promise.resolve();
+    }),
+);

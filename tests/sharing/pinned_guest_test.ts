@@ -1,0 +1,113 @@
+/**
+ * How long a guest's memory stays pinned: as long as the device side may write to it. A device side that has
+ * stopped the queues does not; one that is silent or gone may, until there is another.
+ */
+
+import { assert, assertEquals } from "@std/assert";
+import { PIN_HOLD_MS } from "../../src/linux/pin_holder.ts";
+import { MEMORY_SIZE, type ProxyRig, withProxy } from "../support/front_end.ts";
+import { cleanTest } from "../support/leaks.ts";
+import { FakePins } from "../support/translated_rig.ts";
+
+/** A guest whose ring 0 runs. */
+async function running({ connect, memory, kick, device, wait }: ProxyRig) {
+  const frontEnd = connect();
+  await frontEnd.setUp(memory);
+  frontEnd.startRing(0, kick);
+  await wait(() => device.calls.includes("start 0"));
+  return frontEnd;
+}
+
+/** Sizes of what is pinned, the page of the rings left out. */
+function pinnedOf({ pinned }: FakePins): number[] {
+  return [...pinned.values()].filter((size) => size === MEMORY_SIZE);
+}
+
+cleanTest(
+  "pinned guest: pinned once, told of at info, and let go when the device has stopped",
+  async () => {
+    const pins = new FakePins();
+    await withProxy(async (rig) => {
+      assertEquals(pins.pinned.size, 1);
+      const frontEnd = await running(rig);
+      assertEquals(pinnedOf(pins), [MEMORY_SIZE]);
+      const line = rig.lines.find((text) => text.includes("of the guest's memory"));
+      assertEquals(line, "test: 1048576 bytes of the guest's memory at 0x0 lie in 1 piece");
+      frontEnd[Symbol.dispose]();
+      await rig.wait(() => pinnedOf(pins).length === 0);
+      assert(rig.device.calls.includes("stop 0"), "it was let go before the device stopped");
+      // A next one is served.
+      await running(rig);
+      assertEquals(pinnedOf(pins), [MEMORY_SIZE]);
+      assert(!rig.pages!.physical.inDoubt);
+    }, { translated: pins });
+    assertEquals(pins.pinned.size, 0);
+  },
+);
+
+cleanTest(
+  "pinned guest: a device side that does not answer keeps it pinned, until there is another",
+  async () => {
+    const pins = new FakePins();
+    await withProxy(async (rig) => {
+      const frontEnd = await running(rig);
+      rig.silence();
+      frontEnd[Symbol.dispose]();
+      await rig.wait(() => rig.driverSide.peer === "none");
+      // All that waits for something has had its turn.
+      await rig.reactor.sleep(20);
+      assertEquals([pinnedOf(pins), rig.pages!.physical.inDoubt], [[MEMORY_SIZE], true]);
+      rig.pages!.ready();
+      assertEquals([pinnedOf(pins), rig.pages!.physical.inDoubt], [[], false]);
+    }, { translated: pins, requestTimeoutMs: 30 });
+    assertEquals(pins.pinned.size, 0);
+  },
+);
+
+cleanTest(
+  "pinned guest: the guest's end after the device side's is no reason to let go",
+  async () => {
+    const pins = new FakePins();
+    await withProxy(async (rig) => {
+      const frontEnd = await running(rig);
+      rig.driverSide.options.bus.drop("test");
+      await rig.wait(() => rig.driverSide.peer === "none");
+      frontEnd[Symbol.dispose]();
+      await rig.wait(() => rig.lines.at(-1)!.includes("waiting for a front end"));
+      assertEquals([pinnedOf(pins), rig.pages!.physical.inDoubt], [[MEMORY_SIZE], true]);
+      rig.pages!.ready();
+      assertEquals(pinnedOf(pins), []);
+    }, { translated: pins });
+  },
+);
+
+/** How long the end of a proxy takes, and whether the guest was pinned just before it had passed. */
+async function endOf(prepare: (rig: ProxyRig) => Promise<void>): Promise<number> {
+  const pins = new FakePins();
+  let startMs = 0;
+  await withProxy(async (rig) => {
+    await prepare(rig);
+    startMs = performance.now();
+  }, { translated: pins });
+  assertEquals(pins.pinned.size, 0);
+  return performance.now() - startMs;
+}
+
+cleanTest(
+  "pinned guest: a proxy that ends while the device works waits for the end of its lease",
+  async () => {
+    const tookMs = await endOf(async (rig) => {
+      await running(rig);
+    });
+    assert(tookMs >= PIN_HOLD_MS, `${tookMs} ms`);
+  },
+);
+
+cleanTest("pinned guest: a proxy that ends when the device has stopped does not wait", async () => {
+  const tookMs = await endOf(async (rig) => {
+    const frontEnd = await running(rig);
+    frontEnd[Symbol.dispose]();
+    await rig.wait(() => rig.lines.at(-1)!.includes("waiting for a front end"));
+  });
+  assert(tookMs < PIN_HOLD_MS / 2, `${tookMs} ms`);
+});

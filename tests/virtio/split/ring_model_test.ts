@@ -1,0 +1,261 @@
+/**
+ * Property tests of the device's side: random steps of a driver (the mock) and a device (ours), compared
+ * with a model that is a list. Both sides sleep only when they may; a sleeper who has work is a lost
+ * notification. Indices begin near their wrap-around. The seed is printed; SEED=... repeats a run.
+ */
+
+import { assert, assertEquals } from "@std/assert";
+import { Chain } from "../../../src/virtio/split/chain.ts";
+import { type DeviceQueue, openDeviceQueue, Pop } from "../../../src/virtio/split/device_queue.ts";
+import { MockDriver, type MockElement, MockMemory, Random } from "../../support/mock_driver.ts";
+
+interface ModelBuffer {
+  readonly head: number;
+  readonly readable: MockElement[];
+  readonly writable: MockElement[];
+}
+
+const STEPS = 4000;
+const LOW = 0x4000_0000, HIGH = 0x2_0000_0000;
+const chain = new Chain();
+
+function join(elements: readonly MockElement[]): MockElement[] {
+  const joined: { address: number; length: number }[] = [];
+  for (const { address, length } of elements) {
+    if (length === 0) continue;
+    const last = joined.at(-1);
+    if (last !== undefined && last.address + last.length === address) last.length += length;
+    else joined.push({ address, length });
+  }
+  return joined;
+}
+
+function bytesOf(elements: readonly MockElement[]): number {
+  return elements.reduce((sum, { length }) => sum + length, 0);
+}
+
+class Model {
+  readonly #driver: MockDriver;
+  readonly #random: Random;
+  readonly #memory: MockMemory;
+  #queue: DeviceQueue;
+  // One list for the ring's whole life: [done | in flight | available | not published].
+  readonly #added: ModelBuffer[] = [];
+  readonly #written: number[] = [];
+  #taken = 0;
+  #shown = 0;
+  #completed = 0;
+  #popped = 0;
+  #published = 0;
+  #driverAsleep = false;
+  #deviceAsleep = false;
+  #nextTable = 0;
+  kicks = 0;
+  calls = 0;
+
+  constructor(memory: MockMemory, driver: MockDriver, random: Random) {
+    this.#memory = memory;
+    this.#driver = driver;
+    this.#random = random;
+    this.#queue = this.#open(driver.config.base);
+  }
+
+  #open(base: number): DeviceQueue {
+    const queue = openDeviceQueue(this.#memory.space, { ...this.#driver.config, base });
+    if (typeof queue === "string") throw new Error(queue);
+    return queue;
+  }
+
+  step(): void {
+    const random = this.#random;
+    switch (random.below(11)) {
+      case 0:
+      case 1:
+        return this.#add();
+      case 2:
+        return this.#driverPublish();
+      case 3:
+      case 4:
+        return this.#next();
+      case 5:
+      case 6:
+        return this.#complete();
+      case 7:
+        return this.#devicePublish();
+      case 8:
+        return random.chance(0.5) ? this.#takeUsed() : this.#driverSleep();
+      case 9:
+        return random.chance(0.5) ? this.#rewind() : this.#noKicks();
+      default:
+        return random.chance(0.05) ? this.#restart() : this.#deviceSleep();
+    }
+  }
+
+  #element(): MockElement {
+    const random = this.#random;
+    const length = random.chance(0.1) ? 0 : 1 + random.below(3000);
+    // The high windows are neighbours: some elements lie over both.
+    const address = random.chance(0.5)
+      ? this.#driver.end + random.below(0x4000)
+      : HIGH + random.below(0x2000 - 3000);
+    return { address, length };
+  }
+
+  #add(): void {
+    const random = this.#random;
+    const readable = Array.from({ length: random.below(4) }, () => this.#element());
+    const writable = Array.from(
+      { length: random.below(4) + (readable.length === 0 ? 1 : 0) },
+      () => this.#element(),
+    );
+    const count = readable.length + writable.length;
+    let head: number | undefined;
+    if (this.#driver.indirect && random.chance(0.5) && count <= this.#driver.size) {
+      // One table for each buffer that can be out, each of 8 descriptors.
+      const table = LOW + 0x40000 + 128 * (this.#nextTable++ % 1024);
+      head = this.#driver.add(readable, writable, table, random.below(count));
+    } else {
+      head = this.#driver.add(readable, writable);
+    }
+    if (head !== undefined) this.#added.push({ head, readable, writable });
+  }
+
+  #driverPublish(): void {
+    if (this.#driver.publish()) {
+      this.kicks++;
+      this.#deviceAsleep = false;
+    }
+    this.#published = this.#added.length;
+    assert(!(this.#deviceAsleep && this.#published > this.#popped), "a kick is lost");
+  }
+
+  #next(): void {
+    const outcome = this.#queue.next(chain);
+    if (this.#popped === this.#published) return assertEquals(outcome, Pop.EMPTY);
+    assertEquals([outcome, this.#queue.broken], [Pop.CHAIN, undefined]);
+    const expected = this.#added[this.#popped++];
+    assertEquals(chain.head, expected.head);
+    assertEquals(this.#memory.ranges(chain.readable), join(expected.readable));
+    assertEquals(this.#memory.ranges(chain.writable), join(expected.writable));
+    assertEquals(chain.readable.length, bytesOf(expected.readable));
+    assertEquals(chain.writable.length, bytesOf(expected.writable));
+  }
+
+  #complete(): void {
+    if (this.#completed === this.#popped) return;
+    const { head, writable } = this.#added[this.#completed++];
+    const written = this.#random.below(bytesOf(writable) + 1);
+    this.#written.push(written);
+    this.#queue.complete(head, written);
+  }
+
+  #devicePublish(): void {
+    this.#expectCall(this.#queue.publish());
+  }
+
+  /** What 2.7.7.2 demands, entry by entry. */
+  #expectCall(called: boolean): void {
+    let wanted = false;
+    const start = this.#driver.seen - this.#taken;
+    for (let i = this.#shown; i < this.#completed; i++) {
+      const entry = (start + i) & 0xffff;
+      const { eventIndex, usedEvent, availFlags } = this.#driver;
+      if (eventIndex ? entry === usedEvent : availFlags === 0) wanted = true;
+    }
+    this.#shown = this.#completed;
+    assertEquals(called, wanted);
+    assertEquals(this.#driver.usedIndex, (start + this.#shown) & 0xffff);
+    if (called) {
+      this.calls++;
+      this.#driverAsleep = false;
+    }
+    assert(!(this.#driverAsleep && this.#shown > this.#taken), "a call is lost");
+  }
+
+  #takeUsed(): void {
+    // A driver that is awake may mask calls while it works.
+    if (!this.#driver.eventIndex && this.#random.chance(0.3)) this.#driver.setAvailFlags(1);
+    this.#driverAsleep = false;
+    for (let n = this.#random.below(8); n > 0 && this.#taken < this.#shown; n--) {
+      const expected = { head: this.#added[this.#taken].head, length: this.#written[this.#taken] };
+      assertEquals(this.#driver.takeUsed(), expected);
+      this.#taken++;
+    }
+    if (this.#taken === this.#shown) assertEquals(this.#driver.takeUsed(), undefined);
+  }
+
+  #driverSleep(): void {
+    this.#driver.setUsedEvent(this.#driver.seen);
+    this.#driver.setAvailFlags(0);
+    this.#driverAsleep = this.#taken === this.#shown;
+  }
+
+  #deviceSleep(): void {
+    const more = this.#queue.wantKicks();
+    assertEquals(more, this.#published > this.#popped);
+    this.#deviceAsleep = !more;
+  }
+
+  #noKicks(): void {
+    this.#queue.noKicks();
+    // Only a device that works on the ring may say so.
+    this.#deviceAsleep = false;
+  }
+
+  #rewind(): void {
+    const count = this.#random.below(this.#popped - this.#completed + 1);
+    this.#queue.rewind(count);
+    this.#popped -= count;
+    // A device that takes buffers back has work.
+    this.#deviceAsleep = false;
+    assertEquals(this.#queue.inFlight, this.#popped - this.#completed);
+  }
+
+  /** Stops the queue; a successor takes over at its base, and looks at the ring when it starts. */
+  #restart(): void {
+    this.#expectCall(this.#queue.stop());
+    this.#popped = this.#completed;
+    this.#deviceAsleep = false;
+    this.#queue = this.#open(this.#queue.base);
+  }
+
+  /** Lets both sides finish: everything added comes back. */
+  finish(): void {
+    this.#driverPublish();
+    while (this.#popped < this.#published) {
+      this.#next();
+      this.#complete();
+    }
+    while (this.#completed < this.#popped) this.#complete();
+    this.#devicePublish();
+    while (this.#taken < this.#shown) this.#takeUsed();
+    assertEquals(this.#taken, this.#added.length);
+    assertEquals(this.#driver.free, this.#driver.size);
+  }
+}
+
+for (const eventIndex of [false, true]) {
+  for (const indirect of [false, true]) {
+    const name = `${eventIndex ? "EVENT_IDX" : "flags"}, ${indirect ? "indirect" : "direct"}`;
+    Deno.test(`random steps agree with the model: ${name}`, () => {
+      const seed = Random.seed();
+      console.log(`SEED=${seed}`);
+      const random = new Random(seed);
+      for (let round = 0; round < 8; round++) {
+        using memory = new MockMemory([
+          { at: LOW, size: 0x80000 },
+          { at: HIGH, size: 0x1000 },
+          { at: HIGH + 0x1000, size: 0x1000 },
+        ]);
+        const size = random.pick([8, 16, 64, 256]);
+        const start = random.pick([0, 65530, 65535, 32760]);
+        const driver = new MockDriver(memory, { size, eventIndex, indirect, start });
+        const model = new Model(memory, driver, random);
+        for (let i = 0; i < STEPS; i++) model.step();
+        model.finish();
+        assert(model.kicks > 0 && model.calls > 0, "the test tests something");
+        memory.checkGuards();
+      }
+    });
+  }
+}
