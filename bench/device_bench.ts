@@ -18,7 +18,7 @@ import { allocate } from "../src/linux/arena.ts";
 import { Reactor, type Task } from "../src/linux/reactor.ts";
 import type { IovecList } from "../src/memory/mod.ts";
 import { NetFeature, RingFeature } from "../src/virtio/features.ts";
-import { type NetworkPort } from "../src/network/port.ts";
+import type { NetworkPort } from "../src/network/port.ts";
 import type { DeviceHost } from "../src/virtio/device.ts";
 import { measureCase, printHead, startTwin, type Twin } from "./harness.ts";
 import { type OfferedRing, offeredRing } from "./offered_ring.ts";

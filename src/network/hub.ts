@@ -25,7 +25,7 @@ import { IovecList, MemoryWindow } from "../memory/mod.ts";
 import { FrameQueue } from "./frame_queue.ts";
 import { MacTable } from "./mac_table.ts";
 import { FRAME_OVERHEAD } from "./offloads.ts";
-import { type NetworkPort, type PortListener } from "./port.ts";
+import type { NetworkPort, PortListener } from "./port.ts";
 
 /** The most devices on one hub. */
 export const MAX_PORTS = 64;

@@ -45,7 +45,7 @@ import type { IovecList } from "../memory/mod.ts";
 import { limitedLog, type Log } from "../observe/log.ts";
 import { FrameDescriptor } from "./frame_descriptor.ts";
 import { FRAME_OVERHEAD, LARGE_FRAME_ROOM, takesLargeFrames } from "./offloads.ts";
-import { type NetworkPort, type PortListener } from "./port.ts";
+import type { NetworkPort, PortListener } from "./port.ts";
 import { PrefixedSegments } from "./prefixed_segments.ts";
 import { addBytes, checksumOf } from "./responder/checksum.ts";
 

@@ -34,7 +34,7 @@ import {
 import { connectUnix, type UnixStream, unixStreamPair } from "../linux/unix_socket.ts";
 import type { IovecList } from "../memory/mod.ts";
 import type { Log } from "../observe/log.ts";
-import { type NetworkPort, type PortListener } from "./port.ts";
+import type { NetworkPort, PortListener } from "./port.ts";
 import { PrefixedSegments } from "./prefixed_segments.ts";
 
 /** Which passt. */

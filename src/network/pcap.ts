@@ -21,7 +21,7 @@ import { mapAnonymous, type Mapping } from "../linux/mapping.ts";
 import type { Reactor, Timer } from "../linux/reactor.ts";
 import type { IovecList } from "../memory/mod.ts";
 import type { Log } from "../observe/log.ts";
-import { type NetworkPort, type PortListener } from "./port.ts";
+import type { NetworkPort, PortListener } from "./port.ts";
 
 /** Where frames are captured to. */
 export interface CaptureOptions {

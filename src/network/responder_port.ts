@@ -10,7 +10,7 @@ import { NetFeature } from "../virtio/features.ts";
 import { allocate } from "../linux/arena.ts";
 import type { Reactor, Timer } from "../linux/reactor.ts";
 import type { IovecList } from "../memory/mod.ts";
-import { type NetworkPort, type PortListener } from "./port.ts";
+import type { NetworkPort, PortListener } from "./port.ts";
 import { Responder, type ResponderOptions } from "./responder/responder.ts";
 
 /** The largest frame taken from a guest: 64 KiB of payload and some headers. */

@@ -56,7 +56,7 @@ import {
 import type { IovecList } from "../memory/mod.ts";
 import { FrameDescriptor } from "./frame_descriptor.ts";
 import { FRAME_OVERHEAD, LARGE_FRAME_ROOM, takesLargeFrames } from "./offloads.ts";
-import { type NetworkPort, type PortListener } from "./port.ts";
+import type { NetworkPort, PortListener } from "./port.ts";
 import { parseIpv4Address } from "./responder/ipv4.ts";
 
 /** What the TAP is. */

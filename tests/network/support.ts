@@ -15,7 +15,7 @@ import { check, errno, libc } from "../../src/linux/libc.ts";
 import { mapAnonymous, type Mapping } from "../../src/linux/mapping.ts";
 import type { Reactor } from "../../src/linux/reactor.ts";
 import { AddressSpace, IovecList } from "../../src/memory/mod.ts";
-import { type NetworkPort, type PortListener } from "../../src/network/port.ts";
+import type { NetworkPort, PortListener } from "../../src/network/port.ts";
 import type { Log } from "../../src/observe/log.ts";
 
 const SYS_UNSHARE = Deno.build.arch === "x86_64" ? 272n : 97n;

@@ -24,7 +24,7 @@ import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../../virtio/net_header.ts"
 import type { Reactor, Task } from "../../linux/reactor.ts";
 import { DEVICE_NET, hasFeature, NetFeature, RingFeature } from "../../virtio/features.ts";
 import type { IovecList } from "../../memory/mod.ts";
-import { type NetworkPort } from "../../network/port.ts";
+import type { NetworkPort } from "../../network/port.ts";
 import type { DeviceHost, DeviceModel, QueueSetup } from "../../virtio/device.ts";
 import {
   Chain,

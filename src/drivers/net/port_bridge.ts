@@ -15,7 +15,7 @@ import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../../virtio/net_header.ts"
 import type { Reactor, Task } from "../../linux/reactor.ts";
 import type { IovecList } from "../../memory/mod.ts";
 import { hasFeature, NetFeature } from "../../virtio/features.ts";
-import { type NetworkPort } from "../../network/port.ts";
+import type { NetworkPort } from "../../network/port.ts";
 import type { NetDriver, NetDriverListener } from "./net_driver.ts";
 
 /** Frames per task run. */

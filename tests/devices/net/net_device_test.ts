@@ -10,7 +10,7 @@ import { allocate } from "../../../src/linux/arena.ts";
 import { Reactor } from "../../../src/linux/reactor.ts";
 import type { IovecList } from "../../../src/memory/mod.ts";
 import { NetFeature, RingFeature } from "../../../src/virtio/features.ts";
-import { type NetworkPort, type PortListener } from "../../../src/network/port.ts";
+import type { NetworkPort, PortListener } from "../../../src/network/port.ts";
 import type { DeviceHost } from "../../../src/virtio/device.ts";
 import { MockDriver, MockMemory } from "../../support/mock_driver.ts";
 
