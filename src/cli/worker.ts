@@ -55,7 +55,7 @@ async function run({ plane, common, stopFd }: StartMessage): Promise<number> {
   const context: PlaneContext = {
     reactor,
     log: createLog(`vmsg ${plane.kind}`, common.logLevel, toStderr),
-    tracer: common.trace ? createTracer(toStderr) : undefined,
+    tracer: common.trace ? createTracer(toStderr, () => performance.now()) : undefined,
     stack,
     print: (line) => writeLine(Deno.stdout, line),
   };

@@ -15,12 +15,22 @@ import { Kind, type Message } from "../message/message.ts";
 /** Sent or received, as seen by this process. */
 export type Direction = "->" | "<-";
 
-/** Prints messages. */
+/**
+ * Sees every message of a process, as words and as bytes: the bytes are the `length` of `view` from
+ * `offset`. They are those of a slot, which holds another message soon, and of one that was sent may lie in
+ * memory that the peer writes: a tracer copies what it keeps, and believes only the words.
+ */
 export interface Tracer {
-  /** A message that was sent or understood. */
-  message(direction: Direction, message: Message): void;
-  /** A slot that no codec understood, with the reason. */
-  malformed(slot: DataView, reason: string): void;
+  /** A message about to be sent, or one that was received and understood; `length` is its own. */
+  message(
+    direction: Direction,
+    message: Message,
+    view: DataView,
+    offset: number,
+    length: number,
+  ): void;
+  /** A received slot that the codec did not understand, with the reason; `length` is the slot's. */
+  malformed(view: DataView, offset: number, length: number, reason: string): void;
 }
 
 /** Requests whose answers are awaited; more are forgotten, a peer may never answer. */
@@ -29,12 +39,19 @@ const MAX_OPEN = 256;
 /** HELLO comes ten times a second; only those of an attachment's beginning are worth a line. */
 const SHOWN_HELLOS = 4;
 
-/** A tracer that writes lines. */
-export function createTracer(write: (line: string) => void): Tracer {
-  const start = performance.now();
+/** Bytes of a slot that was not understood that a line shows. */
+const SHOWN_BYTES = 16;
+
+/**
+ * A tracer that writes lines.
+ *
+ * @param now the reactor's time in milliseconds
+ */
+export function createTracer(write: (line: string) => void, now: () => number): Tracer {
+  const start = now();
   const open = new Map<number, number>();
   let hellos = 0;
-  const stamp = () => `+${((performance.now() - start) / 1000).toFixed(6)}`;
+  const stamp = () => `+${((now() - start) / 1000).toFixed(6)}`;
   return {
     message(direction, message) {
       if (message.kind === Kind.HELLO && ++hellos > SHOWN_HELLOS) return;
@@ -45,17 +62,18 @@ export function createTracer(write: (line: string) => void): Tracer {
         const sent = open.get(key);
         open.delete(key);
         if (sent !== undefined) {
-          latency = `   ${Math.round((performance.now() - sent) * 1000)} us`;
+          latency = `   ${Math.round((now() - sent) * 1000)} us`;
         }
       } else {
         if (open.size >= MAX_OPEN) open.clear();
-        open.set(key, performance.now());
+        open.set(key, now());
       }
       const about = isBusMessage(message.kind) ? "bus  " : `dev ${message.device}`;
       write(`${stamp()} ${direction} ${about} ${describe(message)}${latency}`);
     },
-    malformed(slot, reason) {
-      const bytes = Array.from({ length: 16 }, (_, i) => slot.getUint8(i));
+    malformed(view, offset, length, reason) {
+      const shown = { length: Math.min(length, SHOWN_BYTES) };
+      const bytes = Array.from(shown, (_, i) => view.getUint8(offset + i));
       const hex = bytes.map((b) => b.toString(16).padStart(2, "0")).join(" ");
       write(`${stamp()} <- not understood (${reason}): ${hex} ...`);
     },

@@ -437,7 +437,7 @@ export class DeviceSide implements BusListener, Disposable {
       if (!this.options.bus.noticesPeers && this.#detect(slot)) return this.#replaced(slot);
       return this.#notUnderstood(slot, malformed);
     }
-    this.options.tracer?.message("<-", message);
+    this.options.tracer?.message("<-", message, slot, 0, message.size);
     if (message.response) return this.#drop();
     if (this.#peer === "unknown" || this.#mayBeAnother) this.#introduce(message.kind);
     if (message.kind === Kind.HELLO) return this.#hello();
@@ -511,7 +511,7 @@ export class DeviceSide implements BusListener, Disposable {
 
   #notUnderstood(slot: DataView, reason: string): void {
     this.counters.malformed++;
-    this.options.tracer?.malformed(slot, reason);
+    this.options.tracer?.malformed(slot, 0, slot.byteLength, reason);
     // Said once per attachment; the counter knows the rest.
     if (this.#toldMalformed) return;
     this.#toldMalformed = true;
@@ -558,7 +558,7 @@ export class DeviceSide implements BusListener, Disposable {
       return false;
     }
     codec.encode(this.#out, bus.view, offset);
-    tracer?.message("->", this.#out);
+    tracer?.message("->", this.#out, bus.view, offset, this.#out.size);
     bus.send();
     return true;
   }

@@ -260,7 +260,7 @@ export class DriverSide implements BusListener, Disposable {
     const offset = bus.claim(1);
     if (offset < 0) return;
     codec.encode(this.#out, bus.view, offset);
-    tracer?.message("->", this.#out);
+    tracer?.message("->", this.#out, bus.view, offset, this.#out.size);
     bus.sendWithNext();
     this.#sendProbe();
   }
@@ -327,11 +327,11 @@ export class DriverSide implements BusListener, Disposable {
     const malformed = this.options.codec.decode(slot, 0, message);
     if (malformed !== undefined) {
       this.counters.malformed++;
-      this.options.tracer?.malformed(slot, malformed);
+      this.options.tracer?.malformed(slot, 0, slot.byteLength, malformed);
       return this.#complain(this.#explain(slot, malformed));
     }
     this.#heardMs = performance.now();
-    this.options.tracer?.message("<-", message);
+    this.options.tracer?.message("<-", message, slot, 0, message.size);
     if (!message.response) return this.#event();
     if (message.kind === Kind.HELLO) return this.#helloAnswered();
     if (this.#peer === "probing") {
@@ -396,7 +396,7 @@ export class DriverSide implements BusListener, Disposable {
     const offset = bus.claim();
     if (offset < 0) return false;
     codec.encode(this.#out, bus.view, offset);
-    tracer?.message("->", this.#out);
+    tracer?.message("->", this.#out, bus.view, offset, this.#out.size);
     bus.send();
     return true;
   }
