@@ -131,6 +131,7 @@ async function measure(
   using ring = owned;
   const host: DeviceHost = {
     memory: ring.memory.space,
+    regions: [],
     mayTouchMemory: () => true,
     used: () => {},
     configChanged: () => {},

@@ -4,3 +4,4 @@ export * from "./address_space.ts";
 export * from "./atomics.ts";
 export * from "./iovec_ring.ts";
 export { IovecList } from "./iovec_list.ts";
+export type { MemoryRegion } from "./region.ts";

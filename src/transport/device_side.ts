@@ -40,7 +40,13 @@ import { Kind, MEMORY_SEGMENT, MEMORY_WINDOW, Message, QUEUE_ENABLED } from "../
 import { isPrivate } from "../message/private.ts";
 import { limitedLog, type Log } from "../observe/log.ts";
 import type { Tracer } from "../observe/trace.ts";
-import type { DeviceHost, DeviceModel, QueueSetup } from "../virtio/device.ts";
+import type {
+  Answer,
+  DeviceHost,
+  DeviceModel,
+  MemoryRegion,
+  QueueSetup,
+} from "../virtio/device.ts";
 import { PRIVATE_VERSION, randomEpoch, randomNonce } from "./epoch.ts";
 
 /** How long a returned nonce lets the device side touch memory, from when the nonce was issued. */
@@ -89,6 +95,12 @@ export interface DeviceSideOptions {
   readonly now?: (() => number) | undefined;
 }
 
+/** An answer that is there. */
+function now<T>(answer: Answer<T>): T {
+  if (answer instanceof Promise) throw new Error("a device that answers later");
+  return answer;
+}
+
 function hex(address: number): string {
   return `0x${address.toString(16)}`;
 }
@@ -128,7 +140,8 @@ interface QueueRecord {
 /** One device number: the model, and the state every virtio device has. */
 class DeviceSlot implements DeviceHost {
   readonly memory = new AddressSpace();
-  readonly regions = new Map<number, Region>();
+  readonly regions: MemoryRegion[] = [];
+  readonly #tables = new Map<number, Region>();
   readonly queues: QueueRecord[];
   readonly driverFeatures: Uint32Array;
   status = 0;
@@ -218,7 +231,7 @@ class DeviceSlot implements DeviceHost {
       const mapping = mapShared(fd.number, length + slack, offset - slack);
       const result = this.addWindow(address, length, mapping, slack);
       if (result === 0) {
-        this.regions.set(address, { length, windows: [{ at: address, size: length }], mapping });
+        this.#tables.set(address, { length, windows: [{ at: address, size: length }], mapping });
       } else {
         mapping[Symbol.dispose]();
       }
@@ -242,7 +255,7 @@ class DeviceSlot implements DeviceHost {
     if (!(offset >= segment.start)) return EINVAL;
     const result = this.addWindow(address, length, segment.memory, offset);
     if (result === 0) {
-      this.regions.set(address, { length, windows: [{ at: address, size: length }] });
+      this.#tables.set(address, { length, windows: [{ at: address, size: length }] });
     }
     return result;
   }
@@ -262,7 +275,7 @@ class DeviceSlot implements DeviceHost {
         : this.addWindow(address + done, size, fixed.memory, fixed.offset + start - fixed.at);
       if (result === 0) windows.push({ at: address + done, size });
     }
-    if (result === 0) this.regions.set(address, { length, windows });
+    if (result === 0) this.#tables.set(address, { length, windows });
     else for (const { at, size } of windows) this.memory.remove(at, size);
     if (result === EFAULT) this.tellUnseen(`at ${hex(from)} to ${hex(from + length)}`);
     return result;
@@ -283,15 +296,19 @@ class DeviceSlot implements DeviceHost {
       if (result === 0) result = this.addWindow(at, size, memory, offset);
       if (result === 0) windows.push({ at, size });
     }
-    if (result === 0) this.regions.set(0, { length: 0, windows });
+    if (result === 0) this.#tables.set(0, { length: 0, windows });
     else for (const { at, size } of windows) this.memory.remove(at, size);
     if (this.fixed.length === 0) this.tellUnseen("anywhere in RAM");
     return result;
   }
 
+  hasMemoryAt(address: number): boolean {
+    return this.#tables.has(address);
+  }
+
   removeMemory(address: number, length: number): number {
     if (this.hasRunningQueue) return EBUSY;
-    const region = this.regions.get(address);
+    const region = this.#tables.get(address);
     if (region?.length !== length) return ENOENT;
     this.dropRegion(address, region);
     return 0;
@@ -300,7 +317,7 @@ class DeviceSlot implements DeviceHost {
   private dropRegion(address: number, region: Region): void {
     for (const { at, size } of region.windows) this.memory.remove(at, size);
     region.mapping?.[Symbol.dispose]();
-    this.regions.delete(address);
+    this.#tables.delete(address);
   }
 
   /** Shows the memory that a foreign peer has and cannot announce. */
@@ -322,7 +339,7 @@ class DeviceSlot implements DeviceHost {
   /** Unmaps what ADD_MEMORY mapped, and hides what was fixed. */
   dropMemory(): void {
     for (const { at, size } of this.fixed) this.memory.remove(at, size);
-    for (const [address, region] of this.regions) this.dropRegion(address, region);
+    for (const [address, region] of this.#tables) this.dropRegion(address, region);
   }
 }
 
@@ -667,7 +684,7 @@ export class DeviceSide implements BusListener, Disposable {
     else if (kind === Kind.ADD_MEMORY) {
       if (confined && from !== MEMORY_SEGMENT) result = this.#refuseMemory();
       // Regions are known by their address; one that is empty there (all of --memory) overlaps nothing.
-      else if (device.regions.has(address)) result = EEXIST;
+      else if (device.hasMemoryAt(address)) result = EEXIST;
       else if (from === MEMORY_SEGMENT && !carriesFd) {
         result = device.addSegment(address, length, message.offset);
       } else if (from === MEMORY_WINDOW) result = device.addFixed(address, length, message.offset);
@@ -697,7 +714,7 @@ export class DeviceSide implements BusListener, Disposable {
 
   #stopQueue(device: DeviceSlot, index: number): number {
     const queue = device.queues[index];
-    const base = device.model.stopQueue(index);
+    const base = now(device.model.stopQueue(index));
     queue.setup = undefined;
     queue.base = 0;
     // The last used notification goes out before the answer, or after it if there is room for one only.
@@ -780,7 +797,7 @@ export class DeviceSide implements BusListener, Disposable {
     out.deviceId = model.deviceId;
     out.vendorId = model.vendorId;
     out.featureBlocks = model.features.length;
-    out.configSize = model.config.length;
+    out.configSize = model.configSize;
     out.maxQueues = model.queueCount;
     out.version = 1;
     this.#send();
@@ -816,21 +833,23 @@ export class DeviceSide implements BusListener, Disposable {
 
   #getConfig(device: DeviceSlot): void {
     const { offset, length } = this.#in;
-    const { config } = device.model;
+    const { configSize } = device.model;
+    const config = (): Uint8Array =>
+      now(device.model.readConfig(offset, Math.min(length, configSize - offset)));
     const out = this.#answer();
     out.generation = device.generation;
     out.offset = offset;
     out.length = length;
     if (length > this.#codec.limits.configBytes) return this.#drop();
-    if (offset + length <= config.length) {
-      for (let i = 0; i < length; i++) out.bytes[i] = config[offset + i];
+    if (offset + length <= configSize) {
+      out.bytes.set(config());
     } else if (!this.#codec.hasTokens) {
       // The prototype answers a read across the end with 32 bits of ones (2.3).
       out.bytes.fill(0xff, 0, 4);
-    } else if (offset > config.length) {
+    } else if (offset > configSize) {
       return this.#drop();
     } else {
-      for (let i = 0; i < length; i++) out.bytes[i] = config[offset + i] ?? 0;
+      out.bytes.set(config());
     }
     this.#send();
   }
@@ -841,8 +860,8 @@ export class DeviceSide implements BusListener, Disposable {
     // All or nothing (rule V37); the generation is not a reason to refuse (rule V35), but in `v1-2025`
     // who has not seen the latest one must read first (rule V13).
     const isStale = this.#codec.dialect === "v1-2025" && generation !== device.generation;
-    const fits = length > 0 && offset + length <= model.config.length;
-    const applied = fits && !isStale && model.writeConfig(offset, bytes.subarray(0, length));
+    const fits = length > 0 && offset + length <= model.configSize;
+    const applied = fits && !isStale && now(model.writeConfig(offset, bytes.subarray(0, length)));
     const out = this.#answer();
     out.generation = device.generation;
     out.offset = offset;
@@ -850,7 +869,7 @@ export class DeviceSide implements BusListener, Disposable {
     out.bytes.set(bytes.subarray(0, out.length));
     // Revision 1 answers what there is now (rule V14), the prototype what was written.
     if (applied && this.#codec.hasTokens) {
-      out.bytes.set(model.config.subarray(offset, offset + length));
+      out.bytes.set(now(model.readConfig(offset, length)));
     }
     this.#send();
   }
@@ -876,7 +895,7 @@ export class DeviceSide implements BusListener, Disposable {
     const block = RingFeature.VERSION_1 >> 5;
     if ((driverFeatures[block] & (1 << (RingFeature.VERSION_1 & 31))) === 0) return false;
     const offered = driverFeatures.every((word, i) => (word & ~(model.features[i] ?? 0)) === 0);
-    return offered && model.acceptFeatures(driverFeatures.subarray(0, model.features.length));
+    return offered && now(model.acceptFeatures(driverFeatures.subarray(0, model.features.length)));
   }
 
   #getQueue(device: DeviceSlot): void {
@@ -911,7 +930,7 @@ export class DeviceSide implements BusListener, Disposable {
     };
     queue.setup = undefined;
     queue.base = 0;
-    const problem = device.model.startQueue(index, setup);
+    const problem = now(device.model.startQueue(index, setup));
     if (problem !== undefined) return device.needsReset(`queue ${index}: ${problem}`);
     queue.setup = setup;
     // A ring is looked at when it starts, not only when kicked: nobody kicks for what is there already.

@@ -1,12 +1,30 @@
 /**
  * The door between the transport and a virtio device.
  *
- * The transport keeps what every device has: status, driver features, queue addresses, memory windows,
- * the lease. A {@link DeviceModel} is what makes it a network card: it works on the queues it is given
- * and reports through its {@link DeviceHost}.
+ * The transport keeps what every device has: status, driver features, queue addresses, memory, the
+ * lease. A {@link DeviceModel} is what makes it a network card: it works on the queues it is given and
+ * reports through its {@link DeviceHost}.
+ *
+ * Answers. Whatever a device is asked it may answer at once, with a plain value, or later, with a promise
+ * (a device that lives in another process has to ask there first). A promise must settle by way of the
+ * reactor: a `defer` of it, or an async function that waits for one; what settles in any other way is
+ * noticed only when something else wakes the loop. While an answer is outstanding
+ *
+ * - the device is asked nothing else; further requests for it wait, those for other devices do not;
+ * - `available` and `resume` are called all the same;
+ * - nothing that the question is about goes away: memory stays mapped until the device has answered, also
+ *   when the driver side is gone, whose request is then forgotten.
+ *
+ * A device that has not answered within a few seconds counts as broken until it does, and so does one
+ * whose promise is rejected: DEVICE_NEEDS_RESET, a line in the log, and failure for whoever waits.
  */
 
-import type { AddressSpace } from "../memory/mod.ts";
+import type { AddressSpace, MemoryRegion } from "../memory/mod.ts";
+
+export type { MemoryRegion } from "../memory/mod.ts";
+
+/** An answer that is there, or that comes later; see the head of this file. */
+export type Answer<T> = T | Promise<T>;
 
 /** Where a queue lies and where it goes on. */
 export interface QueueSetup {
@@ -26,6 +44,8 @@ export interface QueueSetup {
 export interface DeviceHost {
   /** The driver side's memory, by bus address. */
   readonly memory: AddressSpace;
+  /** The same as a list, each region with its file, for a device that has to pass it on. */
+  readonly regions: readonly MemoryRegion[];
   /**
    * May the driver side's memory be touched now? False before DRIVER_OK, when the device needs a reset,
    * and when the peer's lease has run out. To be asked once per batch; when it said no,
@@ -34,13 +54,13 @@ export interface DeviceHost {
   mayTouchMemory(): boolean;
   /** Buffers of a queue were used and the driver wants to know. */
   used(queue: number): void;
-  /** The configuration space changed; the caller has written it already. */
+  /** The configuration space changed; the next {@link DeviceModel.readConfig} shows it. */
   configChanged(): void;
   /** Something is broken beyond repair until the driver resets the device. */
   needsReset(reason: string): void;
 }
 
-/** A virtio device behind the transport. Its methods return at once and never throw for a bad peer. */
+/** A virtio device behind the transport. Its methods never block and never throw for a bad peer. */
 export interface DeviceModel extends Disposable {
   /** The virtio device id; 1 is a network card. */
   readonly deviceId: number;
@@ -48,24 +68,43 @@ export interface DeviceModel extends Disposable {
   readonly vendorId: number;
   /** Offered feature bits in blocks of 32. */
   readonly features: Uint32Array;
-  /** The configuration space. */
-  readonly config: Uint8Array;
+  /** Bytes of the configuration space. */
+  readonly configSize: number;
   /** How many queues there are. */
   readonly queueCount: number;
   /** The most entries a queue may have. */
   readonly maxQueueSize: number;
+  /** Does it complete buffers in another order than they came in? If so, a restart may repeat some. */
+  readonly outOfOrder?: boolean;
   /** Called once, before anything else. */
   connect(host: DeviceHost): void;
   /** The driver sets FEATURES_OK with this subset of the offered bits; false refuses it. */
-  acceptFeatures(words: Uint32Array): boolean;
-  /** The driver writes configuration bytes inside the space; false if they are read-only. */
-  writeConfig(offset: number, bytes: Uint8Array): boolean;
-  /** Opens a queue's rings; returns why it cannot. Work starts with {@link resume}. */
-  startQueue(index: number, setup: QueueSetup): string | undefined;
-  /** Publishes what was used, takes back the rest, forgets the rings; returns the next index. */
-  stopQueue(index: number): number;
+  acceptFeatures(words: Uint32Array): Answer<boolean>;
+  /**
+   * Configuration bytes; only what lies inside {@link configSize} is asked for.
+   *
+   * @returns `length` bytes, which may be a view of the device's own: they are copied at once
+   */
+  readConfig(offset: number, length: number): Answer<Uint8Array>;
+  /**
+   * The driver writes configuration bytes inside the space; false if they are read-only. `bytes` hold
+   * during the call only: who answers later copies them.
+   */
+  writeConfig(offset: number, bytes: Uint8Array): Answer<boolean>;
+  /** Opens a queue's rings; answers why it cannot. Work starts with {@link resume}. */
+  startQueue(index: number, setup: QueueSetup): Answer<string | undefined>;
+  /** Publishes what was used, takes back the rest, forgets the rings; answers the next index. */
+  stopQueue(index: number): Answer<number>;
+  /** The driver reset the device; every queue was stopped before. */
+  reset?(): Answer<void>;
+  /** Regions were added to {@link DeviceHost.regions}; answers why the device cannot use them. */
+  memoryAdded?(regions: readonly MemoryRegion[]): Answer<string | undefined>;
+  /** No queue runs, and these regions are unmapped and their files closed as soon as this is answered. */
+  memoryRemoved?(regions: readonly MemoryRegion[]): Answer<void>;
   /** The driver made buffers available. */
   available(index: number): void;
   /** Looks at every queue that was started. */
   resume(): void;
+  /** Ends the device at once, whatever is outstanding: afterwards it touches no memory any more. */
+  [Symbol.dispose](): void;
 }

@@ -167,7 +167,7 @@ rule(
       assert(reads.length > 0);
       for (const { bytes } of reads) {
         const view = new DataView(bytes.buffer);
-        assert(view.getUint32(8, true) + view.getUint32(12, true) <= device.config.length);
+        assert(view.getUint32(8, true) + view.getUint32(12, true) <= device.configSize);
       }
     }),
 );

@@ -50,6 +50,7 @@ class RecordedDevice implements DeviceModel {
   readonly vendorId: number = 0x554d4551;
   readonly features: Uint32Array = Uint32Array.from(OFFERED);
   readonly config: Uint8Array = Uint8Array.of(0x52, 0x54, 0, 0x12, 0x34, 0x56, 1, 0, 1, 0, 0xdc, 5);
+  readonly configSize: number = this.config.length;
   readonly queueCount: number = 3;
   readonly maxQueueSize: number = 1024;
   readonly queues: (DeviceQueue | undefined)[] = [];
@@ -66,6 +67,10 @@ class RecordedDevice implements DeviceModel {
     this.#words = words.slice();
     this.accepted = [...words];
     return true;
+  }
+
+  readConfig(offset: number, length: number): Uint8Array {
+    return this.config.subarray(offset, offset + length);
   }
 
   writeConfig(): boolean {

@@ -46,6 +46,14 @@ export class FakeDevice implements DeviceModel {
     this.host = host;
   }
 
+  get configSize(): number {
+    return this.config.length;
+  }
+
+  readConfig(offset: number, length: number): Uint8Array {
+    return this.config.subarray(offset, offset + length);
+  }
+
   acceptFeatures(words: Uint32Array): boolean {
     this.calls.push("accept");
     this.accepted = [...words];

@@ -96,7 +96,7 @@ export class NetDevice implements DeviceModel {
   /** That of every QEMU device. */
   readonly vendorId: number = VENDOR_ID;
   readonly features: Uint32Array = new Uint32Array(2);
-  readonly config: Uint8Array = new Uint8Array(CONFIG_SIZE);
+  readonly configSize: number = CONFIG_SIZE;
   /** Receive, transmit, control. */
   readonly queueCount: number = 3;
   readonly maxQueueSize: number = MAX_QUEUE_SIZE;
@@ -116,7 +116,8 @@ export class NetDevice implements DeviceModel {
   readonly #transmitTask: Task = { run: () => this.#guarded(TRANSMIT) };
   readonly #controlTask: Task = { run: () => this.#guarded(CONTROL) };
   readonly #filter = new ReceiveFilter();
-  readonly #configView = new DataView(this.config.buffer);
+  readonly #config = new Uint8Array(CONFIG_SIZE);
+  readonly #configView = new DataView(this.#config.buffer);
   readonly #ownMac: Uint8Array;
   #host!: DeviceHost;
   #queues: (DeviceQueue | undefined)[] = [undefined, undefined, undefined];
@@ -146,7 +147,7 @@ export class NetDevice implements DeviceModel {
   }
 
   #setMac(mac: Uint8Array): void {
-    this.config.set(mac);
+    this.#config.set(mac);
     this.#filter.ownKey = macKey(this.#configView.getUint16(0), this.#configView.getUint32(2));
   }
 
@@ -186,6 +187,10 @@ export class NetDevice implements DeviceModel {
     this.port.startOver?.();
     this.port.setFeatures(words);
     return true;
+  }
+
+  readConfig(offset: number, length: number): Uint8Array {
+    return this.#config.subarray(offset, offset + length);
   }
 
   writeConfig(): boolean {

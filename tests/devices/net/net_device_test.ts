@@ -127,6 +127,7 @@ function rig(features: readonly number[], port = new FakePort()): Rig {
   };
   const host: DeviceHost = {
     memory: memory.space,
+    regions: [],
     mayTouchMemory: () => result.touch,
     used: (queue) => result.used.push(queue),
     configChanged: () => result.configChanges++,
@@ -333,14 +334,14 @@ Deno.test("net control: VLAN filter, MAC address, announce", () => {
   assertEquals(received(net, tagged(5)), 0);
   assertEquals(command(net, 0, 0, 0), 0);
   assertEquals(command(net, 1, 1, ...OTHER_MAC), 0);
-  assertEquals(net.device.config.slice(0, 6), new Uint8Array(OTHER_MAC));
+  assertEquals(net.device.readConfig(0, 6).slice(), new Uint8Array(OTHER_MAC));
   assertEquals(received(net, frameTo([...MAC]), frameTo(OTHER_MAC)), 1);
   const base = net.device.stopQueue(TRANSMIT);
   net.device.startQueue(TRANSMIT, { ...net.queues[TRANSMIT].config, base: base + 1 });
-  assertEquals(net.device.config[6], 3, "link up, announce");
+  assertEquals(net.device.readConfig(6, 1)[0], 3, "link up, announce");
   assertEquals(net.configChanges, 1);
   assertEquals(command(net, 3, 0), 0);
-  assertEquals(net.device.config[6], 1);
+  assertEquals(net.device.readConfig(6, 1)[0], 1);
   // A successor does not know which VLANs the driver had let in.
   const toOther = frameTo(OTHER_MAC, 60, 7);
   assertEquals(received(net, toOther), 1);
@@ -350,10 +351,10 @@ Deno.test("net control: a wish for an announcement goes with the driver that it 
   using net = rig([...ALL_CONTROL]);
   net.device.stopQueue(TRANSMIT);
   net.device.startQueue(TRANSMIT, { ...net.queues[TRANSMIT].config, base: 1 });
-  assertEquals(net.device.config[6], 3, "link up, announce");
+  assertEquals(net.device.readConfig(6, 1)[0], 3, "link up, announce");
   net.device.stopQueue(TRANSMIT);
   assert(net.device.acceptFeatures(new Uint32Array([0, 1])));
-  assertEquals(net.device.config[6], 1);
+  assertEquals(net.device.readConfig(6, 1)[0], 1);
 });
 
 Deno.test("net control: what is wrong is refused and changes nothing", () => {
@@ -395,7 +396,7 @@ Deno.test("net: link state shows in the configuration, once per change", () => {
   using net = rig([]);
   net.port.listener.link(false);
   net.port.listener.link(false);
-  assertEquals([net.device.config[6], net.configChanges], [0, 1]);
+  assertEquals([net.device.readConfig(6, 1)[0], net.configChanges], [0, 1]);
   net.port.listener.link(true);
-  assertEquals([net.device.config[6], net.configChanges], [1, 2]);
+  assertEquals([net.device.readConfig(6, 1)[0], net.configChanges], [1, 2]);
 });
