@@ -81,10 +81,8 @@ class Guest implements Disposable {
     this.#view = new DataView(memory.buffer);
     const queue = (offset: number) =>
       new DriverQueue({
-        memory,
-        offset,
+        place: { memory, offset, size: MEMORY_SIZE - offset, at: GUEST_AT + offset },
         size: RING_SIZE,
-        busAddress: GUEST_AT,
         eventIndex: true,
         indirect: true,
       });

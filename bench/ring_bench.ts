@@ -70,15 +70,8 @@ for (
   const memory = mapAnonymous(1 << 20);
   const space = new AddressSpace();
   space.add(0, memory.size, memory);
-  const options = {
-    memory,
-    offset: 0,
-    size: SIZE,
-    busAddress: 0,
-    eventIndex: true,
-    indirect: false,
-  };
-  const driver = new DriverQueue(options);
+  const place = { memory, offset: 0, size: memory.size, at: 0 };
+  const driver = new DriverQueue({ place, size: SIZE, eventIndex: true, indirect: false });
   const queue = openDeviceQueue(space, { ...driver, base: 0, eventIndex: true, indirect: false });
   if (typeof queue === "string") throw new Error(queue);
   Deno.bench("both sides ours; batch 32", { group: "both sides" }, () => {

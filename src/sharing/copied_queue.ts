@@ -66,8 +66,8 @@ export class ShadowQueue extends ForwardingQueue {
     const { size } = guest;
     // A buffer that is read and written takes two descriptors, also in a ring of one.
     const entries = Math.max(size, 2);
-    const ring = { memory, offset, size: entries, busAddress, eventIndex, indirect: false };
-    super(guest, new DriverQueue(ring));
+    const region = { memory, offset, size: place.size, at: busAddress + offset };
+    super(guest, new DriverQueue({ place: region, size: entries, eventIndex, indirect: false }));
     const rings = shadowRingsSize(entries);
     const room = Math.min(place.size - rings, MAX_POOL);
     this.#pool = new RingPool(room - room % POOL_ALIGNMENT);

@@ -54,10 +54,11 @@ export class TranslatedQueue extends ForwardingQueue {
     features: { readonly eventIndex: boolean; readonly indirect: boolean },
   ) {
     const { memory, offset, busAddress } = place;
+    const region = { memory, offset, size: place.size, at: busAddress + offset };
     // A buffer may take several descriptors, so there are more of them than the guest has.
     const wanted = Math.max(ENTRIES_PER_BUFFER * guest.size, MAX_PIECES);
     const size = ringThatFits(Math.min(maxSize, wanted), place.size);
-    super(guest, new DriverQueue({ memory, offset, size, busAddress, ...features }));
+    super(guest, new DriverQueue({ place: region, size, ...features }));
   }
 
   /** Names the buffer's pieces. */

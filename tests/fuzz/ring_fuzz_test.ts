@@ -170,10 +170,8 @@ Deno.test("fuzz: the driver's side of a ring", () => {
   const queues = [false, true].flatMap((eventIndex) =>
     [false, true].map((indirect) =>
       new DriverQueue({
-        memory: memory.memory,
-        offset,
+        place: { memory: memory.memory, offset, size: needed, at: 0x10000 },
         size,
-        busAddress: 0x10000,
         eventIndex,
         indirect,
       })
@@ -185,7 +183,7 @@ Deno.test("fuzz: the driver's side of a ring", () => {
     const queue = random.pick(queues);
     queue.reset();
     const bytes = memory.bytes(0x10000, needed);
-    const device = queue.deviceAddress - offset;
+    const device = queue.deviceAddress;
     const lent = new Set<number>();
     const malice = random.pick([0, 0.01, 0.1, 0.9]);
     let token = 0, used = 0;

@@ -254,12 +254,12 @@ export class NetDriver implements PeerListener, Disposable {
   }
 
   #makeQueues(accepted: Uint32Array): [DriverQueue, DriverQueue] {
+    const { memory, offset, at } = this.#memory;
+    const bytes = DriverQueue.bytesNeeded(QUEUE_SIZE, true);
     const make = (index: number) =>
       new DriverQueue({
-        memory: this.#memory.memory,
-        offset: this.#memory.offset + index * DriverQueue.bytesNeeded(QUEUE_SIZE, true),
+        place: { memory, offset: offset + index * bytes, size: bytes, at: at + index * bytes },
         size: QUEUE_SIZE,
-        busAddress: this.#memory.at - this.#memory.offset,
         eventIndex: hasFeature(accepted, RingFeature.EVENT_IDX),
         indirect: hasFeature(accepted, RingFeature.INDIRECT_DESC),
       });

@@ -16,8 +16,8 @@
  * and a table of their own in the region (2.7.5.3).
  */
 
-import type { MappedMemory } from "../../memory/address_space.ts";
 import { fullFence, loadAcquire16, storeRelease16 } from "../../memory/atomics.ts";
+import type { Place } from "../place.ts";
 import {
   AVAIL_HEADS,
   AVAIL_NO_INTERRUPT,
@@ -46,14 +46,13 @@ const TWO_TO_32 = 0x1_0000_0000;
 
 /** Where a {@link DriverQueue} lies and what was negotiated. */
 export interface DriverQueueOptions {
-  /** The memory shared with the device. */
-  readonly memory: MappedMemory;
-  /** Where in it the queue's region begins, in bytes; a multiple of 16. */
-  readonly offset: number;
+  /**
+   * The queue's region, in memory shared with the device: it takes the first
+   * {@link DriverQueue.bytesNeeded} bytes. Offset and bus address are multiples of 16.
+   */
+  readonly place: Place;
   /** Entries: a power of two, at most 32768. */
   readonly size: number;
-  /** The bus address of byte 0 of `memory`; a multiple of 16. */
-  readonly busAddress: number;
   /** Whether VIRTIO_F_EVENT_IDX was negotiated. */
   readonly eventIndex: boolean;
   /** Whether VIRTIO_F_INDIRECT_DESC was negotiated. */
@@ -118,17 +117,19 @@ export class DriverQueue {
 
   /** Makes an empty queue and clears its region. */
   constructor(options: DriverQueueOptions) {
-    const { memory, offset, size, busAddress, eventIndex, indirect } = options;
+    const { place, size, eventIndex, indirect } = options;
+    const { memory, offset, at } = place;
     if (!isQueueSize(size)) throw new Error(`not a queue size: ${size}`);
-    if (offset % DESCRIPTOR_AREA_ALIGNMENT !== 0 || busAddress % DESCRIPTOR_AREA_ALIGNMENT !== 0) {
-      throw new Error(`queue at offset ${offset}, bus address ${busAddress}: not aligned`);
+    if (offset % DESCRIPTOR_AREA_ALIGNMENT !== 0 || at % DESCRIPTOR_AREA_ALIGNMENT !== 0) {
+      throw new Error(`queue at offset ${offset}, bus address ${at}: not aligned`);
     }
     const layout = regionLayout(size, indirect);
-    if (offset + layout.end > memory.size) {
-      throw new Error(`queue of ${layout.end} bytes at ${offset} in memory of ${memory.size}`);
+    if (layout.end > place.size || offset + layout.end > memory.size) {
+      const room = Math.min(place.size, memory.size - offset);
+      throw new Error(`queue of ${layout.end} bytes in a place of ${room}`);
     }
     this.size = size;
-    this.descriptorAddress = busAddress + offset;
+    this.descriptorAddress = at;
     this.driverAddress = this.descriptorAddress + layout.driver;
     this.deviceAddress = this.descriptorAddress + layout.device;
     this.#eventIndex = eventIndex;

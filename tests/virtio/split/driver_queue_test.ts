@@ -3,6 +3,7 @@
 import { assert, assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
 import { Chain } from "../../../src/virtio/split/chain.ts";
 import { openDeviceQueue, Pop } from "../../../src/virtio/split/device_queue.ts";
+import type { Place } from "../../../src/virtio/place.ts";
 import { DriverQueue } from "../../../src/virtio/split/driver_queue.ts";
 import { MockMemory, Random } from "../../support/mock_driver.ts";
 
@@ -17,9 +18,9 @@ interface Options {
 /** A driver queue and raw access to its ring from the device's side. */
 function setUp({ size = 8, eventIndex = false, indirect = false }: Options = {}) {
   const memory = new MockMemory([{ at: AT, size: 1 << 18 }]);
-  const offset = memory.offset(AT);
-  const options = { memory: memory.memory, size, busAddress: AT - offset, eventIndex, indirect };
-  const queue = new DriverQueue({ ...options, offset });
+  const place = { memory: memory.memory, offset: memory.offset(AT), size: 1 << 18, at: AT };
+  const options = { place, size, eventIndex, indirect };
+  const queue = new DriverQueue(options);
   const { descriptorAddress, driverAddress, deviceAddress } = queue;
   let usedIndex = 0;
   return {
@@ -106,15 +107,22 @@ Deno.test("the driver's region: bytesNeeded is enough and is needed", () => {
     for (const indirect of [false, true]) {
       const needed = DriverQueue.bytesNeeded(size, indirect);
       using memory = new MockMemory([{ at: 0, size: needed }]);
-      const all = { memory: memory.memory, busAddress: 0, size, indirect, eventIndex: false };
-      new DriverQueue({ ...all, offset: memory.offset(0) });
+      const place = { memory: memory.memory, offset: memory.offset(0), size: needed, at: 0 };
+      const make = (change: Partial<Place>) =>
+        new DriverQueue({ place: { ...place, ...change }, size, indirect, eventIndex: false });
+      make({});
       memory.checkGuards();
-      assertThrows(() => new DriverQueue({ ...all, offset: memory.memory.size - needed + 16 }));
+      assertThrows(() => make({ size: needed - 1 }), Error, "in a place of");
+      const late = memory.memory.size - needed + 16;
+      assertThrows(() => make({ offset: late - late % 16 }), Error, "in a place of");
     }
   }
   using s = setUp();
-  assertThrows(() => new DriverQueue({ ...s.options, offset: 8 }), Error, "not aligned");
-  assertThrows(() => new DriverQueue({ ...s.options, offset: 0, size: 12 }), Error, "queue size");
+  for (const wrong of [{ offset: 8 }, { at: AT + 8 }]) {
+    const place = { ...s.options.place, ...wrong };
+    assertThrows(() => new DriverQueue({ ...s.options, place }), Error, "not aligned");
+  }
+  assertThrows(() => new DriverQueue({ ...s.options, size: 12 }), Error, "queue size");
   const one = new Float64Array(20), lengths = new Uint32Array(20);
   assertThrows(() => s.queue.add(one, lengths, 0, 0, 0), Error, "0 elements");
   assertThrows(() => s.queue.add(one, lengths, 9, 0, 0), Error, "9 elements");

@@ -46,8 +46,8 @@ function hear(bells: Int32Array, bell: number, heard: number): number {
 }
 
 function drive(memory: MappedMemory, { eventIndex, bells, port }: Order): void {
-  const options = { memory, offset: 0, size: SIZE, busAddress: AT, eventIndex, indirect: false };
-  const queue = new DriverQueue(options);
+  const place = { memory, offset: 0, size: MEMORY_SIZE, at: AT };
+  const queue = new DriverQueue({ place, size: SIZE, eventIndex, indirect: false });
   const view = new DataView(memory.buffer);
   const random = new Random(1);
   let sent = 0, taken = 0, heard = 0;
@@ -80,11 +80,10 @@ function drive(memory: MappedMemory, { eventIndex, bells, port }: Order): void {
 function serve(memory: MappedMemory, { eventIndex, bells }: Order): number {
   const space = new AddressSpace();
   space.add(AT, memory.size, memory);
+  const scratch = { address: 0n, buffer: new ArrayBuffer(MEMORY_SIZE), size: MEMORY_SIZE };
   const probe = new DriverQueue({
-    memory: { address: 0n, buffer: new ArrayBuffer(MEMORY_SIZE), size: MEMORY_SIZE },
-    offset: 0,
+    place: { memory: scratch, offset: 0, size: MEMORY_SIZE, at: AT },
     size: SIZE,
-    busAddress: AT,
     eventIndex,
     indirect: false,
   });
