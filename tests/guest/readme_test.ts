@@ -22,7 +22,10 @@ import { delay } from "../support/processes.ts";
 import { machineTest } from "./machine_support.ts";
 import { GUEST_TIMEOUT_MS, guestlessTest, type GuestTest, guestTest } from "./support.ts";
 
-const README = await Deno.readTextFile(new URL("../../README.md", import.meta.url));
+const PAGES = ["README.md", "docs/guests.md", "docs/two-machines.md", "docs/dialects.md"];
+const README = (await Promise.all(
+  PAGES.map((page) => Deno.readTextFile(new URL(`../../${page}`, import.meta.url))),
+)).join("\n");
 
 /** The indented blocks' commands, continued lines joined, comments cut off. */
 function commands(): string[] {
