@@ -183,7 +183,7 @@ Deno.test("fuzz: the driver's side of a ring", () => {
     const queue = random.pick(queues);
     queue.reset();
     const bytes = memory.bytes(0x10000, needed);
-    const device = queue.deviceAddress;
+    const { driverAddress: avail, deviceAddress: device } = queue;
     const lent = new Set<number>();
     const malice = random.pick([0, 0.01, 0.1, 0.9]);
     let token = 0, used = 0;
@@ -199,7 +199,6 @@ Deno.test("fuzz: the driver's side of a ring", () => {
       if (random.chance(0.2)) queue.noCalls();
       // The device: one word anywhere, and mostly plausible used elements.
       if (random.chance(malice)) bytes[random.below(bytes.length)] = random.u32();
-      const avail = queue.driverAddress - offset;
       for (let n = random.below(4); n > 0 && used !== memory.read16(avail + 2); n--) {
         const offered = memory.read16(avail + 4 + 2 * (used % size));
         const at = device + 4 + 8 * (used % size);
