@@ -7,7 +7,7 @@
 
 import { SLOT_SIZE, SpscQueue, spscSize } from "../src/bus/spsc_queue.ts";
 import { mapAnonymous } from "../src/linux/mapping.ts";
-import type { MappedMemory } from "../src/memory/address_space.ts";
+import type { MappedMemory } from "../src/memory/mod.ts";
 
 const CAPACITY = 4096;
 const ROUND_TRIPS = 100_000;

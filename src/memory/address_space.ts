@@ -1,8 +1,8 @@
 /**
  * Bus addresses: what the other side's descriptors hold, and where that lies in this process.
  *
- * An address space is a short list of windows. A window maps the bus addresses [at, at + size) onto
- * mapped memory. `translate` is the only way from a bus address to memory: it rejects what lies outside
+ * An address space is a short list of windows. A window (window.ts) maps the bus addresses
+ * [at, at + size) onto mapped memory. `translate` is the only way from a bus address to memory: it rejects what lies outside
  * every window, follows a range over adjacent windows, and never wraps: addresses are Numbers, and
  * everything that would reach 2^53 is refused first. (A hostile 64-bit value decodes to an inexact
  * Number above that limit, so it is refused as well.)
@@ -12,69 +12,16 @@
  */
 
 import type { IovecList } from "./iovec_list.ts";
-
-const TWO_TO_32 = 0x1_0000_0000;
+import { type MappedMemory, MemoryWindow, TWO_TO_32 } from "./window.ts";
 
 /** The most windows one address space holds. */
 export const MAX_WINDOWS = 509;
 
-/** Something mapped, as src/linux makes it: an address and a buffer over the same bytes. */
-export interface MappedMemory {
-  /** The virtual address of byte 0, for system calls. */
-  readonly address: bigint;
-  /** The bytes, from byte 0 on. */
-  readonly buffer: ArrayBuffer;
-  /** How many bytes there are. */
-  readonly size: number;
-}
-
-/** The bus addresses [at, at + size) and the mapped bytes behind them. */
-export class MemoryWindow {
-  /** The end of the window, not part of it. */
-  readonly end: number;
-  /** This process's address of the first byte, for system calls. */
-  readonly address: bigint;
-  /** The same as a Number: user-space addresses are below 2^47. */
-  readonly addressNumber: number;
-  /** The upper 32 bits of it, for iovecs. */
-  readonly addressHigh: number;
-  /** The lower 32 bits of it. */
-  readonly addressLow: number;
-  /** The upper half of {@link at}, everything from bit 32 on. */
-  readonly atHigh: number;
-  /** The lower 32 bits of {@link at}. */
-  readonly atLow: number;
-  /** {@link end} counted from the 4 GiB in which the window begins; may be more than 2^32. */
-  readonly endLow: number;
-  /** The mapping's buffer. */
-  readonly buffer: ArrayBuffer;
-  /** Where the window starts in {@link buffer}. */
-  readonly byteOffset: number;
-  /** The window's bytes; DataView stays fast beyond 2 GiB where typed arrays do not. */
-  readonly view: DataView;
-
-  /**
-   * Makes a window; {@link AddressSpace.add} checks its arguments first.
-   *
-   * @param at first bus address
-   * @param size in bytes
-   * @param memory what the window shows
-   * @param offset of the window's first byte in `memory`
-   */
-  constructor(readonly at: number, readonly size: number, memory: MappedMemory, offset: number) {
-    this.end = at + size;
-    this.address = memory.address + BigInt(offset);
-    this.addressNumber = Number(this.address);
-    this.addressHigh = Math.floor(this.addressNumber / TWO_TO_32);
-    this.addressLow = this.addressNumber % TWO_TO_32;
-    this.atHigh = Math.floor(at / TWO_TO_32);
-    this.atLow = at % TWO_TO_32;
-    this.endLow = this.end - this.atHigh * TWO_TO_32;
-    this.buffer = memory.buffer;
-    this.byteOffset = offset;
-    this.view = new DataView(memory.buffer, offset, size);
-  }
-}
+/**
+ * Why a window cannot be added: it reaches outside 2^53 or outside the memory it is to show, it lies over
+ * another window, or there are {@link MAX_WINDOWS} already.
+ */
+export type WindowRefusal = "range" | "overlap" | "too many";
 
 /** The windows through which one device sees the other side's memory. */
 export class AddressSpace {
@@ -88,12 +35,11 @@ export class AddressSpace {
   }
 
   /**
-   * Adds a window.
+   * Adds a window, see {@link MemoryWindow} for the arguments.
    *
-   * @returns undefined, or why it cannot be added: "range" (outside 2^53 or the memory), "overlap",
-   * "too many"
+   * @returns undefined if it was added
    */
-  add(at: number, size: number, memory: MappedMemory, offset = 0): string | undefined {
+  add(at: number, size: number, memory: MappedMemory, offset = 0): WindowRefusal | undefined {
     const numbers = [at, size, offset, at + size];
     if (!numbers.every((n) => Number.isSafeInteger(n) && n >= 0) || size === 0) return "range";
     if (offset + size > memory.size) return "range";

@@ -13,7 +13,7 @@
 
 import { allocate } from "../linux/arena.ts";
 import { libc } from "../linux/libc.ts";
-import type { MemoryWindow } from "./address_space.ts";
+import { type MemoryWindow, TWO_TO_32 } from "./window.ts";
 
 const IOVEC_SIZE = 16;
 /** The size of an iovec in words of 32 bits. */
@@ -22,7 +22,6 @@ export const IOVEC_WORDS: number = IOVEC_SIZE / 4;
 export const IOVEC_DOUBLE_WORDS: number = IOVEC_SIZE / 8;
 /** Where an iovec keeps its length, in words of 32 bits; the high half is 0. */
 export const LENGTH_WORD = 2;
-const TWO_TO_32 = 0x1_0000_0000;
 /** A descriptor's length has 32 bits, and so has memcpy's here. */
 const MAX_SEGMENT = 0xffff_ffff;
 

@@ -1,7 +1,8 @@
-/** Shared memory: windows, translation, segments, memory order. */
+/** Shared memory: windows, translation, lists of segments, memory order. */
 
 export * from "./address_space.ts";
 export * from "./atomics.ts";
 export * from "./iovec_ring.ts";
 export { IovecList } from "./iovec_list.ts";
 export type { MemoryRegion } from "./region.ts";
+export { type MappedMemory, MemoryWindow } from "./window.ts";

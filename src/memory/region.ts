@@ -1,7 +1,7 @@
 /** Memory of the other side's, with the file it came from: what a device in another process must be given. */
 
 import type { Fd } from "../linux/fd.ts";
-import type { MappedMemory } from "./address_space.ts";
+import type { MappedMemory } from "./window.ts";
 
 /** A range of bus addresses that is backed by one piece of mapped memory. */
 export interface MemoryRegion {

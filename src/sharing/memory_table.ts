@@ -9,7 +9,7 @@
 
 import { type Fd, fileIdentity, fileSize } from "../linux/fd.ts";
 import { type Mapping, mapShared, PAGE_SIZE } from "../linux/mapping.ts";
-import { AddressSpace } from "../memory/mod.ts";
+import { AddressSpace, type WindowRefusal } from "../memory/mod.ts";
 
 /** A region of SET_MEM_TABLE: guest memory, where the front end sees it, where it lies in its file. */
 export interface Region {
@@ -53,8 +53,8 @@ export class MappedRegion implements Disposable {
       region.userAddress === userAddress;
   }
 
-  /** Shows the region in an address space; the reason if it overlaps another. */
-  addTo(space: AddressSpace): string | undefined {
+  /** Shows the region in an address space, as {@link AddressSpace.add}. */
+  addTo(space: AddressSpace): WindowRefusal | undefined {
     return space.add(this.region.guestAddress, this.region.size, this.mapping, this.#slack);
   }
 

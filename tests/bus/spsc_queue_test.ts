@@ -2,7 +2,7 @@
 
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
-import type { MappedMemory } from "../../src/memory/address_space.ts";
+import type { MappedMemory } from "../../src/memory/mod.ts";
 import { SLOT_SIZE, spscCapacity, SpscQueue, spscSize } from "../../src/bus/spsc_queue.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { Kind, Message } from "../../src/message/message.ts";

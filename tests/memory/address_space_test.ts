@@ -1,7 +1,7 @@
 import { assertEquals } from "@std/assert";
 import { createSealedMemory } from "../../src/linux/fd.ts";
 import { mapAnonymous, mapShared } from "../../src/linux/mapping.ts";
-import { AddressSpace, type MappedMemory, MAX_WINDOWS } from "../../src/memory/address_space.ts";
+import { AddressSpace, type MappedMemory, MAX_WINDOWS } from "../../src/memory/mod.ts";
 import { IovecList } from "../../src/memory/iovec_list.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { Random } from "../support/mock_driver.ts";

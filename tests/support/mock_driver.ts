@@ -5,7 +5,7 @@
  */
 
 import { mapAnonymous, type Mapping } from "../../src/linux/mapping.ts";
-import { AddressSpace, type MappedMemory } from "../../src/memory/address_space.ts";
+import { AddressSpace, type MappedMemory } from "../../src/memory/mod.ts";
 import type { IovecList } from "../../src/memory/iovec_list.ts";
 
 const GUARD_SIZE = 4096;

@@ -29,7 +29,7 @@
  * and per `wantKicks`; all else is plain access. Nothing is allocated after opening.
  */
 
-import type { AddressSpace, MemoryWindow } from "../../memory/address_space.ts";
+import type { AddressSpace, MemoryWindow } from "../../memory/mod.ts";
 import { fullFence, loadAcquire16, storeRelease16 } from "../../memory/atomics.ts";
 import type { IovecList } from "../../memory/iovec_list.ts";
 import type { Chain } from "./chain.ts";

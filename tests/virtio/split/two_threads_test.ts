@@ -7,7 +7,7 @@
 
 import { assertEquals } from "@std/assert";
 import { mapAnonymous } from "../../../src/linux/mapping.ts";
-import { AddressSpace, type MappedMemory } from "../../../src/memory/address_space.ts";
+import { AddressSpace, type MappedMemory } from "../../../src/memory/mod.ts";
 import { Chain } from "../../../src/virtio/split/chain.ts";
 import { openDeviceQueue, Pop } from "../../../src/virtio/split/device_queue.ts";
 import { DriverQueue } from "../../../src/virtio/split/driver_queue.ts";
