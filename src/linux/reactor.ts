@@ -15,8 +15,8 @@
  *
  * Only {@link stopReactorFrom}'s eventfd reaches a blocked Worker from outside.
  *
- * Time is the reactor's: {@link Reactor.now}. With a clock that is moved by hand the loop never waits for a
- * timer: when a poll finds nothing to do, time jumps to the next deadline.
+ * Time is the reactor's: {@link Reactor.now}. With a clock that is moved by hand (clock.ts) the loop never
+ * waits for a timer: when a turn finds nothing to do, time jumps to the next deadline.
  */
 
 import { setImmediate } from "node:timers";
@@ -46,6 +46,8 @@ export const EPOLLHUP = 0x010;
 const EVENT_SIZE = Deno.build.arch === "x86_64" ? 12 : 16;
 const EVENT_DATA = Deno.build.arch === "x86_64" ? 4 : 8;
 const MAX_EVENTS = 32;
+/** The most that epoll_wait can be told; a later deadline is waited for in parts. */
+const MAX_TIMEOUT_MS = 0x7fff_ffff;
 
 /** Called with the readiness bits of its descriptor. It must not block, and may be called in vain. */
 export type ReadyHandler = (events: number) => void;
@@ -58,7 +60,7 @@ export interface Task {
 
 /** One deadline that can be armed again and again. */
 export interface Timer {
-  /** Fires once, `delayMs` from now; replaces an earlier deadline. */
+  /** Fires once, `delayMs` from now; replaces an earlier deadline. One that is past fires in the next turn. */
   arm(delayMs: number): void;
   /** Forgets the deadline. */
   cancel(): void;
@@ -79,7 +81,8 @@ export interface Deferred<T> {
 class ReactorTimer implements Timer {
   deadlineMs = Infinity;
 
-  constructor(readonly fire: () => void, readonly clock: Clock) {}
+  /** @param firedIn the turn in which it was made, later that in which it fired last */
+  constructor(readonly fire: () => void, readonly clock: Clock, public firedIn: number) {}
 
   arm(delayMs: number): void {
     this.deadlineMs = this.clock.now() + delayMs;
@@ -104,6 +107,7 @@ export class Reactor implements Disposable {
   #tasks: Task[] = [];
   #running: Task[] = [];
   readonly #scheduled = new Set<Task>();
+  #turns = 0;
   #settled = true;
   #stopped = false;
   #failure: unknown;
@@ -142,7 +146,7 @@ export class Reactor implements Disposable {
 
   /** Makes a timer, not armed yet. */
   timer(fire: () => void): Timer {
-    const timer = new ReactorTimer(fire, this.clock);
+    const timer = new ReactorTimer(fire, this.clock, this.#turns);
     this.#timers.add(timer);
     return timer;
   }
@@ -254,7 +258,7 @@ export class Reactor implements Disposable {
       const number = this.#events.view.getInt32(i * EVENT_SIZE + EVENT_DATA, true);
       this.#handlers[number]?.(events);
     }
-    if (count === 0 && this.#tasks.length === 0) this.clock.skipTo?.(this.#deadlineMs());
+    this.clock.skipTo?.(count === 0 && this.#tasks.length === 0 ? this.#deadlineMs() : -Infinity);
     this.#fireTimers();
     this.#runTasks();
   }
@@ -270,21 +274,23 @@ export class Reactor implements Disposable {
     if (deadlineMs === Infinity) return -1;
     if (this.clock.skipTo !== undefined) return 0;
     // Rounded up: waking early would turn the last millisecond into a busy loop.
-    return Math.max(0, Math.ceil(deadlineMs - this.now()));
+    return Math.min(Math.max(0, Math.ceil(deadlineMs - this.now())), MAX_TIMEOUT_MS);
   }
 
   #fireTimers(): void {
     if (this.#timers.size === 0) return;
     const nowMs = this.now();
-    // The earliest first; as many as there are now, so that one that arms itself cannot hold the loop.
-    for (let left = this.#timers.size; left > 0; left--) {
+    const turn = ++this.#turns;
+    for (;;) {
+      // The earliest first, and each once a turn: one that arms itself for a moment in the past is over and
+      // over the earliest, and must hold neither the loop nor the others.
       let due: ReactorTimer | undefined;
       for (const timer of this.#timers) {
-        if (timer.deadlineMs <= nowMs && timer.deadlineMs < (due?.deadlineMs ?? Infinity)) {
-          due = timer;
-        }
+        if (timer.deadlineMs > nowMs || timer.firedIn === turn) continue;
+        if (due === undefined || timer.deadlineMs < due.deadlineMs) due = timer;
       }
       if (due === undefined) return;
+      due.firedIn = turn;
       due.cancel();
       due.fire();
     }
