@@ -10,9 +10,11 @@
  * {@link codecFor} in codecs.ts gives the codec of a dialect.
  */
 
+import type { Conduct } from "./conduct.ts";
 import type { Dialect } from "./layout.ts";
 import type { Kind, Message } from "./message.ts";
 
+export type { Conduct } from "./conduct.ts";
 export type { Dialect } from "./layout.ts";
 
 /**
@@ -60,6 +62,8 @@ export interface Codec {
   readonly slotSize: number;
   /** Whether answers are paired with requests by a token; otherwise by kind alone. */
   readonly hasTokens: boolean;
+  /** How sides that speak it behave. */
+  readonly conduct: Conduct;
   /** How much one message carries. */
   readonly limits: Limits;
 

@@ -13,6 +13,9 @@
  * The bytes behind a `proto` message are of no interest, since QEMU leaves an older message there.
  */
 
+import type { Malformed } from "./codec.ts";
+import type { Dialect } from "./layout.ts";
+
 /** The family a first message belongs to. */
 export type DetectedDialect = "v1" | "proto" | "rfc" | "rfc1-spec" | "unknown";
 
@@ -21,6 +24,8 @@ const BUS_GET_DEVICES = 0x02;
 const BUS_HELLO = 0x90;
 const PROTO_DEVICE_INFO = 0x03;
 const PROTO_SIZE = 40;
+/** Bytes of `v1`'s answer to GET_DEVICE_INFO; that of `v1-2025` is shorter. */
+const V1_DEVICE_INFO_SIZE = 52;
 
 /** Judges the first message; `view` holds at least 40 bytes from `offset`, a private copy. */
 export function detectDialect(view: DataView, offset: number): DetectedDialect {
@@ -38,6 +43,26 @@ export function detectDialect(view: DataView, offset: number): DetectedDialect {
   if (type !== 0x00 || !isZero(view, offset + 4, offset + PROTO_SIZE)) return "unknown";
   if (id === PROTO_DEVICE_INFO) return "proto";
   return id === GET_DEVICE_INFO ? "rfc1-spec" : "unknown";
+}
+
+/**
+ * The dialect of an answer that the codec of another one refused, where that can be told: the size of
+ * GET_DEVICE_INFO's answer is the one thing that tells the two forms of revision 1 apart (5N.7).
+ *
+ * @param spoken the dialect whose codec refused it
+ * @param view at least one message's header, a private copy
+ * @param reason why it was refused
+ */
+export function dialectOfAnswer(
+  spoken: Dialect,
+  view: DataView,
+  reason: Malformed,
+): Dialect | undefined {
+  if (view.getUint8(1) !== GET_DEVICE_INFO) return undefined;
+  if (spoken === "v1-2025") return reason === "long" ? "v1" : undefined;
+  const isAnswer = view.getUint8(0) === 1;
+  const isShort = view.getUint16(6, true) < V1_DEVICE_INFO_SIZE;
+  return spoken === "v1" && isAnswer && isShort ? "v1-2025" : undefined;
 }
 
 function isZero(view: DataView, from: number, to: number): boolean {

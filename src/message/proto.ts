@@ -12,6 +12,7 @@
 
 import { KIND_COUNT } from "./message.ts";
 import type { Kind, Message } from "./message.ts";
+import { type Conduct, conductOf } from "./conduct.ts";
 import type { Codec, Limits, Malformed } from "./codec.ts";
 import type { Dialect } from "./layout.ts";
 import { Program } from "./program.ts";
@@ -30,6 +31,7 @@ export class ProtoCodec implements Codec {
   readonly maxSize: number = MESSAGE;
   readonly slotSize: number = SLOT;
   readonly hasTokens: boolean = false;
+  readonly conduct: Conduct = conductOf("proto");
   // QEMU aborts on configuration accesses of other than 1, 2 or 4 bytes (2.3).
   readonly limits: Limits = {
     featureBlocks: 2,

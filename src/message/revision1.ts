@@ -11,6 +11,7 @@
 
 import { KIND_COUNT } from "./message.ts";
 import type { Kind, Message } from "./message.ts";
+import { type Conduct, conductOf } from "./conduct.ts";
 import type { Codec, Limits, Malformed } from "./codec.ts";
 import type { Dialect } from "./layout.ts";
 import { Program } from "./program.ts";
@@ -34,6 +35,7 @@ export class Revision1Codec implements Codec {
   readonly maxSize: number = SLOT;
   readonly slotSize: number = SLOT;
   readonly hasTokens: boolean = true;
+  readonly conduct: Conduct;
   readonly limits: Limits;
 
   /** Kind by id, bus messages from 256 on. */
@@ -48,6 +50,7 @@ export class Revision1Codec implements Codec {
   /** Compiles the dialect's part of the table. */
   constructor(dialect: Dialect) {
     this.dialect = dialect;
+    this.conduct = conductOf(dialect);
     this.limits = {
       featureBlocks: (SLOT - 16) / 4,
       configBytes: SLOT - 20,

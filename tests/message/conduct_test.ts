@@ -1,0 +1,48 @@
+import { assertEquals } from "@std/assert";
+import { codecFor } from "../../src/message/codecs.ts";
+import { type Conduct, conductOf } from "../../src/message/conduct.ts";
+import { dialectOfAnswer } from "../../src/message/detect.ts";
+import { Kind, Message } from "../../src/message/message.ts";
+import type { Dialect } from "../../src/message/layout.ts";
+import { slotOf } from "./vectors.ts";
+
+/** Habits by name that a dialect has and `v1` has not, or the other way round. */
+function differences(dialect: Dialect): string[] {
+  const v1 = conductOf("v1");
+  const other = conductOf(dialect);
+  return (Object.keys(v1) as (keyof Conduct)[]).filter((habit) => v1[habit] !== other[habit]);
+}
+
+Deno.test("conduct: what each dialect does otherwise than v1", () => {
+  assertEquals(differences("v1-2025"), ["configWriteNamesGeneration", "nextOffsetIsAligned"]);
+  assertEquals(differences("proto").length, 9);
+  for (const dialect of ["v1", "v1-2025", "proto"] as const) {
+    const { conduct } = codecFor(dialect);
+    assertEquals(conduct, conductOf(dialect));
+    const queue = new Message();
+    queue.reset(Kind.GET_VQUEUE, true);
+    queue.queueSize = queue.flags = queue.deviceAddress = 1;
+    const slot = slotOf(new Uint8Array(0));
+    codecFor(dialect).encode(queue, slot, 0);
+    codecFor(dialect).decode(slot, 0, queue);
+    assertEquals(queue.flags !== 0, conduct.queueStateIsNamed, dialect);
+  }
+});
+
+Deno.test("conduct: the two forms of revision 1 are told apart by one answer's size", () => {
+  const answer = (dialect: Dialect): DataView => {
+    const message = new Message();
+    message.reset(Kind.GET_DEVICE_INFO, true);
+    const slot = slotOf(new Uint8Array(0));
+    codecFor(dialect).encode(message, slot, 0);
+    return slot;
+  };
+  const refused = (spoken: Dialect, slot: DataView) => {
+    const reason = codecFor(spoken).decode(slot, 0, new Message());
+    return reason && dialectOfAnswer(spoken, slot, reason);
+  };
+  assertEquals(refused("v1", answer("v1-2025")), "v1-2025");
+  assertEquals(refused("v1-2025", answer("v1")), "v1");
+  assertEquals(refused("v1", answer("v1")), undefined);
+  assertEquals(refused("v1", slotOf(Uint8Array.of(1, 3, 0, 0, 0, 0, 9, 0))), undefined);
+});
