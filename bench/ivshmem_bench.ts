@@ -21,7 +21,7 @@
  * (executable.ts). They take minutes under emulation, so this is no part of `deno task bench`.
  */
 
-import { compiledExecutable } from "../scripts/executable.ts";
+import { compiledExecutable } from "../scripts/lab/executable.ts";
 import { openKeeper } from "../scripts/lab/keeper.ts";
 import { type InnerGuest, innerMicrovm } from "../scripts/lab/inner.ts";
 import { findProgram, withLibraries } from "../scripts/lab/libraries.ts";

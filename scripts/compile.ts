@@ -17,7 +17,7 @@ const ROOT = fromFileUrl(new URL("..", import.meta.url));
 const FLAGS: readonly string[] = [
   "--quiet",
   // FFI cannot be narrowed to a library and is as good as everything; and Deno lets nobody with less
-  // read /proc, /sys and /dev, which doctor and demo guest do. device, proxy and driver would do
+  // read /proc, /sys and /dev, which doctor does. device, proxy and driver would do
   // with --allow-ffi --allow-env=NOTIFY_SOCKET, demo with --allow-write --allow-run besides.
   "--allow-all",
   // The cache would lie in /tmp under a name anybody can take, and saves nothing (measured).

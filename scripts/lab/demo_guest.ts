@@ -1,4 +1,7 @@
-/** `vmsg demo guest`: a stock kernel whose eth0 is a vmsg device behind a vmsg proxy. */
+/**
+ * `deno task demo:guest`: a stock kernel whose eth0 is a vmsg device behind a vmsg proxy. All of it runs in
+ * a temporary directory and is gone afterwards, also when it fails or is interrupted.
+ */
 
 import { UsageError, VmsgError } from "../../src/linux/errors.ts";
 import { openKeeper } from "./keeper.ts";
@@ -12,7 +15,9 @@ import {
   type Installation,
 } from "./machines.ts";
 import { pingScript } from "./scripts.ts";
-import { eachLine, selfCommand } from "../../src/cli/self.ts";
+import { runTask } from "./task.ts";
+import type { Command } from "../../src/cli/command.ts";
+import { eachLine, selfCommand, untilInterrupted } from "../../src/cli/self.ts";
 
 /** From power-on to the last ping, several times what it takes under emulation. */
 const GUEST_TIMEOUT_MS = 60_000;
@@ -38,7 +43,7 @@ function choose(guests: Guests, wanted: string | undefined): Installation {
  * @param confined keeps every virtqueue and buffer in a segment of its own
  * @param interrupted resolves to an exit code when the user has enough
  */
-export async function demoGuest(
+async function demoGuest(
   kind: string | undefined,
   confined: boolean,
   interrupted: Promise<number>,
@@ -94,3 +99,28 @@ async function waitForSocket(path: string): Promise<void> {
   }
   throw new VmsgError("DEMO_FAILED", "vmsg proxy did not start");
 }
+
+/** See `deno task demo:guest --help`. */
+export const demoGuestTask: Command = {
+  name: "demo:guest",
+  call: "deno task demo:guest",
+  summary: "a stock guest kernel's network card, served by two vmsg processes",
+  description:
+    "An unmodified kernel, User-Mode Linux or QEMU, whichever is there: its network card is served by\n" +
+    "`vmsg device` through `vmsg proxy`. It gets an address and pings.",
+  options: [
+    {
+      name: "guest",
+      value: GUEST_KINDS.join("|"),
+      help: "which guest to boot, instead of what is there",
+    },
+    { name: "confined", help: "the guest's memory stays its own, but for a segment" },
+  ],
+  examples: ["deno task demo:guest", "deno task demo:guest --guest microvm"],
+  run: async (options) => {
+    using interrupted = untilInterrupted();
+    return await demoGuest(options.text("guest"), options.flag("confined"), interrupted);
+  },
+};
+
+if (import.meta.main) await runTask(demoGuestTask);

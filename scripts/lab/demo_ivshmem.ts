@@ -1,10 +1,16 @@
 /**
- * `vmsg demo ivshmem`: two machines that share an ivshmem device, each a stock QEMU with a stock kernel
- * and this executable. Machine B has no network card but the one whose device is in machine A; its pings
+ * `deno task demo:ivshmem`: two machines that share an ivshmem device, each a stock QEMU with a stock
+ * kernel and vmsg. Machine B has no network card but the one whose device is in machine A; its pings
  * leave through A's own card to the user network of A's QEMU.
+ *
+ * The executable for the machines is compiled first, unless there is one of the same sources. For a
+ * guest in an arm64 machine a QEMU is fetched, once.
  */
 
 import { UsageError, VmsgError } from "../../src/linux/errors.ts";
+import type { Command, Options } from "../../src/cli/command.ts";
+import { untilInterrupted } from "../../src/cli/self.ts";
+import { fetchArm64Qemu } from "../fetch_arm64_qemu.ts";
 import { machineExecutable } from "./executable.ts";
 import {
   MACHINE_KINDS,
@@ -30,36 +36,13 @@ import {
   type PairOptions,
 } from "./pair.ts";
 import type { QemuInstallation } from "./qemu.ts";
+import { runTask } from "./task.ts";
 
 /** From power-on to the last ping, several times what it takes under emulation. */
 const TIMEOUT_MS = 180_000;
 
 /** Bytes of the file that an inner guest fetches through machine A's network card. */
 const FILE_SIZE = 4 << 20;
-
-/** What the demo is told. */
-export interface DemoIvshmemOptions {
-  /** Machine B has a guest of its own, an unmodified kernel, whose network card it is. */
-  readonly inner: boolean;
-  /** Machine A does not see B's memory. An inner guest's never is seen. */
-  readonly confined: boolean;
-  /** Machine A reads and writes the inner guest's own memory: nothing is copied. */
-  readonly direct: boolean;
-  /** The memory of an inner microvm is in one piece, a huge page of 1 GiB. */
-  readonly oneRange: boolean;
-  /** The inner guest: in a q35 "uml" (unless given) or "microvm", in an arm64 machine "virt". */
-  readonly guest: string | undefined;
-  /** Of the shared memory; 1M unless given. */
-  readonly size: string | undefined;
-  /** One of `MACHINE_KINDS`; q35 unless given. */
-  readonly machine: string | undefined;
-  /** vmsg for the machines, if this is none. */
-  readonly executable: string | undefined;
-  /** "bridge" or "packet". */
-  readonly net: string | undefined;
-  /** Resolves to an exit code when the user has enough. */
-  readonly interrupted: Promise<number>;
-}
 
 async function findMachine(
   wanted: string,
@@ -97,7 +80,7 @@ function ownKernel(confined: boolean): DriverSide {
 async function innerGuest(
   machineKind: MachineKind,
   kind: string | undefined,
-  { direct, oneRange }: Pick<DemoIvshmemOptions, "direct" | "oneRange">,
+  { direct, oneRange }: { readonly direct: boolean; readonly oneRange: boolean },
   server: FileServer,
 ): Promise<DriverSide> {
   const ping = pingScript({ address: "dhcp", peer: "10.0.2.2", count: 3 });
@@ -162,22 +145,34 @@ async function serveFile(): Promise<FileServer> {
 }
 
 /** Runs the demo; 0 if B's pings were answered. */
-export async function demoIvshmem(options: DemoIvshmemOptions): Promise<number> {
-  const { net = "bridge", inner, direct, oneRange, size, interrupted } = options;
-  if (direct && (options.confined || !inner)) {
-    throw new UsageError("--direct goes with --inner, and without --confined");
+async function demoIvshmem(options: Options): Promise<number> {
+  const [net, size, guest] = ["net", "size", "guest"].map((name) => options.text(name));
+  const [inner, direct, oneRange] = ["inner", "direct", "one-range"].map((name) =>
+    options.flag(name)
+  ) as [boolean, boolean, boolean];
+  const innerOnly = ["direct", "guest", "one-range"].find((name) =>
+    options.flag(name) || options.text(name) !== undefined
+  );
+  if (innerOnly !== undefined && !inner) throw new UsageError(`--${innerOnly} goes with --inner`);
+  if (direct && options.flag("confined")) {
+    throw new UsageError("--direct goes without --confined");
   }
   if (oneRange && !direct) throw new UsageError("--one-range goes with --direct");
   if (net !== "bridge" && net !== "packet") {
     throw new UsageError(`--net is bridge or packet, not ${net}`);
   }
-  const confined = options.confined || (inner && !direct);
-  const installation = await findMachine(options.machine ?? "q35");
+  const confined = options.flag("confined") || (inner && !direct);
+  const installation = await findMachine(options.text("machine")!);
   const { kind } = installation;
-  const executable = await machineExecutable(options.executable, machineArchitecture(kind));
+  const executable = await machineExecutable(
+    options.text("executable"),
+    machineArchitecture(kind),
+  );
+  if (inner && kind === "arm64") await fetchArm64Qemu();
+  using interrupted = untilInterrupted();
   await using server = await serveFile();
   const b = inner
-    ? await innerGuest(kind, options.guest, { direct, oneRange }, server)
+    ? await innerGuest(kind, guest, { direct, oneRange }, server)
     : ownKernel(confined);
   console.log("two machines, a shared memory and a doorbell between them; none of it is patched");
   await using pair = await openPair({
@@ -209,3 +204,49 @@ export async function demoIvshmem(options: DemoIvshmemOptions): Promise<number> 
   console.log(code === 0 ? "\nTEST PASSED" : `\nTEST FAILED (${code})`);
   return code;
 }
+
+/** See `deno task demo:ivshmem --help`. */
+export const demoIvshmemTask: Command = {
+  name: "demo:ivshmem",
+  call: "deno task demo:ivshmem",
+  summary: "two machines that share an ivshmem device, one has its network card in the other",
+  description:
+    "Two machines under QEMU that share an ivshmem device: `vmsg device` in one and `vmsg driver` in the\n" +
+    "other, or with --inner `vmsg proxy` and an unmodified guest.",
+  options: [
+    {
+      name: "machine",
+      value: MACHINE_KINDS.join("|"),
+      default: "q35",
+      help: "which machines to boot",
+    },
+    {
+      name: "net",
+      value: "bridge|packet",
+      default: "bridge",
+      help: "how frames leave machine A: a bridge with a TAP, or a raw socket",
+    },
+    { name: "size", value: "SIZE", help: "of the shared memory (default 1M)" },
+    { name: "confined", help: "machine A does not see B's memory, but for the shared memory" },
+    { name: "inner", help: "machine B has a guest, whose network card it is; confined" },
+    { name: "direct", help: "with --inner: machine A uses the guest's own memory, no copies" },
+    {
+      name: "guest",
+      value: "uml|microvm|virt",
+      help: "with --inner: which guest (virt: inside an arm64 machine)",
+    },
+    {
+      name: "one-range",
+      help: "with --direct --guest microvm: its memory is one page of 1 GiB",
+    },
+    {
+      name: "executable",
+      value: "PATH",
+      help: "vmsg for the machines, instead of one compiled from these sources",
+    },
+  ],
+  examples: ["deno task demo:ivshmem", "deno task demo:ivshmem --inner --direct"],
+  run: demoIvshmem,
+};
+
+if (import.meta.main) await runTask(demoIvshmemTask);

@@ -24,12 +24,9 @@ export interface Option {
 /** The parsed options by name. */
 export class Options {
   readonly #values: Readonly<Record<string, unknown>>;
-  /** Arguments that are no options. */
-  readonly arguments: readonly string[];
 
-  constructor(values: Readonly<Record<string, unknown>>, rest: readonly string[]) {
+  constructor(values: Readonly<Record<string, unknown>>) {
     this.#values = values;
-    this.arguments = rest;
   }
 
   flag(name: string): boolean {
@@ -80,8 +77,10 @@ export interface Command {
   readonly summary: string;
   /** What the subcommand does, for its own help. */
   readonly description: string;
-  /** What may follow the name besides options. */
-  readonly argumentsHelp?: string;
+  /** How it is started, for messages, where that is not `vmsg NAME`. */
+  readonly call?: string;
+  /** Arguments that were misplaced here, and the line that says where they belong. */
+  readonly elsewhere?: ReadonlyMap<string, string>;
   readonly options: readonly Option[];
   /** What the help says between options and examples. */
   readonly details?: readonly string[];
@@ -93,9 +92,14 @@ export interface Command {
 /** Options that every subcommand has. */
 const COMMON: readonly Option[] = [{ name: "help", alone: true, help: "show this help" }];
 
+function callOf({ call, name }: Command): string {
+  return call ?? `vmsg ${name}`;
+}
+
 /** Parses a subcommand's arguments; throws a UsageError that names what is wrong. */
 export function parseOptions(command: Command, args: readonly string[]): Options {
   const options = [...command.options, ...COMMON];
+  const see = `see: ${callOf(command)} --help`;
   const of = (test: (option: Option) => boolean) => options.filter(test).map(({ name }) => name);
   const parsed = parseArgs([...args], {
     string: of((option) => option.value !== undefined),
@@ -103,10 +107,13 @@ export function parseOptions(command: Command, args: readonly string[]): Options
     collect: of((option) => option.repeated === true),
     "--": false,
     unknown: (argument: string, key?: string) => {
-      if (key === undefined) return true;
-      throw new UsageError(
-        `unknown option ${argument.split("=")[0]}; see: vmsg ${command.name} --help`,
-      );
+      if (key !== undefined) {
+        throw new UsageError(`unknown option ${argument.split("=")[0]}; ${see}`);
+      }
+      // Before its options are: none of them would be known.
+      const where = command.elsewhere?.get(argument);
+      if (where !== undefined) throw new UsageError(where);
+      return true;
     },
   });
   // The parser takes any `--flag=...` but `=false` for a set flag, `--trace=off` too.
@@ -123,21 +130,15 @@ export function parseOptions(command: Command, args: readonly string[]): Options
     if (option.default !== undefined) values[option.name] ??= option.default;
     const missing = values[option.name] === undefined || (given.length === 0);
     if (option.required === true && missing && !alone) {
-      throw new UsageError(
-        `--${option.name} ${option.value} is missing; see: vmsg ${command.name} --help`,
-      );
+      throw new UsageError(`--${option.name} ${option.value} is missing; ${see}`);
     }
   }
-  const rest = parsed._.map(String);
-  if (rest.length > 0 && command.argumentsHelp === undefined) {
-    throw new UsageError(`unexpected argument ${rest[0]}; see: vmsg ${command.name} --help`);
-  }
-  return new Options(values, rest);
+  if (parsed._.length > 0) throw new UsageError(`unexpected argument ${parsed._[0]}; ${see}`);
+  return new Options(values);
 }
 
 /** The text of `vmsg NAME --help`. */
 export function helpText(command: Command): string {
-  const usage = ["vmsg", command.name, command.argumentsHelp, "[options]"];
   const rows = [...command.options, ...COMMON].map((option) => {
     const left = option.value === undefined
       ? `--${option.name}`
@@ -150,7 +151,7 @@ export function helpText(command: Command): string {
     return `  ${left}\n      ${notes.filter((note) => note !== "").join(" ")}`;
   });
   return [
-    `Usage: ${usage.filter((word) => word !== undefined).join(" ")}`,
+    `Usage: ${callOf(command)} [options]`,
     "",
     command.description,
     "",

@@ -10,7 +10,6 @@ import { hasDoorbell, ivshmemFunctions } from "../ivshmem/function.ts";
 import { readOwnId } from "../ivshmem/sysfs_end.ts";
 import type { PciFunction } from "../linux/sysfs.ts";
 import type { Command } from "./command.ts";
-import { findGuests } from "../../scripts/lab/machines.ts";
 
 /** What a check found. */
 export interface Finding {
@@ -118,15 +117,11 @@ const checkQemu: Check = async () => {
   return finding("qemu", "yes", version);
 };
 
-const checkGuests: Check = async () => {
-  const guests = await findGuests();
-  const there = (["uml", "microvm"] as const).filter((kind) => guests[kind] !== undefined);
-  const missing = (["uml", "microvm"] as const).flatMap((kind) => guests.missing[kind]);
-  const detail = there.length > 0 ? `can boot ${there.join(" and ")}` : "none can be booted";
-  const state = there.length === 2 ? "yes" : there.length === 1 ? "partly" : "no";
-  return missing.length > 0
-    ? finding("guests", state, detail, missing.join("; "))
-    : finding("guests", state, detail);
+const checkUml: Check = async () => {
+  const release = await versionOf("linux.uml", "--version");
+  return release === undefined
+    ? finding("uml", "no", "no linux.uml", "apt-get install user-mode-linux (a guest without KVM)")
+    : finding("uml", "yes", `linux.uml ${release}`);
 };
 
 const checkVfio: Check = async () => {
@@ -204,7 +199,7 @@ const checkPasst: Check = async () => {
 const CHECKS: readonly Check[] = [
   checkKvm,
   checkQemu,
-  checkGuests,
+  checkUml,
   checkTap,
   checkPasst,
   checkVfio,

@@ -14,6 +14,19 @@ export function selfCommand(args: readonly string[], options: Deno.CommandOption
   return new Deno.Command(Deno.execPath(), { ...options, args: [...program, ...args] });
 }
 
+/** Until the user interrupts: resolves to the exit code of what was interrupted. */
+export function untilInterrupted(): Promise<number> & Disposable {
+  const { promise, resolve } = Promise.withResolvers<number>();
+  const onSignal = () => resolve(130);
+  const signals: Deno.Signal[] = ["SIGINT", "SIGTERM"];
+  for (const signal of signals) Deno.addSignalListener(signal, onSignal);
+  return Object.assign(promise, {
+    [Symbol.dispose]: () => {
+      for (const signal of signals) Deno.removeSignalListener(signal, onSignal);
+    },
+  });
+}
+
 /** Calls `onLine` for each line of a stream until it ends. */
 export async function eachLine(
   stream: ReadableStream<Uint8Array<ArrayBuffer>>,

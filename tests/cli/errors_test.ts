@@ -44,6 +44,8 @@ const WRONG_USAGE: readonly [string[], RegExp][] = [
   [["device", "--frobnicate"], /unknown option --frobnicate; see: vmsg device --help/],
   [["device", "--buss=linux-user,socket=lu.sock"], /unknown option --buss;/],
   [["driver", "-c", "3"], /unknown option -c; see: vmsg driver --help/],
+  [["demo", "guest"], /demo guest is run from the sources of vmsg: deno task demo:guest$/],
+  [["demo", "ivshmem", "--inner"], /from the sources of vmsg: deno task demo:ivshmem$/],
   [["doctor", "--bus", "x"], /unknown option --bus; see: vmsg doctor --help/],
   [onBus("device", BUS, "extra"), /unexpected argument extra; see: vmsg device --help/],
   [["device"], /--bus KIND,\S* is missing; see: vmsg device --help$/],

@@ -11,7 +11,7 @@ import { VERSION } from "../../src/version.ts";
 import { arm64Command, findArm64 } from "../../scripts/fetch_arm64.ts";
 import { mustRun, runCommand } from "../../scripts/lab/run_command.ts";
 import { nativeTarget, type Target } from "../../scripts/toolchain.ts";
-import { compiledExecutable, scriptCommand } from "../../scripts/executable.ts";
+import { compiledExecutable, scriptCommand } from "../../scripts/lab/executable.ts";
 import { toolchainLacks } from "../support/executable.ts";
 import { type Lack, testUnless } from "../support/needs.ts";
 

@@ -6,7 +6,7 @@
 
 import { assertEquals, assertMatch } from "@std/assert";
 import { ARM64_QEMU, arm64QemuRoot } from "../../scripts/lab/arm64_qemu.ts";
-import { compiledExecutable } from "../../scripts/executable.ts";
+import { compiledExecutable, scriptCommand } from "../../scripts/lab/executable.ts";
 import type { Lack } from "../support/needs.ts";
 import { machineTest } from "./machine_support.ts";
 
@@ -29,7 +29,7 @@ for (const mode of [[], ["--direct"]]) {
     const executable = await compiledExecutable(TARGET);
     const startMs = performance.now();
     const args = ["--machine", "arm64", "--inner", ...mode, "--executable", executable];
-    const demo = await vmsg.start("demo", "ivshmem", ...args);
+    const demo = await vmsg.startProgram(...scriptCommand("lab/demo_ivshmem.ts", ...args));
     const { code, stdout } = await demo.ended(TIMEOUT_MS);
     const text = stdout.join("\n");
     assertMatch(text, /^B\| 3 packets transmitted, 3 packets received/m);

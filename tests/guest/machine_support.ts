@@ -11,7 +11,7 @@ import {
 import { buildMachineImage, type MachineImageOptions } from "../../scripts/lab/machine_image.ts";
 import type { QemuInstallation } from "../../scripts/lab/qemu.ts";
 import type { Target } from "../../scripts/toolchain.ts";
-import { compiledExecutable } from "../../scripts/executable.ts";
+import { compiledExecutable } from "../../scripts/lab/executable.ts";
 import { toolchainLacks } from "../support/executable.ts";
 import type { Lack } from "../support/needs.ts";
 import { type GuestTest, guestTest } from "./support.ts";

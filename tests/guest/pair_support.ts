@@ -15,7 +15,7 @@ import {
   type PairMachineOptions,
   type PairOptions,
 } from "../../scripts/lab/pair.ts";
-import { compiledExecutable } from "../../scripts/executable.ts";
+import { compiledExecutable } from "../../scripts/lab/executable.ts";
 import { type MachineTest, machineTest } from "./machine_support.ts";
 
 /** From power-on or reset to the shell, several times what it takes under emulation. */

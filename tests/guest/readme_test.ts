@@ -1,9 +1,12 @@
 /**
- * README's examples: every line that calls vmsg is accepted by its parser, and guests, networks and
- * driver are started with the commands as they are printed, but for the words in capitals.
+ * The examples of README and docs/: every line that calls vmsg or a demo is accepted by its parser, and
+ * guests, networks and driver are started with the commands as they are printed, but for the words in
+ * capitals.
  */
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
+import { demoGuestTask } from "../../scripts/lab/demo_guest.ts";
+import { demoIvshmemTask } from "../../scripts/lab/demo_ivshmem.ts";
 import { openKeeper } from "../../scripts/lab/keeper.ts";
 import { DONE_LINE, guestInitramfs, type GuestKind } from "../../scripts/lab/machines.ts";
 import { pingScript } from "../../scripts/lab/scripts.ts";
@@ -22,14 +25,28 @@ import { delay } from "../support/processes.ts";
 import { machineTest } from "./machine_support.ts";
 import { GUEST_TIMEOUT_MS, guestlessTest, type GuestTest, guestTest } from "./support.ts";
 
-const PAGES = ["README.md", "docs/guests.md", "docs/two-machines.md", "docs/dialects.md"];
-const README = (await Promise.all(
-  PAGES.map((page) => Deno.readTextFile(new URL(`../../${page}`, import.meta.url))),
-)).join("\n");
+const ROOT = new URL("../../", import.meta.url);
 
-/** The indented blocks' commands, continued lines joined, comments cut off. */
+/** README and the pages of docs/. */
+async function readDocuments(): Promise<string> {
+  const documents = [await Deno.readTextFile(new URL("README.md", ROOT))];
+  const directory = new URL("docs/", ROOT);
+  const names = await Array.fromAsync(Deno.readDir(directory), ({ name }) => name);
+  for (const name of names.filter((name) => name.endsWith(".md")).sort()) {
+    documents.push(await Deno.readTextFile(new URL(name, directory)));
+  }
+  return documents.join("\n");
+}
+
+const DOCUMENTS = await readDocuments();
+
+/** The commands of indented and fenced blocks, continued lines joined, comments cut off. */
 function commands(): string[] {
-  const blocks = README.split("\n").filter((line) => line.startsWith("    ")).join("\n");
+  let fenced = false;
+  const blocks = DOCUMENTS.split("\n").filter((line) => {
+    if (line.startsWith("```")) fenced = !fenced;
+    return fenced || line.startsWith("    ");
+  }).join("\n");
   return blocks.replaceAll("\\\n", " ").split("\n").map((line) =>
     line.replace(/\s#\s.*$/, "").trim().replace(/\s+/g, " ")
   );
@@ -38,7 +55,7 @@ function commands(): string[] {
 /** The one command that begins so, its words, capitals replaced. */
 function words(start: string, replace: Record<string, string>): string[] {
   const found = commands().filter((line) => line.startsWith(start));
-  assertEquals(found.length, 1, `README has one line that begins with: ${start}`);
+  assertEquals(found.length, 1, `README and docs have one line that begins with: ${start}`);
   const parts = found[0].match(/"[^"]*"|\S+/g)!.map((word) => word.replaceAll('"', ""));
   return parts.map((word) =>
     Object.entries(replace).reduce((text, [name, value]) => text.replace(name, value), word)
@@ -72,7 +89,7 @@ Deno.test("README: every vmsg command is accepted", () => {
 });
 
 Deno.test("README: the options of its tables are accepted", () => {
-  const cells = README.matchAll(/^\| `([a-z0-9=,./]+)` \| [^|]*\| [^|]*\|$/gm);
+  const cells = DOCUMENTS.matchAll(/^\| `([a-z0-9=,./]+)` \| [^|]*\| [^|]*\|$/gm);
   const kinds = [...cells].map(([, cell]) => cell).filter((cell) => !cell.includes("cli"));
   const nets = kinds.filter((cell) => /^(responder|tap|passt|packet|hub)/.test(cell));
   assertEquals(nets.length, 5);
@@ -80,14 +97,27 @@ Deno.test("README: the options of its tables are accepted", () => {
 });
 
 Deno.test("README: its deno tasks exist", async () => {
-  const config = JSON.parse(
-    await Deno.readTextFile(new URL("../../deno.json", import.meta.url)),
-  );
-  const tasks = [...README.matchAll(/(?:deno|deno@[\d.]+) task ([\w:-]+)/g)].map(([, task]) =>
-    task
-  );
-  assert(tasks.length > 4);
-  for (const task of tasks) assertMatch(config.tasks[task] ?? "", /deno/, `deno task ${task}`);
+  const config = JSON.parse(await Deno.readTextFile(new URL("deno.json", ROOT)));
+  const found = [...DOCUMENTS.matchAll(/(?:deno|deno@[\d.]+) task ([\w:-]+)/g)];
+  assert(found.length > 4);
+  for (const [, task] of found) assertMatch(config.tasks[task] ?? "", /deno/, `deno task ${task}`);
+});
+
+const DEMO_TASKS: Readonly<Record<string, Command>> = {
+  "demo:guest": demoGuestTask,
+  "demo:ivshmem": demoIvshmemTask,
+  "demo:ivshmem-arm64": demoIvshmemTask,
+  "demo:demo2b-arm64": demoIvshmemTask,
+};
+
+Deno.test("README: the options of its demos are accepted", () => {
+  const demos = commands().flatMap((line) => {
+    const [, name = "", args = ""] = line.match(/^(?:npx -y )?deno\S* task (demo:\S+)\s*(.*)$/) ??
+      [];
+    return name === "" ? [] : [{ name, args: args.split(" ").filter((word) => word !== "") }];
+  });
+  assert(demos.length >= 4);
+  for (const { name, args } of demos) parseOptions(DEMO_TASKS[name], args);
 });
 
 const SCRIPT = pingScript({ address: "dhcp", peer: "10.0.2.2", count: 3 });

@@ -1,4 +1,4 @@
-/** What tests need that use a compiled vmsg; see scripts/executable.ts. */
+/** What tests need that use a compiled vmsg; see scripts/lab/executable.ts. */
 
 import { nativeTarget, type Target, TARGETS } from "../../scripts/toolchain.ts";
 import type { Lack } from "./needs.ts";

@@ -1,0 +1,22 @@
+/** The demos of the lab are started as tasks, `deno task demo:NAME`, and speak like subcommands. */
+
+import { type Command, helpText, parseOptions } from "../../src/cli/command.ts";
+import { UsageError, VmsgError } from "../../src/linux/errors.ts";
+
+/** Runs a task with the program's arguments and ends the program with its exit code. */
+export async function runTask(task: Command): Promise<never> {
+  Deno.exit(await codeOf(task));
+}
+
+async function codeOf(task: Command): Promise<number> {
+  try {
+    const options = parseOptions(task, Deno.args);
+    if (!options.flag("help")) return await task.run(options);
+    console.log(helpText(task));
+    return 0;
+  } catch (error) {
+    if (!(error instanceof VmsgError)) throw error;
+    console.error(`${task.name}: ${error.message}`);
+    return error instanceof UsageError ? 2 : 1;
+  }
+}
