@@ -21,10 +21,11 @@ const IDLE_MS = 5;
 export class Poller implements Disposable {
   readonly #timer: Timer;
   readonly #task: Task = { run: () => this.#poll() };
-  #activeMs = 0;
-  #foundMs = 0;
+  /** When something was found or sent. */
+  #activeMs = -Infinity;
+  #foundMs = -Infinity;
   /** When something was found while near, so that more is likely. */
-  #busyMs = 0;
+  #busyMs = -Infinity;
 
   /**
    * Starts at once.
@@ -38,13 +39,13 @@ export class Poller implements Disposable {
 
   /** Something was sent, so an answer is near. */
   expect(): void {
-    this.#activeMs = performance.now();
+    this.#activeMs = this.reactor.now();
     this.reactor.schedule(this.#task);
   }
 
   #poll(): boolean {
     const found = this.look();
-    const nowMs = performance.now();
+    const nowMs = this.reactor.now();
     if (found) {
       if (nowMs - this.#foundMs < NEAR_MS) this.#busyMs = nowMs;
       this.#foundMs = this.#activeMs = nowMs;

@@ -72,6 +72,8 @@ export interface IvshmemServerOptions {
   readonly log: Log;
   /** Takes a line for each message that is out. */
   readonly trace?: ((line: string) => void) | undefined;
+  /** The id after which ids begin again at 0: {@link MAX_ID}, if it is not given; tests count less far. */
+  readonly lastId?: number;
 }
 
 interface Client {
@@ -119,6 +121,7 @@ export class IvshmemServer implements Disposable {
   readonly #listener: UnixListener;
   readonly #pause: Timer;
   readonly #clients = new Map<number, Client>();
+  readonly #lastId: number;
   #nextId = 0;
   #isClosed = false;
 
@@ -128,6 +131,9 @@ export class IvshmemServer implements Disposable {
     const problem = memorySizeProblem(size);
     if (problem !== undefined) throw new VmsgError("MEMORY", problem);
     if (!(vectors >= 0 && vectors <= MAX_VECTORS)) throw new Error(`${vectors} vectors`);
+    const lastId = options.lastId ?? MAX_ID;
+    if (!(lastId >= MAX_CLIENTS && lastId <= MAX_ID)) throw new Error(`ids up to ${lastId}`);
+    this.#lastId = lastId;
     this.#reactor = reactor;
     this.#log = limitedLevels(log, LINES_PER_SECOND);
     this.#trace = options.trace;
@@ -205,12 +211,13 @@ export class IvshmemServer implements Disposable {
     this.#dropWithProblems();
   }
 
-  /** The next id that nobody has; there are far more ids than clients. */
+  /** The next id that nobody has; there are more ids than clients. */
   #takeId(): number {
-    while (this.#clients.has(this.#nextId)) this.#nextId = (this.#nextId + 1) & MAX_ID;
-    const id = this.#nextId;
-    this.#nextId = (id + 1) & MAX_ID;
-    return id;
+    for (;;) {
+      const id = this.#nextId;
+      this.#nextId = id === this.#lastId ? 0 : id + 1;
+      if (!this.#clients.has(id)) return id;
+    }
   }
 
   #ready(client: Client, events: number): void {

@@ -19,6 +19,7 @@
  */
 
 import { allocate } from "../linux/arena.ts";
+import { type Clock, MONOTONIC, pause } from "../linux/clock.ts";
 import { LinuxError, VmsgError } from "../linux/errors.ts";
 import { clearEventFd, signalEventFd } from "../linux/eventfd.ts";
 import { type Fd, fileSize, isSocketFile, setNonBlocking } from "../linux/fd.ts";
@@ -57,6 +58,8 @@ const pollfd = allocate(8);
 export interface ServerEndOptions {
   /** Where lines for people go. */
   readonly log: Log;
+  /** What setting up goes by, which has no reactor; the machine's clock, if it is not given. */
+  readonly clock?: Clock;
 }
 
 /**
@@ -65,7 +68,7 @@ export interface ServerEndOptions {
  * @throws VmsgError NOBODY_THERE, IVSHMEM_SERVER (it is none, or does not want us), MEMORY
  */
 export function openServerEnd(path: string, options: ServerEndOptions): ServerEnd {
-  const stream = connectWithin(path, CONNECT_TIMEOUT_MS);
+  const stream = connectWithin(path, CONNECT_TIMEOUT_MS, options.clock ?? MONOTONIC);
   if (stream === undefined) {
     throw new VmsgError(
       "NOBODY_THERE",
@@ -76,12 +79,12 @@ export function openServerEnd(path: string, options: ServerEndOptions): ServerEn
 }
 
 /** A server that is there has a moment to accept us, if others came at the same time. */
-function connectWithin(path: string, timeoutMs: number): UnixStream | undefined {
-  const endMs = performance.now() + timeoutMs;
+function connectWithin(path: string, timeoutMs: number, clock: Clock): UnixStream | undefined {
+  const endMs = clock.now() + timeoutMs;
   for (;;) {
     const stream = connectUnix(path);
-    if (stream !== undefined || !isSocketFile(path) || performance.now() > endMs) return stream;
-    libc.poll(0n, 0n, CONNECT_RETRY_MS);
+    if (stream !== undefined || !isSocketFile(path) || clock.now() > endMs) return stream;
+    pause(CONNECT_RETRY_MS);
   }
 }
 
@@ -117,13 +120,13 @@ export class ServerEnd implements IvshmemEnd {
    * @param name of the server, for people
    * @throws as {@link openServerEnd}; everything is closed then
    */
-  constructor(stream: UnixStream, name: string, { log }: ServerEndOptions) {
+  constructor(stream: UnixStream, name: string, { log, clock = MONOTONIC }: ServerEndOptions) {
     this.description = `ivshmem server ${name}`;
     this.#stream = stream;
     this.#reader = new MessageReader(stream);
     this.#log = log;
     try {
-      this.#setUp();
+      this.#setUp(clock);
     } catch (error) {
       this[Symbol.dispose]();
       throw error;
@@ -147,38 +150,38 @@ export class ServerEnd implements IvshmemEnd {
     return this.#peers;
   }
 
-  #setUp(): void {
-    const endMs = performance.now() + SETUP_TIMEOUT_MS;
-    if (!this.#receive(endMs)) throw this.#error("said nothing: is it an ivshmem server?");
+  #setUp(clock: Clock): void {
+    const endMs = clock.now() + SETUP_TIMEOUT_MS;
+    if (!this.#receive(endMs, clock)) throw this.#error("said nothing: is it an ivshmem server?");
     const version = this.#reader.value;
     if (version !== PROTOCOL_VERSION) {
       throw this.#error(`is none, or of another version: it begins with ${version}, not 0`);
     }
-    if (!this.#receive(endMs)) throw this.#error("gave us no id");
+    if (!this.#receive(endMs, clock)) throw this.#error("gave us no id");
     const id = this.#reader.value;
     if (id < 0 || id > MAX_ID) throw this.#error(`gave us the id ${id}, they end at ${MAX_ID}`);
     this.#id = id;
     // Looked at with each message: a server that talks without end is never quiet.
-    const isLate = () => performance.now() > endMs;
+    const isLate = () => clock.now() > endMs;
     while (this.#memory === undefined) {
-      if (isLate() || !this.#receive(endMs)) throw this.#error("gave us no memory");
+      if (isLate() || !this.#receive(endMs, clock)) throw this.#error("gave us no memory");
       this.#takeInSetup();
     }
     while (this.#vectors.length === 0) {
       if (isLate()) throw this.#error("gave us no vector, and was never quiet");
-      if (!this.#receive(Math.min(endMs, performance.now() + VECTORS_TIMEOUT_MS))) return;
+      if (!this.#receive(Math.min(endMs, clock.now() + VECTORS_TIMEOUT_MS), clock)) return;
       this.#takeInSetup();
     }
   }
 
   /** The next message; false if none came in time. */
-  #receive(endMs: number): boolean {
+  #receive(endMs: number, clock: Clock): boolean {
     for (;;) {
       const result = this.#reader.read();
       if (result === "message") return true;
       if (result === "closed") throw this.#error("closed the connection: it may be full");
       if (result === "bad") throw this.#error("sent two file descriptors with one number");
-      const leftMs = endMs - performance.now();
+      const leftMs = endMs - clock.now();
       if (leftMs <= 0) return false;
       waitReadable(this.#stream!.fd, leftMs);
     }

@@ -48,9 +48,12 @@ const ORIGIN_MS = originMs();
 /** CLOCK_MONOTONIC. */
 export const MONOTONIC: Clock = { now: () => ORIGIN_MS + performance.now() };
 
-/** Blocks the whole thread for about `ms`, for set-up only; a signal may end it early. */
+/** Blocks the whole thread for `ms`, signals or not; for a set-up or an end that has no reactor. */
 export function pause(ms: number): void {
-  libc.poll(0n, 0n, Math.max(0, Math.ceil(ms)));
+  const endMs = MONOTONIC.now() + ms;
+  for (let leftMs = ms; leftMs > 0; leftMs = endMs - MONOTONIC.now()) {
+    libc.poll(0n, 0n, Math.ceil(leftMs));
+  }
 }
 
 /** What a turn of the loop takes of virtual time: about as long as a real one, and a sum of them is exact. */

@@ -1,5 +1,5 @@
 /**
- * A process that keeps pinned memory pinned for half a second after this one was killed.
+ * A process that keeps pinned memory pinned for a moment after this one was killed.
  *
  * Another machine may write to our RAM for as long as its lease lasts, also after a SIGKILL took us by surprise.
  * The kernel lets a DMA mapping go, and gives its pages to others, when the last descriptor of its VFIO group and
@@ -15,25 +15,16 @@ import { type Fd, openPipe, setInherited } from "./fd.ts";
 import { allocate } from "./arena.ts";
 import { libc } from "./libc.ts";
 
-/** How long the other machine may go on writing after it has last heard from us, and more. */
-export const PIN_HOLD_MS = 500;
-
 const SHELL = "/bin/sh";
 const line = allocate(1);
 line.bytes[0] = "\n".charCodeAt(0);
 
-/** Blocks, signals or not, until the other machine writes no more because it has not heard from us. */
-export function waitForSilence(): void {
-  const endMs = performance.now() + PIN_HOLD_MS;
-  for (let leftMs = PIN_HOLD_MS; leftMs > 0; leftMs = endMs - performance.now()) {
-    libc.poll(0n, 0n, Math.ceil(leftMs));
-  }
-}
-
 /** Waits for a line; without one, for the time. A `sleep` that takes whole seconds only waits longer. */
-function script(read: Fd): string {
-  const seconds = PIN_HOLD_MS / 1000;
-  return `read -r _ </proc/self/fd/${read.number} || sleep ${seconds} || sleep 1`;
+function script(read: Fd, holdMs: number): string {
+  const seconds = holdMs / 1000;
+  return `read -r _ </proc/self/fd/${read.number} || sleep ${seconds} || sleep ${
+    Math.ceil(seconds)
+  }`;
 }
 
 /** See the head of this file. */
@@ -61,9 +52,10 @@ export class PinHolder implements Disposable {
  * Starts a holder.
  *
  * @param handles what it keeps open
+ * @param holdMs how long after we were killed
  * @returns undefined if none can be started: there is no shell, or no permission to run one
  */
-export function holdPins(handles: readonly Fd[]): PinHolder | undefined {
+export function holdPins(handles: readonly Fd[], holdMs: number): PinHolder | undefined {
   const { read, write } = openPipe();
   using stack = new DisposableStack();
   stack.use(write);
@@ -72,7 +64,7 @@ export function holdPins(handles: readonly Fd[]): PinHolder | undefined {
   try {
     for (const fd of inherited) setInherited(fd, true);
     const child = new Deno.Command(SHELL, {
-      args: ["-c", script(read)],
+      args: ["-c", script(read, holdMs)],
       stdin: "null",
       stdout: "null",
       stderr: "null",

@@ -13,6 +13,7 @@
  */
 
 import { allocate } from "./arena.ts";
+import { MONOTONIC, pause } from "./clock.ts";
 import { linuxErrno, LinuxError, VmsgError } from "./errors.ts";
 import { Fd, openFile } from "./fd.ts";
 import { check, errno, libc } from "./libc.ts";
@@ -88,21 +89,21 @@ function begin(size: number): DataView {
 
 /**
  * How long a group that another process has open is asked for: one that was killed leaves its pins behind
- * for half a second (pin_holder.ts).
+ * for a moment (pin_holder.ts).
  */
 const BUSY_MS = 1000;
 const BUSY_RETRY_MS = 20;
 
 /** Opens a file; one that is busy is tried again for a while, which blocks. */
 function openPatiently(path: string): Fd {
-  const endMs = performance.now() + BUSY_MS;
+  const endMs = MONOTONIC.now() + BUSY_MS;
   for (;;) {
     try {
       return openFile(path);
     } catch (error) {
       const isBusy = error instanceof LinuxError && error.errno === EBUSY;
-      if (!isBusy || performance.now() > endMs) throw error;
-      libc.poll(0n, 0n, BUSY_RETRY_MS);
+      if (!isBusy || MONOTONIC.now() > endMs) throw error;
+      pause(BUSY_RETRY_MS);
     }
   }
 }

@@ -16,11 +16,12 @@ import { VmsgError } from "../linux/errors.ts";
 import { createSealedMemory } from "../linux/fd.ts";
 import { allocateHugePages } from "../linux/huge_pages.ts";
 import { mapShared, PAGE_SIZE } from "../linux/mapping.ts";
-import { holdPins, waitForSilence } from "../linux/pin_holder.ts";
+import { holdPins } from "../linux/pin_holder.ts";
 import type { MappedMemory } from "../memory/mod.ts";
 import { MEMORY_SEGMENT, MEMORY_WINDOW } from "../message/message.ts";
 import type { Bus } from "../bus/bus.ts";
 import { Segment } from "./segment.ts";
+import { SILENCE_MS, waitForSilence } from "./silence.ts";
 import { type RemoteDevice, RequestRefused } from "../transport/driver_side.ts";
 
 /** Where memory that is announced lies on the bus; any address would do, 0 could hide a bug. */
@@ -182,7 +183,7 @@ export function pageMemory(size: number, bus: Bus): DriverMemory {
   const { mapping, runs } = stack.use(allocateHugePages(size));
   const pin = bus.pin(mapping.address, mapping.size);
   if (pin !== undefined) stack.use(pin);
-  const holder = pin === undefined ? undefined : holdPins(bus.pinHandles);
+  const holder = pin === undefined ? undefined : holdPins(bus.pinHandles, SILENCE_MS);
   let isKnown = false;
   const at = runs.length === 1 ? runs[0].physical : BUS_ADDRESS;
   const owner = stack.move();

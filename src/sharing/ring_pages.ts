@@ -12,7 +12,7 @@
 import type { Bus } from "../bus/bus.ts";
 import { allocateHugePages, HUGE_PAGE_SIZE, type HugePages } from "../linux/huge_pages.ts";
 import { physicalRuns } from "../linux/page_map.ts";
-import { holdPins, type PinHolder, waitForSilence } from "../linux/pin_holder.ts";
+import { holdPins, type PinHolder } from "../linux/pin_holder.ts";
 import { MEMORY_WINDOW } from "../message/message.ts";
 import { limitedLevels, type Log } from "../observe/log.ts";
 import { type PeerListener, type RemoteDevice, RequestRefused } from "../transport/driver_side.ts";
@@ -20,6 +20,7 @@ import { VmsgError } from "../linux/errors.ts";
 import type { ShadowPlace } from "./copied_queue.ts";
 import type { MappedRegion } from "./memory_table.ts";
 import { PhysicalMap } from "./physical_map.ts";
+import { SILENCE_MS, waitForSilence } from "./silence.ts";
 
 const PART_ALIGNMENT = 4096;
 /** Log lines of one level: front ends can come and go, and change their memory, without end. */
@@ -120,7 +121,7 @@ export class RingPages implements PeerListener, Disposable {
   #hold(): void {
     if (this.#holderTried) return;
     this.#holderTried = true;
-    this.#holder = holdPins(this.#bus.pinHandles);
+    this.#holder = holdPins(this.#bus.pinHandles, SILENCE_MS);
     if (this.#holder !== undefined) return;
     this.#log.warn(
       "no /bin/sh: if this process is killed, the device side may write for a moment to memory that " +

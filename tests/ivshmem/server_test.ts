@@ -6,10 +6,10 @@ import { F_SEAL_GROW, F_SEAL_SHRINK, fileSeals, fileSize } from "../../src/linux
 import { mapShared } from "../../src/linux/mapping.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { connectUnix, listenUnix, unixStreamPair } from "../../src/linux/unix_socket.ts";
-import { MessageReader, sendMessage } from "../../src/ivshmem/protocol.ts";
+import { MAX_ID, MessageReader, sendMessage } from "../../src/ivshmem/protocol.ts";
 import { IvshmemServer, MAX_CLIENTS, memorySizeProblem } from "../../src/ivshmem/server.ts";
 import { cleanTest, withDirectory } from "../support/leaks.ts";
-import { countOf, keptLog, RawClient, withServer } from "./support.ts";
+import { countOf, keptLog, RawClient, wait, withServer } from "./support.ts";
 
 const into = allocate(256);
 
@@ -127,28 +127,34 @@ cleanTest(
 );
 
 cleanTest(
-  "server: ids begin again after 65535, and leave out who is there",
+  "server: ids begin again after the last, and leave out who is there",
   () =>
-    withServer({ vectors: 0 }, async ({ reactor, connect, server, wait, socket }) => {
+    // The last is 65535 otherwise; the way there is the same, and took 65536 clients.
+    withServer({ vectors: 0, lastId: 255 }, async ({ connect, server, wait }) => {
       connect();
       await wait(() => server.peers.length === 1);
-      let last = 0;
-      for (let i = 1; i < 65536; i += 4) {
-        const four = [0, 1, 2, 3].map(() => new RawClient(connectUnix(socket)!));
-        // Without leaving the stack: 65536 times a millisecond were a minute.
-        reactor.turn();
-        last = Math.max(...server.peers);
-        for (const client of four) client[Symbol.dispose]();
-        while (server.peers.length > 1) reactor.turn();
-        if (i % 4096 === 1) await reactor.sleep(0);
+      for (let id = 1; id <= 255; id++) {
+        const client = connect();
+        await wait(() => server.peers.length === 2);
+        assertEquals(server.peers, [0, id]);
+        client[Symbol.dispose]();
+        await wait(() => server.peers.length === 1);
       }
-      assertEquals(last, 65535);
       connect();
       await wait(() => server.peers.length === 2);
-      // 65536 newcomers: the last of them got 1, since 0 is there all the time.
-      assertEquals(server.peers, [0, 2]);
+      // 0 has been there all the time.
+      assertEquals(server.peers, [0, 1]);
     }),
 );
+
+Deno.test("server: ids are 16 bits wide, and always more than clients", () => {
+  assertEquals(MAX_ID, 65535);
+  using reactor = new Reactor();
+  const options = { socket: "/nowhere/s", size: 4096, vectors: 0, log: keptLog([]) };
+  for (const lastId of [MAX_CLIENTS - 1, MAX_ID + 1, NaN]) {
+    assertThrows(() => new IvshmemServer(reactor, { ...options, lastId }), Error, "ids up to");
+  }
+});
 
 cleanTest(
   "server: without vectors nobody hears of others",
@@ -229,9 +235,7 @@ cleanTest(
         assertEquals(Deno.statSync(file).size, 16384);
         assertEquals(Deno.readTextFileSync(file).slice(8192, 8196), "kept");
         using client = new RawClient(connectUnix(`${directory}/s`)!);
-        await reactor.until((async () => {
-          while (client.read() < 4) await reactor.sleep(1);
-        })());
+        await reactor.until(wait(reactor, () => client.read() === 4));
         assertEquals(fileSize(client.fds.get(-1)![0]!), 16384);
       }
       // A file that cannot grow; and none of them left a socket.

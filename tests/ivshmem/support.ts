@@ -1,5 +1,6 @@
 /** A server in this process, and clients that show every message they get. */
 
+import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import type { Fd } from "../../src/linux/fd.ts";
 import { allocate } from "../../src/linux/arena.ts";
@@ -25,11 +26,14 @@ export function countOf(fd: Fd): number {
   return libc.read(fd.number, word.address, 8) < 0 ? 0 : Number(word.view.getBigUint64(0, true));
 }
 
+/** How long anything is waited for: of the reactor's time, and long enough where that is the real one. */
+const TIMEOUT_MS = 60_000;
+
 /** Waits, in turns of a millisecond, until something is so. */
-export async function wait(reactor: Reactor, condition: () => boolean, ms = 5000): Promise<void> {
-  const endMs = performance.now() + ms;
+export async function wait(reactor: Reactor, condition: () => boolean): Promise<void> {
+  const endMs = reactor.now() + TIMEOUT_MS;
   while (!condition()) {
-    if (performance.now() > endMs) throw new Error(`never so: ${condition}`);
+    if (reactor.now() > endMs) throw new Error(`never so: ${condition}`);
     await reactor.sleep(1);
   }
 }
@@ -105,7 +109,7 @@ export function withServer(
 ): Promise<void> {
   return withDirectory(async (directory) => {
     using stack = new DisposableStack();
-    const reactor = stack.use(new Reactor());
+    const reactor = stack.use(new Reactor(new VirtualClock()));
     const lines: string[] = [];
     const socket = `${directory}/iv.sock`;
     const all = { socket, size: 65536, vectors: 2, log: keptLog(lines), ...options };

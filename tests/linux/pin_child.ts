@@ -3,7 +3,9 @@
 import { O_CREAT, openFile, tryLockByte } from "../../src/linux/fd.ts";
 import { holdPins } from "../../src/linux/pin_holder.ts";
 
-const fd = openFile(Deno.args[0]!, O_CREAT);
-if (!tryLockByte(fd, 0) || holdPins([fd]) === undefined) throw new Error("no holder");
-console.log("HELD");
-await new Promise((resolve) => setTimeout(resolve, 60_000));
+const [path = "", holdMs] = Deno.args;
+const fd = openFile(path, O_CREAT);
+const holder = tryLockByte(fd, 0) ? holdPins([fd], Number(holdMs)) : undefined;
+if (holder === undefined) throw new Error("no holder");
+console.log(holder.pid);
+await new Promise((resolve) => setTimeout(resolve, 3_600_000));
