@@ -120,7 +120,7 @@ guestlessTest(
       joined: (peer) => news.push(`+${peer}`),
       left: (peer) => news.push(`-${peer}`),
     });
-    const until = (condition: () => boolean) => reactor.until(wait(reactor, condition, 20_000));
+    const until = (condition: () => boolean) => reactor.until(wait(reactor, condition));
 
     const startQemu = (name: string) =>
       vmsg.startProgram(
