@@ -51,6 +51,8 @@ const library = Deno.dlopen("libc.so.6", {
   fcntl: { parameters: ["i32", "i32", "u64"], result: "i32" },
   /** int ioctl(int fd, unsigned long request, void *arg): requests are 32 bits long */
   ioctl: { parameters: ["i32", "u64", "u64"], result: "i32" },
+  /** ssize_t getrandom(void *buf, size_t buflen, unsigned int flags) */
+  getrandom: { parameters: ["u64", "u32", "u32"], result: "i32" },
   /** int clock_gettime(clockid_t clockid, struct timespec *tp) */
   clock_gettime: { parameters: ["i32", "u64"], result: "i32" },
   /** long syscall(long number, ...): fstat, which older glibc does not export */

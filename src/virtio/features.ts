@@ -76,6 +76,8 @@ export const Status = {
 
 /** The device id of a net device. */
 export const DEVICE_NET = 1;
+/** The device id of an entropy device. */
+export const DEVICE_RNG = 4;
 
 const RING_NAMES = byBit(RingFeature);
 const NET_NAMES = byBit(NetFeature);

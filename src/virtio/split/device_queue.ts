@@ -15,7 +15,8 @@
  *
  * Buffers are completed in the order they were made available. Hence the used index of a device that
  * died is the base of its successor, `rewind` and `stop` are exact, and `complete` can assert its
- * arguments. The heads in flight are remembered here, because the driver can rewrite its ring.
+ * arguments. The heads in flight are remembered here, because the driver can rewrite its ring. A queue that
+ * was opened with `anyOrder` gives all that up for devices that keep buffers: see open_buffers.ts.
  *
  * Hostile drivers: each word is read once into a local, checked, then used. A chain has at most as
  * many descriptors as the queue has entries, which also ends every loop (2.7.5.3.1; the descriptor that
@@ -29,7 +30,7 @@
  * and per `wantKicks`; all else is plain access. Nothing is allocated after opening.
  */
 
-import type { AddressSpace, MemoryWindow } from "../../memory/mod.ts";
+import type { AddressSpace } from "../../memory/address_space.ts";
 import { fullFence, loadAcquire16, storeRelease16 } from "../../memory/atomics.ts";
 import type { IovecList } from "../../memory/iovec_list.ts";
 import type { Chain } from "./chain.ts";
@@ -37,18 +38,10 @@ import {
   AVAIL_HEADS,
   AVAIL_NO_INTERRUPT,
   availEventIndex,
-  DESCRIPTOR_AREA_ALIGNMENT,
   DESCRIPTOR_INDIRECT,
   DESCRIPTOR_NEXT,
   DESCRIPTOR_SIZE,
   DESCRIPTOR_WRITE,
-  descriptorAreaSize,
-  DEVICE_AREA_ALIGNMENT,
-  deviceAreaSize,
-  DRIVER_AREA_ALIGNMENT,
-  driverAreaSize,
-  isQueueSize,
-  MAX_QUEUE_SIZE,
   needsEvent,
   RING_FLAGS,
   RING_INDEX,
@@ -56,6 +49,8 @@ import {
   USED_NO_NOTIFY,
   usedEventIndex,
 } from "./layout.ts";
+import { OpenBuffers } from "./open_buffers.ts";
+import { type QueueConfig, type RingViews, ringViews } from "./ring_views.ts";
 
 /** A chain's bytes must be countable in a used element's 32-bit length. */
 const MAX_CHAIN_BYTES = 0xffff_ffff;
@@ -73,38 +68,6 @@ export const Pop: {
   readonly BROKEN: 3;
 } = { EMPTY: 0, CHAIN: 1, FULL: 2, BROKEN: 3 };
 
-/** Where a queue lies and how it is used, as negotiated; nothing in it needs to be trusted. */
-export interface QueueConfig {
-  /** Entries: a power of two, at most 32768. */
-  readonly size: number;
-  /** Bus address of the descriptor table. */
-  readonly descriptorAddress: number;
-  /** Bus address of the available ring. */
-  readonly driverAddress: number;
-  /** Bus address of the used ring. */
-  readonly deviceAddress: number;
-  /** The available index to begin at: 0, or {@link DeviceQueue.base} of the queue's predecessor. */
-  readonly base: number;
-  /** The used index to begin at; the base unless given. */
-  readonly used?: number;
-  /** Whether VIRTIO_F_EVENT_IDX was negotiated. */
-  readonly eventIndex: boolean;
-  /** Whether VIRTIO_F_INDIRECT_DESC was negotiated. */
-  readonly indirect: boolean;
-}
-
-/** The views over a queue's three areas, as {@link openDeviceQueue} makes them. */
-export interface RingViews {
-  /** The descriptor table, in words. */
-  readonly descriptors: Uint32Array;
-  /** The available ring. */
-  readonly avail: Uint16Array;
-  /** The used ring. */
-  readonly used: Uint16Array;
-  /** The used ring without avail_event, in words. */
-  readonly usedElements: Uint32Array;
-}
-
 /**
  * Opens the device's side of a queue.
  *
@@ -113,76 +76,8 @@ export interface RingViews {
  * @returns the queue, or in one line why it cannot be one
  */
 export function openDeviceQueue(space: AddressSpace, config: QueueConfig): DeviceQueue | string {
-  const { size, base, used = base } = config;
-  if (!isQueueSize(size)) {
-    return `queue size ${size} is not a power of two from 1 to ${MAX_QUEUE_SIZE}`;
-  }
-  if (!isIndex(base)) return `available index ${base} is not a 16-bit number`;
-  if (!isIndex(used)) return `used index ${used} is not a 16-bit number`;
-
-  const descriptorLength = descriptorAreaSize(size);
-  const descriptors = findArea(
-    space,
-    "descriptor area",
-    config.descriptorAddress,
-    descriptorLength,
-    DESCRIPTOR_AREA_ALIGNMENT,
-  );
-  if (typeof descriptors === "string") return descriptors;
-  const driver = findArea(
-    space,
-    "driver area",
-    config.driverAddress,
-    driverAreaSize(size),
-    DRIVER_AREA_ALIGNMENT,
-  );
-  if (typeof driver === "string") return driver;
-  const device = findArea(
-    space,
-    "device area",
-    config.deviceAddress,
-    deviceAreaSize(size),
-    DEVICE_AREA_ALIGNMENT,
-  );
-  if (typeof device === "string") return device;
-
-  const descriptorOffset = offsetIn(descriptors, config.descriptorAddress);
-  const driverOffset = offsetIn(driver, config.driverAddress);
-  const deviceOffset = offsetIn(device, config.deviceAddress);
-  return new DeviceQueue(space, config, {
-    descriptors: new Uint32Array(descriptors.buffer, descriptorOffset, descriptorLength / 4),
-    avail: new Uint16Array(driver.buffer, driverOffset, driverAreaSize(size) / 2),
-    used: new Uint16Array(device.buffer, deviceOffset, deviceAreaSize(size) / 2),
-    // Ends before avail_event, which is half a word.
-    usedElements: new Uint32Array(device.buffer, deviceOffset, USED_ELEMENTS + 2 * size),
-  });
-}
-
-function isIndex(value: number): boolean {
-  return Number.isInteger(value) && value >= 0 && value <= 0xffff;
-}
-
-function offsetIn(window: MemoryWindow, address: number): number {
-  return window.byteOffset + (address - window.at);
-}
-
-function findArea(
-  space: AddressSpace,
-  what: string,
-  address: number,
-  length: number,
-  alignment: number,
-): MemoryWindow | string {
-  const where = `${what} at 0x${address.toString(16)}`;
-  if (address % alignment !== 0) return `${where} is not aligned to ${alignment} bytes`;
-  const window = space.find(address, length);
-  if (window === undefined) return `${where} (${length} bytes) is not inside one memory window`;
-  // A window can begin anywhere; a typed array (and the processor's atomic access) cannot. Descriptors
-  // are read in 32-bit words.
-  if (offsetIn(window, address) % Math.min(alignment, 4) !== 0) {
-    return `${where} is not aligned in the memory behind it`;
-  }
-  return window;
+  const views = ringViews(space, config);
+  return typeof views === "string" ? views : new DeviceQueue(space, config, views);
 }
 
 /**
@@ -251,6 +146,8 @@ export class DeviceQueue {
   #published: number;
   #broken: string | undefined = undefined;
   #stopped = false;
+  /** The buffers in flight, where they are completed in any order. */
+  readonly #open: OpenBuffers | undefined;
 
   /** Use {@link openDeviceQueue}, which checks everything first. */
   constructor(space: AddressSpace, config: QueueConfig, views: RingViews) {
@@ -270,6 +167,7 @@ export class DeviceQueue {
     this.#base = config.base;
     this.#usedIndex = config.used ?? config.base;
     this.#published = this.#usedIndex;
+    this.#open = config.anyOrder === true ? new OpenBuffers(config.size) : undefined;
   }
 
   /** Why the queue is broken; undefined while it is not. */
@@ -342,7 +240,9 @@ export class DeviceQueue {
     const { readable, writable } = chain;
     const readableCount = readable.count, readableLength = readable.length;
     const writableCount = writable.count, writableLength = writable.length;
-    const outcome = this.#walk(head, chain);
+    let outcome = this.#walk(head, chain);
+    const capacity = writable.length - writableLength;
+    if (this.#open !== undefined && outcome === Pop.CHAIN) outcome = this.#keep(head, capacity);
     if (outcome !== Pop.CHAIN) {
       readable.count = readableCount;
       readable.length = readableLength;
@@ -354,24 +254,34 @@ export class DeviceQueue {
     }
     chain.head = head;
     this.#heads[slot] = head;
-    this.#capacities[slot] = writable.length - writableLength;
+    this.#capacities[slot] = capacity;
     this.#base = (this.#base + 1) & 0xffff;
     this.#left--;
     this.#inFlight++;
     return Pop.CHAIN;
   }
 
+  #keep(head: number, capacity: number): number {
+    if (this.#open!.open(head, this.#base, capacity)) return Pop.CHAIN;
+    return this.#break(`head ${head} is offered again while the device has it`);
+  }
+
   /**
-   * Gives the oldest buffer in flight back. The driver sees it after {@link publish}.
+   * Gives the oldest buffer in flight back, or with `anyOrder` any of them. The driver sees it after
+   * {@link publish}.
    *
    * @param head of that buffer
    * @param written how many bytes were written, from the first writable one on
    */
   complete(head: number, written: number): void {
-    const oldest = (this.#base - this.#inFlight) & this.#mask;
-    if (this.#inFlight === 0 || head !== this.#heads[oldest]) throw this.#notOldest(head);
-    if (!(written >= 0 && written <= this.#capacities[oldest])) {
-      throw this.#tooMuch(written, this.#capacities[oldest]);
+    if (this.#open === undefined) {
+      const oldest = (this.#base - this.#inFlight) & this.#mask;
+      if (this.#inFlight === 0 || head !== this.#heads[oldest]) throw this.#notOldest(head);
+      if (!(written >= 0 && written <= this.#capacities[oldest])) {
+        throw this.#tooMuch(written, this.#capacities[oldest]);
+      }
+    } else {
+      this.#open.close(head, written);
     }
     const element = USED_ELEMENTS + ((this.#usedIndex & this.#mask) << 1);
     this.#usedElements[element] = head;
@@ -389,15 +299,37 @@ export class DeviceQueue {
     return new Error(`${written} bytes written to a buffer of ${capacity}`);
   }
 
-  /** Takes the `count` buffers popped last back, as if they had not been popped. */
+  /**
+   * Takes the `count` buffers popped last back, as if they had not been popped. With `anyOrder` none of them
+   * may be completed.
+   */
   rewind(count: number): void {
     if (!(count >= 0 && count <= this.#inFlight)) {
       throw new Error(`cannot take back ${count} of ${this.#inFlight} buffers in flight`);
     }
+    if (this.#open !== undefined) this.#takeBack(this.#open, count);
     this.#inFlight -= count;
     this.#base = (this.#base - count) & 0xffff;
     // In a broken queue nothing may be popped again, so nothing is left.
     if (this.#broken === undefined) this.#left += count;
+  }
+
+  #takeBack(open: OpenBuffers, count: number): void {
+    for (let back = 1; back <= count; back++) {
+      const index = (this.#base - back) & 0xffff;
+      open.takeBack(this.#heads[index & this.#mask], index);
+    }
+  }
+
+  /** How many of the buffers popped last are open, up to the first that is not. */
+  #newestOpen(open: OpenBuffers): number {
+    let count = 0;
+    while (count < this.#inFlight) {
+      const index = (this.#base - count - 1) & 0xffff;
+      if (!open.isOpen(this.#heads[index & this.#mask], index)) break;
+      count++;
+    }
+    return count;
   }
 
   /**
@@ -446,12 +378,13 @@ export class DeviceQueue {
 
   /**
    * Stops the queue: publishes what is completed, takes back what is in flight, so that {@link base} is
-   * exact. Nothing can be popped any more; chains that hold buffers of this queue must be forgotten.
+   * exact. Nothing can be popped any more; chains that hold buffers of this queue must be forgotten. With
+   * `anyOrder` those that were overtaken cannot be taken back: {@link inFlight} says how many that are.
    *
    * @returns whether the driver wants a last notification
    */
   stop(): boolean {
-    this.rewind(this.#inFlight);
+    this.rewind(this.#open === undefined ? this.#inFlight : this.#newestOpen(this.#open));
     this.#left = 0;
     this.#stopped = true;
     return this.publish();

@@ -274,14 +274,14 @@ Deno.test("net: memory that may not be touched is not, until resume", () => {
   assert(net.queues[RECEIVE].takeUsed() !== undefined);
 });
 
-Deno.test("net: a stopped queue gives its base, and its successor goes on there", () => {
+Deno.test("net: a stopped queue gives its base, and its successor goes on there", async () => {
   using net = rig([NetFeature.MRG_RXBUF]);
   assertEquals(received(net, frameTo([...MAC]), frameTo([...MAC])), 2);
   for (let i = 0; i < 4; i++) offer(net, RECEIVE, BUFFERS + i * 0x800, new Uint8Array(), 0x800);
   net.port.give(frameTo([...MAC]));
   net.settle();
   // The device holds popped buffers for the next frame; they are given back.
-  const base = net.device.stopQueue(RECEIVE);
+  const base = await net.device.stopQueue(RECEIVE);
   assertEquals(base, 3);
   assertEquals(net.queues[RECEIVE].usedIndex, 3);
   net.port.give(frameTo([...MAC]));
@@ -324,7 +324,7 @@ Deno.test("net control: receive modes and the MAC table select frames", () => {
   assertEquals(received(net, ...frames()), 2, "no broadcast, no multicast");
 });
 
-Deno.test("net control: VLAN filter, MAC address, announce", () => {
+Deno.test("net control: VLAN filter, MAC address, announce", async () => {
   using net = rig([...ALL_CONTROL, NetFeature.CTRL_VLAN]);
   const tagged = (id: number) => frameTo([...MAC], 60, id);
   assertEquals(received(net, tagged(5), frameTo([...MAC])), 1, "untagged frames pass");
@@ -336,7 +336,7 @@ Deno.test("net control: VLAN filter, MAC address, announce", () => {
   assertEquals(command(net, 1, 1, ...OTHER_MAC), 0);
   assertEquals(net.device.readConfig(0, 6).slice(), new Uint8Array(OTHER_MAC));
   assertEquals(received(net, frameTo([...MAC]), frameTo(OTHER_MAC)), 1);
-  const base = net.device.stopQueue(TRANSMIT);
+  const base = await net.device.stopQueue(TRANSMIT);
   net.device.startQueue(TRANSMIT, { ...net.queues[TRANSMIT].config, base: base + 1 });
   assertEquals(net.device.readConfig(6, 1)[0], 3, "link up, announce");
   assertEquals(net.configChanges, 1);

@@ -2,12 +2,8 @@
 
 import { assert, assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
 import { Chain } from "../../../src/virtio/split/chain.ts";
-import {
-  type DeviceQueue,
-  openDeviceQueue,
-  Pop,
-  type QueueConfig,
-} from "../../../src/virtio/split/device_queue.ts";
+import { type DeviceQueue, openDeviceQueue, Pop } from "../../../src/virtio/split/device_queue.ts";
+import type { QueueConfig } from "../../../src/virtio/split/ring_views.ts";
 import { needsEvent } from "../../../src/virtio/split/layout.ts";
 import { MockDriver, type MockDriverOptions, MockMemory } from "../../support/mock_driver.ts";
 

@@ -1,0 +1,215 @@
+/**
+ * The life of a device's virtqueues, written once. A device says what it is and what it does with a batch
+ * of buffers; when a ring opens, rests, breaks or ends is settled here.
+ *
+ * Theory of operation. One task a queue in the reactor:
+ *
+ *     asleep --driver kicks, or `wake`--> batch --nothing left to do--> asleep
+ *                                           |--- budget used up: again in the next turn ---> batch
+ *                                           |--- memory not to be touched ---> asleep until `resume`
+ *                                           '--- ring broken ---> DEVICE_NEEDS_RESET
+ *
+ * Before a batch the host is asked whether the driver's memory may be touched (DRIVER_OK, lease). After it
+ * the used buffers are published once, and the driver is notified at most once. A queue is opened by
+ * `startQueue` and forgotten by `stopQueue`, which publishes what was completed, takes back what was not,
+ * and answers the index where a successor goes on. A batch function touches a queue only while it runs:
+ * whoever gets work done elsewhere keeps the results and calls `wake`.
+ *
+ * This is a whole device, one that answers every buffer with its bytes turned round, and the loop that
+ * every batch function has:
+ *
+ * @example
+ * ```ts
+ * import { Reactor } from "../linux/reactor.ts";
+ * import { allocate } from "../linux/arena.ts";
+ * import { Chain, type DeviceQueue } from "../virtio/split/mod.ts";
+ *
+ * const chain = new Chain();
+ * const text = allocate(4096);
+ *
+ * function turnRound(queue: DeviceQueue, budget: number): boolean {
+ *   for (; budget > 0; budget--) {
+ *     // No buffer left, and a kick asked for: sleep. (Also when the ring is broken.)
+ *     if (!take(queue, chain)) return false;
+ *     const { readable, writable } = chain;
+ *     const length = readable.copyOut(0, text.address, text.bytes.length);
+ *     text.bytes.subarray(0, length).reverse();
+ *     queue.complete(chain.head, writable.copyIn(0, text.address, length));
+ *   }
+ *   return true; // there may be more
+ * }
+ *
+ * using reactor = new Reactor();
+ * using device = new QueueDevice(reactor, { deviceId: 42, queues: [turnRound] });
+ * // deviceSide.add(0, device);
+ * ```
+ *
+ * A device that waits for something else than buffers (a port that is full, a frame that has not come)
+ * gives the buffer back with `queue.rewind(1)`, returns false, and calls `wake` when its time has come.
+ *
+ * Buffers are completed in the order they came, unless the device chose `anyOrder`; what it then owes the
+ * driver when a queue stops is told in virtio/split/open_buffers.ts.
+ */
+
+import type { Reactor, Task } from "../linux/reactor.ts";
+import type { Answer, DeviceHost, DeviceModel, QueueSetup } from "../virtio/device.ts";
+import { hasFeature, RingFeature } from "../virtio/features.ts";
+import { type Chain, type DeviceQueue, openDeviceQueue, Pop } from "../virtio/split/mod.ts";
+
+/** Buffers per batch; more would let requests wait. */
+const BUDGET = 64;
+/** As large as QEMU allows; a front end chooses less. */
+const MAX_QUEUE_SIZE = 1024;
+/** The vendor id of every QEMU device, which drivers expect. */
+const VENDOR_ID = 0x554d4551;
+
+/** What every device on this base offers besides its own features. */
+const RING_FEATURES = [
+  RingFeature.INDIRECT_DESC,
+  RingFeature.EVENT_IDX,
+  RingFeature.RING_RESET,
+  RingFeature.VERSION_1,
+  // Linux's own virtio-msg buses demand it (rule V43); addresses are the same with and without.
+  RingFeature.ACCESS_PLATFORM,
+];
+
+/**
+ * Works on at most `budget` buffers of a queue, without blocking.
+ *
+ * @returns true if there is more to do now; false to sleep until a kick or {@link QueueDevice.wake}
+ */
+export type Batch = (queue: DeviceQueue, budget: number) => boolean;
+
+/** What a device is. */
+export interface QueueDeviceOptions {
+  /** The virtio device id (VIRTIO 1.3, section 5). */
+  readonly deviceId: number;
+  /** The device's own feature bits; those of rings and transport are added. */
+  readonly features?: readonly number[];
+  /** The configuration space, kept by the device; the driver reads it. None unless given. */
+  readonly config?: Uint8Array;
+  /** What to do with each queue's buffers. */
+  readonly queues: readonly Batch[];
+  /** Does the device keep buffers and complete them in any order? */
+  readonly anyOrder?: boolean;
+}
+
+/**
+ * Pops the next buffer; if there is none, asks for a kick and looks once more, so that what came
+ * meanwhile is not lost.
+ *
+ * @returns whether `chain` holds a buffer; false if the ring is empty or broken
+ */
+export function take(queue: DeviceQueue, chain: Chain): boolean {
+  const outcome = queue.next(chain);
+  if (outcome !== Pop.EMPTY) return outcome === Pop.CHAIN;
+  return queue.wantKicks() && queue.next(chain) === Pop.CHAIN;
+}
+
+/** See the head of this file. */
+export class QueueDevice implements DeviceModel {
+  readonly deviceId: number;
+  /** That of every QEMU device. */
+  readonly vendorId: number = VENDOR_ID;
+  readonly features: Uint32Array = new Uint32Array(2);
+  readonly configSize: number;
+  readonly queueCount: number;
+  readonly maxQueueSize: number = MAX_QUEUE_SIZE;
+  readonly outOfOrder: boolean;
+  /** The configuration space; whoever changes it calls `host.configChanged`. */
+  protected readonly config: Uint8Array;
+  /** Whom the device serves; there from {@link connect} on. */
+  protected host!: DeviceHost;
+  /** What the driver accepted, in blocks of 32. */
+  protected accepted: Uint32Array = new Uint32Array(2);
+  readonly #batches: readonly Batch[];
+  readonly #tasks: readonly Task[];
+  readonly #queues: (DeviceQueue | undefined)[];
+
+  /** Makes a device that is connected to nothing yet. */
+  constructor(readonly reactor: Reactor, options: QueueDeviceOptions) {
+    const { deviceId, features = [], config = new Uint8Array(), queues } = options;
+    this.deviceId = deviceId;
+    for (const bit of [...RING_FEATURES, ...features]) this.features[bit >> 5] |= 1 << (bit & 31);
+    this.config = config;
+    this.configSize = config.length;
+    this.queueCount = queues.length;
+    this.outOfOrder = options.anyOrder ?? false;
+    this.#batches = queues;
+    this.#tasks = queues.map((_, index) => ({ run: () => this.#run(index) }));
+    this.#queues = queues.map(() => undefined);
+  }
+
+  connect(host: DeviceHost): void {
+    this.host = host;
+  }
+
+  acceptFeatures(words: Uint32Array): boolean {
+    this.accepted = words.slice();
+    return true;
+  }
+
+  /** Is this feature negotiated? */
+  protected has(feature: number): boolean {
+    return hasFeature(this.accepted, feature);
+  }
+
+  readConfig(offset: number, length: number): Uint8Array {
+    return this.config.subarray(offset, offset + length);
+  }
+
+  /** Nothing is for the driver to write, unless a device says otherwise. */
+  writeConfig(_offset: number, _bytes: Uint8Array): boolean {
+    return false;
+  }
+
+  startQueue(index: number, setup: QueueSetup): string | undefined {
+    const queue = openDeviceQueue(this.host.memory, {
+      ...setup,
+      eventIndex: this.has(RingFeature.EVENT_IDX),
+      indirect: this.has(RingFeature.INDIRECT_DESC),
+      anyOrder: this.outOfOrder,
+    });
+    if (typeof queue === "string") return queue;
+    this.#queues[index] = queue;
+    return undefined;
+  }
+
+  stopQueue(index: number): Answer<number> {
+    const queue = this.#queues[index];
+    if (queue === undefined) return 0;
+    this.#queues[index] = undefined;
+    if (queue.stop()) this.host.used(index);
+    return queue.base;
+  }
+
+  available(index: number): void {
+    this.wake(index);
+  }
+
+  /** Has a queue's batch function called soon, whether or not the driver kicked. */
+  protected wake(index: number): void {
+    this.reactor.schedule(this.#tasks[index]);
+  }
+
+  resume(): void {
+    for (let index = 0; index < this.queueCount; index++) this.wake(index);
+  }
+
+  /** One batch of a queue, if there is one and its memory may be touched. */
+  #run(index: number): boolean {
+    const queue = this.#queues[index];
+    if (queue === undefined || !this.host.mayTouchMemory()) return false;
+    queue.noKicks();
+    const more = this.#batches[index](queue, BUDGET);
+    if (queue.publish()) this.host.used(index);
+    if (queue.broken === undefined) return more;
+    this.host.needsReset(`queue ${index}: ${queue.broken}`);
+    return false;
+  }
+
+  /** Stops the queues. */
+  [Symbol.dispose](): void {
+    for (let index = 0; index < this.queueCount; index++) this.stopQueue(index);
+  }
+}

@@ -1,0 +1,43 @@
+/**
+ * A virtio entropy device (VIRTIO 1.3, section 5.4): one queue, no configuration, buffers that the driver
+ * wants filled with random bytes. They come from this machine's kernel, straight into the driver's memory.
+ *
+ * A buffer may be filled in part (5.4.6.1). At most {@link MOST_BYTES} are given at a time, so that a
+ * driver that asks for gigabytes does not hold the loop; it asks again for the rest.
+ */
+
+import { fillRandom, waitForRandom } from "../linux/random.ts";
+import type { Reactor } from "../linux/reactor.ts";
+import type { IovecList } from "../memory/mod.ts";
+import { DEVICE_RNG } from "../virtio/features.ts";
+import { Chain, type DeviceQueue } from "../virtio/split/mod.ts";
+import { QueueDevice, take } from "./queue_device.ts";
+
+/** Bytes given per buffer; Linux asks for 64. */
+const MOST_BYTES = 4096;
+
+/** Makes an entropy device. Waits until the kernel has randomness to give, which early in a boot takes a while. */
+export function rngDevice(reactor: Reactor): QueueDevice {
+  const chain = new Chain();
+  waitForRandom();
+
+  function fillBuffers(queue: DeviceQueue, budget: number): boolean {
+    for (; budget > 0; budget--) {
+      if (!take(queue, chain)) return false;
+      queue.complete(chain.head, fill(chain.writable));
+    }
+    return true;
+  }
+  return new QueueDevice(reactor, { deviceId: DEVICE_RNG, queues: [fillBuffers] });
+}
+
+function fill(buffer: IovecList): number {
+  let done = 0;
+  for (let i = 0; i < buffer.count && done < MOST_BYTES; i++) {
+    const length = Math.min(buffer.lengthOf(i), MOST_BYTES - done);
+    const written = fillRandom(BigInt(buffer.addressOf(i)), length);
+    done += written;
+    if (written < length) break;
+  }
+  return done;
+}
