@@ -6,6 +6,7 @@ import { allocate } from "../../src/linux/arena.ts";
 import { VmsgError } from "../../src/linux/errors.ts";
 import { openFile, resizeFile } from "../../src/linux/fd.ts";
 import { mapShared } from "../../src/linux/mapping.ts";
+import { type Clock, MONOTONIC, VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { connectUnix, listenUnix, type UnixStream } from "../../src/linux/unix_socket.ts";
 import { codecFor } from "../../src/message/codecs.ts";
@@ -29,9 +30,16 @@ interface Rig {
   wait(condition: () => boolean): Promise<void>;
 }
 
-function withRig(body: (rig: Rig) => Promise<void>): Promise<void> {
+/** How long anything is waited for: of the reactor's time, and long enough where that is the real one. */
+const TIMEOUT_MS = 60_000;
+
+/** @param clock the real one where another process is in it */
+function withRig(
+  body: (rig: Rig) => Promise<void>,
+  clock: Clock = new VirtualClock(),
+): Promise<void> {
   return withDirectory(async (directory) => {
-    using reactor = new Reactor();
+    using reactor = new Reactor(clock);
     using stack = new DisposableStack();
     const lines: string[] = [];
     const rig: Rig = {
@@ -57,9 +65,9 @@ function withRig(body: (rig: Rig) => Promise<void>): Promise<void> {
         return peer;
       },
       async wait(condition) {
-        const endMs = performance.now() + 3000;
+        const endMs = reactor.now() + TIMEOUT_MS;
         while (!condition()) {
-          if (performance.now() > endMs) throw new Error(`never so: ${condition}`);
+          if (reactor.now() > endMs) throw new Error(`never so: ${condition}`);
           await reactor.sleep(1);
         }
       },
@@ -445,5 +453,5 @@ cleanTest(
         await wait(() => !driver.bus.isAttached);
         assertEquals(driver.detachReasons.length, round);
       }
-    }),
+    }, MONOTONIC),
 );

@@ -6,6 +6,7 @@ import { IvshmemBus, type IvshmemBusOptions } from "../../src/bus/ivshmem.ts";
 import type { EndListener, IvshmemEnd } from "../../src/ivshmem/end.ts";
 import { VmsgError } from "../../src/linux/errors.ts";
 import { mapAnonymous, type Mapping } from "../../src/linux/mapping.ts";
+import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { pageBus, pageLink } from "../support/page_link.ts";
@@ -65,7 +66,7 @@ function expectedPage(head: number, tail: number, slots: number[][], producer = 
 for (const isDeviceMemory of [false, true]) {
   const kind = isDeviceMemory ? "a device's memory" : "ordinary memory";
   cleanTest(`page bus: the driver's queue at 0, the device's at 4096, in ${kind}`, async () => {
-    using reactor = new Reactor();
+    using reactor = new Reactor(new VirtualClock());
     using link = pageLink(reactor, { isDeviceMemory });
     const { memory, driver, device } = link;
     const [atDriver, atDevice] = [new Listener(), new Listener()];
@@ -97,7 +98,7 @@ for (const isDeviceMemory of [false, true]) {
   cleanTest(
     `page bus: the queue wraps after 62 slots, and one stays free, in ${kind}`,
     async () => {
-      using reactor = new Reactor();
+      using reactor = new Reactor(new VirtualClock());
       using link = pageLink(reactor, { isDeviceMemory });
       const { memory, driver, device } = link;
       const atDevice = new Listener();
@@ -117,7 +118,7 @@ for (const isDeviceMemory of [false, true]) {
 }
 
 cleanTest("page bus: every message is rung for where the dialect wants it", () => {
-  using reactor = new Reactor();
+  using reactor = new Reactor(new VirtualClock());
   using link = pageLink(reactor, { ringPerMessage: true });
   link.driver.open(new Listener());
   for (let i = 0; i < 3; i++) put(link.driver, pattern(i));
@@ -125,7 +126,7 @@ cleanTest("page bus: every message is rung for where the dialect wants it", () =
 });
 
 cleanTest("page bus: both sides name themselves behind their heads, if they are vmsg", () => {
-  using reactor = new Reactor();
+  using reactor = new Reactor(new VirtualClock());
   using memory = mapAnonymous(2 * PAGE);
   using unnamed = pageBus("driver", reactor, memory, { id: 7 });
   unnamed.open(new Listener());
@@ -141,7 +142,7 @@ cleanTest("page bus: both sides name themselves behind their heads, if they are 
 });
 
 cleanTest("page bus: reset empties both queues and nothing else", () => {
-  using reactor = new Reactor();
+  using reactor = new Reactor(new VirtualClock());
   using memory = mapAnonymous(3 * PAGE);
   new Uint8Array(memory.buffer).fill(0xff);
   // What is left in indices that are out of range is not followed.
@@ -157,7 +158,7 @@ cleanTest("page bus: reset empties both queues and nothing else", () => {
 
 cleanTest("page bus: what is queued at the attach is used as found, or dropped", async () => {
   for (const discardOnAttach of [false, true]) {
-    using reactor = new Reactor();
+    using reactor = new Reactor(new VirtualClock());
     using link = pageLink(reactor, { discardOnAttach });
     link.driver.open(new Listener());
     put(link.driver, pattern(1));
@@ -169,7 +170,7 @@ cleanTest("page bus: what is queued at the attach is used as found, or dropped",
 });
 
 cleanTest("page bus: a driver side goes on where emptied queues begin", async () => {
-  using reactor = new Reactor();
+  using reactor = new Reactor(new VirtualClock());
   using link = pageLink(reactor);
   const { memory, driver } = link;
   const [listener, atDriver] = [new Listener(), new Listener()];
@@ -193,7 +194,7 @@ cleanTest("page bus: a driver side goes on where emptied queues begin", async ()
 });
 
 cleanTest("page bus: memory that is too small is told with what is needed", () => {
-  using reactor = new Reactor();
+  using reactor = new Reactor(new VirtualClock());
   using memory = mapAnonymous(2 * PAGE);
   const fails = (options: { offset?: number }, small: Mapping) =>
     assertThrows(() => pageBus("device", reactor, small, options), VmsgError).message;
@@ -258,7 +259,7 @@ function ivshmemBus(
 }
 
 cleanTest("ivshmem bus: at a function the peer is 0 or 1, or whom its queue names", () => {
-  using reactor = new Reactor();
+  using reactor = new Reactor(new VirtualClock());
   using memory = mapAnonymous(2 * PAGE);
   for (const [id, guess] of [[0, 1], [1, 0], [5, 0]]) {
     const end = new FakeEnd(memory, id!);
@@ -279,7 +280,7 @@ cleanTest("ivshmem bus: at a function the peer is 0 or 1, or whom its queue name
 });
 
 cleanTest("ivshmem bus: peer= is obeyed, and said once if the peer has another name", () => {
-  using reactor = new Reactor();
+  using reactor = new Reactor(new VirtualClock());
   using memory = mapAnonymous(2 * PAGE);
   const [lines, end] = [[] as string[], new FakeEnd(memory, 0)];
   using bus = ivshmemBus("driver", reactor, end, lines, { peer: 7 });
@@ -297,7 +298,7 @@ cleanTest("ivshmem bus: peer= is obeyed, and said once if the peer has another n
 });
 
 cleanTest("ivshmem bus: at a server it is attached while there is a peer", () => {
-  using reactor = new Reactor();
+  using reactor = new Reactor(new VirtualClock());
   using memory = mapAnonymous(2 * PAGE);
   const lines: string[] = [];
   const peers = new Set<number>();
@@ -342,7 +343,7 @@ cleanTest("ivshmem bus: at a server it is attached while there is a peer", () =>
 
 cleanTest("ivshmem bus: it looks by itself with poll, and where nothing interrupts", async () => {
   for (const way of ["interrupts", "poll", "none"] as const) {
-    using reactor = new Reactor();
+    using reactor = new Reactor(new VirtualClock());
     using memory = mapAnonymous(2 * PAGE);
     const end = new FakeEnd(memory, 0);
     end.interrupts = way !== "none";

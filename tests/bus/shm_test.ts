@@ -4,6 +4,7 @@ import { assertEquals, assertMatch, assertThrows } from "@std/assert";
 import type { BusListener, Side } from "../../src/bus/bus.ts";
 import { ShmBus, type ShmBusOptions } from "../../src/bus/shm.ts";
 import { VmsgError } from "../../src/linux/errors.ts";
+import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { cleanTest, withDirectory } from "../support/leaks.ts";
 
@@ -46,7 +47,7 @@ cleanTest(
     withDirectory(async (directory) => {
       const file = `${directory}/memory`;
       await Deno.writeFile(file, new Uint8Array(8 * PAGE));
-      using reactor = new Reactor();
+      using reactor = new Reactor(new VirtualClock());
       const place = { file, offset: 3 * PAGE, size: 4 * PAGE };
       using driver = shmBus("driver", reactor, place);
       using device = shmBus("device", reactor, place);
@@ -76,7 +77,7 @@ cleanTest(
       const [file, registers] = [`${directory}/memory`, `${directory}/registers`];
       await Deno.writeFile(file, new Uint8Array(2 * PAGE));
       await Deno.writeFile(registers, new Uint8Array(2 * PAGE).fill(0xee));
-      using reactor = new Reactor();
+      using reactor = new Reactor(new VirtualClock());
       const doorbell = { file: registers, offset: PAGE + 0x10c, value: 0x1234_5678 };
       using bus = shmBus("driver", reactor, { file, doorbell });
       bus.open(listener([]));
@@ -94,7 +95,7 @@ cleanTest(
     withDirectory(async (directory) => {
       const file = `${directory}/memory`;
       await Deno.writeFile(file, new Uint8Array(2 * PAGE));
-      using reactor = new Reactor();
+      using reactor = new Reactor(new VirtualClock());
       const fails = (options: Partial<ShmBusOptions>) =>
         assertThrows(() => {
           using bus = shmBus("device", reactor, { file, ...options });

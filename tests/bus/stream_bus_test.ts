@@ -5,6 +5,7 @@ import { SpscQueue, spscSize } from "../../src/bus/spsc_queue.ts";
 import { MAX_WAITING_FDS, StreamBus } from "../../src/bus/stream_bus.ts";
 import { allocate } from "../../src/linux/arena.ts";
 import { createSealedMemory, fileIdentity } from "../../src/linux/fd.ts";
+import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { unixStreamPair } from "../../src/linux/unix_socket.ts";
 import { codecFor } from "../../src/message/codecs.ts";
@@ -25,7 +26,7 @@ async function withBus(
   options = { discardOnAttach: false, ringPerMessage: false },
   capacity = 64,
 ): Promise<void> {
-  using reactor = new Reactor();
+  using reactor = new Reactor(new VirtualClock());
   using pair = inProcessBus(reactor, options, capacity);
   const driver = new RawPeer(reactor, pair.driver, V1);
   const device = new RawPeer(reactor, pair.device, V1);
@@ -85,7 +86,7 @@ cleanTest(
   "bus: one doorbell a turn, or one a message for peers of the prototype (P11)",
   async () => {
     for (const [ringPerMessage, bytes] of [[false, 1], [true, 5]] as const) {
-      using reactor = new Reactor();
+      using reactor = new Reactor(new VirtualClock());
       using pair = inProcessBus(reactor, { discardOnAttach: false, ringPerMessage });
       const driver = new RawPeer(reactor, pair.driver, V1);
       const device = new RawPeer(reactor, pair.device, V1);
@@ -109,7 +110,7 @@ cleanTest(
 );
 
 cleanTest("bus: a flood is received in batches, other work comes in between", () => {
-  using reactor = new Reactor();
+  using reactor = new Reactor(new VirtualClock());
   using pair = inProcessBus(reactor, undefined, 1024);
   const driver = new RawPeer(reactor, pair.driver, V1);
   driver.open();
@@ -139,7 +140,7 @@ cleanTest("bus: a flood is received in batches, other work comes in between", ()
 
 cleanTest("bus: what is found at the attach is used without a doorbell, or discarded", async () => {
   for (const discardOnAttach of [false, true]) {
-    using reactor = new Reactor();
+    using reactor = new Reactor(new VirtualClock());
     using pair = inProcessBus(reactor, { discardOnAttach, ringPerMessage: false });
     const driver = new RawPeer(reactor, pair.driver, V1);
     const device = new RawPeer(reactor, pair.device, V1);
@@ -265,7 +266,7 @@ cleanTest(
   "descriptors: one or eight sent to a driver side are closed and end the attachment",
   () => {
     for (const count of [1, 8]) {
-      using reactor = new Reactor();
+      using reactor = new Reactor(new VirtualClock());
       const [ours, theirs] = unixStreamPair();
       using peer = theirs;
       const size = spscSize(4);
