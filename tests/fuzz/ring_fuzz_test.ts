@@ -70,7 +70,7 @@ Deno.test("fuzz: the device's side of a ring", () => {
     const eventIndex = random.chance(0.5), indirect = random.chance(0.6);
     const start = random.u32() & 0xffff;
     const driver = new MockDriver(memory, { size, eventIndex, indirect, start });
-    const config = { ...driver.config };
+    const config = { ...driver.config, anyOrder: random.chance(0.3) };
     if (random.chance(0.2)) config.descriptorAddress = Number(address(random, 1));
     if (random.chance(0.1)) config.driverAddress = Number(address(random, 1));
     if (random.chance(0.1)) config.deviceAddress = Number(address(random, 1));

@@ -1,7 +1,8 @@
 /**
  * Property tests of the device's side: random steps of a driver (the mock) and a device (ours), compared
  * with a model that is a list. Both sides sleep only when they may; a sleeper who has work is a lost
- * notification. Indices begin near their wrap-around. The seed is printed; SEED=... repeats a run.
+ * notification. Indices begin near their wrap-around. The device completes in order, or any buffer it has.
+ * The seed is printed; SEED=... repeats a run.
  */
 
 import { assert, assertEquals } from "@std/assert";
@@ -39,29 +40,39 @@ class Model {
   readonly #random: Random;
   readonly #memory: MockMemory;
   #queue: DeviceQueue;
-  // One list for the ring's whole life: [done | in flight | available | not published].
+  // One list for the ring's whole life: [popped | available | not published].
   readonly #added: ModelBuffer[] = [];
-  readonly #written: number[] = [];
-  #taken = 0;
-  #shown = 0;
-  #completed = 0;
   #popped = 0;
   #published = 0;
+  /** Positions in `#added` of the buffers in flight, the oldest first. */
+  readonly #open: number[] = [];
+  // What was completed, in that order: [taken | shown | not published].
+  readonly #used: { head: number; length: number }[] = [];
+  #taken = 0;
+  #shown = 0;
   #driverAsleep = false;
   #deviceAsleep = false;
   #nextTable = 0;
   kicks = 0;
   calls = 0;
+  overtaken = 0;
 
-  constructor(memory: MockMemory, driver: MockDriver, random: Random) {
+  constructor(
+    memory: MockMemory,
+    driver: MockDriver,
+    random: Random,
+    readonly anyOrder: boolean,
+  ) {
     this.#memory = memory;
     this.#driver = driver;
     this.#random = random;
-    this.#queue = this.#open(driver.config.base);
+    this.#queue = this.#openQueue(driver.config.base);
   }
 
-  #open(base: number): DeviceQueue {
-    const queue = openDeviceQueue(this.#memory.space, { ...this.#driver.config, base });
+  #openQueue(base: number): DeviceQueue {
+    const { anyOrder } = this;
+    const config = { ...this.#driver.config, base, anyOrder };
+    const queue = openDeviceQueue(this.#memory.space, config);
     if (typeof queue === "string") throw new Error(queue);
     return queue;
   }
@@ -133,6 +144,7 @@ class Model {
     const outcome = this.#queue.next(chain);
     if (this.#popped === this.#published) return assertEquals(outcome, Pop.EMPTY);
     assertEquals([outcome, this.#queue.broken], [Pop.CHAIN, undefined]);
+    this.#open.push(this.#popped);
     const expected = this.#added[this.#popped++];
     assertEquals(chain.head, expected.head);
     assertEquals(this.#memory.ranges(chain.readable), join(expected.readable));
@@ -142,11 +154,25 @@ class Model {
   }
 
   #complete(): void {
-    if (this.#completed === this.#popped) return;
-    const { head, writable } = this.#added[this.#completed++];
-    const written = this.#random.below(bytesOf(writable) + 1);
-    this.#written.push(written);
-    this.#queue.complete(head, written);
+    if (this.#open.length === 0) return;
+    const which = this.anyOrder ? this.#random.below(this.#open.length) : 0;
+    if (which > 0) this.overtaken++;
+    this.#completeOpen(which);
+  }
+
+  #completeOpen(which: number): void {
+    const [position] = this.#open.splice(which, 1);
+    const { head, writable } = this.#added[position];
+    const length = this.#random.below(bytesOf(writable) + 1);
+    this.#used.push({ head, length });
+    this.#queue.complete(head, length);
+  }
+
+  /** How many of the buffers popped last are in flight, up to the first that is not. */
+  #newestOpen(): number {
+    let count = 0;
+    while (this.#open.at(-1 - count) === this.#popped - 1 - count) count++;
+    return count;
   }
 
   #devicePublish(): void {
@@ -157,12 +183,12 @@ class Model {
   #expectCall(called: boolean): void {
     let wanted = false;
     const start = this.#driver.seen - this.#taken;
-    for (let i = this.#shown; i < this.#completed; i++) {
+    for (let i = this.#shown; i < this.#used.length; i++) {
       const entry = (start + i) & 0xffff;
       const { eventIndex, usedEvent, availFlags } = this.#driver;
       if (eventIndex ? entry === usedEvent : availFlags === 0) wanted = true;
     }
-    this.#shown = this.#completed;
+    this.#shown = this.#used.length;
     assertEquals(called, wanted);
     assertEquals(this.#driver.usedIndex, (start + this.#shown) & 0xffff);
     if (called) {
@@ -177,9 +203,7 @@ class Model {
     if (!this.#driver.eventIndex && this.#random.chance(0.3)) this.#driver.setAvailFlags(1);
     this.#driverAsleep = false;
     for (let n = this.#random.below(8); n > 0 && this.#taken < this.#shown; n--) {
-      const expected = { head: this.#added[this.#taken].head, length: this.#written[this.#taken] };
-      assertEquals(this.#driver.takeUsed(), expected);
-      this.#taken++;
+      assertEquals(this.#driver.takeUsed(), this.#used[this.#taken++]);
     }
     if (this.#taken === this.#shown) assertEquals(this.#driver.takeUsed(), undefined);
   }
@@ -203,20 +227,30 @@ class Model {
   }
 
   #rewind(): void {
-    const count = this.#random.below(this.#popped - this.#completed + 1);
+    const count = this.#random.below(this.#newestOpen() + 1);
     this.#queue.rewind(count);
-    this.#popped -= count;
+    this.#forgetNewest(count);
     // A device that takes buffers back has work.
     this.#deviceAsleep = false;
-    assertEquals(this.#queue.inFlight, this.#popped - this.#completed);
+    assertEquals(this.#queue.inFlight, this.#open.length);
   }
 
-  /** Stops the queue; a successor takes over at its base, and looks at the ring when it starts. */
+  #forgetNewest(count: number): void {
+    this.#popped -= count;
+    this.#open.length -= count;
+  }
+
+  /**
+   * Stops the queue, whose device finishes what was overtaken first; a successor takes over at its base, and
+   * looks at the ring when it starts.
+   */
   #restart(): void {
+    while (this.#open.length > this.#newestOpen()) this.#completeOpen(0);
     this.#expectCall(this.#queue.stop());
-    this.#popped = this.#completed;
+    assertEquals(this.#queue.inFlight, 0);
+    this.#forgetNewest(this.#open.length);
     this.#deviceAsleep = false;
-    this.#queue = this.#open(this.#queue.base);
+    this.#queue = this.#openQueue(this.#queue.base);
   }
 
   /** Lets both sides finish: everything added comes back. */
@@ -226,7 +260,7 @@ class Model {
       this.#next();
       this.#complete();
     }
-    while (this.#completed < this.#popped) this.#complete();
+    while (this.#open.length > 0) this.#complete();
     this.#devicePublish();
     while (this.#taken < this.#shown) this.#takeUsed();
     assertEquals(this.#taken, this.#added.length);
@@ -236,26 +270,34 @@ class Model {
 
 for (const eventIndex of [false, true]) {
   for (const indirect of [false, true]) {
-    const name = `${eventIndex ? "EVENT_IDX" : "flags"}, ${indirect ? "indirect" : "direct"}`;
-    Deno.test(`random steps agree with the model: ${name}`, () => {
-      const seed = Random.seed();
-      console.log(`SEED=${seed}`);
-      const random = new Random(seed);
-      for (let round = 0; round < 8; round++) {
-        using memory = new MockMemory([
-          { at: LOW, size: 0x80000 },
-          { at: HIGH, size: 0x1000 },
-          { at: HIGH + 0x1000, size: 0x1000 },
-        ]);
-        const size = random.pick([8, 16, 64, 256]);
-        const start = random.pick([0, 65530, 65535, 32760]);
-        const driver = new MockDriver(memory, { size, eventIndex, indirect, start });
-        const model = new Model(memory, driver, random);
-        for (let i = 0; i < STEPS; i++) model.step();
-        model.finish();
-        assert(model.kicks > 0 && model.calls > 0, "the test tests something");
-        memory.checkGuards();
-      }
-    });
+    for (const anyOrder of [false, true]) {
+      const name = `${eventIndex ? "EVENT_IDX" : "flags"}, ${indirect ? "indirect" : "direct"}, ` +
+        (anyOrder ? "any order" : "in order");
+      Deno.test(`random steps agree with the model: ${name}`, () => {
+        runModel(eventIndex, indirect, anyOrder);
+      });
+    }
+  }
+}
+
+function runModel(eventIndex: boolean, indirect: boolean, anyOrder: boolean): void {
+  const seed = Random.seed();
+  console.log(`SEED=${seed}`);
+  const random = new Random(seed);
+  for (let round = 0; round < 8; round++) {
+    using memory = new MockMemory([
+      { at: LOW, size: 0x80000 },
+      { at: HIGH, size: 0x1000 },
+      { at: HIGH + 0x1000, size: 0x1000 },
+    ]);
+    const size = random.pick([8, 16, 64, 256]);
+    const start = random.pick([0, 65530, 65535, 32760]);
+    const driver = new MockDriver(memory, { size, eventIndex, indirect, start });
+    const model = new Model(memory, driver, random, anyOrder);
+    for (let i = 0; i < STEPS; i++) model.step();
+    model.finish();
+    assert(model.kicks > 0 && model.calls > 0, "the test tests something");
+    assertEquals(model.overtaken > 0, anyOrder);
+    memory.checkGuards();
   }
 }
