@@ -188,7 +188,7 @@ export class QueueDevice implements DeviceModel {
   }
 
   /** Has a queue's batch function called soon, whether or not the driver kicked. */
-  protected wake(index: number): void {
+  wake(index: number): void {
     this.reactor.schedule(this.#tasks[index]);
   }
 

@@ -7,19 +7,16 @@ import { NET_HEADER_SIZE } from "../../../src/virtio/net_header.ts";
 import { assert, assertEquals } from "@std/assert";
 import { NetDevice } from "../../../src/devices/net/net_device.ts";
 import { allocate } from "../../../src/linux/arena.ts";
-import { Reactor } from "../../../src/linux/reactor.ts";
 import type { IovecList } from "../../../src/memory/mod.ts";
 import { NetFeature, RingFeature } from "../../../src/virtio/features.ts";
 import type { NetworkPort, PortListener } from "../../../src/network/port.ts";
-import type { DeviceHost } from "../../../src/virtio/device.ts";
-import { MockDriver, MockMemory } from "../../support/mock_driver.ts";
+import { BUFFERS, QueueRig } from "../../support/queue_rig.ts";
 
 const RECEIVE = 0;
 const TRANSMIT = 1;
 const CONTROL = 2;
 const MAC = new Uint8Array([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
 const OTHER_MAC = [0x52, 0x54, 0, 0x12, 0x34, 0x57];
-const BUFFERS = 0x4004_0000;
 
 const staging = allocate(70_000);
 
@@ -82,86 +79,19 @@ function frameTo(destination: readonly number[], size = 60, tag?: number): Uint8
   return frame;
 }
 
-interface Rig extends Disposable {
-  readonly reactor: Reactor;
-  readonly memory: MockMemory;
-  readonly port: FakePort;
-  readonly device: NetDevice;
-  readonly queues: MockDriver[];
-  readonly used: number[];
-  readonly resets: string[];
-  touch: boolean;
-  configChanges: number;
-  /** Lets the device work until it has nothing to do. */
-  settle(): void;
+class Rig extends QueueRig<NetDevice> {
+  constructor(features: readonly number[], readonly port: FakePort) {
+    super((reactor) => new NetDevice(reactor, port, { mac: MAC, mtu: 1500 }), features);
+  }
 }
 
 function rig(features: readonly number[], port = new FakePort()): Rig {
-  const reactor = new Reactor();
-  const memory = new MockMemory([{ at: 0x4000_0000, size: 1 << 20 }]);
-  const device = new NetDevice(reactor, port, { mac: MAC, mtu: 1500 });
-  const result: Rig = {
-    reactor,
-    memory,
-    port,
-    device,
-    queues: [],
-    used: [],
-    resets: [],
-    touch: true,
-    configChanges: 0,
-    settle: () => {
-      // A turn that finds nothing to do would block: the timer bounds it.
-      for (let i = 0; i < 20; i++) {
-        const timer = reactor.timer(() => {});
-        timer.arm(0);
-        reactor.turn();
-        reactor.dropTimer(timer);
-      }
-    },
-    [Symbol.dispose]: () => {
-      device[Symbol.dispose]();
-      reactor[Symbol.dispose]();
-      memory[Symbol.dispose]();
-    },
-  };
-  const host: DeviceHost = {
-    memory: memory.space,
-    regions: [],
-    mayTouchMemory: () => result.touch,
-    used: (queue) => result.used.push(queue),
-    configChanged: () => result.configChanges++,
-    needsReset: (reason) => result.resets.push(reason),
-  };
-  device.connect(host);
-  const words = new Uint32Array(2);
-  for (const bit of [RingFeature.VERSION_1, ...features]) words[bit >> 5] |= 1 << (bit & 31);
-  assert(device.acceptFeatures(words));
-  for (const index of [RECEIVE, TRANSMIT, CONTROL]) {
-    const queue = new MockDriver(memory, {
-      size: 64,
-      at: 0x4000_0000 + index * 0x1_0000,
-      eventIndex: features.includes(RingFeature.EVENT_IDX),
-    });
-    assertEquals(device.startQueue(index, queue.config), undefined);
-    result.queues.push(queue);
-  }
-  return result;
-}
-
-/** Offers one buffer with these bytes to read and `writable` bytes to write. */
-function offer(rig: Rig, queue: number, at: number, bytes: Uint8Array, writable = 0): void {
-  if (bytes.length > 0) rig.memory.bytes(at, bytes.length).set(bytes);
-  const read = bytes.length > 0 ? [{ address: at, length: bytes.length }] : [];
-  const write = writable > 0 ? [{ address: at + bytes.length, length: writable }] : [];
-  rig.queues[queue].add(read, write);
-  rig.queues[queue].publish();
-  rig.device.available(queue);
+  return new Rig(features, port);
 }
 
 /** Runs one control command; the outcome byte. */
 function command(rig: Rig, ...bytes: number[]): number {
-  offer(rig, CONTROL, BUFFERS + 0x1_0000, new Uint8Array(bytes), 1);
+  rig.offer(CONTROL, BUFFERS + 0x1_0000, new Uint8Array(bytes), 1);
   rig.settle();
   assertEquals(rig.queues[CONTROL].takeUsed()?.length, 1);
   return rig.memory.bytes(BUFFERS + 0x1_0000 + bytes.length, 1)[0];
@@ -170,7 +100,7 @@ function command(rig: Rig, ...bytes: number[]): number {
 /** Gives `frames` and says how many of them reach the driver. */
 function received(rig: Rig, ...frames: Uint8Array[]): number {
   for (let i = 0; i < frames.length; i++) {
-    offer(rig, RECEIVE, BUFFERS + i * 0x800, new Uint8Array(), 0x800);
+    rig.offer(RECEIVE, BUFFERS + i * 0x800, new Uint8Array(), 0x800);
   }
   rig.port.give(...frames);
   rig.settle();
@@ -182,7 +112,7 @@ function received(rig: Rig, ...frames: Uint8Array[]): number {
 Deno.test("net: frames are sent in order, whole, and completed with 0 bytes", () => {
   using net = rig([]);
   const frames = [1, 2, 3].map((n) => frameTo(OTHER_MAC, 40 * n));
-  frames.forEach((frame, i) => offer(net, TRANSMIT, BUFFERS + i * 0x800, frame));
+  frames.forEach((frame, i) => net.offer(TRANSMIT, BUFFERS + i * 0x800, frame));
   net.settle();
   assertEquals(net.port.sent, frames);
   for (const _ of frames) assertEquals(net.queues[TRANSMIT].takeUsed()?.length, 0);
@@ -192,7 +122,7 @@ Deno.test("net: frames are sent in order, whole, and completed with 0 bytes", ()
 Deno.test("net: a full port keeps the frame, and nothing is sent twice", () => {
   using net = rig([]);
   net.port.full = true;
-  offer(net, TRANSMIT, BUFFERS, frameTo(OTHER_MAC));
+  net.offer(TRANSMIT, BUFFERS, frameTo(OTHER_MAC));
   net.settle();
   assertEquals(net.queues[TRANSMIT].takeUsed(), undefined);
   net.port.full = false;
@@ -204,7 +134,7 @@ Deno.test("net: a full port keeps the frame, and nothing is sent twice", () => {
 
 Deno.test("net: a frame goes into one buffer, header first; too long ones are dropped", () => {
   using net = rig([]);
-  offer(net, RECEIVE, BUFFERS, new Uint8Array(), 200);
+  net.offer(RECEIVE, BUFFERS, new Uint8Array(), 200);
   net.port.give(frameTo([...MAC], 500), frameTo([...MAC], 60));
   net.settle();
   assertEquals(net.device.counters.tooLong, 1);
@@ -216,7 +146,7 @@ Deno.test("net: MRG_RXBUF spreads a frame over buffers and says over how many", 
   using net = rig([NetFeature.MRG_RXBUF]);
   const frame = frameTo([...MAC], 1000);
   for (let i = 0; i < 8; i++) {
-    offer(net, RECEIVE, BUFFERS + i * 256, new Uint8Array(), 256);
+    net.offer(RECEIVE, BUFFERS + i * 256, new Uint8Array(), 256);
   }
   net.port.give(frame);
   net.settle();
@@ -247,7 +177,7 @@ Deno.test("net: frames wait for buffers, in order, and no kick is lost", () => {
 Deno.test("net: with too few buffers for a frame the device waits instead of spinning", () => {
   using net = rig([NetFeature.MRG_RXBUF]);
   const port = net.port;
-  for (let i = 0; i < 60; i++) offer(net, RECEIVE, BUFFERS + i * 4, new Uint8Array(), 1);
+  for (let i = 0; i < 60; i++) net.offer(RECEIVE, BUFFERS + i * 4, new Uint8Array(), 1);
   port.give(frameTo([...MAC], 1400));
   net.settle();
   // Sixty bytes are no room for a frame, and no error either: more buffers may come.
@@ -260,8 +190,8 @@ Deno.test("net: with too few buffers for a frame the device waits instead of spi
 Deno.test("net: memory that may not be touched is not, until resume", () => {
   using net = rig([]);
   net.touch = false;
-  offer(net, TRANSMIT, BUFFERS, frameTo(OTHER_MAC));
-  offer(net, RECEIVE, BUFFERS + 0x800, new Uint8Array(), 0x800);
+  net.offer(TRANSMIT, BUFFERS, frameTo(OTHER_MAC));
+  net.offer(RECEIVE, BUFFERS + 0x800, new Uint8Array(), 0x800);
   net.port.give(frameTo([...MAC]));
   const before = net.memory.bytes(0x4000_0000, 1 << 20).slice();
   net.settle();
@@ -277,7 +207,7 @@ Deno.test("net: memory that may not be touched is not, until resume", () => {
 Deno.test("net: a stopped queue gives its base, and its successor goes on there", async () => {
   using net = rig([NetFeature.MRG_RXBUF]);
   assertEquals(received(net, frameTo([...MAC]), frameTo([...MAC])), 2);
-  for (let i = 0; i < 4; i++) offer(net, RECEIVE, BUFFERS + i * 0x800, new Uint8Array(), 0x800);
+  for (let i = 0; i < 4; i++) net.offer(RECEIVE, BUFFERS + i * 0x800, new Uint8Array(), 0x800);
   net.port.give(frameTo([...MAC]));
   net.settle();
   // The device holds popped buffers for the next frame; they are given back.

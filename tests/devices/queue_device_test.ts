@@ -1,0 +1,166 @@
+/** The life of virtqueues that every device has (devices/queue_device.ts), with the smallest devices there are. */
+
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { type Batch, QueueDevice, take } from "../../src/devices/queue_device.ts";
+import { hasFeature, RingFeature } from "../../src/virtio/features.ts";
+import { Chain } from "../../src/virtio/split/mod.ts";
+import { BUFFERS, QueueRig } from "../support/queue_rig.ts";
+
+const NOTHING = new Uint8Array();
+
+/** Completes every buffer with as many bytes as it has, and counts. */
+function answerAll(): { batches: number; batch: Batch } {
+  const chain = new Chain();
+  const result = {
+    batches: 0,
+    batch: (...[queue, budget]: Parameters<Batch>) => {
+      result.batches++;
+      for (; budget > 0; budget--) {
+        if (!take(queue, chain)) return false;
+        queue.complete(chain.head, chain.writable.length);
+      }
+      return true;
+    },
+  };
+  return result;
+}
+
+function rigOf(queues: readonly Batch[], features: readonly number[] = [], anyOrder = false) {
+  return new QueueRig(
+    (reactor) => new QueueDevice(reactor, { deviceId: 42, features: [3, 40], queues, anyOrder }),
+    features,
+  );
+}
+
+Deno.test("queue device: it says what it is; ring features are added to its own", () => {
+  using rig = rigOf([() => false, () => false]);
+  const { device } = rig;
+  assertEquals([device.deviceId, device.queueCount, device.configSize], [42, 2, 0]);
+  const { INDIRECT_DESC, EVENT_IDX, VERSION_1, RING_RESET, ACCESS_PLATFORM } = RingFeature;
+  for (const bit of [3, 40, INDIRECT_DESC, EVENT_IDX, VERSION_1, RING_RESET, ACCESS_PLATFORM]) {
+    assert(hasFeature(device.features, bit), `feature ${bit}`);
+  }
+  assert(!device.writeConfig(0, new Uint8Array(1)));
+});
+
+for (const features of [[], [RingFeature.EVENT_IDX]]) {
+  const name = features.length > 0 ? "EVENT_IDX" : "flags";
+  Deno.test(`queue device: a batch publishes once and notifies once: ${name}`, () => {
+    const { batch } = answerAll();
+    using rig = rigOf([batch], features);
+    for (let i = 0; i < 10; i++) rig.offer(0, BUFFERS, NOTHING, 8);
+    rig.settle();
+    for (let i = 0; i < 10; i++) assertEquals(rig.queues[0].takeUsed()?.length, 8);
+    assertEquals(rig.used, [0]);
+    // It asked for a kick before it went to sleep.
+    rig.queues[0].add([], [{ address: BUFFERS, length: 8 }]);
+    assert(rig.queues[0].publish());
+  });
+}
+
+Deno.test("queue device: a full budget means another batch, in a turn of its own", () => {
+  const { batch } = answerAll();
+  const budgets: number[] = [];
+  using rig = rigOf([(queue, budget) => {
+    budgets.push(budget);
+    return batch(queue, Math.min(budget, 16));
+  }]);
+  for (let i = 0; i < 40; i++) rig.offer(0, BUFFERS, NOTHING, 8);
+  rig.settle();
+  assertEquals([budgets.length, budgets[0], rig.queues[0].usedIndex], [3, 64, 40]);
+});
+
+Deno.test("queue device: queues are independent, each with its own batch function", () => {
+  const [first, second] = [answerAll(), answerAll()];
+  using rig = rigOf([first.batch, second.batch]);
+  rig.offer(1, BUFFERS, NOTHING, 8);
+  rig.settle();
+  assertEquals([first.batches, second.batches, rig.used], [0, 1, [1]]);
+  rig.device.resume();
+  rig.settle();
+  assertEquals([first.batches, second.batches], [1, 2], "resume looks at every queue");
+});
+
+Deno.test("queue device: memory that may not be touched is not, until resume", () => {
+  const { batch } = answerAll();
+  using rig = rigOf([batch]);
+  rig.touch = false;
+  rig.offer(0, BUFFERS, NOTHING, 8);
+  const before = rig.memory.bytes(0x4000_0000, 1 << 20).slice();
+  rig.settle();
+  assertEquals(rig.memory.bytes(0x4000_0000, 1 << 20), before);
+  rig.touch = true;
+  rig.device.resume();
+  rig.settle();
+  assertEquals(rig.queues[0].usedIndex, 1);
+});
+
+Deno.test("queue device: what breaks a ring is told to the host, and what was done before it is shown", () => {
+  const { batch } = answerAll();
+  using rig = rigOf([batch]);
+  rig.offer(0, BUFFERS, NOTHING, 8);
+  rig.queues[0].offer(999);
+  rig.queues[0].publish();
+  rig.settle();
+  assertEquals(rig.queues[0].usedIndex, 1);
+  assertStringIncludes(rig.resets.join(), "queue 0: head 999 is not in the descriptor table");
+});
+
+Deno.test("queue device: a stopped queue takes back, answers its base, and is not touched", async () => {
+  const chain = new Chain();
+  let held = 0;
+  using rig = rigOf([(queue) => {
+    // Answers one, keeps two.
+    if (!take(queue, chain)) return false;
+    queue.complete(chain.head, 0);
+    for (held = 0; held < 2 && take(queue, chain); held++);
+    return false;
+  }]);
+  for (let i = 0; i < 5; i++) rig.offer(0, BUFFERS, NOTHING, 8);
+  rig.settle();
+  assertEquals([held, await rig.device.stopQueue(0)], [2, 1]);
+  const before = rig.memory.bytes(0x4000_0000, 1 << 20).slice();
+  rig.device.available(0);
+  rig.device.resume();
+  rig.settle();
+  assertEquals(rig.memory.bytes(0x4000_0000, 1 << 20), before);
+  assertEquals(await rig.device.stopQueue(0), 0, "there is none");
+  rig.device.startQueue(0, { ...rig.queues[0].config, base: 1 });
+  rig.device.available(0);
+  rig.settle();
+  assertEquals(rig.queues[0].usedIndex, 2, "a successor goes on");
+});
+
+Deno.test("queue device: a queue that cannot be opened is refused with the reason", () => {
+  using rig = rigOf([() => false]);
+  const setup = { ...rig.queues[0].config, descriptorAddress: 0x10 };
+  assertStringIncludes(String(rig.device.startQueue(0, setup)), "is not inside one memory window");
+});
+
+Deno.test("queue device: with anyOrder buffers are kept over batches and come back in any order", () => {
+  const chain = new Chain();
+  const kept: number[] = [];
+  const done: number[] = [];
+  const keep: Batch = (queue, budget) => {
+    for (let head = done.shift(); head !== undefined; head = done.shift()) queue.complete(head, 8);
+    for (; budget > 0 && take(queue, chain); budget--) kept.push(chain.head);
+    return budget === 0;
+  };
+  using rig = rigOf([keep], [], true);
+  const finish = (head: number) => {
+    done.push(head);
+    rig.device.wake(0);
+  };
+  assert(rig.device.outOfOrder);
+  const heads = [0, 1, 2].map((i) => rig.offer(0, BUFFERS + 8 * i, NOTHING, 8)!);
+  rig.settle();
+  assertEquals([kept, rig.queues[0].usedIndex], [heads, 0]);
+  finish(heads[2]);
+  finish(heads[0]);
+  rig.settle();
+  assertEquals([rig.queues[0].takeUsed()?.head, rig.queues[0].takeUsed()?.head], [
+    heads[2],
+    heads[0],
+  ]);
+  assertEquals(rig.used, [0], "one notification for both");
+});
