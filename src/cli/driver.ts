@@ -1,7 +1,7 @@
 /** The subcommand `vmsg driver`. */
 
 import { UsageError } from "../linux/errors.ts";
-import { parseIpv4Address } from "../network/responder/ipv4.ts";
+import { parseIpv4Address } from "../network/protocols/ipv4.ts";
 import { BUS_HELP, BUS_OPTION, parseBus } from "./bus_option.ts";
 import type { Command, Options } from "./command.ts";
 import { COMMON_OPTIONS, parseCommon, runDataPlane } from "./data_plane.ts";

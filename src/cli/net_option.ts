@@ -2,7 +2,7 @@
 
 import type { PacketOptions } from "../network/packet.ts";
 import type { PasstOptions } from "../network/passt.ts";
-import { parseMac } from "../network/responder/ethernet.ts";
+import { parseMac } from "../network/protocols/ethernet.ts";
 import { Responder, type ResponderOptions } from "../network/responder/responder.ts";
 import type { TapOptions } from "../network/tap.ts";
 import type { Option } from "./command.ts";
@@ -162,7 +162,7 @@ function parseResponder(group: Group): ResponderOptions {
     ...(flood > 0 ? { floodFramesPerSecond: flood } : {}),
   };
   try {
-    new Responder(options);
+    new Responder(options, () => 0);
     return options;
   } catch (error) {
     throw group.error(error instanceof Error ? error.message : String(error));

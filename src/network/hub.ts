@@ -24,15 +24,15 @@ import type { Reactor, Task } from "../linux/reactor.ts";
 import { IovecList, MemoryWindow } from "../memory/mod.ts";
 import { FrameQueue } from "./frame_queue.ts";
 import { MacTable } from "./mac_table.ts";
-import { FRAME_OVERHEAD } from "./offloads.ts";
+import { FRAME_OVERHEAD } from "./frame_size.ts";
 import type { NetworkPort, PortListener } from "./port.ts";
+import { ETHERNET_HEADER_SIZE } from "./protocols/ethernet.ts";
 
 /** The most devices on one hub. */
 export const MAX_PORTS = 64;
 /** Frames that wait for one port at most. */
 export const QUEUE_FRAMES = 256;
 
-const ETHERNET_HEADER_SIZE = 14;
 /** Frames per task run. */
 const BATCH = 64;
 const UPLINK = 0;
@@ -101,7 +101,7 @@ export class Hub implements Disposable {
       this.counters.malformed++;
       return;
     }
-    const nowSeconds = performance.now() / 1000;
+    const nowSeconds = this.reactor.now() / 1000;
     this.#table.learn(readMac(header, 6), source, nowSeconds);
     const isGroup = (header.getUint8(0) & 1) !== 0;
     const target = isGroup ? -1 : this.#table.find(readMac(header, 0), nowSeconds);

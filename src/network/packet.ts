@@ -44,10 +44,10 @@ import type { Reactor } from "../linux/reactor.ts";
 import type { IovecList } from "../memory/mod.ts";
 import { limitedLog, type Log } from "../observe/log.ts";
 import { FrameDescriptor } from "./frame_descriptor.ts";
-import { FRAME_OVERHEAD, LARGE_FRAME_ROOM, takesLargeFrames } from "./offloads.ts";
+import { FRAME_OVERHEAD, LARGE_FRAME_ROOM, takesLargeFrames } from "./frame_size.ts";
 import type { NetworkPort, PortListener } from "./port.ts";
 import { PrefixedSegments } from "./prefixed_segments.ts";
-import { addBytes, checksumOf } from "./responder/checksum.ts";
+import { addBytes, checksumOf } from "./protocols/checksum.ts";
 
 /** What the port is. */
 export interface PacketOptions {

@@ -1,8 +1,7 @@
 /**
  * The built-in responder as a network port: frames are copied out of and into the guest's memory.
  *
- * The guest may leave TCP and UDP checksums and the segmentation of TCP to us: a large segment is as good
- * as a small one here, and nobody else will see either. Frames for the guest are whole ones of its MTU.
+ * The guest may leave checksums to us: there is no wire between it and us that could corrupt a frame.
  */
 
 import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../virtio/net_header.ts";
@@ -13,8 +12,8 @@ import type { IovecList } from "../memory/mod.ts";
 import type { NetworkPort, PortListener } from "./port.ts";
 import { Responder, type ResponderOptions } from "./responder/responder.ts";
 
-/** The largest frame taken from a guest: 64 KiB of payload and some headers. */
-const MAX_FRAME = 65536 + 64;
+/** More than a frame has on either way. */
+const MAX_FRAME = 2048;
 /** Flags of the virtio-net header: the payload's checksum is partial (VIRTIO 1.2, 5.1.6.2). */
 const FLAGS_OFFSET = 0;
 const NEEDS_CSUM = 1;
@@ -22,37 +21,27 @@ const NEEDS_CSUM = 1;
 /** See the head of this file. */
 export class ResponderPort implements NetworkPort {
   readonly description: string = "responder";
-  readonly features: readonly number[] = [
-    NetFeature.CSUM,
-    NetFeature.HOST_TSO4,
-    NetFeature.HOST_TSO6,
-    NetFeature.HOST_ECN,
-  ];
+  readonly features: readonly number[] = [NetFeature.CSUM];
   /** Who answers. */
   readonly responder: Responder;
   readonly #in = allocate(MAX_FRAME);
-  readonly #out = allocate(NET_HEADER_SIZE + 2048);
+  readonly #out = allocate(NET_HEADER_SIZE + MAX_FRAME);
   readonly #outFrame: Uint8Array;
   readonly #floodTimer: Timer;
-  readonly #tcpTimer: Timer;
-  /** When the TCP timer fires, at the latest. */
-  #tcpDueMs = Infinity;
   #listener: PortListener | undefined;
 
   /** Makes the host; a wrong option is a TypeError with one line. */
   constructor(options: ResponderOptions, readonly reactor: Reactor) {
-    this.responder = new Responder(options);
+    this.responder = new Responder(options, () => reactor.now());
     this.#out.view.setUint16(NUM_BUFFERS_OFFSET, 1, true);
     this.#outFrame = this.#out.bytes.subarray(NET_HEADER_SIZE);
     this.#floodTimer = reactor.timer(() => this.#listener?.readable());
-    this.#tcpTimer = reactor.timer(() => this.#tick());
   }
 
   setFeatures(): void {
     // What is offered concerns frames from the guest, and each of those says itself what it leaves to us.
   }
 
-  /** See {@link NetworkPort.startOver}; connections stay, as their peer may be a guest that goes on. */
   startOver(): void {
     this.responder.stopDatagrams();
   }
@@ -69,23 +58,6 @@ export class ResponderPort implements NetworkPort {
     }
   }
 
-  #tick(): void {
-    this.#tcpDueMs = Infinity;
-    this.responder.tick();
-    if (this.responder.nextLength() > 0) this.#listener?.readable();
-    else this.#armTcp();
-  }
-
-  /** A deadline that moved away is left: the timer fires in vain then, and is armed again. */
-  #armTcp(): void {
-    const delayMs = this.responder.nextTimerMs();
-    if (delayMs === Infinity) return;
-    const dueMs = performance.now() + delayMs;
-    if (dueMs >= this.#tcpDueMs) return;
-    this.#tcpDueMs = dueMs;
-    this.#tcpTimer.arm(Math.max(1, delayMs));
-  }
-
   send(frame: IovecList): boolean {
     const length = frame.length - NET_HEADER_SIZE;
     if (length > 0 && length <= MAX_FRAME) {
@@ -93,7 +65,6 @@ export class ResponderPort implements NetworkPort {
       frame.copyOut(NET_HEADER_SIZE, this.#in.address, length);
       this.responder.handle(this.#in.bytes, length, partial);
       if (this.responder.nextLength() > 0) this.#listener?.readable();
-      else this.#armTcp();
     }
     return true;
   }
@@ -102,7 +73,6 @@ export class ResponderPort implements NetworkPort {
     const length = this.responder.nextLength();
     if (length > 0) return length + NET_HEADER_SIZE;
     this.#armFlood();
-    this.#armTcp();
     return 0;
   }
 
@@ -119,6 +89,5 @@ export class ResponderPort implements NetworkPort {
   /** Ends the flood's timer. */
   [Symbol.dispose](): void {
     this.reactor.dropTimer(this.#floodTimer);
-    this.reactor.dropTimer(this.#tcpTimer);
   }
 }

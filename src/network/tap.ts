@@ -55,9 +55,9 @@ import {
 } from "../linux/tun.ts";
 import type { IovecList } from "../memory/mod.ts";
 import { FrameDescriptor } from "./frame_descriptor.ts";
-import { FRAME_OVERHEAD, LARGE_FRAME_ROOM, takesLargeFrames } from "./offloads.ts";
+import { FRAME_OVERHEAD, LARGE_FRAME_ROOM, takesLargeFrames } from "./frame_size.ts";
 import type { NetworkPort, PortListener } from "./port.ts";
-import { parseIpv4Address } from "./responder/ipv4.ts";
+import { parseIpv4Address } from "./protocols/ipv4.ts";
 
 /** What the TAP is. */
 export interface TapOptions {

@@ -4,7 +4,7 @@ import { assert, assertEquals, assertThrows } from "@std/assert";
 import { VmsgError } from "../../src/linux/errors.ts";
 import { receiveMerging } from "../../src/linux/netdev.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
-import { LARGE_FRAME_ROOM } from "../../src/network/offloads.ts";
+import { LARGE_FRAME_ROOM } from "../../src/network/frame_size.ts";
 import { PacketPort } from "../../src/network/packet.ts";
 import { ResponderPort } from "../../src/network/responder_port.ts";
 import { TapPort } from "../../src/network/tap.ts";

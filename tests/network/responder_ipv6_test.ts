@@ -1,7 +1,7 @@
 /** The responder's IPv6: neighbour discovery, echo, UDP, against frames written down from the RFCs. */
 
 import { assertEquals, assertThrows } from "@std/assert";
-import { parseIpv6Address } from "../../src/network/responder/ipv6.ts";
+import { parseIpv6Address } from "../../src/network/protocols/ipv6.ts";
 import { Responder } from "../../src/network/responder/responder.ts";
 import {
   Bench,
@@ -68,7 +68,7 @@ Deno.test("IPv6 addresses in, bytes out", () => {
     assertThrows(() => parseIpv6Address(bad), TypeError);
   }
   for (const address6 of ["fe80::1", "ff02::1", "::1", "::", "10.0.2.2"]) {
-    assertThrows(() => new Responder({ address6 }), TypeError);
+    assertThrows(() => new Responder({ address6 }, () => 0), TypeError);
   }
 });
 

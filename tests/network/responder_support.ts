@@ -218,79 +218,6 @@ export function udp6(
   return ipv6(17, datagram(sum === 0 ? 0xffff : sum), options);
 }
 
-/** What a segment is made of; all fields have defaults. */
-export interface SegmentFields {
-  seq?: number;
-  ack?: number;
-  /** Letters of S, A, F, R, P. */
-  flags?: string;
-  window?: number;
-  /** Hex, a multiple of four bytes. */
-  options?: string;
-  payload?: Uint8Array;
-  /** Over IPv6. */
-  v6?: boolean;
-  /** The checksum field holds only the pseudo header's sum, as with NEEDS_CSUM. */
-  partial?: boolean;
-}
-
-/** A TCP frame from the guest with a naive checksum. */
-export function tcp(sourcePort: number, port: number, fields: SegmentFields = {}): Uint8Array {
-  const bits = [..."FSRPA"].reduce(
-    (sum, letter, bit) => sum + ((fields.flags ?? "A").includes(letter) ? 1 << bit : 0),
-    0,
-  );
-  const options = bytes(fields.options ?? "");
-  const payload = fields.payload ?? new Uint8Array();
-  const length = 20 + options.length + payload.length;
-  const header = bytes(`${u16(sourcePort)}${u16(port)}${u32(fields.seq ?? 0)}${u32(fields.ack ?? 0)}
-    ${u8((20 + options.length) << 2)}${u8(bits)}${u16(fields.window ?? 65535)}00000000`);
-  const segment = new Uint8Array([...header, ...options]);
-  const addresses = fields.v6 ? GUEST6 + HOST6 : GUEST + HOST;
-  const pseudo = bytes(`${addresses}${u32(length)}00000006`);
-  const frame = fields.v6
-    ? ipv6(6, hex(segment) + "00".repeat(payload.length), { hopLimit: 64 })
-    : ipv4(6, hex(segment) + "00".repeat(payload.length));
-  frame.set(payload, frame.length - payload.length);
-  const at = frame.length - length;
-  const sum = fields.partial
-    ? 0xffff - naiveChecksum(pseudo)
-    : naiveChecksum(new Uint8Array([...pseudo, ...segment, ...payload]));
-  frame[at + 16] = sum >> 8;
-  frame[at + 17] = sum & 255;
-  return frame;
-}
-
-/** A segment of the responder, taken apart. */
-export interface ParsedSegment {
-  readonly sourcePort: number;
-  readonly port: number;
-  readonly seq: number;
-  readonly ack: number;
-  readonly flags: string;
-  readonly window: number;
-  readonly options: string;
-  readonly payload: Uint8Array;
-}
-
-/** Takes a TCP frame apart; undefined for another frame. */
-export function parseSegment(frame: Uint8Array): ParsedSegment | undefined {
-  const v6 = read(frame, 12, 2) === 0x86dd;
-  if (frame[v6 ? 20 : 23] !== 6) return undefined;
-  const at = v6 ? 54 : 34;
-  const start = at + (frame[at + 12] >> 4) * 4;
-  return {
-    sourcePort: read(frame, at, 2),
-    port: read(frame, at + 2, 2),
-    seq: read(frame, at + 4, 4),
-    ack: read(frame, at + 8, 4),
-    flags: [..."FSRPA"].filter((_, bit) => (frame[at + 13] & (1 << bit)) !== 0).join(""),
-    window: read(frame, at + 14, 2),
-    options: hex(frame.subarray(at + 20, start)),
-    payload: frame.slice(start),
-  };
-}
-
 export class Bench {
   nowMs = 1000;
   readonly responder: Responder;
@@ -299,8 +226,8 @@ export class Bench {
   /** Whose frames are expected; without it they are not looked at. */
   identity: Identity | undefined = OURS;
 
-  constructor(options: ResponderOptions = {}, random32?: () => number) {
-    this.responder = new Responder(options, () => this.nowMs, random32);
+  constructor(options: ResponderOptions = {}) {
+    this.responder = new Responder(options, () => this.nowMs);
   }
 
   /** Hands a frame in; unlike the slice, the buffer it lies in is larger than the frame. */

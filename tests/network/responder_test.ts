@@ -541,7 +541,7 @@ Deno.test("wrong options are refused with one line", () => {
       { floodFramesPerSecond: NaN },
     ]
   ) {
-    const error = assertThrows(() => new Responder(options), TypeError);
+    const error = assertThrows(() => new Responder(options, () => 0), TypeError);
     assert(!error.message.includes("\n"));
   }
 });

@@ -204,12 +204,8 @@ export function ethernet(destination: string, source: string, length = 60): Uint
 
 /** Hands the frames of one port to another, and back. */
 export class Relay {
-  /** The longest frame, its header included, and how many had segmentation offload, per direction. */
-  readonly seen = [{ longest: 0, segmented: 0, frames: 0 }, {
-    longest: 0,
-    segmented: 0,
-    frames: 0,
-  }];
+  /** Per direction: the longest frame, its header included, and how many left something to a device. */
+  readonly seen = [0, 1].map(() => ({ longest: 0, segmented: 0, partial: 0, frames: 0 }));
   readonly links: boolean[][] = [[], []];
   readonly #memory = [new GuestMemory(), new GuestMemory()];
   #open = true;
@@ -245,6 +241,7 @@ export class Relay {
       const seen = this.seen[from];
       seen.frames++;
       seen.longest = Math.max(seen.longest, length);
+      if ((memory.bytes[0] & 1) !== 0) seen.partial++;
       if (memory.bytes[1] !== 0) seen.segmented++;
       this.#held[from] = memory.buffer(0, length, pieces);
     }

@@ -5,7 +5,7 @@ import { VmsgError } from "../../src/linux/errors.ts";
 import { bringInterfaceUp, interfaceIndex, setInterfaceAddress } from "../../src/linux/netdev.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { NetFeature } from "../../src/virtio/features.ts";
-import { LARGE_FRAME_ROOM } from "../../src/network/offloads.ts";
+import { LARGE_FRAME_ROOM } from "../../src/network/frame_size.ts";
 import { ResponderPort } from "../../src/network/responder_port.ts";
 import { TapPort } from "../../src/network/tap.ts";
 import {

@@ -16,15 +16,13 @@ import { NET_HEADER_SIZE } from "../../virtio/net_header.ts";
 import { allocate } from "../../linux/arena.ts";
 import type { Deferred, Reactor, Task } from "../../linux/reactor.ts";
 import type { IovecList } from "../../memory/mod.ts";
-import { readArpReply, writeArpRequest } from "../../network/responder/arp.ts";
-import { CHARGEN_PORT, CHARGEN_REQUEST_SIZE } from "../../network/responder/chargen.ts";
-import { DISCARD_PORT } from "../../network/responder/discard.ts";
+import { readArpReply, writeArpRequest } from "../../network/protocols/arp.ts";
 import {
   ETHERTYPE_IPV4,
   readEthertype,
   writeEthernetHeader,
-} from "../../network/responder/ethernet.ts";
-import { readEchoReply, writeEchoRequest } from "../../network/responder/icmp.ts";
+} from "../../network/protocols/ethernet.ts";
+import { readEchoReply, writeEchoRequest } from "../../network/protocols/icmp.ts";
 import {
   formatIpv4Address,
   Ipv4Packet,
@@ -32,10 +30,15 @@ import {
   parseIpv4Address,
   PROTOCOL_ICMP,
   PROTOCOL_UDP,
-} from "../../network/responder/ipv4.ts";
-import { writeU16, writeU32 } from "../../network/responder/network_order.ts";
-import { NUMBERED_SIZE_MAX } from "../../network/responder/numbered_datagram.ts";
-import { UDP_PAYLOAD, writeUdpHeaders } from "../../network/responder/udp.ts";
+} from "../../network/protocols/ipv4.ts";
+import {
+  CHARGEN_PORT,
+  CHARGEN_REQUEST_SIZE,
+  DISCARD_PORT,
+  NUMBERED_SIZE_MAX,
+  writeChargenRequest,
+} from "../../network/protocols/traffic.ts";
+import { UDP_PAYLOAD, writeUdpHeaders } from "../../network/protocols/udp.ts";
 import type { NetDriver, NetDriverListener } from "./net_driver.ts";
 
 const ARP_RETRY_MS = 200;
@@ -295,9 +298,7 @@ export class Pinger implements NetDriverListener {
     for (let attempt = 0; attempt < 100; attempt++) {
       const frame = this.#targetMac === undefined ? undefined : this.#claim();
       if (frame !== undefined) {
-        writeU32(frame, UDP_PAYLOAD, count);
-        writeU16(frame, UDP_PAYLOAD + 4, NUMBERED_SIZE_MAX);
-        writeU16(frame, UDP_PAYLOAD + 6, 0);
+        writeChargenRequest(frame, UDP_PAYLOAD, count, NUMBERED_SIZE_MAX);
         return this.#send(this.#datagram(frame, CHARGEN_PORT, CHARGEN_REQUEST_SIZE));
       }
       await this.reactor.sleep(1);

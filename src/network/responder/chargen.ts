@@ -1,35 +1,29 @@
 /**
- * The character generator (RFC 864), made into a traffic source on request: UDP port 19.
+ * The character generator as a traffic source (protocols/traffic.ts says what is asked and sent).
  *
- * RFC 864 answers every datagram with one datagram of characters, and so does this for a datagram of fewer
- * than 8 bytes: one line of 72 characters, CR, LF. A datagram of at least 8 bytes is a request:
- *
- *     u32  how many datagrams
- *     u16  UDP payload bytes of each, 18 to 1472 (over IPv6: 1452)
- *     u16  0
- *
- * all big-endian. That many datagrams of that size go back to its sender; their first four payload bytes
- * are a sequence number from 0, the rest is RFC 864's pattern.
- *
- * Nothing of a pending request is stored but what is left of it: each datagram is made when the driver
- * side takes it, straight into its buffer, so the receiver sets the pace. A sender is an address and a
- * port; its new request replaces the old one, and 0 datagrams end it. At most four senders have requests
- * at a time; they take turns. Requests from the ports of services that answer everything (echo, and
- * chargen itself) are dropped, as the two would talk for ever (CERT CA-1996-01).
+ * A datagram of fewer than 8 bytes gets one line of 72 characters, CR, LF. Nothing of a pending request is
+ * stored but what is left of it: each datagram is made when the driver side takes it, straight into its
+ * buffer, so the receiver sets the pace. A sender is an address and a port; its new request replaces the old
+ * one, and 0 datagrams end it. At most four senders have requests at a time; they take turns. Requests from
+ * the ports of services that answer everything (echo, and chargen itself) are dropped, as the two would talk
+ * for ever (CERT CA-1996-01).
  */
 
-import { ETHERNET_FRAME_MAX } from "./ethernet.ts";
-import type { Host, Verdict } from "./host.ts";
-import { readU16, readU32 } from "./network_order.ts";
-import { NUMBERED_SIZE_MIN, NumberedDatagram, writePattern } from "./numbered_datagram.ts";
-import type { Packet } from "./packet.ts";
+import { ETHERNET_FRAME_MAX } from "../protocols/ethernet.ts";
+import type { Packet, Verdict } from "../protocols/packet.ts";
+import {
+  CHARGEN_PORT,
+  CHARGEN_REQUEST_SIZE,
+  ChargenRequest,
+  NUMBERED_SIZE_MIN,
+  parseChargenRequest,
+  writePattern,
+} from "../protocols/traffic.ts";
+import { UDP_HEADER_SIZE, type UdpDatagram } from "../protocols/udp.ts";
+import type { Host } from "./host.ts";
+import { NumberedDatagram } from "./numbered_datagram.ts";
 import { Peer } from "./peer.ts";
-import { UDP_HEADER_SIZE, type UdpDatagram, writeUdpTo } from "./udp.ts";
 
-/** The port. */
-export const CHARGEN_PORT = 19;
-/** Bytes of a request. */
-export const CHARGEN_REQUEST_SIZE = 8;
 /** Senders with a pending request at most. */
 export const CHARGEN_SENDERS = 4;
 
@@ -49,6 +43,7 @@ class Sender {
 export class Chargen {
   readonly #host: Host;
   readonly #senders: Sender[] = Array.from({ length: CHARGEN_SENDERS }, () => new Sender());
+  readonly #request = new ChargenRequest();
   /** Whom a line goes to; valid for one answer. */
   readonly #answered = new Peer();
   /** Whose datagram is next; its `remaining` is 0 only if everyone's is. */
@@ -73,9 +68,9 @@ export class Chargen {
     if (datagram.end - datagram.start < CHARGEN_REQUEST_SIZE) {
       return this.#sendLine(frame, packet, port);
     }
-    const count = readU32(frame, datagram.start);
-    const size = readU16(frame, datagram.start + 4);
-    if (readU16(frame, datagram.start + 6) !== 0) return "malformed";
+    const verdict = parseChargenRequest(this.#request, frame, datagram);
+    if (verdict !== "done") return verdict;
+    const { count, size } = this.#request;
     this.#answered.set(frame, packet);
     const room = ETHERNET_FRAME_MAX - this.#answered.payload - UDP_HEADER_SIZE;
     if (size < NUMBERED_SIZE_MIN || size > room) return "malformed";
@@ -156,7 +151,7 @@ export class Chargen {
     peer.set(frame, packet);
     const start = peer.payload + UDP_HEADER_SIZE;
     writePattern(reply, start, start + LINE_SIZE);
-    host.ring.commit(writeUdpTo(peer, reply, host.mac, LINE_SIZE, CHARGEN_PORT, port));
+    host.ring.commit(peer.writeUdpHeaders(reply, host.mac, LINE_SIZE, CHARGEN_PORT, port));
     host.counters.chargenFrames++;
     return "done";
   }

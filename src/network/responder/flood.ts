@@ -7,8 +7,8 @@
  * 3.2.2), so a guest without a listener stays quiet.
  */
 
-import { MAC_BROADCAST } from "./ethernet.ts";
-import { DISCARD_PORT } from "./discard.ts";
+import { MAC_BROADCAST } from "../protocols/ethernet.ts";
+import { DISCARD_PORT } from "../protocols/traffic.ts";
 import type { Host } from "./host.ts";
 import { NumberedDatagram } from "./numbered_datagram.ts";
 import { Peer } from "./peer.ts";

@@ -7,7 +7,7 @@
  * does with a full port: nothing that the guest sends can make the ring grow.
  */
 
-import { copyBytes } from "./network_order.ts";
+import { copyBytes } from "../protocols/byte_order.ts";
 
 /** Bytes of a slot. The responder writes no frame above 1514 bytes; the rest keeps slots page-friendly. */
 export const FRAME_SLOT_SIZE = 2048;

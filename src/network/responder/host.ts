@@ -1,22 +1,33 @@
 /**
  * What the protocols of the responder share: who it is, where answers go, what is counted.
  *
- * A protocol's file gets a {@link Host} and a frame, and returns a {@link Verdict}. The answer, if there
+ * A protocol's file gets a {@link Host} and a frame, and returns a verdict. The answer, if there
  * is one, is in the host's ring by then. Counting by verdict happens in one place, responder.ts.
  */
 
-import type { FrameRing } from "./frame_ring.ts";
+import { parseMac } from "../protocols/ethernet.ts";
+import { isMartian, parseIpv4Address } from "../protocols/ipv4.ts";
+import { isMulticast6, linkLocalOf, parseIpv6Address } from "../protocols/ipv6.ts";
+import { FrameRing } from "./frame_ring.ts";
 
-/**
- * What became of a frame from the guest:
- *
- * - `done`: answered or consumed
- * - `ignored`: well-formed, but not for us, or nothing that we speak
- * - `dropped`: for us, but a limit or a full ring forbade it
- * - `malformed`: its bytes contradict its protocol
- * - `checksum`: its checksum is wrong
- */
-export type Verdict = "done" | "ignored" | "dropped" | "malformed" | "checksum";
+/** The first DHCP client's place in the subnet, as QEMU's user network has it. */
+export const DHCP_POOL_OFFSET = 15;
+
+/** Who the responder is. */
+export interface ResponderOptions {
+  /** Its IPv4 address; default 10.0.2.2. */
+  address?: string;
+  /** Length of the subnet's prefix, 8 to 27; default 24. */
+  prefix?: number;
+  /** Its IPv6 address, in a prefix of 64 bits that it advertises; default fd00::2. */
+  address6?: string;
+  /** Its MAC address; default 52:55:0a:00:02:02. */
+  mac?: string;
+  /** A name server for DHCP clients; without it they are told none. */
+  dns?: string;
+  /** Broadcast frames a second that nobody asked for; default 0. */
+  floodFramesPerSecond?: number;
+}
 
 /** Counts since the responder was made. */
 export interface ResponderCounters {
@@ -34,7 +45,7 @@ export interface ResponderCounters {
   malformed: number;
   /** Well-formed frames that were not for us, or in a protocol that we do not speak. */
   ignored: number;
-  /** Of the dropped ones, those with a wrong IPv4, ICMP, ICMPv6, UDP or TCP checksum. */
+  /** Of the dropped ones, those with a wrong IPv4, ICMP, ICMPv6 or UDP checksum. */
   checksumErrors: number;
   /** Datagrams to the discard port. */
   discardedFrames: number;
@@ -58,24 +69,6 @@ export interface ResponderCounters {
   chargenFrames: number;
   /** Frames of the flood. */
   floodFrames: number;
-  /** TCP connections that were opened. */
-  tcpConnections: number;
-  /** Segments from the guest, whole ones. */
-  tcpSegmentsIn: number;
-  /** Their payload bytes, each once. */
-  tcpBytesIn: number;
-  /** Segments to the guest, resets not counted. */
-  tcpSegmentsOut: number;
-  /** Their payload bytes, each once. */
-  tcpBytesOut: number;
-  /** Segments that were sent again. */
-  tcpRetransmits: number;
-  /** Connections that were given up because the peer fell silent. */
-  tcpTimeouts: number;
-  /** Connections that the peer reset. */
-  tcpResetsIn: number;
-  /** Segments that were answered with a reset. */
-  tcpResetsOut: number;
 }
 
 /** All counts at 0. */
@@ -100,15 +93,6 @@ export function createCounters(): ResponderCounters {
     portUnreachables: 0,
     chargenFrames: 0,
     floodFrames: 0,
-    tcpConnections: 0,
-    tcpSegmentsIn: 0,
-    tcpBytesIn: 0,
-    tcpSegmentsOut: 0,
-    tcpBytesOut: 0,
-    tcpRetransmits: 0,
-    tcpTimeouts: 0,
-    tcpResetsIn: 0,
-    tcpResetsOut: 0,
   };
 }
 
@@ -130,4 +114,44 @@ export interface Host {
   readonly ring: FrameRing;
   /** What happened so far. */
   readonly counters: ResponderCounters;
+}
+
+/** Makes a host; throws a TypeError with one line for people if an option is wrong. */
+export function createHost(options: ResponderOptions): Host {
+  const prefix = options.prefix ?? 24;
+  // 27 is the longest prefix that has the pool's first address in it.
+  if (!(Number.isInteger(prefix) && prefix >= 8 && prefix <= 27)) {
+    throw new TypeError(`prefix ${prefix} is not a whole number from 8 to 27`);
+  }
+  const text = options.address ?? "10.0.2.2";
+  const address = parseIpv4Address(text);
+  const mask = (-1 << (32 - prefix)) >>> 0;
+  const network = (address & mask) >>> 0;
+  const broadcast = (network | ~mask) >>> 0;
+  if (address === network || address === broadcast || isMartian(address) || address === 0) {
+    throw new TypeError(`${text}/${prefix} is not an address of one host`);
+  }
+  if (network + DHCP_POOL_OFFSET >= broadcast) throw new Error("the DHCP pool is empty");
+  const mac = parseMac(options.mac ?? "52:55:0a:00:02:02");
+  const linkLocal = linkLocalOf(mac);
+  const address6 = parseIpv6Address(options.address6 ?? "fd00::2");
+  // RFC 4862 5.5.3: nobody configures an address from a prefix of these.
+  const linkLocalPrefix = address6[0] === 0xfe && (address6[1] & 0xc0) === 0x80;
+  if (isMulticast6(address6, 0) || linkLocalPrefix || address6.subarray(0, 8).every(isZero)) {
+    throw new TypeError(`${options.address6} is not a global IPv6 address of one host`);
+  }
+  return {
+    mac,
+    address6,
+    linkLocal,
+    address,
+    mask,
+    broadcast,
+    ring: new FrameRing(),
+    counters: createCounters(),
+  };
+}
+
+function isZero(byte: number): boolean {
+  return byte === 0;
 }

@@ -6,46 +6,13 @@
  * by adding the two halves (RFC 1071, section 2), so the cost of a frame is one memory copy.
  */
 
-import { addU32 } from "./checksum.ts";
-import { ETHERNET_FRAME_MAX } from "./ethernet.ts";
+import { writeU32 } from "../protocols/byte_order.ts";
+import { addU32 } from "../protocols/checksum.ts";
+import { ETHERNET_FRAME_MAX } from "../protocols/ethernet.ts";
+import { writePattern } from "../protocols/traffic.ts";
+import { readUdpChecksum, UDP_HEADER_SIZE, writeUdpChecksum } from "../protocols/udp.ts";
 import type { Host } from "./host.ts";
-import { writeU32 } from "./network_order.ts";
 import type { Peer } from "./peer.ts";
-import {
-  readUdpChecksum,
-  UDP_HEADER_SIZE,
-  UDP_PAYLOAD,
-  writeUdpChecksum,
-  writeUdpTo,
-} from "./udp.ts";
-
-/** UDP payload bytes at least: a frame of 60 bytes, the shortest on an Ethernet. */
-export const NUMBERED_SIZE_MIN = 18;
-/** UDP payload bytes at most, over IPv4; over IPv6 it is 20 less. */
-export const NUMBERED_SIZE_MAX: number = ETHERNET_FRAME_MAX - UDP_PAYLOAD;
-
-const LINE_CHARACTERS = 72;
-const PRINTABLE_CHARACTERS = 95;
-const SPACE = 0x20;
-const CARRIAGE_RETURN = 0x0d;
-const LINE_FEED = 0x0a;
-
-/** Writes the pattern of RFC 864: lines of 72 characters, each line starting one character later. */
-export function writePattern(target: Uint8Array, start: number, end: number): void {
-  let line = 0;
-  let column = 0;
-  for (let at = start; at < end; at++) {
-    if (column < LINE_CHARACTERS) {
-      target[at] = SPACE + (line + column++) % PRINTABLE_CHARACTERS;
-    } else if (column++ === LINE_CHARACTERS) {
-      target[at] = CARRIAGE_RETURN;
-    } else {
-      target[at] = LINE_FEED;
-      column = 0;
-      line++;
-    }
-  }
-}
 
 /** A frame made once and sent with rising sequence numbers. */
 export class NumberedDatagram {
@@ -77,7 +44,7 @@ export class NumberedDatagram {
     const frame = this.#frame;
     writePattern(frame, start, length);
     writeU32(frame, start, 0);
-    writeUdpTo(peer, frame, host.mac, size, sourcePort, destinationPort);
+    peer.writeUdpHeaders(frame, host.mac, size, sourcePort, destinationPort);
     this.#sum = readUdpChecksum(frame, peer.payload) ^ 0xffff;
   }
 

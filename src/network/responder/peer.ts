@@ -1,19 +1,19 @@
 /**
  * Somebody who can be answered later: the MAC and Internet addresses of a sender, and ours that it used.
  *
- * Answers to one frame can take the addresses from that frame; a connection and a chargen request outlive
- * theirs, so they keep a peer. Both versions of the Internet protocol look the same from outside.
+ * Answers to one frame can take the addresses from that frame; a chargen request outlives its own, so it
+ * keeps a peer. Both versions of the Internet protocol look the same from outside.
  */
 
-import { addBytes, addU32, foldSum } from "./checksum.ts";
+import { addBytes, addU32, foldSum } from "../protocols/checksum.ts";
 import {
   ETHERNET_SOURCE,
   ETHERTYPE_IPV4,
   ETHERTYPE_IPV6,
   MAC_SIZE,
   writeEthernetHeader,
-} from "./ethernet.ts";
-import { IPV4_PAYLOAD, IPV4_SOURCE, writeIpv4Header } from "./ipv4.ts";
+} from "../protocols/ethernet.ts";
+import { IPV4_PAYLOAD, IPV4_SOURCE, PROTOCOL_UDP, writeIpv4Header } from "../protocols/ipv4.ts";
 import {
   HOP_LIMIT,
   IPV6_ADDRESS_SIZE,
@@ -21,9 +21,10 @@ import {
   IPV6_PAYLOAD,
   IPV6_SOURCE,
   writeIpv6Header,
-} from "./ipv6.ts";
-import { copyBytes, readU32 } from "./network_order.ts";
-import type { Packet } from "./packet.ts";
+} from "../protocols/ipv6.ts";
+import { copyBytes, readU32 } from "../protocols/byte_order.ts";
+import type { Packet } from "../protocols/packet.ts";
+import { UDP_HEADER_SIZE, writeUdpHeader } from "../protocols/udp.ts";
 
 /** See the head of this file. */
 export class Peer {
@@ -80,8 +81,26 @@ export class Peer {
     return true;
   }
 
-  /** Writes the Ethernet and Internet headers of a frame to it. */
-  writeHeaders(
+  /**
+   * Writes all headers of a datagram to it around a payload that is in place, behind the UDP header at
+   * {@link payload}. Returns the frame's length.
+   */
+  writeUdpHeaders(
+    frame: Uint8Array,
+    ourMac: Uint8Array,
+    payloadLength: number,
+    sourcePort: number,
+    destinationPort: number,
+  ): number {
+    const length = UDP_HEADER_SIZE + payloadLength;
+    this.#writeHeaders(frame, ourMac, PROTOCOL_UDP, length);
+    const sum = this.addressSum + PROTOCOL_UDP + length;
+    writeUdpHeader(frame, this.payload, length, sourcePort, destinationPort, sum);
+    return this.payload + length;
+  }
+
+  /** Writes the Ethernet and Internet headers. */
+  #writeHeaders(
     frame: Uint8Array,
     ourMac: Uint8Array,
     protocol: number,

@@ -6,24 +6,20 @@
  * takes frames for the guest when the guest has room for them ({@link Responder.next}). Answers wait in a
  * fixed ring; generated traffic (chargen.ts, flood.ts) is not stored at all but made when it is taken, and
  * only when no answer waits. There are no timers inside: the owner arms one with
- * {@link Responder.floodDelayMs} if it wants the flood, and one with {@link Responder.nextTimerMs}, after
- * which it calls {@link Responder.tick}, for what TCP sends again.
+ * {@link Responder.floodDelayMs} if it wants the flood.
  *
  * It speaks ARP (RFC 826), IPv4 (RFC 791) with ICMP echo (RFC 792), and UDP (RFC 768) with DHCP (RFC
  * 2131), discard (RFC 863) and an adapted chargen (RFC 864); a datagram to another port gets "port
  * unreachable". Over IPv6 (RFC 8200) it speaks ICMPv6 echo (RFC 4443), neighbour discovery (RFC 4861) with
- * an advertised prefix, and the same UDP services; over both, TCP (RFC 9293) with discard, chargen and a web
- * server of one page and any number of bytes. It forwards nothing, learns nothing and opens nothing.
+ * an advertised prefix, and the same UDP services. There is no TCP: whoever wants a whole transfer has passt
+ * or a TAP. It forwards nothing, learns nothing and opens nothing.
  *
  * The guest is hostile. Every length is checked before a byte behind it is read; every field is read once;
  * what is wrong is counted and dropped. Each frame has one verdict, and {@link Responder.handle} never
  * throws. Nothing is allocated per frame.
  */
 
-import { receiveArp } from "./arp.ts";
-import { Chargen, CHARGEN_PORT } from "./chargen.ts";
-import { DHCP_POOL_OFFSET, DHCP_SERVER_PORT, type DhcpLease, DhcpServer } from "./dhcp.ts";
-import { DISCARD_PORT, receiveDiscard } from "./discard.ts";
+import { DHCP_SERVER_PORT } from "../protocols/dhcp.ts";
 import {
   ETHERNET_DESTINATION,
   ETHERNET_HEADER_SIZE,
@@ -33,20 +29,8 @@ import {
   ETHERTYPE_IPV6,
   isGroupMac,
   isMac,
-  parseMac,
   readEthertype,
-} from "./ethernet.ts";
-import { Flood } from "./flood.ts";
-import { FrameRing } from "./frame_ring.ts";
-import { createCounters, type Host, type ResponderCounters, type Verdict } from "./host.ts";
-import { receiveIcmp, sendPortUnreachable } from "./icmp.ts";
-import {
-  checkIcmpv6,
-  ECHO6_REQUEST,
-  readIcmpv6Kind,
-  receiveEcho6,
-  sendPort6Unreachable,
-} from "./icmpv6.ts";
+} from "../protocols/ethernet.ts";
 import {
   IPV4_LIMITED_BROADCAST,
   Ipv4Packet,
@@ -54,9 +38,8 @@ import {
   parseIpv4,
   parseIpv4Address,
   PROTOCOL_ICMP,
-  PROTOCOL_TCP,
   PROTOCOL_UDP,
-} from "./ipv4.ts";
+} from "../protocols/ipv4.ts";
 import {
   ALL_NODES,
   ALL_ROUTERS,
@@ -68,40 +51,30 @@ import {
   isMulticast6,
   isSolicitedNode,
   isUnspecified,
-  linkLocalOf,
   parseIpv6,
-  parseIpv6Address,
   PROTOCOL_ICMPV6,
-} from "./ipv6.ts";
+} from "../protocols/ipv6.ts";
+import type { Verdict } from "../protocols/packet.ts";
+import { CHARGEN_PORT, DISCARD_PORT } from "../protocols/traffic.ts";
+import { parseUdp, UdpDatagram } from "../protocols/udp.ts";
 import {
-  NEIGHBOUR_SOLICITATION,
-  receiveNeighbourSolicitation,
-  receiveRouterSolicitation,
-  ROUTER_SOLICITATION,
-} from "./ndp.ts";
-import { Tcp, type TcpConnectionSnapshot } from "./tcp.ts";
+  answerArp,
+  answerIcmp,
+  answerIcmpv6,
+  answerWithUnreachable,
+  answerWithUnreachable6,
+} from "./answers.ts";
+import { Chargen } from "./chargen.ts";
+import { type DhcpLease, DhcpServer } from "./dhcp_server.ts";
+import { Flood } from "./flood.ts";
+import { createHost, type Host, type ResponderCounters, type ResponderOptions } from "./host.ts";
 import { TokenBucket } from "./token_bucket.ts";
-import { parseUdp, UdpDatagram } from "./udp.ts";
+
+export type { ResponderOptions } from "./host.ts";
 
 /** "Port unreachable" messages a second, and at once. */
 const UNREACHABLES_PER_SECOND = 10;
 const UNREACHABLES_BURST = 10;
-
-/** Who the responder is. */
-export interface ResponderOptions {
-  /** Its IPv4 address; default 10.0.2.2. */
-  address?: string;
-  /** Length of the subnet's prefix, 8 to 27; default 24. */
-  prefix?: number;
-  /** Its IPv6 address, in a prefix of 64 bits that it advertises; default fd00::2. */
-  address6?: string;
-  /** Its MAC address; default 52:55:0a:00:02:02. */
-  mac?: string;
-  /** A name server for DHCP clients; without it they are told none. */
-  dns?: string;
-  /** Broadcast frames a second that nobody asked for; default 0. */
-  floodFramesPerSecond?: number;
-}
 
 /** The responder's state as plain values, for tests and inspection. */
 export interface ResponderSnapshot {
@@ -113,8 +86,6 @@ export interface ResponderSnapshot {
   readonly chargenPending: number;
   /** Addresses offered and leased. */
   readonly leases: readonly DhcpLease[];
-  /** TCP connections. */
-  readonly connections: readonly TcpConnectionSnapshot[];
 }
 
 /**
@@ -122,7 +93,7 @@ export interface ResponderSnapshot {
  *
  * @example
  * ```ts
- * const responder = new Responder({ address: "10.0.2.2" });
+ * const responder = new Responder({ address: "10.0.2.2" }, () => performance.now());
  * const buffer = new Uint8Array(2048);
  * const arpRequest = new Uint8Array(42); // a frame that the guest sent
  *
@@ -130,9 +101,6 @@ export interface ResponderSnapshot {
  * while (responder.nextLength() > 0) { // and the guest has a buffer of that length
  *   const length = responder.next(buffer);
  *   console.log(`${length} bytes of buffer go to the guest`);
- * }
- * if (responder.nextTimerMs() < Infinity) {
- *   // That much later: responder.tick(), and the loop again.
  * }
  * ```
  */
@@ -143,7 +111,6 @@ export class Responder {
   readonly #datagram = new UdpDatagram();
   readonly #dhcp: DhcpServer;
   readonly #chargen: Chargen;
-  readonly #tcp: Tcp;
   readonly #flood: Flood | undefined;
   readonly #unreachableLimit: TokenBucket;
 
@@ -152,18 +119,12 @@ export class Responder {
    *
    * @param options who the responder is
    * @param now milliseconds from any start, never backwards
-   * @param random32 32 random bits, for what a stranger must not guess
    */
-  constructor(
-    options: ResponderOptions = {},
-    now: () => number = () => performance.now(),
-    random32: () => number = () => crypto.getRandomValues(new Uint32Array(1))[0],
-  ) {
+  constructor(options: ResponderOptions, now: () => number) {
     const host = this.#host = createHost(options);
     const dns = options.dns === undefined ? 0 : parseIpv4Address(options.dns);
     this.#dhcp = new DhcpServer(host, dns);
     this.#chargen = new Chargen(host);
-    this.#tcp = new Tcp(host, now, random32);
     this.#unreachableLimit = new TokenBucket(
       UNREACHABLES_PER_SECOND,
       UNREACHABLES_BURST,
@@ -184,7 +145,7 @@ export class Responder {
 
   /**
    * Takes a frame from the guest: Ethernet, no virtio header, no check sequence. The buffer is the
-   * caller's again when this returns. A frame may be as long as a segmentation offload makes it, 64 KiB.
+   * caller's again when this returns.
    *
    * @param frame begins with the frame
    * @param length bytes of the frame
@@ -223,8 +184,6 @@ export class Responder {
   nextLength(): number {
     const queued = this.#host.ring.peekLength();
     if (queued > 0) return queued;
-    const segment = this.#tcp.nextLength();
-    if (segment > 0) return segment;
     const generated = this.#chargen.nextLength();
     if (generated > 0) return generated;
     return this.#flood === undefined ? 0 : this.#flood.nextLength();
@@ -241,8 +200,6 @@ export class Responder {
     if (ring.count > 0) {
       length = ring.shift(target);
       if (length === 0) this.#host.counters.dropped++;
-    } else if (this.#tcp.nextLength() > 0) {
-      length = this.#tcp.next(target);
     } else if (this.#chargen.nextLength() > 0) {
       length = this.#chargen.next(target);
     } else if (this.#flood !== undefined) {
@@ -260,26 +217,15 @@ export class Responder {
     return this.#flood === undefined ? Infinity : this.#flood.delayMs();
   }
 
-  /** Milliseconds until {@link Responder.tick} has something to do: 0 if it has, Infinity if nothing waits. */
-  nextTimerMs(): number {
-    return this.#tcp.timerMs();
-  }
-
-  /** Does what is due, and nothing if it is called too early. Frames may be there afterwards. */
-  tick(): void {
-    this.#tcp.tick();
-  }
-
   /** Ends the streams of datagrams that the guest has asked for. */
   stopDatagrams(): void {
     this.#chargen.clear();
   }
 
-  /** Forgets connections and what waits for the guest, as when its device is reset. The rest stays. */
+  /** Forgets what waits for the guest, as when its device is reset. The rest stays. */
   reset(): void {
     this.#host.ring.clear();
     this.#chargen.clear();
-    this.#tcp.clear();
   }
 
   /** A copy of the state. */
@@ -289,7 +235,6 @@ export class Responder {
       queuedFrames: this.#host.ring.count,
       chargenPending: this.#chargen.pending,
       leases: this.#dhcp.leases(),
-      connections: this.#tcp.snapshot(),
     };
   }
 
@@ -304,7 +249,7 @@ export class Responder {
     if (isGroupMac(frame, ETHERNET_SOURCE)) return "malformed";
     switch (readEthertype(frame)) {
       case ETHERTYPE_ARP:
-        return receiveArp(this.#host, frame, length);
+        return answerArp(this.#host, frame, length);
       case ETHERTYPE_IPV4:
         return this.#receiveIpv4(frame, length);
       case ETHERTYPE_IPV6:
@@ -329,11 +274,9 @@ export class Responder {
     switch (packet.protocol) {
       case PROTOCOL_ICMP:
         // A broadcast ping may be ignored (RFC 1122 3.2.2.6), and a sender without an address not answered.
-        return toAll || source === 0 ? "ignored" : receiveIcmp(host, frame, packet);
+        return toAll || source === 0 ? "ignored" : answerIcmp(host, frame, packet);
       case PROTOCOL_UDP:
         return this.#receiveUdp(frame, toAll);
-      case PROTOCOL_TCP:
-        return toAll || source === 0 ? "ignored" : this.#tcp.receive(frame, packet);
       default:
         return "ignored";
     }
@@ -347,11 +290,11 @@ export class Responder {
     if (toAll || this.#packet.source === 0) return "ignored";
     switch (datagram.destinationPort) {
       case DISCARD_PORT:
-        return receiveDiscard(this.#host, datagram);
+        return this.#discard(datagram);
       case CHARGEN_PORT:
         return this.#chargen.receive(frame, this.#packet, datagram);
       default:
-        return sendPortUnreachable(this.#host, frame, this.#packet, this.#unreachableLimit);
+        return answerWithUnreachable(this.#host, frame, this.#packet, this.#unreachableLimit);
     }
   }
 
@@ -366,34 +309,10 @@ export class Responder {
     ) return "malformed";
     const toGroup = isMulticast6(frame, IPV6_DESTINATION);
     if (!(toGroup ? isOurGroup(host, frame) : isOurs(host, frame))) return "ignored";
-    if (packet.protocol === PROTOCOL_ICMPV6) return this.#receiveIcmpv6(frame, toGroup);
+    if (packet.protocol === PROTOCOL_ICMPV6) return answerIcmpv6(host, frame, packet, toGroup);
     // Nobody else has a reason to speak to a group, or without an address.
     if (toGroup || isUnspecified(frame, IPV6_SOURCE)) return "ignored";
-    switch (packet.protocol) {
-      case PROTOCOL_UDP:
-        return this.#receiveUdp6(frame);
-      case PROTOCOL_TCP:
-        return this.#tcp.receive(frame, packet);
-      default:
-        return "ignored";
-    }
-  }
-
-  #receiveIcmpv6(frame: Uint8Array, toGroup: boolean): Verdict {
-    const packet = this.#packet6;
-    const verdict = checkIcmpv6(frame, packet);
-    if (verdict !== "done") return verdict;
-    switch (readIcmpv6Kind(frame, packet)) {
-      case NEIGHBOUR_SOLICITATION:
-        return receiveNeighbourSolicitation(this.#host, frame, packet);
-      case ROUTER_SOLICITATION:
-        return receiveRouterSolicitation(this.#host, frame, packet);
-      case ECHO6_REQUEST:
-        if (toGroup || isUnspecified(frame, IPV6_SOURCE)) return "ignored";
-        return receiveEcho6(this.#host, frame, packet);
-      default:
-        return "ignored";
-    }
+    return packet.protocol === PROTOCOL_UDP ? this.#receiveUdp6(frame) : "ignored";
   }
 
   #receiveUdp6(frame: Uint8Array): Verdict {
@@ -403,18 +322,19 @@ export class Responder {
     if (verdict !== "done") return verdict;
     switch (datagram.destinationPort) {
       case DISCARD_PORT:
-        return receiveDiscard(this.#host, datagram);
+        return this.#discard(datagram);
       case CHARGEN_PORT:
         return this.#chargen.receive(frame, packet, datagram);
       default:
-        if (isGroupMac(frame, ETHERNET_DESTINATION)) return "ignored";
-        return sendPort6Unreachable(this.#host, frame, packet, this.#unreachableLimit);
+        return answerWithUnreachable6(this.#host, frame, packet, this.#unreachableLimit);
     }
   }
-}
 
-function isZero(byte: number): boolean {
-  return byte === 0;
+  #discard(datagram: UdpDatagram): Verdict {
+    this.#host.counters.discardedFrames++;
+    this.#host.counters.discardedBytes += datagram.end - datagram.start;
+    return "done";
+  }
 }
 
 /** Whether a frame's destination is one of our IPv6 addresses. */
@@ -429,39 +349,4 @@ function isOurGroup(host: Host, frame: Uint8Array): boolean {
     isIpv6(frame, IPV6_DESTINATION, ALL_ROUTERS) ||
     isSolicitedNode(frame, IPV6_DESTINATION, host.address6) ||
     isSolicitedNode(frame, IPV6_DESTINATION, host.linkLocal);
-}
-
-function createHost(options: ResponderOptions): Host {
-  const prefix = options.prefix ?? 24;
-  // 27 is the longest prefix that has the pool's first address in it.
-  if (!(Number.isInteger(prefix) && prefix >= 8 && prefix <= 27)) {
-    throw new TypeError(`prefix ${prefix} is not a whole number from 8 to 27`);
-  }
-  const text = options.address ?? "10.0.2.2";
-  const address = parseIpv4Address(text);
-  const mask = (-1 << (32 - prefix)) >>> 0;
-  const network = (address & mask) >>> 0;
-  const broadcast = (network | ~mask) >>> 0;
-  if (address === network || address === broadcast || isMartian(address) || address === 0) {
-    throw new TypeError(`${text}/${prefix} is not an address of one host`);
-  }
-  if (network + DHCP_POOL_OFFSET >= broadcast) throw new Error("the DHCP pool is empty");
-  const mac = parseMac(options.mac ?? "52:55:0a:00:02:02");
-  const linkLocal = linkLocalOf(mac);
-  const address6 = parseIpv6Address(options.address6 ?? "fd00::2");
-  // RFC 4862 5.5.3: nobody configures an address from a prefix of these.
-  const linkLocalPrefix = address6[0] === 0xfe && (address6[1] & 0xc0) === 0x80;
-  if (isMulticast6(address6, 0) || linkLocalPrefix || address6.subarray(0, 8).every(isZero)) {
-    throw new TypeError(`${options.address6} is not a global IPv6 address of one host`);
-  }
-  return {
-    mac,
-    address6,
-    linkLocal,
-    address,
-    mask,
-    broadcast,
-    ring: new FrameRing(),
-    counters: createCounters(),
-  };
 }

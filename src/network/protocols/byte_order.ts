@@ -1,7 +1,7 @@
 /**
  * Network byte order (RFC 791, appendix B): big-endian numbers at an offset of a frame.
  *
- * Plain indexing instead of a DataView: frames from the guest arrive in buffers that are the owner's, and
+ * Plain indexing instead of a DataView: frames arrive in buffers that are the owner's, and
  * a view of each would be an allocation per frame. An index outside an array reads as 0 and writes
  * nothing, so even a forgotten check cannot throw; the checks belong to the callers all the same.
  */

@@ -9,9 +9,8 @@
 
 import { addBytes, addU32, checksumOf, foldSum } from "./checksum.ts";
 import { ETHERNET_HEADER_SIZE } from "./ethernet.ts";
-import type { Verdict } from "./host.ts";
-import { readU16, readU32, writeU16, writeU32 } from "./network_order.ts";
-import type { Packet } from "./packet.ts";
+import { readU16, readU32, writeU16, writeU32 } from "./byte_order.ts";
+import type { Packet, Verdict } from "./packet.ts";
 
 /** Offset of the header in a frame. */
 export const IPV4_HEADER: number = ETHERNET_HEADER_SIZE;
@@ -23,8 +22,6 @@ export const IPV4_HEADER_SIZE = 20;
 export const IPV4_PAYLOAD: number = IPV4_HEADER + IPV4_HEADER_SIZE;
 /** Protocol number of ICMP. */
 export const PROTOCOL_ICMP = 1;
-/** Protocol number of TCP. */
-export const PROTOCOL_TCP = 6;
 /** Protocol number of UDP. */
 export const PROTOCOL_UDP = 17;
 /** The limited broadcast address, 255.255.255.255. */

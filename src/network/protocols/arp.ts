@@ -1,9 +1,4 @@
-/**
- * ARP (RFC 826): who has our address? We have.
- *
- * Nothing is learnt: every answer goes to the station that asked. A probe (RFC 5227, sender address 0)
- * and another station's announcement of our address are answered too, which is how one defends it.
- */
+/** ARP (RFC 826), for Ethernet and IPv4: who has an address, and at which MAC address it is. */
 
 import {
   ETHERNET_HEADER_SIZE,
@@ -15,8 +10,8 @@ import {
   readEthertype,
   writeEthernetHeader,
 } from "./ethernet.ts";
-import type { Host, Verdict } from "./host.ts";
-import { copyBytes, readU16, readU32, writeU16, writeU32 } from "./network_order.ts";
+import type { Verdict } from "./packet.ts";
+import { copyBytes, readU16, readU32, writeU16, writeU32 } from "./byte_order.ts";
 
 const HARDWARE_TYPE = ETHERNET_HEADER_SIZE;
 const PROTOCOL_TYPE = HARDWARE_TYPE + 2;
@@ -33,31 +28,30 @@ const LENGTHS_ETHERNET_IPV4 = 0x0604;
 const REQUEST = 1;
 const REPLY = 2;
 
-/** Answers a request for the host's address. */
-export function receiveArp(host: Host, frame: Uint8Array, length: number): Verdict {
+/** Checks a frame: "done" if it is a request for an address. */
+export function checkArpRequest(frame: Uint8Array, length: number, address: number): Verdict {
   if (length < FRAME_SIZE) return "malformed";
   if (readU16(frame, HARDWARE_TYPE) !== HARDWARE_ETHERNET) return "ignored";
   if (readU16(frame, PROTOCOL_TYPE) !== ETHERTYPE_IPV4) return "ignored";
   if (readU16(frame, ADDRESS_LENGTHS) !== LENGTHS_ETHERNET_IPV4) return "malformed";
   if (readU16(frame, OPERATION) !== REQUEST) return "ignored";
-  if (readU32(frame, TARGET_ADDRESS) !== host.address) return "ignored";
-
-  const reply = host.ring.reserve();
-  if (reply === undefined) return "dropped";
-  writeEthernetHeader(reply, frame, ETHERNET_SOURCE, host.mac, ETHERTYPE_ARP);
-  writeU16(reply, HARDWARE_TYPE, HARDWARE_ETHERNET);
-  writeU16(reply, PROTOCOL_TYPE, ETHERTYPE_IPV4);
-  writeU16(reply, ADDRESS_LENGTHS, LENGTHS_ETHERNET_IPV4);
-  writeU16(reply, OPERATION, REPLY);
-  copyBytes(reply, SENDER_MAC, host.mac, 0, MAC_SIZE);
-  writeU32(reply, SENDER_ADDRESS, host.address);
-  copyBytes(reply, TARGET_MAC, frame, SENDER_MAC, MAC_SIZE + 4);
-  host.ring.commit(FRAME_SIZE);
-  host.counters.arpReplies++;
-  return "done";
+  return readU32(frame, TARGET_ADDRESS) === address ? "done" : "ignored";
 }
 
-/** The client's half: asks who has an address. Returns the frame's length. */
+/** Answers a request: the address is at this MAC address. Returns the frame's length. */
+export function writeArpReply(
+  reply: Uint8Array,
+  mac: Uint8Array,
+  address: number,
+  request: Uint8Array,
+): number {
+  writeEthernetHeader(reply, request, ETHERNET_SOURCE, mac, ETHERTYPE_ARP);
+  writeFixedFields(reply, REPLY, mac, address);
+  copyBytes(reply, TARGET_MAC, request, SENDER_MAC, MAC_SIZE + 4);
+  return FRAME_SIZE;
+}
+
+/** Asks who has an address. Returns the frame's length. */
 export function writeArpRequest(
   frame: Uint8Array,
   mac: Uint8Array,
@@ -65,18 +59,27 @@ export function writeArpRequest(
   wanted: number,
 ): number {
   writeEthernetHeader(frame, MAC_BROADCAST, 0, mac, ETHERTYPE_ARP);
-  writeU16(frame, HARDWARE_TYPE, HARDWARE_ETHERNET);
-  writeU16(frame, PROTOCOL_TYPE, ETHERTYPE_IPV4);
-  writeU16(frame, ADDRESS_LENGTHS, LENGTHS_ETHERNET_IPV4);
-  writeU16(frame, OPERATION, REQUEST);
-  copyBytes(frame, SENDER_MAC, mac, 0, MAC_SIZE);
-  writeU32(frame, SENDER_ADDRESS, address);
+  writeFixedFields(frame, REQUEST, mac, address);
   frame.fill(0, TARGET_MAC, TARGET_ADDRESS);
   writeU32(frame, TARGET_ADDRESS, wanted);
   return FRAME_SIZE;
 }
 
-/** The client's half: the MAC address in an answer about `wanted`, or undefined for another frame. */
+function writeFixedFields(
+  frame: Uint8Array,
+  operation: number,
+  mac: Uint8Array,
+  address: number,
+): void {
+  writeU16(frame, HARDWARE_TYPE, HARDWARE_ETHERNET);
+  writeU16(frame, PROTOCOL_TYPE, ETHERTYPE_IPV4);
+  writeU16(frame, ADDRESS_LENGTHS, LENGTHS_ETHERNET_IPV4);
+  writeU16(frame, OPERATION, operation);
+  copyBytes(frame, SENDER_MAC, mac, 0, MAC_SIZE);
+  writeU32(frame, SENDER_ADDRESS, address);
+}
+
+/** The MAC address in an answer about `wanted`, or undefined for another frame. */
 export function readArpReply(
   frame: Uint8Array,
   length: number,

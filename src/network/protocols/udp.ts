@@ -2,16 +2,14 @@
  * UDP (RFC 768): ports, length, and a checksum over a pseudo header.
  *
  * A checksum field of 0 means that the sender computed none and is accepted; a computed 0 travels as
- * 0xffff. IPv6 forbids the 0 (RFC 8200 8.1). A datagram whose checksum the guest left to its device is
+ * 0xffff. IPv6 forbids the 0 (RFC 8200 8.1). A datagram whose checksum the sender left to a device is
  * trusted instead.
  */
 
 import { addBytes, checksumOf, foldSum, pseudoHeaderSum } from "./checksum.ts";
-import type { Verdict } from "./host.ts";
 import { IPV4_PAYLOAD, PROTOCOL_UDP, writeIpv4Header } from "./ipv4.ts";
-import { readU16, writeU16 } from "./network_order.ts";
-import type { Packet } from "./packet.ts";
-import type { Peer } from "./peer.ts";
+import { readU16, writeU16 } from "./byte_order.ts";
+import type { Packet, Verdict } from "./packet.ts";
 
 /** Bytes of the header. */
 export const UDP_HEADER_SIZE = 8;
@@ -66,27 +64,8 @@ export function writeUdpHeaders(
   writeUdpHeader(frame, IPV4_PAYLOAD, length, sourcePort, destinationPort, sum);
 }
 
-/**
- * Writes all headers of a datagram to a peer around a payload that is in place, behind the UDP header at
- * `peer.payload`. Returns the frame's length.
- */
-export function writeUdpTo(
-  peer: Peer,
-  frame: Uint8Array,
-  ourMac: Uint8Array,
-  payloadLength: number,
-  sourcePort: number,
-  destinationPort: number,
-): number {
-  const length = UDP_HEADER_SIZE + payloadLength;
-  peer.writeHeaders(frame, ourMac, PROTOCOL_UDP, length);
-  const sum = peer.addressSum + PROTOCOL_UDP + length;
-  writeUdpHeader(frame, peer.payload, length, sourcePort, destinationPort, sum);
-  return peer.payload + length;
-}
-
 /** Writes the header at `at` for a datagram of `length` bytes; `sum` is that of its pseudo header. */
-function writeUdpHeader(
+export function writeUdpHeader(
   frame: Uint8Array,
   at: number,
   length: number,

@@ -6,11 +6,11 @@
  * here, and nobody answers those.
  */
 
-import { copyBytes, readU16, writeU16 } from "./network_order.ts";
+import { copyBytes, readU16, writeU16 } from "./byte_order.ts";
 
 /** Bytes of the header; the payload starts here. */
 export const ETHERNET_HEADER_SIZE = 14;
-/** The longest frame that the responder sends: the header and 1500 bytes. */
+/** The longest frame on an Ethernet, without its check sequence: the header and 1500 bytes. */
 export const ETHERNET_FRAME_MAX = 1514;
 /** Bytes of a MAC address. */
 export const MAC_SIZE = 6;

@@ -9,9 +9,8 @@
 
 import { addBytes } from "./checksum.ts";
 import { ETHERNET_HEADER_SIZE } from "./ethernet.ts";
-import type { Verdict } from "./host.ts";
-import { copyBytes, readU16, writeU16, writeU32 } from "./network_order.ts";
-import type { Packet } from "./packet.ts";
+import { copyBytes, readU16, writeU16, writeU32 } from "./byte_order.ts";
+import type { Packet, Verdict } from "./packet.ts";
 
 /** Offset of the header in a frame. */
 export const IPV6_HEADER: number = ETHERNET_HEADER_SIZE;

@@ -6,7 +6,7 @@
  * few folded parts stays below 2^32, which is what the unsigned shift in {@link foldSum} needs.
  */
 
-import { readU16 } from "./network_order.ts";
+import { readU16 } from "./byte_order.ts";
 
 /** Adds the bytes in [start, end), an odd last byte padded with 0, to a sum. At most 65535 bytes. */
 export function addBytes(sum: number, bytes: Uint8Array, start: number, end: number): number {

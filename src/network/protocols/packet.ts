@@ -1,4 +1,18 @@
-/** What ICMPv6, UDP and TCP see of a packet of either Internet protocol: where it lies, and from whom. */
+/**
+ * What all protocols share: what became of a received frame, and what those above the Internet protocol see
+ * of a packet of either version, where it lies and from whom.
+ */
+
+/**
+ * What became of a frame:
+ *
+ * - `done`: whole; answered or consumed
+ * - `ignored`: well-formed, but not for us, or nothing that we speak
+ * - `dropped`: for us, but a limit or a full ring forbade it
+ * - `malformed`: its bytes contradict its protocol
+ * - `checksum`: its checksum is wrong
+ */
+export type Verdict = "done" | "ignored" | "dropped" | "malformed" | "checksum";
 
 /** A received packet whose header was checked. One record of each version serves all frames. */
 export interface Packet {

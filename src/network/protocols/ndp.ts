@@ -1,18 +1,10 @@
 /**
- * Neighbour discovery (RFC 4861): who has our address? We have; and a prefix for whoever wants one.
+ * Neighbour discovery (RFC 4861): solicitations in, advertisements out.
  *
- * A neighbour solicitation for one of our two addresses gets an advertisement; one for any other address
- * is none of our business, so a guest's duplicate address detection (RFC 4862 5.4) never hears from us,
- * unless the address it tries is ours: then we defend it. A router solicitation gets an advertisement of
- * our prefix, on the link and for autoconfiguration (RFC 4862 5.5), with a router lifetime of 0: we
- * forward nothing, so nobody is to make us its default router. There are no unsolicited advertisements:
- * a guest solicits when its interface comes up.
- *
- * Nothing is learnt: answers go to the station that asked, to all nodes if it has no address yet.
+ * An answer goes to the station that asked, or to all nodes if it has no address yet.
  */
 
 import { ETHERNET_SOURCE, ETHERTYPE_IPV6, MAC_SIZE, writeEthernetHeader } from "./ethernet.ts";
-import type { Host, Verdict } from "./host.ts";
 import { finishIcmpv6 } from "./icmpv6.ts";
 import {
   ALL_NODES,
@@ -23,13 +15,13 @@ import {
   IPV6_PAYLOAD,
   IPV6_SOURCE,
   type Ipv6Packet,
-  isIpv6,
   isMulticast6,
   isUnspecified,
   PROTOCOL_ICMPV6,
   writeIpv6Header,
 } from "./ipv6.ts";
-import { copyBytes, writeU16, writeU32 } from "./network_order.ts";
+import { copyBytes, writeU16, writeU32 } from "./byte_order.ts";
+import type { Verdict } from "./packet.ts";
 
 /** Type and code of a router solicitation, as one number; the others likewise. */
 export const ROUTER_SOLICITATION = 0x8500;
@@ -62,54 +54,68 @@ const PREFERRED_SECONDS = 14400;
 /** 33:33 and the last four bytes of ff02::1 (RFC 2464 7). */
 const ALL_NODES_MAC = Uint8Array.of(0x33, 0x33, 0, 0, 0, 1);
 
-/** Answers a solicitation for one of our addresses. */
-export function receiveNeighbourSolicitation(
-  host: Host,
-  frame: Uint8Array,
-  packet: Ipv6Packet,
-): Verdict {
-  const target = packet.start + TARGET;
+/** Checks a neighbour solicitation, which is for the address at {@link neighbourTarget}. */
+export function checkNeighbourSolicitation(frame: Uint8Array, packet: Ipv6Packet): Verdict {
   if (packet.hopLimit !== HOP_LIMIT_MAX || packet.end - packet.start < NEIGHBOUR_SIZE) {
     return "malformed";
   }
-  if (isMulticast6(frame, target)) return "malformed";
+  if (isMulticast6(frame, neighbourTarget(packet))) return "malformed";
   const fromNobody = isUnspecified(frame, IPV6_SOURCE);
-  const options = checkOptions(frame, packet.start + NEIGHBOUR_SIZE, packet.end, fromNobody);
-  if (options !== "done") return options;
   // A probe for a duplicate goes to the solicited-node group (RFC 4861 7.1.1).
   if (fromNobody && !isMulticast6(frame, IPV6_DESTINATION)) return "malformed";
-  if (!isIpv6(frame, target, host.linkLocal) && !isIpv6(frame, target, host.address6)) {
-    return "ignored";
-  }
+  return checkOptions(frame, packet.start + NEIGHBOUR_SIZE, packet.end, fromNobody);
+}
 
-  const reply = host.ring.reserve();
-  if (reply === undefined) return "dropped";
+/** Where in the frame a neighbour solicitation has the address that is wanted. */
+export function neighbourTarget(packet: Ipv6Packet): number {
+  return packet.start + TARGET;
+}
+
+/**
+ * Writes the frame that answers a neighbour solicitation: the wanted address is at this MAC address, that
+ * of a router, and whoever knows better is wrong. Returns the frame's length.
+ */
+export function writeNeighbourAdvertisement(
+  reply: Uint8Array,
+  mac: Uint8Array,
+  frame: Uint8Array,
+  packet: Ipv6Packet,
+): number {
+  const target = neighbourTarget(packet);
+  const fromNobody = isUnspecified(frame, IPV6_SOURCE);
   const length = NEIGHBOUR_ADVERTISEMENT_SIZE;
-  writeAdvertisementHeaders(host, reply, frame, length, frame, target, fromNobody);
+  writeAdvertisementHeaders(reply, mac, frame, length, frame, target);
   const flags = FLAG_ROUTER | FLAG_OVERRIDE | (fromNobody ? 0 : FLAG_SOLICITED);
   writeU32(reply, IPV6_PAYLOAD + 4, flags);
   copyBytes(reply, IPV6_PAYLOAD + TARGET, frame, target, IPV6_ADDRESS_SIZE);
-  writeLinkAddress(reply, IPV6_PAYLOAD + NEIGHBOUR_SIZE, OPTION_TARGET_LINK_ADDRESS, host.mac);
-  host.ring.commit(finishIcmpv6(reply, NEIGHBOUR_ADVERTISEMENT, length));
-  host.counters.neighbourAdvertisements++;
-  return "done";
+  writeLinkAddress(reply, IPV6_PAYLOAD + NEIGHBOUR_SIZE, OPTION_TARGET_LINK_ADDRESS, mac);
+  return finishIcmpv6(reply, NEIGHBOUR_ADVERTISEMENT, length);
 }
 
-/** Answers a router solicitation. */
-export function receiveRouterSolicitation(
-  host: Host,
-  frame: Uint8Array,
-  packet: Ipv6Packet,
-): Verdict {
+/** Checks a router solicitation. */
+export function checkRouterSolicitation(frame: Uint8Array, packet: Ipv6Packet): Verdict {
   if (packet.hopLimit !== HOP_LIMIT_MAX) return "malformed";
   const fromNobody = isUnspecified(frame, IPV6_SOURCE);
-  const options = checkOptions(frame, packet.start + SOLICITATION_SIZE, packet.end, fromNobody);
-  if (options !== "done") return options;
+  return checkOptions(frame, packet.start + SOLICITATION_SIZE, packet.end, fromNobody);
+}
 
-  const reply = host.ring.reserve();
-  if (reply === undefined) return "dropped";
+/**
+ * Writes the frame that answers a router solicitation: a prefix of 64 bits, on the link and for
+ * autoconfiguration (RFC 4862 5.5), and a router lifetime of 0, so that nobody makes us its default router.
+ * Returns the frame's length.
+ *
+ * @param linkLocal our address with this MAC address
+ * @param address begins with the prefix
+ */
+export function writeRouterAdvertisement(
+  reply: Uint8Array,
+  mac: Uint8Array,
+  linkLocal: Uint8Array,
+  address: Uint8Array,
+  frame: Uint8Array,
+): number {
   const length = ROUTER_ADVERTISEMENT_SIZE;
-  writeAdvertisementHeaders(host, reply, frame, length, host.linkLocal, 0, fromNobody);
+  writeAdvertisementHeaders(reply, mac, frame, length, linkLocal, 0);
   let at = IPV6_PAYLOAD + 4;
   // Hop limit, no flags, router lifetime 0; reachable and retransmission times unspecified.
   writeU32(reply, at, HOP_LIMIT << 24);
@@ -123,13 +129,11 @@ export function receiveRouterSolicitation(
   writeU32(reply, at + 4, VALID_SECONDS);
   writeU32(reply, at + 8, PREFERRED_SECONDS);
   writeU32(reply, at + 12, 0);
-  copyBytes(reply, at + 16, host.address6, 0, PREFIX_LENGTH / 8);
+  copyBytes(reply, at + 16, address, 0, PREFIX_LENGTH / 8);
   reply.fill(0, at + 16 + PREFIX_LENGTH / 8, at + PREFIX_OPTION_SIZE);
   at += PREFIX_OPTION_SIZE;
-  writeLinkAddress(reply, at, OPTION_SOURCE_LINK_ADDRESS, host.mac);
-  host.ring.commit(finishIcmpv6(reply, ROUTER_ADVERTISEMENT, length));
-  host.counters.routerAdvertisements++;
-  return "done";
+  writeLinkAddress(reply, at, OPTION_SOURCE_LINK_ADDRESS, mac);
+  return finishIcmpv6(reply, ROUTER_ADVERTISEMENT, length);
 }
 
 /**
@@ -155,16 +159,16 @@ function checkOptions(
 
 /** Writes headers from our address at `sourceAt` of `source` to the sender of `frame`, or to all. */
 function writeAdvertisementHeaders(
-  host: Host,
   reply: Uint8Array,
+  mac: Uint8Array,
   frame: Uint8Array,
   length: number,
   source: Uint8Array,
   sourceAt: number,
-  toAll: boolean,
 ): void {
-  const mac = toAll ? ALL_NODES_MAC : frame;
-  writeEthernetHeader(reply, mac, toAll ? 0 : ETHERNET_SOURCE, host.mac, ETHERTYPE_IPV6);
+  const toAll = isUnspecified(frame, IPV6_SOURCE);
+  const toMac = toAll ? ALL_NODES_MAC : frame;
+  writeEthernetHeader(reply, toMac, toAll ? 0 : ETHERNET_SOURCE, mac, ETHERTYPE_IPV6);
   const to = toAll ? ALL_NODES : frame;
   const toAt = toAll ? 0 : IPV6_SOURCE;
   writeIpv6Header(

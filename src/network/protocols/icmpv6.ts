@@ -1,19 +1,10 @@
 /**
- * ICMPv6 (RFC 4443): answers echo requests, and says "port unreachable". Neighbour discovery, which
- * travels in it, is in ndp.ts.
- *
- * The rules are those of icmp.ts: an echo request comes back whole if it fits into one frame; a request to
- * a group is ignored; errors are sent at a limited rate and never about errors, to a group, or to nobody.
+ * ICMPv6 (RFC 4443): echo requests and replies, and "port unreachable"; what travels in it besides,
+ * neighbour discovery, is in ndp.ts. The Ethernet header is the caller's to write.
  */
 
 import { addBytes, checksumOf, foldSum } from "./checksum.ts";
-import {
-  ETHERNET_FRAME_MAX,
-  ETHERNET_SOURCE,
-  ETHERTYPE_IPV6,
-  writeEthernetHeader,
-} from "./ethernet.ts";
-import type { Host, Verdict } from "./host.ts";
+import { ETHERNET_FRAME_MAX } from "./ethernet.ts";
 import {
   HOP_LIMIT,
   IPV6_DESTINATION,
@@ -25,8 +16,8 @@ import {
   PROTOCOL_ICMPV6,
   writeIpv6Header,
 } from "./ipv6.ts";
-import { copyBytes, readU16, writeU16, writeU32 } from "./network_order.ts";
-import type { TokenBucket } from "./token_bucket.ts";
+import { copyBytes, readU16, writeU16, writeU32 } from "./byte_order.ts";
+import type { Verdict } from "./packet.ts";
 
 /** Type and code of an echo request, as one number. */
 export const ECHO6_REQUEST = 0x8000;
@@ -50,46 +41,40 @@ export function readIcmpv6Kind(frame: Uint8Array, packet: Ipv6Packet): number {
   return readU16(frame, packet.start);
 }
 
-/** Answers an echo request. */
-export function receiveEcho6(host: Host, frame: Uint8Array, packet: Ipv6Packet): Verdict {
-  const length = packet.end - packet.start;
-  if (IPV6_PAYLOAD + length > ETHERNET_FRAME_MAX) return "dropped";
-  const reply = host.ring.reserve();
-  if (reply === undefined) return "dropped";
-  copyBytes(reply, IPV6_PAYLOAD + 4, frame, packet.start + 4, length - 4);
-  writeAnswerHeaders(host, reply, frame, length);
-  host.ring.commit(finishIcmpv6(reply, ECHO6_REPLY, length));
-  host.counters.echoReplies++;
-  return "done";
-}
-
-/** Tells the sender of a UDP datagram that nobody listens, at most as often as `limit` allows. */
-export function sendPort6Unreachable(
-  host: Host,
+/**
+ * Writes the packet that answers an echo request, from the address that was asked. Returns the frame's
+ * length, 0 if that is more than one frame can have: we do not fragment.
+ */
+export function writeEchoReply6(
+  reply: Uint8Array,
   frame: Uint8Array,
   packet: Ipv6Packet,
-  limit: TokenBucket,
-): Verdict {
-  if (!limit.take()) return "dropped";
-  const reply = host.ring.reserve();
-  if (reply === undefined) return "dropped";
+): number {
+  const length = packet.end - packet.start;
+  if (IPV6_PAYLOAD + length > ETHERNET_FRAME_MAX) return 0;
+  copyBytes(reply, IPV6_PAYLOAD + 4, frame, packet.start + 4, length - 4);
+  writeAnswerHeader(reply, frame, length);
+  return finishIcmpv6(reply, ECHO6_REPLY, length);
+}
+
+/**
+ * Writes the packet that tells the sender of a UDP datagram that nobody listens. Returns the frame's
+ * length.
+ */
+export function writePort6Unreachable(
+  reply: Uint8Array,
+  frame: Uint8Array,
+  packet: Ipv6Packet,
+): number {
   const quoted = Math.min(packet.end - IPV6_HEADER, QUOTED_SIZE_MAX);
   writeU32(reply, IPV6_PAYLOAD + 4, 0);
   copyBytes(reply, IPV6_PAYLOAD + HEADER_SIZE, frame, IPV6_HEADER, quoted);
-  writeAnswerHeaders(host, reply, frame, HEADER_SIZE + quoted);
-  host.ring.commit(finishIcmpv6(reply, PORT6_UNREACHABLE, HEADER_SIZE + quoted));
-  host.counters.portUnreachables++;
-  return "done";
+  writeAnswerHeader(reply, frame, HEADER_SIZE + quoted);
+  return finishIcmpv6(reply, PORT6_UNREACHABLE, HEADER_SIZE + quoted);
 }
 
-/** Writes the headers of an answer from the address that was asked to the one that asked. */
-function writeAnswerHeaders(
-  host: Host,
-  reply: Uint8Array,
-  frame: Uint8Array,
-  length: number,
-): void {
-  writeEthernetHeader(reply, frame, ETHERNET_SOURCE, host.mac, ETHERTYPE_IPV6);
+/** Writes the header of an answer from the address that was asked to the one that asked. */
+function writeAnswerHeader(reply: Uint8Array, frame: Uint8Array, length: number): void {
   writeIpv6Header(
     reply,
     length,

@@ -1,0 +1,84 @@
+/**
+ * Where traffic goes to and comes from: discard (RFC 863), which throws datagrams away, and the character
+ * generator (RFC 864), made into a source on request.
+ *
+ * RFC 864 answers every datagram with one datagram of characters. A datagram of at least 8 bytes to that port
+ * is our own request for more:
+ *
+ *     u32  how many datagrams
+ *     u16  UDP payload bytes of each, 18 to 1472 (over IPv6: 1452)
+ *     u16  0
+ *
+ * all big-endian. Their first four payload bytes are a sequence number from 0, the rest is RFC 864's pattern.
+ */
+
+import { readU16, readU32, writeU16, writeU32 } from "./byte_order.ts";
+import { ETHERNET_FRAME_MAX } from "./ethernet.ts";
+import type { Verdict } from "./packet.ts";
+import { UDP_PAYLOAD, type UdpDatagram } from "./udp.ts";
+
+/** UDP port of discard. */
+export const DISCARD_PORT = 9;
+/** UDP port of the character generator. */
+export const CHARGEN_PORT = 19;
+/** Bytes of a request. */
+export const CHARGEN_REQUEST_SIZE = 8;
+/** UDP payload bytes at least: a frame of 60 bytes, the shortest on an Ethernet. */
+export const NUMBERED_SIZE_MIN = 18;
+/** UDP payload bytes at most, over IPv4; over IPv6 it is 20 less. */
+export const NUMBERED_SIZE_MAX: number = ETHERNET_FRAME_MAX - UDP_PAYLOAD;
+
+const LINE_CHARACTERS = 72;
+const PRINTABLE_CHARACTERS = 95;
+const SPACE = 0x20;
+const CARRIAGE_RETURN = 0x0d;
+const LINE_FEED = 0x0a;
+
+/** A request. One record serves all, one after the other. */
+export class ChargenRequest {
+  /** How many datagrams. */
+  count = 0;
+  /** UDP payload bytes of each. */
+  size = 0;
+}
+
+/** Reads a request of at least 8 bytes; "done" if it is one. Whether the size fits is not looked at. */
+export function parseChargenRequest(
+  request: ChargenRequest,
+  frame: Uint8Array,
+  datagram: UdpDatagram,
+): Verdict {
+  if (readU16(frame, datagram.start + 6) !== 0) return "malformed";
+  request.count = readU32(frame, datagram.start);
+  request.size = readU16(frame, datagram.start + 4);
+  return "done";
+}
+
+/** Writes a request as the payload of a UDP datagram at `at`. */
+export function writeChargenRequest(
+  frame: Uint8Array,
+  at: number,
+  count: number,
+  size: number,
+): void {
+  writeU32(frame, at, count);
+  writeU16(frame, at + 4, size);
+  writeU16(frame, at + 6, 0);
+}
+
+/** Writes the pattern of RFC 864: lines of 72 characters, each line starting one character later. */
+export function writePattern(target: Uint8Array, start: number, end: number): void {
+  let line = 0;
+  let column = 0;
+  for (let at = start; at < end; at++) {
+    if (column < LINE_CHARACTERS) {
+      target[at] = SPACE + (line + column++) % PRINTABLE_CHARACTERS;
+    } else if (column++ === LINE_CHARACTERS) {
+      target[at] = CARRIAGE_RETURN;
+    } else {
+      target[at] = LINE_FEED;
+      column = 0;
+      line++;
+    }
+  }
+}
