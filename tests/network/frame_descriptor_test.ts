@@ -4,6 +4,7 @@ import { assert, assertEquals } from "@std/assert";
 import { allocate } from "../../src/linux/arena.ts";
 import { Fd } from "../../src/linux/fd.ts";
 import { check, libc } from "../../src/linux/libc.ts";
+import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { FrameDescriptor } from "../../src/network/frame_descriptor.ts";
 import { PrefixedSegments } from "../../src/network/prefixed_segments.ts";
@@ -17,7 +18,7 @@ function pair(): [Fd, Fd] {
 }
 
 Deno.test("frame descriptor: no room now, then there is", async () => {
-  using reactor = new Reactor();
+  using reactor = new Reactor(new VirtualClock());
   using memory = new GuestMemory();
   const [a, b] = pair();
   using _a = a;
@@ -51,7 +52,7 @@ Deno.test("frame descriptor: no room now, then there is", async () => {
 });
 
 Deno.test("frame descriptor: nothing throws when the other side is gone", async () => {
-  using reactor = new Reactor();
+  using reactor = new Reactor(new VirtualClock());
   using memory = new GuestMemory();
   const [a, b] = pair();
   using _a = a;
@@ -68,7 +69,7 @@ Deno.test("frame descriptor: nothing throws when the other side is gone", async 
 });
 
 Deno.test("prefixed segments: the header is cut off wherever its pieces end", async () => {
-  using reactor = new Reactor();
+  using reactor = new Reactor(new VirtualClock());
   using memory = new GuestMemory();
   const [a, b] = pair();
   using _a = a;

@@ -2,6 +2,7 @@
 
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { VmsgError } from "../../src/linux/errors.ts";
+import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import type { IovecList } from "../../src/memory/mod.ts";
 import { Hub, MAX_PORTS, QUEUE_FRAMES } from "../../src/network/hub.ts";
@@ -60,7 +61,7 @@ function open(hub: Hub, count: number): NetworkPort[] {
 }
 
 Deno.test("hub: floods what it does not know, and learns", () => {
-  using reactor = new Reactor();
+  using reactor = new Reactor(new VirtualClock());
   using hub = new Hub(reactor);
   using memory = new GuestMemory();
   const [one, two, three] = open(hub, 3);
@@ -92,7 +93,7 @@ Deno.test("hub: floods what it does not know, and learns", () => {
 });
 
 Deno.test("hub: a header asks nothing of others, and nonsense goes nowhere", () => {
-  using reactor = new Reactor();
+  using reactor = new Reactor(new VirtualClock());
   using hub = new Hub(reactor);
   using memory = new GuestMemory();
   const [one, two] = open(hub, 2);
@@ -113,7 +114,7 @@ Deno.test("hub: a header asks nothing of others, and nonsense goes nowhere", () 
 });
 
 Deno.test("hub: a full queue drops, a port that left is forgotten", () => {
-  using reactor = new Reactor();
+  using reactor = new Reactor(new VirtualClock());
   using hub = new Hub(reactor);
   using memory = new GuestMemory();
   const [one, two, three] = open(hub, 3);
@@ -134,8 +135,30 @@ Deno.test("hub: a full queue drops, a port that left is forgotten", () => {
   assertThrows(() => hub.connect(), VmsgError, "a hub has at most 64 ports");
 });
 
+Deno.test("hub: a station that was silent for too long is looked for again", () => {
+  const clock = new VirtualClock();
+  using reactor = new Reactor(clock);
+  using hub = new Hub(reactor);
+  using memory = new GuestMemory();
+  const [one, two, three] = open(hub, 3);
+  two.send(memory.frame(ethernet(ALL, B)));
+  for (const port of [one, three]) port.discard();
+  const frame = ethernet(B, A);
+  /** Whether the third port hears what is for the station behind the second. */
+  const isFlooded = () => {
+    one.send(memory.frame(frame));
+    assertEquals(takeFrame(two, memory), frame);
+    return takeFrame(three, memory) !== undefined;
+  };
+  assertEquals(isFlooded(), false);
+  clock.advance(MAX_AGE_SECONDS * 1000 - 1);
+  assertEquals(isFlooded(), false);
+  clock.advance(2);
+  assertEquals(isFlooded(), true);
+});
+
 Deno.test("hub: an uplink that is full is waited for", () => {
-  using reactor = new Reactor();
+  using reactor = new Reactor(new VirtualClock());
   const uplink = new SlowPort();
   using memory = new GuestMemory();
   {
@@ -156,7 +179,7 @@ Deno.test("hub: an uplink that is full is waited for", () => {
 });
 
 Deno.test("hub: two guests and the responder", () => {
-  using reactor = new Reactor();
+  using reactor = new Reactor(new VirtualClock());
   using hub = new Hub(reactor, { uplink: new ResponderPort({}, reactor) });
   using memory = new GuestMemory();
   const [one, two] = open(hub, 2);
@@ -168,6 +191,27 @@ Deno.test("hub: two guests and the responder", () => {
   assertEquals(reply.slice(20, 22), bytes("0002"));
   two.discard();
   assertEquals(takeFrame(two, memory), undefined);
+});
+
+Deno.test("responder port: the flood comes at its rate", async () => {
+  const clock = new VirtualClock();
+  using reactor = new Reactor(clock);
+  using port = new ResponderPort({ floodFramesPerSecond: 10 }, reactor);
+  using memory = new GuestMemory();
+  let frames = 0;
+  const { promise: second, resolve } = Promise.withResolvers<void>();
+  port.open({
+    readable: () => {
+      while (takeFrame(port, memory) !== undefined) frames++;
+      if (frames === 10) resolve();
+    },
+    writable: () => {},
+    link: () => {},
+  });
+  const startMs = clock.now();
+  await reactor.until(second);
+  const tookMs = clock.now() - startMs;
+  assert(tookMs >= 999 && tookMs < 1050, `${tookMs} ms for 10 frames`);
 });
 
 Deno.test("MAC table: limited, and forgetful", () => {

@@ -2,6 +2,7 @@
 
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { VmsgError } from "../../src/linux/errors.ts";
+import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { CapturingPort } from "../../src/network/pcap.ts";
 import { ResponderPort } from "../../src/network/responder_port.ts";
@@ -63,7 +64,7 @@ function run(program: string, args: string[]): string | undefined {
 
 Deno.test("pcap: both directions, as tshark and tcpdump see them", () => {
   withFile((path) => {
-    using reactor = new Reactor();
+    using reactor = new Reactor(new VirtualClock());
     using memory = new GuestMemory();
     {
       const inner = new ResponderPort({}, reactor);
@@ -99,7 +100,7 @@ Deno.test("pcap: both directions, as tshark and tcpdump see them", () => {
 
 Deno.test("pcap: a snap length, and frames on disk before the end", () => {
   withFile((path) => {
-    using reactor = new Reactor();
+    using reactor = new Reactor(new VirtualClock());
     using memory = new GuestMemory();
     const inner = new ResponderPort({}, reactor);
     using port = new CapturingPort(inner, { path, snapLength: 20 }, reactor, keepingLog([]));
@@ -116,7 +117,7 @@ Deno.test("pcap: a snap length, and frames on disk before the end", () => {
 
 Deno.test("pcap: the size limit ends the capture, not the traffic", () => {
   withFile((path) => {
-    using reactor = new Reactor();
+    using reactor = new Reactor(new VirtualClock());
     using memory = new GuestMemory();
     const log: string[] = [];
     const inner = new ResponderPort({}, reactor);
@@ -133,7 +134,7 @@ Deno.test("pcap: the size limit ends the capture, not the traffic", () => {
 
 Deno.test("pcap: large captures, and a file that cannot be written", () => {
   withFile((path) => {
-    using reactor = new Reactor();
+    using reactor = new Reactor(new VirtualClock());
     using memory = new GuestMemory();
     {
       const inner = new ResponderPort({}, reactor);
