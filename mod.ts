@@ -1,57 +1,130 @@
 /**
- * vmsg as a library: the parts its command line is made of.
+ * vmsg as a library: what it takes to write a virtio device and serve it over a bus, or to drive one.
+ *
+ * A device says what it is and what it does with a batch of buffers ({@link QueueDevice}); a
+ * {@link DeviceSide} serves it at one end of a bus to whoever is at the other: `vmsg proxy` with a
+ * guest behind it, a kernel's own virtio-msg driver, or a {@link DriverSide}. Everything runs in one
+ * {@link Reactor} and blocks its thread: a program that does other things as well runs it in a Worker.
+ *
+ * This is a whole device (docs/examples/own_device.ts). With
+ *
+ *     vmsg proxy --bus linux-user,socket=own.sock --vhost-user socket=vu.sock,device=0
+ *
+ * a User-Mode Linux gets it by `virtio_uml.device=vu.sock:3`, and what is written to its /dev/hvc0 is
+ * printed here.
+ *
+ * @example Your own virtio device
+ * ```ts
+ * import {
+ *   allocate,
+ *   Chain,
+ *   codecFor,
+ *   createLog,
+ *   type DeviceQueue,
+ *   DeviceSide,
+ *   openLinuxUserBus,
+ *   QueueDevice,
+ *   Reactor,
+ *   take,
+ * } from "./mod.ts";
+ *
+ * const chain = new Chain();
+ * const text = allocate(4096);
+ *
+ * function print(queue: DeviceQueue, budget: number): boolean {
+ *   for (; budget > 0; budget--) {
+ *     if (!take(queue, chain)) return false; // no buffer left: sleep until the driver kicks
+ *     for (let at = 0; at < chain.readable.length;) {
+ *       const length = chain.readable.copyOut(at, text.address, text.bytes.length);
+ *       at += Deno.stdout.writeSync(text.bytes.subarray(0, length));
+ *     }
+ *     queue.complete(chain.head, 0);
+ *   }
+ *   return true; // there may be more, after others had their turn
+ * }
+ *
+ * async function serve(socket: string): Promise<void> {
+ *   const log = createLog("own device", "info", console.error);
+ *   using reactor = new Reactor();
+ *   using bus = openLinuxUserBus("device", reactor, { socket }, log);
+ *   using side = new DeviceSide({ reactor, bus, codec: codecFor("v1"), log });
+ *   side.add(0, new QueueDevice(reactor, { deviceId: 3, queues: [() => false, print] }));
+ *   side.open();
+ *   await reactor.run();
+ * }
+ *
+ * if (import.meta.main) await serve(Deno.args[0]);
+ * ```
  *
  * @module
  */
 
-export * from "./src/bus/bus.ts";
-export * from "./src/bus/ivshmem.ts";
-export * from "./src/bus/linux_user.ts";
-export * from "./src/bus/page_bus.ts";
-export * from "./src/bus/shm.ts";
-export * from "./src/bus/spsc_queue.ts";
-export * from "./src/bus/stream_bus.ts";
-export * from "./src/devices/net/net_device.ts";
-export * from "./src/ivshmem/end.ts";
-export * from "./src/ivshmem/server.ts";
-export * from "./src/ivshmem/server_end.ts";
-export * from "./src/linux/errors.ts";
-export { type Region } from "./src/sharing/memory_table.ts";
-export { Fd } from "./src/linux/fd.ts";
-export { allocateHugePages, type HugePages } from "./src/linux/huge_pages.ts";
-export * from "./src/linux/mapping.ts";
-export { type PhysicalRun, physicalRuns } from "./src/linux/page_map.ts";
-export * from "./src/linux/reactor.ts";
-export { UnixStream } from "./src/linux/unix_socket.ts";
-export * from "./src/memory/mod.ts";
-export * from "./src/message/codec.ts";
-export * from "./src/message/codecs.ts";
-export * from "./src/message/detect.ts";
-export * from "./src/virtio/features.ts";
-export * from "./src/message/message.ts";
-export * from "./src/message/table.ts";
-export * from "./src/message/text.ts";
-export * from "./src/network/port.ts";
-export * from "./src/network/responder_port.ts";
-export type { DhcpLease } from "./src/network/responder/dhcp_server.ts";
-export type { ResponderCounters } from "./src/network/responder/host.ts";
-export * from "./src/network/responder/responder.ts";
-export * from "./src/observe/log.ts";
-export * from "./src/observe/trace.ts";
-export * from "./src/sharing/forwarding_queue.ts";
-export * from "./src/sharing/shadow_device.ts";
-export * from "./src/sharing/segment.ts";
-export * from "./src/sharing/copied_queue.ts";
-export * from "./src/sharing/driver_memory.ts";
-export * from "./src/drivers/net/net_driver.ts";
-export * from "./src/drivers/net/pinger.ts";
-export * from "./src/sharing/physical_map.ts";
-export * from "./src/sharing/ring_pages.ts";
-export * from "./src/sharing/translated_queue.ts";
-export * from "./src/sharing/memory_table.ts";
-export * from "./src/drivers/vhost_user/server.ts";
-export * from "./src/virtio/device.ts";
-export * from "./src/transport/device_side.ts";
-export * from "./src/transport/driver_side.ts";
-export * from "./src/version.ts";
-export * from "./src/virtio/split/mod.ts";
+// The loop a device lives in, memory for system calls, lines for people.
+export { allocate, type Block } from "./src/linux/arena.ts";
+export { VmsgError } from "./src/linux/errors.ts";
+export { Reactor, type Task, type Timer } from "./src/linux/reactor.ts";
+export { createLog, type Log, type LogLevel } from "./src/observe/log.ts";
+
+// Buses, and what is spoken on them.
+export type { Bus, Side } from "./src/bus/bus.ts";
+export {
+  type IvshmemPlace,
+  type LinuxUserPlace,
+  openIvshmemBus,
+  openLinuxUserBus,
+} from "./src/bus/open.ts";
+export { codecFor } from "./src/message/codecs.ts";
+export { createTracer, type Tracer } from "./src/observe/trace.ts";
+
+// Writing a device.
+export {
+  type Batch,
+  QueueDevice,
+  type QueueDeviceOptions,
+  take,
+} from "./src/devices/queue_device.ts";
+export { Chain, DeviceQueue, Pop } from "./src/virtio/split/mod.ts";
+export { hasFeature, NetFeature, RingFeature, Status } from "./src/virtio/features.ts";
+export type { DeviceHost, DeviceModel, QueueSetup } from "./src/virtio/device.ts";
+
+// Devices there are.
+export { NetDevice, type NetDeviceOptions } from "./src/devices/net/net_device.ts";
+export { rngDevice } from "./src/devices/rng.ts";
+export type { NetworkPort, PortListener } from "./src/network/port.ts";
+export { TapPort } from "./src/network/tap.ts";
+
+// Serving devices.
+export { DeviceSide, type DeviceSideOptions } from "./src/transport/device_side.ts";
+
+// Driving a device.
+export { DriverQueue, type DriverQueueOptions } from "./src/virtio/split/mod.ts";
+export {
+  DriverSide,
+  type DriverSideOptions,
+  type PeerListener,
+  RemoteDevice,
+} from "./src/transport/driver_side.ts";
+export { ownMemory } from "./src/sharing/driver_memory.ts";
+
+// What the above mention.
+export type { BusListener, SharedSegment } from "./src/bus/bus.ts";
+export type { Clock } from "./src/linux/clock.ts";
+export type { Fd } from "./src/linux/fd.ts";
+export type { Deferred, ReadyHandler } from "./src/linux/reactor.ts";
+export type {
+  AddressSpace,
+  IovecList,
+  MappedMemory,
+  MemoryRegion,
+  MemoryWindow,
+  WindowRefusal,
+} from "./src/memory/mod.ts";
+export type { Codec, Conduct, Dialect, Limits, Malformed } from "./src/message/codec.ts";
+export type { Kind, Message } from "./src/message/message.ts";
+export type { Direction } from "./src/observe/trace.ts";
+export type { DriverMemory } from "./src/sharing/driver_memory.ts";
+export type { FixedWindow } from "./src/transport/device_side.ts";
+export type { DeviceInfo, PeerKind, QueueInfo } from "./src/transport/driver_side.ts";
+export type { Answer } from "./src/virtio/device.ts";
+export type { Place } from "./src/virtio/place.ts";
+export type { QueueConfig, RingViews } from "./src/virtio/split/mod.ts";

@@ -92,6 +92,8 @@ export interface QueueDeviceOptions {
   readonly queues: readonly Batch[];
   /** Does the device keep buffers and complete them in any order? */
   readonly anyOrder?: boolean;
+  /** What the device counts; batches are counted for it. */
+  readonly counters?: { batches: number };
 }
 
 /**
@@ -116,6 +118,8 @@ export class QueueDevice implements DeviceModel {
   readonly queueCount: number;
   readonly maxQueueSize: number = MAX_QUEUE_SIZE;
   readonly outOfOrder: boolean;
+  /** What the device has done. */
+  readonly counters: { batches: number };
   /** The configuration space; whoever changes it calls `host.configChanged`. */
   protected readonly config: Uint8Array;
   /** Whom the device serves; there from {@link connect} on. */
@@ -135,6 +139,7 @@ export class QueueDevice implements DeviceModel {
     this.configSize = config.length;
     this.queueCount = queues.length;
     this.outOfOrder = options.anyOrder ?? false;
+    this.counters = options.counters ?? { batches: 0 };
     this.#batches = queues;
     this.#tasks = queues.map((_, index) => ({ run: () => this.#run(index) }));
     this.#queues = queues.map(() => undefined);
@@ -200,6 +205,7 @@ export class QueueDevice implements DeviceModel {
   #run(index: number): boolean {
     const queue = this.#queues[index];
     if (queue === undefined || !this.host.mayTouchMemory()) return false;
+    this.counters.batches++;
     queue.noKicks();
     const more = this.#batches[index](queue, BUDGET);
     if (queue.publish()) this.host.used(index);

@@ -19,16 +19,20 @@ const MOST_BYTES = 4096;
 /** Makes an entropy device. Waits until the kernel has randomness to give, which early in a boot takes a while. */
 export function rngDevice(reactor: Reactor): QueueDevice {
   const chain = new Chain();
+  const counters = { batches: 0, buffers: 0, bytes: 0 };
   waitForRandom();
 
   function fillBuffers(queue: DeviceQueue, budget: number): boolean {
     for (; budget > 0; budget--) {
       if (!take(queue, chain)) return false;
-      queue.complete(chain.head, fill(chain.writable));
+      const written = fill(chain.writable);
+      counters.buffers++;
+      counters.bytes += written;
+      queue.complete(chain.head, written);
     }
     return true;
   }
-  return new QueueDevice(reactor, { deviceId: DEVICE_RNG, queues: [fillBuffers] });
+  return new QueueDevice(reactor, { deviceId: DEVICE_RNG, queues: [fillBuffers], counters });
 }
 
 function fill(buffer: IovecList): number {

@@ -16,7 +16,9 @@ let used = 0;
 export interface Block {
   /** The address to hand to the kernel. */
   readonly address: bigint;
+  /** The bytes. */
   readonly bytes: Uint8Array<ArrayBuffer>;
+  /** The same, for larger values. */
   readonly view: DataView<ArrayBuffer>;
 }
 

@@ -112,7 +112,11 @@ export class Reactor implements Disposable {
   #stopped = false;
   #failure: unknown;
 
-  /** @param clock what {@link now} and every timer go by */
+  /**
+   * Opens the epoll descriptor.
+   *
+   * @param clock what {@link now} and every timer go by
+   */
   constructor(readonly clock: Clock = MONOTONIC) {}
 
   /** Milliseconds that never go back; the same origin in all Workers of a machine. */

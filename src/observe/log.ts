@@ -1,10 +1,10 @@
 /** Log lines for people: what a process does and waits for, on standard error. */
 
-/** From least to most talkative. */
-export const LOG_LEVELS = ["error", "warn", "info", "debug"] as const;
+/** How talkative a log is. */
+export type LogLevel = "error" | "warn" | "info" | "debug";
 
-/** One of {@link LOG_LEVELS}. */
-export type LogLevel = typeof LOG_LEVELS[number];
+/** From least to most talkative. */
+export const LOG_LEVELS: readonly LogLevel[] = ["error", "warn", "info", "debug"];
 
 /** Where log lines go. */
 export interface Log {

@@ -72,7 +72,7 @@ export interface NetDeviceOptions {
 /** See the head of this file. */
 export class NetDevice extends QueueDevice {
   /** What went through, and what could not. */
-  readonly counters = {
+  override readonly counters = {
     received: 0,
     transmitted: 0,
     tooLong: 0,
@@ -120,6 +120,7 @@ export class NetDevice extends QueueDevice {
     this.#filter.ownKey = macKey(this.#configView.getUint16(0), this.#configView.getUint32(2));
   }
 
+  /** Opens the port too. */
   override connect(host: DeviceHost): void {
     super.connect(host);
     this.port.open({
@@ -141,6 +142,7 @@ export class NetDevice extends QueueDevice {
     this.host.configChanged();
   }
 
+  /** Starts over as a card that was reset. */
   override acceptFeatures(words: Uint32Array): boolean {
     super.acceptFeatures(words);
     this.#receive = this.has(NetFeature.MRG_RXBUF) ? this.#receiveMergeable : this.#receiveSingle;
@@ -154,6 +156,7 @@ export class NetDevice extends QueueDevice {
     return true;
   }
 
+  /** Opens a queue; one that ran before elsewhere makes the card announce itself. */
   override startQueue(index: number, setup: QueueSetup): string | undefined {
     const problem = super.startQueue(index, setup);
     if (problem !== undefined) return problem;
@@ -167,6 +170,7 @@ export class NetDevice extends QueueDevice {
     return undefined;
   }
 
+  /** Gives back the buffers that are kept for the next frame too. */
   override stopQueue(index: number): Answer<number> {
     if (index === RECEIVE) this.#sequence.clear();
     return super.stopQueue(index);
@@ -174,7 +178,6 @@ export class NetDevice extends QueueDevice {
 
   #transmit(queue: DeviceQueue, budget: number): boolean {
     const chain = this.#chain;
-    this.counters.batches++;
     for (; budget > 0; budget--) {
       if (!take(queue, chain)) return false;
       if (!this.port.send(chain.readable)) {
@@ -189,7 +192,6 @@ export class NetDevice extends QueueDevice {
 
   #receiveSingle(queue: DeviceQueue, budget: number): boolean {
     const chain = this.#chain;
-    this.counters.batches++;
     for (; budget > 0; budget--) {
       const wanted = this.port.nextLength();
       if (wanted === 0) return false;
@@ -217,7 +219,6 @@ export class NetDevice extends QueueDevice {
 
   #receiveMergeable(queue: DeviceQueue, budget: number): boolean {
     const buffers = this.#sequence;
-    this.counters.batches++;
     for (; budget > 0; budget--) {
       const wanted = this.port.nextLength();
       if (wanted === 0) return false;
@@ -251,7 +252,6 @@ export class NetDevice extends QueueDevice {
 
   #control(queue: DeviceQueue, budget: number): boolean {
     const chain = this.#chain;
-    this.counters.batches++;
     for (; budget > 0; budget--) {
       if (!take(queue, chain)) return false;
       const done = runCommand(chain.readable, this.#controlTarget);
