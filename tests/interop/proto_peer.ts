@@ -82,6 +82,11 @@ const QUEUES = 3;
 
 const sleeper = new Int32Array(new SharedArrayBuffer(4));
 
+/** How long anything of another process is waited for. */
+const TIMEOUT_MS = 60_000;
+/** The least pause between two late looks. QEMU has none; but a machine may have more to do than our tests. */
+const PATIENCE_US = 2000;
+
 /** Stands still, as usleep does. */
 function sleepUs(us: number): void {
   Atomics.wait(sleeper, 0, 0, us / 1000);
@@ -324,6 +329,8 @@ export class DriverPeer extends ProtoPeer {
   #nextTransmit = 0;
   /** Notifications that came, per queue. */
   readonly used = [0, 0, 0];
+  /** The least pause between two late looks for an answer. */
+  patienceUs = PATIENCE_US;
 
   /** Connects to a device side that listens. */
   static async connect(form: Form, directory: string, socket: string, memory: PeerMemory) {
@@ -336,7 +343,7 @@ export class DriverPeer extends ProtoPeer {
     const token = this.form === "proto" ? 0 : ++this.token;
     await this.push(name, false, size, fill, token);
     for (let poll = 0; poll < POLLS; poll++) {
-      if (poll > 128) sleepUs(poll / 128);
+      if (poll > 128) sleepUs(Math.max(this.patienceUs, poll / 128));
       const slot = this.in.pop();
       if (slot === undefined) continue;
       const message = this.decode(slot);
@@ -527,8 +534,8 @@ export class DriverPeer extends ProtoPeer {
   }
 
   /** The next frame that `wanted` accepts; others are dropped. */
-  async receive(wanted: (frame: Uint8Array) => boolean, timeoutMs = 5000): Promise<Uint8Array> {
-    const endMs = performance.now() + timeoutMs;
+  async receive(wanted: (frame: Uint8Array) => boolean): Promise<Uint8Array> {
+    const endMs = performance.now() + TIMEOUT_MS;
     const ring = this.#rings[0]!;
     while (performance.now() < endMs) {
       this.drain();
@@ -555,7 +562,7 @@ export class DriverPeer extends ProtoPeer {
   /** Waits until the device has used everything that was sent. */
   async sent(): Promise<void> {
     const ring = this.#rings[1]!;
-    for (let i = 0; i < 1000; i++) {
+    for (let i = 0; i < TIMEOUT_MS; i++) {
       this.drain();
       if (this.memory.u16(ring.used + 2) === this.#availableIndex[1]) return;
       await new Promise((resolve) => setTimeout(resolve, 1));

@@ -191,6 +191,7 @@ Deno.test("the peer aborts as QEMU does: without an answer, and when one is late
     const socket = await listener.accept();
     using device = new DevicePeer("proto", directory, memory, socket);
     // While the driver polls, this process does nothing else: the device is too late.
+    driver.patienceUs = 0;
     await assertRejects(() => driver.ask("info", 0, () => {}));
     const served = device.serve();
     while (device.messages === 0) await new Promise((resolve) => setTimeout(resolve, 1));

@@ -8,6 +8,7 @@ import type { Bus, BusListener } from "../../src/bus/bus.ts";
 import { inProcessBus } from "../support/in_process_bus.ts";
 import { createSealedMemory } from "../../src/linux/fd.ts";
 import { mapAnonymous, mapShared } from "../../src/linux/mapping.ts";
+import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { RingFeature, Status } from "../../src/virtio/features.ts";
@@ -148,9 +149,9 @@ class BytePeer implements BusListener {
 }
 
 async function wait(reactor: Reactor, condition: () => boolean): Promise<void> {
-  const endMs = performance.now() + TIMEOUT_MS;
+  const endMs = reactor.now() + TIMEOUT_MS;
   while (!condition()) {
-    if (performance.now() > endMs) throw new Error(`never so: ${condition}`);
+    if (reactor.now() > endMs) throw new Error(`never so: ${condition}`);
     await reactor.sleep(0);
   }
 }
@@ -172,7 +173,7 @@ interface DeviceRig {
 }
 
 async function withDevice(body: (rig: DeviceRig) => Promise<void>): Promise<void> {
-  using reactor = new Reactor();
+  using reactor = new Reactor(new VirtualClock());
   using pair = inProcessBus(reactor, PROTO_BUS, 64);
   using memory = createSealedMemory("vmsg-test-guest", WINDOW);
   using mapping = mapShared(memory.number, WINDOW);
@@ -318,7 +319,7 @@ interface DriverRig {
 }
 
 async function withDriver(body: (rig: DriverRig) => Promise<void>): Promise<void> {
-  using reactor = new Reactor();
+  using reactor = new Reactor(new VirtualClock());
   using pair = inProcessBus(reactor, PROTO_BUS, 64);
   const log = createLog("test", "debug", () => {});
   using side = new DriverSide({ reactor, bus: pair.driver, codec: codecFor("proto"), log });

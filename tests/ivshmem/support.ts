@@ -27,7 +27,7 @@ export function countOf(fd: Fd): number {
 }
 
 /** How long anything is waited for: of the reactor's time, and long enough where that is the real one. */
-const TIMEOUT_MS = 60_000;
+export const TIMEOUT_MS = 60_000;
 
 /** Waits, in turns of a millisecond, until something is so. */
 export async function wait(reactor: Reactor, condition: () => boolean): Promise<void> {
