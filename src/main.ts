@@ -1,35 +1,15 @@
 /** The command line: finds the subcommand, loads its file alone, turns errors into one line. */
 
-import type { Command } from "./cli/command.ts";
-import { helpText, parseOptions } from "./cli/command.ts";
+import { parseOptions } from "./cli/command.ts";
+import { COMMANDS, type PlaneName } from "./cli/commands.ts";
 import { UsageError, VmsgError } from "./linux/errors.ts";
 import { VERSION } from "./version.ts";
 
-/** Subcommands, each loaded when it is used. */
-const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
-  device: async () => (await import("./cli/device.ts")).deviceCommand,
-  proxy: async () => (await import("./cli/proxy.ts")).proxyCommand,
-  driver: async () => (await import("./cli/driver.ts")).driverCommand,
-  "ivshmem-server": async () => (await import("./cli/ivshmem_server.ts")).ivshmemServerCommand,
-  demo: async () => (await import("./cli/demo.ts")).demoCommand,
-  doctor: async () => (await import("./cli/doctor.ts")).doctorCommand,
-};
-
 /** The text of `vmsg --help`. */
 async function overview(): Promise<string> {
+  const { overviewText, terminalWidth } = await import("./cli/help.ts");
   const commands = await Promise.all(Object.values(COMMANDS).map((load) => load()));
-  const rows = commands.map(({ name, summary }) => `  ${name.padEnd(14)} ${summary}`);
-  return [
-    "vmsg: virtio devices over messages, between systems that merely share memory and a doorbell",
-    "",
-    "Usage: vmsg SUBCOMMAND [options]",
-    "       vmsg SUBCOMMAND --help",
-    "       vmsg --version",
-    "",
-    "Subcommands:",
-    ...rows,
-    "",
-  ].join("\n");
+  return overviewText(commands, terminalWidth());
 }
 
 async function dispatch(args: readonly string[]): Promise<number> {
@@ -46,13 +26,18 @@ async function dispatch(args: readonly string[]): Promise<number> {
   if (!Object.hasOwn(COMMANDS, name)) {
     throw new UsageError(`unknown subcommand ${name}; see: vmsg --help`);
   }
-  const command = await COMMANDS[name]();
+  const command = await COMMANDS[name]!();
   const options = parseOptions(command, rest);
   if (options.flag("help")) {
-    console.log(helpText(command));
+    const { helpText, terminalWidth } = await import("./cli/help.ts");
+    console.log(helpText(command, terminalWidth()));
     return 0;
   }
-  return await command.run(options);
+  return await command.run(options, async (settings) => {
+    const { runDataPlane } = await import("./cli/data_plane.ts");
+    // Only the commands of PLANES ask for it.
+    return await runDataPlane(name as PlaneName, settings, options);
+  });
 }
 
 /** Runs vmsg with arguments; the exit code is 0, 1 for a failure, 2 for wrong usage. */

@@ -1,6 +1,7 @@
 /** The demos of the lab are started as tasks, `deno task demo:NAME`, and speak like subcommands. */
 
-import { type Command, helpText, parseOptions } from "../../src/cli/command.ts";
+import { type Command, parseOptions } from "../../src/cli/command.ts";
+import { helpText, terminalWidth } from "../../src/cli/help.ts";
 import { UsageError, VmsgError } from "../../src/linux/errors.ts";
 
 /** Runs a task with the program's arguments and ends the program with its exit code. */
@@ -12,7 +13,7 @@ async function codeOf(task: Command): Promise<number> {
   try {
     const options = parseOptions(task, Deno.args);
     if (!options.flag("help")) return await task.run(options);
-    console.log(helpText(task));
+    console.log(helpText(task, terminalWidth()));
     return 0;
   } catch (error) {
     if (!(error instanceof VmsgError)) throw error;

@@ -1,11 +1,10 @@
 /**
- * What a subcommand is: one table of options gives its parsing and its `--help`.
+ * What a subcommand is: one table of options gives its parsing and its `--help` (help.ts).
  *
  * Options are long. One with a `value` takes it as `--name value` or `--name=value`; one that may be
  * `repeated` gives a list; the others are flags. Values with structure are groups, see groups.ts.
  */
 
-import { parseArgs } from "@std/cli/parse-args";
 import { UsageError } from "../linux/errors.ts";
 
 /** One option of a subcommand. */
@@ -21,26 +20,41 @@ export interface Option {
   readonly help: string;
 }
 
+/** An option as it was given; a flag has no value. */
+export interface Given {
+  readonly name: string;
+  readonly value: string | undefined;
+}
+
 /** The parsed options by name. */
 export class Options {
-  readonly #values: Readonly<Record<string, unknown>>;
+  readonly #given: readonly Given[];
+  readonly #defaults: ReadonlyMap<string, string>;
 
-  constructor(values: Readonly<Record<string, unknown>>) {
-    this.#values = values;
+  /** Called by {@link parseOptions}. */
+  constructor(given: readonly Given[], defaults: ReadonlyMap<string, string>) {
+    this.#given = given;
+    this.#defaults = defaults;
   }
 
+  /** Whether a flag was given. */
   flag(name: string): boolean {
-    return this.#values[name] === true;
+    return this.inOrder(name).length > 0;
   }
 
+  /** The value given last, or else the default. */
   text(name: string): string | undefined {
-    const value = this.#values[name];
-    return typeof value === "string" ? value : undefined;
+    return this.list(name).at(-1) ?? this.#defaults.get(name);
   }
 
+  /** The values of a repeated option. */
   list(name: string): string[] {
-    const value = this.#values[name];
-    return Array.isArray(value) ? value.map(String) : [];
+    return this.inOrder(name).flatMap(({ value }) => value ?? []);
+  }
+
+  /** All that was given of several options, in the order of the command line. */
+  inOrder(...names: readonly string[]): Given[] {
+    return this.#given.filter(({ name }) => names.includes(name));
   }
 
   /** A number within limits; a usage error otherwise. */
@@ -70,8 +84,14 @@ export class Options {
   }
 }
 
-/** A subcommand. */
-export interface Command {
+/** A part of a help text: terms, and what each means. */
+export interface Section {
+  readonly title: string;
+  readonly rows: readonly { readonly term: string; readonly text: string }[];
+}
+
+/** What is parsed and shown of a subcommand. */
+export interface CommandText {
   readonly name: string;
   /** One line for the list of subcommands. */
   readonly summary: string;
@@ -83,84 +103,71 @@ export interface Command {
   readonly elsewhere?: ReadonlyMap<string, string>;
   readonly options: readonly Option[];
   /** What the help says between options and examples. */
-  readonly details?: readonly string[];
+  readonly details?: readonly Section[];
+  /** Command lines; those of at most 78 columns stay whole on a terminal of 80. */
   readonly examples: readonly string[];
+}
+
+/** A subcommand that needs no Worker; those with one are in plane.ts. */
+export interface Command extends CommandText {
   /** Runs it; the result is the exit code. */
   run(options: Options): Promise<number>;
 }
 
-/** Options that every subcommand has. */
-const COMMON: readonly Option[] = [{ name: "help", alone: true, help: "show this help" }];
-
-function callOf({ call, name }: Command): string {
+/** How it is started. */
+export function callOf({ call, name }: CommandText): string {
   return call ?? `vmsg ${name}`;
 }
 
-/** Parses a subcommand's arguments; throws a UsageError that names what is wrong. */
-export function parseOptions(command: Command, args: readonly string[]): Options {
-  const options = [...command.options, ...COMMON];
-  const see = `see: ${callOf(command)} --help`;
-  const of = (test: (option: Option) => boolean) => options.filter(test).map(({ name }) => name);
-  const parsed = parseArgs([...args], {
-    string: of((option) => option.value !== undefined),
-    boolean: of((option) => option.value === undefined),
-    collect: of((option) => option.repeated === true),
-    "--": false,
-    unknown: (argument: string, key?: string) => {
-      if (key !== undefined) {
-        throw new UsageError(`unknown option ${argument.split("=")[0]}; ${see}`);
-      }
-      // Before its options are: none of them would be known.
-      const where = command.elsewhere?.get(argument);
-      if (where !== undefined) throw new UsageError(where);
-      return true;
-    },
-  });
-  // The parser takes any `--flag=...` but `=false` for a set flag, `--trace=off` too.
-  const flags = of((option) => option.value === undefined).map((name) => `--${name}=`);
-  const wrong = flags.find((flag) => args.some((argument) => argument.startsWith(flag)));
-  if (wrong !== undefined) throw new UsageError(`${wrong.slice(0, -1)} takes no value`);
-  const values: Record<string, unknown> = { ...parsed };
-  const alone = options.some((option) => option.alone === true && parsed[option.name] === true);
-  for (const option of options) {
-    if (option.value === undefined) continue;
-    const value = values[option.name];
-    const given = option.repeated === true ? (value as string[]) : [value];
-    if (given.includes("")) throw new UsageError(`--${option.name} needs ${option.value}`);
-    if (option.default !== undefined) values[option.name] ??= option.default;
-    const missing = values[option.name] === undefined || (given.length === 0);
-    if (option.required === true && missing && !alone) {
-      throw new UsageError(`--${option.name} ${option.value} is missing; ${see}`);
-    }
-  }
-  if (parsed._.length > 0) throw new UsageError(`unexpected argument ${parsed._[0]}; ${see}`);
-  return new Options(values);
+/** The options of a subcommand, and those that every subcommand has. */
+export function allOptions(command: CommandText): Option[] {
+  return [...command.options, { name: "help", alone: true, help: "show this help" }];
 }
 
-/** The text of `vmsg NAME --help`. */
-export function helpText(command: Command): string {
-  const rows = [...command.options, ...COMMON].map((option) => {
-    const left = option.value === undefined
-      ? `--${option.name}`
-      : `--${option.name} ${option.value}`;
-    const notes = [
-      option.help,
-      option.default === undefined ? "" : `(default ${option.default})`,
-      option.repeated === true ? "(may be repeated)" : "",
-    ];
-    return `  ${left}\n      ${notes.filter((note) => note !== "").join(" ")}`;
-  });
-  return [
-    `Usage: ${callOf(command)} [options]`,
-    "",
-    command.description,
-    "",
-    "Options:",
-    ...rows,
-    "",
-    ...(command.details ?? []).flatMap((text) => [text, ""]),
-    "Examples:",
-    ...command.examples.map((example) => `  ${example}`),
-    "",
-  ].join("\n");
+/** Parses a subcommand's arguments; throws a UsageError that names what is wrong. */
+export function parseOptions(command: CommandText, args: readonly string[]): Options {
+  const see = `see: ${callOf(command)} --help`;
+  const known = new Map(allOptions(command).map((option) => [option.name, option]));
+  const given: Given[] = [];
+  for (let i = 0; i < args.length; i++) {
+    const argument = args[i]!;
+    if (!isOption(argument)) {
+      throw new UsageError(
+        command.elsewhere?.get(argument) ?? `unexpected argument ${argument}; ${see}`,
+      );
+    }
+    const equals = argument.indexOf("=");
+    const word = equals < 0 ? argument : argument.slice(0, equals);
+    const option = word.startsWith("--") ? known.get(word.slice(2)) : undefined;
+    if (option === undefined) throw new UsageError(`unknown option ${word}; ${see}`);
+    const { name } = option;
+    if (option.value === undefined) {
+      if (equals >= 0) throw new UsageError(`${word} takes no value`);
+      given.push({ name, value: undefined });
+      continue;
+    }
+    let value = argument.slice(equals + 1);
+    if (equals < 0) {
+      // A value that looks like an option is given with "=", so that a forgotten one is noticed.
+      value = isOption(args[i + 1] ?? "-x") ? "" : args[++i]!;
+    }
+    if (value === "") throw new UsageError(`${word} needs ${option.value}`);
+    given.push({ name, value });
+  }
+  const isGiven = (wanted: string) => given.some(({ name }) => name === wanted);
+  const options = [...known.values()];
+  const isAlone = options.some(({ name, alone }) => alone === true && isGiven(name));
+  const missing = options.find(({ name, required }) => required === true && !isGiven(name));
+  if (missing !== undefined && !isAlone) {
+    throw new UsageError(`--${missing.name} ${missing.value} is missing; ${see}`);
+  }
+  const defaults = options.flatMap((option): [string, string][] =>
+    option.default === undefined ? [] : [[option.name, option.default]]
+  );
+  return new Options(given, new Map(defaults));
+}
+
+/** A dash alone is a value, by custom standard input. */
+function isOption(argument: string): boolean {
+  return argument.startsWith("-") && argument !== "-";
 }

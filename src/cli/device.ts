@@ -1,52 +1,122 @@
-/** The subcommand `vmsg device`. */
+/** `vmsg device`: bus -> device side of the transport -> devices. */
 
-import { UsageError } from "../linux/errors.ts";
-import { BUS_HELP, BUS_OPTION, parseBus } from "./bus_option.ts";
-import type { Command } from "./command.ts";
-import { COMMON_OPTIONS, parseCommon, runDataPlane } from "./data_plane.ts";
-import { DEVICE_MEMORY_OPTION, parseDeviceMemory } from "./memory_option.ts";
-import { NET_OPTIONS, parseHub, parseNet } from "./net_option.ts";
+import { UsageError, VmsgError } from "../linux/errors.ts";
+import { AddressSpace } from "../memory/mod.ts";
+import { codecFor } from "../message/codecs.ts";
+import { DeviceSide, type FixedWindow } from "../transport/device_side.ts";
+import {
+  BUS_OPTION,
+  BUS_SECTION,
+  type BusSettings,
+  detectable,
+  openBus,
+  parseBus,
+} from "./bus_option.ts";
+import { DEVICE_OPTIONS, DEVICE_SECTION, openDevice, parseDevices } from "./device_option.ts";
+import type { Chosen } from "./groups.ts";
+import {
+  DEVICE_MEMORY_OPTION,
+  type DeviceMemorySettings,
+  openDeviceMemory,
+  parseDeviceMemory,
+  windowsOf,
+} from "./memory_option.ts";
+import { type PlaneCommand, planeCommand } from "./plane.ts";
+import { HUB_OPTION, Hubs, type HubSettings, parseHub, PORT_SECTION } from "./port_option.ts";
+
+interface DeviceSettings {
+  readonly bus: BusSettings;
+  /** In order of their device numbers, from 0. */
+  readonly devices: readonly Chosen[];
+  readonly hubs: readonly HubSettings[];
+  /** Touch the bus's segment only. */
+  readonly confined: boolean;
+  readonly memories: readonly DeviceMemorySettings[];
+}
+
+/** Each device shows the windows only when a driver side needs them; what is wrong is said before. */
+function assertDisjoint(windows: readonly FixedWindow[]): void {
+  const space = new AddressSpace();
+  for (const { at, size, memory, offset } of windows) {
+    const problem = space.add(at, size, memory, offset);
+    if (problem === undefined) continue;
+    const where = `0x${at.toString(16)}`;
+    throw new VmsgError(
+      "MEMORY",
+      problem === "overlap"
+        ? `--memory at ${where} overlaps another --memory`
+        : `--memory: ${size} bytes cannot lie at ${where}`,
+    );
+  }
+}
 
 /** See `vmsg device --help`. */
-export const deviceCommand: Command = {
+export const deviceCommand: PlaneCommand<DeviceSettings> = planeCommand({
   name: "device",
-  summary: "the device side: virtio network cards for a driver side elsewhere",
+  summary: "the device side: virtio devices for a driver side elsewhere",
   description:
-    "Serves virtio-net devices over a virtio-msg bus. The driver side is `vmsg proxy`, `vmsg driver`\n" +
-    "or any other speaker of the dialect. Runs until it is told to stop.",
+    "Serves virtio devices, such as network cards, over a virtio-msg bus. The driver side is `vmsg " +
+    "proxy`, `vmsg driver` or any other speaker of the dialect. Runs until it is told to stop.",
   options: [
     BUS_OPTION,
-    ...NET_OPTIONS,
+    ...DEVICE_OPTIONS,
+    HUB_OPTION,
     DEVICE_MEMORY_OPTION,
     {
       name: "confined",
       help: "touch no memory of the other side but the bus's segment (proxy and driver --confined)",
     },
-    ...COMMON_OPTIONS,
   ],
-  details: [BUS_HELP],
+  details: [DEVICE_SECTION, PORT_SECTION, BUS_SECTION],
   examples: [
     "vmsg device --bus linux-user,socket=lu.sock --net responder",
     "vmsg device --bus linux-user,socket=lu.sock --net tap=tap0,address=10.0.2.2/24",
     "vmsg device --bus linux-user,socket=lu.sock --net passt,pcap=frames.pcap",
     "vmsg device --bus ... --net hub=lan --net hub=lan --hub passt,name=lan",
-    "vmsg device --bus linux-user,socket=lu.sock,dialect=proto --memory file=ram,at=0x40000000",
-    "vmsg device --bus ivshmem,pci=00:10.0,bind --memory pci=00:11.0,at=0 --net packet=eth0",
+    "vmsg device --bus linux-user,socket=lu.sock,dialect=proto \\\n" +
+    "      --memory file=ram,at=0x40000000",
+    "vmsg device --bus ivshmem,pci=00:10.0,bind --memory pci=00:11.0,at=0 \\\n" +
+    "      --net packet=eth0",
   ],
-  run: (options) => {
-    const nets = options.list("net");
-    if (nets.length > 64) throw new UsageError("at most 64 --net");
+  parse: (options) => {
+    const devices = parseDevices(options);
     const confined = options.flag("confined");
     if (confined && options.list("memory").length > 0) {
       throw new UsageError("--memory goes without --confined, which touches the segment only");
     }
-    const settings = {
+    return {
       confined,
       bus: parseBus(options.text("bus")!, "device"),
       memories: options.list("memory").map(parseDeviceMemory),
       hubs: options.list("hub").map(parseHub),
-      nets: (nets.length > 0 ? nets : ["responder"]).map(parseNet),
+      devices,
     };
-    return runDataPlane({ kind: "device", settings }, parseCommon(options));
   },
-};
+  open: (settings, context) => {
+    const { reactor, log, tracer, stack } = context;
+    const bus = stack.use(openBus(settings.bus, "device", reactor, log));
+    const codec = codecFor(settings.bus.dialect);
+    const detect = detectable(settings.bus);
+    const { confined } = settings;
+    const side = stack.use(new DeviceSide({ reactor, bus, codec, detect, log, tracer, confined }));
+    const windows = settings.memories.flatMap((memory) =>
+      windowsOf(memory, stack.use(openDeviceMemory(memory, log)))
+    );
+    assertDisjoint(windows);
+    const hubs = new Hubs(settings.hubs, context);
+    const devices = settings.devices.map((wanted, number) => {
+      const device = openDevice(wanted, { reactor, log, hubs });
+      side.add(number, device.model, windows);
+      return device;
+    });
+    side.open();
+    return {
+      finish: () => {
+        devices.forEach(({ counters, description }, number) => {
+          log.debug(`device ${number} (${description}): ${JSON.stringify(counters)}`);
+        });
+        log.debug(`transport: ${JSON.stringify(side.counters)}`);
+      },
+    };
+  },
+});

@@ -1,17 +1,42 @@
-/** The subcommand `vmsg driver`. */
+/** `vmsg driver`: a virtio-net driver in user space, and its pinger or its TAP. */
 
+import { mirrored, PortBridge } from "../drivers/net/port_bridge.ts";
+import { NetDriver } from "../drivers/net/net_driver.ts";
+import {
+  describeResult,
+  Pinger,
+  type PingOptions,
+  type PingResult,
+} from "../drivers/net/pinger.ts";
 import { UsageError } from "../linux/errors.ts";
+import { codecFor } from "../message/codecs.ts";
 import { parseIpv4Address } from "../network/protocols/ipv4.ts";
-import { BUS_HELP, BUS_OPTION, parseBus } from "./bus_option.ts";
-import type { Command, Options } from "./command.ts";
-import { COMMON_OPTIONS, parseCommon, runDataPlane } from "./data_plane.ts";
-import { parseTap } from "./net_option.ts";
+import type { TapOptions } from "../network/tap.ts";
+import { DriverSide } from "../transport/driver_side.ts";
+import { BUS_OPTION, BUS_SECTION, type BusSettings, openBus, parseBus } from "./bus_option.ts";
+import type { Options } from "./command.ts";
+import { parseKind } from "./groups.ts";
 import {
   CONFINED_OPTIONS,
   DRIVER_MEMORY_OPTION,
+  type DriverMemorySettings,
+  openDriverMemory,
   parseConfined,
   parseDriverMemory,
 } from "./memory_option.ts";
+import { type PlaneCommand, planeCommand } from "./plane.ts";
+import { tapPort } from "./port_kinds/tap.ts";
+
+interface DriverSettings {
+  readonly bus: BusSettings;
+  readonly device: number;
+  readonly memory: DriverMemorySettings | undefined;
+  readonly ping: Omit<PingOptions, "print">;
+  /** A TAP to join the driver to, instead of pinging. */
+  readonly tap: TapOptions | undefined;
+  /** Print one JSON object at the end instead of lines. */
+  readonly json: boolean;
+}
 
 function addressOption(options: Options, name: string): string {
   const text = options.text(name)!;
@@ -24,11 +49,11 @@ function addressOption(options: Options, name: string): string {
 }
 
 /** See `vmsg driver --help`. */
-export const driverCommand: Command = {
+export const driverCommand: PlaneCommand<DriverSettings> = planeCommand({
   name: "driver",
   summary: "the driver side without a guest: a virtio-net driver in user space that pings",
   description:
-    "Drives the network card of a device side from user space, and pings through it. It waits for the\n" +
+    "Drives the network card of a device side from user space, and pings through it. It waits for the " +
     "device side, and takes it back when it was restarted. Exit code 0 if a ping was answered.",
   options: [
     BUS_OPTION,
@@ -51,25 +76,27 @@ export const driverCommand: Command = {
     DRIVER_MEMORY_OPTION,
     ...CONFINED_OPTIONS,
     { name: "json", help: "print one JSON object at the end instead of lines" },
-    ...COMMON_OPTIONS,
   ],
-  details: [BUS_HELP],
+  details: [BUS_SECTION],
   examples: [
     "vmsg driver --bus linux-user,socket=lu.sock --count 3",
-    "vmsg driver --bus linux-user,socket=lu.sock --count 100 --interval 0.01 --throughput 2",
+    "vmsg driver --bus linux-user,socket=lu.sock --count 100 --interval 0.01 \\\n" +
+    "      --throughput 2",
     "vmsg driver --bus linux-user,socket=lu.sock --tap eth1,address=10.0.2.15/24",
     "vmsg driver --bus ivshmem,pci=00:10.0,bind --memory hugepages=10M --tap eth1",
     "vmsg driver --bus ivshmem,server=iv.sock --memory segment --count 3",
   ],
-  run: (options) => {
+  parse: (options) => {
     const tap = options.text("tap");
     const memory = options.text("memory");
     const confined = parseConfined(options);
     if (confined !== undefined && memory !== undefined) {
       throw new UsageError("give either --memory or --confined");
     }
-    const settings = {
-      tap: tap === undefined ? undefined : parseTap(tap),
+    return {
+      tap: tap === undefined
+        ? undefined
+        : tapPort.parse(parseKind("--tap", `tap=${tap}`, [tapPort], ["mtu"]).group),
       memory: confined !== undefined
         ? { kind: "confined", ...confined } as const
         : memory === undefined
@@ -86,6 +113,43 @@ export const driverCommand: Command = {
         throughputMs: options.number("throughput", 0, 3600)! * 1000,
       },
     };
-    return runDataPlane({ kind: "driver", settings }, parseCommon(options));
   },
-};
+  open: (settings, context) => {
+    const { reactor, log, tracer, stack } = context;
+    const bus = stack.use(openBus(settings.bus, "driver", reactor, log));
+    const codec = codecFor(settings.bus.dialect);
+    const side = stack.use(new DriverSide({ reactor, bus, codec, log, tracer }));
+    const memory = openDriverMemory(settings.memory, bus, stack);
+    if (settings.tap !== undefined) {
+      const bridge = stack.use(
+        new PortBridge(reactor, tapPort.open(settings.tap, context).port, log.info),
+      );
+      const offloads = mirrored(bridge.port.features);
+      const options = { memory, offloads };
+      bridge.use(stack.use(new NetDriver(reactor, side, settings.device, bridge, log, options)));
+      side.open();
+      return {};
+    }
+    const print = settings.json ? () => {} : context.print;
+    const pinger = new Pinger(reactor, { ...settings.ping, print });
+    const driver = stack.use(
+      new NetDriver(reactor, side, settings.device, pinger, log, { memory }),
+    );
+    pinger.use(driver);
+    let result: PingResult | undefined;
+    reactor.spawn(async () => {
+      result = await pinger.run();
+      reactor.stop();
+    });
+    side.open();
+    return {
+      finish: () => {
+        result ??= pinger.result();
+        if (settings.json) context.print(JSON.stringify(result));
+        else for (const line of describeResult(result)) print(line);
+      },
+      // As ping(8): success means that somebody answered.
+      exitCode: () => result !== undefined && result.received > 0 ? 0 : 1,
+    };
+  },
+});

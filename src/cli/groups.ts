@@ -7,13 +7,14 @@
  */
 
 import { UsageError } from "../linux/errors.ts";
+import type { Section } from "./command.ts";
 
 /** A parsed group. */
 export class Group {
   readonly #values: ReadonlyMap<string, string>;
 
   constructor(
-    /** The option it was given to, for messages. */
+    /** What it was given to, as in `--net` or `--device net`, for messages. */
     readonly option: string,
     readonly kind: string,
     values: ReadonlyMap<string, string>,
@@ -78,46 +79,103 @@ export class Group {
 
   /** A usage error that names the group. */
   error(problem: string): UsageError {
-    const name = this.kind === "" ? this.option : `${this.option} ${this.kind}`;
-    return new UsageError(`--${name}: ${problem}`);
+    return new UsageError(`${asGiven(this.option, this.kind)}: ${problem}`);
   }
 }
 
+/** A value behind what it was given to: `--net tap`, `--device net,tap`. */
+function asGiven(option: string, text: string): string {
+  if (text === "") return option;
+  return `${option}${option.includes(" ") ? "," : " "}${text}`;
+}
+
 /**
- * Parses a group.
+ * One kind of something that an option chooses: a bus, a port, a device. All that the command line says
+ * and knows of it is in its record.
  *
- * @param option its name, for messages
- * @param text as given
- * @param keysOf the keys that each kind knows; the kind "" takes groups without a leading kind
+ * The record is used on both threads. The main one parses what was given into settings, plain data that
+ * can be sent; the Worker opens what they describe. (Each sort of kinds has its own `parse` and `open`.)
  */
-export function parseGroup(
+export interface Kind {
+  readonly name: string;
+  /** How it is written, for the help: `shm,file=PATH[,offset=N]`. */
+  readonly usage: string;
+  /** What it is, for the help. */
+  readonly help: string;
+}
+
+/** A kind whose value is a group. */
+export interface GroupKind extends Kind {
+  /** The keys that it knows. */
+  readonly keys: readonly string[];
+}
+
+/** What was chosen, as plain data: a kind by name, and what its `parse` gave, for its `open`. */
+export interface Chosen {
+  readonly kind: string;
+  readonly settings: unknown;
+}
+
+/** The kind of that name; a usage error otherwise. */
+export function findKind<K extends Kind>(kinds: readonly K[], option: string, name: string): K {
+  const found = kinds.find((kind) => kind.name === name);
+  if (found !== undefined) return found;
+  const names = kinds.map(({ name }) => name).join(", ");
+  throw new UsageError(`${asGiven(option, name)}: unknown, one of ${names} is expected`);
+}
+
+/** The kinds as a part of a help text. */
+export function kindsSection(title: string, kinds: readonly Kind[]): Section {
+  return { title, rows: kinds.map(({ usage, help }) => ({ term: usage, text: help })) };
+}
+
+/**
+ * Parses a group that begins with a kind.
+ *
+ * @param option what it was given to, for messages
+ * @param common keys that all kinds know
+ */
+export function parseKind<K extends GroupKind>(
   option: string,
   text: string,
-  keysOf: Readonly<Record<string, readonly string[]>>,
-): Group {
+  kinds: readonly K[],
+  common: readonly string[] = [],
+): { readonly kind: K; readonly group: Group } {
   const parts = text.split(",");
-  const kind = "" in keysOf ? "" : parts[0].split("=")[0];
+  const kind = findKind(kinds, option, parts[0]!.split("=")[0]!);
+  const { name } = kind;
   // A kind alone has no value; with one it is a key like others.
-  if (kind === parts[0]) parts.shift();
-  const keys = Object.hasOwn(keysOf, kind) ? keysOf[kind] : undefined;
-  if (keys === undefined) {
-    throw new UsageError(
-      `--${option} ${kind}: unknown, one of ${Object.keys(keysOf).join(", ")} is expected`,
-    );
-  }
+  const values = parts[0] === name ? parts.slice(1) : parts;
+  const keys = [...kind.keys, ...common];
+  return { kind, group: new Group(option, name, readPairs(option, text, values, keys, name)) };
+}
+
+/** Parses a group without a kind; it may be empty. */
+export function parseGroup(option: string, text: string, keys: readonly string[]): Group {
+  const parts = text === "" ? [] : text.split(",");
+  return new Group(option, "", readPairs(option, text, parts, keys));
+}
+
+function readPairs(
+  option: string,
+  text: string,
+  parts: readonly string[],
+  keys: readonly string[],
+  kind?: string,
+): Map<string, string> {
   const values = new Map<string, string>();
+  const wrong = (problem: string) => new UsageError(`${asGiven(option, text)}: ${problem}`);
   for (const part of parts) {
     const equals = part.indexOf("=");
     const [key, value] = equals < 0
       ? [part, "on"]
       : [part.slice(0, equals), part.slice(equals + 1)];
     if (key !== kind && !keys.includes(key)) {
-      throw new UsageError(
-        `--${option} ${text}: unknown key ${key}, known are ${keys.join(", ")}`,
-      );
+      const known = keys.length === 0 ? "there are none" : `known are ${keys.join(", ")}`;
+      throw wrong(`unknown key ${key}, ${known}`);
     }
-    if (values.has(key)) throw new UsageError(`--${option} ${text}: ${key} is given twice`);
+    if (values.has(key)) throw wrong(`${key} is given twice`);
     values.set(key, value);
   }
-  return new Group(option, kind, values);
+  return values;
 }

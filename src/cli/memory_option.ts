@@ -88,7 +88,7 @@ export const DRIVER_MEMORY_OPTION: Option = {
 /** Parses one `--memory` of a device side. */
 export function parseDeviceMemory(text: string): DeviceMemorySettings {
   const keys = ["file", "pci", "via", "at", "size", "low", "hole"];
-  const group = parseGroup("memory", text, { "": keys });
+  const group = parseGroup("--memory", text, keys);
   const settings = {
     source: parseSource(group),
     at: group.bytes("at"),
@@ -114,7 +114,7 @@ function parseSource(group: Group): DeviceMemorySettings["source"] {
 /** Parses the `--memory` of a driver. */
 export function parseDriverMemory(text: string): DriverMemorySettings {
   const keys = ["segment", "offset", "hugepages", "file", "at", "size"];
-  const group = parseGroup("memory", text, { "": keys });
+  const group = parseGroup("--memory", text, keys);
   const kinds = ["segment", "hugepages", "file"] as const;
   const given = kinds.filter((kind) => group.text(kind) !== undefined);
   if (given.length !== 1) throw group.error("give one of segment, hugepages= and file=");
@@ -153,7 +153,7 @@ export function parseConfined(options: Options): { size: number | undefined } | 
     return undefined;
   }
   if (text === undefined) return { size: undefined };
-  return { size: parseGroup("segment", `size=${text}`, { "": ["size"] }).bytes("size") };
+  return { size: parseGroup("--segment", `size=${text}`, ["size"]).bytes("size") };
 }
 
 /** Opens and maps a file. */

@@ -1,16 +1,28 @@
-/** The subcommand `vmsg proxy`. */
+/** `vmsg proxy`: vhost-user front ends -> driver side of the transport -> bus. */
 
+import { type VhostUserOptions, VhostUserServer } from "../drivers/vhost_user/server.ts";
 import { UsageError } from "../linux/errors.ts";
-import type { VhostUserOptions } from "../drivers/vhost_user/server.ts";
-import { BUS_HELP, BUS_OPTION, parseBus } from "./bus_option.ts";
-import type { Command } from "./command.ts";
-import { COMMON_OPTIONS, parseCommon, runDataPlane } from "./data_plane.ts";
+import { codecFor } from "../message/codecs.ts";
+import { RingPages } from "../sharing/ring_pages.ts";
+import { Segment } from "../sharing/segment.ts";
+import { ShadowDevice } from "../sharing/shadow_device.ts";
+import { DriverSide } from "../transport/driver_side.ts";
+import { BUS_OPTION, BUS_SECTION, type BusSettings, openBus, parseBus } from "./bus_option.ts";
+import { DEFAULT_DEVICE } from "./device_kinds/device_kind.ts";
 import { parseGroup } from "./groups.ts";
 import { CONFINED_OPTIONS, parseConfined } from "./memory_option.ts";
+import { type PlaneCommand, planeCommand } from "./plane.ts";
+
+interface ProxySettings {
+  readonly bus: BusSettings;
+  readonly vhostUsers: readonly VhostUserOptions[];
+  /** Confined mode: bytes of the segment, undefined for all that the bus has. */
+  readonly confined: { readonly size: number | undefined } | undefined;
+}
 
 /** Parses one `--vhost-user`. */
-export function parseVhostUser(text: string, index: number): VhostUserOptions {
-  const group = parseGroup("vhost-user", text, { "": ["socket", "connect", "fd", "device"] });
+function parseVhostUser(text: string, index: number): VhostUserOptions {
+  const group = parseGroup("--vhost-user", text, ["socket", "connect", "fd", "device"]);
   const device = group.number("device", 0, 65535, index);
   if (group.text("fd") !== undefined) {
     if (group.text("socket") !== undefined) throw group.error("give either socket= or fd=");
@@ -21,11 +33,11 @@ export function parseVhostUser(text: string, index: number): VhostUserOptions {
 }
 
 /** See `vmsg proxy --help`. */
-export const proxyCommand: Command = {
+export const proxyCommand: PlaneCommand<ProxySettings> = planeCommand({
   name: "proxy",
   summary: "the driver side: lends a stock QEMU or User-Mode Linux guest a device elsewhere",
   description:
-    "Offers vhost-user sockets to stock front ends and carries what their guests' drivers do over a\n" +
+    "Offers vhost-user sockets to stock front ends and carries what their guests' drivers do over a " +
     "virtio-msg bus to a device side. The guest's memory must be shared. Runs until it is told to stop.",
   options: [
     BUS_OPTION,
@@ -43,20 +55,22 @@ export const proxyCommand: Command = {
       alone: true,
       help: "print what this back end is as JSON, and end",
     },
-    ...COMMON_OPTIONS,
   ],
-  details: [BUS_HELP],
+  details: [BUS_SECTION],
   examples: [
     "vmsg proxy --bus linux-user,socket=lu.sock --vhost-user socket=vu.sock",
-    "vmsg proxy --bus ivshmem,pci=00:10.0,bind --vhost-user socket=vu.sock --confined",
+    "vmsg proxy --bus ivshmem,pci=00:10.0,bind --vhost-user socket=vu.sock \\\n" +
+    "      --confined",
     "linux.uml mem=128M initrd=initrd virtio_uml.device=vu.sock:1",
   ],
-  run: (options) => {
-    if (options.flag("print-capabilities")) {
-      // The form of QEMU's back-end program conventions (docs/interop/vhost-user.rst).
-      console.log(JSON.stringify({ type: "net" }));
-      return Promise.resolve(0);
-    }
+  inform: (options) => {
+    if (!options.flag("print-capabilities")) return false;
+    // The form of QEMU's back-end program conventions (docs/interop/vhost-user.rst). It wants one type.
+    // A proxy lends whatever is at the other end of the bus, which nobody has asked yet.
+    console.log(JSON.stringify({ type: DEFAULT_DEVICE }));
+    return true;
+  },
+  parse: (options) => {
     const vhostUsers = options.list("vhost-user").map(parseVhostUser);
     const numbers = new Set(vhostUsers.map(({ device }) => device));
     if (numbers.size < vhostUsers.length) {
@@ -65,7 +79,29 @@ export const proxyCommand: Command = {
       );
     }
     const confined = parseConfined(options);
-    const settings = { bus: parseBus(options.text("bus")!, "driver"), vhostUsers, confined };
-    return runDataPlane({ kind: "proxy", settings }, parseCommon(options));
+    return { bus: parseBus(options.text("bus")!, "driver"), vhostUsers, confined };
   },
-};
+  open: (settings, context) => {
+    const { reactor, log, tracer, stack } = context;
+    const bus = stack.use(openBus(settings.bus, "driver", reactor, log));
+    const codec = codecFor(settings.bus.dialect);
+    const side = stack.use(new DriverSide({ reactor, bus, codec, log, tracer }));
+    const { confined, vhostUsers } = settings;
+    const count = vhostUsers.length;
+    // Between machines no descriptors travel: there the device side sees RAM by physical address.
+    const pages = confined !== undefined || bus.carriesFds
+      ? undefined
+      : stack.use(new RingPages(bus, count, log));
+    if (pages !== undefined) side.listen(pages);
+    const place = confined === undefined
+      ? pages
+      : stack.use(new Segment(bus, confined.size, count));
+    for (const [position, options] of vhostUsers.entries()) {
+      const device = side.device(options.device);
+      const shadows = place && new ShadowDevice({ reactor, device, place, position, log });
+      stack.use(new VhostUserServer(reactor, side, options, log, shadows));
+    }
+    side.open();
+    return {};
+  },
+});

@@ -10,32 +10,29 @@
 import { VmsgError } from "../linux/errors.ts";
 import { Fd } from "../linux/fd.ts";
 import { Reactor, stopReactorFrom } from "../linux/reactor.ts";
-import { createLog, type Log } from "../observe/log.ts";
-import { createTracer, type Tracer } from "../observe/trace.ts";
-import type { StartMessage, WorkerMessage } from "./data_plane.ts";
-import { openDevicePlane } from "./planes/device.ts";
-import { openDriverPlane } from "./planes/driver.ts";
-import { openIvshmemServerPlane } from "./planes/ivshmem_server.ts";
-import { openProxyPlane } from "./planes/proxy.ts";
+import { createLog } from "../observe/log.ts";
+import { createTracer } from "../observe/trace.ts";
+import { type PlaneName, PLANES } from "./commands.ts";
+import type { CommonSettings, PlaneCommand, PlaneContext } from "./plane.ts";
 
-/** What a plane is given. */
-export interface PlaneContext {
-  readonly reactor: Reactor;
-  readonly log: Log;
-  readonly tracer: Tracer | undefined;
-  /** Owns what the plane opens. */
-  readonly stack: DisposableStack;
-  /** Writes a line of results to standard output. */
-  readonly print: (line: string) => void;
+/** The first message to a Worker. */
+export interface StartMessage {
+  readonly plane: PlaneName;
+  /** What this plane's `parse` gave. */
+  readonly settings: unknown;
+  readonly common: CommonSettings;
+  /** The number of the stop eventfd; the main thread owns it. */
+  readonly stopFd: number;
 }
 
-/** What a plane gives back. */
-export interface RunningPlane {
-  /** Called when a signal ends the run, before everything is disposed; what it prints is shown. */
-  finish?(): void;
-  /** The exit code, asked for at the end. */
-  exitCode?(): number;
-}
+/** What a Worker says. */
+export type WorkerMessage =
+  /** The module is loaded and listens. */
+  | { readonly kind: "loaded" }
+  /** Everything is built; sockets listen. */
+  | { readonly kind: "ready" }
+  | { readonly kind: "ended"; readonly exitCode: number }
+  | { readonly kind: "failed"; readonly code: string; readonly message: string };
 
 const encoder = new TextEncoder();
 
@@ -48,37 +45,25 @@ function writeLine(to: { writeSync(bytes: Uint8Array): number }, line: string): 
   }
 }
 
-async function run({ plane, common, stopFd }: StartMessage): Promise<number> {
+async function run({ plane, settings, common, stopFd }: StartMessage): Promise<number> {
+  const command: PlaneCommand = await PLANES[plane]();
   using stack = new DisposableStack();
   const reactor = stack.use(new Reactor());
   const toStderr = (line: string) => writeLine(Deno.stderr, line);
   const context: PlaneContext = {
     reactor,
-    log: createLog(`vmsg ${plane.kind}`, common.logLevel, toStderr),
+    log: createLog(`vmsg ${plane}`, common.logLevel, toStderr),
     tracer: common.trace ? createTracer(toStderr, () => performance.now()) : undefined,
     stack,
     print: (line) => writeLine(Deno.stdout, line),
   };
   // Borrowed: the main thread closes it, so it is not put on the stack.
   stopReactorFrom(reactor, new Fd(stopFd));
-  const running = openPlane(plane, context);
+  const running = command.open(settings, context);
   post({ kind: "ready" });
   await reactor.run();
   running.finish?.();
   return running.exitCode?.() ?? 0;
-}
-
-function openPlane(plane: StartMessage["plane"], context: PlaneContext): RunningPlane {
-  switch (plane.kind) {
-    case "device":
-      return openDevicePlane(plane.settings, context);
-    case "proxy":
-      return openProxyPlane(plane.settings, context);
-    case "driver":
-      return openDriverPlane(plane.settings, context);
-    case "ivshmem-server":
-      return openIvshmemServerPlane(plane.settings, context);
-  }
 }
 
 function post(message: WorkerMessage): void {

@@ -1,0 +1,38 @@
+/** `--bus linux-user`: two processes of one host. */
+
+import { LinuxUserBus } from "../../bus/linux_user.ts";
+import type { BusKind } from "./bus_kind.ts";
+
+interface LinuxUserSettings {
+  readonly name: string;
+  readonly directory: string;
+  readonly socket: string;
+  readonly listen: boolean;
+  readonly wait: boolean;
+}
+
+/** Two queue files and a socket. */
+export const linuxUserBus: BusKind<LinuxUserSettings> = {
+  name: "linux-user",
+  usage: "linux-user,socket=PATH[,name=NAME][,dir=DIR][,listen[=off]][,wait=off]",
+  help: "two queue files (queue-NAME-driver, queue-NAME-device in DIR, by default the current " +
+    "directory) and a socket on which the device side listens unless told otherwise; wait=off fails " +
+    "at once when nobody is there",
+  keys: ["name", "dir", "socket", "listen", "wait"],
+  parse: (group, side) => ({
+    name: group.text("name") ?? "linux-user",
+    directory: group.text("dir") ?? ".",
+    socket: group.required("socket"),
+    listen: group.flag("listen", side === "device"),
+    wait: group.flag("wait", true),
+  }),
+  open: (settings, { side, reactor, isV1, isAuto, reset, common }) =>
+    new LinuxUserBus(side, reactor, {
+      ...common,
+      ...settings,
+      reset,
+      // Only vmsg processes lock the files, and only what they left is known to be stale.
+      lock: isV1,
+      discardOnAttach: isAuto ? "from vmsg" : isV1,
+    }),
+};

@@ -1,0 +1,49 @@
+/** `--bus shm`: any memory that both sides share. */
+
+import { type Doorbell, SHM_MINIMUM, ShmBus } from "../../bus/shm.ts";
+import { type BusKind, unseenPeerOptions } from "./bus_kind.ts";
+
+interface ShmSettings {
+  readonly file: string;
+  readonly offset: number;
+  readonly size: number;
+  readonly uio: string | undefined;
+  readonly doorbell: Doorbell | undefined;
+}
+
+/** The queues at an offset of a file, polled or with interrupts. */
+export const shmBus: BusKind<ShmSettings> = {
+  name: "shm",
+  usage: "shm,file=PATH[,offset=N][,size=N][,notify=poll|uio][,uio=/dev/uioN]" +
+    "[,doorbell=OFFSET[,doorbell-file=PATH][,doorbell-value=N]]",
+  help:
+    "the same queues at an offset of any memory that both sides map: a file, /dev/mem, /dev/uioN. " +
+    "The other side is heard by polling, or by the interrupts of a UIO device (by default the file), " +
+    "and rung by writing a 32-bit register, if there is one",
+  keys: [
+    ...["file", "offset", "size", "notify", "uio"],
+    ...["doorbell", "doorbell-file", "doorbell-value"],
+  ],
+  parse: (group) => {
+    const file = group.required("file");
+    const notify = group.choice("notify", ["poll", "uio"], "poll");
+    if (notify === "poll" && group.text("uio") !== undefined) {
+      throw group.error("uio needs notify=uio");
+    }
+    return {
+      file,
+      offset: group.bytes("offset", 0),
+      size: group.bytes("size", SHM_MINIMUM),
+      uio: notify === "uio" ? group.text("uio") ?? file : undefined,
+      doorbell: group.text("doorbell") === undefined ? undefined : {
+        file: group.text("doorbell-file") ?? file,
+        offset: group.bytes("doorbell"),
+        value: group.number("doorbell-value", 0, 0xffff_ffff, 1),
+      },
+    };
+  },
+  open: (settings, context) => {
+    const { side, reactor, common } = context;
+    return new ShmBus(side, reactor, { ...common, ...settings, ...unseenPeerOptions(context) });
+  },
+};

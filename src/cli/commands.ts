@@ -1,0 +1,24 @@
+/** The subcommands. A file is loaded when its subcommand is used. */
+
+import type { Command } from "./command.ts";
+import type { PlaneCommand } from "./plane.ts";
+
+type Load<C> = () => Promise<C>;
+
+/** Those that a Worker runs. */
+export const PLANES = {
+  device: async () => (await import("./device.ts")).deviceCommand,
+  proxy: async () => (await import("./proxy.ts")).proxyCommand,
+  driver: async () => (await import("./driver.ts")).driverCommand,
+  "ivshmem-server": async () => (await import("./ivshmem_server.ts")).ivshmemServerCommand,
+} as const satisfies Readonly<Record<string, Load<PlaneCommand>>>;
+
+/** What a Worker can be told to run. */
+export type PlaneName = keyof typeof PLANES;
+
+/** All of them, in the order of `vmsg --help`. */
+export const COMMANDS: Readonly<Record<string, Load<Command | PlaneCommand>>> = {
+  ...PLANES,
+  demo: async () => (await import("./demo.ts")).demoCommand,
+  doctor: async () => (await import("./doctor.ts")).doctorCommand,
+};

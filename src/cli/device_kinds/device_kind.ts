@@ -1,0 +1,41 @@
+/** What a kind of `--device` is. Each has a file of its own here, and a line in device_option.ts. */
+
+import type { Reactor } from "../../linux/reactor.ts";
+import type { Log } from "../../observe/log.ts";
+import type { DeviceModel } from "../../virtio/device.ts";
+import type { Kind } from "../groups.ts";
+import type { HubLinks } from "../port_kinds/port_kind.ts";
+
+/** What a device side has unless it is told otherwise. */
+export const DEFAULT_DEVICE = "net";
+
+/** What a device is opened with. */
+export interface DeviceContext {
+  readonly reactor: Reactor;
+  readonly log: Log;
+  /** The links that network cards of this process share. */
+  readonly hubs: HubLinks;
+}
+
+/** A device, and what is said of it. */
+export interface OpenDevice {
+  readonly model: DeviceModel;
+  /** What it is, or works with, for people. */
+  readonly description: string;
+  /** What it has done. */
+  readonly counters: object;
+}
+
+/** A record of the table; see `Kind` for which thread uses what. */
+export interface DeviceKind<Settings = unknown> extends Kind {
+  /**
+   * Plain data of what was given.
+   *
+   * @param text what stands behind the kind; it may be empty
+   * @param option what it was given to, for messages
+   * @param number the device's number on the bus
+   */
+  parse(text: string, option: string, number: number): Settings;
+  /** Makes the device, for its device side to own. */
+  open(settings: Settings, context: DeviceContext): OpenDevice;
+}

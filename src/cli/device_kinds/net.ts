@@ -1,0 +1,55 @@
+/** `--device net`, or `--net`: a network card. */
+
+import { NetDevice } from "../../devices/net/net_device.ts";
+import { parseMac } from "../../network/protocols/ethernet.ts";
+import { CapturingPort } from "../../network/pcap.ts";
+import type { Chosen, Group } from "../groups.ts";
+import { parseMtu } from "../port_kinds/port_kind.ts";
+import { openPort, parsePort } from "../port_option.ts";
+import type { DeviceKind } from "./device_kind.ts";
+
+interface NetSettings {
+  readonly mac: Uint8Array;
+  /** The largest payload of a frame; the port's unless given. */
+  readonly mtu: number | undefined;
+  readonly port: Chosen;
+  /** A capture file. */
+  readonly capture: string | undefined;
+}
+
+/** An address in QEMU's range, the last byte by device number. */
+function defaultMac(number: number): string {
+  // Not what QEMU gives its first card, which may be in the same network.
+  return `52:54:00:76:6d:${(number & 0xff).toString(16).padStart(2, "0")}`;
+}
+
+function parseCardMac(group: Group, number: number): Uint8Array {
+  try {
+    return parseMac(group.text("mac") ?? defaultMac(number));
+  } catch (error) {
+    throw group.error(error instanceof Error ? error.message : String(error));
+  }
+}
+
+/** A card on a port; without one it is on `responder`. */
+export const netDevice: DeviceKind<NetSettings> = {
+  name: "net",
+  usage: "net[,PORT[=VALUE][,mac=MAC][,mtu=N][,pcap=FILE][,...]]",
+  help:
+    "a network card, on the port `responder` unless another is named; pcap writes all frames to a " +
+    "file; what else can be given is the port's, see below",
+  parse: (text, option, number) => {
+    const { group, port } = parsePort(option, text || "responder", ["mac", "mtu", "pcap"]);
+    const mac = parseCardMac(group, number);
+    return { mac, mtu: parseMtu(group), capture: group.text("pcap"), port };
+  },
+  open: (settings, { reactor, log, hubs }) => {
+    const { mac, capture } = settings;
+    const { port, mtu } = openPort(settings.port, { reactor, log, card: mac, hubs });
+    const watched = capture === undefined
+      ? port
+      : new CapturingPort(port, { path: capture }, reactor, log);
+    const model = new NetDevice(reactor, watched, { mac, mtu: settings.mtu ?? mtu });
+    return { model, description: watched.description, counters: model.counters };
+  },
+};

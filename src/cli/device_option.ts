@@ -1,0 +1,61 @@
+/** `--device` and its short form `--net`: the devices of a device side. */
+
+import { UsageError } from "../linux/errors.ts";
+import type { Option, Options, Section } from "./command.ts";
+import {
+  DEFAULT_DEVICE,
+  type DeviceContext,
+  type DeviceKind,
+  type OpenDevice,
+} from "./device_kinds/device_kind.ts";
+import { netDevice } from "./device_kinds/net.ts";
+import { type Chosen, findKind, kindsSection } from "./groups.ts";
+
+const DEVICE_KINDS: readonly DeviceKind[] = [netDevice];
+
+/** Devices of one process: more than anybody's guests have. */
+const MAX_DEVICES = 64;
+
+/** The options' entries in the table of `vmsg device`. */
+export const DEVICE_OPTIONS: readonly Option[] = [
+  {
+    name: "device",
+    value: "KIND[,...]",
+    repeated: true,
+    help:
+      "a device, see Devices below; they are numbered from 0 in the order given, those of --net " +
+      "among them; without any there is one net",
+  },
+  {
+    name: "net",
+    value: "PORT[=VALUE][,mac=MAC][,mtu=N][,pcap=FILE][,...]",
+    repeated: true,
+    help: "a network card: short for --device net,...",
+  },
+];
+
+/** What the help of a command with {@link DEVICE_OPTIONS} says at its end. */
+export const DEVICE_SECTION: Section = kindsSection("Devices", DEVICE_KINDS);
+
+/** Parses {@link DEVICE_OPTIONS}: the devices in the order of their numbers, as plain data. */
+export function parseDevices(options: Options): Chosen[] {
+  const given = options.inOrder("device", "net");
+  if (given.length > MAX_DEVICES) throw new UsageError(`at most ${MAX_DEVICES} --device and --net`);
+  const wanted = given.length > 0 ? given : [{ name: "device", value: DEFAULT_DEVICE }];
+  return wanted.map(({ name, value = "" }, number) =>
+    name === "net"
+      ? { kind: netDevice.name, settings: netDevice.parse(value, "--net", number) }
+      : parseDevice(value, number)
+  );
+}
+
+function parseDevice(value: string, number: number): Chosen {
+  const [name = "", ...rest] = value.split(",");
+  const kind = findKind(DEVICE_KINDS, "--device", name);
+  return { kind: name, settings: kind.parse(rest.join(","), `--device ${name}`, number) };
+}
+
+/** Makes a parsed device for its device side to own. */
+export function openDevice({ kind, settings }: Chosen, context: DeviceContext): OpenDevice {
+  return findKind(DEVICE_KINDS, "--device", kind).open(settings, context);
+}

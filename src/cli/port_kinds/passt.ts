@@ -1,0 +1,22 @@
+/** `--net passt`: user-mode networking through the program passt. */
+
+import { type PasstOptions, PasstPort } from "../../network/passt.ts";
+import { DEFAULT_MTU, type PortKind } from "./port_kind.ts";
+
+/** A passt of our own, or one that runs. */
+export const passtPort: PortKind<PasstOptions> = {
+  name: "passt",
+  usage: "passt[,socket=PATH]",
+  help:
+    "the host's network without root, through the program passt; socket is that of one that runs",
+  keys: ["socket"],
+  parse: (group) => {
+    const socket = group.text("socket");
+    return socket === undefined ? {} : { socket };
+  },
+  open: (options, { reactor, log }) => {
+    // passt's own default of 65520 does not fit the device's. One that runs already has its arguments.
+    const args = options.socket === undefined ? { args: ["--mtu", String(DEFAULT_MTU)] } : {};
+    return { port: new PasstPort({ ...args, ...options }, reactor, log), mtu: DEFAULT_MTU };
+  },
+};

@@ -1,0 +1,47 @@
+/**
+ * What a kind of network port is: what the frames of a network card reach. Each has a file of its own
+ * here, and a line in port_option.ts.
+ */
+
+import type { Reactor } from "../../linux/reactor.ts";
+import type { NetworkPort } from "../../network/port.ts";
+import type { Log } from "../../observe/log.ts";
+import type { Group, GroupKind } from "../groups.ts";
+
+/** The largest payload of a frame on a network that has none of its own. */
+export const DEFAULT_MTU = 1500;
+
+/** A port, and the MTU of the network behind it. */
+export interface OpenPort {
+  readonly port: NetworkPort;
+  readonly mtu: number;
+}
+
+/** The links of one process that several cards share. */
+export interface HubLinks {
+  /** Joins a card to the link of that name; it is made when it is first named. */
+  connect(name: string, card: Uint8Array): OpenPort;
+}
+
+/** What a port is opened with. */
+export interface PortContext {
+  readonly reactor: Reactor;
+  readonly log: Log;
+  /** The MAC address of the card that it is opened for, if it is for one. */
+  readonly card?: Uint8Array | undefined;
+  /** Where there are hubs to join. */
+  readonly hubs?: HubLinks | undefined;
+}
+
+/** The MTU among the keys of a card, if it was given. */
+export function parseMtu(group: Group): number | undefined {
+  return group.text("mtu") === undefined ? undefined : group.number("mtu", 68, 65535, DEFAULT_MTU);
+}
+
+/** A record of the table; see `Kind` for which thread uses what. */
+export interface PortKind<Settings = unknown> extends GroupKind {
+  /** Plain data of what was given. */
+  parse(group: Group): Settings;
+  /** Opens it for the card to own. */
+  open(settings: Settings, context: PortContext): OpenPort;
+}

@@ -1,0 +1,41 @@
+/** `--net tap`, and `--tap` of `vmsg driver`: the kernel's network. */
+
+import { type TapOptions, TapPort } from "../../network/tap.ts";
+import { parseMtu, type PortKind } from "./port_kind.ts";
+
+/**
+ * The address of the host's end of a TAP for a network card: as libvirt makes it, the card's with another
+ * first byte. It is the same each time, so peers find the host again when the device was restarted.
+ */
+function hostMac(card: Uint8Array): Uint8Array {
+  const mac = card.slice();
+  mac[0] = card[0] === 0xfe ? 0xfa : 0xfe;
+  return mac;
+}
+
+/** An interface that is made, or one that is there. */
+export const tapPort: PortKind<TapOptions> = {
+  name: "tap",
+  usage: "tap[=NAME][,bridge=BR][,address=A/P][,persistent][,offloads=off]",
+  help: "the kernel's network, with all offloads unless they are off",
+  keys: ["bridge", "address", "persistent", "offloads"],
+  parse: (group) => {
+    const mtu = parseMtu(group);
+    const name = group.text("tap") ?? "on";
+    const [bridge, address] = [group.text("bridge"), group.text("address")];
+    const isPersistenceGiven = group.text("persistent") !== undefined;
+    return {
+      ...(name === "on" ? {} : { name }),
+      ...(bridge === undefined ? {} : { bridge }),
+      ...(address === undefined ? {} : { address }),
+      ...(isPersistenceGiven ? { persistent: group.flag("persistent", false) } : {}),
+      ...(mtu === undefined ? {} : { mtu }),
+      offloads: group.flag("offloads", true),
+    };
+  },
+  open: (options, { reactor, card }) => {
+    const mac = card === undefined ? {} : { mac: hostMac(card) };
+    const port = new TapPort({ ...mac, ...options }, reactor);
+    return { port, mtu: port.mtu };
+  },
+};

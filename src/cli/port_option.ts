@@ -1,0 +1,94 @@
+/** Network ports and hubs: what `--net`, `--device net` and `--hub` name. */
+
+import type { Reactor } from "../linux/reactor.ts";
+import { Hub } from "../network/hub.ts";
+import type { Log } from "../observe/log.ts";
+import type { Option, Section } from "./command.ts";
+import { type Chosen, findKind, type Group, kindsSection, parseKind } from "./groups.ts";
+import { hubPort } from "./port_kinds/hub.ts";
+import { packetPort } from "./port_kinds/packet.ts";
+import { passtPort } from "./port_kinds/passt.ts";
+import type { HubLinks, OpenPort, PortContext, PortKind } from "./port_kinds/port_kind.ts";
+import { responderPort } from "./port_kinds/responder.ts";
+import { tapPort } from "./port_kinds/tap.ts";
+
+/** What can join the link of a hub to the world. */
+const UPLINK_KINDS: readonly PortKind[] = [responderPort, tapPort, packetPort, passtPort];
+const PORT_KINDS: readonly PortKind[] = [...UPLINK_KINDS, hubPort];
+
+/** What the help of a command with network cards says at its end. */
+export const PORT_SECTION: Section = kindsSection(
+  "What the frames of a network card reach",
+  PORT_KINDS,
+);
+
+/** One `--hub`: a link for several cards, and what joins it to the world. */
+export interface HubSettings {
+  readonly name: string;
+  readonly uplink: Chosen;
+}
+
+/** The option's entry in the table of `vmsg device`. */
+export const HUB_OPTION: Option = {
+  name: "hub",
+  value: "PORT[=VALUE],name=NAME[,...]",
+  repeated: true,
+  help: "joins the link of `--net hub=NAME` to another port",
+};
+
+/**
+ * Parses a port.
+ *
+ * @param option what it was given to, for messages
+ * @param common keys of what it is for, to be read from the group
+ */
+export function parsePort(
+  option: string,
+  text: string,
+  common: readonly string[],
+  kinds: readonly PortKind[] = PORT_KINDS,
+): { readonly group: Group; readonly port: Chosen } {
+  const { kind, group } = parseKind(option, text, kinds, common);
+  return { group, port: { kind: kind.name, settings: kind.parse(group) } };
+}
+
+/** Opens a parsed port for the card to own. */
+export function openPort({ kind, settings }: Chosen, context: PortContext): OpenPort {
+  return findKind(PORT_KINDS, "--net", kind).open(settings, context);
+}
+
+/** Parses one `--hub`. */
+export function parseHub(text: string): HubSettings {
+  const { group, port: uplink } = parsePort("--hub", text, ["name"], UPLINK_KINDS);
+  return { name: group.required("name"), uplink };
+}
+
+/** The hubs of one process. */
+export class Hubs implements HubLinks {
+  readonly #hubs = new Map<string, Hub>();
+
+  /** @param stack owns the hubs */
+  constructor(
+    private readonly settings: readonly HubSettings[],
+    private readonly context: {
+      readonly reactor: Reactor;
+      readonly log: Log;
+      readonly stack: DisposableStack;
+    },
+  ) {}
+
+  /** See {@link HubLinks}. */
+  connect(name: string, card: Uint8Array): OpenPort {
+    const { reactor, log, stack } = this.context;
+    let hub = this.#hubs.get(name);
+    if (hub === undefined) {
+      const uplink = this.settings.find((hub) => hub.name === name)?.uplink;
+      const options = uplink === undefined
+        ? {}
+        : { uplink: openPort(uplink, { reactor, log, card }).port };
+      hub = stack.use(new Hub(reactor, options));
+      this.#hubs.set(name, hub);
+    }
+    return { port: hub.connect(), mtu: hub.mtu };
+  }
+}
