@@ -112,7 +112,7 @@ export const deviceCommand: PlaneCommand<DeviceSettings> = planeCommand({
     side.open();
     return {
       finish: () => {
-        devices.forEach(({ counters, description }, number) => {
+        devices.forEach(({ counters = {}, description }, number) => {
           log.debug(`device ${number} (${description}): ${JSON.stringify(counters)}`);
         });
         log.debug(`transport: ${JSON.stringify(side.counters)}`);

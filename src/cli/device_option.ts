@@ -8,10 +8,11 @@ import {
   type DeviceKind,
   type OpenDevice,
 } from "./device_kinds/device_kind.ts";
-import { netDevice } from "./device_kinds/net.ts";
+import { netKind } from "./device_kinds/net.ts";
+import { rngKind } from "./device_kinds/rng.ts";
 import { type Chosen, findKind, kindsSection } from "./groups.ts";
 
-const DEVICE_KINDS: readonly DeviceKind[] = [netDevice];
+const DEVICE_KINDS: readonly DeviceKind[] = [netKind, rngKind];
 
 /** Devices of one process: more than anybody's guests have. */
 const MAX_DEVICES = 64;
@@ -44,7 +45,7 @@ export function parseDevices(options: Options): Chosen[] {
   const wanted = given.length > 0 ? given : [{ name: "device", value: DEFAULT_DEVICE }];
   return wanted.map(({ name, value = "" }, number) =>
     name === "net"
-      ? { kind: netDevice.name, settings: netDevice.parse(value, "--net", number) }
+      ? { kind: netKind.name, settings: netKind.parse(value, "--net", number) }
       : parseDevice(value, number)
   );
 }

@@ -22,8 +22,8 @@ export interface OpenDevice {
   readonly model: DeviceModel;
   /** What it is, or works with, for people. */
   readonly description: string;
-  /** What it has done. */
-  readonly counters: object;
+  /** What it has done, if it counts that. */
+  readonly counters?: object;
 }
 
 /** A record of the table; see `Kind` for which thread uses what. */

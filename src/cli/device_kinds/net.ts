@@ -32,7 +32,7 @@ function parseCardMac(group: Group, number: number): Uint8Array {
 }
 
 /** A card on a port; without one it is on `responder`. */
-export const netDevice: DeviceKind<NetSettings> = {
+export const netKind: DeviceKind<NetSettings> = {
   name: "net",
   usage: "net[,PORT[=VALUE][,mac=MAC][,mtu=N][,pcap=FILE][,...]]",
   help:
