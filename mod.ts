@@ -102,8 +102,8 @@ export {
   DriverSide,
   type DriverSideOptions,
   type PeerListener,
-  RemoteDevice,
 } from "./src/transport/driver_side.ts";
+export { RemoteDevice } from "./src/transport/remote_device.ts";
 export { ownMemory } from "./src/sharing/driver_memory.ts";
 
 // What the above mention.
@@ -123,8 +123,10 @@ export type { Codec, Conduct, Dialect, Limits, Malformed } from "./src/message/c
 export type { Kind, Message } from "./src/message/message.ts";
 export type { Direction } from "./src/observe/trace.ts";
 export type { DriverMemory } from "./src/sharing/driver_memory.ts";
-export type { FixedWindow } from "./src/transport/device_side.ts";
-export type { DeviceInfo, PeerKind, QueueInfo } from "./src/transport/driver_side.ts";
+export type { Link } from "./src/transport/link.ts";
+export type { Notification } from "./src/transport/notifications.ts";
+export type { DeviceInfo, QueueInfo } from "./src/transport/remote_device.ts";
+export type { PeerKind, Requests } from "./src/transport/requests.ts";
 export type { Answer } from "./src/virtio/device.ts";
 export type { Place } from "./src/virtio/place.ts";
 export type { QueueConfig, RingViews } from "./src/virtio/split/mod.ts";

@@ -1,9 +1,9 @@
 /** `vmsg device`: bus -> device side of the transport -> devices. */
 
 import { UsageError, VmsgError } from "../linux/errors.ts";
-import { AddressSpace } from "../memory/mod.ts";
+import { AddressSpace, type MemoryRegion } from "../memory/mod.ts";
 import { codecFor } from "../message/codecs.ts";
-import { DeviceSide, type FixedWindow } from "../transport/device_side.ts";
+import { DeviceSide } from "../transport/device_side.ts";
 import {
   BUS_OPTION,
   BUS_SECTION,
@@ -35,7 +35,7 @@ interface DeviceSettings {
 }
 
 /** Each device shows the windows only when a driver side needs them; what is wrong is said before. */
-function assertDisjoint(windows: readonly FixedWindow[]): void {
+function assertDisjoint(windows: readonly MemoryRegion[]): void {
   const space = new AddressSpace();
   for (const { at, size, memory, offset } of windows) {
     const problem = space.add(at, size, memory, offset);

@@ -27,7 +27,7 @@ import {
   segmentMemory,
 } from "../sharing/driver_memory.ts";
 import { DRIVER_MEMORY_SIZE } from "../drivers/net/net_driver.ts";
-import type { FixedWindow } from "../transport/device_side.ts";
+import type { MemoryRegion } from "../memory/mod.ts";
 import type { Option, Options } from "./command.ts";
 import { type Group, parseGroup } from "./groups.ts";
 
@@ -183,7 +183,7 @@ export function openDeviceMemory(
 }
 
 /** The windows of the memory: one, or two around the hole. */
-export function windowsOf(settings: DeviceMemorySettings, memory: MappedMemory): FixedWindow[] {
+export function windowsOf(settings: DeviceMemorySettings, memory: MappedMemory): MemoryRegion[] {
   const { at, low, hole } = settings;
   const size = settings.size || memory.size;
   const split = hole > 0 ? Math.min(low, size) : size;

@@ -28,7 +28,7 @@ import { signalEventFd } from "../linux/eventfd.ts";
 import { hasFeature, RingFeature, Status, statusNames } from "../virtio/features.ts";
 import type { Log } from "../observe/log.ts";
 import type { QueueSetup } from "../virtio/device.ts";
-import type { DeviceInfo, RemoteDevice } from "../transport/driver_side.ts";
+import type { DeviceInfo, RemoteDevice } from "../transport/remote_device.ts";
 import type { Shadow, ShadowDevice } from "../sharing/shadow_device.ts";
 import type { MappedRegion, MemoryTable } from "../sharing/memory_table.ts";
 import type { Vring } from "./vhost_user/vring.ts";
@@ -195,7 +195,8 @@ export class DeviceState {
   }
 
   get #hasRingReset(): boolean {
-    return this.device.side.options.codec.hasTokens && this.#negotiated !== undefined &&
+    return this.device.side.link.codec.conduct.queueStateIsNamed &&
+      this.#negotiated !== undefined &&
       hasFeature(this.#negotiated, RingFeature.RING_RESET);
   }
 

@@ -22,7 +22,8 @@ import { MEMORY_SEGMENT, MEMORY_WINDOW } from "../message/message.ts";
 import type { Bus } from "../bus/bus.ts";
 import { Segment } from "./segment.ts";
 import { SILENCE_MS, waitForSilence } from "./silence.ts";
-import { type RemoteDevice, RequestRefused } from "../transport/driver_side.ts";
+import type { RemoteDevice } from "../transport/remote_device.ts";
+import { RequestRefused } from "../transport/requests.ts";
 
 /** Where memory that is announced lies on the bus; any address would do, 0 could hide a bug. */
 const BUS_ADDRESS = 0x4000_0000;

@@ -24,7 +24,7 @@ import { createSealedMemory, type Fd } from "../linux/fd.ts";
 import { mapShared, PAGE_SIZE } from "../linux/mapping.ts";
 import { type MappedMemory, storeRelease32 } from "../memory/mod.ts";
 import { MEMORY_SEGMENT } from "../message/message.ts";
-import type { RemoteDevice } from "../transport/driver_side.ts";
+import type { RemoteDevice } from "../transport/remote_device.ts";
 import { type ShadowPlace, shadowRingsSize } from "./copied_queue.ts";
 
 /** "vmsg" */

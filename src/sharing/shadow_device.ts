@@ -22,7 +22,7 @@ import { hasFeature, RingFeature } from "../virtio/features.ts";
 import type { AddressSpace } from "../memory/mod.ts";
 import { limitedLog, type Log } from "../observe/log.ts";
 import type { QueueSetup } from "../virtio/device.ts";
-import type { RemoteDevice } from "../transport/driver_side.ts";
+import type { RemoteDevice } from "../transport/remote_device.ts";
 import { openDeviceQueue } from "../virtio/split/mod.ts";
 import { RingPages } from "./ring_pages.ts";
 import { TranslatedQueue } from "./translated_queue.ts";

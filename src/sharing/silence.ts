@@ -7,7 +7,7 @@
  */
 
 import { pause } from "../linux/clock.ts";
-import { LEASE_MS } from "../transport/device_side.ts";
+import { LEASE_MS } from "../transport/peer.ts";
 
 /** How long after the last message the other side writes no more, and as much again. */
 export const SILENCE_MS: number = 2 * LEASE_MS;

@@ -12,7 +12,7 @@ import { deviceScript, DRIVER_HUGE_PAGES, driverScript } from "../../scripts/lab
 import { openFile } from "../../src/linux/fd.ts";
 import { HUGE_PAGE_SIZE } from "../../src/linux/huge_pages.ts";
 import { type Mapping, mapShared } from "../../src/linux/mapping.ts";
-import { LEASE_MS } from "../../src/transport/device_side.ts";
+import { LEASE_MS } from "../../src/transport/peer.ts";
 import { delay } from "../support/processes.ts";
 import { BOOT_TIMEOUT_MS, type ControlledMachine, pairTest } from "./pair_support.ts";
 

@@ -19,7 +19,8 @@ import {
   segmentMemory,
 } from "../../src/sharing/driver_memory.ts";
 import { DeviceSide } from "../../src/transport/device_side.ts";
-import { DriverSide, type RemoteDevice } from "../../src/transport/driver_side.ts";
+import { DriverSide } from "../../src/transport/driver_side.ts";
+import type { RemoteDevice } from "../../src/transport/remote_device.ts";
 import type { Bus } from "../../src/bus/bus.ts";
 import { FakeDevice } from "../support/fake_device.ts";
 import { cleanTest } from "../support/leaks.ts";

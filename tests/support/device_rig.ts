@@ -1,15 +1,17 @@
-/** A device side under test: an in-process bus, two fake devices, a raw peer, a clock moved by hand. */
+/** A device side under test: an in-process bus, two fake devices, a raw peer, virtual time. */
 
 import { assertEquals } from "@std/assert";
 import { inProcessBus } from "./in_process_bus.ts";
 import type { SharedSegment } from "../../src/bus/bus.ts";
+import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import type { Dialect } from "../../src/message/codec.ts";
 import { Kind, type Message, QUEUE_ENABLED } from "../../src/message/message.ts";
 import { createLog } from "../../src/observe/log.ts";
 import type { DeviceModel } from "../../src/virtio/device.ts";
-import { DeviceSide, type FixedWindow } from "../../src/transport/device_side.ts";
+import type { MemoryRegion } from "../../src/memory/mod.ts";
+import { DeviceSide } from "../../src/transport/device_side.ts";
 import { PRIVATE_VERSION } from "../../src/transport/epoch.ts";
 import { FAKE_MAX_QUEUE_SIZE, FakeDevice, type FakeDeviceOptions } from "./fake_device.ts";
 import { type Fill, RawPeer } from "./raw_peer.ts";
@@ -29,8 +31,7 @@ export interface Rig {
   readonly device: FakeDevice;
   /** Device number 5. */
   readonly fifth: FakeDevice;
-  /** The lease's clock; moves only by hand. */
-  readonly clock: { ms: number };
+  readonly clock: VirtualClock;
   readonly lines: string[];
   /** HELLO with this epoch until the device side takes us for a vmsg; the answers to both. */
   greet(epoch?: number): Promise<{ epoch: number; nonce: number }>;
@@ -56,7 +57,7 @@ export interface RigOptions {
   /** Memory of the bus behind its queues. */
   readonly segment?: SharedSegment;
   /** Memory of the driver side's that device 0 is told of beforehand. */
-  readonly fixed?: readonly FixedWindow[];
+  readonly fixed?: readonly MemoryRegion[];
   /** More devices, by number. */
   readonly models?: readonly (readonly [number, (reactor: Reactor) => DeviceModel])[];
 }
@@ -65,16 +66,15 @@ export interface RigOptions {
 export async function withSide(body: (rig: Rig) => Promise<void>, options: RigOptions = {}) {
   const { dialect = "v1", capacity = 64, confined, segment, fixed, models = [] } = options;
   const codec = codecFor(dialect);
-  using reactor = new Reactor();
+  const clock = new VirtualClock();
+  using reactor = new Reactor(clock);
   using pair = inProcessBus(reactor, undefined, capacity, segment);
-  const clock = { ms: 1000 };
   const lines: string[] = [];
   using side = new DeviceSide({
     reactor,
     bus: pair.device,
     codec,
     log: createLog("test", "debug", (line) => lines.push(line)),
-    now: () => clock.ms,
     confined,
   });
   const device = new FakeDevice(options.device);

@@ -1,12 +1,14 @@
 /** A driver side under test: an in-process bus, and a raw peer that plays the device side. */
 
 import { inProcessBus } from "./in_process_bus.ts";
+import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import type { Dialect } from "../../src/message/codec.ts";
 import { Kind, type Message } from "../../src/message/message.ts";
 import { createLog } from "../../src/observe/log.ts";
-import { DriverSide, type RemoteDevice } from "../../src/transport/driver_side.ts";
+import { DriverSide } from "../../src/transport/driver_side.ts";
+import type { RemoteDevice } from "../../src/transport/remote_device.ts";
 import { PRIVATE_VERSION } from "../../src/transport/epoch.ts";
 import { RawPeer } from "./raw_peer.ts";
 
@@ -46,7 +48,7 @@ export async function withDriverSide(
 ): Promise<void> {
   const { dialect = "v1", capacity = 64, requestTimeoutMs, answersHello = true } = options;
   const codec = codecFor(dialect);
-  using reactor = new Reactor();
+  using reactor = new Reactor(new VirtualClock());
   using pair = inProcessBus(reactor, undefined, capacity);
   const lines: string[] = [];
   using side = new DriverSide({
@@ -72,9 +74,9 @@ export async function withDriverSide(
     hellos: [],
     hello: { answers: answersHello, epoch: DEVICE_EPOCH },
     async wait(condition) {
-      const endMs = performance.now() + 4000;
+      const endMs = reactor.now() + 4000;
       while (!condition()) {
-        if (performance.now() > endMs) throw new Error(`never so: ${condition}`);
+        if (reactor.now() > endMs) throw new Error(`never so: ${condition}`);
         await reactor.sleep(1);
       }
     },

@@ -6,13 +6,15 @@ import { LinuxUserBus } from "../../src/bus/linux_user.ts";
 import type { Bus } from "../../src/bus/bus.ts";
 import { createSealedMemory } from "../../src/linux/fd.ts";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
+import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import type { Dialect } from "../../src/message/codec.ts";
 import { createLog } from "../../src/observe/log.ts";
 import { createTracer } from "../../src/observe/trace.ts";
 import { DeviceSide } from "../../src/transport/device_side.ts";
-import { DriverSide, RequestRefused } from "../../src/transport/driver_side.ts";
+import { DriverSide } from "../../src/transport/driver_side.ts";
+import { RequestRefused } from "../../src/transport/requests.ts";
 import { FAKE_FEATURES, FakeDevice } from "../support/fake_device.ts";
 import { cleanTest, withDirectory } from "../support/leaks.ts";
 
@@ -30,13 +32,13 @@ interface Rig {
 }
 
 async function withBoth(body: (rig: Rig) => Promise<void>, dialect: Dialect = "v1"): Promise<void> {
-  using reactor = new Reactor();
+  using reactor = new Reactor(new VirtualClock());
   using stack = new DisposableStack();
   const pair = stack.use(inProcessBus(reactor));
   const codec = codecFor(dialect);
   const lines: string[] = [];
   const log = createLog("test", "debug", (line) => lines.push(line));
-  const tracer = createTracer((line) => lines.push(line), () => performance.now());
+  const tracer = createTracer((line) => lines.push(line), () => reactor.now());
   const makeDevice = () => {
     const side = stack.use(new DeviceSide({ reactor, bus: pair.device, codec, log }));
     const model = new FakeDevice();
@@ -67,9 +69,9 @@ async function withBoth(body: (rig: Rig) => Promise<void>, dialect: Dialect = "v
       return made;
     },
     async wait(condition) {
-      const endMs = performance.now() + 4000;
+      const endMs = reactor.now() + 4000;
       while (!condition()) {
-        if (performance.now() > endMs) throw new Error(`never so: ${condition}`);
+        if (reactor.now() > endMs) throw new Error(`never so: ${condition}`);
         await reactor.sleep(1);
       }
     },
@@ -188,8 +190,8 @@ cleanTest(
       await wait(() => driver.isReady);
       await bringUp(rig);
       // Longer than a lease: the heartbeat carries it.
-      const endMs = performance.now() + 400;
-      while (performance.now() < endMs) {
+      const endMs = reactor.now() + 400;
+      while (reactor.now() < endMs) {
         assertEquals(model.host.mayTouchMemory(), true);
         await reactor.sleep(20);
       }
@@ -197,10 +199,10 @@ cleanTest(
       // The driver's machine is paused: its messages do not come.
       const incoming = rig.deviceBus as unknown as { rung(): void };
       const { rung } = incoming;
-      const startMs = performance.now();
+      const startMs = reactor.now();
       incoming.rung = () => {};
       await wait(() => !model.host.mayTouchMemory());
-      const pausedMs = performance.now() - startMs;
+      const pausedMs = reactor.now() - startMs;
       assert(pausedMs <= 300, `${pausedMs} ms`);
       incoming.rung = rung;
       await wait(() => model.calls.includes("resume"));
@@ -229,7 +231,7 @@ cleanTest(
   () =>
     withDirectory(async (directory) => {
       for (let round = 0; round < 10; round++) {
-        using reactor = new Reactor();
+        using reactor = new Reactor(new VirtualClock());
         using stack = new DisposableStack();
         const codec = codecFor("v1");
         const log = createLog("test", "error", () => {});

@@ -506,8 +506,8 @@ cleanTest(
       device.host.used(2);
       const events = [await peer.nextOf(Kind.EVENT_USED), await peer.nextOf(Kind.EVENT_USED)];
       assertEquals(events.map(({ index, token, device }) => [index, token, device]), [
-        [0, 0, 0],
         [2, 0, 0],
+        [0, 0, 0],
       ]);
       await quiet();
     }),

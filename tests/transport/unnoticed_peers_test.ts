@@ -6,12 +6,15 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { linuxErrno } from "../../src/linux/errors.ts";
 import { mapAnonymous, type Mapping } from "../../src/linux/mapping.ts";
+import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import type { Dialect } from "../../src/message/codec.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { Kind, MEMORY_SEGMENT, MEMORY_WINDOW } from "../../src/message/message.ts";
 import { createLog } from "../../src/observe/log.ts";
-import { DeviceSide, type FixedWindow, LEASE_MS } from "../../src/transport/device_side.ts";
+import type { MemoryRegion } from "../../src/memory/mod.ts";
+import { DeviceSide } from "../../src/transport/device_side.ts";
+import { LEASE_MS } from "../../src/transport/peer.ts";
 import { DriverSide } from "../../src/transport/driver_side.ts";
 import { PRIVATE_VERSION } from "../../src/transport/epoch.ts";
 import { EPOCH } from "../support/device_rig.ts";
@@ -31,7 +34,7 @@ interface Rig {
   readonly link: PageLink;
   readonly side: DeviceSide;
   readonly device: FakeDevice;
-  readonly clock: { ms: number };
+  readonly clock: VirtualClock;
   readonly lines: string[];
   /** A driver side comes, in a dialect; it takes over from the one before. */
   come(dialect?: Dialect): RawPeer;
@@ -39,17 +42,17 @@ interface Rig {
 
 interface RigOptions {
   readonly detect?: boolean;
-  readonly fixed?: (memory: Mapping) => FixedWindow[];
+  readonly fixed?: (memory: Mapping) => MemoryRegion[];
 }
 
 async function withUnnoticed(
   body: (rig: Rig) => Promise<void>,
   options: RigOptions = {},
 ): Promise<void> {
-  using reactor = new Reactor();
+  const clock = new VirtualClock();
+  using reactor = new Reactor(clock);
   using link = pageLink(reactor, {}, MEMORY_SIZE);
   using ram = mapAnonymous(1 << 20);
-  const clock = { ms: 1000 };
   const lines: string[] = [];
   using side = new DeviceSide({
     reactor,
@@ -57,7 +60,6 @@ async function withUnnoticed(
     codec: codecFor("v1"),
     detect: options.detect ? [codecFor("proto")] : [],
     log: createLog("test", "debug", (line) => lines.push(line.replace("test: ", ""))),
-    now: () => clock.ms,
   });
   const device = new FakeDevice();
   side.add(0, device, options.fixed?.(ram) ?? []);
@@ -118,7 +120,7 @@ const windowsOf = ({ device }: Rig) =>
   device.host.memory.windows.map(({ at, size }) => [at, size]).sort(([a], [b]) => a! - b!);
 
 /** One window at 0x10000, of the last part of the memory. */
-const ONE_WINDOW = (memory: Mapping): FixedWindow[] => [
+const ONE_WINDOW = (memory: Mapping): MemoryRegion[] => [
   { at: 0x10000, size: 0x4000, memory, offset: 0x8000 },
 ];
 
@@ -252,7 +254,7 @@ cleanTest(
       await greet(peer);
       await peer.ask(Kind.SET_DEVICE_STATUS, (m) => m.status = 7);
       assert(device.host.mayTouchMemory());
-      clock.ms += LEASE_MS;
+      clock.advance(LEASE_MS);
       assertEquals(device.host.mayTouchMemory(), false);
       await reactor.sleep(2 * SILENT_MS);
       assertEquals(lines.filter((line) => line.includes("is silent")).length, 1);
@@ -296,7 +298,7 @@ cleanTest(
 );
 
 /** RAM with a hole, as --memory low=,hole= makes it: 0 to 0x8000, and 0x20000 to 0x28000. */
-const AROUND_A_HOLE = (memory: Mapping): FixedWindow[] => [
+const AROUND_A_HOLE = (memory: Mapping): MemoryRegion[] => [
   { at: 0, size: 0x8000, memory, offset: 0 },
   { at: 0x20000, size: 0x4000, memory, offset: 0x8000 },
   { at: 0x24000, size: 0x4000, memory, offset: 0x40000 },
@@ -370,7 +372,7 @@ cleanTest(
 // --- the driver side -----------------------------------------------------------------------------
 
 cleanTest("unnoticed: a driver side without HELLO asks until somebody answers", async () => {
-  using reactor = new Reactor();
+  using reactor = new Reactor(new VirtualClock());
   using link = pageLink(reactor);
   const lines: string[] = [];
   const events: string[] = [];

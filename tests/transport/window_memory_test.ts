@@ -6,7 +6,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { linuxErrno } from "../../src/linux/errors.ts";
 import { Kind, MEMORY_WINDOW } from "../../src/message/message.ts";
-import type { FixedWindow } from "../../src/transport/device_side.ts";
+import type { MemoryRegion } from "../../src/memory/mod.ts";
 import { EPOCH, type Rig, withSide, withVmsg } from "../support/device_rig.ts";
 import { MockMemory } from "../support/mock_driver.ts";
 
@@ -24,7 +24,7 @@ function withRam(
   run: typeof withVmsg = withVmsg,
 ): Promise<void> {
   const memory = new MockMemory([{ at: 0, size: SIZE }, { at: HIGH, size: SIZE }]);
-  const fixed: FixedWindow[] = memory.windows.map(({ at, size, offset }) => ({
+  const fixed: MemoryRegion[] = memory.windows.map(({ at, size, offset }) => ({
     at,
     size,
     offset,
@@ -94,7 +94,7 @@ Deno.test("all of --memory: gone with a driver side of another epoch, and with o
     await rig.setQueue(1);
     await rig.setStatus(0xf);
     assertEquals(rig.device.host.mayTouchMemory(), true);
-    rig.clock.ms += 1000;
+    rig.clock.advance(1000);
     assertEquals(rig.device.host.mayTouchMemory(), false);
     await rig.greet(EPOCH + 1);
     assertEquals(seen(rig), []);

@@ -29,12 +29,9 @@ import {
 } from "../../virtio/features.ts";
 import { IovecList, MemoryWindow } from "../../memory/mod.ts";
 import { limitedLog, type Log } from "../../observe/log.ts";
-import {
-  type DriverSide,
-  type PeerListener,
-  PeerLost,
-  type RemoteDevice,
-} from "../../transport/driver_side.ts";
+import type { DriverSide, PeerListener } from "../../transport/driver_side.ts";
+import type { RemoteDevice } from "../../transport/remote_device.ts";
+import { PeerLost } from "../../transport/requests.ts";
 import { DriverQueue } from "../../virtio/split/mod.ts";
 import { type DriverMemory, ownMemory } from "../../sharing/driver_memory.ts";
 
@@ -286,7 +283,7 @@ export class NetDriver implements PeerListener, Disposable {
       deviceAddress,
       base: 0,
     });
-    if (this.side.options.codec.dialect === "proto") return;
+    if (!this.side.link.codec.conduct.queueStateIsNamed) return;
     const { size, enabled } = await this.#device.queue(index);
     if (size !== QUEUE_SIZE || !enabled) {
       throw new VmsgError("QUEUE_REFUSED", `the device did not take queue ${index}`);

@@ -21,7 +21,8 @@ import { UnixStream } from "../../linux/unix_socket.ts";
 import { MAX_WINDOWS } from "../../memory/mod.ts";
 import { RingFeature, Status } from "../../virtio/features.ts";
 import { limitedLog, type Log } from "../../observe/log.ts";
-import { PeerLost, type RemoteDevice } from "../../transport/driver_side.ts";
+import type { RemoteDevice } from "../../transport/remote_device.ts";
+import { PeerLost } from "../../transport/requests.ts";
 import type { ShadowDevice } from "../../sharing/shadow_device.ts";
 import { type FrontEndConnection, type FrontEndMessage, sendMessage } from "./connection.ts";
 import { DeviceState, type Wanted } from "../session.ts";
@@ -234,7 +235,7 @@ export class FrontEnd implements Wanted, Disposable {
       this.#failed(error);
       // What the device side still maps and runs would refuse the next front end's memory, and so every
       // one's after it. A new attachment starts from nothing.
-      this.device.side.options.bus.drop("the device could not be reset");
+      this.device.side.link.bus.drop("the device could not be reset");
     }
   }
 

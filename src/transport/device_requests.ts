@@ -1,0 +1,343 @@
+/**
+ * Requests about one device, answered (docs/wire.md 2 and 3).
+ *
+ * Each request is answered inside its handler where the device answers at once. Where it does not, the
+ * handler ends with the question, and what follows is a function of the class (`#configRead`, `#queueStarted`)
+ * that finds the request in hand again; nothing is kept in closures, so a device that answers at once costs
+ * no allocation.
+ *
+ * {@link DeviceRequests.fail} answers in place of a device that does not.
+ */
+
+import { Kind, type Message, QUEUE_ENABLED } from "../message/message.ts";
+import type { QueueSetup } from "../virtio/device.ts";
+import type { DeviceSlot } from "./device_slot.ts";
+import type { Link } from "./link.ts";
+
+/** The revision of the device that `proto` names. */
+const DEVICE_REVISION = 1;
+/** What a read across the end gives in `proto`: 32 bits of ones. */
+const ONES_BYTES = 4;
+const NO_BYTES = new Uint8Array(0);
+
+/** See the head of this file. */
+export class DeviceRequests {
+  /** The generation when the configuration was asked for: the bytes are at least as new. */
+  #generationAsked = 0;
+  /** The queue that the device is being asked to start. */
+  #starting: QueueSetup | undefined;
+
+  /** @param complain tells people what a driver side can make us say as often as it likes */
+  constructor(
+    readonly slot: DeviceSlot,
+    readonly link: Link,
+    readonly complain: (line: string) => void,
+  ) {}
+
+  /** Buffers are available: never waits, whatever the device is asked. */
+  available(): void {
+    const { index } = this.link.in;
+    // An event for a queue that is not set up is dropped silently (rules V22, V25).
+    if (this.slot.queues[index]?.setup === undefined) return this.link.drop();
+    this.slot.model.available(index);
+  }
+
+  /** Answers the request in hand. */
+  handle(): void {
+    const { slot, link } = this;
+    const message = link.in;
+    switch (message.kind) {
+      case Kind.GET_DEVICE_INFO:
+        return this.#getDeviceInfo();
+      case Kind.GET_DEVICE_FEATURES:
+        return this.#getFeatures();
+      case Kind.SET_DRIVER_FEATURES:
+        return this.#setFeatures();
+      case Kind.GET_CONFIG:
+        return this.#getConfig();
+      case Kind.SET_CONFIG:
+        return this.#setConfig();
+      case Kind.GET_CONFIG_GENERATION:
+        link.answer().generation = slot.generation;
+        link.send();
+        return;
+      case Kind.GET_DEVICE_STATUS:
+        return this.#answerStatus();
+      case Kind.SET_DEVICE_STATUS:
+        return this.#setStatus();
+      case Kind.GET_VQUEUE:
+        return this.#getQueue();
+      case Kind.SET_VQUEUE:
+        return this.#setQueue();
+      case Kind.RESET_VQUEUE:
+        return this.#resetQueue();
+      case Kind.IOMMU_ENABLE:
+        // Only buses with a software IOMMU translate, and this is none.
+        if (message.state !== 0) {
+          this.complain("the driver side wants translated addresses; they are used as they are");
+        }
+        return link.drop();
+      case Kind.GET_SHM:
+        return this.#getShm();
+      default:
+        return link.drop();
+    }
+  }
+
+  /** The device does not answer the request in hand: says so as the request allows. */
+  fail(): void {
+    const { link } = this;
+    switch (link.in.kind) {
+      case Kind.GET_CONFIG:
+        // There is no answer without the bytes.
+        return link.drop();
+      case Kind.SET_CONFIG:
+        return this.#answerConfigWrite(false);
+      case Kind.SET_DEVICE_STATUS:
+        return this.#statusWithoutDevice(link.in.status);
+      default:
+        return this.#answerEmpty();
+    }
+  }
+
+  /** An answer without contents, if this dialect answers the request. */
+  readonly #answerEmpty = (): void => {
+    const { link } = this;
+    if (!link.codec.answered(link.in.kind)) return;
+    link.answer();
+    link.send();
+  };
+
+  #getDeviceInfo(): void {
+    const { model } = this.slot;
+    const out = this.link.answer();
+    out.deviceId = model.deviceId;
+    out.vendorId = model.vendorId;
+    out.featureBlocks = model.features.length;
+    out.configSize = model.configSize;
+    out.maxQueues = model.queueCount;
+    out.version = DEVICE_REVISION;
+    this.link.send();
+  }
+
+  #getFeatures(): void {
+    const { link, slot: { model: { features } } } = this;
+    const { codec, in: { index, count } } = link;
+    const whole = codec.conduct.featuresComeWhole;
+    const first = whole ? 0 : index;
+    const blocks = whole ? codec.limits.featureBlocks : Math.min(count, codec.limits.featureBlocks);
+    const out = link.answer();
+    out.index = first;
+    out.count = blocks;
+    for (let i = 0; i < blocks; i++) out.words[i] = features[first + i] ?? 0;
+    link.send();
+  }
+
+  #setFeatures(): void {
+    const { link, slot: { driverFeatures } } = this;
+    const { index, count, words } = link.in;
+    const first = link.codec.conduct.featuresComeWhole ? 0 : index;
+    // Bits that are stored are judged when FEATURES_OK is set; afterwards they stay.
+    for (let i = 0; i < count && !this.slot.featuresAreFixed; i++) {
+      if (first + i < driverFeatures.length) driverFeatures[first + i] = words[i];
+    }
+    const out = link.answer();
+    out.index = first;
+    out.count = count;
+    out.words.set(driverFeatures);
+    link.send();
+  }
+
+  // --- configuration -----------------------------------------------------------------------------
+
+  #getConfig(): void {
+    const { link, slot } = this;
+    const { offset, length } = link.in;
+    const { limits, conduct } = link.codec;
+    if (length > limits.configBytes) return link.drop();
+    const left = slot.model.configSize - offset;
+    this.#generationAsked = slot.generation;
+    if (conduct.configPastEndReadsOnes && length > left) return this.#answerOnes();
+    if (left < 0) return link.drop();
+    const wanted = Math.min(length, left);
+    if (wanted === 0) return this.#configRead(NO_BYTES);
+    if (slot.conversation.isHung) return this.fail();
+    slot.conversation.ask(slot.model.readConfig(offset, wanted), this.#configRead);
+  }
+
+  #answerOnes(): void {
+    this.#startConfigAnswer().bytes.fill(0xff, 0, ONES_BYTES);
+    this.link.send();
+  }
+
+  readonly #configRead = (bytes: Uint8Array): void => {
+    const out = this.#startConfigAnswer();
+    copyBytes(bytes, out.bytes, out.length);
+    this.link.send();
+  };
+
+  #startConfigAnswer(): Message {
+    const { offset, length } = this.link.in;
+    const out = this.link.answer();
+    out.generation = this.#generationAsked;
+    out.offset = offset;
+    out.length = length;
+    return out;
+  }
+
+  #setConfig(): void {
+    const { link, slot } = this;
+    const { offset, length, bytes, generation } = link.in;
+    // All or nothing (rule V37); the generation is not a reason to refuse (rule V35), unless the dialect says
+    // so: who has not seen the latest one must read first (rule V13).
+    const isStale = link.codec.conduct.configWriteNamesGeneration && generation !== slot.generation;
+    const fits = length > 0 && offset + length <= slot.model.configSize;
+    if (!fits || isStale) return this.#answerConfigWrite(false);
+    if (slot.conversation.isHung) return this.fail();
+    const answer = slot.model.writeConfig(offset, bytes.subarray(0, length));
+    slot.conversation.ask(answer, this.#configWritten);
+  }
+
+  readonly #configWritten = (applied: boolean): void => {
+    const { link, slot } = this;
+    const { offset, length } = link.in;
+    // Revision 1 answers what there is now (rule V14), the prototype what was written.
+    if (!applied || link.codec.conduct.configWriteIsEchoed) return this.#answerConfigWrite(applied);
+    slot.conversation.ask(slot.model.readConfig(offset, length), this.#configReadBack);
+  };
+
+  readonly #configReadBack = (bytes: Uint8Array): void => this.#answerConfigWrite(true, bytes);
+
+  /** @param now what there is after the write; without it, what was written */
+  #answerConfigWrite(applied: boolean, now?: Uint8Array): void {
+    const { link } = this;
+    const { offset, length, bytes } = link.in;
+    const out = link.answer();
+    out.generation = this.slot.generation;
+    out.offset = offset;
+    out.length = applied || link.codec.conduct.configWriteIsEchoed ? length : 0;
+    copyBytes(now ?? bytes, out.bytes, out.length);
+    link.send();
+  }
+
+  // --- status ------------------------------------------------------------------------------------
+
+  readonly #answerStatus = (): void => {
+    const { link } = this;
+    if (!link.codec.answered(link.in.kind)) return;
+    link.answer().status = this.slot.status;
+    link.send();
+  };
+
+  #setStatus(): void {
+    const { link: { in: { status } }, slot } = this;
+    if (status === 0) return slot.reset(this.#answerStatus);
+    if (!slot.setsFeaturesOk(status)) return this.#featuresJudged(false);
+    if (!slot.featuresAreOffered) return this.#featuresJudged(false);
+    if (slot.conversation.isHung) return this.fail();
+    const { driverFeatures, model } = slot;
+    const answer = model.acceptFeatures(driverFeatures.subarray(0, model.features.length));
+    slot.conversation.ask(answer, this.#featuresJudged);
+  }
+
+  readonly #featuresJudged = (accepted: boolean): void => {
+    this.slot.setStatus(this.link.in.status, accepted);
+    this.#answerStatus();
+  };
+
+  #statusWithoutDevice(status: number): void {
+    if (status === 0) this.slot.reset(this.#answerStatus);
+    else this.#featuresJudged(false);
+  }
+
+  // --- queues ------------------------------------------------------------------------------------
+
+  #getQueue(): void {
+    const { link, slot } = this;
+    const { index } = link.in;
+    const queue = slot.queues[index];
+    const out = link.answer();
+    out.index = index;
+    if (queue !== undefined) out.maxSize = slot.model.maxQueueSize;
+    if (queue?.setup !== undefined) {
+      out.flags = QUEUE_ENABLED;
+      out.queueSize = queue.setup.size;
+      out.descriptorAddress = queue.setup.descriptorAddress;
+      out.driverAddress = queue.setup.driverAddress;
+      out.deviceAddress = queue.setup.deviceAddress;
+    }
+    link.send();
+  }
+
+  #setQueue(): void {
+    const { link, slot } = this;
+    const { index, flags, queueSize } = link.in;
+    const queue = slot.queues[index];
+    // Another operation than "enable" is unknown and changes nothing (rule V34).
+    const isUnknown = link.codec.conduct.queueOperationIsNamed && flags !== QUEUE_ENABLED;
+    if (isUnknown || queue === undefined || queueSize > slot.model.maxQueueSize) {
+      link.drop();
+      return this.#answerEmpty();
+    }
+    if (slot.conversation.isHung) return this.fail();
+    if (queue.isHeld) slot.conversation.ask(slot.stopQueue(index), this.#startQueue);
+    else this.#startQueue();
+  }
+
+  readonly #startQueue = (): void => {
+    const { slot, link: { in: message } } = this;
+    const queue = slot.queues[message.index];
+    this.#starting = {
+      size: message.queueSize,
+      descriptorAddress: message.descriptorAddress,
+      driverAddress: message.driverAddress,
+      deviceAddress: message.deviceAddress,
+      base: queue.base,
+    };
+    queue.base = 0;
+    queue.isHeld = true;
+    slot.conversation.ask(
+      slot.model.startQueue(message.index, this.#starting),
+      this.#queueStarted,
+    );
+  };
+
+  readonly #queueStarted = (problem: string | undefined): void => {
+    const { link: { in: { index } }, slot } = this;
+    const queue = slot.queues[index];
+    if (problem !== undefined) {
+      queue.isHeld = false;
+      slot.needsReset(`queue ${index}: ${problem}`);
+    } else {
+      queue.setup = this.#starting;
+      // A ring is looked at when it starts, not only when kicked: nobody kicks for what is there already.
+      slot.model.available(index);
+    }
+    this.#answerEmpty();
+  };
+
+  #resetQueue(): void {
+    const { link: { in: { index } }, slot } = this;
+    if (slot.queues[index]?.setup === undefined) return this.#answerEmpty();
+    if (slot.conversation.isHung) return this.fail();
+    slot.conversation.ask(slot.stopQueue(index), this.#queueReset);
+  }
+
+  readonly #queueReset = (): void => {
+    const { link: { in: { index } }, slot } = this;
+    slot.owner.notifications.cancel(slot.queues[index].used);
+    this.#answerEmpty();
+  };
+
+  #getShm(): void {
+    const { index } = this.link.in;
+    // No device of ours has shared memory regions: length 0 (rule V38).
+    this.link.answer().index = index;
+    this.link.send();
+  }
+}
+
+/** Up to `length` bytes; a device that gives fewer leaves zeros. */
+function copyBytes(from: Uint8Array, into: Uint8Array, length: number): void {
+  for (let i = 0; i < length && i < from.length; i++) into[i] = from[i];
+}

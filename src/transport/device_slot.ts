@@ -1,0 +1,311 @@
+/**
+ * One device number: the device, and the state that every virtio device has.
+ *
+ * A device may take its time for every answer, so what is wanted of it (to be reset, to let go of memory) is
+ * not done in one go. {@link DeviceSlot.advance} takes the steps that are left, in this order:
+ *
+ *     on a reset: stop each queue that the device has, then tell it of the reset
+ *     for each table of memory that is to go: hide it, tell the device, unmap it
+ *
+ * It runs when something is wanted and again whenever the device has answered, so it does not matter what the
+ * device was busy with when its driver side went away. For the driver a reset takes effect at once: with
+ * status 0 nothing of its memory is touched, and it is told nothing.
+ */
+
+import { Kind, type Message } from "../message/message.ts";
+import type { Log } from "../observe/log.ts";
+import type { AddressSpace, MemoryRegion } from "../memory/mod.ts";
+import type { Answer, DeviceHost, DeviceModel, QueueSetup } from "../virtio/device.ts";
+import { hasFeature, RingFeature, Status } from "../virtio/features.ts";
+import type { Conversation } from "./conversation.ts";
+import { Notification, type Notifications, QueueNotification } from "./notifications.ts";
+import type { SlotMemory } from "./slot_memory.ts";
+
+/** Feature blocks that are stored; bits beyond the device's own blocks are kept to be refused. */
+const FEATURE_BLOCKS = 16;
+
+/** A queue as the transport knows it. */
+export interface QueueRecord {
+  /** What the driver has set up and the device works on. */
+  setup: QueueSetup | undefined;
+  /** The device has it, or is about to, and will have to be told to stop. */
+  isHeld: boolean;
+  /** SET_VQUEUE_STATE's index, for the next SET_VQUEUE. */
+  base: number;
+  /** EVENT_USED. */
+  readonly used: Notification;
+}
+
+/** What a slot needs of the side it belongs to. */
+export interface SlotOwner {
+  /** May memory of the peer be touched at this moment? */
+  leaseHolds(): boolean;
+  /** What tells the driver side. */
+  readonly notifications: Notifications;
+  /** Where lines for people go. */
+  readonly log: Log;
+}
+
+/** See the head of this file. */
+export class DeviceSlot implements DeviceHost {
+  /** By index. */
+  readonly queues: readonly QueueRecord[];
+  /** What the driver has written, accepted or not. */
+  readonly driverFeatures: Uint32Array = new Uint32Array(FEATURE_BLOCKS);
+  /** Of the configuration space; never 0 twice for two contents (rules V11, V16), not even by a reset (V10). */
+  generation = 0;
+  readonly #configEvent: Notification;
+  #status = 0;
+  /** The device was found to have to wait for the lease. */
+  #isPaused = false;
+  #isResetting = false;
+  #isToldOfReset = true;
+  #isLeaving = false;
+  #awaitsForeign = false;
+  /** Called when no step is left. */
+  #whenDone: (() => void) | undefined;
+
+  constructor(
+    readonly number: number,
+    readonly model: DeviceModel,
+    readonly conversation: Conversation,
+    readonly tables: SlotMemory,
+    readonly owner: SlotOwner,
+  ) {
+    this.queues = Array.from({ length: model.queueCount }, (_, index) => ({
+      setup: undefined,
+      isHeld: false,
+      base: 0,
+      used: new QueueNotification(Kind.EVENT_USED, number, index),
+    }));
+    this.#configEvent = new ConfigNotification(this);
+  }
+
+  // --- what the device sees ----------------------------------------------------------------------
+
+  /** See {@link DeviceHost.memory}. */
+  get memory(): AddressSpace {
+    return this.tables.space;
+  }
+
+  /** See {@link DeviceHost.regions}. */
+  get regions(): readonly MemoryRegion[] {
+    return this.tables.regions;
+  }
+
+  mayTouchMemory(): boolean {
+    const running = Status.DRIVER_OK | Status.DEVICE_NEEDS_RESET;
+    if ((this.#status & running) !== Status.DRIVER_OK) return false;
+    if (this.owner.leaseHolds()) return true;
+    this.#isPaused = true;
+    return false;
+  }
+
+  used(queue: number): void {
+    // A queue that is stopped because of a reset has nobody to tell.
+    if (!this.#isResetting) this.owner.notifications.raise(this.queues[queue].used);
+  }
+
+  configChanged(): void {
+    this.generation = (this.generation + 1) >>> 0;
+    this.#announce();
+  }
+
+  needsReset(reason: string): void {
+    if ((this.#status & Status.DEVICE_NEEDS_RESET) !== 0) return;
+    this.owner.log.warn(`device ${this.number} needs a reset: ${reason}`);
+    // In reset it needs none, and nothing is announced before the first status write (rule U3).
+    if (this.#status === 0) return;
+    this.#status |= Status.DEVICE_NEEDS_RESET;
+    this.#announce();
+  }
+
+  #announce(): void {
+    // Before the driver has found the device there is nobody to tell (rule U3).
+    if (this.#status !== 0) this.owner.notifications.raise(this.#configEvent);
+  }
+
+  // --- what the driver side sees -----------------------------------------------------------------
+
+  /** Device status. A device that does not answer needs a reset, and a reset it holds up is not finished. */
+  get status(): number {
+    return this.conversation.isHung ? this.#status | Status.DEVICE_NEEDS_RESET : this.#status;
+  }
+
+  /** Was FEATURES_OK set, so that features do not change any more? */
+  get featuresAreFixed(): boolean {
+    return (this.#status & Status.FEATURES_OK) !== 0;
+  }
+
+  /** Would this status set FEATURES_OK, so that the device must be asked? */
+  setsFeaturesOk(status: number): boolean {
+    return (status & ~this.#status & Status.FEATURES_OK) !== 0;
+  }
+
+  /** Sets a status other than 0. */
+  setStatus(status: number, featuresAreOk: boolean): void {
+    const before = this.#status;
+    // NEEDS_RESET is the device's own bit. FEATURES_OK stays until a reset (a driver must not clear a
+    // bit, VIRTIO 1.2 section 2.1.1): features do not change under a running queue.
+    const kept = before & (Status.DEVICE_NEEDS_RESET | Status.FEATURES_OK);
+    const refused = this.setsFeaturesOk(status) && !featuresAreOk ? Status.FEATURES_OK : 0;
+    this.#status = (status & 0xff & ~Status.DEVICE_NEEDS_RESET & ~refused) | kept;
+    if ((this.#status & ~before & Status.DRIVER_OK) !== 0) this.model.resume();
+  }
+
+  /** Did the driver choose among the offered bits, with those it must have? */
+  get featuresAreOffered(): boolean {
+    const { driverFeatures, model } = this;
+    return hasFeature(driverFeatures, RingFeature.VERSION_1) &&
+      driverFeatures.every((word, i) => (word & ~(model.features[i] ?? 0)) === 0);
+  }
+
+  /** Does any queue run, so that memory must stay? */
+  get hasRunningQueue(): boolean {
+    return this.queues.some((queue) => queue.setup !== undefined);
+  }
+
+  /** Looks at the queues again if the lease ran out and holds again. */
+  resumeIfPaused(): void {
+    if (!this.#isPaused || !this.mayTouchMemory()) return;
+    this.#isPaused = false;
+    this.model.resume();
+  }
+
+  // --- step by step ------------------------------------------------------------------------------
+
+  /** Asks the device to stop a queue, which then is as if it had never been set up. */
+  stopQueue(index: number): Answer<number> {
+    const queue = this.queues[index];
+    queue.setup = undefined;
+    queue.isHeld = false;
+    queue.base = 0;
+    return this.model.stopQueue(index);
+  }
+
+  /**
+   * Status 0: everything but the memory and the generation starts over.
+   *
+   * @param done called when the device has followed, or cannot, which {@link status} tells
+   */
+  reset(done: () => void): void {
+    this.#startReset();
+    if (this.conversation.isHung) return done();
+    this.#whenDone = done;
+    this.advance();
+  }
+
+  #startReset(): void {
+    this.#isResetting = true;
+    if (this.#status !== 0) this.#isToldOfReset = false;
+    this.#status = 0;
+    this.#isPaused = false;
+    this.driverFeatures.fill(0);
+    for (const queue of this.queues) {
+      queue.setup = undefined;
+      queue.base = 0;
+      this.owner.notifications.cancel(queue.used);
+    }
+    this.owner.notifications.cancel(this.#configEvent);
+  }
+
+  /** The driver side is gone or another has come: nothing of the old one's memory is touched from here on. */
+  leave(): void {
+    this.conversation.abandon();
+    this.#whenDone = undefined;
+    this.#awaitsForeign = false;
+    this.#isLeaving = true;
+    this.tables.unwantAll();
+    this.#startReset();
+    this.advance();
+  }
+
+  /** Has the device let go of all that an earlier driver side gave it? One that hangs is not waited for. */
+  get hasLeft(): boolean {
+    return !this.#isLeaving || this.conversation.isHung;
+  }
+
+  /** Has the device unmap a table. */
+  removeMemory(address: number, done: () => void): void {
+    this.tables.unwant(this.tables.table(address)!);
+    this.#whenDone = done;
+    this.advance();
+  }
+
+  /** Shows the memory of a foreign driver side, as soon as nothing of an earlier one is left. */
+  showForeignMemory(): void {
+    this.#awaitsForeign = this.#isLeaving;
+    if (this.#isLeaving) return;
+    const regions = this.tables.addForForeign();
+    if (regions.length === 0) return;
+    this.conversation.ask(this.model.memoryAdded?.(regions), this.#foreignMemoryShown);
+  }
+
+  readonly #foreignMemoryShown = (problem: string | undefined): void => {
+    if (problem === undefined) return;
+    this.owner.log.warn(`device ${this.number} refuses the driver side's memory: ${problem}`);
+  };
+
+  /** The device did not answer as it should; whoever waits for a step is told elsewhere. */
+  failed(reason: string): void {
+    this.#whenDone = undefined;
+    this.needsReset(reason);
+  }
+
+  /** Takes the steps that are left; goes on by itself when one had to wait. */
+  readonly advance = (): void => {
+    while (!this.conversation.isAsked) {
+      if (!this.#takeStep()) return this.#arrived();
+    }
+  };
+
+  #takeStep(): boolean {
+    const { conversation, model, tables } = this;
+    if (this.#isResetting) {
+      const index = this.queues.findIndex((queue) => queue.isHeld);
+      if (index >= 0) {
+        conversation.defers(this.stopQueue(index), this.advance);
+        return true;
+      }
+      if (!this.#isToldOfReset) {
+        this.#isToldOfReset = true;
+        conversation.defers(model.reset?.(), this.advance);
+        return true;
+      }
+    }
+    tables.unmapHidden();
+    const table = tables.hideNext();
+    if (table === undefined) return false;
+    conversation.defers(model.memoryRemoved?.(table.regions), this.advance);
+    return true;
+  }
+
+  #arrived(): void {
+    this.#isResetting = false;
+    this.#isLeaving = false;
+    if (this.#awaitsForeign) this.showForeignMemory();
+    const done = this.#whenDone;
+    this.#whenDone = undefined;
+    done?.();
+  }
+
+  /** Ends the device, and takes everything away that it had. */
+  [Symbol.dispose](): void {
+    this.leave();
+    this.conversation[Symbol.dispose]();
+    this.model[Symbol.dispose]();
+    this.tables.dropAll();
+  }
+}
+
+/** EVENT_CONFIG: the device changed its configuration or its status by itself. */
+class ConfigNotification extends Notification {
+  constructor(readonly slot: DeviceSlot) {
+    super(Kind.EVENT_CONFIG, slot.number);
+  }
+
+  override fill(event: Message): void {
+    event.status = this.slot.status;
+    event.generation = this.slot.generation;
+  }
+}

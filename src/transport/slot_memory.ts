@@ -1,0 +1,229 @@
+/**
+ * The driver side's memory as one device sees it.
+ *
+ * ADD_MEMORY brings a *table*: usually one region, several where it lies in several pieces of what was given
+ * by `--memory`. A table goes in steps, because a device may take its time (see device_slot.ts):
+ *
+ *     shown --unwant--> unwanted --hideNext--> hidden --unmapHidden--> gone
+ *
+ * An unwanted table waits until the queues stand still. A hidden one is in no address space any more, the
+ * device is told so, and only when it has answered is the memory unmapped and its file closed.
+ */
+
+import type { Bus } from "../bus/bus.ts";
+import { linuxErrno } from "../linux/errors.ts";
+import { type Fd, fileSize } from "../linux/fd.ts";
+import { type Mapping, mapShared, PAGE_SIZE } from "../linux/mapping.ts";
+import { AddressSpace, type MemoryRegion } from "../memory/mod.ts";
+import type { Log } from "../observe/log.ts";
+
+const EBADF = linuxErrno("EBADF");
+const EEXIST = linuxErrno("EEXIST");
+const EFAULT = linuxErrno("EFAULT");
+const EINVAL = linuxErrno("EINVAL");
+
+/** What one ADD_MEMORY brought. */
+export interface MemoryTable {
+  /** Bus address that names it. */
+  readonly address: number;
+  /** In bytes; 0 for all that was given by `--memory`. */
+  readonly length: number;
+  /** What it consists of. */
+  readonly regions: readonly MemoryRegion[];
+  /** Its own mapping; none where the memory was mapped before. */
+  readonly mapping: Mapping | undefined;
+  /** See the head of this file. */
+  state: "shown" | "unwanted" | "hidden";
+}
+
+/** What a slot's memory is made of. */
+export interface SlotMemoryOptions {
+  /** The device number, for people. */
+  readonly number: number;
+  /** The bus whose segment the driver side may offer. */
+  readonly bus: Bus;
+  /** Memory that was given by `--memory`. */
+  readonly fixed: readonly MemoryRegion[];
+  /** Nothing but the segment is ever shown. */
+  readonly confined: boolean;
+  /** Where lines for people go. */
+  readonly log: Log;
+  /** The same for what a driver side can make us say as often as it likes. */
+  readonly complain: (line: string) => void;
+}
+
+function hex(address: number): string {
+  return `0x${address.toString(16)}`;
+}
+
+/** See the head of this file. Methods that add return 0 or an errno, and then have changed nothing. */
+export class SlotMemory {
+  /** What the device finds bus addresses in. */
+  readonly space: AddressSpace = new AddressSpace();
+  /** The same as a list. */
+  readonly regions: MemoryRegion[] = [];
+  /** By address, in the order they came. */
+  readonly #tables = new Map<number, MemoryTable>();
+
+  constructor(readonly options: SlotMemoryOptions) {}
+
+  /** The table with this address. */
+  table(address: number): MemoryTable | undefined {
+    return this.#tables.get(address);
+  }
+
+  /** Maps part of a file; the table owns `fd` if it was added. */
+  addFile(fd: Fd, address: number, length: number, fileOffset: number): number {
+    if (![address, length, fileOffset].every(Number.isSafeInteger) || length === 0) return EINVAL;
+    // A mapping starts at a page; a region of the front end need not.
+    const slack = fileOffset % PAGE_SIZE;
+    try {
+      // Beyond the end of the file every access would be a SIGBUS.
+      if (fileOffset + length > fileSize(fd)) return EINVAL;
+      const memory = mapShared(fd.number, length + slack, fileOffset - slack);
+      const region = { at: address, size: length, memory, offset: slack, fd, fileOffset };
+      const result = this.#add(address, length, [region], memory);
+      if (result !== 0) memory[Symbol.dispose]();
+      return result;
+    } catch (error) {
+      this.options.log.warn(`device ${this.options.number}: memory refused: ${error}`);
+      return EINVAL;
+    }
+  }
+
+  /** Part of the memory that holds the bus's queues, and none of the queues' own. */
+  addSegment(address: number, length: number, offset: number): number {
+    const { segment } = this.options.bus;
+    if (segment === undefined) return EBADF;
+    if (!(offset >= segment.start)) return EINVAL;
+    const region = { at: address, size: length, memory: segment.memory, offset };
+    return this.#add(address, length, [region]);
+  }
+
+  /** Part of what was given by `--memory`, which may be in several pieces there; all of it for zeros. */
+  addFixed(address: number, length: number, from: number): number {
+    const { fixed } = this.options;
+    if (address === 0 && length === 0 && from === 0) {
+      if (fixed.length > 0) return this.#add(0, 0, fixed);
+      this.#complainUnseen("anywhere in RAM");
+      return EFAULT;
+    }
+    if (![address, length, from].every(Number.isSafeInteger) || length === 0) return EINVAL;
+    const regions: MemoryRegion[] = [];
+    for (let done = 0; done < length; done += regions.at(-1)!.size) {
+      const start = from + done;
+      const whole = fixed.find(({ at, size }) => start >= at && start < at + size);
+      if (whole === undefined) {
+        this.#complainUnseen(`at ${hex(from)} to ${hex(from + length)}`);
+        return EFAULT;
+      }
+      regions.push(partOf(whole, start - whole.at, length - done, address + done));
+    }
+    return this.#add(address, length, regions);
+  }
+
+  #complainUnseen(where: string): void {
+    const { number, fixed, complain } = this.options;
+    complain(
+      `device ${number}: the driver side's memory is ${where} of its machine, ` +
+        (fixed.length === 0 ? "give --memory to see it" : "which no --memory covers"),
+    );
+  }
+
+  #add(
+    address: number,
+    length: number,
+    regions: readonly MemoryRegion[],
+    mapping?: Mapping,
+  ): number {
+    for (const [n, { at, size, memory, offset }] of regions.entries()) {
+      const refusal = this.space.add(at, size, memory, offset);
+      if (refusal === undefined) continue;
+      for (const added of regions.slice(0, n)) this.space.remove(added.at, added.size);
+      return refusal === "overlap" ? EEXIST : EINVAL;
+    }
+    this.regions.push(...regions);
+    this.#tables.set(address, { address, length, regions, mapping, state: "shown" });
+    return 0;
+  }
+
+  /**
+   * Shows the memory that a foreign driver side has and cannot announce; in confined mode that is the
+   * segment, where addresses are offsets in it.
+   */
+  addForForeign(): readonly MemoryRegion[] {
+    const { bus: { segment }, confined, fixed, log } = this.options;
+    if (confined) {
+      if (segment !== undefined) {
+        this.addSegment(segment.start, segment.memory.size - segment.start, segment.start);
+      }
+    } else if (fixed.length > 0 && this.#add(0, 0, fixed) !== 0) {
+      log.error(`device ${this.options.number}: the pieces of --memory do not fit together`);
+    }
+    return this.regions;
+  }
+
+  /** A table is to go; see the head of this file. */
+  unwant(table: MemoryTable): void {
+    if (table.state === "shown") table.state = "unwanted";
+  }
+
+  /** All of them are to go. */
+  unwantAll(): void {
+    for (const table of this.#tables.values()) this.unwant(table);
+  }
+
+  /** Hides an unwanted table; undefined if there is none. */
+  hideNext(): MemoryTable | undefined {
+    for (const table of this.#tables.values()) {
+      if (table.state === "unwanted") return this.#hide(table);
+    }
+    return undefined;
+  }
+
+  #hide(table: MemoryTable): MemoryTable {
+    table.state = "hidden";
+    for (const region of table.regions) {
+      this.space.remove(region.at, region.size);
+      this.regions.splice(this.regions.indexOf(region), 1);
+    }
+    return table;
+  }
+
+  /** Unmaps what is hidden: the device has said that it does not use it any more. */
+  unmapHidden(): void {
+    for (const table of this.#tables.values()) {
+      if (table.state !== "hidden") continue;
+      this.#tables.delete(table.address);
+      if (table.mapping === undefined) continue;
+      table.mapping[Symbol.dispose]();
+      for (const { fd } of table.regions) fd?.[Symbol.dispose]();
+    }
+  }
+
+  /** Takes a table away that the device does not use. */
+  drop(table: MemoryTable): void {
+    this.#hide(table);
+    this.unmapHidden();
+  }
+
+  /** Takes everything away; the device is gone. */
+  dropAll(): void {
+    for (const table of this.#tables.values()) if (table.state !== "hidden") this.#hide(table);
+    this.unmapHidden();
+  }
+}
+
+/** At most `most` bytes of a region from its byte `skip` on, as they are to appear at `at`. */
+function partOf(whole: MemoryRegion, skip: number, most: number, at: number): MemoryRegion {
+  const part = {
+    at,
+    size: Math.min(most, whole.size - skip),
+    memory: whole.memory,
+    offset: whole.offset + skip,
+  };
+  const { fd, fileOffset } = whole;
+  return fd === undefined || fileOffset === undefined
+    ? part
+    : { ...part, fd, fileOffset: fileOffset + skip };
+}
