@@ -45,19 +45,19 @@ export interface OutgoingMessage {
 /**
  * Sends what is left of a message.
  *
- * @returns "sent" when all of it is out, "full" when the socket takes no more now, "gone" when the
- * client is
+ * @returns "sent" when all of it is out, "full" when the socket takes no more now, "refused" when
+ * the kernel lets this user have no more descriptors under way, "gone" when the client is
  */
 export function sendMessage(
   stream: UnixStream,
   message: OutgoingMessage,
-): "sent" | "full" | "gone" {
+): "sent" | "full" | "refused" | "gone" {
   bytes.view.setUint32(0, message.value >>> 0, true);
   bytes.view.setInt32(4, Math.floor(message.value / TWO_TO_32), true);
   const fds = message.fd === undefined ? [] : [message.fd];
   const left = MESSAGE_SIZE - message.sent;
   const sent = stream.send(bytes.address + BigInt(message.sent), left, fds);
-  if (sent < 0) return "gone";
+  if (sent < 0) return stream.sendError === "ETOOMANYREFS" ? "refused" : "gone";
   if (sent > 0) message.fd = undefined;
   message.sent += sent;
   return message.sent === MESSAGE_SIZE ? "sent" : "full";

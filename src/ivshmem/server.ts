@@ -58,6 +58,13 @@ const ACCEPT_PAUSE_MS = 100;
 /** Log lines of one level, so that clients that come and go without end cannot fill a disk. */
 const LINES_PER_SECOND = 20;
 
+/**
+ * unix(7), ETOOMANYREFS: for anybody but root, all descriptors that were sent and not yet read count against
+ * the limit of open files. Who is told when it is reached goes, and takes what it has not read along.
+ */
+const REFUSED = "was dropped: more descriptors wait to be read than this user may send " +
+  "(ETOOMANYREFS): raise the limit of open files (ulimit -n), give fewer --vectors, or be root";
+
 /** What a server is made of. */
 export interface IvshmemServerOptions {
   /** The path to listen on. */
@@ -250,6 +257,7 @@ export class IvshmemServer implements Disposable {
       const line = this.#trace === undefined ? "" : inWords(client, message);
       const result = sendMessage(client.stream, message);
       if (result === "gone") client.problem ??= "left";
+      if (result === "refused") client.problem ??= REFUSED;
       if (result === "full") {
         client.isFull = true;
         this.#reactor.rewatch(client.stream.fd, EPOLLIN | EPOLLOUT);

@@ -7,7 +7,7 @@
  */
 
 import { allocate } from "./arena.ts";
-import { EAGAIN, EINTR, linuxErrno, VmsgError } from "./errors.ts";
+import { EAGAIN, EINTR, errnoName, linuxErrno, VmsgError } from "./errors.ts";
 import { check, errno, lastError, libc } from "./libc.ts";
 import { Fd, isSocketFile, unlinkFile } from "./fd.ts";
 
@@ -63,6 +63,8 @@ export class UnixStream implements Disposable {
   readonly fds: Fd[] = [];
   /** True if the last {@link receive} lost descriptors (more than {@link MAX_FDS}). */
   truncated = false;
+  /** Why the last {@link send} that returned -1 did: the errno's name. */
+  sendError = "";
 
   /** Takes a connected, non-blocking socket. */
   constructor(readonly fd: Fd) {}
@@ -70,7 +72,8 @@ export class UnixStream implements Disposable {
   /**
    * Sends bytes that lie at `address`, with descriptors if there are any.
    *
-   * @returns how many bytes went out, 0 when the socket is full, -1 when the peer is gone
+   * @returns how many bytes went out, 0 when the socket is full, -1 when the peer is gone or takes
+   * nothing for another reason, see {@link sendError}
    */
   send(address: bigint, length: number, fds: readonly Fd[] = []): number {
     if (fds.length > MAX_FDS) throw new Error(`${fds.length} descriptors in one message`);
@@ -84,7 +87,10 @@ export class UnixStream implements Disposable {
     }
     const sent = libc.sendmsg(this.fd.number, header.address, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (sent >= 0) return sent;
-    return isRetry(errno()) ? 0 : -1;
+    const reason = errno();
+    if (isRetry(reason)) return 0;
+    this.sendError = errnoName(reason);
+    return -1;
   }
 
   /**

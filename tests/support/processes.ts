@@ -52,6 +52,18 @@ export function delay(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms));
 }
 
+/** Waits until something is so that another process brings about. */
+export async function until(
+  condition: () => boolean | Promise<boolean>,
+  timeoutMs = PATIENCE_MS,
+): Promise<void> {
+  const endMs = performance.now() + timeoutMs;
+  while (!await condition()) {
+    assert(performance.now() < endMs, `not so within ${timeoutMs} ms: ${condition}`);
+    await delay(10);
+  }
+}
+
 interface Waiter {
   readonly pattern: RegExp;
   resolve(line: Line): void;
