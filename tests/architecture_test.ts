@@ -21,6 +21,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     "memory",
     "linux",
   ],
+  check: ["transport", "bus", "message", "virtio", "memory", "linux"],
   drivers: [
     "sharing",
     "transport",

@@ -137,10 +137,10 @@ export class LinuxTransport {
     least: number,
   ): Promise<DataView> {
     const token = this.#send(id, payload, size);
-    const endMs = performance.now() + TIMEOUT_MS;
+    const endMs = this.reactor.now() + TIMEOUT_MS;
     while (this.#responses.length === 0) {
-      if (performance.now() > endMs) throw new Error(`no answer to 0x${id.toString(16)}: F1`);
-      await this.reactor.sleep(0);
+      if (this.reactor.now() > endMs) throw new Error(`no answer to 0x${id.toString(16)}: F1`);
+      await this.reactor.sleep(1);
     }
     const bytes = this.#responses.shift()!;
     const view = new DataView(bytes.buffer);

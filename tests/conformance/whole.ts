@@ -3,9 +3,9 @@
  * its pinger in front, all messages on record. The relay may change what passes.
  */
 
-import type { Bus } from "../../src/bus/bus.ts";
 import { inProcessBus } from "../support/in_process_bus.ts";
 import { NetDevice } from "../../src/devices/net/net_device.ts";
+import { VirtualClock } from "../../src/linux/clock.ts";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import type { Dialect } from "../../src/message/codec.ts";
@@ -17,24 +17,18 @@ import { NetDriver } from "../../src/drivers/net/net_driver.ts";
 import { Pinger } from "../../src/drivers/net/pinger.ts";
 import { DeviceSide } from "../../src/transport/device_side.ts";
 import { DriverSide } from "../../src/transport/driver_side.ts";
+import { type Change, type From, relay } from "./relay.ts";
 
 const MEMORY = 16 << 20;
 const AT = 0x4000_0000;
-const SLOT = 64;
 const SHOWN_DEVICE = 0;
 
 /** One message as it passed the relay. */
 export interface Passed {
-  readonly from: "driver" | "device";
+  readonly from: From;
   /** The whole slot. */
   readonly bytes: Uint8Array;
 }
-
-/** Changes a slot; undefined drops it. */
-export type Change = (from: Passed["from"], bytes: Uint8Array) => Uint8Array | undefined;
-
-/** HELLO and its kin: two vmsg processes that are not to know each other. */
-const isPrivate = (bytes: Uint8Array) => (bytes[0]! & 2) !== 0 && (bytes[1]! & 0x80) !== 0;
 
 /** Everything. */
 export interface Whole {
@@ -49,31 +43,13 @@ export interface Whole {
   ping(): Promise<number>;
 }
 
-function relay(from: Passed["from"], source: Bus, target: Bus, passed: Passed[], change: Change) {
-  source.open({
-    attached: () => {},
-    detached: () => {},
-    received: (slot) => {
-      const bytes = Uint8Array.from({ length: SLOT }, (_, i) => slot.getUint8(i));
-      if (isPrivate(bytes)) return;
-      const changed = change(from, bytes);
-      if (changed === undefined) return;
-      passed.push({ from, bytes: changed });
-      const offset = target.claim();
-      if (offset < 0) throw new Error("the relay's queue is full");
-      changed.forEach((byte, i) => target.view.setUint8(offset + i, byte));
-      target.send();
-    },
-  });
-}
-
 /** Runs a test's body. */
 export async function withWhole(
   dialect: Dialect,
   body: (whole: Whole) => Promise<void>,
-  change: Change = (_, bytes) => bytes,
+  change: Change = (_, bytes) => [bytes],
 ): Promise<void> {
-  using reactor = new Reactor();
+  using reactor = new Reactor(new VirtualClock());
   using stack = new DisposableStack();
   const memory = stack.use(mapAnonymous(MEMORY));
   const [front, back] = [stack.use(inProcessBus(reactor)), stack.use(inProcessBus(reactor))];
@@ -101,8 +77,13 @@ export async function withWhole(
   pinger.use(driver);
   const passed: Passed[] = [];
   deviceSide.open();
-  relay("device", back.driver, front.device, passed, change);
-  relay("driver", front.device, back.driver, passed, change);
+  const recorded: Change = (from, bytes) => {
+    const changed = change(from, bytes);
+    for (const bytes of changed) passed.push({ from, bytes });
+    return changed;
+  };
+  relay("device", back.driver, front.device, recorded);
+  relay("driver", front.device, back.driver, recorded);
   side.open();
   await reactor.until(body({
     reactor,

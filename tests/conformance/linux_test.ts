@@ -6,6 +6,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { inProcessBus } from "../support/in_process_bus.ts";
 import { NetDevice } from "../../src/devices/net/net_device.ts";
+import { VirtualClock } from "../../src/linux/clock.ts";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { codecFor } from "../../src/message/codecs.ts";
@@ -32,7 +33,7 @@ async function withLinux<M extends DeviceModel>(
   body: (linux: LinuxTransport, model: M) => Promise<void>,
   options: Options = {},
 ): Promise<void> {
-  using reactor = new Reactor();
+  using reactor = new Reactor(new VirtualClock());
   using pair = inProcessBus(reactor);
   using memory = mapAnonymous(MEMORY);
   const log = createLog("test", "error", () => {});

@@ -1,0 +1,200 @@
+/**
+ * A conversation with the peer that is asked for its rules.
+ *
+ * A rule's body sees a {@link Conversation} and nothing else: it asks, sends and hears, and does not know
+ * how the peer is reached. {@link BusConversation} is one over any bus, in either role. What is heard is
+ * kept as bytes beside its meaning, since half of the rules are about bytes; nothing of this is fast.
+ *
+ * Private messages of vmsg (message/private.ts) are not answered and not shown: to its peer, who checks is
+ * a foreigner.
+ */
+
+import type { Bus, BusListener } from "../bus/bus.ts";
+import { SLOT_SIZE } from "../bus/spsc_queue.ts";
+import type { Deferred, Reactor } from "../linux/reactor.ts";
+import type { Codec, Malformed } from "../message/codec.ts";
+import { type Kind, Message } from "../message/message.ts";
+import { isPrivate } from "../message/private.ts";
+import { isBusMessage, kindName } from "../message/table.ts";
+import { expect } from "./outcome.ts";
+import type { BusKind } from "./rules.ts";
+
+/** How long a message may take to come. */
+const ANSWER_MS = 2000;
+/** Tokens of requests begin here, so that both bytes are used. */
+const FIRST_TOKEN = 0x1f0;
+
+/** Fills a message's payload; its device and its token, if not the usual ones. */
+export type Fill = (message: Message) => void;
+
+/** One message that came. */
+export interface Heard {
+  /** The whole slot. */
+  readonly bytes: Uint8Array;
+  /** What it means, if it means anything. */
+  readonly message: Message;
+  /** Why it means nothing. */
+  readonly malformed: Malformed | undefined;
+  /** When it came, by {@link Conversation.now}. */
+  readonly atMs: number;
+}
+
+/** See the head of this file. */
+export interface Conversation {
+  /** What is spoken. */
+  readonly codec: Codec;
+  /** What kind of bus it goes over; undefined for one of two ends in one process. */
+  readonly bus?: BusKind | undefined;
+  /** The number of the device that is asked, or played. */
+  readonly device: number;
+  /** Bus addresses at which queues may lie, for a device that looks: the first byte, and how many. */
+  readonly memory: { readonly at: number; readonly size: number };
+  /** Everything that was heard, in order. */
+  readonly heard: readonly Heard[];
+  /** Milliseconds that never go back. */
+  now(): number;
+  /** Sends a request, and waits for its answer; other messages wait for {@link next}. */
+  ask(kind: Kind, fill?: Fill): Promise<Heard>;
+  /** Sends an event, or a request without waiting; its token. */
+  send(kind: Kind, fill?: Fill): number;
+  /** Answers a request. */
+  reply(request: Message, fill?: Fill): void;
+  /** Sends any bytes; behind them the slot is zeros. */
+  put(bytes: ArrayLike<number>): void;
+  /** The bytes of a request or an event, and its token, to be changed and {@link put}. */
+  bytesOf(kind: Kind, fill?: Fill): { readonly bytes: Uint8Array; readonly token: number };
+  /** The next message that nobody has taken; undefined if none comes in time. */
+  next(withinMs?: number): Promise<Heard | undefined>;
+  /** Forgets what was heard. */
+  startOver(): void;
+  /** The answer with this token (and of this kind), which has been asked for already. */
+  answer(kind: Kind, token: number): Promise<Heard>;
+}
+
+/** A conversation over a bus. */
+export class BusConversation implements Conversation, BusListener {
+  readonly heard: Heard[] = [];
+  /** What was heard and not taken. */
+  readonly #waiting: Heard[] = [];
+  #arrival: Deferred<void> | undefined;
+  #nextToken = FIRST_TOKEN;
+
+  /**
+   * {@link open} starts it; what is awaited of it is to be awaited in the reactor.
+   *
+   * @param end the end of the bus that is ours
+   */
+  constructor(
+    readonly reactor: Reactor,
+    readonly end: Bus,
+    readonly codec: Codec,
+    readonly device: number,
+    readonly memory: Conversation["memory"],
+    readonly bus?: BusKind,
+  ) {}
+
+  /** Opens the bus. */
+  open(): void {
+    this.end.open(this);
+  }
+
+  attached(): void {}
+
+  detached(): void {}
+
+  received(slot: DataView): void {
+    const bytes = Uint8Array.from({ length: SLOT_SIZE }, (_, i) => slot.getUint8(i));
+    const message = new Message();
+    const malformed = this.codec.decode(new DataView(bytes.buffer), 0, message);
+    if (malformed === undefined && isPrivate(message.kind)) return;
+    const heard = { bytes, message, malformed, atMs: this.now() };
+    this.heard.push(heard);
+    this.#waiting.push(heard);
+    this.#arrival?.resolve();
+    this.#arrival = undefined;
+  }
+
+  startOver(): void {
+    this.heard.length = 0;
+    this.#waiting.length = 0;
+  }
+
+  now(): number {
+    return this.reactor.now();
+  }
+
+  ask(kind: Kind, fill?: Fill): Promise<Heard> {
+    return this.answer(kind, this.send(kind, fill));
+  }
+
+  async answer(kind: Kind, token: number): Promise<Heard> {
+    const heard = await this.#take(
+      ({ message, malformed }) =>
+        malformed === undefined && message.response && message.kind === kind &&
+        message.token === token,
+      ANSWER_MS,
+    );
+    expect(heard !== undefined, `${kindName(kind)} was not answered`);
+    return heard;
+  }
+
+  send(kind: Kind, fill?: Fill): number {
+    const { bytes, token } = this.bytesOf(kind, fill);
+    this.put(bytes);
+    return token;
+  }
+
+  reply(request: Message, fill: Fill = () => {}): void {
+    const message = new Message();
+    message.reset(request.kind, true);
+    message.device = request.device;
+    message.token = request.token;
+    fill(message);
+    this.put(this.#encode(message));
+  }
+
+  bytesOf(kind: Kind, fill: Fill = () => {}) {
+    const message = new Message();
+    message.reset(kind, false);
+    message.device = isBusMessage(kind) ? 0 : this.device;
+    message.token = this.codec.answered(kind) && this.codec.hasTokens ? this.#nextToken++ : 0;
+    fill(message);
+    return { bytes: this.#encode(message), token: message.token };
+  }
+
+  #encode(message: Message): Uint8Array {
+    const bytes = new Uint8Array(SLOT_SIZE);
+    this.codec.encode(message, new DataView(bytes.buffer), 0);
+    return bytes;
+  }
+
+  put(bytes: ArrayLike<number>): void {
+    const offset = this.end.claim();
+    expect(offset >= 0, "the peer does not take our messages: its queue is full, or it is gone");
+    for (let i = 0; i < SLOT_SIZE; i++) this.end.view.setUint8(offset + i, bytes[i] ?? 0);
+    this.end.send();
+  }
+
+  next(withinMs: number = ANSWER_MS): Promise<Heard | undefined> {
+    return this.#take(() => true, withinMs);
+  }
+
+  async #take(wanted: (heard: Heard) => boolean, withinMs: number): Promise<Heard | undefined> {
+    const timer = this.reactor.timer(() => {
+      this.#arrival?.resolve();
+      this.#arrival = undefined;
+    });
+    timer.arm(withinMs);
+    try {
+      for (;;) {
+        const index = this.#waiting.findIndex(wanted);
+        if (index >= 0) return this.#waiting.splice(index, 1)[0];
+        if (!timer.armed) return undefined;
+        this.#arrival = this.reactor.defer<void>();
+        await this.#arrival.promise;
+      }
+    } finally {
+      this.reactor.dropTimer(timer);
+    }
+  }
+}

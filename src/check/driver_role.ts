@@ -1,0 +1,226 @@
+/**
+ * A device side is asked for its rules by one who speaks as a driver does. {@link DriverRole} is what such
+ * a one says; the rules themselves are in device_rules.ts.
+ */
+
+import { Kind, type Message, QUEUE_ENABLED } from "../message/message.ts";
+import { kindName } from "../message/table.ts";
+import { RingFeature, Status } from "../virtio/features.ts";
+import type { Conversation, Fill, Heard } from "./conversation.ts";
+import { expect, expectSame, require } from "./outcome.ts";
+
+/** ACKNOWLEDGE and DRIVER. */
+export const KNOWN: number = Status.ACKNOWLEDGE | Status.DRIVER;
+/** And FEATURES_OK and DRIVER_OK. */
+export const RUNNING: number = KNOWN | Status.FEATURES_OK | Status.DRIVER_OK;
+/** How long a message that should not come is waited for. */
+const CALM_MS = 20;
+/** Where the three areas of a queue lie, and how far the next queue is. */
+const AREA = 0x4000;
+const QUEUE_SPAN = 4 * AREA;
+/** Entries that fit into an area. */
+const QUEUE_SIZE = 64;
+/** A number that nobody gives a device. */
+export const NOBODY = 0xfffe;
+/** What a driver that only looks accepts. */
+const ACCEPTED = 1 << (RingFeature.VERSION_1 & 31) | 1 << (RingFeature.ACCESS_PLATFORM & 31) |
+  1 << (RingFeature.RING_RESET & 31);
+
+/** What GET_VQUEUE says. */
+export interface QueueShown {
+  readonly maxSize: number;
+  readonly size: number;
+  readonly flags: number;
+  readonly addresses: readonly number[];
+}
+
+/** See the head of this file. */
+export class DriverRole {
+  /** @param talk with the device's side */
+  constructor(readonly talk: Conversation) {}
+
+  /** Has the peer the first message that it expects, and an unconfigured device behind it. */
+  async begin(): Promise<void> {
+    const { deviceId } = await this.info();
+    require(deviceId !== 0, `there is no device ${this.talk.device}`);
+    if (await this.status() !== 0) await this.setStatus(0);
+  }
+
+  /** Asks; the answer. */
+  async ask(kind: Kind, fill?: Fill): Promise<Message> {
+    return (await this.talk.ask(kind, fill)).message;
+  }
+
+  info(): Promise<Message> {
+    return this.ask(Kind.GET_DEVICE_INFO);
+  }
+
+  async status(): Promise<number> {
+    return (await this.ask(Kind.GET_DEVICE_STATUS)).status;
+  }
+
+  /** Writes the status; the resulting one. */
+  async setStatus(status: number): Promise<number> {
+    const fill: Fill = (m) => m.status = status;
+    const { codec } = this.talk;
+    if (codec.answered(Kind.SET_DEVICE_STATUS)) {
+      return (await this.ask(Kind.SET_DEVICE_STATUS, fill)).status;
+    }
+    this.talk.send(Kind.SET_DEVICE_STATUS, fill);
+    return this.status();
+  }
+
+  /** Feature blocks, as the device answers. */
+  blocks(index: number, count: number): Promise<Message> {
+    return this.ask(Kind.GET_DEVICE_FEATURES, (m) => Object.assign(m, { index, count }));
+  }
+
+  /** Blocks 0 and 1 of what is offered. */
+  async features(): Promise<readonly number[]> {
+    const { words } = await this.blocks(0, 2);
+    return [...words.subarray(0, 2)];
+  }
+
+  async setFeatures(words: readonly number[]): Promise<void> {
+    await this.ask(Kind.SET_DRIVER_FEATURES, (m) => {
+      m.count = words.length;
+      m.words.set(words);
+    });
+  }
+
+  /** Up to FEATURES_OK. */
+  async negotiate(): Promise<void> {
+    await this.setStatus(KNOWN);
+    const [, offered] = await this.features();
+    await this.setFeatures([0, (offered! & ACCEPTED) >>> 0]);
+    const status = await this.setStatus(KNOWN | Status.FEATURES_OK);
+    expect(
+      (status & Status.FEATURES_OK) !== 0,
+      "FEATURES_OK is refused with nothing but the least",
+    );
+  }
+
+  /** Up to DRIVER_OK, without queues. */
+  async start(): Promise<void> {
+    await this.negotiate();
+    await this.setStatus(RUNNING);
+  }
+
+  /** Where a queue is put. */
+  areas(index: number): readonly number[] {
+    const at = this.talk.memory.at + index * QUEUE_SPAN;
+    return [at, at + AREA, at + 2 * AREA];
+  }
+
+  /** What SET_VQUEUE says of a queue. */
+  setup(index: number): Fill {
+    const [descriptor, driver, device] = this.areas(index) as [number, number, number];
+    return (m) => {
+      m.index = index;
+      m.flags = QUEUE_ENABLED;
+      m.queueSize = QUEUE_SIZE;
+      m.descriptorAddress = descriptor;
+      m.driverAddress = driver;
+      m.deviceAddress = device;
+    };
+  }
+
+  /** SET_VQUEUE; what a rule wants otherwise, the fill says. */
+  async setQueue(index: number, fill: Fill = () => {}): Promise<void> {
+    const setup: Fill = (m) => {
+      this.setup(index)(m);
+      fill(m);
+    };
+    if (this.talk.codec.answered(Kind.SET_VQUEUE)) await this.ask(Kind.SET_VQUEUE, setup);
+    else this.talk.send(Kind.SET_VQUEUE, setup);
+  }
+
+  resetQueue(index: number): Promise<Message> {
+    return this.ask(Kind.RESET_VQUEUE, (m) => m.index = index);
+  }
+
+  /** What GET_VQUEUE says. */
+  async queue(index: number): Promise<QueueShown> {
+    const m = await this.ask(Kind.GET_VQUEUE, (m) => m.index = index);
+    expectSame(m.index, index, "the queue that GET_VQUEUE answers for");
+    const addresses = [m.descriptorAddress, m.driverAddress, m.deviceAddress];
+    return { maxSize: m.maxSize, size: m.queueSize, flags: m.flags, addresses };
+  }
+
+  /** A queue must read as not set up. */
+  async expectUnset(index: number, when: string): Promise<void> {
+    const { size, flags, addresses } = await this.queue(index);
+    expectSame([size, flags, addresses], [0, 0, [0, 0, 0]], `queue ${index} ${when}`);
+  }
+
+  /** A queue must read as {@link setQueue} left it. */
+  async expectSet(index: number, when: string): Promise<void> {
+    const { size, flags, addresses } = await this.queue(index);
+    const wanted = [QUEUE_SIZE, QUEUE_ENABLED, this.areas(index)];
+    expectSame([size, flags, addresses], wanted, `queue ${index} ${when}`);
+  }
+
+  /** Configuration bytes, as many as one message holds. */
+  config(offset: number, length: number): Promise<Message> {
+    return this.ask(Kind.GET_CONFIG, (m) => Object.assign(m, { offset, length }));
+  }
+
+  async generation(): Promise<number> {
+    return (await this.config(0, 4)).generation;
+  }
+
+  /** SET_CONFIG. */
+  writeConfig(offset: number, bytes: ArrayLike<number>, generation: number): Promise<Message> {
+    return this.ask(Kind.SET_CONFIG, (m) => {
+      m.generation = generation;
+      m.offset = offset;
+      m.length = bytes.length;
+      m.bytes.set(bytes);
+    });
+  }
+
+  /** The next event of that kind; others are passed over. */
+  async event(kind: Kind): Promise<Heard> {
+    for (;;) {
+      const heard = await this.talk.next();
+      expect(heard !== undefined, `no ${kindName(kind)} came`);
+      if (heard.message.kind === kind && heard.malformed === undefined) return heard;
+    }
+  }
+
+  /**
+   * What has been sent is worked on, and nobody answered it: a status is asked, and everything else that
+   * came until some time after its answer must be an event. These are returned.
+   */
+  async calm(after: string): Promise<readonly Heard[]> {
+    await this.status();
+    const events: Heard[] = [];
+    for (let heard; (heard = await this.talk.next(CALM_MS)) !== undefined;) {
+      expect(!heard.message.response, `${after} brought ${kindName(heard.message.kind)}'s answer`);
+      events.push(heard);
+    }
+    return events;
+  }
+
+  /** One request of every kind; their answers. */
+  async tour(): Promise<readonly Heard[]> {
+    const heard: Heard[] = [];
+    for (const kind of REQUESTS) heard.push(await this.talk.ask(kind));
+    return heard;
+  }
+}
+
+/** The requests of the transport. */
+export const REQUESTS: readonly Kind[] = [
+  Kind.GET_DEVICE_INFO,
+  Kind.GET_DEVICE_FEATURES,
+  Kind.SET_DRIVER_FEATURES,
+  Kind.GET_CONFIG,
+  Kind.SET_CONFIG,
+  Kind.GET_DEVICE_STATUS,
+  Kind.SET_DEVICE_STATUS,
+  Kind.GET_VQUEUE,
+  Kind.SET_VQUEUE,
+  Kind.RESET_VQUEUE,
+  Kind.GET_SHM,
+];

@@ -1,0 +1,398 @@
+/**
+ * What a driver side must do, asked of it by one who plays its device: a body per rule of rules.ts, or one
+ * for several that cannot be told apart. docs/wire.md, section 7.
+ *
+ * A body finds a driver that has not begun with this device and may leave it in any state. What a driver
+ * must not do, it is given time for.
+ */
+
+import { Kind, type Message } from "../message/message.ts";
+import { RingFeature, Status } from "../virtio/features.ts";
+import type { DeviceRole } from "./device_role.ts";
+import { expect, expectSame } from "./outcome.ts";
+import { lookOn, u32, zeros } from "./traffic.ts";
+
+/** Asks for one rule. */
+export type DriverBody = (s: DeviceRole) => Promise<void>;
+
+const FEATURES_OK = (m: Message) => (m.status & Status.FEATURES_OK) !== 0;
+const DRIVER_OK = (m: Message) => (m.status & Status.DRIVER_OK) !== 0;
+
+// --- framing and the bus ----------------------------------------------------------------------------
+
+/** A bring-up, and a look at all that was heard. */
+const looksOn = (number: string): DriverBody => async (s) => {
+  await s.bringUp();
+  lookOn(s.talk, number);
+};
+
+/** A PING is sent and answered, and shows that the driver is still there. */
+async function ping(s: DeviceRole, data: number): Promise<void> {
+  const token = s.talk.send(Kind.PING, (m) => m.data = data);
+  const isIt = ({ message: m }: (typeof s.talk.heard)[number]) =>
+    m.kind === Kind.PING && m.response && m.token === token && m.data === data;
+  await s.until(() => s.talk.heard.some(isIt), "PING was not echoed");
+}
+
+/** The driver says nothing to such messages, and goes on. */
+const silentTo = (
+  what: string,
+  messages: (number: readonly number[], s: DeviceRole) => readonly (readonly number[])[],
+): DriverBody =>
+async (s) => {
+  await s.bringUp();
+  const from = s.talk.heard.length;
+  const { device } = s.talk;
+  for (const bytes of messages([device & 0xff, device >> 8], s)) s.talk.put(bytes);
+  await ping(s, 1);
+  await s.lookOn();
+  expectSame(s.talk.heard.length - from, 1, `answers, with one to PING, after ${what}`);
+};
+
+/** An answer that is a little strange is taken: status 0 is answered so, and the driver goes on. */
+const takes = (number: string, spoil: (bytes: Uint8Array) => void): DriverBody => async (s) => {
+  s.override = (request) => {
+    if (request.kind !== Kind.SET_DEVICE_STATUS) return false;
+    s.status = request.status;
+    const { device, token, status } = request;
+    const head = [1, 0x08, device & 0xff, device >> 8, token & 0xff, token >> 8, 12, 0, status];
+    const bytes = new Uint8Array(64);
+    bytes.set(head);
+    spoil(bytes);
+    s.talk.put(bytes);
+    return true;
+  };
+  await s.bringUp();
+  if (number !== "G21") lookOn(s.talk, number);
+};
+
+/** Wrong answers come before the right one, which is the one that counts. */
+async function waitsForItsAnswer(s: DeviceRole): Promise<void> {
+  let wrong = 0;
+  s.override = (request) => {
+    if (request.kind !== Kind.SET_DEVICE_STATUS || wrong++ > 0) return false;
+    const reply = (change: Partial<Message>) =>
+      s.talk.reply(request, (m) => Object.assign(m, { status: 0x8f }, change));
+    reply({ token: request.token ^ 0x8000 });
+    reply({ device: request.device ^ 4 });
+    reply({ kind: Kind.GET_DEVICE_STATUS });
+    const { token, device } = request;
+    for (const size of [7, 8, 11, 65, 0xffff]) {
+      const ids = [1, 0x08, device & 0xff, device >> 8, token & 0xff, token >> 8];
+      s.talk.put([...ids, size & 0xff, size >> 8, 0x8f]);
+    }
+    return false;
+  };
+  await s.bringUp();
+  // A driver that took one of them would have seen status 0x8f behind its reset, and asked again.
+  expectSame(s.of(Kind.GET_DEVICE_STATUS).length, 0, "requests for the status");
+}
+
+async function tokensAreOwn(s: DeviceRole): Promise<void> {
+  const open = new Set<number>();
+  s.override = ({ kind, token }) => {
+    if (!s.talk.codec.answered(kind)) return false;
+    expect(token !== 0, "a request with token 0");
+    expect(!open.has(token), `token ${token} twice while it is open`);
+    open.add(token);
+    return false;
+  };
+  const { answer } = s;
+  s.answer = (request) => {
+    answer.call(s, request);
+    open.delete(request.token);
+  };
+  await s.bringUp();
+}
+
+// --- the driver -------------------------------------------------------------------------------------
+
+async function asksInfoFirst(s: DeviceRole): Promise<void> {
+  await s.bringUp();
+  expectSame(s.at(Kind.GET_DEVICE_INFO), 0, "where GET_DEVICE_INFO is in the order");
+}
+
+/** The feature blocks that were written, as one list. */
+function acceptedOf(s: DeviceRole): number[] {
+  const accepted: number[] = s.features.map(() => 0);
+  for (const { index, count, words } of s.of(Kind.SET_DRIVER_FEATURES)) {
+    for (let i = 0; i < count; i++) accepted[index + i] = words[i]!;
+  }
+  return accepted;
+}
+
+async function takesOffered(s: DeviceRole): Promise<void> {
+  await s.bringUp();
+  const accepted = acceptedOf(s);
+  const notOffered = accepted.map((word, i) => (word & ~(s.features[i] ?? 0)) >>> 0);
+  expectSame(notOffered, s.features.map(() => 0), "bits that are accepted and not offered");
+  expect((accepted[1]! & 1) !== 0, "VERSION_1 is not accepted");
+}
+
+async function readsAllBlocks(s: DeviceRole): Promise<void> {
+  s.features = [...s.features, ...new Array<number>(14).fill(0)];
+  await s.bringUp();
+  for (const kind of [Kind.GET_DEVICE_FEATURES, Kind.SET_DRIVER_FEATURES]) {
+    const blocks = s.of(kind).flatMap(({ index, count }) =>
+      Array.from({ length: count }, (_, i) => index + i)
+    );
+    const wanted = s.features.map((_, i) => i);
+    expectSame([...new Set(blocks)].sort((a, b) => a - b), wanted, "the blocks in messages");
+  }
+}
+
+/** Where the order of the bring-up shows. */
+async function setsQueuesUp(s: DeviceRole): Promise<void> {
+  let held: Message | undefined;
+  s.override = (request) => {
+    if (request.kind !== Kind.SET_DEVICE_STATUS || !DRIVER_OK(request)) return false;
+    held ??= request;
+    return true;
+  };
+  await s.until(() => held !== undefined, "the driver did not come to DRIVER_OK");
+  await s.lookOn();
+  expectSame(s.of(Kind.EVENT_AVAIL).length, 0, "EVENT_AVAIL before DRIVER_OK was answered");
+  s.override = undefined;
+  s.answer(held!);
+  await s.bringUp();
+  const featuresOk = s.at(Kind.SET_DEVICE_STATUS, FEATURES_OK);
+  const driverOk = s.at(Kind.SET_DEVICE_STATUS, DRIVER_OK);
+  expect(s.at(Kind.SET_DRIVER_FEATURES) < featuresOk, "features behind FEATURES_OK");
+  expect(s.queues.size > 0, "no queue was set up");
+  const about = s.of([Kind.GET_VQUEUE, Kind.SET_VQUEUE]);
+  for (const [index, { queueSize }] of s.queues) {
+    const set = s.at(Kind.SET_VQUEUE, (m) => m.index === index);
+    expect(featuresOk < set && set < driverOk, `queue ${index} was set up outside of its time`);
+    const kinds = about.filter((m) => m.index === index).map(({ kind }) => kind);
+    const wanted = [Kind.GET_VQUEUE, Kind.SET_VQUEUE, Kind.GET_VQUEUE];
+    expectSame(kinds, wanted, `what was said of queue ${index}`);
+    const most = s.maxSizes[index]!;
+    expect(
+      queueSize > 0 && queueSize <= most,
+      `queue ${index} has ${queueSize} of ${most} entries`,
+    );
+  }
+}
+
+async function notifies(s: DeviceRole): Promise<void> {
+  const words: number[] = [];
+  s.override = ({ kind }, { bytes }) => {
+    if (kind === Kind.EVENT_AVAIL) words.push(u32(bytes, 12));
+    return false;
+  };
+  await s.bringUp();
+  const driverOk = s.at(Kind.SET_DEVICE_STATUS, DRIVER_OK);
+  const kicks = s.of(Kind.EVENT_AVAIL);
+  await s.until(() => s.of(Kind.EVENT_AVAIL).length > 0, "the driver gives no buffers");
+  expect(s.at(Kind.EVENT_AVAIL) > driverOk, "EVENT_AVAIL before DRIVER_OK");
+  for (const { index } of kicks) expect(s.queues.has(index), `EVENT_AVAIL of queue ${index}`);
+  expectSame(words, words.map(() => 0), "EVENT_AVAIL's next");
+}
+
+/** NEEDS_RESET leads to a reset by status 0, and queues are not reset one by one. */
+async function recovers(s: DeviceRole): Promise<void> {
+  s.features = [s.features[0]!, s.features[1]! & ~(1 << (RingFeature.RING_RESET & 31))];
+  await s.bringUp();
+  const from = s.said.length;
+  const status = s.status | Status.DEVICE_NEEDS_RESET;
+  const { generation } = s;
+  s.talk.send(Kind.EVENT_CONFIG, (m) => Object.assign(m, { status, generation }));
+  const isReset = () => s.of(Kind.SET_DEVICE_STATUS, from).length > 0;
+  await s.until(isReset, "the driver does not reset a device that needs it");
+  await s.lookOn();
+  expectSame(s.of(Kind.SET_DEVICE_STATUS, from)[0]!.status, 0, "the status that is written first");
+  expectSame(s.of(Kind.RESET_VQUEUE).length, 0, "RESET_VQUEUE without RING_RESET");
+}
+
+// --- the prototype's dialect ------------------------------------------------------------------------
+
+async function startsProto(s: DeviceRole): Promise<void> {
+  s.override = ({ kind }, { bytes }) => {
+    const isEmpty = kind === Kind.GET_DEVICE_STATUS || kind === Kind.GET_DEVICE_INFO;
+    expect(!isEmpty || zeros(bytes.subarray(0, 40), 4), "a payload that says something");
+    return false;
+  };
+  await s.bringUp();
+  lookOn(s.talk, "P3");
+  for (const { bytes } of s.talk.heard) expect(bytes[1] !== 0x21, "IOMMU_TRANSLATE came");
+  for (const { length } of s.of([Kind.GET_CONFIG, Kind.SET_CONFIG])) {
+    expect([1, 2, 4].includes(length), `${length} bytes of configuration at once`);
+  }
+  for (const [i, { kind }] of s.said.entries()) {
+    if (kind !== Kind.SET_DEVICE_STATUS) continue;
+    const next = s.said.slice(i + 1).find((m) => m.kind !== Kind.EVENT_AVAIL)?.kind;
+    expectSame(next, Kind.GET_DEVICE_STATUS, "the kind of what follows SET_DEVICE_STATUS");
+  }
+  const first = s.at(Kind.EVENT_AVAIL);
+  const driverOk = s.at(Kind.SET_DEVICE_STATUS, DRIVER_OK);
+  expect(first < 0 || first > driverOk, "EVENT_AVAIL before DRIVER_OK");
+}
+
+/** The bodies by the rule's number. */
+export const DRIVER_BODIES: Readonly<Record<string, DriverBody>> = {
+  async G1(s) {
+    let size = -1;
+    s.override = ({ kind }, { bytes }) => {
+      if (kind === Kind.GET_DEVICE_INFO) size = bytes[6]! | bytes[7]! << 8;
+      return false;
+    };
+    await s.bringUp();
+    expectSame(size, 8, "GET_DEVICE_INFO's size, low byte first");
+  },
+  G2: looksOn("G2"),
+  G3: looksOn("G3"),
+  G4: takes("G4", (bytes) => bytes[0]! |= 0xfc),
+  async G5(s) {
+    s.override = ({ kind }, { bytes }) => {
+      if (kind !== Kind.SET_VQUEUE) return false;
+      const reserved = [u32(bytes, 20), s.talk.codec.dialect === "v1" ? 0 : u32(bytes, 12)];
+      expectSame(reserved, [0, 0], "the reserved fields of SET_VQUEUE");
+      return false;
+    };
+    await s.bringUp();
+  },
+  G6: takes("G6", (bytes) => bytes.fill(0xee, 12)),
+  async G7(s) {
+    await s.bringUp();
+    await ping(s, 7);
+    lookOn(s.talk, "G7");
+  },
+  G8: tokensAreOwn,
+  G9: looksOn("G9"),
+  async G10(s) {
+    await s.bringUp();
+    for (const data of [1, 2, 3]) await ping(s, data);
+  },
+  G11: waitsForItsAnswer,
+  G14: silentTo("a message that is none", (n) => [
+    [0, 0x3f, ...n, 1, 0, 8, 0],
+    [2, 0x3f, 0, 0, 1, 0, 8, 0],
+    [0, 0x02, ...n, 1, 0, 7, 0],
+    [0, 0x40, ...n, 0, 0, 0xff, 0xff],
+    [1, 0x02, ...n, 1, 0, 9, 0],
+  ]),
+  G15: silentTo("an event", (n) => [
+    [0, 0x42, ...n, 0, 0, 11, 0, 1],
+    [0, 0x42, ...n, 7, 0, 12, 0, 0xff, 0xff, 0xff, 0xff],
+    [0, 0x40, ...n, 0, 0, 8, 0],
+    [0, 0x41, ...n, 0, 0, 16, 0],
+  ]),
+  G16: looksOn("G16"),
+  G17: silentTo("an implementation's own id", (n) =>
+    [0x89, 0xbf, 0xc1, 0xff].flatMap((id) => [
+      [0, id, ...n, 1, 0, 8, 0],
+      [2, id, 0, 0, 1, 0, 8, 0],
+    ])),
+  G18: waitsForItsAnswer,
+  // Of another size, they would have told of a reset that is needed.
+  G19: silentTo("an event of another size", (n) => [
+    [0, 0x40, ...n, 0, 0, 25, 0, 0x4f],
+    [0, 0x40, ...n, 0, 0, 23, 0, 0x4f],
+  ]),
+  G21: takes("G21", (bytes) => {
+    bytes[6] = 60;
+    bytes.fill(0xee, 12, 60);
+  }),
+  B5: asksInfoFirst,
+  async B7(s) {
+    s.features = [0xffff_ffff, 0xffff_ffff];
+    await s.bringUp();
+    const accepted = acceptedOf(s);
+    for (const bit of [RingFeature.NOTIFICATION_DATA, RingFeature.NOTIF_CONFIG_DATA]) {
+      expect((accepted[bit >> 5]! >>> (bit & 31) & 1) === 0, `feature ${bit} is accepted`);
+    }
+  },
+  async B12(s) {
+    await s.bringUp();
+    for (const data of [0, 0xcafe_f00d, 0xffff_ffff]) await ping(s, data);
+  },
+  B16: looksOn("B16"),
+  B23: silentTo(
+    "EVENT_DEVICE",
+    (n) => [1, 2, 2, 1].map((state) => [2, 0x40, 0, 0, 0, 0, 12, 0, ...n, state, 0]),
+  ),
+  R1: asksInfoFirst,
+  R2: takesOffered,
+  async R3(s) {
+    s.override = (request) => {
+      if (request.kind !== Kind.SET_DEVICE_STATUS || !FEATURES_OK(request)) return false;
+      s.talk.reply(request, (m) => m.status = request.status & ~Status.FEATURES_OK);
+      return true;
+    };
+    await s.refuse();
+    expect(s.at(Kind.SET_DEVICE_STATUS, FEATURES_OK) >= 0, "FEATURES_OK was not set");
+    expectSame(s.of(Kind.SET_VQUEUE).length, 0, "queues set up without FEATURES_OK");
+  },
+  R4: setsQueuesUp,
+  async R5(s) {
+    s.maxSizes = [256, 0, 64];
+    await s.lookOn(5000);
+    expect(s.at(Kind.GET_VQUEUE) >= 0, "no queue was asked for");
+    const used = [...s.of(Kind.SET_VQUEUE), ...s.of(Kind.EVENT_AVAIL)];
+    expect(used.every(({ index }) => index !== 1), "queue 1 is used, which does not exist");
+  },
+  R6: setsQueuesUp,
+  async R7(s) {
+    s.config = s.config.slice(0, 12);
+    await s.bringUp();
+    for (const { offset, length } of s.of([Kind.GET_CONFIG, Kind.SET_CONFIG])) {
+      expect(offset + length <= 12, `${length} bytes from ${offset} on, of 12`);
+    }
+  },
+  R10: notifies,
+  R11: notifies,
+  async R12(s) {
+    await s.bringUp();
+    const from = s.said.length;
+    s.generation++;
+    const { status, generation } = s;
+    s.talk.send(Kind.EVENT_CONFIG, (m) => Object.assign(m, { status, generation }));
+    await s.lookOn();
+    expect(s.of(Kind.GET_CONFIG, from).length > 0, "nothing is read again");
+  },
+  R14: recovers,
+  R15: recovers,
+  R16: recovers,
+  R19: readsAllBlocks,
+  R22: async (s) => {
+    s.override = (request) => {
+      if (request.kind !== Kind.SET_VQUEUE) return false;
+      // Answered, and not done.
+      s.talk.reply(request);
+      return true;
+    };
+    await s.refuse();
+    expect(s.at(Kind.SET_VQUEUE) >= 0, "no queue was set up");
+  },
+  async R23(s) {
+    let sinceMs = Infinity;
+    s.override = (request) => {
+      const { kind } = request;
+      if (kind === Kind.SET_DEVICE_STATUS && request.status === 0) sinceMs = s.talk.now();
+      const isOver = s.talk.now() >= sinceMs + 50;
+      if (isOver || !Number.isFinite(sinceMs)) return false;
+      const isAsking = kind === Kind.SET_DEVICE_STATUS || kind === Kind.GET_DEVICE_STATUS;
+      expect(isAsking, "the driver goes on before its reset is over");
+      s.answer(request, (m) => m.status = 0x0f);
+      return true;
+    };
+    await s.bringUp();
+    expect(Number.isFinite(sinceMs), "there was no reset");
+  },
+  P3: startsProto,
+  P4: startsProto,
+  P5: takesOffered,
+  P6: startsProto,
+  P7: startsProto,
+  P8: startsProto,
+  P10: startsProto,
+  async P14(s) {
+    await s.bringUp();
+    const from = s.said.length;
+    const { status } = s;
+    s.talk.send(Kind.EVENT_USED);
+    s.talk.send(Kind.EVENT_CONFIG, (m) => m.status = status);
+    await s.lookOn();
+    expectSame(s.of(Kind.SET_DEVICE_STATUS, from).length, 0, "status writes after an event");
+  },
+};

@@ -1,0 +1,36 @@
+/** Every rule can fail: peers that are wrong in one way each are found by the rules that must find them. */
+
+import { assertEquals } from "@std/assert";
+import { isAsked } from "../../src/check/check.ts";
+import { ruleOf, RULES, type RuleSide } from "../../src/check/rules.ts";
+import { cleanTest } from "../support/leaks.ts";
+import { DEVICE_FAULTS, DRIVER_FAULTS } from "./faults.ts";
+import { LED_DEVICE } from "./led_device.ts";
+import { LED_DRIVER } from "./led_driver.ts";
+import { askOurDevice, askOurDriver } from "./peers.ts";
+
+/** What fails without a fault (driver_test.ts) needs none. */
+const FAILS_ANYWAY: Readonly<Record<RuleSide, readonly string[]>> = { device: [], driver: ["R12"] };
+
+for (const side of ["device", "driver"] as const) {
+  const faults = side === "device" ? DEVICE_FAULTS : DRIVER_FAULTS;
+  const ask = side === "device" ? askOurDevice : askOurDriver;
+
+  for (const { what, breaks, dialect, change } of faults) {
+    cleanTest(`a ${side} side that is wrong (${dialect}): ${what}`, async () => {
+      for (const number of breaks.split(" ")) {
+        const outcome = await ask(ruleOf(number), dialect, change());
+        assertEquals(outcome?.verdict, "failed", `${number} does not find it`);
+      }
+    });
+  }
+
+  Deno.test(`every rule asked of a ${side} side has a fault that it must find`, () => {
+    const found = new Set(faults.flatMap(({ breaks }) => breaks.split(" ")));
+    for (const number of FAILS_ANYWAY[side]) found.add(number);
+    const led = side === "device" ? LED_DEVICE : LED_DRIVER;
+    const asked = RULES.map(({ number }) => number)
+      .filter((number) => isAsked(ruleOf(number), side) || number in led);
+    assertEquals(asked.filter((number) => !found.has(number)), []);
+  });
+}
