@@ -13,7 +13,7 @@
  * echoes. Both modes take turns, the segment of confined mode has three sizes.
  */
 
-import { ShadowQueue, shadowRingsSize } from "../src/sharing/copied_queue.ts";
+import { CopiedQueue, copiedRingsSize } from "../src/sharing/copied_queue.ts";
 import { mapAnonymous } from "../src/linux/mapping.ts";
 import { measureGuests } from "./confined_guests.ts";
 import { isSelected, measureCase, printHead, startTwin, type Twin } from "./harness.ts";
@@ -59,11 +59,11 @@ async function measureCopy(copy: Copy, toDevice: boolean, twin: Twin | undefined
     negotiated: true,
     writable: !toDevice,
   });
-  const size = shadowRingsSize(ringSize) + (length + 63) * batch;
+  const size = copiedRingsSize(ringSize) + (length + 63) * batch;
   using memory = mapAnonymous(size);
   // As memory of a machine that is up: every page is there.
   new Uint8Array(memory.buffer).fill(1);
-  const shadow = new ShadowQueue(ring.open(), { memory, busAddress: 0, offset: 0, size }, true);
+  const shadow = new CopiedQueue(ring.open(), { memory, offset: 0, size, at: 0 }, true);
   const { driverAddress, deviceAddress } = shadow.setup;
   const avail = new Uint16Array(memory.buffer, driverAddress, 2 + ringSize);
   const used = new Uint16Array(memory.buffer, deviceAddress, 2);

@@ -3,9 +3,7 @@
 import { type VhostUserOptions, VhostUserServer } from "../drivers/vhost_user/server.ts";
 import { UsageError } from "../linux/errors.ts";
 import { codecFor } from "../message/codecs.ts";
-import { RingPages } from "../sharing/ring_pages.ts";
-import { Segment } from "../sharing/segment.ts";
-import { ShadowDevice } from "../sharing/shadow_device.ts";
+import { openSharing } from "../sharing/mode.ts";
 import { DriverSide } from "../transport/driver_side.ts";
 import { BUS_OPTION, BUS_SECTION, type BusSettings, openBus, parseBus } from "./bus_option.ts";
 import { DEFAULT_DEVICE } from "./device_kinds/device_kind.ts";
@@ -87,19 +85,11 @@ export const proxyCommand: PlaneCommand<ProxySettings> = planeCommand({
     const codec = codecFor(settings.bus.dialect);
     const side = stack.use(new DriverSide({ reactor, bus, codec, log, tracer }));
     const { confined, vhostUsers } = settings;
-    const count = vhostUsers.length;
-    // Between machines no descriptors travel: there the device side sees RAM by physical address.
-    const pages = confined !== undefined || bus.carriesFds
-      ? undefined
-      : stack.use(new RingPages(bus, count, log));
-    if (pages !== undefined) side.listen(pages);
-    const place = confined === undefined
-      ? pages
-      : stack.use(new Segment(bus, confined.size, count));
+    const deviceCount = vhostUsers.length;
+    const mode = stack.use(openSharing({ reactor, bus, side, confined, deviceCount, log }));
     for (const [position, options] of vhostUsers.entries()) {
-      const device = side.device(options.device);
-      const shadows = place && new ShadowDevice({ reactor, device, place, position, log });
-      stack.use(new VhostUserServer(reactor, side, options, log, shadows));
+      const sharing = mode.forDevice(side.device(options.device), position);
+      stack.use(new VhostUserServer(reactor, side, options, log, sharing));
     }
     side.open();
     return {};

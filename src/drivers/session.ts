@@ -1,337 +1,423 @@
 /**
- * Brings the device at the other end of the bus to the state that the front end wants.
+ * Brings the device at the other end of the bus to the state that a driver wants.
  *
- * Theory of operation. A front end describes a state in many small steps and in any order; the device
- * side can be there or not, and can be replaced at any moment. So nothing is forwarded step by step.
- * {@link Wanted} is what the front end has said so far, {@link DeviceState} remembers what the device
- * has been told, and {@link DeviceState.apply} closes the difference, always in this order:
+ * Theory of operation. A driver describes a state in many small steps and in any order; the device side can be
+ * there or not, and can be replaced at any moment. So nothing is forwarded step by step. {@link Wanted} is what
+ * the driver has said so far, {@link Told} what the device side knows, and {@link Session.apply} closes the
+ * difference, always in this order:
  *
  *     stop rings that must not run, or all when memory changes (STOP_VQUEUE)
- *     REMOVE_MEMORY, ADD_MEMORY
+ *     REMOVE_MEMORY, ADD_MEMORY                                     as the sharing has it
  *     status 0, ACKNOWLEDGE, DRIVER, features, FEATURES_OK          if a ring may start
  *     SET_VQUEUE_STATE and SET_VQUEUE for each ring that may run
  *     DRIVER_OK, then one kick and one call per started ring
  *
- * A device side that was replaced has been told nothing: {@link DeviceState.lost} empties the memory of
- * it, and the next `apply` replays everything. Because the net device uses buffers in order, a ring's
- * used index is where a device that died had come to (design section 6).
+ * A device side that was replaced has been told nothing: {@link Session.lost} says so, and the next `apply` replays
+ * everything. Where a ring goes on whose device died is ring_position.ts.
  *
  * Towards a device side that is not vmsg there are no private messages: memory comes from its own
  * command line, a stop is RESET_VQUEUE or else a reset of the device, and a ring cannot go on from a base other than 0.
  *
- * In confined mode (confined/) and with translated addresses (translated/) the device side is told of memory
- * once, and of a ring's shadow instead of the ring. Which rings run and when is the same.
+ * What the device side gets to see of memory and rings is the sharing's (sharing/sharing.ts). Which rings run and
+ * when is the same for all, and for all kinds of drivers.
  */
 
 import { VmsgError } from "../linux/errors.ts";
-import { signalEventFd } from "../linux/eventfd.ts";
-import { hasFeature, RingFeature, Status, statusNames } from "../virtio/features.ts";
+import type { Deferred, Reactor } from "../linux/reactor.ts";
 import type { Log } from "../observe/log.ts";
-import type { QueueSetup } from "../virtio/device.ts";
-import type { DeviceInfo, RemoteDevice } from "../transport/remote_device.ts";
-import type { Shadow, ShadowDevice } from "../sharing/shadow_device.ts";
-import type { MappedRegion, MemoryTable } from "../sharing/memory_table.ts";
-import type { Vring } from "./vhost_user/vring.ts";
+import type { SharedRegion, Sharing } from "../sharing/sharing.ts";
+import type { RemoteDevice } from "../transport/remote_device.ts";
+import { PeerLost } from "../transport/requests.ts";
+import { hasFeature, RingFeature, Status, statusNames } from "../virtio/features.ts";
+import { positionAfterLoss, usedIndex } from "./ring_position.ts";
+import { Told, type ToldRing, type Wanted, type WantedRing } from "./wanted.ts";
 
 const BLOCK_OF_33 = RingFeature.ACCESS_PLATFORM >> 5;
 const MASK_OF_33 = 1 << (RingFeature.ACCESS_PLATFORM & 31);
 
-/** Kinds of rings and notifications that shadows are not made for; no front end is offered them. */
-const NOT_IN_SHADOWS = [
-  RingFeature.RING_PACKED,
-  RingFeature.IN_ORDER,
-  RingFeature.NOTIFICATION_DATA,
-  RingFeature.NOTIF_CONFIG_DATA,
-];
+const NO_FEATURES = new Uint32Array(2);
 
-/** What the front end wants. */
-export interface Wanted {
-  /** Acknowledged virtio features, without the protocol's own bits; undefined before SET_FEATURES. */
-  readonly features: Uint32Array | undefined;
-  readonly memory: MemoryTable | undefined;
-  readonly vrings: readonly Vring[];
-  /** May rings run now: DRIVER_OK, or what stands for it in front ends without status. */
-  readonly mayRun: boolean;
+/** Who hands us the driver. */
+export interface SessionOwner extends Wanted {
+  /**
+   * A device side is there and has said what it is; nothing has been told to it yet.
+   *
+   * @throws VmsgError if it will not do
+   */
+  known?(): void | Promise<void>;
+  /** The device changed its configuration or its status by itself. */
+  configChanged(status: number): void;
 }
 
-function noSharedMemory(what: string): VmsgError {
-  return new VmsgError(
-    "NO_SHARED_MEMORY",
-    `${what}: the guest's memory must be shared (QEMU: -object memory-backend-memfd,...,share=on)`,
-  );
+/** What a session is made of. */
+export interface SessionOptions {
+  /** The loop it runs in. */
+  readonly reactor: Reactor;
+  /** The device at the other end of the bus. */
+  readonly device: RemoteDevice;
+  /** How it gets to see the driver's memory. */
+  readonly sharing: Sharing;
+  /** What is wanted. */
+  readonly owner: SessionOwner;
+  /** Whose the driver is, in lines for people: "our", "the guest's". */
+  readonly whose: string;
+  /** Where lines for people go. */
+  readonly log: Log;
 }
 
-/** What the device has been told, see the head of this file. */
-export class DeviceState {
-  /** Known since the peer came; undefined while there is none. */
-  info: DeviceInfo | undefined;
-  offered: Uint32Array = new Uint32Array(2);
-  readonly #regions: MappedRegion[] = [];
-  /** FEATURES_OK was reached with these features. */
-  #negotiated: Uint32Array | undefined;
-  #driverOk = false;
-  /** Of the rings that run and have one, for their counters. */
-  readonly #shadows = new Map<number, Shadow>();
+/** Whoever waited for a device side does not want it any more. */
+export class SessionEnded extends VmsgError {
+  /** Its code is always SESSION_ENDED. */
+  constructor() {
+    super("SESSION_ENDED", "the driver is gone");
+  }
+}
 
-  /** @param shadows serves the rings where the device side does not work on the guest's own */
-  constructor(
-    readonly device: RemoteDevice,
-    readonly log: Log,
-    readonly shadows?: ShadowDevice | undefined,
-  ) {}
+/** See the head of this file. */
+export class Session implements Disposable {
+  /** What the device side knows. */
+  readonly told: Told = new Told();
+  /** The latest run; the next one waits for it. */
+  #last: Promise<void> = Promise.resolve();
+  readonly #waiters: Deferred<void>[] = [];
+  #ended = false;
 
-  /** Asks the device what it is. */
-  async discover(): Promise<void> {
-    const info = await this.device.info();
+  /** Takes the device's notifications. */
+  constructor(readonly options: SessionOptions) {
+    const { device, owner } = options;
+    device.onUsed = (queue) => this.told.rings[queue]?.shared.used();
+    device.onConfig = (status) => owner.configChanged(status);
+  }
+
+  // --- the device side comes and goes ------------------------------------------------------------
+
+  /**
+   * A device side is there: asks what it is, and brings it where the driver is.
+   *
+   * @throws PeerLost if it is gone again; VmsgError if it will not do, or has other things than the last one
+   */
+  async bringUp(): Promise<void> {
+    try {
+      await this.#discover();
+      this.#checkPromises();
+      await this.options.owner.known?.();
+      await this.apply();
+    } finally {
+      for (const waiter of this.#waiters.splice(0)) waiter.resolve();
+    }
+  }
+
+  async #discover(): Promise<void> {
+    const { device, sharing } = this.options;
+    const info = await device.info();
     if (info.deviceId === 0) {
-      throw new VmsgError("NO_DEVICE", `the device side has no device ${this.device.number}`);
+      throw new VmsgError("NO_DEVICE", `the device side has no device ${device.number}`);
     }
-    this.offered = await this.device.features(Math.max(2, info.featureBlocks));
-    if (this.shadows !== undefined) {
-      for (const bit of NOT_IN_SHADOWS) this.offered[bit >> 5] &= ~(1 << (bit & 31));
-    }
-    this.info = info;
+    const offered = await device.features(Math.max(2, info.featureBlocks));
+    for (const bit of sharing.withheld) offered[bit >> 5]! &= ~(1 << (bit & 31));
+    this.told.offered = offered;
+    this.told.info = info;
   }
 
-  /** The device side is gone; rings that ran go on from their used index. */
-  lost(wanted: Wanted): void {
-    this.info = undefined;
-    // What it was told of was not taken back.
-    if (this.#regions.length > 0) this.shadows?.forsaken();
-    for (const vring of wanted.vrings) {
-      if (vring.running) this.#stopped(vring, wanted.memory);
+  /** A replaced device must be able to do what was promised to the driver. */
+  #checkPromises(): void {
+    const { features } = this.options.owner;
+    if (!features?.some((word, i) => (word & ~this.told.offered[i]!) !== 0)) return;
+    throw new VmsgError(
+      "FEATURES_LOST",
+      "the new device lacks features that the guest uses: restart the guest",
+    );
+  }
+
+  /** The device side is gone; rings that ran go on from where they are. */
+  lost(): void {
+    const { told, options: { sharing, owner, device, log } } = this;
+    const { info, negotiated } = told;
+    told.info = undefined;
+    for (const ring of told.running()) {
+      const { wanted, setup } = ring;
+      const base = this.#forget(ring) ??
+        positionAfterLoss(owner.regions, setup, info!.deviceId, negotiated!);
+      if (base !== undefined) {
+        wanted.stopped(base);
+      } else if (owner.regions.length > 0) {
+        told.stuck.add(wanted.index);
+        log.warn(
+          `device ${device.number}, ring ${wanted.index}: what became of the buffers that the lost ` +
+            "device had is unknown: restart the guest's driver",
+        );
+        wanted.fail();
+      }
+      // Wakes a driver that waits for a used notification that the dead device still owed.
+      wanted.call();
     }
-    this.forgetSession();
-    this.#regions.length = 0;
+    sharing.lost();
+    told.forgetSession();
   }
 
-  /** The regions that the device side maps; they must stay open. */
-  get regions(): readonly MappedRegion[] {
-    return this.#regions;
+  /** Waits until a device is known; throws {@link SessionEnded} when nobody wants it any more. */
+  async whenKnown(): Promise<void> {
+    while (this.told.info === undefined) {
+      if (this.#ended) throw new SessionEnded();
+      const waiter = this.options.reactor.defer<void>();
+      this.#waiters.push(waiter);
+      await waiter.promise;
+    }
   }
 
-  /** The next start begins with a reset: the driver starts over. */
-  forgetSession(): void {
-    this.#negotiated = undefined;
-    this.#driverOk = false;
+  /** Asks a device; one that is lost meanwhile is asked again when it is back: the driver waits. */
+  async ask<T>(request: () => Promise<T>): Promise<T> {
+    for (;;) {
+      await this.whenKnown();
+      try {
+        return await request();
+      } catch (error) {
+        if (!(error instanceof PeerLost)) throw error;
+      }
+    }
+  }
+
+  /** Nobody waits for a device side any more. */
+  end(): void {
+    this.#ended = true;
+    for (const waiter of this.#waiters.splice(0)) waiter.resolve();
+  }
+
+  // --- the difference is closed ------------------------------------------------------------------
+
+  /**
+   * Brings the device to the wanted state, see the head of this file; runs do not overlap. Without a device side
+   * nothing is done: everything is replayed when one comes.
+   *
+   * @throws VmsgError if the device cannot be brought there, TIMEOUT, REFUSED; a device side that is lost
+   * meanwhile is no failure
+   */
+  apply(): Promise<void> {
+    return this.#exclusively(() => this.#bring(this.options.owner.mayRun));
+  }
+
+  /** The driver is gone or has reset the device: no ring runs, status 0. Its memory is as it wants it. */
+  reset(): Promise<void> {
+    return this.#exclusively(async () => {
+      const { told } = this;
+      if (told.info === undefined) return;
+      await this.#bring(false);
+      if (told.negotiated !== undefined) await this.options.device.reset();
+      told.forgetSession();
+      told.stuck.clear();
+    });
+  }
+
+  /** The device needs a reset, which the next {@link bringUp} begins with; the rings are made anew. */
+  restart(): Promise<void> {
+    return this.#exclusively(() => {
+      for (const ring of this.told.running()) this.#forget(ring);
+      this.told.forgetSession();
+      return Promise.resolve();
+    });
+  }
+
+  #exclusively(run: () => Promise<void>): Promise<void> {
+    const next = this.#last.then(run).catch((error) => {
+      // A lost device side is no failure of the driver's: its state is replayed later.
+      if (!(error instanceof PeerLost)) throw error;
+    });
+    this.#last = next.catch(() => {});
+    return next;
+  }
+
+  /** Resolves when nothing is under way: what the driver takes away before, a run may still look at. */
+  idle(): Promise<void> {
+    return this.#last;
+  }
+
+  /** Does the device work on this ring? */
+  runs(queue: number): boolean {
+    return this.told.rings[queue] !== undefined;
+  }
+
+  /** The driver has made buffers available; false if the ring does not run. */
+  available(queue: number): boolean {
+    const ring = this.told.rings[queue];
+    ring?.shared.available();
+    return ring !== undefined;
+  }
+
+  /** The driver has done with a region; false while it has to stay mapped. */
+  letGo(region: SharedRegion): boolean {
+    return this.options.sharing.letGo(region);
   }
 
   get #isVmsg(): boolean {
-    return this.device.side.peer === "vmsg";
+    return this.options.device.side.peer === "vmsg";
   }
 
-  /** Closes the difference, see the head of this file. May throw PeerLost, TIMEOUT, REFUSED. */
-  async apply(wanted: Wanted): Promise<void> {
-    if (this.info === undefined) return;
-    const runnable = wanted.vrings.filter((vring) => this.#mayRun(vring, wanted));
-    // QEMU 7.2 sends no memory request at all for memory that is not shared, and starts its rings.
-    if (runnable.length > 0 && wanted.memory === undefined) {
-      throw noSharedMemory("the front end shares no memory");
+  async #bring(mayRun: boolean): Promise<void> {
+    const { told, options: { sharing, owner } } = this;
+    const { info } = told;
+    if (info === undefined) return;
+    // As they are now: while this runs a driver that goes takes its memory away.
+    const { features, regions } = owner;
+    const { rings } = owner;
+    for (const queue of told.stuck) {
+      if (!rings.some(({ index }) => index === queue)) told.stuck.delete(queue);
     }
-    // As they are now: while this runs a front end that hangs up takes its memory away.
-    const { memory, features } = wanted;
-    const regions = memory?.regions ?? [];
-    const gone = this.#regions.filter((region) => !regions.includes(region));
-    const fresh = regions.filter((region) => !this.#regions.includes(region));
-    const followsMemory = this.#isVmsg || this.shadows !== undefined;
-    const memoryChanges = followsMemory && gone.length + fresh.length > 0;
+    const runnable = mayRun && features !== undefined
+      ? rings.filter(({ index }) => index < info.maxQueues && !told.stuck.has(index))
+      : [];
+    const indices = runnable.map(({ index }) => index);
     // Other features need a reset of the device, and that stops every ring.
-    const stopsAll = memoryChanges ||
-      (runnable.length > 0 && this.#negotiated !== undefined && !this.#isNegotiated(features!));
-    for (const vring of wanted.vrings) {
-      if (vring.running && (stopsAll || !runnable.includes(vring))) {
-        await this.#stop(vring, wanted);
-      }
+    const stopsAll = sharing.mustStopFor(regions, indices) ||
+      (runnable.length > 0 && told.negotiated !== undefined && !this.#isNegotiated(features!));
+    for (const ring of told.running()) {
+      // A foreign device stops all of them at once.
+      if (!this.runs(ring.wanted.index)) continue;
+      if (stopsAll || !indices.includes(ring.wanted.index)) await this.#stop(ring);
     }
-    if (memoryChanges) await this.#changeMemory(gone, fresh);
+    await sharing.prepare(regions, indices, { info, features: features ?? NO_FEATURES });
     if (runnable.length === 0) return;
-    await this.shadows?.announce();
     await this.#negotiate(features!);
-    const started: Vring[] = [];
-    for (const vring of runnable) {
-      if (vring.running) continue;
-      await this.#start(vring, memory!);
-      started.push(vring);
+    const started: ToldRing[] = [];
+    for (const ring of runnable) {
+      if (!this.runs(ring.index)) started.push(await this.#start(ring));
     }
-    if (!this.#driverOk) await this.#setDriverOk();
-    for (const vring of started) {
+    if (!told.driverOk) await this.#setDriverOk();
+    for (const { wanted, shared } of started) {
       // Whoever was told about buffers before is gone: both ends look once (design 6.2).
-      if (this.shadows === undefined) this.device.available(vring.index);
-      else this.shadows.moved(vring.index);
-      if (vring.call !== undefined) signalEventFd(vring.call);
+      shared.available();
+      wanted.call();
     }
   }
 
-  /** The front end is gone or has reset the device: status 0, no memory. */
-  async reset(wanted: Wanted): Promise<void> {
-    if (this.info === undefined) return;
-    await this.apply({ ...wanted, mayRun: false });
-    if (this.#negotiated !== undefined) await this.device.reset();
-    this.forgetSession();
-  }
+  // --- rings -------------------------------------------------------------------------------------
 
-  #mayRun(vring: Vring, wanted: Wanted): boolean {
-    return wanted.mayRun && vring.isComplete && vring.enabled && wanted.features !== undefined &&
-      vring.index < this.info!.maxQueues;
-  }
-
-  async #stop(vring: Vring, wanted: Wanted): Promise<void> {
+  async #stop(ring: ToldRing): Promise<void> {
+    const { device, owner } = this.options;
+    const { index } = ring.wanted;
     if (this.#isVmsg) {
-      const base = await this.device.stopQueue(vring.index);
-      vring.base = this.#stopShadow(vring.index) ?? base;
-      vring.running = false;
-    } else if (this.#hasRingReset) {
-      await this.device.resetQueue(vring.index);
-      this.#stopped(vring, wanted.memory);
+      const base = await device.stopQueue(index);
+      ring.wanted.stopped(this.#forget(ring) ?? base);
+      return ring.wanted.call();
+    }
+    let stopped = [ring];
+    if (this.#hasRingReset) {
+      await device.resetQueue(index);
     } else {
       // The only stop that every foreign device has: a reset, and it stops all of them.
-      await this.device.reset();
-      this.forgetSession();
-      for (const other of wanted.vrings) {
-        if (other.running) this.#stopped(other, wanted.memory);
-      }
+      await device.reset();
+      this.told.forgetSession();
+      stopped = this.told.running();
     }
-    if (vring.call !== undefined) signalEventFd(vring.call);
+    for (const one of stopped) {
+      const base = this.#forget(one) ?? usedIndex(owner.regions, one.setup);
+      if (base !== undefined) one.wanted.stopped(base);
+      one.wanted.call();
+    }
   }
 
   get #hasRingReset(): boolean {
-    return this.device.side.link.codec.conduct.queueStateIsNamed &&
-      this.#negotiated !== undefined &&
-      hasFeature(this.#negotiated, RingFeature.RING_RESET);
+    const { negotiated } = this.told;
+    return this.options.device.side.link.codec.conduct.queueStateIsNamed &&
+      negotiated !== undefined &&
+      hasFeature(negotiated, RingFeature.RING_RESET);
   }
 
-  /** A ring whose device cannot say where it is: its used index does. */
-  #stopped(vring: Vring, memory: MemoryTable | undefined): void {
-    vring.running = false;
-    vring.base = this.#stopShadow(vring.index) ??
-      memory?.readUint16(vring.usedAddress + 2) ?? vring.base;
+  /** The device works on it no more; where it goes on, if that is known without asking the device. */
+  #forget(ring: ToldRing): number | undefined {
+    this.told.rings[ring.wanted.index] = undefined;
+    return ring.shared.stop();
   }
 
-  /** Ends a ring's shadow, if it has one; where the guest's ring goes on. */
-  #stopShadow(index: number): number | undefined {
-    const base = this.shadows?.stop(index);
-    const counters = this.#shadows.get(index)?.counters;
-    if (counters !== undefined) {
-      const where = `device ${this.device.number}, ring ${index}`;
-      this.log.debug(`${where} had a shadow: ${JSON.stringify(counters)}`);
+  async #start(wanted: WantedRing): Promise<ToldRing> {
+    const { told, options: { device, sharing } } = this;
+    const { index } = wanted;
+    const setup = wanted.setup();
+    // A device drops what is too large without a word, and the driver would wait for ever.
+    const { maxSize } = await device.queue(index);
+    if (setup.size > maxSize) {
+      throw new VmsgError(
+        "QUEUE_SIZE",
+        `the device's queue ${index} has ${maxSize} entries, ${setup.size} needed`,
+      );
     }
-    this.#shadows.delete(index);
-    return base;
+    const shared = sharing.open(wanted, setup, { features: told.negotiated!, maxSize });
+    if (shared.setup.base !== 0 && !this.#isVmsg) {
+      throw new VmsgError(
+        "CANNOT_RESUME",
+        `ring ${index} goes on from ${setup.base}, which a foreign device cannot: ` +
+          `restart the guest's driver`,
+      );
+    }
+    await device.startQueue(index, shared.setup);
+    await this.#checkStarted(index, shared.setup.size);
+    shared.start();
+    const ring = { wanted, shared, setup };
+    told.rings[index] = ring;
+    return ring;
   }
 
-  async #changeMemory(gone: MappedRegion[], fresh: MappedRegion[]): Promise<void> {
-    if (this.shadows !== undefined) {
-      // Only this process looks at them, or it says itself where they are.
-      for (const region of fresh) this.shadows.addMemory(region);
-      this.#regions.splice(0, this.#regions.length, ...this.#kept(gone), ...fresh);
-      return;
-    }
-    for (const region of gone) {
-      await this.device.removeMemory(region.region.guestAddress, region.region.size);
-      this.#regions.splice(this.#regions.indexOf(region), 1);
-    }
-    for (const region of fresh) {
-      const { guestAddress, size, fileOffset } = region.region;
-      await this.device.addMemory(region.fd, guestAddress, size, fileOffset);
-      this.#regions.push(region);
-    }
+  /** A device that cannot take a queue says nothing either (wire document 5N.5), but it shows in the queue's state. */
+  async #checkStarted(index: number, expected: number): Promise<void> {
+    const { device } = this.options;
+    if (!device.side.link.codec.conduct.queueStateIsNamed) return;
+    const { size, enabled } = await device.queue(index);
+    if (size === expected && enabled) return;
+    throw new VmsgError("QUEUE_REFUSED", `the device did not take queue ${index}`);
   }
 
-  #kept(gone: MappedRegion[]): MappedRegion[] {
-    return this.#regions.filter((region) => !gone.includes(region));
-  }
+  // --- features and status -----------------------------------------------------------------------
 
-  /** What the device is told for what the front end acknowledged. */
+  /** What the device is told for what the driver acknowledged. */
   #forDevice(features: Uint32Array): Uint32Array {
-    const wanted = new Uint32Array(this.offered.length);
+    const { offered } = this.told;
+    const wanted = new Uint32Array(offered.length);
     wanted.set(features.subarray(0, wanted.length));
     // Hidden from front ends, taken when offered: the prototype refuses FEATURES_OK otherwise.
-    wanted[BLOCK_OF_33] |= this.offered[BLOCK_OF_33] & MASK_OF_33;
+    wanted[BLOCK_OF_33]! |= offered[BLOCK_OF_33]! & MASK_OF_33;
     return wanted;
   }
 
   #isNegotiated(features: Uint32Array): boolean {
     const wanted = this.#forDevice(features);
-    return this.#negotiated?.every((word, i) => word === wanted[i]) ?? false;
+    return this.told.negotiated?.every((word, i) => word === wanted[i]) ?? false;
   }
 
   async #negotiate(features: Uint32Array): Promise<void> {
     if (this.#isNegotiated(features)) return;
+    const { told, options: { device, whose } } = this;
     const wanted = this.#forDevice(features);
-    this.forgetSession();
-    await this.device.reset();
-    await this.device.setStatus(Status.ACKNOWLEDGE);
-    await this.device.setStatus(Status.ACKNOWLEDGE | Status.DRIVER);
-    await this.device.setFeatures(wanted);
+    told.forgetSession();
+    await device.reset();
+    await device.setStatus(Status.ACKNOWLEDGE);
+    await device.setStatus(Status.ACKNOWLEDGE | Status.DRIVER);
+    await device.setFeatures(wanted);
     const status = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK;
-    const result = await this.device.setStatus(status);
+    const result = await device.setStatus(status);
     if ((result & Status.FEATURES_OK) === 0) {
       throw new VmsgError(
         "FEATURES_REFUSED",
-        `device ${this.device.number} refuses the guest's features`,
+        `device ${device.number} refuses ${whose} features`,
       );
     }
-    this.#negotiated = wanted;
-  }
-
-  async #start(vring: Vring, memory: MemoryTable): Promise<void> {
-    const { descriptor, used, available } = vring.addresses!;
-    const [descriptorAddress, driverAddress, deviceAddress] = [descriptor, available, used].map(
-      (address) => memory.guestAddress(address),
-    );
-    if (
-      descriptorAddress === undefined || driverAddress === undefined || deviceAddress === undefined
-    ) {
-      throw noSharedMemory(
-        `ring ${vring.index} lies outside the memory that the front end shares`,
-      );
-    }
-    if (vring.base !== 0 && !this.#isVmsg && this.shadows === undefined) {
-      throw new VmsgError(
-        "CANNOT_RESUME",
-        `ring ${vring.index} goes on from ${vring.base}, which a foreign device cannot: ` +
-          `restart the guest's driver`,
-      );
-    }
-    // A device drops what is too large without a word, and the guest would wait for ever.
-    const { maxSize } = await this.device.queue(vring.index);
-    if (vring.size > maxSize) {
-      throw new VmsgError(
-        "QUEUE_SIZE",
-        `ring ${vring.index} has ${vring.size} entries, the device takes at most ${maxSize}`,
-      );
-    }
-    const guest: QueueSetup = {
-      size: vring.size,
-      descriptorAddress,
-      driverAddress,
-      deviceAddress,
-      base: vring.base,
-    };
-    const { maxQueues } = this.info!;
-    const shadow = this.shadows?.shadow(
-      vring.index,
-      guest,
-      memory.space,
-      this.#negotiated!,
-      maxQueues,
-      maxSize,
-    );
-    await this.device.startQueue(vring.index, shadow?.setup ?? guest);
-    if (shadow !== undefined) {
-      this.shadows!.start(vring.index, shadow);
-      this.#shadows.set(vring.index, shadow);
-    }
-    vring.usedAddress = deviceAddress;
-    vring.running = true;
+    told.negotiated = wanted;
   }
 
   async #setDriverOk(): Promise<void> {
+    const { device, log } = this.options;
     const status = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK | Status.DRIVER_OK;
-    const result = await this.device.setStatus(status);
-    this.#driverOk = true;
+    const result = await device.setStatus(status);
+    this.told.driverOk = true;
     if ((result & Status.DRIVER_OK) === 0) {
-      this.log.warn(`device ${this.device.number} is ${statusNames(result).join(" ")}`);
+      log.warn(`device ${device.number} is ${statusNames(result).join(" ")}`);
     }
+  }
+
+  /** Takes no more notifications, as if the device side were gone. */
+  [Symbol.dispose](): void {
+    const { device } = this.options;
+    device.onUsed = undefined;
+    device.onConfig = undefined;
+    this.lost();
+    this.end();
   }
 }

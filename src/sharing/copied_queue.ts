@@ -1,5 +1,5 @@
 /**
- * A guest's virtqueue, and its shadow in a segment that the device side sees instead of the guest's memory.
+ * A guest's virtqueue, and its copy in a segment that the device side sees instead of the guest's memory.
  *
  * Theory of operation, beside that of forwarding_queue.ts. Each of the guest's buffers becomes one of one or
  * two elements in the pool: first what the device reads, copied when it is forwarded, then as much room as
@@ -9,7 +9,8 @@
  * in flight changes nothing.
  */
 
-import { IovecRing, type MappedMemory } from "../memory/mod.ts";
+import { IovecRing } from "../memory/mod.ts";
+import type { Place } from "../virtio/place.ts";
 import { type Chain, type DeviceQueue, DriverQueue } from "../virtio/split/mod.ts";
 import { CHAIN_CAPACITY, ForwardingQueue } from "./forwarding_queue.ts";
 import { POOL_ALIGNMENT, RingPool } from "./pool.ts";
@@ -19,25 +20,13 @@ const SEGMENTS_PER_ENTRY = 16;
 /** The most that a pool is made of: more than any ring fills, and offsets in it are whole 32-bit numbers. */
 const MAX_POOL = 1 << 30;
 
-/** Where a shadow lies. */
-export interface ShadowPlace {
-  /** The shared memory. */
-  readonly memory: MappedMemory;
-  /** The bus address of its first byte. */
-  readonly busAddress: number;
-  /** Of this queue's part of it, a multiple of 64. */
-  readonly offset: number;
-  /** Bytes of the part: the shadow's rings, then the pool. */
-  readonly size: number;
-}
-
-/** The bytes of a part that a shadow's rings take. */
-export function shadowRingsSize(entries: number): number {
+/** The bytes of a part that the rings for the device take. */
+export function copiedRingsSize(entries: number): number {
   return Math.ceil(DriverQueue.bytesNeeded(entries) / POOL_ALIGNMENT) * POOL_ALIGNMENT;
 }
 
 /** See the head of this file. */
-export class ShadowQueue extends ForwardingQueue {
+export class CopiedQueue extends ForwardingQueue {
   /** Bytes copied into the pool, and out of it. */
   readonly copied = { in: 0, out: 0 };
   readonly #pool: RingPool;
@@ -59,20 +48,20 @@ export class ShadowQueue extends ForwardingQueue {
    * Makes an empty shadow; its part of the segment is cleared.
    *
    * @param guest the guest's queue, of which this is now the only user
+   * @param place of this queue's part of the segment, a multiple of 64: the rings, then the pool
    * @param eventIndex whether VIRTIO_F_EVENT_IDX was negotiated
    */
-  constructor(guest: DeviceQueue, place: ShadowPlace, eventIndex: boolean) {
-    const { memory, busAddress, offset } = place;
+  constructor(guest: DeviceQueue, place: Place, eventIndex: boolean) {
+    const { memory, offset, at } = place;
     const { size } = guest;
     // A buffer that is read and written takes two descriptors, also in a ring of one.
     const entries = Math.max(size, 2);
-    const region = { memory, offset, size: place.size, at: busAddress + offset };
-    super(guest, new DriverQueue({ place: region, size: entries, eventIndex, indirect: false }));
-    const rings = shadowRingsSize(entries);
+    super(guest, new DriverQueue({ place, size: entries, eventIndex, indirect: false }));
+    const rings = copiedRingsSize(entries);
     const room = Math.min(place.size - rings, MAX_POOL);
     this.#pool = new RingPool(room - room % POOL_ALIGNMENT);
     this.#poolAddress = memory.address + BigInt(offset + rings);
-    this.#poolBus = busAddress + offset + rings;
+    this.#poolBus = at + rings;
     this.#places = new Uint32Array(size);
     this.#readable = new Uint32Array(size);
     this.#counts = new Uint16Array(size);

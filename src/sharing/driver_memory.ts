@@ -168,7 +168,7 @@ export function confinedMemory(bus: Bus, size: number | undefined): DriverMemory
     memory: place.memory,
     offset: place.offset,
     size: place.size,
-    at: place.busAddress + place.offset,
+    at: place.at,
     announce: (device) => segment.announce(device),
     withdraw: (device) => segment.withdraw(device),
     [Symbol.dispose]: () => segment[Symbol.dispose](),

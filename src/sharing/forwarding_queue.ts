@@ -1,6 +1,6 @@
 /**
  * A guest's virtqueue whose buffers go to the device by way of another queue, which the device side is told
- * of instead: what confined mode (shadow_queue.ts) and translated addresses (translated/) have in common.
+ * of instead: what confined mode (copied_queue.ts) and direct mode (translated_queue.ts) have in common.
  *
  * Theory of operation. The proxy is the device of the guest's queue and the driver of the shadow:
  *

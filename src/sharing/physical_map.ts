@@ -23,7 +23,7 @@ import { VmsgError } from "../linux/errors.ts";
 import { PAGE_SIZE } from "../linux/mapping.ts";
 import { type PhysicalRun, physicalRuns } from "../linux/page_map.ts";
 import { type IovecList, loadAcquire16 } from "../memory/mod.ts";
-import type { MappedRegion } from "./memory_table.ts";
+import type { SharedRegion } from "./sharing.ts";
 
 /** A region that is pinned. */
 class PinnedRegion implements Disposable {
@@ -81,7 +81,7 @@ export type PinningBus = Pick<Bus, "pin" | "description">;
 
 /** See the head of this file. */
 export class PhysicalMap implements Disposable {
-  readonly #regions = new Map<MappedRegion, PinnedRegion>();
+  readonly #regions = new Map<SharedRegion, PinnedRegion>();
   /** Regions that went in doubt. */
   readonly #kept = new Set<PinnedRegion>();
   #inDoubt = false;
@@ -96,14 +96,14 @@ export class PhysicalMap implements Disposable {
   constructor(readonly bus: PinningBus, readonly locate: typeof physicalRuns = physicalRuns) {}
 
   /**
-   * Pins a region and learns where it lies.
+   * Pins all of the memory that a region lies in, and learns where it lies.
    *
    * @throws VmsgError PIN where nothing can pin, or the limit of locked memory is reached
    */
-  add(region: MappedRegion): void {
+  add(region: SharedRegion): void {
     if (this.#regions.has(region)) return;
-    const { address } = region.mapping;
-    const size = Math.ceil(region.mapping.size / PAGE_SIZE) * PAGE_SIZE;
+    const { address } = region.memory;
+    const size = Math.ceil(region.memory.size / PAGE_SIZE) * PAGE_SIZE;
     const pin = this.bus.pin(address, size);
     if (pin === undefined) {
       throw new VmsgError(
@@ -114,7 +114,7 @@ export class PhysicalMap implements Disposable {
     }
     try {
       // Pinned pages stay where they are, but when memory is short the kernel forgets that we had mapped them.
-      const halves = new Uint16Array(region.mapping.buffer, 0, region.mapping.size >> 1);
+      const halves = new Uint16Array(region.memory.buffer, 0, region.memory.size >> 1);
       // A plain load whose value nobody uses may be optimized away.
       const touch = (offset: number) => void loadAcquire16(halves, offset / 2);
       const runs = this.locate(address, size, PAGE_SIZE, touch);
@@ -126,7 +126,7 @@ export class PhysicalMap implements Disposable {
   }
 
   /** A region is used no more: lets it go, or keeps it while the device side may write to it. */
-  remove(region: MappedRegion): void {
+  remove(region: SharedRegion): void {
     const pinned = this.#regions.get(region);
     this.#regions.delete(region);
     this.#last = undefined;
@@ -161,7 +161,7 @@ export class PhysicalMap implements Disposable {
   }
 
   /** The pieces that a region lies in; none if it is not here. */
-  runsOf(region: MappedRegion): readonly PhysicalRun[] {
+  runsOf(region: SharedRegion): readonly PhysicalRun[] {
     return this.#regions.get(region)?.runs ?? [];
   }
 

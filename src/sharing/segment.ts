@@ -12,10 +12,10 @@
  * The header is for people and programs that look; a device side needs no more than the ring addresses
  * that SET_VQUEUE carries, and follows descriptors to offsets of the segment and nowhere else.
  *
- * Each device number has an equal share, and of that each queue: the last of an odd number of queues is
- * a control queue and gets {@link CONTROL_SHARE} of it, the others the same. Every queue has a pool of its own,
- * so one that is full of buffers that wait never takes room from another. A pool that cannot hold the largest
- * frame would stand still for good when one comes, so there is none.
+ * Each device number has an equal share, and of that each queue that is used (division.ts): one of short commands
+ * gets {@link CONTROL_SHARE} of it, the others the same. Every queue has a pool of its own, so one that is full of
+ * buffers that wait never takes room from another. A pool that cannot hold the largest buffer would stand still
+ * for good when one comes, so there is none.
  */
 
 import type { Bus } from "../bus/bus.ts";
@@ -25,7 +25,11 @@ import { mapShared, PAGE_SIZE } from "../linux/mapping.ts";
 import { type MappedMemory, storeRelease32 } from "../memory/mod.ts";
 import { MEMORY_SEGMENT } from "../message/message.ts";
 import type { RemoteDevice } from "../transport/remote_device.ts";
-import { type ShadowPlace, shadowRingsSize } from "./copied_queue.ts";
+import type { Place } from "../virtio/place.ts";
+import type { DeviceQueue } from "../virtio/split/mod.ts";
+import { CopiedQueue, copiedRingsSize } from "./copied_queue.ts";
+import { alignPart, commandQueue, type DeviceTerms, divide, type RingPart } from "./division.ts";
+import type { ForwardingPlace, OpenTerms } from "./forwarding.ts";
 
 /** "vmsg" */
 const MAGIC = 0x6773_6d76;
@@ -36,21 +40,20 @@ const ENTRY_SIZE = 24;
 const MAX_ENTRIES = Math.floor((HEADER_SIZE - ENTRY_OFFSET) / ENTRY_SIZE);
 /** A control queue's part of a device's share. */
 const CONTROL_SHARE = 1 / 32;
-const PART_ALIGNMENT = PAGE_SIZE;
 /**
- * The least pool: the largest frame with all its headers (66,048 bytes), in mergeable buffers of up to a page, of
+ * The least pool: the largest frame of a network card with all its headers (66,048 bytes), in mergeable buffers of up to a page, of
  * which one may not fit at the pool's end and each be rounded up.
  */
 const MIN_POOL = 72 << 10;
 /** The least pool of a control queue, whose commands are short. */
 const MIN_CONTROL_POOL = 1 << 10;
 /** The least part of a control queue: rings of 64 entries and a little room. */
-const MIN_CONTROL_PART = 2 * PART_ALIGNMENT;
+const MIN_CONTROL_PART = 2 * PAGE_SIZE;
 /** The least share: two queues with rings of 256 entries, and control. */
 const MIN_SHARE = 192 << 10;
 
 /** See the head of this file. */
-export class Segment implements Disposable {
+export class Segment implements ForwardingPlace, Disposable {
   /** Bytes that parts are made of. */
   readonly size: number;
   readonly #stack: DisposableStack;
@@ -59,7 +62,8 @@ export class Segment implements Disposable {
   /** Of a memfd, which the device side does not have yet. */
   readonly #fd: Fd | undefined;
   readonly #header: Uint32Array;
-  #entries = 0;
+  /** Who has a part, by device number. */
+  readonly #parts = new Map<number, readonly RingPart[]>();
 
   /**
    * Takes the segment of a bus, or makes one.
@@ -92,8 +96,8 @@ export class Segment implements Disposable {
     if (this.size < deviceCount * MIN_SHARE) {
       throw new VmsgError(
         "SEGMENT",
-        `${bus.description}: a segment of ${taken} bytes is too small for ${deviceCount} network ` +
-          `cards; 256K each will do`,
+        `${bus.description}: a segment of ${taken} bytes is too small for ${deviceCount} ` +
+          `devices; 256K each will do`,
       );
     }
     this.#header = new Uint32Array(this.#memory.buffer, this.#start, HEADER_SIZE / 4);
@@ -126,65 +130,70 @@ export class Segment implements Disposable {
     await device.removeMemory(this.#start, this.#memory.size - this.#start);
   }
 
-  /**
-   * The part of one queue.
-   *
-   * @param position of the device number among those that share the segment
-   * @param queueCount how many queues the device has
-   * @param entries of the queue's rings
-   * @throws VmsgError SEGMENT if frames would not fit
-   */
-  part(position: number, queueCount: number, queue: number, entries: number): ShadowPlace {
-    const { memory, busAddress, offset: begin, size: share } = this.share(position);
-    const hasControl = queueCount % 2 === 1 && queueCount > 1;
-    const control = hasControl ? Math.max(MIN_CONTROL_PART, align(share * CONTROL_SHARE)) : 0;
-    const each = align((share - control) / (hasControl ? queueCount - 1 : queueCount));
-    const isControl = hasControl && queue === queueCount - 1;
-    const size = isControl ? control : each;
-    if (size < shadowRingsSize(entries) + (isControl ? MIN_CONTROL_POOL : MIN_POOL)) {
+  /** All the parts of one device number in one, for a driver that needs no copies. */
+  share(position: number): Place {
+    const size = alignPart(this.size / this.deviceCount);
+    const offset = this.#start + HEADER_SIZE + position * size;
+    return { memory: this.#memory, offset, size, at: offset };
+  }
+
+  divide(
+    device: RemoteDevice,
+    position: number,
+    queues: readonly number[],
+    terms: DeviceTerms,
+  ): ReadonlyMap<number, RingPart> {
+    const share = this.share(position);
+    const control = Math.max(MIN_CONTROL_PART, alignPart(share.size * CONTROL_SHARE));
+    const parts = divide(share, queues, commandQueue(terms), control);
+    this.#parts.set(device.number, [...parts.values()]);
+    this.#describe();
+    return parts;
+  }
+
+  /** @throws VmsgError SEGMENT if buffers would not fit */
+  open(queue: DeviceQueue, part: RingPart, { eventIndex }: OpenTerms): CopiedQueue {
+    const least = copiedRingsSize(queue.size) + (part.isCommand ? MIN_CONTROL_POOL : MIN_POOL);
+    if (part.size < least) {
       throw new VmsgError(
         "SEGMENT",
-        `the segment has only ${size} bytes for queue ${queue} of ${queueCount} with ${entries} ` +
-          "entries: give a larger one",
+        `the segment has only ${part.size} bytes for queue ${part.queue} of ${part.count} with ` +
+          `${queue.size} entries: give a larger one`,
       );
     }
-    return { memory, busAddress, offset: begin + queue * each, size };
+    return new CopiedQueue(queue, part, eventIndex);
   }
 
-  /** All the parts of one device number in one, for a driver that needs no copies. */
-  share(position: number): ShadowPlace {
-    const size = align(this.size / this.deviceCount);
-    const offset = this.#start + HEADER_SIZE + position * size;
-    return { memory: this.#memory, busAddress: 0, offset, size };
-  }
-
-  /** Says in the header who has a part. */
-  describe(device: number, queue: number, { offset, size }: ShadowPlace): void {
+  /** Says in the header who has a part, as far as there is room. */
+  #describe(): void {
     const words = this.#header;
-    let index = 0;
-    const at = (i: number) => (ENTRY_OFFSET + i * ENTRY_SIZE) / 4;
-    while (
-      index < this.#entries && (words[at(index)] !== device || words[at(index) + 1] !== queue)
-    ) {
-      index++;
+    let count = 0;
+    for (const [device, parts] of this.#parts) {
+      for (const { queue, offset, size } of parts) {
+        if (count === MAX_ENTRIES) break;
+        const at = (ENTRY_OFFSET + count++ * ENTRY_SIZE) / 4;
+        words[at] = device;
+        words[at + 1] = queue;
+        writeUint64(words, at + 2, offset);
+        writeUint64(words, at + 4, size);
+      }
     }
-    if (index === MAX_ENTRIES) return;
-    words[at(index)] = device;
-    words[at(index) + 1] = queue;
-    writeUint64(words, at(index) + 2, offset);
-    writeUint64(words, at(index) + 4, size);
-    this.#entries = Math.max(this.#entries, index + 1);
-    storeRelease32(words, 2, this.#entries);
+    storeRelease32(words, 2, count);
   }
+
+  /** Only this process looks at the driver's memory. */
+  addRegion(): void {}
+
+  /** See {@link addRegion}. */
+  removeRegion(): void {}
+
+  /** The device side touches the segment only, and the next one may have it. */
+  doubt(): void {}
 
   /** A memfd is unmapped; the bus's memory stays. */
   [Symbol.dispose](): void {
     this.#stack.dispose();
   }
-}
-
-function align(size: number): number {
-  return Math.floor(size / PART_ALIGNMENT) * PART_ALIGNMENT;
 }
 
 function writeUint64(words: Uint32Array, index: number, value: number): void {

@@ -1,7 +1,7 @@
 /**
  * A guest's virtqueue, and a copy of its descriptors with physical addresses: nothing else is copied.
  *
- * Theory of operation, beside that of confined/forwarding_queue.ts. What the proxy puts into a queue of its
+ * Theory of operation, beside that of forwarding_queue.ts. What the proxy puts into a queue of its
  * own, in a huge page of this machine, is where each buffer lies in this machine's RAM, page by page where it
  * is scattered (physical_map.ts). The device in the other machine, which sees this RAM, reads and writes the
  * guest's pages themselves.
@@ -14,9 +14,10 @@
  * that was negotiated.
  */
 
+import type { Place } from "../virtio/place.ts";
 import { type Chain, type DeviceQueue, DriverQueue } from "../virtio/split/mod.ts";
+import type { OpenTerms } from "./forwarding.ts";
 import { ForwardingQueue } from "./forwarding_queue.ts";
-import type { ShadowPlace } from "./copied_queue.ts";
 import { type PhysicalMap, PhysicalPieces } from "./physical_map.ts";
 
 /** Pieces of a buffer: 64 KiB in pages of their own, and more. */
@@ -44,21 +45,17 @@ export class TranslatedQueue extends ForwardingQueue {
    * Makes an empty queue; its place is cleared.
    *
    * @param guest the guest's queue, of which this is now the only user
-   * @param maxSize the most entries that the device takes
    */
   constructor(
     guest: DeviceQueue,
     readonly physical: PhysicalMap,
-    place: ShadowPlace,
-    maxSize: number,
-    features: { readonly eventIndex: boolean; readonly indirect: boolean },
+    place: Place,
+    { maxSize, ...features }: OpenTerms,
   ) {
-    const { memory, offset, busAddress } = place;
-    const region = { memory, offset, size: place.size, at: busAddress + offset };
     // A buffer may take several descriptors, so there are more of them than the guest has.
     const wanted = Math.max(ENTRIES_PER_BUFFER * guest.size, MAX_PIECES);
     const size = ringThatFits(Math.min(maxSize, wanted), place.size);
-    super(guest, new DriverQueue({ place: region, size, ...features }));
+    super(guest, new DriverQueue({ place, size, ...features }));
   }
 
   /** Names the buffer's pieces. */

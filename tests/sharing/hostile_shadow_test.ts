@@ -5,8 +5,8 @@
  */
 
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import type { ShadowQueue } from "../../src/sharing/copied_queue.ts";
-import { shadowRingsSize } from "../../src/sharing/copied_queue.ts";
+import type { CopiedQueue } from "../../src/sharing/copied_queue.ts";
+import { copiedRingsSize } from "../../src/sharing/copied_queue.ts";
 import { MockDriver, MockMemory } from "../support/mock_driver.ts";
 import {
   GUEST_AT,
@@ -29,7 +29,7 @@ interface Rig {
   readonly guest: MockMemory;
   readonly driver: MockDriver;
   readonly segment: MockMemory;
-  readonly shadow: ShadowQueue;
+  readonly shadow: CopiedQueue;
   readonly device: RawDevice;
   /** The guest's memory behind its rings. */
   readonly data: number;
@@ -64,7 +64,7 @@ function offerFour({ guest, driver, shadow, data }: Rig): void {
 }
 
 /** As ShadowDevice moves a shadow. */
-function move(shadow: ShadowQueue): void {
+function move(shadow: CopiedQueue): void {
   shadow.giveBack();
   shadow.forward();
 }
@@ -189,7 +189,7 @@ for (const { name, reason, good, act } of deviceRows) {
 function segmentPlace(memory: MockMemory) {
   const offset = memory.offset(SEGMENT_AT);
   const { size } = memory.windows[0];
-  return { place: { memory: memory.memory, busAddress: SEGMENT_AT - offset, offset, size } };
+  return { place: { memory: memory.memory, offset, size, at: SEGMENT_AT } };
 }
 
 Deno.test("shadow: what a device writes to rings and descriptors that are not its own is not believed", () =>
@@ -284,7 +284,7 @@ for (const { name, reason, act } of guestRows) {
       assertStringIncludes(shadow.broken ?? "not broken", reason);
       assertEquals(device.pop(), undefined);
       // Nothing of the guest's came into the segment.
-      const rings = shadowRingsSize(SIZE);
+      const rings = copiedRingsSize(SIZE);
       assert(segment.bytes(SEGMENT_AT + rings, POOL).every((byte) => byte === 0));
     }));
 }

@@ -40,7 +40,7 @@ cleanTest(
       await running(rig);
       assertEquals(pinnedOf(pins), [MEMORY_SIZE]);
       assert(!rig.pages!.physical.inDoubt);
-    }, { translated: pins });
+    }, { direct: pins });
     assertEquals(pins.pinned.size, 0);
   },
 );
@@ -59,7 +59,7 @@ cleanTest(
       assertEquals([pinnedOf(pins), rig.pages!.physical.inDoubt], [[MEMORY_SIZE], true]);
       rig.pages!.ready();
       assertEquals([pinnedOf(pins), rig.pages!.physical.inDoubt], [[], false]);
-    }, { translated: pins, requestTimeoutMs: 30 });
+    }, { direct: pins, requestTimeoutMs: 30 });
     assertEquals(pins.pinned.size, 0);
   },
 );
@@ -77,7 +77,7 @@ cleanTest(
       assertEquals([pinnedOf(pins), rig.pages!.physical.inDoubt], [[MEMORY_SIZE], true]);
       rig.pages!.ready();
       assertEquals(pinnedOf(pins), []);
-    }, { translated: pins });
+    }, { direct: pins });
   },
 );
 
@@ -88,7 +88,7 @@ async function endOf(prepare: (rig: ProxyRig) => Promise<void>): Promise<number>
   await withProxy(async (rig) => {
     await prepare(rig);
     startMs = performance.now();
-  }, { translated: pins });
+  }, { direct: pins });
   assertEquals(pins.pinned.size, 0);
   return performance.now() - startMs;
 }

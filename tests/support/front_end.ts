@@ -14,9 +14,8 @@ import { EPOLLIN, Reactor } from "../../src/linux/reactor.ts";
 import { connectUnix, type UnixStream } from "../../src/linux/unix_socket.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { createLog } from "../../src/observe/log.ts";
-import { ShadowDevice } from "../../src/sharing/shadow_device.ts";
-import { Segment } from "../../src/sharing/segment.ts";
-import { type RingBus, type RingMemory, RingPages } from "../../src/sharing/ring_pages.ts";
+import { openSharing } from "../../src/sharing/mode.ts";
+import { Pages, type PagesBus, type PagesMemory } from "../../src/sharing/pages.ts";
 import { FLAG_VERSION, HEADER_SIZE, Request } from "../../src/drivers/vhost_user/protocol.ts";
 import { VhostUserServer } from "../../src/drivers/vhost_user/server.ts";
 import { DeviceSide } from "../../src/transport/device_side.ts";
@@ -182,8 +181,8 @@ export interface ProxyRigOptions<Device> {
   readonly device?: Device;
   /** Confined mode, with a segment of so many bytes. */
   readonly confined?: number;
-  /** Physical addresses, with pins that are made up. */
-  readonly translated?: RingBus;
+  /** Direct mode, with pins that are made up. */
+  readonly direct?: PagesBus;
   /** How long an answer of the device side may take. */
   readonly requestTimeoutMs?: number;
 }
@@ -195,8 +194,8 @@ export interface ProxyRig<Device = FakeDevice> {
   readonly driverSide: DriverSide;
   readonly server: VhostUserServer;
   readonly lines: string[];
-  /** With translated addresses. */
-  readonly pages: RingPages | undefined;
+  /** In direct mode. */
+  readonly pages: Pages | undefined;
   /** From here on the device side takes no message. */
   silence(): void;
   /** The guest's memory, and an eventfd that serves as kick. */
@@ -208,7 +207,7 @@ export interface ProxyRig<Device = FakeDevice> {
 }
 
 /** A "huge page" of ordinary memory, and every page at the address it has in this process. */
-const MADE_UP: RingMemory = {
+const MADE_UP: PagesMemory = {
   allocate(size) {
     const mapping = mapAnonymous(size);
     const runs = [{ offset: 0, physical: 0x4000_0000, length: size }];
@@ -244,22 +243,21 @@ export async function withProxy<Device extends FakeDevice = FakeDevice>(
     const device = options.device ?? new FakeDevice() as Device;
     const ram = stack.use(mapAnonymous(PAGE_SIZE));
     deviceSide.add(0, device, [{ at: 0, size: PAGE_SIZE, memory: ram, offset: 0 }]);
-    const { requestTimeoutMs, translated } = options;
+    const { requestTimeoutMs, direct } = options;
     const driverSide = stack.use(
       new DriverSide({ reactor, bus: pair.driver, codec, log: quiet, requestTimeoutMs }),
     );
     const path = `${directory}/vu.sock`;
     const source = { kind: "listen", socket: path } as const;
-    const segment = options.confined === undefined
-      ? undefined
-      : stack.use(new Segment(pair.driver, options.confined, 1));
-    const pages = translated && stack.use(new RingPages(translated, 1, log, MADE_UP));
-    if (pages !== undefined) driverSide.listen(pages);
-    const place = segment ?? pages;
-    const shadows = place &&
-      new ShadowDevice({ reactor, device: driverSide.device(0), place, position: 0, log });
+    const pages = direct && new Pages(direct, 1, log, MADE_UP);
+    const confined = options.confined === undefined ? undefined : { size: options.confined };
+    const bus = pair.driver;
+    const mode = stack.use(
+      openSharing({ reactor, bus, side: driverSide, confined, deviceCount: 1, log, pages }),
+    );
+    const sharing = mode.forDevice(driverSide.device(0), 0);
     const server = stack.use(
-      new VhostUserServer(reactor, driverSide, { source, device: 0 }, log, shadows),
+      new VhostUserServer(reactor, driverSide, { source, device: 0 }, log, sharing),
     );
     deviceSide.open();
     driverSide.open();

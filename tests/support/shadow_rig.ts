@@ -4,8 +4,9 @@
  */
 
 import { RingPool } from "../../src/sharing/pool.ts";
-import { type ShadowPlace, ShadowQueue, shadowRingsSize } from "../../src/sharing/copied_queue.ts";
+import { CopiedQueue, copiedRingsSize } from "../../src/sharing/copied_queue.ts";
 import type { QueueSetup } from "../../src/virtio/device.ts";
+import type { Place } from "../../src/virtio/place.ts";
 import { Chain, type DeviceQueue, openDeviceQueue, Pop } from "../../src/virtio/split/mod.ts";
 import { type MockDriver, type MockElement, MockMemory } from "./mock_driver.ts";
 
@@ -34,24 +35,24 @@ export interface ShadowDevice {
 }
 
 /** A segment with guards around it, and one part that is all of it. */
-export function segmentOf(size: number): { memory: MockMemory; place: ShadowPlace } {
+export function segmentOf(size: number): { memory: MockMemory; place: Place } {
   const memory = new MockMemory([{ at: SEGMENT_AT, size }]);
   const offset = memory.offset(SEGMENT_AT);
-  const place = { memory: memory.memory, busAddress: SEGMENT_AT - offset, offset, size };
+  const place = { memory: memory.memory, offset, size, at: SEGMENT_AT };
   return { memory, place };
 }
 
 /** How large a segment must be for a pool of so many bytes. */
 export function segmentSize(entries: number, pool: number): number {
-  return shadowRingsSize(entries) + new RingPool(pool).size;
+  return copiedRingsSize(entries) + new RingPool(pool).size;
 }
 
 /** A shadow of a mock driver's queue. */
-export function shadowOf(driver: MockDriver, place: ShadowPlace, base?: number): ShadowQueue {
+export function shadowOf(driver: MockDriver, place: Place, base?: number): CopiedQueue {
   const config = { ...driver.config, base: base ?? driver.config.base };
   const queue = openDeviceQueue(driver.memory.space, config);
   if (typeof queue === "string") throw new Error(queue);
-  return new ShadowQueue(queue, place, driver.eventIndex);
+  return new CopiedQueue(queue, place, driver.eventIndex);
 }
 
 /** Our own device's queue over a shadow. */

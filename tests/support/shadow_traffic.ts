@@ -5,7 +5,7 @@
  */
 
 import { assert, assertEquals } from "@std/assert";
-import type { Shadow } from "../../src/sharing/shadow_device.ts";
+import type { ForwardingQueue } from "../../src/sharing/forwarding_queue.ts";
 import { MockDriver, type MockElement, type MockMemory, type Random } from "./mock_driver.ts";
 import { bytesAt, lengthOf, type SeenBuffer, type ShadowDevice, write } from "./shadow_rig.ts";
 
@@ -35,7 +35,7 @@ export interface Setting {
 /** The queue under test, and what a device sees behind it. */
 export interface Between {
   /** Makes a queue and a device for it. */
-  open(driver: MockDriver, base?: number): { shadow: Shadow; device: ShadowDevice };
+  open(driver: MockDriver, base?: number): { shadow: ForwardingQueue; device: ShadowDevice };
   /** The bytes of elements as the device sees them, one after another. */
   read(elements: readonly MockElement[]): Uint8Array;
   /** Writes bytes to elements, as far as they go. */
@@ -75,7 +75,7 @@ export class Traffic {
   readonly #freeSlots: number[] = [];
   readonly #driver: MockDriver;
   readonly #data: number;
-  #shadow: Shadow;
+  #shadow: ForwardingQueue;
   #device: ShadowDevice;
   /** There were too few descriptors for a buffer. */
   #ringFull = false;

@@ -7,9 +7,9 @@ import type { Fd } from "../../src/linux/fd.ts";
 import { PAGE_SIZE } from "../../src/linux/mapping.ts";
 import type { PhysicalRun } from "../../src/linux/page_map.ts";
 import { PhysicalMap } from "../../src/sharing/physical_map.ts";
-import type { RingBus } from "../../src/sharing/ring_pages.ts";
+import type { PagesBus } from "../../src/sharing/pages.ts";
 import { TranslatedQueue } from "../../src/sharing/translated_queue.ts";
-import type { MappedRegion } from "../../src/sharing/memory_table.ts";
+import type { SharedRegion } from "../../src/sharing/sharing.ts";
 import { openDeviceQueue } from "../../src/virtio/split/mod.ts";
 import type { MockDriver, MockElement, MockMemory, Random } from "./mock_driver.ts";
 import type { segmentOf } from "./shadow_rig.ts";
@@ -18,7 +18,7 @@ import type { segmentOf } from "./shadow_rig.ts";
 const RAM_AT = 0x1_4000_0000;
 
 /** A bus that pins, and counts what is pinned. */
-export class FakePins implements RingBus {
+export class FakePins implements PagesBus {
   readonly description: string = "bus test";
   readonly pinHandles: readonly Fd[] = [];
   /** By address, the size. */
@@ -38,15 +38,15 @@ export class FakePins implements RingBus {
 /** A region as far as a physical map looks at it. */
 export function regionOf(
   { address, size }: { readonly address: bigint; readonly size: number },
-): MappedRegion {
-  return { mapping: { address, size } } as unknown as MappedRegion;
+): SharedRegion {
+  return { memory: { address, size } } as unknown as SharedRegion;
 }
 
 /** All of a mock memory, guards included, in frames in no order. */
 export class ScatteredMemory {
   readonly pins: FakePins = new FakePins();
   readonly map: PhysicalMap;
-  readonly region: MappedRegion;
+  readonly region: SharedRegion;
   readonly runs: readonly PhysicalRun[];
   readonly #bytes: Uint8Array;
   /** The offset in the memory of each frame; frames that are no part of it are missing. */
@@ -141,5 +141,5 @@ export function translatedOf(
   const queue = openDeviceQueue(driver.memory.space, config);
   if (typeof queue === "string") throw new Error(queue);
   const { eventIndex, indirect } = driver;
-  return new TranslatedQueue(queue, map, place, maxSize, { eventIndex, indirect });
+  return new TranslatedQueue(queue, map, place, { maxSize, eventIndex, indirect });
 }

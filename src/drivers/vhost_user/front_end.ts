@@ -1,87 +1,109 @@
 /**
- * One vhost-user front end: its requests, and the vrings and memory they describe.
+ * One vhost-user front end: its requests, and what they say that its driver wants.
  *
  * Theory of operation. Requests are handled one after another. Each changes the wanted state; those
  * after which the front end relies on the device (a memory table, a ring's start or stop, the status,
- * a reply that is a barrier) wait until the device has been brought there, or until there is no device
+ * a reply that is a barrier) wait until the device has been brought there (session.ts), or until there is no device
  * side: then the wanted state alone is kept, and replayed when one comes. The answer to GET_FEATURES is
  * held back until the device is known, because what is answered once cannot be taken back.
  *
- * Peculiarities of front ends that this file serves: ring addresses are user addresses; features may be
- * set several times and in parts; User-Mode Linux never stops a ring (its driver removal disables the
- * rings and then asks for the features), knows no status, and gives a pipe as call descriptor; QEMU
- * sends status 0 before it asks for the ring bases.
+ * Peculiarities of front ends that this file serves: ring addresses are user addresses (memory_table.ts); features
+ * may be set several times and in parts; User-Mode Linux never stops a ring (its driver removal disables the
+ * rings and then asks for the features) and knows no status (vrings.ts); QEMU sends status 0 before it asks for the
+ * ring bases.
  */
 
 import { VmsgError } from "../../linux/errors.ts";
-import { clearEventFd, signalEventFd } from "../../linux/eventfd.ts";
-import { type Fd, setNonBlocking } from "../../linux/fd.ts";
-import { type Deferred, EPOLLERR, EPOLLHUP, EPOLLIN, type Reactor } from "../../linux/reactor.ts";
+import { setNonBlocking } from "../../linux/fd.ts";
+import type { Reactor } from "../../linux/reactor.ts";
 import { UnixStream } from "../../linux/unix_socket.ts";
 import { MAX_WINDOWS } from "../../memory/mod.ts";
 import { RingFeature, Status } from "../../virtio/features.ts";
 import { limitedLog, type Log } from "../../observe/log.ts";
+import type { Sharing } from "../../sharing/sharing.ts";
 import type { RemoteDevice } from "../../transport/remote_device.ts";
 import { PeerLost } from "../../transport/requests.ts";
-import type { ShadowDevice } from "../../sharing/shadow_device.ts";
+import { Session, SessionEnded, type SessionOwner } from "../session.ts";
 import { type FrontEndConnection, type FrontEndMessage, sendMessage } from "./connection.ts";
-import { DeviceState, type Wanted } from "../session.ts";
-import { MappedRegion, MemoryTable, type Region } from "../../sharing/memory_table.ts";
+import { MemoryTable, type TableRegion } from "./memory_table.ts";
 import * as protocol from "./protocol.ts";
 import { ProtocolFeature, Request } from "./protocol.ts";
-import { Vring } from "./vring.ts";
-
-/** Queues a front end may describe; as many as a virtio-net device with 64 pairs and control has. */
-const MAX_VRINGS = 129;
-/** The largest virtqueue there is (VIRTIO 1.2, 2.7). */
-const MAX_QUEUE_SIZE = 32768;
+import { checkSize, type Vring, type VringHost, Vrings } from "./vrings.ts";
 
 /** Bits that never reach the device: dirty logging, and the protocol's own. */
 const NOT_VIRTIO = (1 << 26) | (1 << protocol.FEATURE_PROTOCOL_FEATURES);
+/** The most configuration bytes of one answer. */
+const MAX_CONFIG = 256;
 
-/** The front end hung up while its request waited. */
-class FrontEndGone extends VmsgError {
-  constructor() {
-    super("FRONT_END_GONE", "the front end is gone");
-  }
-}
+/** A reply's payload; undefined for a request that has none of its own. */
+type Reply = Uint8Array | undefined;
 
 /** See the head of this file. */
-export class FrontEnd implements Wanted, Disposable {
+export class FrontEnd implements SessionOwner, VringHost, Disposable {
   features: Uint32Array | undefined;
-  memory: MemoryTable | undefined;
-  /** Every region that is open: of the wanted table, or still mapped by the device side. */
-  readonly #regions = new Set<MappedRegion>();
-  readonly vrings: Vring[] = [];
-  readonly #state: DeviceState;
+  readonly #memory = new MemoryTable();
+  readonly #vrings = new Vrings(this);
+  readonly #session: Session;
   #protocolFeatures: number | undefined;
   #status = 0;
+  /** A front end that negotiated status may still never use it; then the rings tell. */
+  #statusUsed = false;
   #backendChannel: UnixStream | undefined;
-  /** The latest run of the state machine; the next one waits for it. */
-  #applying: Promise<void> = Promise.resolve();
-  #waiters: Deferred<void>[] = [];
   /** For what the device side can make us say as often as it likes. */
   readonly #complain: (line: string) => void;
 
+  /** Serves nothing before {@link serve}. */
   constructor(
     readonly connection: FrontEndConnection,
     readonly device: RemoteDevice,
     readonly reactor: Reactor,
     readonly log: Log,
-    readonly shadows?: ShadowDevice | undefined,
+    sharing: Sharing,
   ) {
-    this.#state = new DeviceState(device, log, shadows);
+    const whose = "the guest's";
+    this.#session = new Session({ reactor, device, sharing, owner: this, whose, log });
     this.#complain = limitedLog(log.warn);
-    const call = (queue: number) => {
-      const fd = this.vrings[queue]?.call;
-      if (fd !== undefined) signalEventFd(fd);
-    };
-    if (shadows !== undefined) {
-      shadows.call = call;
-      shadows.fail = (queue) => this.#tellBroken(queue);
-    }
-    device.onUsed = shadows === undefined ? call : (queue) => shadows.moved(queue);
-    device.onConfig = (status) => this.#configChanged(status);
+  }
+
+  // --- what is wanted ----------------------------------------------------------------------------
+
+  get regions(): readonly TableRegion[] {
+    return this.#memory.regions;
+  }
+
+  get rings(): readonly Vring[] {
+    return this.#vrings.wanted;
+  }
+
+  get mayRun(): boolean {
+    if (this.connection.closed !== undefined) return false;
+    const hasStatus = this.#has(ProtocolFeature.STATUS) && this.#statusUsed;
+    if (hasStatus && (this.#status & Status.DRIVER_OK) === 0) return false;
+    // Where a ring runs, the driver is at work; each further one starts when it is enabled.
+    return this.#isRunning || this.#vrings.areUsed;
+  }
+
+  get #isRunning(): boolean {
+    return this.#vrings.all.some(({ index }) => this.#session.runs(index));
+  }
+
+  #has(bit: number): boolean {
+    return ((this.#protocolFeatures ?? 0) & (1 << bit)) !== 0;
+  }
+
+  busAddress(ring: number, userAddress: number): number {
+    return this.#memory.busAddress(ring, userAddress);
+  }
+
+  kickLost(reason: string): void {
+    this.connection.close(reason);
+  }
+
+  kicked(vring: Vring): void {
+    if (this.#session.available(vring.index) || vring.kicked) return;
+    vring.kicked = true;
+    // The first kick of an enabled ring stands for DRIVER_OK in front ends without status.
+    this.reactor.spawn(() => this.#apply().catch((error) => this.#failed(error)));
   }
 
   // --- the device side comes and goes ------------------------------------------------------------
@@ -90,128 +112,50 @@ export class FrontEnd implements Wanted, Disposable {
   deviceReady(): void {
     this.reactor.spawn(async () => {
       try {
-        await this.#state.discover();
-        this.#checkAgainstNewDevice();
-        await this.#apply();
+        await this.#session.bringUp();
       } catch (error) {
         this.#failed(error);
       }
-      for (const waiter of this.#waiters.splice(0)) waiter.resolve();
+      this.#closeUnused();
     });
   }
 
   /** The device side is gone. */
   deviceLost(): void {
-    this.#state.lost(this);
-    this.#closeUnusedRegions();
-    for (const vring of this.vrings) {
-      // Wakes a driver that waits for a used notification that the dead device still owed.
-      if (vring.call !== undefined) signalEventFd(vring.call);
-    }
+    this.#session.lost();
+    this.#closeUnused();
   }
 
-  /** A replaced device must be able to do what was promised to the guest. */
-  #checkAgainstNewDevice(): void {
-    const lacking = this.features?.some((word, i) => (word & ~this.#state.offered[i]) !== 0);
-    if (lacking) {
-      throw new VmsgError(
-        "FEATURES_LOST",
-        "the new device lacks features that the guest uses: restart the guest",
-      );
-    }
-  }
-
-  /** Waits until a device is known; throws when the front end hangs up meanwhile. */
-  async #deviceKnown(): Promise<void> {
-    if (!this.device.side.isReady) {
-      this.log.info("the front end waits for the device side");
-    }
-    while (this.#state.info === undefined) {
-      if (this.connection.closed !== undefined) throw new FrontEndGone();
-      const waiter = this.reactor.defer<void>();
-      this.#waiters.push(waiter);
-      await waiter.promise;
-    }
-  }
-
-  /** Asks a device; one that is lost meanwhile is asked again when it is back: the front end waits. */
-  async #withDevice<T>(ask: () => Promise<T>): Promise<T> {
-    for (;;) {
-      await this.#deviceKnown();
-      try {
-        return await ask();
-      } catch (error) {
-        if (!(error instanceof PeerLost)) throw error;
-      }
-    }
-  }
-
-  /** A failure that the front end cannot be told: one line, and its connection ends. */
-  #failed(error: unknown): void {
-    if (error instanceof PeerLost || error instanceof FrontEndGone) return;
-    if (!(error instanceof VmsgError || error instanceof RangeError)) throw error;
-    this.log.error(error.message);
-    this.connection.close("given up");
-  }
-
-  /** Brings the device to the wanted state; runs do not overlap. */
-  #apply(): Promise<void> {
-    return this.#exclusively(() => this.#state.apply(this));
-  }
-
-  #exclusively(run: () => Promise<void>): Promise<void> {
-    const next = this.#applying.then(run).catch((error) => {
-      // A lost device side is no failure of the front end's: its state is replayed later.
-      if (!(error instanceof PeerLost)) throw error;
-    }).finally(() => this.#closeUnusedRegions());
-    this.#applying = next.catch(() => {});
-    return next;
-  }
-
-  #closeUnusedRegions(): void {
-    for (const region of this.#regions) {
-      if (this.memory?.regions.includes(region) || this.#state.regions.includes(region)) continue;
-      this.#regions.delete(region);
-      this.shadows?.removeMemory(region);
-      region[Symbol.dispose]();
-    }
-  }
-
-  /** True when rings may run, see {@link Wanted}. */
-  get mayRun(): boolean {
-    if (this.connection.closed !== undefined) return false;
-    if (this.#hasStatus && (this.#status & Status.DRIVER_OK) === 0) return false;
-    // Where a ring runs, the driver is at work; each further one starts when it is enabled.
-    if (this.vrings.some((vring) => vring.running)) return true;
-    const described = this.vrings.filter((vring) => vring.isComplete);
-    const allEnabled = described.length > 0 && described.every((vring) => vring.enabled);
-    return allEnabled || described.some((vring) => vring.enabled && vring.kicked);
-  }
-
-  get #hasStatus(): boolean {
-    // A front end that negotiated status may still never use it; then the rings tell.
-    return this.#has(ProtocolFeature.STATUS) && this.#statusUsed;
-  }
-
-  #statusUsed = false;
-
-  #has(bit: number): boolean {
-    return ((this.#protocolFeatures ?? 0) & (1 << bit)) !== 0;
-  }
-
-  #configChanged(status: number): void {
+  configChanged(status: number): void {
     if ((status & Status.DEVICE_NEEDS_RESET) !== 0) {
       this.#complain(`device ${this.device.number} needs a reset: restart the guest's driver`);
-      for (const vring of this.vrings) this.#tellBroken(vring.index);
+      for (const vring of this.#vrings.all) vring.fail();
     }
     if (this.#backendChannel !== undefined && this.#has(ProtocolFeature.CONFIG)) {
       sendMessage(this.#backendChannel, protocol.BACKEND_CONFIG_CHANGE, 0, new Uint8Array());
     }
   }
 
-  #tellBroken(queue: number): void {
-    const fd = this.vrings[queue]?.error;
-    if (fd !== undefined) signalEventFd(fd);
+  async #deviceKnown(): Promise<void> {
+    if (!this.device.side.isReady) this.log.info("the front end waits for the device side");
+    await this.#session.whenKnown();
+  }
+
+  /** A failure that the front end cannot be told: one line, and its connection ends. */
+  #failed(error: unknown): void {
+    if (error instanceof PeerLost || error instanceof SessionEnded) return;
+    if (!(error instanceof VmsgError || error instanceof RangeError)) throw error;
+    this.log.error(error.message);
+    this.connection.close("given up");
+  }
+
+  /** Brings the device to the wanted state. */
+  #apply(): Promise<void> {
+    return this.#session.apply().finally(() => this.#closeUnused());
+  }
+
+  #closeUnused(): void {
+    this.#memory.closeUnused((region) => this.#session.letGo(region));
   }
 
   // --- requests ----------------------------------------------------------------------------------
@@ -228,20 +172,22 @@ export class FrontEnd implements Wanted, Disposable {
       }
       for (const fd of message.fds) fd[Symbol.dispose]();
     }
-    this.memory = undefined;
+    await this.#session.idle();
+    this.#memory.clear();
     try {
-      await this.#exclusively(() => this.#state.reset(this));
+      await this.#session.reset();
     } catch (error) {
       this.#failed(error);
       // What the device side still maps and runs would refuse the next front end's memory, and so every
       // one's after it. A new attachment starts from nothing.
       this.device.side.link.bus.drop("the device could not be reset");
     }
+    this.#closeUnused();
   }
 
   /** The front end hung up, perhaps while a request waits. */
   hungUp(): void {
-    for (const waiter of this.#waiters.splice(0)) waiter.resolve();
+    this.#session.end();
   }
 
   async #handle(message: FrontEndMessage): Promise<void> {
@@ -256,7 +202,7 @@ export class FrontEnd implements Wanted, Disposable {
   }
 
   /** Carries a request out; returns the payload of a request that has a reply of its own. */
-  async #dispatch(message: FrontEndMessage): Promise<Uint8Array | undefined> {
+  async #dispatch(message: FrontEndMessage): Promise<Reply> {
     const { request, payload } = message;
     switch (request) {
       case Request.GET_FEATURES:
@@ -273,11 +219,11 @@ export class FrontEnd implements Wanted, Disposable {
         return undefined;
       case Request.GET_QUEUE_NUM:
         await this.#deviceKnown();
-        return words(Math.max(1, this.#state.info!.maxQueues >> 1), 0);
+        return words(protocol.queueNumber(this.#session.told.info!), 0);
       case Request.SET_OWNER:
         return undefined;
       case Request.RESET_OWNER:
-        for (const vring of this.vrings) vring.enabled = false;
+        for (const vring of this.#vrings.all) vring.enabled = false;
         await this.#apply();
         return undefined;
       case Request.SET_MEM_TABLE:
@@ -331,74 +277,47 @@ export class FrontEnd implements Wanted, Disposable {
   }
 
   #vring(index: number): Vring {
-    if (index >= MAX_VRINGS) throw new VmsgError("BAD_REQUEST", `front end: no ring ${index}`);
-    for (let i = this.vrings.length; i <= index; i++) {
-      const vring = new Vring(i);
-      // Without protocol features there is no SET_VRING_ENABLE and rings begin enabled.
-      vring.enabled = this.#protocolFeatures === undefined;
-      this.vrings.push(vring);
-    }
-    return this.vrings[index];
+    // Without protocol features there is no SET_VRING_ENABLE and rings begin enabled.
+    return this.#vrings.named(index, this.#protocolFeatures === undefined);
   }
 
   #getFeatures(): Uint8Array {
-    const [low, high] = this.#state.offered;
+    const [low, high] = this.#session.told.offered;
     const hidden = 1 << (RingFeature.ACCESS_PLATFORM - 32);
     return words(low | (1 << protocol.FEATURE_PROTOCOL_FEATURES), high & ~hidden);
   }
 
   #setFeatures(payload: DataView): undefined {
     // A driver that negotiates while nothing runs starts over; one that runs only changes logging.
-    if (!this.vrings.some((vring) => vring.running)) this.#state.forgetSession();
+    if (!this.#isRunning) this.#session.told.forgetSession();
     this.features = new Uint32Array([u32(payload, 0) & ~NOT_VIRTIO, u32(payload, 4)]);
   }
 
-  async #setMemoryTable(message: FrontEndMessage): Promise<undefined> {
-    const regions = protocol.parseRegions(message.payload);
-    if (regions === undefined || regions.length !== message.fds.length) {
+  async #setMemoryTable({ payload, fds }: FrontEndMessage): Promise<undefined> {
+    const regions = protocol.parseRegions(payload);
+    if (regions === undefined || regions.length !== fds.length) {
       throw new VmsgError("BAD_REQUEST", "the front end sent a malformed memory table");
     }
-    const before = this.memory?.regions ?? [];
-    const table = regions.map((region) => {
-      const mapped = this.#mapRegion(region, message);
-      // A region that is there already stays, so an unchanged table is no request at all.
-      return before.find((old) => old.shows(mapped)) ?? mapped;
-    });
-    this.memory = new MemoryTable(table);
+    this.#memory.set(regions, fds);
     await this.#apply();
     return undefined;
   }
 
-  /** Maps a region with the message's next descriptor, which stays the message's if that fails. */
-  #mapRegion(region: Region, { fds }: FrontEndMessage): MappedRegion {
-    const mapped = new MappedRegion(region, fds[0]);
-    fds.shift();
-    this.#regions.add(mapped);
-    return mapped;
-  }
-
   /** ADD_MEM_REG, REM_MEM_REG: one region more or less. */
-  async #changeRegion(message: FrontEndMessage): Promise<undefined> {
-    const region = protocol.parseSingleRegion(message.payload);
-    const adds = message.request === Request.ADD_MEM_REG;
-    if (region === undefined || (adds && message.fds.length !== 1)) {
+  async #changeRegion({ request, payload, fds }: FrontEndMessage): Promise<undefined> {
+    const region = protocol.parseSingleRegion(payload);
+    const adds = request === Request.ADD_MEM_REG;
+    if (region === undefined || (adds && fds.length !== 1)) {
       throw new VmsgError("BAD_REQUEST", "the front end sent a malformed memory region");
     }
-    const before = this.memory?.regions ?? [];
-    if (adds) {
-      this.memory = new MemoryTable([...before, this.#mapRegion(region, message)]);
-    } else {
-      this.memory = new MemoryTable(before.filter((other) => !other.isAt(region)));
-    }
+    if (adds) this.#memory.add(region, fds);
+    else this.#memory.remove(region);
     await this.#apply();
     return undefined;
   }
 
   #setVringSize(index: number, size: number): undefined {
-    // What the device takes is asked when the ring starts; these no device does.
-    if (size < 1 || size > MAX_QUEUE_SIZE) {
-      throw new VmsgError("BAD_REQUEST", `front end: ring ${index} cannot have ${size} entries`);
-    }
+    checkSize(index, size);
     this.#vring(index).size = size;
   }
 
@@ -417,7 +336,7 @@ export class FrontEnd implements Wanted, Disposable {
   async #getVringBase(index: number): Promise<Uint8Array> {
     const vring = this.#vring(index);
     // GET_VRING_BASE stops the ring: it has no kick any more, so it may not run.
-    this.#setKick(vring, undefined);
+    vring.setKick(undefined);
     await this.#apply();
     vring.kicked = false;
     return words(index, vring.base);
@@ -432,66 +351,29 @@ export class FrontEnd implements Wanted, Disposable {
     // Ours from here on; before, the message closes what could not be used.
     if (fd !== undefined) message.fds.shift();
     if (message.request === Request.SET_VRING_CALL) {
-      vring.call?.[Symbol.dispose]();
-      vring.call = fd;
+      vring.setCall(fd);
       return undefined;
     }
     if (message.request === Request.SET_VRING_ERR) {
-      vring.error?.[Symbol.dispose]();
-      vring.error = fd;
+      vring.setError(fd);
       return undefined;
     }
     if (fd === undefined) {
       throw new VmsgError("NO_KICK", "the front end gives no kick descriptor: polling is not done");
     }
-    this.#setKick(vring, fd);
+    vring.setKick(fd);
     await this.#apply();
     return undefined;
-  }
-
-  #setKick(vring: Vring, fd: Fd | undefined): void {
-    const old = vring.kick;
-    if (old !== undefined) {
-      this.reactor.unwatch(old);
-      old[Symbol.dispose]();
-    }
-    vring.kick = undefined;
-    if (fd === undefined) return;
-    try {
-      this.reactor.watch(fd, EPOLLIN, (events) => this.#kicked(vring, fd, events));
-    } catch (error) {
-      // Files of some kinds cannot be watched; what is not watched must not be unwatched later.
-      fd[Symbol.dispose]();
-      throw error;
-    }
-    vring.kick = fd;
-  }
-
-  #kicked(vring: Vring, fd: Fd, events: number): void {
-    if ((events & (EPOLLHUP | EPOLLERR)) !== 0) {
-      // Never an eventfd; what hung up stays ready and would keep the loop from sleeping.
-      this.#setKick(vring, undefined);
-      return this.connection.close(`the kick descriptor of ring ${vring.index} hung up`);
-    }
-    clearEventFd(fd);
-    if (vring.running) {
-      if (this.shadows !== undefined) return this.shadows.moved(vring.index);
-      return this.device.available(vring.index);
-    }
-    if (vring.kicked) return;
-    vring.kicked = true;
-    // The first kick of an enabled ring stands for DRIVER_OK in front ends without status.
-    this.reactor.spawn(() => this.#apply().catch((error) => this.#failed(error)));
   }
 
   async #getConfig(payload: DataView): Promise<Uint8Array> {
     if (payload.byteLength < protocol.CONFIG_HEADER) throw shortPayload();
     const [offset, size] = [u32(payload, 0), u32(payload, 4)];
-    const reply = new Uint8Array(protocol.CONFIG_HEADER + Math.min(size, 256));
+    const reply = new Uint8Array(protocol.CONFIG_HEADER + Math.min(size, MAX_CONFIG));
     reply.set(new Uint8Array(payload.buffer, 0, protocol.CONFIG_HEADER));
     // Front ends ask for as much as they know; what the device does not have reads as 0.
     const room = reply.length - protocol.CONFIG_HEADER;
-    const bytes = await this.#withDevice(() =>
+    const bytes = await this.#session.ask(() =>
       this.device.config(offset, Math.min(room, this.#configLeft(offset)))
     );
     reply.set(bytes, protocol.CONFIG_HEADER);
@@ -499,7 +381,7 @@ export class FrontEnd implements Wanted, Disposable {
   }
 
   #configLeft(offset: number): number {
-    return Math.max(0, this.#state.info!.configSize - offset);
+    return Math.max(0, this.#session.told.info!.configSize - offset);
   }
 
   async #setConfig(payload: DataView): Promise<undefined> {
@@ -507,7 +389,7 @@ export class FrontEnd implements Wanted, Disposable {
     const [offset, size] = [u32(payload, 0), u32(payload, 4)];
     const length = Math.min(size, payload.byteLength - protocol.CONFIG_HEADER);
     const data = new Uint8Array(payload.buffer, protocol.CONFIG_HEADER, length);
-    await this.#withDevice(async () => {
+    await this.#session.ask(async () => {
       if (data.length <= this.#configLeft(offset)) await this.device.setConfig(offset, data);
     });
     return undefined;
@@ -520,21 +402,17 @@ export class FrontEnd implements Wanted, Disposable {
       await this.#apply();
       return undefined;
     }
-    for (const vring of this.vrings) vring.kicked = false;
-    await this.#exclusively(() => this.#state.reset(this));
+    for (const vring of this.#vrings.all) vring.kicked = false;
+    await this.#session.reset().finally(() => this.#closeUnused());
     return undefined;
   }
 
+  /** Closes everything that the front end gave, as if the device side were gone. */
   [Symbol.dispose](): void {
-    this.device.onUsed = undefined;
-    this.device.onConfig = undefined;
-    for (const vring of this.vrings) {
-      this.#setKick(vring, undefined);
-      vring[Symbol.dispose]();
-    }
-    this.memory = undefined;
-    this.#state.lost(this);
-    this.#closeUnusedRegions();
+    this.#session[Symbol.dispose]();
+    this.#vrings[Symbol.dispose]();
+    this.#memory.clear();
+    this.#closeUnused();
     this.#backendChannel?.[Symbol.dispose]();
     this.connection[Symbol.dispose]();
   }

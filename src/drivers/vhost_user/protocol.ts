@@ -4,7 +4,21 @@
  * three u32 {request, flags, size} and `size` bytes of payload.
  */
 
-import type { Region } from "../../sharing/memory_table.ts";
+import type { DeviceInfo } from "../../transport/remote_device.ts";
+import { DEVICE_NET } from "../../virtio/features.ts";
+
+/** A region of SET_MEM_TABLE: guest memory, where the front end sees it, where it lies in its file. */
+export interface FrontEndRegion {
+  /** Guest-physical address, and so the address on the bus. */
+  readonly guestAddress: number;
+  /** In bytes. */
+  readonly size: number;
+  /** The address in the front end's own address space, which ring addresses use. */
+  readonly userAddress: number;
+  /** Bytes into the file that came along. */
+  readonly fileOffset: number;
+}
+
 /** Requests of a front end. */
 export const Request = {
   GET_FEATURES: 1,
@@ -76,12 +90,20 @@ export const VRING_NO_FD = 0x100;
 /** The payload of GET_CONFIG and SET_CONFIG before the data: u32 offset, size, flags. */
 export const CONFIG_HEADER = 12;
 
+/**
+ * What GET_QUEUE_NUM is answered for a device. The protocol counts queues; QEMU and DPDK count pairs of them for a
+ * network card, and do not count its control queue.
+ */
+export function queueNumber({ deviceId, maxQueues }: DeviceInfo): number {
+  return Math.max(1, deviceId === DEVICE_NET ? maxQueues >> 1 : maxQueues);
+}
+
 /** A u64 as a Number; above 2^53 it is inexact, and range checks reject it. */
 export function getUint64(view: DataView, at: number): number {
   return view.getUint32(at, true) + view.getUint32(at + 4, true) * 0x1_0000_0000;
 }
 
-function parseRegion(payload: DataView, at: number): Region {
+function parseRegion(payload: DataView, at: number): FrontEndRegion {
   return {
     guestAddress: getUint64(payload, at),
     size: getUint64(payload, at + 8),
@@ -91,7 +113,7 @@ function parseRegion(payload: DataView, at: number): Region {
 }
 
 /** Reads SET_MEM_TABLE's payload, u32 count, u32 0, regions; undefined if it is malformed. */
-export function parseRegions(payload: DataView): Region[] | undefined {
+export function parseRegions(payload: DataView): FrontEndRegion[] | undefined {
   if (payload.byteLength < 8) return undefined;
   const count = payload.getUint32(0, true);
   if (count > MAX_REGIONS || payload.byteLength < 8 + 32 * count) return undefined;
@@ -99,6 +121,6 @@ export function parseRegions(payload: DataView): Region[] | undefined {
 }
 
 /** Reads ADD_MEM_REG's and REM_MEM_REG's payload, u64 0, one region; undefined if it is malformed. */
-export function parseSingleRegion(payload: DataView): Region | undefined {
+export function parseSingleRegion(payload: DataView): FrontEndRegion | undefined {
   return payload.byteLength < 40 ? undefined : parseRegion(payload, 8);
 }

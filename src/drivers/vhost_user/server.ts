@@ -17,7 +17,7 @@ import { connectUnix, listenUnix, type UnixListener, UnixStream } from "../../li
 import { limitedLevels, type Log } from "../../observe/log.ts";
 import type { DriverSide, PeerListener } from "../../transport/driver_side.ts";
 import type { RemoteDevice } from "../../transport/remote_device.ts";
-import type { ShadowDevice } from "../../sharing/shadow_device.ts";
+import type { Sharing } from "../../sharing/sharing.ts";
 import { FrontEndConnection, MESSAGE_BUFFER_SIZE } from "./connection.ts";
 import { FrontEnd } from "./front_end.ts";
 
@@ -53,7 +53,7 @@ export class VhostUserServer implements PeerListener, Disposable {
     readonly side: DriverSide,
     readonly options: VhostUserOptions,
     log: Log,
-    readonly shadows?: ShadowDevice | undefined,
+    readonly sharing: Sharing,
   ) {
     // A front end that comes and goes without end has a few lines each time.
     this.log = limitedLevels(log, LINES_PER_SECOND);
@@ -119,8 +119,8 @@ export class VhostUserServer implements PeerListener, Disposable {
       this.#buffer,
       () => this.#frontEnd?.hungUp(),
     );
-    const { reactor, log, shadows } = this;
-    const frontEnd = new FrontEnd(connection, this.#device, reactor, log, shadows);
+    const { reactor, log, sharing } = this;
+    const frontEnd = new FrontEnd(connection, this.#device, reactor, log, sharing);
     this.log.info(`${this.#name}: a front end is there`);
     this.#frontEnd = frontEnd;
     if (this.side.isReady) frontEnd.deviceReady();

@@ -6,10 +6,11 @@
 import { assert, assertEquals } from "@std/assert";
 import { createEventFd, signalEventFd } from "../../../src/linux/eventfd.ts";
 import { createSealedMemory, type Fd } from "../../../src/linux/fd.ts";
-import { Kind, type Message } from "../../../src/message/message.ts";
+import { Kind, type Message, QUEUE_ENABLED } from "../../../src/message/message.ts";
 import { kindName } from "../../../src/message/table.ts";
 import { createLog } from "../../../src/observe/log.ts";
 import { Request } from "../../../src/drivers/vhost_user/protocol.ts";
+import { Descriptors } from "../../../src/sharing/descriptors.ts";
 import { VhostUserServer } from "../../../src/drivers/vhost_user/server.ts";
 import {
   answerHello,
@@ -49,7 +50,8 @@ function withDevice(body: (rig: Rig) => Promise<void>, options: DriverRigOptions
       const log = createLog("test", "info", (line) => driver.lines.push(line));
       const path = `${directory}/vu.sock`;
       const source = { kind: "listen", socket: path } as const;
-      stack.use(new VhostUserServer(reactor, side, { source, device: 3 }, log));
+      const sharing = new Descriptors(side.device(3));
+      stack.use(new VhostUserServer(reactor, side, { source, device: 3 }, log, sharing));
       const front = stack.use(new RawFrontEnd(reactor, path));
       const answer = (request: Message) =>
         peer.reply(request, (m) => {
@@ -58,6 +60,8 @@ function withDevice(body: (rig: Rig) => Promise<void>, options: DriverRigOptions
           m.configSize = 12;
           m.maxQueues = 3;
           m.maxSize = 256;
+          m.queueSize = 64;
+          m.flags = QUEUE_ENABLED;
           m.index = request.index;
           m.count = request.count;
           m.words[1] = 1;

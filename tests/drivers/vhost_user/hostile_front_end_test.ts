@@ -201,7 +201,7 @@ cleanTest(
       const front = rig.connect();
       await front.setUp(rig.memory);
       front.startRing(0, rig.kick);
-      await rig.wait(() => rig.device.calls.includes("start 0"));
+      await rig.wait(() => rig.device.calls.includes("resume"));
       rig.device.takeCalls();
       rig.device.base = 9;
       front.send(Request.SET_FEATURES, u32s(1, 1));

@@ -1,5 +1,5 @@
 /**
- * Where translated queues lie: one huge page of this machine for each device number.
+ * Direct mode: the rings for the device lie in huge pages of this machine, one for each device number.
  *
  * A huge page is one piece of RAM, so rings in it lie in one piece too, and the device side that sees this
  * machine's RAM finds them by their physical address like any buffer. A vmsg device side is told once, for
@@ -19,20 +19,22 @@ import type { PeerListener } from "../transport/driver_side.ts";
 import type { RemoteDevice } from "../transport/remote_device.ts";
 import { RequestRefused } from "../transport/requests.ts";
 import { VmsgError } from "../linux/errors.ts";
-import type { ShadowPlace } from "./copied_queue.ts";
-import type { MappedRegion } from "./memory_table.ts";
+import type { DeviceQueue } from "../virtio/split/mod.ts";
+import { divide, type RingPart } from "./division.ts";
+import type { ForwardingPlace, OpenTerms } from "./forwarding.ts";
 import { PhysicalMap } from "./physical_map.ts";
 import { SILENCE_MS, waitForSilence } from "./silence.ts";
+import type { SharedRegion } from "./sharing.ts";
+import { TranslatedQueue } from "./translated_queue.ts";
 
-const PART_ALIGNMENT = 4096;
 /** Log lines of one level: front ends can come and go, and change their memory, without end. */
 const LINES_PER_SECOND = 10;
 
 /** What pins, and what keeps it so when we are killed. */
-export type RingBus = Pick<Bus, "pin" | "pinHandles" | "description">;
+export type PagesBus = Pick<Bus, "pin" | "pinHandles" | "description">;
 
 /** Where huge pages and places come from; the kernel, except in tests. */
-export interface RingMemory {
+export interface PagesMemory {
   /** As {@link allocateHugePages}. */
   readonly allocate: typeof allocateHugePages;
   /** As {@link physicalRuns}. */
@@ -40,12 +42,12 @@ export interface RingMemory {
 }
 
 /** See the head of this file. */
-export class RingPages implements PeerListener, Disposable {
+export class Pages implements ForwardingPlace, PeerListener, Disposable {
   /** Where the guests' memory lies. */
   readonly physical: PhysicalMap;
   readonly #stack: DisposableStack;
   readonly #pages: readonly HugePages[];
-  readonly #bus: RingBus;
+  readonly #bus: PagesBus;
   readonly #log: Log;
   #holder: PinHolder | undefined;
   #holderTried = false;
@@ -57,10 +59,10 @@ export class RingPages implements PeerListener, Disposable {
    * @throws VmsgError HUGE_PAGES if there are none
    */
   constructor(
-    bus: RingBus,
+    bus: PagesBus,
     deviceCount: number,
     log: Log,
-    memory: RingMemory = { allocate: allocateHugePages, locate: physicalRuns },
+    memory: PagesMemory = { allocate: allocateHugePages, locate: physicalRuns },
   ) {
     using stack = new DisposableStack();
     this.#bus = bus;
@@ -91,32 +93,43 @@ export class RingPages implements PeerListener, Disposable {
     }
   }
 
-  /**
-   * The part of one queue.
-   *
-   * @throws VmsgError HUGE_PAGES if there are more queues than pages in a huge one
-   */
-  part(position: number, queueCount: number, queue: number): ShadowPlace {
-    const { mapping, runs } = this.#pages[position];
-    const size = Math.floor(mapping.size / queueCount / PART_ALIGNMENT) * PART_ALIGNMENT;
-    if (size === 0) {
-      throw new VmsgError("HUGE_PAGES", `${queueCount} queues do not fit into a huge page`);
+  /** @throws VmsgError HUGE_PAGES if there are more rings than pages in a huge one */
+  divide(
+    _device: RemoteDevice,
+    position: number,
+    queues: readonly number[],
+  ): ReadonlyMap<number, RingPart> {
+    const { mapping, runs } = this.#pages[position]!;
+    const share = { memory: mapping, offset: 0, size: mapping.size, at: runs[0]!.physical };
+    // Only rings lie here, no buffers, so all take the same.
+    const parts = divide(share, queues, undefined, 0);
+    for (const { size } of parts.values()) {
+      if (size > 0) continue;
+      throw new VmsgError("HUGE_PAGES", `${queues.length} queues do not fit into a huge page`);
     }
-    return { memory: mapping, busAddress: runs[0].physical, offset: queue * size, size };
+    return parts;
+  }
+
+  open(queue: DeviceQueue, part: RingPart, terms: OpenTerms): TranslatedQueue {
+    return new TranslatedQueue(queue, this.physical, part, terms);
   }
 
   /** Pins a region of a guest's, which rings may use from here on, and says where it lies. */
-  addMemory(region: MappedRegion): void {
+  addRegion(region: SharedRegion): void {
     const before = this.physical.runsOf(region);
     this.physical.add(region);
     if (before.length > 0) return;
     const { length } = this.physical.runsOf(region);
-    const { guestAddress, size } = region.region;
+    const { at, size } = region;
     this.#log.info(
-      `${size} bytes of the guest's memory at 0x${guestAddress.toString(16)} lie in ` +
+      `${size} bytes of the guest's memory at 0x${at.toString(16)} lie in ` +
         `${length} ${length === 1 ? "piece" : "pieces"}`,
     );
     this.#hold();
+  }
+
+  removeRegion(region: SharedRegion): void {
+    this.physical.remove(region);
   }
 
   /** From the first guest on, somebody holds what is pinned if we are killed. */
@@ -136,8 +149,12 @@ export class RingPages implements PeerListener, Disposable {
     this.physical.trust();
   }
 
-  /** The front ends say what the device side may still touch. */
+  /** Whoever served a driver says what the device side may still touch. */
   lost(): void {}
+
+  doubt(): void {
+    this.physical.doubt();
+  }
 
   /** Gives the huge pages back, when the device side touches nothing any more. */
   [Symbol.dispose](): void {

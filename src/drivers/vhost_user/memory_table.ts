@@ -1,0 +1,159 @@
+/**
+ * The front end's memory table: its regions, their files, and this process's own mapping of them.
+ *
+ * Ring addresses come as the front end's user addresses and leave as guest-physical ones, which is
+ * what the guest's descriptors hold and so what the bus carries. The own mapping is for rings that are carried over,
+ * and for reading a used index when the device side has died.
+ *
+ * A region that the front end shows once more, the same bytes of the same file at the same addresses, stays what
+ * it is: its file is only looked at. A region that is not in the table any more is closed when the device side
+ * does not need it either.
+ */
+
+import { VmsgError } from "../../linux/errors.ts";
+import { type Fd, fileIdentity, fileSize } from "../../linux/fd.ts";
+import { mapShared, PAGE_SIZE } from "../../linux/mapping.ts";
+import { AddressSpace, type MappedMemory } from "../../memory/mod.ts";
+import type { SharedRegion } from "../../sharing/sharing.ts";
+import type { FrontEndRegion } from "./protocol.ts";
+
+/** A region of the table: at its guest-physical address, with its file and mapping. */
+export class TableRegion implements SharedRegion, Disposable {
+  readonly at: number;
+  readonly size: number;
+  readonly memory: MappedMemory & Disposable;
+  readonly offset: number;
+  readonly fileOffset: number;
+  /** Where the front end sees it. */
+  readonly userAddress: number;
+
+  /**
+   * Takes the descriptor unless it throws: a LinuxError or a range error in words.
+   *
+   * @param identity of the file
+   */
+  constructor(region: FrontEndRegion, readonly fd: Fd, readonly identity: string) {
+    const { size, fileOffset, guestAddress, userAddress } = region;
+    const numbers = [size, fileOffset + size, guestAddress + size, userAddress + size];
+    if (!numbers.every(Number.isSafeInteger) || size === 0) throw new RangeError("bad region");
+    if (fileOffset + size > fileSize(fd)) throw new RangeError("region larger than its file");
+    this.at = guestAddress;
+    this.size = size;
+    this.fileOffset = fileOffset;
+    this.userAddress = userAddress;
+    // A mapping begins at a page.
+    this.offset = fileOffset % PAGE_SIZE;
+    this.memory = mapShared(fd.number, size + this.offset, fileOffset - this.offset);
+  }
+
+  /** True if it shows the bytes that the front end describes, in the file of this identity, where it says. */
+  shows(region: FrontEndRegion, identity: string): boolean {
+    return this.isAt(region) && this.fileOffset === region.fileOffset && this.identity === identity;
+  }
+
+  /** True if this is the region that REM_MEM_REG describes; its offset there means nothing. */
+  isAt({ guestAddress, size, userAddress }: FrontEndRegion): boolean {
+    return this.at === guestAddress && this.size === size && this.userAddress === userAddress;
+  }
+
+  /** Unmaps it and closes its file. */
+  [Symbol.dispose](): void {
+    this.memory[Symbol.dispose]();
+    this.fd[Symbol.dispose]();
+  }
+}
+
+/** See the head of this file. */
+export class MemoryTable implements Disposable {
+  #regions: readonly TableRegion[] | undefined;
+  /** Every region that is open: in the table, or still mapped by the device side. */
+  readonly #open = new Set<TableRegion>();
+
+  /** The regions of the table; none before there is one. */
+  get regions(): readonly TableRegion[] {
+    return this.#regions ?? [];
+  }
+
+  /**
+   * SET_MEM_TABLE.
+   *
+   * @param fds one for each region; those that are taken are taken out
+   * @throws RangeError in words, LinuxError
+   */
+  set(regions: readonly FrontEndRegion[], fds: Fd[]): void {
+    // By what stands beside it, because descriptors that are taken leave the list.
+    const pairs = regions.map((region, i) => ({ region, fd: fds[i]! }));
+    this.#replace(pairs.map(({ region, fd }) => {
+      const identity = fileIdentity(fd);
+      return this.regions.find((old) => old.shows(region, identity)) ??
+        this.#map(region, fd, identity, fds);
+    }));
+  }
+
+  /** ADD_MEM_REG. Arguments and errors as {@link set}. */
+  add(region: FrontEndRegion, fds: Fd[]): void {
+    this.#replace([...this.regions, this.#map(region, fds[0]!, fileIdentity(fds[0]!), fds)]);
+  }
+
+  /** REM_MEM_REG. */
+  remove(region: FrontEndRegion): void {
+    this.#replace(this.regions.filter((other) => !other.isAt(region)));
+  }
+
+  #map(region: FrontEndRegion, fd: Fd, identity: string, fds: Fd[]): TableRegion {
+    const mapped = new TableRegion(region, fd, identity);
+    fds.splice(fds.indexOf(fd), 1);
+    this.#open.add(mapped);
+    return mapped;
+  }
+
+  #replace(regions: readonly TableRegion[]): void {
+    const space = new AddressSpace();
+    for (const { at, size, memory, offset } of regions) {
+      const refusal = space.add(at, size, memory, offset);
+      if (refusal !== undefined) throw new RangeError(`memory table: ${refusal}`);
+    }
+    this.#regions = regions;
+  }
+
+  /** The front end is gone. */
+  clear(): void {
+    this.#regions = undefined;
+  }
+
+  /**
+   * The guest address behind a front end's user address.
+   *
+   * @throws VmsgError NO_SHARED_MEMORY if there is none
+   */
+  busAddress(ring: number, userAddress: number): number {
+    for (const { at, size, userAddress: start } of this.regions) {
+      const offset = userAddress - start;
+      if (offset >= 0 && offset < size) return at + offset;
+    }
+    // QEMU 7.2 sends no memory request at all for memory that is not shared, and starts its rings.
+    const what = this.#regions === undefined
+      ? "the front end shares no memory"
+      : `ring ${ring} lies outside the memory that the front end shares`;
+    throw new VmsgError(
+      "NO_SHARED_MEMORY",
+      `${what}: the guest's memory must be shared (QEMU: -object memory-backend-memfd,...,share=on)`,
+    );
+  }
+
+  /** Closes the regions that nobody needs. @param letGo false while the device side needs one */
+  closeUnused(letGo: (region: TableRegion) => boolean): void {
+    for (const region of this.#open) {
+      if (this.regions.includes(region) || !letGo(region)) continue;
+      this.#open.delete(region);
+      region[Symbol.dispose]();
+    }
+  }
+
+  /** Closes all that is open, when the device side is gone or knows of nothing. */
+  [Symbol.dispose](): void {
+    this.clear();
+    for (const region of this.#open) region[Symbol.dispose]();
+    this.#open.clear();
+  }
+}

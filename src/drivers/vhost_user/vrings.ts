@@ -1,0 +1,190 @@
+/**
+ * The vrings of one front end: what it has said of each, its eventfds, and when its rings may run.
+ *
+ * Front ends differ in how they start a ring. With a status it is DRIVER_OK. Without, a ring that is enabled and
+ * has been kicked once, or all that are described being enabled, or another one that runs already. User-Mode Linux
+ * gives a pipe as call descriptor; a kick descriptor that hangs up is no eventfd and ends the connection.
+ */
+
+import { VmsgError } from "../../linux/errors.ts";
+import { clearEventFd, signalEventFd } from "../../linux/eventfd.ts";
+import type { Fd } from "../../linux/fd.ts";
+import { EPOLLERR, EPOLLHUP, EPOLLIN, type Reactor } from "../../linux/reactor.ts";
+import type { QueueSetup } from "../../virtio/device.ts";
+import type { WantedRing } from "../wanted.ts";
+
+/** Queues a front end may describe; as many as a virtio-net device with 64 pairs and control has. */
+const MAX_VRINGS = 129;
+/** The largest virtqueue there is (VIRTIO 1.2, 2.7). */
+const MAX_QUEUE_SIZE = 32768;
+
+/** Where a ring lies, in the front end's own address space. */
+export interface UserAddresses {
+  /** Of the descriptor table. */
+  readonly descriptor: number;
+  /** Of the used ring. */
+  readonly used: number;
+  /** Of the available ring. */
+  readonly available: number;
+}
+
+/** What the vrings of a front end need of it. */
+export interface VringHost {
+  /** The loop they run in. */
+  readonly reactor: Reactor;
+  /** The bus address behind a user address. @throws VmsgError if there is none */
+  busAddress(ring: number, userAddress: number): number;
+  /** The front end has kicked. */
+  kicked(ring: Vring): void;
+  /** A kick descriptor is none. */
+  kickLost(reason: string): void;
+}
+
+/** A ring as SET_VRING_NUM, ADDR, BASE, KICK, CALL, ERR and ENABLE describe it. */
+export class Vring implements WantedRing, Disposable {
+  /** Entries; 0 before SET_VRING_NUM. */
+  size = 0;
+  /** As the front end gave them; undefined before SET_VRING_ADDR. */
+  addresses: UserAddresses | undefined;
+  /** Where the ring goes on the next time it starts. */
+  base = 0;
+  /** SET_VRING_ENABLE. */
+  enabled = false;
+  /** The front end has kicked since the ring was last stopped. */
+  kicked = false;
+  #kick: Fd | undefined;
+  #call: Fd | undefined;
+  #error: Fd | undefined;
+
+  /** Nothing is said of it yet. */
+  constructor(readonly host: VringHost, readonly index: number) {}
+
+  /** True when everything is there to start the ring: it has been set up and kick is given. */
+  get isComplete(): boolean {
+    return this.size > 0 && this.addresses !== undefined && this.#kick !== undefined;
+  }
+
+  setup(): QueueSetup {
+    const { descriptor, available, used } = this.addresses!;
+    const find = (address: number) => this.host.busAddress(this.index, address);
+    return {
+      size: this.size,
+      descriptorAddress: find(descriptor),
+      driverAddress: find(available),
+      deviceAddress: find(used),
+      base: this.base,
+    };
+  }
+
+  stopped(base: number): void {
+    this.base = base;
+  }
+
+  call(): void {
+    if (this.#call !== undefined) signalEventFd(this.#call);
+  }
+
+  fail(): void {
+    if (this.#error !== undefined) signalEventFd(this.#error);
+  }
+
+  /** SET_VRING_CALL; takes the descriptor. */
+  setCall(fd: Fd | undefined): void {
+    this.#call?.[Symbol.dispose]();
+    this.#call = fd;
+  }
+
+  /** SET_VRING_ERR; takes the descriptor. */
+  setError(fd: Fd | undefined): void {
+    this.#error?.[Symbol.dispose]();
+    this.#error = fd;
+  }
+
+  /** SET_VRING_KICK; takes the descriptor. Without one the ring is stopped. */
+  setKick(fd: Fd | undefined): void {
+    const { reactor } = this.host;
+    const old = this.#kick;
+    if (old !== undefined) {
+      reactor.unwatch(old);
+      old[Symbol.dispose]();
+    }
+    this.#kick = undefined;
+    if (fd === undefined) return;
+    try {
+      reactor.watch(fd, EPOLLIN, (events) => this.#ready(fd, events));
+    } catch (error) {
+      // Files of some kinds cannot be watched; what is not watched must not be unwatched later.
+      fd[Symbol.dispose]();
+      throw error;
+    }
+    this.#kick = fd;
+  }
+
+  #ready(fd: Fd, events: number): void {
+    if ((events & (EPOLLHUP | EPOLLERR)) !== 0) {
+      // Never an eventfd; what hung up stays ready and would keep the loop from sleeping.
+      this.setKick(undefined);
+      return this.host.kickLost(`the kick descriptor of ring ${this.index} hung up`);
+    }
+    clearEventFd(fd);
+    this.host.kicked(this);
+  }
+
+  [Symbol.dispose](): void {
+    this.setKick(undefined);
+    this.setCall(undefined);
+    this.setError(undefined);
+  }
+}
+
+/** See the head of this file. */
+export class Vrings implements Disposable {
+  readonly #all: Vring[] = [];
+
+  /** None yet: a front end describes as many as it has. */
+  constructor(readonly host: VringHost) {}
+
+  /** All that were named so far. */
+  get all(): readonly Vring[] {
+    return this.#all;
+  }
+
+  /**
+   * One that a front end names.
+   *
+   * @param enabled whether a new one begins enabled
+   * @throws VmsgError BAD_REQUEST if there can be no such ring
+   */
+  named(index: number, enabled: boolean): Vring {
+    if (index >= MAX_VRINGS) throw new VmsgError("BAD_REQUEST", `front end: no ring ${index}`);
+    for (let i = this.#all.length; i <= index; i++) {
+      const vring = new Vring(this.host, i);
+      vring.enabled = enabled;
+      this.#all.push(vring);
+    }
+    return this.#all[index]!;
+  }
+
+  /** Those that may run as far as each of them is concerned. */
+  get wanted(): Vring[] {
+    return this.#all.filter((vring) => vring.isComplete && vring.enabled);
+  }
+
+  /** Is the guest's driver at work, as far as its rings tell? */
+  get areUsed(): boolean {
+    const described = this.#all.filter((vring) => vring.isComplete);
+    const allEnabled = described.length > 0 && described.every((vring) => vring.enabled);
+    return allEnabled || described.some((vring) => vring.enabled && vring.kicked);
+  }
+
+  /** Closes their descriptors. */
+  [Symbol.dispose](): void {
+    for (const vring of this.#all) vring[Symbol.dispose]();
+  }
+}
+
+/** @throws VmsgError BAD_REQUEST for a size that no virtqueue has; what the device takes is asked when it starts */
+export function checkSize(index: number, size: number): void {
+  if (size >= 1 && size <= MAX_QUEUE_SIZE) return;
+  throw new VmsgError("BAD_REQUEST", `front end: ring ${index} cannot have ${size} entries`);
+}

@@ -1,0 +1,84 @@
+/**
+ * Memory that is sent as files, or named as a part of what the device side has: it works on the driver's own rings.
+ *
+ * Only a vmsg that speaks `v1` can be told of memory (ADD_MEMORY, REMOVE_MEMORY). Any other device side has been
+ * given it by its own command line; where that cannot be ({@link SharedRegion.mustBeTold}) it is refused in words.
+ */
+
+import { VmsgError } from "../linux/errors.ts";
+import type { QueueSetup } from "../virtio/device.ts";
+import type { RemoteDevice } from "../transport/remote_device.ts";
+import { RequestRefused } from "../transport/requests.ts";
+import {
+  differ,
+  type RingOwner,
+  type SharedRegion,
+  type SharedRing,
+  type Sharing,
+} from "./sharing.ts";
+
+/** See the head of this file. */
+export class Descriptors implements Sharing {
+  readonly withheld: readonly number[] = [];
+  /** What the device side has. */
+  readonly #regions: SharedRegion[] = [];
+
+  /** Nothing is told yet. */
+  constructor(readonly device: RemoteDevice) {}
+
+  get #tells(): boolean {
+    return this.device.side.peer === "vmsg";
+  }
+
+  mustStopFor(regions: readonly SharedRegion[]): boolean {
+    return this.#tells && differ(regions, this.#regions);
+  }
+
+  async prepare(regions: readonly SharedRegion[]): Promise<void> {
+    const gone = this.#regions.filter((region) => !regions.includes(region));
+    const fresh = regions.filter((region) => !this.#regions.includes(region));
+    for (const region of gone) {
+      if (this.#tells) await this.device.removeMemory(region.at, region.size);
+      this.#regions.splice(this.#regions.indexOf(region), 1);
+    }
+    for (const region of fresh) {
+      region.exposed?.();
+      await this.#tell(region);
+      this.#regions.push(region);
+    }
+  }
+
+  async #tell(region: SharedRegion): Promise<void> {
+    const { fd, at, size, fileOffset = 0, from = 0, mustBeTold, advice } = region;
+    if (!this.#tells) {
+      if (mustBeTold !== undefined) throw new VmsgError("NO_MEMORY", mustBeTold);
+      return;
+    }
+    if (fd !== undefined) return await this.device.addMemory(fd, at, size, fileOffset, from);
+    try {
+      await this.device.addSharedMemory(from, at, size, fileOffset);
+    } catch (error) {
+      if (!(error instanceof RequestRefused) || advice === undefined) throw error;
+      throw new VmsgError("NO_MEMORY", `${error.message}: ${advice}`, { cause: error });
+    }
+  }
+
+  open(owner: RingOwner, setup: QueueSetup): SharedRing {
+    const { device } = this;
+    return {
+      setup,
+      start: () => {},
+      available: () => device.available(owner.index),
+      used: () => owner.call(),
+      stop: () => undefined,
+    };
+  }
+
+  letGo(region: SharedRegion): boolean {
+    return !this.#regions.includes(region);
+  }
+
+  lost(): void {
+    this.#regions.length = 0;
+  }
+}
