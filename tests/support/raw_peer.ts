@@ -9,8 +9,8 @@ import type { Codec } from "../../src/message/codec.ts";
 import { type Kind, Message } from "../../src/message/message.ts";
 import { kindName } from "../../src/message/table.ts";
 
-/** How long a message may take to come. */
-const TIMEOUT_MS = 4000;
+/** How long a message may take to come: longer than the side under test takes for anything. */
+const TIMEOUT_MS = 12_000;
 
 /** Fills a message's payload, its device and its token. */
 export type Fill = (message: Message) => void;
