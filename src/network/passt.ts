@@ -12,7 +12,9 @@
  *
  * passt is started here with one end of a socket pair, or attached to where it listens. A passt started
  * here ends when that socket closes, which the kernel does however this process ends (`--fd` implies
- * `--one-off`); a session of its own keeps Ctrl-C from it. It is not started again: what ended it would
+ * `--one-off`); a session of its own keeps Ctrl-C from it. It is told to end as well where there is time for
+ * that: one (2023_03_09) was seen to read the end of a TCP connection again and again, when its guest had
+ * gone without closing it, and never to look at that socket. It is not started again: what ended it would
  * most likely end the next one. What it said on standard error (its first 4 KiB, kept in a sealed memfd so
  * that neither a full pipe nor a talkative passt can do harm) is told then.
  */
@@ -67,6 +69,7 @@ export class PasstPort implements NetworkPort {
   readonly pid: number | undefined;
   /** Settles some time after that process has ended. */
   readonly ended: Promise<void> | undefined;
+  readonly #terminate: (() => void) | undefined;
   /** Frames that went through, and those that could not. */
   readonly counters = { sent: 0, received: 0, lost: 0, disconnects: 0 };
   readonly #path: string | undefined;
@@ -109,6 +112,7 @@ export class PasstPort implements NetworkPort {
       const started = startPasst(options.args ?? []);
       this.pid = started.pid;
       this.ended = started.ended;
+      this.#terminate = started.terminate;
       this.#words = started.words;
       this.#stream = started.stream;
       this.description = `passt ${started.pid}`;
@@ -304,8 +308,9 @@ export class PasstPort implements NetworkPort {
     this.#listener?.link(true);
   }
 
-  /** Closes the connection, with which a passt that was started here ends. */
+  /** Closes the connection, and ends a passt that was started here. */
   [Symbol.dispose](): void {
+    this.#terminate?.();
     this.reactor.dropTimer(this.#retry);
     if (this.#stream !== undefined && this.#listener !== undefined) {
       this.reactor.unwatch(this.#stream.fd);
@@ -322,6 +327,8 @@ export class PasstPort implements NetworkPort {
 interface StartedPasst {
   readonly pid: number;
   readonly ended: Promise<void>;
+  /** Tells it to end; nothing if it has. */
+  terminate(): void;
   readonly stream: UnixStream;
   readonly words: Fd;
 }
@@ -358,7 +365,15 @@ function startPasst(args: readonly string[]): StartedPasst {
     // It must not keep this process alive.
     child.unref();
     libc.fcntl(words.number, F_SETFD, FD_CLOEXEC);
-    return { pid: child.pid, ended: child.status.then(() => {}), stream: ours, words };
+    const ended = child.status.then(() => {});
+    const terminate = () => {
+      try {
+        child.kill("SIGTERM");
+      } catch {
+        // It has ended already.
+      }
+    };
+    return { pid: child.pid, ended, terminate, stream: ours, words };
   } catch (error) {
     words[Symbol.dispose]();
     ours[Symbol.dispose]();

@@ -14,7 +14,7 @@ import { createHash } from "node:crypto";
 import { assert, assertEquals } from "@std/assert";
 import type { Guest, GuestKind } from "../../scripts/lab/machines.ts";
 import { ip, Namespace } from "../network/support.ts";
-import type { Processes } from "../support/processes.ts";
+import type { Processes, VmsgProcess } from "../support/processes.ts";
 import type { Mode } from "./modes.ts";
 import { programFiles } from "./program_files.ts";
 import { GUEST_TIMEOUT_MS, type GuestTest, guestTest } from "./support.ts";
@@ -68,14 +68,18 @@ ip link set eth0 up
 ip addr add ${address} dev eth0
 `;
 
-/** Starts device and proxy, and returns the proxy's socket when it is there. */
-export async function startVmsg(vmsg: Processes, net: string, mode: Mode): Promise<string> {
+/** Starts device and proxy, and returns when the proxy's socket is there. */
+async function startVmsg(
+  vmsg: Processes,
+  net: string,
+  mode: Mode,
+): Promise<{ readonly socket: string; readonly device: VmsgProcess }> {
   const device = await vmsg.start("device", ...BUS, "--net", net, ...mode.device);
   await device.waitFor(/waiting for the driver side/);
   const args = ["--vhost-user", "socket=vu.sock", ...mode.driverSide];
   const proxy = await vmsg.start("proxy", ...BUS, ...args);
   await proxy.waitFor(/waiting for a front end/);
-  return `${vmsg.directory}/vu.sock`;
+  return { socket: `${vmsg.directory}/vu.sock`, device };
 }
 
 /** Bytes in which every page is another (xorshift32). */
@@ -105,7 +109,7 @@ async function fetchFile(
   network.prepare();
   const contents = fileContents(mebibytes << 20);
   const sum = createHash("sha256").update(contents).digest("hex");
-  const socket = await startVmsg(test.vmsg, network.option, mode);
+  const { socket, device } = await startVmsg(test.vmsg, network.option, mode);
   const { promise: listening, resolve: listens } = Promise.withResolvers<number>();
   await using server = Deno.serve({
     hostname: network.listen,
@@ -139,6 +143,8 @@ echo "SUM $(sha256sum </tmp/file)"
     } s, ${rate} Mbit/s`,
   );
   await server.shutdown();
+  // Not killed: it takes a passt with it.
+  assertEquals((await device.end("SIGTERM")).code, 0);
   await test.vmsg.end();
 }
 
@@ -247,7 +253,7 @@ export function stockStreamsTest(mode: Mode): void {
     },
     async (test) => {
       using _namespace = new Namespace();
-      const socket = await startVmsg(test.vmsg, NETWORKS.tap.option, mode);
+      const { socket } = await startVmsg(test.vmsg, NETWORKS.tap.option, mode);
       const vmsg = await streams(test, { socket });
       const lost = { vmsg: drops("tap0"), stock: 0 };
       await test.vmsg.end();
@@ -288,7 +294,7 @@ export function streamsTest(kind: GuestKind, mode: Mode): void {
     async (test) => {
       // User-Mode Linux has no stock card to compare with: noise alone is allowed.
       using _namespace = new Namespace();
-      const socket = await startVmsg(test.vmsg, NETWORKS.tap.option, mode);
+      const { socket } = await startVmsg(test.vmsg, NETWORKS.tap.option, mode);
       const result = await streams(test, { socket });
       assertEquals(drops("tap0"), 0);
       for (const direction of ["out", "in"] as const) {
