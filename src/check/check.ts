@@ -39,7 +39,7 @@ export function askDevice(
     requireApplicable(rule, "device", talk);
     require(body !== undefined, rule.unasked.device ?? "nobody has written down how to ask");
     talk.startOver();
-    const role = new DriverRole(talk);
+    const role = new DriverRole(rule.number, talk);
     await role.begin();
     await body(role);
     expectSense(talk);
@@ -56,7 +56,7 @@ export function askDriver(
     requireApplicable(rule, "driver", talk);
     require(body !== undefined, rule.unasked.driver ?? "nobody has written down how to ask");
     talk.startOver();
-    await body(new DeviceRole(talk));
+    await body(new DeviceRole(rule.number, talk));
     expectSense(talk);
   });
 }

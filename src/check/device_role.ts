@@ -7,7 +7,7 @@
 import { Kind, type Message, QUEUE_ENABLED } from "../message/message.ts";
 import { DEVICE_NET, Status } from "../virtio/features.ts";
 import type { Conversation, Fill, Heard } from "./conversation.ts";
-import { expect } from "./outcome.ts";
+import { Asker, expect } from "./outcome.ts";
 
 /** VERSION_1, ACCESS_PLATFORM, RING_RESET; of a network card MAC, STATUS, MRG_RXBUF; EVENT_IDX. */
 const FEATURES = [0x2001_8020, 0x0000_0103];
@@ -20,7 +20,7 @@ const CALM_MS = 100;
 const STEP_MS = 10;
 
 /** See the head of this file. */
-export class DeviceRole {
+export class DeviceRole extends Asker {
   /** Every message that came, but answers, in order. */
   readonly said: Message[] = [];
   /** What the device is; a rule may change it before the bring-up. */
@@ -34,7 +34,8 @@ export class DeviceRole {
   /** SET_VQUEUE of queues that are set up. */
   readonly queues = new Map<number, Message>();
   /** @param talk with the driver's side */
-  constructor(readonly talk: Conversation) {
+  constructor(rule: string, readonly talk: Conversation) {
+    super(rule);
     this.config.set([0x52, 0x54, 0, 0x12, 0x34, 0x56, 1, 0, 1, 0, 0xdc, 5]);
   }
 

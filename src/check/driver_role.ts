@@ -7,7 +7,7 @@ import { Kind, type Message, QUEUE_ENABLED } from "../message/message.ts";
 import { kindName } from "../message/table.ts";
 import { RingFeature, Status } from "../virtio/features.ts";
 import type { Conversation, Fill, Heard } from "./conversation.ts";
-import { expect, expectSame, require } from "./outcome.ts";
+import { Asker, expect, expectSame, require } from "./outcome.ts";
 
 /** ACKNOWLEDGE and DRIVER. */
 export const KNOWN: number = Status.ACKNOWLEDGE | Status.DRIVER;
@@ -35,9 +35,11 @@ export interface QueueShown {
 }
 
 /** See the head of this file. */
-export class DriverRole {
+export class DriverRole extends Asker {
   /** @param talk with the device's side */
-  constructor(readonly talk: Conversation) {}
+  constructor(rule: string, readonly talk: Conversation) {
+    super(rule);
+  }
 
   /** Has the peer the first message that it expects, and an unconfigured device behind it. */
   async begin(): Promise<void> {

@@ -1,6 +1,6 @@
 /**
- * What a driver side must do, asked of it by one who plays its device: a body per rule of rules.ts, or one
- * for several that cannot be told apart. docs/wire.md, section 7.
+ * What a driver side must do, asked of it by one who plays its device: a body per rule of rules.ts. Where
+ * one bring-up shows several of them, they share a body and each has its own claims. docs/wire.md, section 7.
  *
  * A body finds a driver that has not begun with this device and may leave it in any state. What a driver
  * must not do, it is given time for.
@@ -10,7 +10,7 @@ import { Kind, type Message } from "../message/message.ts";
 import { RingFeature, Status } from "../virtio/features.ts";
 import type { DeviceRole } from "./device_role.ts";
 import { expect, expectSame } from "./outcome.ts";
-import { lookOn, u32, zeros } from "./traffic.ts";
+import { FOREIGN_IDS, lookOn, NONSENSE, u32, WRONG_EVENTS, zeros } from "./traffic.ts";
 
 /** Asks for one rule. */
 export type DriverBody = (s: DeviceRole) => Promise<void>;
@@ -21,10 +21,10 @@ const DRIVER_OK = (m: Message) => (m.status & Status.DRIVER_OK) !== 0;
 // --- framing and the bus ----------------------------------------------------------------------------
 
 /** A bring-up, and a look at all that was heard. */
-const looksOn = (number: string): DriverBody => async (s) => {
+async function looksOn(s: DeviceRole): Promise<void> {
   await s.bringUp();
-  lookOn(s.talk, number);
-};
+  lookOn(s.talk, s.rule);
+}
 
 /** A PING is sent and answered, and shows that the driver is still there. */
 async function ping(s: DeviceRole, data: number): Promise<void> {
@@ -37,20 +37,20 @@ async function ping(s: DeviceRole, data: number): Promise<void> {
 /** The driver says nothing to such messages, and goes on. */
 const silentTo = (
   what: string,
-  messages: (number: readonly number[], s: DeviceRole) => readonly (readonly number[])[],
+  messages: (number: readonly number[]) => readonly (readonly number[])[],
 ): DriverBody =>
 async (s) => {
   await s.bringUp();
   const from = s.talk.heard.length;
   const { device } = s.talk;
-  for (const bytes of messages([device & 0xff, device >> 8], s)) s.talk.put(bytes);
+  for (const bytes of messages([device & 0xff, device >> 8])) s.talk.put(bytes);
   await ping(s, 1);
   await s.lookOn();
   expectSame(s.talk.heard.length - from, 1, `answers, with one to PING, after ${what}`);
 };
 
 /** An answer that is a little strange is taken: status 0 is answered so, and the driver goes on. */
-const takes = (number: string, spoil: (bytes: Uint8Array) => void): DriverBody => async (s) => {
+const takes = (spoil: (bytes: Uint8Array) => void): DriverBody => async (s) => {
   s.override = (request) => {
     if (request.kind !== Kind.SET_DEVICE_STATUS) return false;
     s.status = request.status;
@@ -62,8 +62,7 @@ const takes = (number: string, spoil: (bytes: Uint8Array) => void): DriverBody =
     s.talk.put(bytes);
     return true;
   };
-  await s.bringUp();
-  if (number !== "G21") lookOn(s.talk, number);
+  await looksOn(s);
 };
 
 /** Wrong answers come before the right one, which is the one that counts. */
@@ -151,26 +150,26 @@ async function setsQueuesUp(s: DeviceRole): Promise<void> {
   };
   await s.until(() => held !== undefined, "the driver did not come to DRIVER_OK");
   await s.lookOn();
-  expectSame(s.of(Kind.EVENT_AVAIL).length, 0, "EVENT_AVAIL before DRIVER_OK was answered");
+  const early = s.of(Kind.EVENT_AVAIL).length;
+  s.claim("R6", early, 0, "notifications before DRIVER_OK was answered");
   s.override = undefined;
   s.answer(held!);
   await s.bringUp();
   const featuresOk = s.at(Kind.SET_DEVICE_STATUS, FEATURES_OK);
   const driverOk = s.at(Kind.SET_DEVICE_STATUS, DRIVER_OK);
-  expect(s.at(Kind.SET_DRIVER_FEATURES) < featuresOk, "features behind FEATURES_OK");
+  const inOrder = s.at(Kind.SET_DRIVER_FEATURES) < featuresOk;
+  s.claim("R6", inOrder, true, "features before FEATURES_OK");
   expect(s.queues.size > 0, "no queue was set up");
   const about = s.of([Kind.GET_VQUEUE, Kind.SET_VQUEUE]);
   for (const [index, { queueSize }] of s.queues) {
     const set = s.at(Kind.SET_VQUEUE, (m) => m.index === index);
-    expect(featuresOk < set && set < driverOk, `queue ${index} was set up outside of its time`);
+    const isBetween = featuresOk < set && set < driverOk;
+    s.claim("R6", isBetween, true, `queue ${index} set up between FEATURES_OK and DRIVER_OK`);
     const kinds = about.filter((m) => m.index === index).map(({ kind }) => kind);
-    const wanted = [Kind.GET_VQUEUE, Kind.SET_VQUEUE, Kind.GET_VQUEUE];
-    expectSame(kinds, wanted, `what was said of queue ${index}`);
+    s.claim("R4", kinds[0], Kind.GET_VQUEUE, `the kind of what is said first of queue ${index}`);
     const most = s.maxSizes[index]!;
-    expect(
-      queueSize > 0 && queueSize <= most,
-      `queue ${index} has ${queueSize} of ${most} entries`,
-    );
+    const fits = queueSize > 0 && queueSize <= most;
+    s.claim("R4", fits, true, `${queueSize} entries fit queue ${index} of ${most}`);
   }
 }
 
@@ -182,11 +181,12 @@ async function notifies(s: DeviceRole): Promise<void> {
   };
   await s.bringUp();
   const driverOk = s.at(Kind.SET_DEVICE_STATUS, DRIVER_OK);
-  const kicks = s.of(Kind.EVENT_AVAIL);
   await s.until(() => s.of(Kind.EVENT_AVAIL).length > 0, "the driver gives no buffers");
-  expect(s.at(Kind.EVENT_AVAIL) > driverOk, "EVENT_AVAIL before DRIVER_OK");
-  for (const { index } of kicks) expect(s.queues.has(index), `EVENT_AVAIL of queue ${index}`);
-  expectSame(words, words.map(() => 0), "EVENT_AVAIL's next");
+  s.claim("R10", s.at(Kind.EVENT_AVAIL) > driverOk, true, "notified behind DRIVER_OK");
+  for (const { index } of s.of(Kind.EVENT_AVAIL)) {
+    s.claim("R10", s.queues.has(index), true, `queue ${index}, which was notified of, is set up`);
+  }
+  s.claim("R11", words, words.map(() => 0), "EVENT_AVAIL's next");
 }
 
 /** NEEDS_RESET leads to a reset by status 0, and queues are not reset one by one. */
@@ -200,32 +200,36 @@ async function recovers(s: DeviceRole): Promise<void> {
   const isReset = () => s.of(Kind.SET_DEVICE_STATUS, from).length > 0;
   await s.until(isReset, "the driver does not reset a device that needs it");
   await s.lookOn();
-  expectSame(s.of(Kind.SET_DEVICE_STATUS, from)[0]!.status, 0, "the status that is written first");
-  expectSame(s.of(Kind.RESET_VQUEUE).length, 0, "RESET_VQUEUE without RING_RESET");
+  const [first] = s.of(Kind.SET_DEVICE_STATUS, from);
+  s.claim("R14 R15", first?.status, 0, "the status that is written first");
+  s.claim("R16", s.of(Kind.RESET_VQUEUE).length, 0, "RESET_VQUEUE without RING_RESET");
 }
 
 // --- the prototype's dialect ------------------------------------------------------------------------
 
+const PROTO_SIZE = 40;
+
 async function startsProto(s: DeviceRole): Promise<void> {
   s.override = ({ kind }, { bytes }) => {
     const isEmpty = kind === Kind.GET_DEVICE_STATUS || kind === Kind.GET_DEVICE_INFO;
-    expect(!isEmpty || zeros(bytes.subarray(0, 40), 4), "a payload that says something");
+    const isZero = zeros(bytes.subarray(0, PROTO_SIZE), 4);
+    s.claim("P7", isZero || !isEmpty, true, "a payload that says nothing is 0");
     return false;
   };
-  await s.bringUp();
-  lookOn(s.talk, "P3");
-  for (const { bytes } of s.talk.heard) expect(bytes[1] !== 0x21, "IOMMU_TRANSLATE came");
+  await looksOn(s);
+  const translates = s.talk.heard.some(({ bytes }) => bytes[1] === 0x21);
+  s.claim("P10", translates, false, "IOMMU_TRANSLATE came");
   for (const { length } of s.of([Kind.GET_CONFIG, Kind.SET_CONFIG])) {
-    expect([1, 2, 4].includes(length), `${length} bytes of configuration at once`);
+    s.claim("P4", [1, 2, 4].includes(length), true, `${length} bytes are 1, 2 or 4`);
   }
   for (const [i, { kind }] of s.said.entries()) {
     if (kind !== Kind.SET_DEVICE_STATUS) continue;
     const next = s.said.slice(i + 1).find((m) => m.kind !== Kind.EVENT_AVAIL)?.kind;
-    expectSame(next, Kind.GET_DEVICE_STATUS, "the kind of what follows SET_DEVICE_STATUS");
+    s.claim("P6", next, Kind.GET_DEVICE_STATUS, "the kind of what follows SET_DEVICE_STATUS");
   }
   const first = s.at(Kind.EVENT_AVAIL);
   const driverOk = s.at(Kind.SET_DEVICE_STATUS, DRIVER_OK);
-  expect(first < 0 || first > driverOk, "EVENT_AVAIL before DRIVER_OK");
+  s.claim("P8", first < 0 || first > driverOk, true, "notified behind DRIVER_OK");
 }
 
 /** The bodies by the rule's number. */
@@ -239,9 +243,9 @@ export const DRIVER_BODIES: Readonly<Record<string, DriverBody>> = {
     await s.bringUp();
     expectSame(size, 8, "GET_DEVICE_INFO's size, low byte first");
   },
-  G2: looksOn("G2"),
-  G3: looksOn("G3"),
-  G4: takes("G4", (bytes) => bytes[0]! |= 0xfc),
+  G2: looksOn,
+  G3: looksOn,
+  G4: takes((bytes) => bytes[0]! |= 0xfc),
   async G5(s) {
     s.override = ({ kind }, { bytes }) => {
       if (kind !== Kind.SET_VQUEUE) return false;
@@ -251,45 +255,30 @@ export const DRIVER_BODIES: Readonly<Record<string, DriverBody>> = {
     };
     await s.bringUp();
   },
-  G6: takes("G6", (bytes) => bytes.fill(0xee, 12)),
+  G6: takes((bytes) => bytes.fill(0xee, 12)),
   async G7(s) {
     await s.bringUp();
     await ping(s, 7);
-    lookOn(s.talk, "G7");
+    lookOn(s.talk, s.rule);
   },
   G8: tokensAreOwn,
-  G9: looksOn("G9"),
+  G9: looksOn,
   async G10(s) {
     await s.bringUp();
     for (const data of [1, 2, 3]) await ping(s, data);
   },
   G11: waitsForItsAnswer,
-  G14: silentTo("a message that is none", (n) => [
-    [0, 0x3f, ...n, 1, 0, 8, 0],
-    [2, 0x3f, 0, 0, 1, 0, 8, 0],
-    [0, 0x02, ...n, 1, 0, 7, 0],
-    [0, 0x40, ...n, 0, 0, 0xff, 0xff],
-    [1, 0x02, ...n, 1, 0, 9, 0],
-  ]),
-  G15: silentTo("an event", (n) => [
-    [0, 0x42, ...n, 0, 0, 11, 0, 1],
-    [0, 0x42, ...n, 7, 0, 12, 0, 0xff, 0xff, 0xff, 0xff],
-    [0, 0x40, ...n, 0, 0, 8, 0],
-    [0, 0x41, ...n, 0, 0, 16, 0],
-  ]),
-  G16: looksOn("G16"),
-  G17: silentTo("an implementation's own id", (n) =>
-    [0x89, 0xbf, 0xc1, 0xff].flatMap((id) => [
-      [0, id, ...n, 1, 0, 8, 0],
-      [2, id, 0, 0, 1, 0, 8, 0],
-    ])),
+  G14: silentTo("a message that is none", NONSENSE),
+  G15: silentTo("an event", WRONG_EVENTS),
+  G16: looksOn,
+  G17: silentTo("an implementation's own id", FOREIGN_IDS),
   G18: waitsForItsAnswer,
   // Of another size, they would have told of a reset that is needed.
   G19: silentTo("an event of another size", (n) => [
     [0, 0x40, ...n, 0, 0, 25, 0, 0x4f],
     [0, 0x40, ...n, 0, 0, 23, 0, 0x4f],
   ]),
-  G21: takes("G21", (bytes) => {
+  G21: takes((bytes) => {
     bytes[6] = 60;
     bytes.fill(0xee, 12, 60);
   }),
@@ -306,7 +295,7 @@ export const DRIVER_BODIES: Readonly<Record<string, DriverBody>> = {
     await s.bringUp();
     for (const data of [0, 0xcafe_f00d, 0xffff_ffff]) await ping(s, data);
   },
-  B16: looksOn("B16"),
+  B16: looksOn,
   B23: silentTo(
     "EVENT_DEVICE",
     (n) => [1, 2, 2, 1].map((state) => [2, 0x40, 0, 0, 0, 0, 12, 0, ...n, state, 0]),
@@ -354,7 +343,7 @@ export const DRIVER_BODIES: Readonly<Record<string, DriverBody>> = {
   R15: recovers,
   R16: recovers,
   R19: readsAllBlocks,
-  R22: async (s) => {
+  async R22(s) {
     s.override = (request) => {
       if (request.kind !== Kind.SET_VQUEUE) return false;
       // Answered, and not done.

@@ -38,6 +38,17 @@ export function require(condition: boolean, otherwise: string): asserts conditio
   if (!condition) throw new NotApplicable(otherwise);
 }
 
+/** Who asks for one rule, by a body that may cover several. */
+export class Asker {
+  /** @param rule the number of the one that is asked for */
+  constructor(readonly rule: string) {}
+
+  /** Two values that must be the same by these rules, if the one that is asked for is among them. */
+  claim(rules: string, actual: unknown, expected: unknown, what: string): void {
+    if (rules.split(" ").includes(this.rule)) expectSame(actual, expected, what);
+  }
+}
+
 /** Runs a rule's body. What it throws besides the above is a fault of our own, and goes on. */
 export async function outcomeOf(body: () => Promise<void>): Promise<Outcome> {
   try {

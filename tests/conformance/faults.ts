@@ -170,7 +170,7 @@ export const DEVICE_FAULTS: readonly Fault[] = [
     change: edit("device", [Id.EVENT_CONFIG], (v) => v.setUint16(6, 25, true)),
   }),
   fault("V1", "RESET_VQUEUE is not answered", { change: omit("device", is(Id.RESET_QUEUE)) }),
-  fault("V2 V19 V30", "one queue too few is told", {
+  fault("V2 V19", "one queue too few is told", {
     change: editAnswer(Id.INFO, (v) => v.setUint32(40, v.getUint32(40, true) - 1, true)),
   }),
   fault("V3", "65 feature bits", {
@@ -214,10 +214,28 @@ export const DEVICE_FAULTS: readonly Fault[] = [
       };
     },
   }),
-  fault("V11 V15 V16 V17", "changes keep their generation", {
+  fault("V11 V16", "changes keep their generation", {
     change: edit("device", [Id.GET_CONFIG, Id.EVENT_CONFIG], (v, b) => {
       v.setUint32(idOf(b) === Id.GET_CONFIG ? 8 : 12, 1, true);
     }),
+  }),
+  fault("V15", "a change is announced with another generation", {
+    change: edit("device", [Id.EVENT_CONFIG], (v) => v.setUint32(12, 99, true)),
+  }),
+  fault("V17", "a change of everything is announced as one of four bytes", {
+    change: edit("device", [Id.EVENT_CONFIG], (v) => {
+      v.setUint32(20, 4, true);
+      v.setUint16(6, 28, true);
+    }),
+  }),
+  fault("V30", "GET_DEVICE_INFO is answered after a status only", {
+    change: () => {
+      let isKnown = false;
+      return (from, bytes) => {
+        isKnown ||= idOf(bytes) === Id.SET_STATUS;
+        return from === "device" && idOf(bytes) === Id.INFO && !isKnown ? [] : [bytes];
+      };
+    },
   }),
   fault("V12", "GET_CONFIG answers from the beginning", {
     change: edit("driver", [Id.GET_CONFIG], (v) => v.setUint32(8, 0, true)),

@@ -19,15 +19,15 @@ function change({ config, host }: FakeDevice): void {
   host.configChanged();
 }
 
-/** An event of either kind; all that was heard keeps a rule. */
-const looksOn = (number: string): LedBody => async (d, device) => {
+/** An event of either kind, and a look at all that was heard. */
+async function looksOn(d: DriverRole, device: FakeDevice): Promise<void> {
   await d.start();
   device.host.used(0);
   change(device);
   await d.event(Kind.EVENT_USED);
   await d.event(Kind.EVENT_CONFIG);
-  lookOn(d.talk, number);
-};
+  lookOn(d.talk, d.rule);
+}
 
 /** The configuration changes three times; what is said of it. */
 async function announces(d: DriverRole, device: FakeDevice): Promise<void> {
@@ -35,15 +35,18 @@ async function announces(d: DriverRole, device: FakeDevice): Promise<void> {
   // More than an event holds, so that no event has data.
   expect(configSize > d.talk.codec.limits.eventBytes, "the configuration fits an event");
   await d.start();
-  const seen = new Set([await d.generation()]);
+  const seen = new Set([(await d.config(0, 1)).generation]);
   for (let n = 1; n <= 3; n++) {
     change(device);
     const { message } = await d.event(Kind.EVENT_CONFIG);
     const { status, size, offset, length, generation } = message;
-    expectSame([status, size, offset, length], [RUNNING, 24, 0, 0], "status, size, range");
-    expectSame(generation, await d.generation(), "the generation in EVENT_CONFIG");
-    expect(!seen.has(generation), `generation ${generation} was there before`);
-    seen.add(generation);
+    d.claim("V15", status, RUNNING, "the status in EVENT_CONFIG");
+    d.claim("V41", [size, offset, length], [24, 0, 0], "EVENT_CONFIG's size and range");
+    d.claim("V17", length, 0, "EVENT_CONFIG's length");
+    const now = (await d.config(0, 1)).generation;
+    d.claim("V15", generation, now, "the generation in EVENT_CONFIG");
+    d.claim("V11 V16", seen.has(now), false, `generation ${now} was there before`);
+    seen.add(now);
   }
 }
 
@@ -62,7 +65,7 @@ async function tellsUsed(d: DriverRole, device: FakeDevice): Promise<void> {
 
 async function announcesFailure(d: DriverRole, device: FakeDevice): Promise<void> {
   await d.start();
-  const generation = await d.generation();
+  const { generation } = await d.config(0, 1);
   device.host.needsReset("led to");
   const { message } = await d.event(Kind.EVENT_CONFIG);
   const broken = RUNNING | Status.DEVICE_NEEDS_RESET;
@@ -84,8 +87,8 @@ async function holdsEventsBack(d: DriverRole, device: FakeDevice): Promise<void>
 
 /** The bodies by the rule's number. */
 export const LED_DEVICE: Readonly<Record<string, LedBody>> = {
-  G9: looksOn("G9"),
-  G19: looksOn("G2"),
+  G9: looksOn,
+  G19: looksOn,
   V11: announces,
   V15: announces,
   V16: announces,
