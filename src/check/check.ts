@@ -14,11 +14,11 @@ export function isAsked(rule: Rule, side: RuleSide): boolean {
 }
 
 /** What must be so before a body is run. */
-function requireApplicable(rule: Rule, side: RuleSide, { codec, bus }: Conversation): void {
+function requireApplicable(rule: Rule, side: RuleSide, { codec, busKind }: Conversation): void {
   const { number, about, dialects, buses } = rule;
   require(about === side || about === "both", `rule ${number} is not about a ${side} side`);
   require(dialects.includes(codec.dialect), `dialect ${codec.dialect} has no rule ${number}`);
-  const isHere = bus === undefined || buses === undefined || buses.includes(bus);
+  const isHere = busKind === undefined || buses === undefined || buses.includes(busKind);
   require(isHere, `rule ${number} is about other buses`);
 }
 

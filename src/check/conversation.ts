@@ -1,9 +1,9 @@
 /**
  * A conversation with the peer that is asked for its rules.
  *
- * A rule's body sees a {@link Conversation} and nothing else: it asks, sends and hears, and does not know
- * how the peer is reached. {@link BusConversation} is one over any bus, in either role. What is heard is
- * kept as bytes beside its meaning, since half of the rules are about bytes; nothing of this is fast.
+ * A rule's body asks, sends and hears, over any bus and in either role, and does not know how the peer is
+ * reached. What is heard is kept as bytes beside its meaning, since half of the rules are about bytes;
+ * nothing of this is fast.
  *
  * Private messages of vmsg (message/private.ts) are not answered and not shown: to its peer, who checks is
  * a foreigner.
@@ -23,6 +23,9 @@ import type { BusKind } from "./rules.ts";
 const ANSWER_MS = 2000;
 /** Tokens of requests begin here, so that both bytes are used. */
 const FIRST_TOKEN = 0x1f0;
+const MAX_TOKEN = 0xffff;
+/** Messages that are kept for one rule. */
+const MAX_HEARD = 20_000;
 
 /** Fills a message's payload; its device and its token, if not the usual ones. */
 export type Fill = (message: Message) => void;
@@ -35,44 +38,13 @@ export interface Heard {
   readonly message: Message;
   /** Why it means nothing. */
   readonly malformed: Malformed | undefined;
-  /** When it came, by {@link Conversation.now}. */
+  /** When it came, in milliseconds of {@link Conversation.now}. */
   readonly atMs: number;
 }
 
 /** See the head of this file. */
-export interface Conversation {
-  /** What is spoken. */
-  readonly codec: Codec;
-  /** What kind of bus it goes over; undefined for one of two ends in one process. */
-  readonly bus?: BusKind | undefined;
-  /** The number of the device that is asked, or played. */
-  readonly device: number;
-  /** Bus addresses at which queues may lie, for a device that looks: the first byte, and how many. */
-  readonly memory: { readonly at: number; readonly size: number };
+export class Conversation implements BusListener {
   /** Everything that was heard, in order. */
-  readonly heard: readonly Heard[];
-  /** Milliseconds that never go back. */
-  now(): number;
-  /** Sends a request, and waits for its answer; other messages wait for {@link next}. */
-  ask(kind: Kind, fill?: Fill): Promise<Heard>;
-  /** Sends an event, or a request without waiting; its token. */
-  send(kind: Kind, fill?: Fill): number;
-  /** Answers a request. */
-  reply(request: Message, fill?: Fill): void;
-  /** Sends any bytes; behind them the slot is zeros. */
-  put(bytes: ArrayLike<number>): void;
-  /** The bytes of a request or an event, and its token, to be changed and {@link put}. */
-  bytesOf(kind: Kind, fill?: Fill): { readonly bytes: Uint8Array; readonly token: number };
-  /** The next message that nobody has taken; undefined if none comes in time. */
-  next(withinMs?: number): Promise<Heard | undefined>;
-  /** Forgets what was heard. */
-  startOver(): void;
-  /** The answer with this token (and of this kind), which has been asked for already. */
-  answer(kind: Kind, token: number): Promise<Heard>;
-}
-
-/** A conversation over a bus. */
-export class BusConversation implements Conversation, BusListener {
   readonly heard: Heard[] = [];
   /** What was heard and not taken. */
   readonly #waiting: Heard[] = [];
@@ -82,20 +54,24 @@ export class BusConversation implements Conversation, BusListener {
   /**
    * {@link open} starts it; what is awaited of it is to be awaited in the reactor.
    *
-   * @param end the end of the bus that is ours
+   * @param bus the end that is ours
+   * @param codec what is spoken
+   * @param device the number of the device that is asked, or played
+   * @param memory bus addresses at which queues may lie, for a device that looks
+   * @param busKind what kind of bus it is; undefined for one of two ends in one process
    */
   constructor(
     readonly reactor: Reactor,
-    readonly end: Bus,
+    readonly bus: Bus,
     readonly codec: Codec,
     readonly device: number,
-    readonly memory: Conversation["memory"],
-    readonly bus?: BusKind,
+    readonly memory: { readonly at: number; readonly size: number },
+    readonly busKind?: BusKind,
   ) {}
 
   /** Opens the bus. */
   open(): void {
-    this.end.open(this);
+    this.bus.open(this);
   }
 
   attached(): void {}
@@ -108,25 +84,31 @@ export class BusConversation implements Conversation, BusListener {
     const malformed = this.codec.decode(new DataView(bytes.buffer), 0, message);
     if (malformed === undefined && isPrivate(message.kind)) return;
     const heard = { bytes, message, malformed, atMs: this.now() };
+    // Who floods us is not answered in time.
+    if (this.heard.length === MAX_HEARD) return;
     this.heard.push(heard);
     this.#waiting.push(heard);
     this.#arrival?.resolve();
     this.#arrival = undefined;
   }
 
+  /** Forgets what was heard. */
   startOver(): void {
     this.heard.length = 0;
     this.#waiting.length = 0;
   }
 
+  /** Milliseconds that never go back. */
   now(): number {
     return this.reactor.now();
   }
 
+  /** Sends a request, and waits for its answer; other messages wait for {@link next}. */
   ask(kind: Kind, fill?: Fill): Promise<Heard> {
     return this.answer(kind, this.send(kind, fill));
   }
 
+  /** The answer with this token (and of this kind), which has been asked for already. */
   async answer(kind: Kind, token: number): Promise<Heard> {
     const heard = await this.#take(
       ({ message, malformed }) =>
@@ -138,12 +120,14 @@ export class BusConversation implements Conversation, BusListener {
     return heard;
   }
 
+  /** Sends an event, or a request without waiting; its token. */
   send(kind: Kind, fill?: Fill): number {
     const { bytes, token } = this.bytesOf(kind, fill);
     this.put(bytes);
     return token;
   }
 
+  /** Answers a request. */
   reply(request: Message, fill: Fill = () => {}): void {
     const message = new Message();
     message.reset(request.kind, true);
@@ -153,11 +137,15 @@ export class BusConversation implements Conversation, BusListener {
     this.put(this.#encode(message));
   }
 
+  /** The bytes of a request or an event, and its token, to be changed and {@link put}. */
   bytesOf(kind: Kind, fill: Fill = () => {}) {
     const message = new Message();
     message.reset(kind, false);
     message.device = isBusMessage(kind) ? 0 : this.device;
-    message.token = this.codec.answered(kind) && this.codec.hasTokens ? this.#nextToken++ : 0;
+    if (this.codec.answered(kind) && this.codec.hasTokens) {
+      message.token = this.#nextToken;
+      this.#nextToken = this.#nextToken === MAX_TOKEN ? FIRST_TOKEN : this.#nextToken + 1;
+    }
     fill(message);
     return { bytes: this.#encode(message), token: message.token };
   }
@@ -168,13 +156,15 @@ export class BusConversation implements Conversation, BusListener {
     return bytes;
   }
 
+  /** Sends any bytes; behind them the slot is zeros. */
   put(bytes: ArrayLike<number>): void {
-    const offset = this.end.claim();
+    const offset = this.bus.claim();
     expect(offset >= 0, "the peer does not take our messages: its queue is full, or it is gone");
-    for (let i = 0; i < SLOT_SIZE; i++) this.end.view.setUint8(offset + i, bytes[i] ?? 0);
-    this.end.send();
+    for (let i = 0; i < SLOT_SIZE; i++) this.bus.view.setUint8(offset + i, bytes[i] ?? 0);
+    this.bus.send();
   }
 
+  /** The next message that nobody has taken; undefined if none comes in time. */
   next(withinMs: number = ANSWER_MS): Promise<Heard | undefined> {
     return this.#take(() => true, withinMs);
   }

@@ -312,8 +312,29 @@ async function startsProto(d: DriverRole): Promise<void> {
   d.claim("P10", invalidated, false, "IOMMU_INVALIDATE came");
 }
 
+/** Rules that a body covers together, or that are asked in the same way. */
+const SHARED: readonly (readonly [rules: string, body: DeviceBody])[] = [
+  ["G2 G16 V28 B16", looksOn],
+  ["G5", ignoresReserved],
+  ["G10 G12", repeatsTokens],
+  ["G13 G20", worksInOrder],
+  ["V2 V3 V19 V29 V30 V31", tellsTruth],
+  ["V5 V6", answersInBlocks],
+  ["V7 V8", judgesFeatures],
+  ["V9 V20 V42", forgetsAtReset],
+  ["V13 V14 V35", writes],
+  ["V21 V33", storesQueues],
+  ["V39 V43 B7", offersWhatCanBe],
+  ["B4 B20", reachesNobody],
+  ["B8 B9 B10", discovers],
+  ["P3 P7 P10 P13", startsProto],
+];
+
 /** The bodies by the rule's number. */
 export const DEVICE_BODIES: Readonly<Record<string, DeviceBody>> = {
+  ...Object.fromEntries(
+    SHARED.flatMap(([rules, body]) => rules.split(" ").map((rule) => [rule, body])),
+  ),
   async G1(d) {
     const { bytes } = await d.talk.ask(Kind.GET_DEVICE_FEATURES, (m) => {
       m.index = 0x0107;
@@ -321,7 +342,6 @@ export const DEVICE_BODIES: Readonly<Record<string, DeviceBody>> = {
     });
     expectSame([...bytes.slice(6, 16)], [32, 0, 7, 1, 0, 0, 4, 0, 0, 0], "size, index and count");
   },
-  G2: looksOn,
   async G3(d) {
     const { configBytes } = d.talk.codec.limits;
     for (const length of [configBytes, configBytes + 1, 256]) {
@@ -332,41 +352,28 @@ export const DEVICE_BODIES: Readonly<Record<string, DeviceBody>> = {
     lookOn(d.talk, d.rule);
   },
   G4: ignores((bytes) => bytes[0]! |= 0xfc),
-  G5: ignoresReserved,
   G6: ignores((bytes) => bytes.fill(0xff, 8)),
   async G7(d) {
     await d.ask(Kind.PING);
     await looksOn(d);
   },
-  G10: repeatsTokens,
   G11: silentTo("an answer that nobody asked for", (n) => [[1, 8, ...n, 9, 0, 12, 0, KNOWN]]),
-  G12: repeatsTokens,
-  G13: worksInOrder,
   G14: silentTo("a message that is none", NONSENSE),
   G15: silentTo("an event", WRONG_EVENTS),
-  G16: looksOn,
   G17: silentTo("an implementation's own id", FOREIGN_IDS),
-  G20: worksInOrder,
   async V1(d) {
     await d.tour();
     await d.calm("one request of every kind");
   },
-  V2: tellsTruth,
-  V3: tellsTruth,
   async V4(d) {
     const { bytes } = await d.talk.ask(Kind.GET_DEVICE_INFO, (m) => m.device = NOBODY);
     expect(zeros(bytes, 8), "GET_DEVICE_INFO of no device says something");
   },
-  V5: answersInBlocks,
-  V6: answersInBlocks,
-  V7: judgesFeatures,
-  V8: judgesFeatures,
-  V9: forgetsAtReset,
   async V10(d) {
     await d.start();
-    const before = await d.generation();
+    const { generation } = await d.config(0, 1);
     await d.setStatus(0);
-    expectSame(await d.generation(), before, "the generation after a reset");
+    expectSame((await d.config(0, 1)).generation, generation, "the generation after a reset");
   },
   async V12(d) {
     const whole = await d.config(0, 6);
@@ -378,11 +385,6 @@ export const DEVICE_BODIES: Readonly<Record<string, DeviceBody>> = {
       expectSame([...part.bytes.subarray(0, length)], bytes, `${length} bytes from ${offset} on`);
     }
   },
-  V13: writes,
-  V14: writes,
-  V19: tellsTruth,
-  V20: forgetsAtReset,
-  V21: storesQueues,
   async V22(d) {
     await d.start();
     d.talk.send(Kind.EVENT_AVAIL);
@@ -407,15 +409,10 @@ export const DEVICE_BODIES: Readonly<Record<string, DeviceBody>> = {
     await d.expectSet(1, "set up again");
   },
   V27: showsNoRegion(20),
-  V28: looksOn,
-  V29: tellsTruth,
-  V30: tellsTruth,
-  V31: tellsTruth,
   async V32(d) {
     await tellsTruth(d);
     await forgetsAtReset(d);
   },
-  V33: storesQueues,
   async V34(d) {
     await d.negotiate();
     for (const flags of [0, 2, 3, 0x8000_0001]) {
@@ -423,7 +420,6 @@ export const DEVICE_BODIES: Readonly<Record<string, DeviceBody>> = {
       await d.expectUnset(0, `after SET_VQUEUE with flags ${flags}`);
     }
   },
-  V35: writes,
   async V37(d) {
     const { configSize } = await d.info();
     const { bytes: [byte], generation } = await d.config(configSize - 1, 1);
@@ -435,7 +431,6 @@ export const DEVICE_BODIES: Readonly<Record<string, DeviceBody>> = {
     expectSame(bytes[0], byte, "the last byte after a write that did not fit");
   },
   V38: showsNoRegion(32),
-  V39: offersWhatCanBe,
   async V40(d) {
     await d.negotiate();
     for (const status of [RUNNING, RUNNING | Status.FAILED, 0, 1]) {
@@ -445,13 +440,6 @@ export const DEVICE_BODIES: Readonly<Record<string, DeviceBody>> = {
       expect(!told, `status ${status}, which the driver wrote, was announced`);
     }
   },
-  V42: forgetsAtReset,
-  V43: offersWhatCanBe,
-  B4: reachesNobody,
-  B7: offersWhatCanBe,
-  B8: discovers,
-  B9: discovers,
-  B10: discovers,
   async B11(d) {
     const { words: [, count], bits } = await window(d, 0, 1024);
     const most = d.talk.codec.limits.deviceBits;
@@ -468,7 +456,6 @@ export const DEVICE_BODIES: Readonly<Record<string, DeviceBody>> = {
     [0, 0x41, ...n, 5, 0, 9, 0, 1],
     [2, 0x40, 0, 0, 0, 0, 12, 0, 5, 0, 1, 0],
   ], NOBODY),
-  B16: looksOn,
   async B18(d) {
     const { device } = d.talk;
     const first = device & ~7;
@@ -477,7 +464,6 @@ export const DEVICE_BODIES: Readonly<Record<string, DeviceBody>> = {
     expect(count! <= 16 && (next === 0 || next! > first), `count ${count}, next ${next}`);
     expect((bits[0]! >> (device & 7) & 1) !== 0, `device ${device} is not shown`);
   },
-  B20: reachesNobody,
   async P1(d) {
     const { device, heard } = d.talk;
     const from = heard.length;
@@ -499,8 +485,4 @@ export const DEVICE_BODIES: Readonly<Record<string, DeviceBody>> = {
     }
     await d.calm("a status");
   },
-  P3: startsProto,
-  P7: startsProto,
-  P10: startsProto,
-  P13: startsProto,
 };

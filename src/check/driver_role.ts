@@ -26,14 +26,6 @@ export const NOBODY = 0xfffe;
 const ACCEPTED = 1 << (RingFeature.VERSION_1 & 31) | 1 << (RingFeature.ACCESS_PLATFORM & 31) |
   1 << (RingFeature.RING_RESET & 31);
 
-/** What GET_VQUEUE says. */
-export interface QueueShown {
-  readonly maxSize: number;
-  readonly size: number;
-  readonly flags: number;
-  readonly addresses: readonly number[];
-}
-
 /** See the head of this file. */
 export class DriverRole extends Asker {
   /** @param talk with the device's side */
@@ -142,7 +134,7 @@ export class DriverRole extends Asker {
   }
 
   /** What GET_VQUEUE says. */
-  async queue(index: number): Promise<QueueShown> {
+  async queue(index: number) {
     const m = await this.ask(Kind.GET_VQUEUE, (m) => m.index = index);
     expectSame(m.index, index, "the queue that GET_VQUEUE answers for");
     const addresses = [m.descriptorAddress, m.driverAddress, m.deviceAddress];
@@ -165,10 +157,6 @@ export class DriverRole extends Asker {
   /** Configuration bytes, as many as one message holds. */
   config(offset: number, length: number): Promise<Message> {
     return this.ask(Kind.GET_CONFIG, (m) => Object.assign(m, { offset, length }));
-  }
-
-  async generation(): Promise<number> {
-    return (await this.config(0, 4)).generation;
   }
 
   /** SET_CONFIG. */

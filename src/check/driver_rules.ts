@@ -232,8 +232,25 @@ async function startsProto(s: DeviceRole): Promise<void> {
   s.claim("P8", first < 0 || first > driverOk, true, "notified behind DRIVER_OK");
 }
 
+/** Rules that a body covers together, or that are asked in the same way. */
+const SHARED: readonly (readonly [rules: string, body: DriverBody])[] = [
+  ["G2 G3 G9 G16 B16", looksOn],
+  ["G8", tokensAreOwn],
+  ["G11 G18", waitsForItsAnswer],
+  ["B5 R1", asksInfoFirst],
+  ["R2 P5", takesOffered],
+  ["R4 R6", setsQueuesUp],
+  ["R10 R11", notifies],
+  ["R14 R15 R16", recovers],
+  ["R19", readsAllBlocks],
+  ["P3 P4 P6 P7 P8 P10", startsProto],
+];
+
 /** The bodies by the rule's number. */
 export const DRIVER_BODIES: Readonly<Record<string, DriverBody>> = {
+  ...Object.fromEntries(
+    SHARED.flatMap(([rules, body]) => rules.split(" ").map((rule) => [rule, body])),
+  ),
   async G1(s) {
     let size = -1;
     s.override = ({ kind }, { bytes }) => {
@@ -243,8 +260,6 @@ export const DRIVER_BODIES: Readonly<Record<string, DriverBody>> = {
     await s.bringUp();
     expectSame(size, 8, "GET_DEVICE_INFO's size, low byte first");
   },
-  G2: looksOn,
-  G3: looksOn,
   G4: takes((bytes) => bytes[0]! |= 0xfc),
   async G5(s) {
     s.override = ({ kind }, { bytes }) => {
@@ -261,18 +276,13 @@ export const DRIVER_BODIES: Readonly<Record<string, DriverBody>> = {
     await ping(s, 7);
     lookOn(s.talk, s.rule);
   },
-  G8: tokensAreOwn,
-  G9: looksOn,
   async G10(s) {
     await s.bringUp();
     for (const data of [1, 2, 3]) await ping(s, data);
   },
-  G11: waitsForItsAnswer,
   G14: silentTo("a message that is none", NONSENSE),
   G15: silentTo("an event", WRONG_EVENTS),
-  G16: looksOn,
   G17: silentTo("an implementation's own id", FOREIGN_IDS),
-  G18: waitsForItsAnswer,
   // Of another size, they would have told of a reset that is needed.
   G19: silentTo("an event of another size", (n) => [
     [0, 0x40, ...n, 0, 0, 25, 0, 0x4f],
@@ -282,7 +292,6 @@ export const DRIVER_BODIES: Readonly<Record<string, DriverBody>> = {
     bytes[6] = 60;
     bytes.fill(0xee, 12, 60);
   }),
-  B5: asksInfoFirst,
   async B7(s) {
     s.features = [0xffff_ffff, 0xffff_ffff];
     await s.bringUp();
@@ -295,13 +304,10 @@ export const DRIVER_BODIES: Readonly<Record<string, DriverBody>> = {
     await s.bringUp();
     for (const data of [0, 0xcafe_f00d, 0xffff_ffff]) await ping(s, data);
   },
-  B16: looksOn,
   B23: silentTo(
     "EVENT_DEVICE",
     (n) => [1, 2, 2, 1].map((state) => [2, 0x40, 0, 0, 0, 0, 12, 0, ...n, state, 0]),
   ),
-  R1: asksInfoFirst,
-  R2: takesOffered,
   async R3(s) {
     s.override = (request) => {
       if (request.kind !== Kind.SET_DEVICE_STATUS || !FEATURES_OK(request)) return false;
@@ -312,7 +318,6 @@ export const DRIVER_BODIES: Readonly<Record<string, DriverBody>> = {
     expect(s.at(Kind.SET_DEVICE_STATUS, FEATURES_OK) >= 0, "FEATURES_OK was not set");
     expectSame(s.of(Kind.SET_VQUEUE).length, 0, "queues set up without FEATURES_OK");
   },
-  R4: setsQueuesUp,
   async R5(s) {
     s.maxSizes = [256, 0, 64];
     await s.lookOn(5000);
@@ -320,7 +325,6 @@ export const DRIVER_BODIES: Readonly<Record<string, DriverBody>> = {
     const used = [...s.of(Kind.SET_VQUEUE), ...s.of(Kind.EVENT_AVAIL)];
     expect(used.every(({ index }) => index !== 1), "queue 1 is used, which does not exist");
   },
-  R6: setsQueuesUp,
   async R7(s) {
     s.config = s.config.slice(0, 12);
     await s.bringUp();
@@ -328,8 +332,6 @@ export const DRIVER_BODIES: Readonly<Record<string, DriverBody>> = {
       expect(offset + length <= 12, `${length} bytes from ${offset} on, of 12`);
     }
   },
-  R10: notifies,
-  R11: notifies,
   async R12(s) {
     await s.bringUp();
     const from = s.said.length;
@@ -339,10 +341,6 @@ export const DRIVER_BODIES: Readonly<Record<string, DriverBody>> = {
     await s.lookOn();
     expect(s.of(Kind.GET_CONFIG, from).length > 0, "nothing is read again");
   },
-  R14: recovers,
-  R15: recovers,
-  R16: recovers,
-  R19: readsAllBlocks,
   async R22(s) {
     s.override = (request) => {
       if (request.kind !== Kind.SET_VQUEUE) return false;
@@ -368,13 +366,6 @@ export const DRIVER_BODIES: Readonly<Record<string, DriverBody>> = {
     await s.bringUp();
     expect(Number.isFinite(sinceMs), "there was no reset");
   },
-  P3: startsProto,
-  P4: startsProto,
-  P5: takesOffered,
-  P6: startsProto,
-  P7: startsProto,
-  P8: startsProto,
-  P10: startsProto,
   async P14(s) {
     await s.bringUp();
     const from = s.said.length;

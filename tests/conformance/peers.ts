@@ -2,7 +2,7 @@
 
 import type { Bus } from "../../src/bus/bus.ts";
 import { askDevice, askDriver } from "../../src/check/check.ts";
-import { BusConversation } from "../../src/check/conversation.ts";
+import { Conversation } from "../../src/check/conversation.ts";
 import type { DeviceRole } from "../../src/check/device_role.ts";
 import type { Outcome } from "../../src/check/outcome.ts";
 import type { Rule } from "../../src/check/rules.ts";
@@ -79,7 +79,7 @@ export async function withOurDevice(
   const { model, led } = make(reactor);
   side.add(NUMBER, model, [{ at: AT, size: MEMORY, memory, offset: 0 }]);
   side.add(NUMBER + 8, new FakeDevice());
-  const talk = new BusConversation(reactor, driver, codec, NUMBER, { at: AT, size: MEMORY });
+  const talk = new Conversation(reactor, driver, codec, NUMBER, { at: AT, size: MEMORY });
   side.open();
   talk.open();
   await reactor.until(body((rule) => {
@@ -122,7 +122,7 @@ export async function askOurDriver(
   stack.use(
     new NetDriver(reactor, side, NUMBER, listener, LOG, { memory: knownMemory(memory, AT) }),
   );
-  const talk = new BusConversation(reactor, device, codec, NUMBER, { at: AT, size: MEMORY });
+  const talk = new Conversation(reactor, device, codec, NUMBER, { at: AT, size: MEMORY });
   const remote = side.device(NUMBER);
   talk.open();
   side.open();

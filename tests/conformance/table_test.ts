@@ -78,8 +78,8 @@ Deno.test("the table has the rules of docs/wire.md, each once, in its order", ()
 });
 
 /** Nobody is there: the rule is not to be asked. */
-const nobody = (dialect: "v1" | "proto", bus?: "ivshmem") =>
-  ({ codec: codecFor(dialect), bus }) as unknown as Conversation;
+const nobody = (dialect: "v1" | "proto", busKind?: "ivshmem") =>
+  ({ codec: codecFor(dialect), busKind }) as unknown as Conversation;
 
 Deno.test("what cannot be asked is said, with the reason", async () => {
   const cases = [
