@@ -8,6 +8,7 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { assertSound, readFrames } from "../support/capture.ts";
 import { type HeldNamespace, namespacesTest } from "../support/namespaces.ts";
+import { PATIENCE_MS } from "../support/processes.ts";
 
 const BUS = ["--bus", "linux-user,socket=lu.sock"];
 const WINDOW = 32;
@@ -21,7 +22,7 @@ exit 0
 `;
 
 async function configuredByAdvertisement(namespace: HeldNamespace): Promise<void> {
-  const deadlineMs = performance.now() + 10_000;
+  const deadlineMs = performance.now() + PATIENCE_MS;
   for (;;) {
     const text = (await namespace.run("ip -6 address show dev eth1")).stdout.join("\n");
     if (text.includes("inet6 fd00:") && !text.includes("tentative")) return;
@@ -63,7 +64,7 @@ for (const offloads of ["on", "off"]) {
       );
       assertEquals((await udp.ended()).stdout, ["20"]);
       for (const process of [driver, device]) {
-        assertEquals((await process.end("SIGTERM", 1000)).code, 0);
+        assertEquals((await process.end("SIGTERM")).code, 0);
       }
 
       const path = `${directory}/frames.pcap`;

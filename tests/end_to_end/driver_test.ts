@@ -6,9 +6,18 @@
  */
 
 import { assert, assertEquals, assertMatch, assertNotEquals } from "@std/assert";
-import { delay, type Processes, processTest, type VmsgProcess } from "../support/processes.ts";
+import {
+  delay,
+  PATIENCE_MS,
+  type Processes,
+  processTest,
+  until,
+  type VmsgProcess,
+} from "../support/processes.ts";
 
 const BUS = ["--bus", "linux-user,socket=lu.sock"];
+/** The longest time a restart may take on a busy machine. */
+const MAX_GAP_MS = 20_000;
 
 const startDevice = (vmsg: Processes, ...more: string[]) => vmsg.start("device", ...BUS, ...more);
 const startDriver = (vmsg: Processes, ...more: string[]) => vmsg.start("driver", ...BUS, ...more);
@@ -34,17 +43,25 @@ function longestGapMs(driver: VmsgProcess): number {
   return Math.max(...times.slice(1).map((atMs, i) => atMs - times[i]!));
 }
 
+/**
+ * How many pings may be lost while the device stands still. What is sent meanwhile waits in the ring; what
+ * is answered after more than 1 s counts as lost. Until all is answered a busy machine may take a while.
+ */
+function mostLost(stoodMs: number, intervalMs: number): number {
+  return stoodMs < 600 ? 0 : Math.ceil((stoodMs - 500) / intervalMs) + 2;
+}
+
 /** Waits for `count` answers more than there are. */
 async function moreAnswers(driver: VmsgProcess, count: number): Promise<void> {
   for (let { length } = driver.lines; count > 0; count--) {
-    const line = await driver.waitFor(/icmp_seq=/, 10_000, length);
+    const line = await driver.waitFor(/icmp_seq=/, PATIENCE_MS, length);
     length = driver.lines.indexOf(line, length) + 1;
   }
 }
 
 /** Ends everything; only the queue files stay. */
 async function assertTidy(vmsg: Processes, ...processes: VmsgProcess[]): Promise<void> {
-  for (const process of processes) assertEquals((await process.end("SIGTERM", 1000)).code, 0);
+  for (const process of processes) assertEquals((await process.end("SIGTERM")).code, 0);
   assertEquals(vmsg.files(), ["queue-linux-user-device", "queue-linux-user-driver"]);
 }
 
@@ -77,7 +94,7 @@ processTest("driver: goes on when the device is killed and started again", async
   const startedMs = performance.now();
   const second = await startDevice(vmsg);
   await moreAnswers(driver, 200);
-  const { stdout } = await driver.end("SIGTERM", 1000);
+  const { stdout } = await driver.end("SIGTERM");
   const { sent, received } = summary(stdout);
   const gapMs = longestGapMs(driver);
   const [firstAgain] = answers(driver).filter(({ atMs }) => atMs > startedMs);
@@ -87,7 +104,7 @@ processTest("driver: goes on when the device is killed and started again", async
         (firstAgain!.atMs - startedMs).toFixed(0)
       } ms after the start`,
   );
-  assert(gapMs < 5000, `a gap of ${gapMs} ms`);
+  assert(gapMs < MAX_GAP_MS, `a gap of ${gapMs} ms`);
   // All that was sent outside the gap was answered; the timers of two processes may be a little off.
   const during = Math.ceil(gapMs / INTERVAL_MS) + 2;
   assert(sent - received <= during, `${sent - received} pings lost in a gap of ${gapMs} ms`);
@@ -118,14 +135,21 @@ processTest(
     const driver = await startDriver(vmsg, "--interval", "0.002");
     let device = await startDevice(vmsg);
     await driver.waitFor(/icmp_seq=20 /);
-    for (let round = 0; round < 5; round++) {
+    // From before it opens anything to after the first pings.
+    const states = [
+      () => {},
+      () => device.waitFor(/waiting for the driver side/),
+      () => device.waitFor(/driver side is there/),
+      () => moreAnswers(driver, 1),
+      () => moreAnswers(driver, 10),
+    ];
+    for (const reached of states) {
       await device.end("SIGKILL");
       device = await startDevice(vmsg);
-      // From before it opens anything to after the first pings.
-      await delay(60 * round);
+      await reached();
     }
     await moreAnswers(driver, 100);
-    const ended = await driver.end("SIGTERM", 1000);
+    const ended = await driver.end("SIGTERM");
     assertEquals(ended.code, 0);
     const { sent, received } = summary(ended.stdout);
     console.log(
@@ -148,12 +172,11 @@ processTest("driver: --json prints one object and nothing else", async (vmsg) =>
   assert(roundTripsUs[0] > 0 && roundTripsUs.at(-1) < 1e6);
 
   // Stopped before its end it says what there is.
-  const driver = await startDriver(vmsg, "--json");
-  await device.waitFor(/driver side is there/, 10_000, device.lines.length);
-  await delay(300);
-  const stopped = await driver.end("SIGINT", 1000);
+  const driver = await startDriver(vmsg, "--json", "--trace");
+  await driver.waitFor(/-> .*EVENT_AVAIL.* queue 1/);
+  const stopped = await driver.end("SIGINT");
   assertEquals(stopped.stdout.length, 1);
-  assertEquals(JSON.parse(stopped.stdout[0]!).sent, 1);
+  assert(JSON.parse(stopped.stdout[0]!).sent >= 1);
   await assertTidy(vmsg, device);
 });
 
@@ -185,21 +208,20 @@ processTest(
     device.kill("SIGSTOP");
     const stoppedMs = performance.now();
     try {
-      const told = await driver.waitFor(/the device side is silent; waiting for it/, 4000);
+      const told = await driver.waitFor(/the device side is silent; waiting for it/);
       console.log(`silence was told after ${(told.atMs - stoppedMs).toFixed(0)} ms`);
     } finally {
       device.kill("SIGCONT");
     }
     const stoodMs = performance.now() - stoppedMs;
     await moreAnswers(driver, 100);
-    const { code, stdout } = await driver.end("SIGTERM", 1000);
+    const { code, stdout } = await driver.end("SIGTERM");
     assertEquals(code, 0);
     const { sent, received } = summary(stdout);
     console.log(
       `device stopped for ${stoodMs.toFixed(0)} ms: ${sent - received} of ${sent} pings lost`,
     );
-    // What was sent meanwhile waits in the ring; what is answered after more than 1 s counts as lost.
-    assert(sent - received <= Math.ceil((stoodMs - 900) / 20) + 2, `${sent - received} lost`);
+    assert(sent - received <= mostLost(stoodMs, 20), `${sent - received} lost`);
     assertEquals(driver.stderr.filter((line) => line.includes("silent")).length, 1);
     await assertTidy(vmsg, device);
   },
@@ -210,10 +232,15 @@ processTest("driver: a short standstill of the device loses nothing", async (vms
   const driver = await startDriver(vmsg, "--interval", "0.01", "--count", "150");
   await driver.waitFor(/icmp_seq=20 /);
   device.kill("SIGSTOP");
-  await delay(600);
+  const stoppedMs = performance.now();
+  // The time is what is tested: beyond the lease, not so long that answers come too late.
+  await delay(400);
   device.kill("SIGCONT");
+  const stoodMs = performance.now() - stoppedMs;
   const { stdout } = await driver.ended();
-  assertEquals(summary(stdout), { sent: 150, received: 150 });
+  const { sent, received } = summary(stdout);
+  assertEquals(sent, 150);
+  assert(sent - received <= mostLost(stoodMs, 10), `${sent - received} lost in ${stoodMs} ms`);
   await assertTidy(vmsg, device);
 });
 
@@ -243,18 +270,15 @@ processTest(
     const device = await startDevice(vmsg, "--net", "responder,flood=150");
     const driver = await startDriver(vmsg, "--interval", "0.05");
     await driver.waitFor(/icmp_seq=10 /);
+    const running = await readSharedMemory(driver);
+    await until(async () => differences(running, await readSharedMemory(driver)) > 100);
     driver.kill("SIGSTOP");
     try {
-      // The lease runs for 150 to 250 ms from here; until then the flood goes on.
-      const stopped = await readSharedMemory(driver);
-      await delay(80);
-      const underLease = differences(stopped, await readSharedMemory(driver));
-      assert(underLease > 100, `the flood does not flow: ${underLease} bytes written`);
-      await delay(320);
+      // The time is what is tested: the lease runs for 150 to 250 ms from here.
+      await delay(500);
       const expired = await readSharedMemory(driver);
-      await delay(600);
+      await delay(500);
       const later = await readSharedMemory(driver);
-      console.log(`driver stopped: ${underLease} bytes written under the lease`);
       assertEquals(differences(expired, later), 0, "bytes written after the lease");
     } finally {
       driver.kill("SIGCONT");
@@ -262,7 +286,7 @@ processTest(
     const before = await readSharedMemory(driver);
     await moreAnswers(driver, 20);
     assertNotEquals(differences(before, await readSharedMemory(driver)), 0);
-    assertEquals((await driver.end("SIGTERM", 1000)).code, 0);
+    assertEquals((await driver.end("SIGTERM")).code, 0);
     await assertTidy(vmsg, device);
   },
 );

@@ -10,7 +10,7 @@ import { fromFileUrl } from "@std/path";
 import { assertSound, isPartial, readFrames } from "../support/capture.ts";
 import { type HeldNamespace, namespacesTest } from "../support/namespaces.ts";
 import { answersIn, assertNoneLostSince, sinceReturn } from "../support/pings.ts";
-import { delay, PATIENCE_MS, type VmsgProcess } from "../support/processes.ts";
+import { PATIENCE_MS, until, type VmsgProcess } from "../support/processes.ts";
 
 const BUS = ["--bus", "linux-user,socket=lu.sock"];
 const NEAR = { tap: "eth1", address: "10.77.0.1", address6: "fd77::1" };
@@ -19,7 +19,7 @@ const FAR = { tap: "tap0", address: "10.77.0.2", address6: "fd77::2" };
 const MTU_FRAME = 1514;
 const LARGE_FRAME = 60_000;
 /** The longest time a restart may take, with a busy machine and TCP's own waiting. */
-const MAX_GAP_MS = 5000;
+const MAX_GAP_MS = 20_000;
 
 const startDriver = (near: HeldNamespace, more = "") =>
   near.startVmsg("driver", ...BUS, "--tap", `${NEAR.tap},address=${NEAR.address}/24${more}`);
@@ -43,7 +43,7 @@ async function startBoth(
 }
 
 async function assertTidy(near: HeldNamespace, ...processes: VmsgProcess[]): Promise<void> {
-  for (const process of processes) assertEquals((await process.end("SIGTERM", 1000)).code, 0);
+  for (const process of processes) assertEquals((await process.end("SIGTERM")).code, 0);
   const left = near.processes.files().filter((name) => name.endsWith(".sock"));
   assertEquals(left, []);
 }
@@ -97,7 +97,7 @@ namespacesTest(
       const { megabits, retransmits } = await iperf(from, to, address, "--time 2");
       console.log(`tap to tap, TCP ${what}: ${megabits} Mbit/s, ${retransmits} retransmits`);
       // Far below what it does, far above what a queue that stalls would give.
-      assert(megabits > 300, `${megabits} Mbit/s`);
+      assert(megabits > 50, `${megabits} Mbit/s`);
       assert(retransmits < 100, `${retransmits} retransmits`);
     }
     await assertTidy(a, driver, device);
@@ -174,11 +174,8 @@ async function startPing(from: HeldNamespace, to: string): Promise<VmsgProcess> 
 async function assertGoesOn(ping: VmsgProcess, what: string): Promise<void> {
   const sinceMs = performance.now();
   const answers = () => answersIn(ping.lines);
-  while (sinceReturn(answers(), sinceMs).length < 50) {
-    assert(performance.now() < sinceMs + PATIENCE_MS, `${what}: the ping did not go on`);
-    await delay(20);
-  }
-  await ping.end("SIGINT", 1000);
+  await until(() => sinceReturn(answers(), sinceMs).length >= 50);
+  await ping.end("SIGINT");
   const { gapMs, lost } = assertNoneLostSince(answers(), sinceMs);
   console.log(`${what}: gap ${gapMs} ms, ${lost} pings of 20 ms lost in it`);
   assert(gapMs < MAX_GAP_MS, `${what}: a gap of ${gapMs} ms`);
@@ -223,7 +220,6 @@ namespacesTest("tap: the device is killed under a TCP transfer", [], async (a, b
     await receiver.waitFor(/^LISTENING/);
     const sender = await from.start(...deno, "send", address, PORT, `${TRANSFER_MS}`);
     await receiver.waitFor(/^GOT \d{8}/);
-    await delay(300);
     const { length } = driver.lines;
     await device.end("SIGKILL");
     device = await startDevice(b);
