@@ -142,7 +142,7 @@ export class Conversation implements BusListener {
     const message = new Message();
     message.reset(kind, false);
     message.device = isBusMessage(kind) ? 0 : this.device;
-    if (this.codec.answered(kind) && this.codec.hasTokens) {
+    if (this.codec.answered(kind) && this.codec.conduct.hasTokens) {
       message.token = this.#nextToken;
       this.#nextToken = this.#nextToken === MAX_TOKEN ? FIRST_TOKEN : this.#nextToken + 1;
     }

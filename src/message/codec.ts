@@ -1,5 +1,5 @@
 /**
- * What every dialect's codec can do.
+ * The codec: one for all dialects, driven by the table.
  *
  * A codec writes a {@link Message} into a slot and reads one from a private copy of a slot. It knows
  * layouts and sizes and nothing else: whether an index, an address or a feature makes sense is for
@@ -7,34 +7,20 @@
  * and drops the message (rule G14: nobody answers a malformed one). What we ask to be written and
  * does not fit is our own error and throws.
  *
- * {@link codecFor} in codecs.ts gives the codec of a dialect.
+ * What differs by dialect is its part of the table and its {@link Form}: where the header has a token and a
+ * size, and whether sizes are fixed. What differs by bus is the size of a slot. The forms are in codecs.ts,
+ * whose {@link codecFor} gives the codec of a dialect.
  */
 
-import type { Conduct } from "./conduct.ts";
-import type { Dialect } from "./layout.ts";
-import type { Kind, Message } from "./message.ts";
+import { type Conduct, conductOf } from "./conduct.ts";
+import type { Definition } from "./layout.ts";
+import { type Dialect, type Kind, KIND_COUNT, MAX_MESSAGE, type Message } from "./message.ts";
+import { type Malformed, Program } from "./program.ts";
+import { kindName, MESSAGES, wireOf } from "./table.ts";
 
 export type { Conduct } from "./conduct.ts";
-export type { Dialect } from "./layout.ts";
-
-/**
- * Why a slot holds no message:
- *
- * - "bad size": the size in the header is below the header's or above the bus maximum
- * - "unknown id": no such message in this dialect
- * - "no answer exists": an answer to an event, or to a request that is not answered
- * - "short": fewer bytes than its layout, or its own count, needs
- * - "long": an event with bytes behind its payload (rule G19), or `v1`'s GET_DEVICE_INFO answer where
- *   `v1-2025` is spoken
- * - "bad length": more data named than the layout can hold
- */
-export type Malformed =
-  | "bad size"
-  | "unknown id"
-  | "no answer exists"
-  | "short"
-  | "long"
-  | "bad length";
+export type { Dialect } from "./message.ts";
+export type { Malformed } from "./program.ts";
 
 /** How much one message carries on a bus with {@link Codec.maxSize} (wire document 5N.1). */
 export interface Limits {
@@ -50,41 +36,164 @@ export interface Limits {
   readonly deviceBits: number;
 }
 
-/** Reads and writes the messages of one dialect. */
-export interface Codec {
-  /** Which dialect. */
-  readonly dialect: Dialect;
+/** The bytes before the payload. All headers begin with u8 type, u8 id, u16 device. */
+export interface Header {
+  /** Bytes of it. */
+  readonly size: number;
+  /** Where the u16 token is; 0: answers are paired with requests by kind alone. */
+  readonly tokenAt: number;
+  /** Where the u16 size of header and payload is; 0: messages have {@link Form.fixedSize}. */
+  readonly sizeAt: number;
+  /** The bit of the type that marks a bus message; 0: there are none. */
+  readonly busBit: number;
+}
+
+/** How a dialect frames its messages. */
+export interface Form {
+  readonly header: Header;
+  /** Bytes of every message, of which a payload uses some; undefined: as many as it needs. */
+  readonly fixedSize: number | undefined;
+  /** Whether an event with bytes behind its payload is refused (rule G19). */
+  readonly exactEvents: boolean;
+  /** What fits in messages of `maxSize` bytes. */
+  readonly limits: (maxSize: number) => Limits;
+}
+
+/** Type bit 0 in every dialect; bits that are not listed are sent 0 and ignored (rule G4). */
+const RESPONSE = 1;
+const NO_KIND = 255;
+
+/** Reads and writes the messages of one dialect in slots of one size. Holds no state. */
+export class Codec {
   /** Bytes before the payload. */
   readonly headerSize: number;
   /** Most bytes a message has. */
   readonly maxSize: number;
-  /** Bytes a slot has; {@link decode} is given that many. */
-  readonly slotSize: number;
-  /** Whether answers are paired with requests by a token; otherwise by kind alone. */
-  readonly hasTokens: boolean;
   /** How sides that speak it behave. */
   readonly conduct: Conduct;
   /** How much one message carries. */
   readonly limits: Limits;
 
+  /** Bytes of a message whose size is fixed, else 0. */
+  readonly #fixedSize: number;
+  readonly #tokenAt: number;
+  readonly #sizeAt: number;
+  readonly #busBit: number;
+  /** Kind by id, bus messages from 256 on. */
+  readonly #kinds = new Uint8Array(512).fill(NO_KIND);
+  /** Payloads and the first two bytes, type and id: requests and events at 2 x kind, answers behind. */
+  readonly #programs: (Program | undefined)[] = [];
+  readonly #heads = new Uint16Array(2 * KIND_COUNT);
+
   /**
-   * Writes a message to a slot, zeros behind it included (`proto`: all of its 40 bytes), and sets
-   * `message.size`. Throws if the dialect lacks the message or it is too long: check {@link limits}.
+   * Compiles the dialect's part of the table.
+   *
+   * @param dialect which dialect
+   * @param form how it frames messages
+   * @param slotSize bytes a slot of the bus has, and the longest message unless its size is fixed; a
+   *   multiple of 8. {@link decode} is given that many
+   */
+  constructor(readonly dialect: Dialect, form: Form, readonly slotSize: number) {
+    const { header, fixedSize } = form;
+    this.headerSize = header.size;
+    this.maxSize = fixedSize ?? slotSize;
+    this.conduct = conductOf(dialect);
+    this.limits = form.limits(this.maxSize);
+    this.#fixedSize = fixedSize ?? 0;
+    this.#tokenAt = header.tokenAt;
+    this.#sizeAt = header.sizeAt;
+    this.#busBit = header.busBit;
+    if (slotSize % 8 !== 0 || slotSize < this.maxSize || slotSize > MAX_MESSAGE) {
+      throw new Error(`slots of ${slotSize} bytes for messages of ${this.maxSize}`);
+    }
+    for (const definition of MESSAGES) this.#compile(definition, form);
+  }
+
+  #compile(definition: Definition, form: Form): void {
+    const { name, kind, bus, event } = definition;
+    const wire = wireOf(definition, this.dialect);
+    const layouts = [wire?.request, wire?.response];
+    for (const layout of layouts) {
+      if (layout !== undefined && this.headerSize + layout.size > this.maxSize) {
+        throw new Error(`${this.dialect} ${name} does not fit in ${this.maxSize} bytes`);
+      }
+      this.#programs.push(layout && new Program(layout, event && form.exactEvents));
+    }
+    if (wire === undefined) return;
+    const head = (bus ? this.#busBit : 0) + 256 * wire.id;
+    this.#heads[2 * kind] = head;
+    this.#heads[2 * kind + 1] = head + RESPONSE;
+    const position = (bus ? 256 : 0) + wire.id;
+    if (this.#kinds[position] !== NO_KIND) throw new Error(`two messages with id ${wire.id}`);
+    this.#kinds[position] = kind;
+  }
+
+  /**
+   * Writes a message to a slot, zeros behind it up to the slot's end included (B16: a slot still holds an
+   * older message; of a fixed size, up to the message's end), and sets `message.size`. Throws if the
+   * dialect lacks the message or it is too long: check {@link limits}.
    *
    * @returns bytes the message has
    */
-  encode(message: Message, view: DataView, offset: number): number;
+  encode(message: Message, view: DataView, offset: number): number {
+    const form = 2 * message.kind + (message.response ? 1 : 0);
+    const program = this.#programs[form];
+    if (program === undefined) throw this.#lacks(message);
+    let size = this.#fixedSize;
+    if (size === 0) size = this.headerSize + program.sizeOf(message);
+    if (size > this.maxSize) throw this.#tooLong(message, size);
+    const end = offset + this.maxSize;
+    for (let at = offset; at < end; at += 8) view.setFloat64(at, 0, true);
+    view.setUint32(offset, this.#heads[form]! | message.device << 16, true);
+    if (this.#tokenAt !== 0) view.setUint16(offset + this.#tokenAt, message.token, true);
+    if (this.#sizeAt !== 0) view.setUint16(offset + this.#sizeAt, size, true);
+    program.encode(message, view, offset + this.headerSize);
+    message.dialect = this.dialect;
+    message.size = size;
+    return size;
+  }
+
+  #lacks({ kind, response }: Message): Error {
+    const what = response ? "answer to " : "";
+    return new Error(`dialect ${this.dialect} has no ${what}${kindName(kind)}`);
+  }
+
+  #tooLong({ kind }: Message, size: number): Error {
+    return new Error(`${kindName(kind)} of ${size} bytes, a slot has ${this.maxSize}`);
+  }
 
   /**
    * Reads a message from a private copy of a slot, never from shared memory: a size must not change
-   * between its check and its use. Reads nothing outside the slot and never throws, whatever the
-   * bytes. If the result is not undefined, the message's contents mean nothing.
+   * between its check and its use. Reads nothing outside the slot, nothing behind the message's size (rule
+   * G6), and never throws, whatever the bytes. A request or an answer may be longer than its layout, which
+   * leaves room for later revisions. If the result is not undefined, the message's contents mean nothing.
    */
-  decode(view: DataView, offset: number, message: Message): Malformed | undefined;
+  decode(view: DataView, offset: number, message: Message): Malformed | undefined {
+    const sizeAt = this.#sizeAt;
+    const size = sizeAt !== 0 ? view.getUint16(offset + sizeAt, true) : this.#fixedSize;
+    if (size < this.headerSize || size > this.maxSize) return "bad size";
+    const head = view.getUint32(offset, true);
+    const bus = (head & this.#busBit) !== 0 ? 256 : 0;
+    const kind = this.#kinds[bus + ((head >>> 8) & 0xff)]!;
+    if (kind === NO_KIND) return "unknown id";
+    const response = head & RESPONSE;
+    const program = this.#programs[2 * kind + response];
+    if (program === undefined) return "no answer exists";
+    message.reset(kind as Kind, response !== 0);
+    message.dialect = this.dialect;
+    message.device = head >>> 16;
+    if (this.#tokenAt !== 0) message.token = view.getUint16(offset + this.#tokenAt, true);
+    message.size = size;
+    return program.decode(view, offset + this.headerSize, size - this.headerSize, message);
+  }
 
   /** Whether the dialect has the message. */
-  has(kind: Kind): boolean;
+  has(kind: Kind): boolean {
+    return this.#programs[2 * kind] !== undefined;
+  }
 
   /** Whether this dialect answers the message. */
-  answered(kind: Kind): boolean;
+  answered(kind: Kind): boolean {
+    return this.#programs[2 * kind + 1] !== undefined;
+  }
 }

@@ -1,17 +1,70 @@
-/** The codecs, one per dialect, made when this file loads and shared: they hold no state. */
+/**
+ * The dialects' forms, and the codecs made of them: one per dialect and size of slot, shared.
+ *
+ * Revision 1 (wire document 5N.1), dialects `v1` and `v1-2025`: 8 bytes of header with token and size. The
+ * two differ in layouts, and in that an event of `v1-2025` need only be long enough.
+ *
+ * `proto`, the prototype QEMU (wire document 2.1): 4 bytes of header and 36 of payload, unused ones zero.
+ * There is no size, no token and no bus message; QEMU writes device 0 and examines neither it nor the bus
+ * bit, so neither do we. A message is 40 bytes whatever its slot holds: what is behind belongs to an older
+ * message and is neither written nor read. SET_DEVICE_STATUS, SET_VQUEUE and RESET_VQUEUE are requests
+ * without an answer, and QEMU aborts on an answer it does not wait for: the codec refuses to write one.
+ */
 
-import type { Codec } from "./codec.ts";
-import type { Dialect } from "./layout.ts";
-import { ProtoCodec } from "./proto.ts";
-import { Revision1Codec } from "./revision1.ts";
+import { Codec, type Form, type Header } from "./codec.ts";
+import type { Dialect } from "./message.ts";
 
-const CODECS: Readonly<Record<Dialect, Codec>> = {
-  v1: new Revision1Codec("v1"),
-  "v1-2025": new Revision1Codec("v1-2025"),
-  proto: new ProtoCodec(),
+/** Bytes of a slot of an SPSC queue, which is also the longest message there. */
+export const QUEUE_SLOT = 64;
+
+const REVISION_1: Header = { size: 8, tokenAt: 4, sizeAt: 6, busBit: 2 };
+
+/** QEMU has 48-byte buffers in `v1-2025` and answers to no access to more (wire document 6.1). */
+const QEMU_CONFIG = 48 - 20;
+
+function revision1(exactEvents: boolean, mostConfig: number): Form {
+  return {
+    header: REVISION_1,
+    fixedSize: undefined,
+    exactEvents,
+    limits: (maxSize) => ({
+      featureBlocks: (maxSize - 16) >>> 2,
+      configBytes: maxSize - 20,
+      configChunk: Math.min(maxSize - 20, mostConfig),
+      eventBytes: maxSize - 24,
+      deviceBits: 8 * (maxSize - 14),
+    }),
+  };
+}
+
+const FORMS: Readonly<Record<Dialect, Form>> = {
+  v1: revision1(true, Infinity),
+  "v1-2025": revision1(false, QEMU_CONFIG),
+  proto: {
+    header: { size: 4, tokenAt: 0, sizeAt: 0, busBit: 0 },
+    fixedSize: 40,
+    exactEvents: false,
+    // QEMU aborts on configuration accesses of other than 1, 2 or 4 bytes (2.3).
+    limits: () => ({
+      featureBlocks: 2,
+      configBytes: 4,
+      configChunk: 4,
+      eventBytes: 16,
+      deviceBits: 0,
+    }),
+  },
 };
 
-/** The codec of a dialect. */
-export function codecFor(dialect: Dialect): Codec {
-  return CODECS[dialect];
+const codecs = new Map<string, Codec>();
+
+/**
+ * The codec of a dialect.
+ *
+ * @param slotSize bytes of the bus's slots: 64 on SPSC queues, 128 on the kernel's bridge
+ */
+export function codecFor(dialect: Dialect, slotSize: number = QUEUE_SLOT): Codec {
+  const key = `${dialect} ${slotSize}`;
+  let codec = codecs.get(key);
+  if (codec === undefined) codecs.set(key, codec = new Codec(dialect, FORMS[dialect], slotSize));
+  return codec;
 }

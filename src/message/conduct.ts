@@ -6,7 +6,7 @@
  * here: whether a message exists ({@link Codec.has}) and whether it is answered ({@link Codec.answered}).
  */
 
-import type { Dialect } from "./layout.ts";
+import type { Dialect } from "./message.ts";
 
 /** The habits of one dialect. */
 export interface Conduct {

@@ -14,7 +14,7 @@
  */
 
 import type { Malformed } from "./codec.ts";
-import type { Dialect } from "./layout.ts";
+import type { Dialect } from "./message.ts";
 
 /** The family a first message belongs to. */
 export type DetectedDialect = "v1" | "proto" | "rfc" | "rfc1-spec" | "unknown";

@@ -3,15 +3,12 @@
  *
  * A {@link Layout} lists the fields of one payload with their offsets behind the header, as the
  * tables of the wire document do (2.2, 5N.2), little-endian and without gaps: bytes without meaning
- * are listed as "reserved", sent as 0 and ignored on receipt (rule G5). {@link checkLayout} runs
- * over every layout when the table loads, so a slip in a table stops the program at once instead of
- * being sent to a peer.
+ * are listed as "reserved", sent as 0 and ignored on receipt (rule G5). {@link layout} checks every one
+ * that is made while the table loads, so a slip in a table stops the program at once instead of being
+ * sent to a peer. {@link request} and {@link event} make the table's entries.
  */
 
-import type { Field, Kind } from "./message.ts";
-
-/** A way of writing messages. */
-export type Dialect = "v1" | "v1-2025" | "proto";
+import { type Dialect, type Field, Kind } from "./message.ts";
 
 /**
  * What a field's bytes are.
@@ -97,8 +94,45 @@ export interface Definition {
   readonly wire: Readonly<Partial<Record<Dialect, Wire>>>;
 }
 
+/**
+ * Makes a layout.
+ *
+ * @param size bytes without a part of variable length
+ * @throws if there is a gap, an overlap, another size or a type that does not fit its name
+ */
+export function layout(size: number, ...fields: LayoutField[]): Layout {
+  const made = { size, fields };
+  checkLayout(made);
+  return made;
+}
+
 /** No payload. */
-export const EMPTY: Layout = { size: 0, fields: [] };
+export const EMPTY: Layout = layout(0);
+
+/** What an entry of the table is unless it says otherwise: a transport message of the driver side. */
+type Traits = Partial<Pick<Definition, "bus" | "sender">>;
+
+/** An entry for a request. */
+export function request(
+  name: keyof typeof Kind,
+  wire: Definition["wire"],
+  traits: Traits = {},
+): Definition {
+  return { kind: Kind[name], name, bus: false, sender: "driver", event: false, wire, ...traits };
+}
+
+/** An entry for an event, which nobody answers. */
+export function event(
+  name: keyof typeof Kind,
+  sender: Definition["sender"],
+  wire: Definition["wire"],
+  traits: Traits = {},
+): Definition {
+  for (const { response } of Object.values(wire)) {
+    if (response !== undefined) throw new Error(`${name} is an event with an answer`);
+  }
+  return { kind: Kind[name], name, bus: false, sender, event: true, wire, ...traits };
+}
 
 /** Bytes of a type; a variable one counts 0, its minimum. */
 export function typeSize(type: Type): number {
@@ -142,25 +176,22 @@ function arrayOf(type: Type): "words" | "bytes" | "uuid" | undefined {
   return type.startsWith("bytes") || type.startsWith("bits") ? "bytes" : undefined;
 }
 
-/** Throws if a layout has a gap, an overlap, a wrong size or a type that does not fit its name. */
-export function checkLayout(what: string, layout: Layout): void {
-  const names = layout.fields.map(([, , name]) => name);
+function checkLayout({ size, fields }: Layout): void {
+  const names = fields.map(([, , name]) => name);
   let end = 0;
-  layout.fields.forEach(([offset, type, name], position) => {
-    const at = `${what}: ${name} at ${offset}`;
+  fields.forEach(([offset, type, name], position) => {
+    const at = `${name} at ${offset}`;
     if (offset !== end) throw new Error(`${at} should be at ${end}`);
     end += typeSize(type);
     const array = arrayOf(type);
-    if (array !== undefined && name !== array) throw new Error(`${at} cannot be ${type}`);
-    if (array === undefined && (name === "words" || name === "bytes" || name === "uuid")) {
-      throw new Error(`${at} cannot be ${type}`);
-    }
+    const isArray = name === "words" || name === "bytes" || name === "uuid";
+    if (array === undefined ? isArray : name !== array) throw new Error(`${at} cannot be ${type}`);
     if (names.indexOf(name) !== position && name !== "reserved") throw new Error(`${at}: twice`);
     if (type === "next" && name !== "nextOffset") throw new Error(`${at} cannot be ${type}`);
     if (!isVariable(type)) return;
-    if (position !== layout.fields.length - 1) throw new Error(`${at} must be last`);
+    if (position !== fields.length - 1) throw new Error(`${at} must be last`);
     const counter = type.includes("[count]") ? "count" : "length";
     if (!names.includes(counter)) throw new Error(`${at} needs ${counter}`);
   });
-  if (end !== layout.size) throw new Error(`${what}: ${end} bytes listed, size ${layout.size}`);
+  if (end !== size) throw new Error(`${names}: ${end} bytes listed, size ${size}`);
 }

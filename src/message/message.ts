@@ -12,7 +12,8 @@
  * a Number; above 2^53 it has lost low bits, and whoever uses it as an address rejects it.
  */
 
-import type { Dialect } from "./layout.ts";
+/** A way of writing messages. */
+export type Dialect = "v1" | "v1-2025" | "proto";
 
 /** Every message of every dialect. The values are positions in {@link Message}-indexed tables. */
 export const Kind = {
@@ -69,77 +70,66 @@ export const DEVICE_ADDED: number = 1;
 /** See {@link DEVICE_ADDED}. */
 export const DEVICE_REMOVED: number = 2;
 
-/** Feature blocks a record holds. */
-const MAX_WORDS = 16;
-/** Bytes of configuration data or device bitmap a record holds. */
-const MAX_BYTES = 64;
+/** The longest message that a record holds: what the kernel's bridge takes. */
+export const MAX_MESSAGE = 128;
+/** Bytes of feature blocks, configuration data or device bitmap that fit in one, rounded up to 8. */
+const MAX_DATA = MAX_MESSAGE - 8;
 const UUID_BYTES = 16;
 
-/** The name of a number in a message's payload. */
-export type Field = Exclude<
-  keyof Message,
-  | "kind"
-  | "response"
-  | "dialect"
-  | "device"
-  | "token"
-  | "size"
-  | "numbers"
-  | "words"
-  | "bytes"
-  | "uuid"
-  | "reset"
->;
+/** The names of the numbers in a payload, in the order of their values. */
+export const FIELDS = [
+  "index",
+  "count",
+  "deviceId",
+  "vendorId",
+  "featureBlocks",
+  "configSize",
+  "maxQueues",
+  "adminStart",
+  "adminCount",
+  "offset",
+  "length",
+  "omitData",
+  "generation",
+  "status",
+  "maxSize",
+  "queueSize",
+  "flags",
+  "descriptorAddress",
+  "driverAddress",
+  "deviceAddress",
+  "nextOffset",
+  "nextWrap",
+  "data",
+  "address",
+  "physicalAddress",
+  "prot",
+  "number",
+  "state",
+  "epoch",
+  "peerEpoch",
+  "nonce",
+  "version",
+  "capabilities",
+  "ordinal",
+  "memoryDevice",
+  "base",
+  "wrap",
+  "result",
+] as const;
 
-/** The number fields of a payload, by the position of their values. */
-const POSITION: Readonly<Record<Field, number>> = {
-  index: 0,
-  count: 1,
-  deviceId: 2,
-  vendorId: 3,
-  featureBlocks: 4,
-  configSize: 5,
-  maxQueues: 6,
-  adminStart: 7,
-  adminCount: 8,
-  offset: 9,
-  length: 10,
-  omitData: 11,
-  generation: 12,
-  status: 13,
-  maxSize: 14,
-  queueSize: 15,
-  flags: 16,
-  descriptorAddress: 17,
-  driverAddress: 18,
-  deviceAddress: 19,
-  nextOffset: 20,
-  nextWrap: 21,
-  data: 22,
-  address: 23,
-  physicalAddress: 24,
-  prot: 25,
-  number: 26,
-  state: 27,
-  epoch: 28,
-  peerEpoch: 29,
-  nonce: 30,
-  version: 31,
-  capabilities: 32,
-  ordinal: 33,
-  memoryDevice: 34,
-  base: 35,
-  wrap: 36,
-  result: 37,
-};
+/** One of {@link FIELDS}. */
+export type Field = typeof FIELDS[number];
 
-/** Every {@link Field}, in the order of its values. */
-export const FIELDS: readonly Field[] = Object.keys(POSITION) as Field[];
+const POSITIONS: ReadonlyMap<Field, number> = new Map(FIELDS.map((field, n) => [field, n]));
 
 /** Where a field's value is in {@link Message.numbers}. */
 export function positionOf(field: Field): number {
-  return POSITION[field];
+  return POSITIONS.get(field)!;
 }
+
+/** Zeros for all of a record: up to 512 bytes are copied in less time than fill() takes. */
+const ZEROS = new Float64Array(FIELDS.length + (MAX_DATA + UUID_BYTES) / 8);
 
 /** One message. Fields that its kind does not use are 0. */
 export class Message {
@@ -163,7 +153,10 @@ export class Message {
    * more: a Rust front end answers two blocks and counts one, and whoever asked for two may read two.
    */
   readonly words: Uint32Array;
-  /** Configuration data (`length` bytes), or GET_DEVICES' bitmap (`count` bits, low bit first). */
+  /**
+   * Configuration data (`length` bytes), or GET_DEVICES' bitmap (`count` bits, low bit first). In the same
+   * place as {@link words}: no message has both, and a reset has less to zero.
+   */
   readonly bytes: Uint8Array;
   /** The device's UUID in GET_DEVICE_INFO, all zero if it has none. */
   readonly uuid: Uint8Array;
@@ -250,12 +243,12 @@ export class Message {
   /** Makes a record with every field 0. */
   constructor() {
     const numbers = 8 * FIELDS.length;
-    const buffer = new ArrayBuffer(numbers + 4 * MAX_WORDS + MAX_BYTES + UUID_BYTES);
+    const buffer = new ArrayBuffer(8 * ZEROS.length);
     this.#everything = new Float64Array(buffer);
     this.numbers = new Float64Array(buffer, 0, FIELDS.length);
-    this.words = new Uint32Array(buffer, numbers, MAX_WORDS);
-    this.bytes = new Uint8Array(buffer, numbers + 4 * MAX_WORDS, MAX_BYTES);
-    this.uuid = new Uint8Array(buffer, numbers + 4 * MAX_WORDS + MAX_BYTES, UUID_BYTES);
+    this.words = new Uint32Array(buffer, numbers, MAX_DATA / 4);
+    this.bytes = new Uint8Array(buffer, numbers, MAX_DATA);
+    this.uuid = new Uint8Array(buffer, numbers + MAX_DATA, UUID_BYTES);
   }
 
   /** Starts a new message: all fields become 0. */
@@ -266,12 +259,11 @@ export class Message {
     this.device = 0;
     this.token = 0;
     this.size = 0;
-    this.#everything.fill(0);
+    this.#everything.set(ZEROS);
   }
 }
 
-for (const field of FIELDS) {
-  const position = POSITION[field];
+for (const [field, position] of POSITIONS) {
   Object.defineProperty(Message.prototype, field, {
     get(this: Message): number {
       return this.numbers[position]!;

@@ -31,136 +31,93 @@
  * or an errno. An epoch is drawn below 2^53, so that a Number holds it and an echo is exact.
  */
 
-import { Kind } from "./message.ts";
-import type { Definition, Layout } from "./layout.ts";
+import type { Kind } from "./message.ts";
+import { type Definition, type Layout, layout, request } from "./layout.ts";
 
-const HELLO: Layout = {
-  size: 28,
-  fields: [
-    [0, "u64", "epoch"],
-    [8, "u64", "peerEpoch"],
-    [16, "u32", "nonce"],
-    [20, "u32", "version"],
-    [24, "u32", "capabilities"],
-  ],
-};
+const HELLO: Layout = layout(
+  28,
+  [0, "u64", "epoch"],
+  [8, "u64", "peerEpoch"],
+  [16, "u32", "nonce"],
+  [20, "u32", "version"],
+  [24, "u32", "capabilities"],
+);
+const RESULT: Layout = layout(12, [0, "u64", "epoch"], [8, "u32", "result"]);
 
-const RESULT: Layout = { size: 12, fields: [[0, "u64", "epoch"], [8, "u32", "result"]] };
+function privateRequest(
+  name: keyof typeof Kind,
+  id: number,
+  payload: Layout,
+  response: Layout,
+): Definition {
+  return request(name, { v1: { id, request: payload, response } }, { bus: true });
+}
 
 /** The private part of the table. */
 export const PRIVATE_MESSAGES: readonly Definition[] = [
-  {
-    kind: Kind.HELLO,
-    name: "HELLO",
-    bus: true,
-    event: false,
-    sender: "driver",
-    wire: { v1: { id: 0x90, request: HELLO, response: HELLO } },
-  },
-  {
-    kind: Kind.ADD_MEMORY,
-    name: "ADD_MEMORY",
-    bus: true,
-    event: false,
-    sender: "driver",
-    wire: {
-      v1: {
-        id: 0x91,
-        request: {
-          size: 40,
-          fields: [
-            [0, "u64", "epoch"],
-            [8, "u32", "ordinal"],
-            [12, "u16", "memoryDevice"],
-            [14, "u16", "flags"],
-            [16, "u64", "address"],
-            [24, "u64", "length"],
-            [32, "u64", "offset"],
-          ],
-        },
-        response: RESULT,
-      },
-    },
-  },
-  {
-    kind: Kind.REMOVE_MEMORY,
-    name: "REMOVE_MEMORY",
-    bus: true,
-    event: false,
-    sender: "driver",
-    wire: {
-      v1: {
-        id: 0x92,
-        request: {
-          size: 32,
-          fields: [
-            [0, "u64", "epoch"],
-            [8, "u32", "reserved"],
-            [12, "u16", "memoryDevice"],
-            [14, "u16", "flags"],
-            [16, "u64", "address"],
-            [24, "u64", "length"],
-          ],
-        },
-        response: RESULT,
-      },
-    },
-  },
-  {
-    kind: Kind.STOP_VQUEUE,
-    name: "STOP_VQUEUE",
-    bus: true,
-    event: false,
-    sender: "driver",
-    wire: {
-      v1: {
-        id: 0x93,
-        request: {
-          size: 16,
-          fields: [
-            [0, "u64", "epoch"],
-            [8, "u16", "memoryDevice"],
-            [10, "u16", "reserved"],
-            [12, "u32", "index"],
-          ],
-        },
-        response: {
-          size: 20,
-          fields: [
-            [0, "u64", "epoch"],
-            [8, "u32", "result"],
-            [12, "u32", "index"],
-            [16, "u16", "base"],
-            [18, "u16", "wrap"],
-          ],
-        },
-      },
-    },
-  },
-  {
-    kind: Kind.SET_VQUEUE_STATE,
-    name: "SET_VQUEUE_STATE",
-    bus: true,
-    event: false,
-    sender: "driver",
-    wire: {
-      v1: {
-        id: 0x94,
-        request: {
-          size: 20,
-          fields: [
-            [0, "u64", "epoch"],
-            [8, "u16", "memoryDevice"],
-            [10, "u16", "reserved"],
-            [12, "u32", "index"],
-            [16, "u16", "base"],
-            [18, "u16", "wrap"],
-          ],
-        },
-        response: RESULT,
-      },
-    },
-  },
+  privateRequest("HELLO", 0x90, HELLO, HELLO),
+  privateRequest(
+    "ADD_MEMORY",
+    0x91,
+    layout(
+      40,
+      [0, "u64", "epoch"],
+      [8, "u32", "ordinal"],
+      [12, "u16", "memoryDevice"],
+      [14, "u16", "flags"],
+      [16, "u64", "address"],
+      [24, "u64", "length"],
+      [32, "u64", "offset"],
+    ),
+    RESULT,
+  ),
+  privateRequest(
+    "REMOVE_MEMORY",
+    0x92,
+    layout(
+      32,
+      [0, "u64", "epoch"],
+      [8, "u32", "reserved"],
+      [12, "u16", "memoryDevice"],
+      [14, "u16", "flags"],
+      [16, "u64", "address"],
+      [24, "u64", "length"],
+    ),
+    RESULT,
+  ),
+  privateRequest(
+    "STOP_VQUEUE",
+    0x93,
+    layout(
+      16,
+      [0, "u64", "epoch"],
+      [8, "u16", "memoryDevice"],
+      [10, "u16", "reserved"],
+      [12, "u32", "index"],
+    ),
+    layout(
+      20,
+      [0, "u64", "epoch"],
+      [8, "u32", "result"],
+      [12, "u32", "index"],
+      [16, "u16", "base"],
+      [18, "u16", "wrap"],
+    ),
+  ),
+  privateRequest(
+    "SET_VQUEUE_STATE",
+    0x94,
+    layout(
+      20,
+      [0, "u64", "epoch"],
+      [8, "u16", "memoryDevice"],
+      [10, "u16", "reserved"],
+      [12, "u32", "index"],
+      [16, "u16", "base"],
+      [18, "u16", "wrap"],
+    ),
+    RESULT,
+  ),
 ];
 
 const FIRST: number = PRIVATE_MESSAGES[0]!.kind;

@@ -10,7 +10,25 @@
 import type { Layout, Type } from "./layout.ts";
 import { isVariable } from "./layout.ts";
 import { type Message, positionOf } from "./message.ts";
-import type { Malformed } from "./codec.ts";
+
+/**
+ * Why a slot holds no message:
+ *
+ * - "bad size": the size in the header is below the header's or above the bus maximum
+ * - "unknown id": no such message in this dialect
+ * - "no answer exists": an answer to an event, or to a request that is not answered
+ * - "short": fewer bytes than its layout, or its own count, needs
+ * - "long": an event with bytes behind its payload (rule G19), or `v1`'s GET_DEVICE_INFO answer where
+ *   `v1-2025` is spoken
+ * - "bad length": more data named than the layout can hold
+ */
+export type Malformed =
+  | "bad size"
+  | "unknown id"
+  | "no answer exists"
+  | "short"
+  | "long"
+  | "bad length";
 
 const U8 = 0;
 const U16 = 1;
@@ -74,9 +92,14 @@ export class Program {
   readonly #impliedIf: Uint8Array;
   /** Payloads of this size are refused. */
   readonly #below: number;
+  readonly #exact: boolean;
 
-  /** Compiles a layout that {@link checkLayout} has accepted. */
-  constructor(layout: Layout) {
+  /**
+   * Compiles a layout.
+   *
+   * @param exact refuse bytes behind the payload, as for events (rule G19)
+   */
+  constructor(layout: Layout, exact: boolean) {
     const steps = layout.fields.filter(([, type, name]) =>
       name !== "reserved" && !isVariable(type)
     );
@@ -95,6 +118,7 @@ export class Program {
     this.#impliedValue = layout.implied ? layout.implied[1] : 0;
     this.#impliedIf = Uint8Array.from(layout.impliedIf ?? [], positionOf);
     this.#below = layout.below ?? Infinity;
+    this.#exact = exact;
   }
 
   /** Bytes this message's payload has. */
@@ -125,10 +149,12 @@ export class Program {
       throw new Error(`${message.length} bytes of data, the layout holds ${this.#capacity}`);
     }
     const operations = this.#operations;
+    const offsets = this.#offsets;
+    const operands = this.#operands;
     const numbers = message.numbers;
     for (let i = 0; i < operations.length; i++) {
-      const to = at + this.#offsets[i]!;
-      const operand = this.#operands[i]!;
+      const to = at + offsets[i]!;
+      const operand = operands[i]!;
       switch (operations[i]) {
         case U8:
           view.setUint8(to, numbers[operand]!);
@@ -179,22 +205,22 @@ export class Program {
    * Reads a payload of which `available` bytes arrived.
    *
    * @param message reset by the caller
-   * @param exact refuse bytes behind the payload, as for events (rule G19)
    */
   decode(
     view: DataView,
     at: number,
     available: number,
-    exact: boolean,
     message: Message,
   ): Malformed | undefined {
     if (available < this.size) return "short";
     if (available >= this.#below) return "long";
     const operations = this.#operations;
+    const offsets = this.#offsets;
+    const operands = this.#operands;
     const numbers = message.numbers;
     for (let i = 0; i < operations.length; i++) {
-      const from = at + this.#offsets[i]!;
-      const operand = this.#operands[i]!;
+      const from = at + offsets[i]!;
+      const operand = operands[i]!;
       switch (operations[i]) {
         case U8:
           numbers[operand] = view.getUint8(from);
@@ -233,7 +259,7 @@ export class Program {
     }
     if (this.#capacity !== 0 && message.length > this.#capacity) return "bad length";
     if (this.#impliedPosition >= 0) this.#imply(numbers);
-    if (this.#tail === "none") return exact && available !== this.size ? "long" : undefined;
+    if (this.#tail === "none") return this.#exact && available !== this.size ? "long" : undefined;
 
     const room = available - this.size;
     if (this.#tail === "bits[count]~" && message.count % 8 !== 0) message.count = 8 * room;
@@ -244,7 +270,7 @@ export class Program {
       size = 0;
     }
     if (size > room) return "short";
-    if (exact && size !== room) return "long";
+    if (this.#exact && size !== room) return "long";
     const from = at + this.size;
     if (this.#tail === "words[count]") decodeWords(message, view, from, size / 4);
     else if (this.#tail === "words[count]+") decodeWords(message, view, from, room >>> 2);

@@ -3,7 +3,7 @@ import { codecFor } from "../../src/message/codecs.ts";
 import { type Conduct, conductOf } from "../../src/message/conduct.ts";
 import { dialectOfAnswer } from "../../src/message/detect.ts";
 import { Kind, Message } from "../../src/message/message.ts";
-import type { Dialect } from "../../src/message/layout.ts";
+import type { Dialect } from "../../src/message/message.ts";
 import { slotOf } from "./vectors.ts";
 
 /** Habits by name that a dialect has and `v1` has not, or the other way round. */
@@ -21,10 +21,13 @@ Deno.test("conduct: what each dialect does otherwise than v1", () => {
     assertEquals(conduct, conductOf(dialect));
     const queue = new Message();
     queue.reset(Kind.GET_VQUEUE, true);
+    queue.token = 7;
     queue.queueSize = queue.flags = queue.deviceAddress = 1;
     const slot = slotOf(new Uint8Array(0));
     codecFor(dialect).encode(queue, slot, 0);
     codecFor(dialect).decode(slot, 0, queue);
+    // What the header and the table hold is what the conduct says they hold.
+    assertEquals(queue.token !== 0, conduct.hasTokens, dialect);
     assertEquals(queue.flags !== 0, conduct.queueStateIsNamed, dialect);
   }
 });

@@ -79,7 +79,9 @@ export class RawPeer implements BusListener {
   send(kind: Kind, fill: Fill = () => {}): number {
     const message = new Message();
     message.reset(kind, false);
-    message.token = this.codec.answered(kind) && this.codec.hasTokens ? this.#nextToken++ : 0;
+    message.token = this.codec.answered(kind) && this.codec.conduct.hasTokens
+      ? this.#nextToken++
+      : 0;
     fill(message);
     this.put(message);
     return message.token;
