@@ -126,7 +126,7 @@ export class LinuxUserBus extends StreamBus {
     super(side, reactor, options, outgoing, incoming);
     this.#files = files;
     this.#options = options;
-    this.#tellTurnedAway = limitedLog(options.log);
+    this.#tellTurnedAway = limitedLog(options.log, reactor);
     this.#retry = reactor.timer(() => this.#connect());
   }
 

@@ -53,7 +53,7 @@ async function run({ plane, settings, common, stopFd }: StartMessage): Promise<n
   const context: PlaneContext = {
     reactor,
     log: createLog(`vmsg ${plane}`, common.logLevel, toStderr),
-    tracer: common.trace ? createTracer(toStderr, () => performance.now()) : undefined,
+    tracer: common.trace ? createTracer(toStderr, reactor) : undefined,
     stack,
     print: (line) => writeLine(Deno.stdout, line),
   };

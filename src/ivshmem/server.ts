@@ -142,7 +142,7 @@ export class IvshmemServer implements Disposable {
     if (!(lastId >= MAX_CLIENTS && lastId <= MAX_ID)) throw new Error(`ids up to ${lastId}`);
     this.#lastId = lastId;
     this.#reactor = reactor;
-    this.#log = limitedLevels(log, LINES_PER_SECOND);
+    this.#log = limitedLevels(log, reactor, LINES_PER_SECOND);
     this.#trace = options.trace;
     this.#name = `ivshmem server ${socket}`;
     this.#vectors = vectors;

@@ -118,7 +118,7 @@ export class PacketPort implements NetworkPort {
     this.#name = name;
     this.description = `interface ${name}`;
     this.features = options.offloads === false ? [] : FEATURES;
-    this.#warn = limitedLog((line) => log.warn(line), 60_000);
+    this.#warn = limitedLog((line) => log.warn(line), reactor, 60_000);
     const index = interfaceIndex(name);
     if (index === 0) {
       throw new VmsgError("NO_INTERFACE", `there is no interface ${name}: see ip link`);

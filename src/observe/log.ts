@@ -1,5 +1,7 @@
 /** Log lines for people: what a process does and waits for, on standard error. */
 
+import type { Clock } from "../linux/clock.ts";
+
 /** How talkative a log is. */
 export type LogLevel = "error" | "warn" | "info" | "debug";
 
@@ -35,9 +37,12 @@ export function createLog(name: string, level: LogLevel, write: (line: string) =
 /**
  * Says the same thing at most once per `intervalMs`, or `burst` times; a hostile peer must not fill a
  * disk.
+ *
+ * @param clock the reactor
  */
 export function limitedLog(
   log: (line: string) => void,
+  clock: Pick<Clock, "now">,
   intervalMs = 1000,
   burst = 1,
 ): (line: string) => void {
@@ -45,7 +50,7 @@ export function limitedLog(
   let said = 0;
   let missed = 0;
   return (line) => {
-    const nowMs = performance.now();
+    const nowMs = clock.now();
     if (nowMs >= nextMs) {
       nextMs = nowMs + intervalMs;
       said = 0;
@@ -61,8 +66,8 @@ export function limitedLog(
 }
 
 /** A log of which each level but "debug", which is asked for, says at most `burst` lines a second. */
-export function limitedLevels(log: Log, burst: number): Log {
-  const limited = (level: (line: string) => void) => limitedLog(level, 1000, burst);
+export function limitedLevels(log: Log, clock: Pick<Clock, "now">, burst: number): Log {
+  const limited = (level: (line: string) => void) => limitedLog(level, clock, 1000, burst);
   const { error, warn, info, debug } = log;
   return { error: limited(error), warn: limited(warn), info: limited(info), debug };
 }

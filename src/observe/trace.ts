@@ -8,6 +8,7 @@
  * the start of the trace.
  */
 
+import type { Clock } from "../linux/clock.ts";
 import { describe } from "../message/text.ts";
 import { isBusMessage } from "../message/table.ts";
 import { Kind, type Message } from "../message/message.ts";
@@ -45,13 +46,13 @@ const SHOWN_BYTES = 16;
 /**
  * A tracer that writes lines.
  *
- * @param now the reactor's time in milliseconds
+ * @param clock the reactor
  */
-export function createTracer(write: (line: string) => void, now: () => number): Tracer {
-  const start = now();
+export function createTracer(write: (line: string) => void, clock: Pick<Clock, "now">): Tracer {
+  const startMs = clock.now();
   const open = new Map<number, number>();
   let hellos = 0;
-  const stamp = () => `+${((now() - start) / 1000).toFixed(6)}`;
+  const stamp = () => `+${((clock.now() - startMs) / 1000).toFixed(6)}`;
   return {
     message(direction, message) {
       if (message.kind === Kind.HELLO && ++hellos > SHOWN_HELLOS) return;
@@ -59,14 +60,14 @@ export function createTracer(write: (line: string) => void, now: () => number): 
       const key = (message.token * 64 + message.kind) * 65536 + message.device;
       let latency = "";
       if (message.response) {
-        const sent = open.get(key);
+        const sentMs = open.get(key);
         open.delete(key);
-        if (sent !== undefined) {
-          latency = `   ${Math.round((now() - sent) * 1000)} us`;
+        if (sentMs !== undefined) {
+          latency = `   ${Math.round((clock.now() - sentMs) * 1000)} us`;
         }
       } else {
         if (open.size >= MAX_OPEN) open.clear();
-        open.set(key, now());
+        open.set(key, clock.now());
       }
       const about = isBusMessage(message.kind) ? "bus  " : `dev ${message.device}`;
       write(`${stamp()} ${direction} ${about} ${describe(message)}${latency}`);

@@ -112,7 +112,7 @@ export class Forwarding implements Sharing {
 
   /** Serves no ring yet. */
   constructor(readonly options: ForwardingOptions) {
-    this.complain = limitedLog(options.log.warn);
+    this.complain = limitedLog(options.log.warn, options.reactor);
   }
 
   mustStopFor(regions: readonly SharedRegion[], rings: readonly number[]): boolean {

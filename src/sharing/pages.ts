@@ -10,6 +10,7 @@
  */
 
 import type { Bus } from "../bus/bus.ts";
+import type { Clock } from "../linux/clock.ts";
 import { allocateHugePages, HUGE_PAGE_SIZE, type HugePages } from "../linux/huge_pages.ts";
 import { physicalRuns } from "../linux/page_map.ts";
 import { holdPins, type PinHolder } from "../linux/pin_holder.ts";
@@ -62,11 +63,12 @@ export class Pages implements ForwardingPlace, PeerListener, Disposable {
     bus: PagesBus,
     deviceCount: number,
     log: Log,
+    clock: Pick<Clock, "now">,
     memory: PagesMemory = { allocate: allocateHugePages, locate: physicalRuns },
   ) {
     using stack = new DisposableStack();
     this.#bus = bus;
-    this.#log = limitedLevels(log, LINES_PER_SECOND);
+    this.#log = limitedLevels(log, clock, LINES_PER_SECOND);
     this.physical = new PhysicalMap(bus, memory.locate);
     this.#pages = Array.from({ length: deviceCount }, () => {
       const page = stack.use(memory.allocate(HUGE_PAGE_SIZE));

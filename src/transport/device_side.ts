@@ -80,7 +80,7 @@ export class DeviceSide implements BusListener, Disposable {
       atOnce: false,
       reserve: ANSWER_RESERVE,
     });
-    this.#complain = limitedLog(log.warn);
+    this.#complain = limitedLog(log.warn, reactor);
     this.#peer = new Peer({ reactor, link: this.#link, log, complain: this.#complain }, {
       startOver: () => this.#forEach((slot) => slot.leave()),
       hasStartedOver: () => this.#every((slot) => slot.hasLeft),

@@ -90,7 +90,7 @@ export class DriverSide implements BusListener, Requests, Disposable {
     this.#requests = new OpenRequests(reactor, this.link, () => this.isReady, requestTimeoutMs);
     this.#notifications = new Notifications(this.link, reactor, { atOnce: true, reserve: 0 });
     this.#heartbeat = reactor.timer(() => this.#beat());
-    this.#complain = limitedLog(options.log.warn);
+    this.#complain = limitedLog(options.log.warn, reactor);
   }
 
   /** What came in, and what of it could not be used. */

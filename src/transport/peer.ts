@@ -79,7 +79,7 @@ export class Peer implements Disposable {
 
   constructor(readonly options: PeerOptions, readonly owner: PeerOwner) {
     this.#silence = options.reactor.timer(() => this.#tellSilence());
-    this.tell = limitedLog(options.log.info, 1000, TOLD_PER_SECOND);
+    this.tell = limitedLog(options.log.info, options.reactor, 1000, TOLD_PER_SECOND);
   }
 
   /** Somebody is there. */

@@ -1,13 +1,14 @@
 import { assert, assertEquals } from "@std/assert";
+import { VirtualClock } from "../../src/linux/clock.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { Kind, Message } from "../../src/message/message.ts";
 import { createTracer, type Direction } from "../../src/observe/trace.ts";
 
 /** A tracer with a clock that the test moves, and the lines it wrote. */
 class Rig {
-  nowMs = 5000;
+  readonly clock = new VirtualClock();
   readonly lines: string[] = [];
-  readonly tracer = createTracer((line) => this.lines.push(line), () => this.nowMs);
+  readonly tracer = createTracer((line) => this.lines.push(line), this.clock);
   readonly #message = new Message();
   readonly #slot = new DataView(new ArrayBuffer(64));
 
@@ -23,11 +24,11 @@ class Rig {
 Deno.test("trace: time, direction, device, words; an answer with how long it took", () => {
   const rig = new Rig();
   rig.trace("->", Kind.GET_DEVICE_STATUS, false, 5, 3);
-  rig.nowMs += 0.184;
+  rig.clock.advance(0.184);
   rig.trace("<-", Kind.GET_DEVICE_STATUS, true, 5, 3);
   // Answered once, timed once.
   rig.trace("<-", Kind.GET_DEVICE_STATUS, true, 5, 3);
-  rig.nowMs += 1000;
+  rig.clock.advance(1000);
   rig.trace("<-", Kind.PING, false, 9);
   assertEquals(rig.lines, [
     "+0.000000 -> dev 3 GET_DEVICE_STATUS?",

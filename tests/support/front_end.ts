@@ -249,7 +249,7 @@ export async function withProxy<Device extends FakeDevice = FakeDevice>(
     );
     const path = `${directory}/vu.sock`;
     const source = { kind: "listen", socket: path } as const;
-    const pages = direct && new Pages(direct, 1, log, MADE_UP);
+    const pages = direct && new Pages(direct, 1, log, reactor, MADE_UP);
     const confined = options.confined === undefined ? undefined : { size: options.confined };
     const bus = pair.driver;
     const mode = stack.use(

@@ -38,7 +38,7 @@ async function withBoth(body: (rig: Rig) => Promise<void>, dialect: Dialect = "v
   const codec = codecFor(dialect);
   const lines: string[] = [];
   const log = createLog("test", "debug", (line) => lines.push(line));
-  const tracer = createTracer((line) => lines.push(line), () => reactor.now());
+  const tracer = createTracer((line) => lines.push(line), reactor);
   const makeDevice = () => {
     const side = stack.use(new DeviceSide({ reactor, bus: pair.device, codec, log }));
     const model = new FakeDevice();

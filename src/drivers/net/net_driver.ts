@@ -142,7 +142,7 @@ export class NetDriver implements PeerListener, Disposable {
   ) {
     const { memory, offloads = [] } = options;
     this.#offloads = offloads;
-    this.#complain = limitedLog(log.warn);
+    this.#complain = limitedLog(log.warn, reactor);
     this.#ownsMemory = memory === undefined;
     this.#memory = memory ?? ownMemory(DRIVER_MEMORY_SIZE);
     const { size } = this.#memory;

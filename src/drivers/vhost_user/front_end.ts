@@ -62,7 +62,7 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
   ) {
     const whose = "the guest's";
     this.#session = new Session({ reactor, device, sharing, owner: this, whose, log });
-    this.#complain = limitedLog(log.warn);
+    this.#complain = limitedLog(log.warn, reactor);
   }
 
   // --- what is wanted ----------------------------------------------------------------------------

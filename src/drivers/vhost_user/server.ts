@@ -56,7 +56,7 @@ export class VhostUserServer implements PeerListener, Disposable {
     readonly sharing: Sharing,
   ) {
     // A front end that comes and goes without end has a few lines each time.
-    this.log = limitedLevels(log, LINES_PER_SECOND);
+    this.log = limitedLevels(log, reactor, LINES_PER_SECOND);
     const { source, device } = options;
     this.#device = side.device(device);
     this.#name = source.kind === "fd"
