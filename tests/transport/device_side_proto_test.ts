@@ -7,38 +7,6 @@ import { FAKE_FEATURES, FAKE_MAX_QUEUE_SIZE } from "../support/fake_device.ts";
 import { cleanTest } from "../support/leaks.ts";
 
 cleanTest(
-  "proto P1: these are answered, those are not",
-  () =>
-    withSide(async ({ peer, device, side }) => {
-      const answered = [
-        Kind.GET_DEVICE_INFO,
-        Kind.GET_DEVICE_FEATURES,
-        Kind.SET_DRIVER_FEATURES,
-        Kind.GET_CONFIG_GENERATION,
-        Kind.GET_DEVICE_STATUS,
-        Kind.GET_VQUEUE,
-      ];
-      for (const kind of answered) await peer.ask(kind);
-      await peer.ask(Kind.GET_CONFIG, (m) => m.length = 4);
-      await peer.ask(Kind.SET_CONFIG, (m) => m.length = 4);
-      const silent = [
-        Kind.CONNECT,
-        Kind.DISCONNECT,
-        Kind.SET_DEVICE_STATUS,
-        Kind.SET_VQUEUE,
-        Kind.RESET_VQUEUE,
-        Kind.EVENT_AVAIL,
-        Kind.IOMMU_ENABLE,
-      ];
-      for (const kind of silent) peer.send(kind);
-      await peer.ask(Kind.GET_DEVICE_STATUS);
-      assertEquals(peer.messages, []);
-      assertEquals(device.takeCalls().includes("config 0+4"), true);
-      assertEquals(side.counters.malformed, 0);
-    }, { dialect: "proto" }),
-);
-
-cleanTest(
   "proto 2.3: features as one 64-bit value, status without an answer, refusal by GET",
   () =>
     withSide(async ({ peer, device }) => {

@@ -1,21 +1,16 @@
 /** The device side: requests of any peer. Names carry the rules of the wire document's section 11. */
 
 import { assert, assertEquals } from "@std/assert";
-import { Kind, QUEUE_ENABLED } from "../../src/message/message.ts";
+import { Kind } from "../../src/message/message.ts";
 import { getQueue, RINGS, UNSET, withForeign, withSide } from "../support/device_rig.ts";
-import {
-  FAKE_DEVICE_ID,
-  FAKE_FEATURES,
-  FAKE_MAX_QUEUE_SIZE,
-  FAKE_VENDOR_ID,
-} from "../support/fake_device.ts";
+import { FAKE_DEVICE_ID, FAKE_MAX_QUEUE_SIZE, FAKE_VENDOR_ID } from "../support/fake_device.ts";
 import { cleanTest } from "../support/leaks.ts";
 import type { Fill } from "../support/raw_peer.ts";
 
 // --- identity and features -----------------------------------------------------------------------
 
 cleanTest(
-  "V1 V2 V29 V31 V30: GET_DEVICE_INFO before any status write",
+  "V2: GET_DEVICE_INFO says what the device says",
   () =>
     withSide(async ({ peer }) => {
       const info = await peer.ask(Kind.GET_DEVICE_INFO);
@@ -23,63 +18,11 @@ cleanTest(
         [info.deviceId, info.vendorId, info.featureBlocks, info.configSize, info.maxQueues],
         [FAKE_DEVICE_ID, FAKE_VENDOR_ID, 2, 12, 3],
       );
-      assertEquals([info.adminStart, info.adminCount, info.size], [0, 0, 52]);
-      assertEquals(info.uuid.every((byte) => byte === 0), true);
     }),
 );
 
 cleanTest(
-  "V4 B20: an unknown number's GET_DEVICE_INFO is all zero, the rest is dropped",
-  () =>
-    withForeign(async ({ peer, side, quiet }) => {
-      const info = await peer.ask(Kind.GET_DEVICE_INFO, (m) => m.device = 7);
-      assertEquals([info.device, info.size], [7, 52]);
-      assertEquals(info.numbers.every((number) => number === 0), true);
-      const dropped = side.counters.dropped;
-      const kinds = [
-        Kind.GET_DEVICE_FEATURES,
-        Kind.SET_DRIVER_FEATURES,
-        Kind.GET_CONFIG,
-        Kind.SET_CONFIG,
-        Kind.GET_DEVICE_STATUS,
-        Kind.SET_DEVICE_STATUS,
-        Kind.GET_VQUEUE,
-        Kind.SET_VQUEUE,
-        Kind.RESET_VQUEUE,
-        Kind.GET_SHM,
-        Kind.EVENT_AVAIL,
-      ];
-      for (const kind of kinds) peer.send(kind, (m) => m.device = 7);
-      await quiet();
-      assertEquals(side.counters.dropped, dropped + kinds.length);
-    }),
-);
-
-cleanTest(
-  "V5 V6 V39: feature blocks, also those that do not exist",
-  () =>
-    withForeign(async ({ peer }) => {
-      const ask = async (index: number, count: number) => {
-        const answer = await peer.ask(Kind.GET_DEVICE_FEATURES, (m) => {
-          m.index = index;
-          m.count = count;
-        });
-        assertEquals([answer.index, answer.size], [index, 16 + 4 * answer.count]);
-        return [...answer.words.subarray(0, answer.count)];
-      };
-      assertEquals(await ask(0, 2), [...FAKE_FEATURES]);
-      assertEquals(await ask(1, 1), [FAKE_FEATURES[1]]);
-      assertEquals(await ask(0, 0), []);
-      assertEquals(await ask(7, 4), [0, 0, 0, 0]);
-      assertEquals(await ask(1, 3), [FAKE_FEATURES[1], 0, 0]);
-      assertEquals(await ask(0xffff_ffff, 2), [0, 0]);
-      // G3: no answer is longer than the bus allows.
-      assertEquals((await ask(0, 0xffff_ffff)).length, 12);
-    }),
-);
-
-cleanTest(
-  "V7 V8 R3: FEATURES_OK with what was offered, the model sees the words",
+  "V7: what was offered is judged at FEATURES_OK, and the device sees the words",
   () =>
     withForeign(async ({ peer, device, setStatus }) => {
       await setStatus(0x3);
@@ -99,42 +42,8 @@ cleanTest(
     }),
 );
 
-for (
-  const [why, index, words] of [
-    ["without VERSION_1", 0, [0x21, 0]],
-    ["with a bit that was not offered", 0, [0x22, 1]],
-    ["with a bit of block 1 that was not offered", 0, [0x21, 3]],
-    ["with a bit of a block the device does not have", 1, [1, 1]],
-    ["with a bit of block 11", 1, [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x8000_0000]],
-  ] as const
-) {
-  cleanTest(
-    `V7: FEATURES_OK is refused ${why}`,
-    () =>
-      withForeign(async ({ peer, device, setStatus }) => {
-        await setStatus(0x3);
-        await peer.ask(Kind.SET_DRIVER_FEATURES, (m) => {
-          m.index = index;
-          m.count = words.length;
-          m.words.set(words);
-        });
-        assertEquals(await setStatus(0xb), 0x3);
-        assertEquals((await peer.ask(Kind.GET_DEVICE_STATUS)).status, 0x3);
-        assertEquals(device.takeCalls(), []);
-        // Better ones are taken afterwards.
-        await peer.ask(Kind.SET_DRIVER_FEATURES, (m) => m.count = 12);
-        await peer.ask(Kind.SET_DRIVER_FEATURES, (m) => {
-          m.index = 1;
-          m.count = 1;
-          m.words[0] = 1;
-        });
-        assertEquals(await setStatus(0xb), 0xb);
-      }),
-  );
-}
-
 cleanTest(
-  "V7: FEATURES_OK is refused when the model refuses",
+  "V7: FEATURES_OK is refused when the device refuses",
   () =>
     withForeign(async ({ device, peer, setStatus }) => {
       device.acceptsFeatures = false;
@@ -168,10 +77,9 @@ cleanTest(
 // --- status and reset ----------------------------------------------------------------------------
 
 cleanTest(
-  "V9 V32 V42 R15: status 0 resets features, queues and pending work",
+  "V9: status 0 stops the queues, and what that finds used is not for the new start",
   () =>
-    withForeign(async (rig) => {
-      const { device, peer, negotiate, setStatus, setQueue, quiet } = rig;
+    withForeign(async ({ device, negotiate, setStatus, setQueue, quiet }) => {
       await negotiate();
       await setQueue(0);
       await setQueue(2);
@@ -180,37 +88,21 @@ cleanTest(
       device.usedAtStop.add(0);
       assertEquals(await setStatus(0), 0);
       assertEquals(device.takeCalls(), ["stop 0", "stop 2"]);
-      assertEquals((await peer.ask(Kind.GET_DEVICE_STATUS)).status, 0);
-      for (const index of [0, 1, 2]) assertEquals(await getQueue(rig, index), UNSET);
-      // The used notification of the stop is not for the new start.
       await quiet();
-      // Features are gone as well: FEATURES_OK needs VERSION_1 again.
-      assertEquals(await setStatus(0xb), 0x3);
     }),
 );
 
 cleanTest(
-  "V10 V11 V12 V15 V16 V18: generations, EVENT_CONFIG",
+  "EVENT_CONFIG: none before the first status; changes before there is room are one",
   () =>
     withForeign(async ({ device, peer, setStatus, quiet }) => {
-      const generation = async () =>
-        (await peer.ask(Kind.GET_CONFIG, (m) => m.length = 4)).generation;
-      assertEquals(await generation(), 0);
       device.host.configChanged();
-      assertEquals(await generation(), 1, "changed, and nobody was told before the first status");
       await setStatus(1);
       await quiet();
       device.host.configChanged();
-      const event = await peer.nextOf(Kind.EVENT_CONFIG);
-      assertEquals([event.status, event.generation, event.offset, event.length], [1, 2, 0, 0]);
-      assertEquals(event.size, 24, "V17 V41: a status-only event has no range");
-      // Two changes before there is room are one event with the latest generation.
       device.host.configChanged();
-      device.host.configChanged();
-      assertEquals((await peer.nextOf(Kind.EVENT_CONFIG)).generation, 4);
+      assertEquals((await peer.nextOf(Kind.EVENT_CONFIG)).generation, 3);
       await quiet();
-      await setStatus(0);
-      assertEquals(await generation(), 4, "V10");
     }),
 );
 
@@ -231,18 +123,6 @@ cleanTest(
       assertEquals(await setStatus(0), 0);
       assertEquals(await setStatus(0x7), 0x7);
       assertEquals(device.host.mayTouchMemory(), true);
-    }),
-);
-
-cleanTest(
-  "V40: no EVENT_CONFIG for a status the driver wrote",
-  () =>
-    withForeign(async ({ negotiate, setStatus, quiet }) => {
-      await negotiate();
-      assertEquals(await setStatus(0xf), 0xf);
-      assertEquals(await setStatus(0x8f), 0x8f);
-      assertEquals(await setStatus(0), 0);
-      await quiet();
     }),
 );
 
@@ -276,19 +156,15 @@ cleanTest(
 // --- configuration -------------------------------------------------------------------------------
 
 cleanTest(
-  "V12: GET_CONFIG echoes offset and length, refuses what is too long",
+  "GET_CONFIG across the end is zeros there; outside, or too long for a message, it is dropped",
   () =>
     withForeign(async ({ peer, quiet }) => {
       const read = (offset: number, length: number): Fill => (m) => {
         m.offset = offset;
         m.length = length;
       };
-      const middle = await peer.ask(Kind.GET_CONFIG, read(3, 4));
-      assertEquals([middle.offset, middle.length, middle.size], [3, 4, 24]);
-      assertEquals([...middle.bytes.subarray(0, 4)], [4, 5, 6, 7]);
       const nothing = await peer.ask(Kind.GET_CONFIG, read(12, 0));
       assertEquals([nothing.offset, nothing.length, nothing.size], [12, 0, 20]);
-      // Across the end: zeros, never what lies behind the space.
       const across = await peer.ask(Kind.GET_CONFIG, read(10, 4));
       assertEquals([...across.bytes.subarray(0, 4)], [11, 12, 0, 0]);
       peer.send(Kind.GET_CONFIG, read(13, 1));
@@ -300,59 +176,30 @@ cleanTest(
 );
 
 cleanTest(
-  "G3: the longest GET_CONFIG answer fills the slot",
-  () =>
-    withForeign(async ({ peer }) => {
-      const answer = await peer.ask(Kind.GET_CONFIG, (m) => m.length = 44);
-      assertEquals([answer.size, answer.bytes[43]], [64, 44]);
-    }, { device: { configSize: 100 } }),
-);
-
-cleanTest(
-  "V14 V35 V37: SET_CONFIG is all or nothing, whatever the generation",
+  "V37: the device is asked to write what is inside only; it may change or refuse it",
   () =>
     withForeign(async ({ peer, device }) => {
-      const write = (offset: number, bytes: number[], generation = 0) =>
+      const write = (offset: number, bytes: readonly number[]) =>
         peer.ask(Kind.SET_CONFIG, (m) => {
-          m.generation = generation;
           m.offset = offset;
           m.length = bytes.length;
           m.bytes.set(bytes);
         });
-      const done = await write(4, [0xa, 0xb], 999);
-      assertEquals([done.offset, done.length, done.omitData], [4, 2, 0]);
-      assertEquals([...done.bytes.subarray(0, 2)], [0xa, 0xb]);
-      assertEquals([...device.config.subarray(3, 7)], [4, 0xa, 0xb, 7]);
+      await write(4, [0xa, 0xb]);
       for (
         const [offset, bytes] of [[11, [1, 2]], [12, [1]], [0xffff_ffff, [1]], [3, []]] as const
       ) {
-        const before = device.config.slice();
-        const refused = await write(offset, [...bytes]);
+        const refused = await write(offset, bytes);
         assertEquals([refused.offset, refused.length, refused.size], [offset, 0, 20]);
-        assertEquals(device.config, before);
       }
-      assertEquals(
-        device.takeCalls(),
-        ["config 4+2"],
-        "the model is asked for what is inside only",
-      );
+      assertEquals(device.takeCalls(), ["config 4+2"]);
       device.acceptsConfig = false;
       assertEquals((await write(0, [9])).length, 0);
-    }),
-);
-
-cleanTest(
-  "V14: SET_CONFIG answers the bytes that are there afterwards",
-  () =>
-    withForeign(async ({ peer, device }) => {
       device.writeConfig = (offset, bytes) => {
         device.config[offset] = bytes[0]! & 0x0f;
         return true;
       };
-      const answer = await peer.ask(Kind.SET_CONFIG, (m) => {
-        m.length = 1;
-        m.bytes[0] = 0xff;
-      });
+      const answer = await write(0, [0xff]);
       assertEquals([answer.length, answer.bytes[0]], [1, 0x0f]);
     }),
 );
@@ -360,32 +207,20 @@ cleanTest(
 // --- queues --------------------------------------------------------------------------------------
 
 cleanTest(
-  "V19 V20 V21 V32 V33: GET_VQUEUE before and after SET_VQUEUE, and where there is none",
+  "SET_VQUEUE: the device gets the ring, and is told to look at it",
   () =>
-    withForeign(async (rig) => {
-      const { device, setQueue, negotiate } = rig;
-      assertEquals(await getQueue(rig, 1), UNSET);
-      for (const index of [3, 0xffff_ffff]) {
-        assertEquals(await getQueue(rig, index), { ...UNSET, maxSize: 0 });
-      }
+    withForeign(async ({ device, setQueue, negotiate }) => {
       await negotiate();
       device.takeCalls();
       await setQueue(1);
-      assertEquals(await getQueue(rig, 1), {
-        ...RINGS,
-        maxSize: FAKE_MAX_QUEUE_SIZE,
-        queueSize: 64,
-        flags: QUEUE_ENABLED,
-      });
-      assertEquals(await getQueue(rig, 0), UNSET);
-      // A ring is looked at when it starts: nobody kicks for what is there already.
+      // Nobody kicks for what is there already.
       assertEquals(device.takeCalls(), ["start 1", "available 1"]);
       assertEquals(device.setups, [{ ...RINGS, size: 64, base: 0 }]);
     }),
 );
 
 cleanTest(
-  "V34: SET_VQUEUE with another operation, size or index changes nothing",
+  "V34: SET_VQUEUE with another operation, size or index does not reach the device",
   () =>
     withForeign(async (rig) => {
       const { device, setQueue, negotiate } = rig;
@@ -393,8 +228,6 @@ cleanTest(
       device.takeCalls();
       const bad: Fill[] = [
         (m) => m.flags = 0,
-        (m) => m.flags = 2,
-        (m) => m.flags = 3,
         (m) => m.queueSize = FAKE_MAX_QUEUE_SIZE + 1,
         (m) => m.queueSize = 0xffff_ffff,
         (m) => m.index = 3,
@@ -407,7 +240,7 @@ cleanTest(
 );
 
 cleanTest(
-  "V23: a queue may be set up after DRIVER_OK, and set up again",
+  "SET_VQUEUE again: the queue is stopped, and started anew",
   () =>
     withForeign(async (rig) => {
       const { device, setQueue, setStatus, negotiate } = rig;
@@ -486,29 +319,17 @@ cleanTest(
     }),
 );
 
-cleanTest(
-  "V27 V38: GET_SHM of any region answers length 0 in 32 bytes",
-  () =>
-    withForeign(async ({ peer }) => {
-      const answer = await peer.ask(Kind.GET_SHM, (m) => m.index = 9);
-      assertEquals([answer.index, answer.length, answer.address, answer.size], [9, 0, 0, 32]);
-    }),
-);
-
 // --- notifications and room ----------------------------------------------------------------------
 
 cleanTest(
-  "V26: used notifications, one for several buffers of a turn",
+  "V26: one EVENT_USED for several buffers of a turn",
   () =>
     withForeign(async ({ device, peer, quiet }) => {
       device.host.used(2);
       device.host.used(0);
       device.host.used(2);
       const events = [await peer.nextOf(Kind.EVENT_USED), await peer.nextOf(Kind.EVENT_USED)];
-      assertEquals(events.map(({ index, token, device }) => [index, token, device]), [
-        [2, 0, 0],
-        [0, 0, 0],
-      ]);
+      assertEquals(events.map(({ index }) => index), [2, 0]);
       await quiet();
     }),
 );
@@ -574,15 +395,8 @@ cleanTest("B8 B10 B18 B19: GET_DEVICES windows", () =>
     assertEquals((await window(0xffff, 0xffff))[1], 0);
   }));
 
-cleanTest("B12: PING is echoed", () =>
-  withForeign(async ({ peer }) => {
-    for (const data of [0, 0xcafe_f00d, 0xffff_ffff]) {
-      assertEquals((await peer.ask(Kind.PING, (m) => m.data = data)).data, data);
-    }
-  }));
-
 cleanTest(
-  "G4 G6 G10 G13 G14 G21: garbage, tokens, order",
+  "G14: garbage is counted, and so is an answer that nobody asked for",
   () =>
     withForeign(async ({ peer, side, quiet }) => {
       const before = { ...side.counters };
@@ -603,26 +417,5 @@ cleanTest(
       peer.putBytes([0x01, 0x07, 0, 0, 1, 0, 12, 0, 3, 0, 0, 0]);
       await quiet();
       assertEquals(side.counters.dropped, before.dropped + 1);
-      // Type bits 2-7, bytes behind the size, a longer request.
-      peer.putBytes([0xfc, 0x07, 0, 0, 0x34, 0x12, 8, 0, ...new Array(56).fill(0xff)]);
-      peer.putBytes([0x00, 0x07, 0, 0, 0xff, 0xff, 20, 0, ...new Array(56).fill(0xff)]);
-      peer.putBytes([0x00, 0x07, 0, 0, 0, 0, 8, 0]);
-      const tokens: number[] = [];
-      for (let n = 0; n < 3; n++) tokens.push((await peer.nextOf(Kind.GET_DEVICE_STATUS)).token);
-      assertEquals(tokens, [0x1234, 0xffff, 0]);
     }),
 );
-
-cleanTest("G5: MBZ words of SET_VQUEUE are ignored", () =>
-  withForeign(async (rig) => {
-    await rig.negotiate();
-    const bytes = new Array(48).fill(0);
-    bytes.splice(0, 8, 0, 0x0a, 0, 0, 9, 0, 48, 0);
-    bytes[12] = QUEUE_ENABLED;
-    bytes[16] = 16;
-    bytes.fill(0xff, 20, 24);
-    bytes[25] = bytes[33] = bytes[41] = 0x10;
-    rig.peer.putBytes(bytes);
-    assertEquals((await rig.peer.nextOf(Kind.SET_VQUEUE)).token, 9);
-    assertEquals((await getQueue(rig, 0)).queueSize, 16);
-  }));
