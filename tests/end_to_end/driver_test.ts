@@ -180,6 +180,17 @@ processTest("driver: --json prints one object and nothing else", async (vmsg) =>
   await assertTidy(vmsg, device);
 });
 
+processTest("driver: device numbers count over --device and --net", async (vmsg) => {
+  const device = await startDevice(vmsg, "--device", "rng", "--net", "responder");
+  const pings = ["--count", "3", "--interval", "0.01"];
+  const card = await vmsg.run("driver", ...BUS, "--device", "1", ...pings);
+  assertEquals([card.code, summary(card.stdout)], [0, { sent: 3, received: 3 }]);
+  const rng = await vmsg.run("driver", ...BUS, "--device", "0", ...pings);
+  assertEquals(rng.code, 1);
+  assertMatch(rng.stderr.at(-1)!, /^vmsg: /);
+  await assertTidy(vmsg, device);
+});
+
 processTest("driver: --throughput measures both directions", async (vmsg) => {
   const device = await startDevice(vmsg);
   const args = ["--count", "1", "--throughput", "0.5"];
