@@ -1,0 +1,100 @@
+/**
+ * Runs the portable tests again and again on a machine that has other work to do: what passes there does not
+ * depend on how fast it runs.
+ *
+ *     deno task test:soak [--rounds=20] [--busy=3] [files and directories]
+ *
+ * Beside the tests run as many busy loops as --busy says, all of them on two processors. Each round prints
+ * its counts; what failed, and how often, is the end. The exit code is 1 if anything did.
+ */
+
+import { parseArgs } from "@std/cli/parse-args";
+
+const PROCESSORS = 2;
+// In front of both lists deno test prints their name, in capitals; in the second each line is `name => place`.
+const ERRORS = /^ ERRORS\s*$([\s\S]*)^ FAILURES\s*$/m;
+const FAILED = /^(.+) => \.\/\S+$/gm;
+const COUNTS = /^\d+ passed, \d+ failed.*$/gm;
+
+const options = parseArgs(Deno.args, {
+  string: ["rounds", "busy"],
+  default: { rounds: "20", busy: "3" },
+});
+const rounds = Number(options.rounds);
+const busy = Number(options.busy);
+if (!(rounds > 0 && busy >= 0)) {
+  console.error("soak: --rounds= and --busy= take numbers");
+  Deno.exit(2);
+}
+
+/** A command on two processors, if the machine has more. */
+function confined(program: string, args: readonly string[], options: Deno.CommandOptions) {
+  const taskset = ["-c", `0-${PROCESSORS - 1}`, program, ...args];
+  return navigator.hardwareConcurrency > PROCESSORS
+    ? new Deno.Command("taskset", { ...options, args: taskset })
+    : new Deno.Command(program, { ...options, args: [...args] });
+}
+
+const children = new Set<Deno.ChildProcess>();
+
+function endAll(): void {
+  for (const child of children) {
+    try {
+      child.kill("SIGKILL");
+    } catch {
+      // It has ended already.
+    }
+  }
+}
+
+for (const signal of ["SIGINT", "SIGTERM"] as const) {
+  Deno.addSignalListener(signal, () => {
+    endAll();
+    Deno.exit(1);
+  });
+}
+
+const tests = options._.map(String);
+const command = tests.length === 0
+  ? ["task", "--quiet", "test:portable"]
+  : ["run", "--allow-all", new URL("run_tests.ts", import.meta.url).pathname, ...tests];
+
+/** One round; its output, and whether all is well. */
+async function round(): Promise<{ text: string; isGood: boolean }> {
+  const child = confined(Deno.execPath(), command, {
+    env: { NO_COLOR: "1" },
+    stdin: "null",
+    stdout: "piped",
+    stderr: "inherit",
+  }).spawn();
+  children.add(child);
+  const { stdout, success } = await child.output();
+  children.delete(child);
+  return { text: new TextDecoder().decode(stdout), isGood: success };
+}
+
+const failures = new Map<string, number>();
+let bad = 0;
+try {
+  for (let i = 0; i < busy; i++) {
+    const none = { stdin: "null", stdout: "null", stderr: "null" } as const;
+    children.add(confined("sh", ["-c", "while :; do :; done"], none).spawn());
+  }
+  for (let i = 1; i <= rounds; i++) {
+    const startMs = performance.now();
+    const { text, isGood } = await round();
+    const seconds = Math.round((performance.now() - startMs) / 1000);
+    console.log(`round ${i}: ${text.match(COUNTS)?.at(-1) ?? "no counts"}, ${seconds} s`);
+    if (isGood) continue;
+    bad++;
+    console.log(text.match(ERRORS)?.[1]?.trim() ?? text.slice(-4000));
+    const names = new Set([...text.matchAll(FAILED)].map((match) => match[1]!));
+    if (names.size === 0) names.add("(a run that named no test)");
+    for (const name of names) failures.set(name, (failures.get(name) ?? 0) + 1);
+  }
+} finally {
+  endAll();
+}
+for (const [name, count] of failures) console.log(`failed in ${count} of ${rounds}: ${name}`);
+console.log(`${rounds - bad} of ${rounds} rounds passed beside ${busy} busy loops`);
+Deno.exit(bad === 0 ? 0 : 1);
