@@ -124,6 +124,46 @@ function badArrows(sources: readonly Pick<Source, "path" | "room" | "imports">[]
   return bad;
 }
 
+/**
+ * The groups of files that import each other in a circle, by Tarjan's algorithm: a file whose way leads back to
+ * none in front of it closes a group of all that were found behind it.
+ *
+ * @param arrows of each file, those it imports
+ */
+function circles(arrows: ReadonlyMap<string, readonly string[]>): string[][] {
+  const found: string[][] = [];
+  /** In which order files were met, and the earliest that each one's way leads back to. */
+  const order = new Map<string, number>();
+  const earliest = new Map<string, number>();
+  /** Files of no group yet. */
+  const open: string[] = [];
+  const visit = (file: string): number => {
+    order.set(file, order.size);
+    earliest.set(file, order.get(file)!);
+    open.push(file);
+    for (const to of arrows.get(file) ?? []) {
+      const back = !order.has(to) ? visit(to) : open.includes(to) ? order.get(to)! : Infinity;
+      earliest.set(file, Math.min(earliest.get(file)!, back));
+    }
+    if (earliest.get(file) === order.get(file)) {
+      const group = open.splice(open.indexOf(file));
+      if (group.length > 1 || arrows.get(file)?.includes(file)) found.push(group.sort());
+    }
+    return earliest.get(file)!;
+  };
+  for (const file of arrows.keys()) if (!order.has(file)) visit(file);
+  return found;
+}
+
+/**
+ * Who asks a clock, or has Deno wait, besides linux/clock.ts: the main thread, which has no reactor and keeps
+ * Deno's own loop.
+ */
+const OWN_TIME: Readonly<Record<string, string>> = {
+  "cli/data_plane.ts": "gives the Worker, which has the reactor, a moment to end",
+  "cli/self.ts": "gives a child process a moment to end",
+};
+
 /** Files whose code (comments and strings aside) matches. */
 function filesWith(pattern: RegExp, except: (source: Source) => boolean = () => false): string[] {
   return SOURCES.filter((source) => !except(source) && pattern.test(source.code))
@@ -137,8 +177,8 @@ Deno.test("architecture: the walk finds the house and its imports", () => {
   }
   const bus = SOURCES.find(({ path }) => path === "bus/linux_user.ts");
   assert(bus?.imports.includes("../linux/fd.ts"), "an import over several lines is not seen");
-  const main = SOURCES.find(({ path }) => path === "main.ts");
-  assert(main?.imports.includes("./cli/device.ts"), "a dynamic import is not seen");
+  const commands = SOURCES.find(({ path }) => path === "cli/commands.ts");
+  assert(commands?.imports.includes("./device.ts"), "a dynamic import is not seen");
 });
 
 Deno.test("architecture: every room is in the table", () => {
@@ -166,6 +206,29 @@ Deno.test("architecture: a wrong arrow would be found", () => {
   ]);
 });
 
+Deno.test("architecture: no circle between files", () => {
+  const arrows = new Map(SOURCES.map(({ path, imports }) => {
+    const targets = imports.filter((specifier) => specifier.startsWith("."))
+      // Who names main.ts starts the program anew, as another process.
+      .map((specifier) => target(path, specifier)).filter((to) => to !== "main.ts");
+    return [path, targets.filter((to) => to !== undefined)];
+  }));
+  assertEquals(circles(arrows), []);
+});
+
+Deno.test("architecture: circles would be found", () => {
+  const arrows = new Map([
+    ["a", ["b", "f"]],
+    ["b", ["c", "d"]],
+    ["c", ["a"]],
+    ["d", ["e"]],
+    ["e", ["d", "f"]],
+    ["f", []],
+    ["g", ["a", "g"]],
+  ]);
+  assertEquals(circles(arrows), [["d", "e"], ["a", "b", "c"], ["g"]]);
+});
+
 Deno.test("architecture: mod.ts of the library only re-exports from src", () => {
   const text = Deno.readTextFileSync(new URL("../mod.ts", import.meta.url));
   const rest = codeOf(text).replace(/export\s+(?:type\s+)?(?:\{[^}]*\}|\*)\s+from\s+"";?/g, "");
@@ -179,6 +242,11 @@ Deno.test("architecture: only src/linux calls Deno.dlopen", () => {
 Deno.test("architecture: only src/memory uses Atomics", () => {
   assertEquals(filesWith(/\bAtomics\b/, ({ room }) => room === "memory"), []);
   assertEquals(filesWith(/\bAtomics\b/), ["memory/atomics.ts"]);
+});
+
+Deno.test("architecture: time is the reactor's", () => {
+  const asks = filesWith(/\b(performance\s*\.|Date\b|setTimeout\b|setInterval\b)/);
+  assertEquals(asks, [...Object.keys(OWN_TIME), "linux/clock.ts"].sort());
 });
 
 Deno.test("architecture: no any", () => {

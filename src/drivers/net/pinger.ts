@@ -186,7 +186,7 @@ export class Pinger implements NetDriverListener {
     const sentMs = this.#sentMs.get(sequence);
     if (sentMs === undefined) return;
     this.#sentMs.delete(sequence);
-    const roundTripMs = performance.now() - sentMs;
+    const roundTripMs = this.reactor.now() - sentMs;
     this.#roundTripsMs.push(roundTripMs);
     const size = this.#packet.end - this.#packet.start;
     this.options.print(
@@ -246,7 +246,7 @@ export class Pinger implements NetDriverListener {
       this.#identifier,
       sequence,
     );
-    this.#sentMs.set(sequence, performance.now());
+    this.#sentMs.set(sequence, this.reactor.now());
     // An answer that is overdue is not waited for.
     this.#sentMs.delete((sequence - Math.ceil(ECHO_TIMEOUT_MS / this.options.intervalMs)) & 0xffff);
     this.#send(length);
@@ -258,13 +258,13 @@ export class Pinger implements NetDriverListener {
     this.#flooded = new Uint8Array(UDP_PAYLOAD + NUMBERED_SIZE_MAX);
     this.#datagram(this.#flooded, DISCARD_PORT, NUMBERED_SIZE_MAX);
     const before = this.#driver.counters.sent;
-    const startMs = performance.now();
+    const startMs = this.reactor.now();
     this.#flooding = true;
     this.reactor.schedule(this.#floodTask);
     await this.reactor.sleep(this.options.throughputMs);
     this.#flooding = false;
     const frames = this.#driver.counters.sent - before;
-    return throughput(frames, performance.now() - startMs);
+    return throughput(frames, this.reactor.now() - startMs);
   }
 
   #flood(): boolean {
@@ -286,9 +286,9 @@ export class Pinger implements NetDriverListener {
   async #measureReceiving(): Promise<Throughput> {
     await this.#requestGenerator(CHARGEN_COUNT);
     const before = this.#generated;
-    const startMs = performance.now();
+    const startMs = this.reactor.now();
     await this.reactor.sleep(this.options.throughputMs);
-    const result = throughput(this.#generated - before, performance.now() - startMs);
+    const result = throughput(this.#generated - before, this.reactor.now() - startMs);
     await this.#requestGenerator(0);
     return result;
   }
