@@ -21,7 +21,16 @@
  * frames that the guest sends then are lost, as on a cable.
  */
 
-import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../virtio/net_header.ts";
+import {
+  CSUM_OFFSET_OFFSET,
+  CSUM_START_OFFSET,
+  FLAGS_OFFSET,
+  GSO_TYPE_OFFSET,
+  GsoType,
+  NEEDS_CSUM,
+  NET_HEADER_SIZE,
+  NUM_BUFFERS_OFFSET,
+} from "../virtio/net_header.ts";
 import { hasFeature, NetFeature } from "../virtio/features.ts";
 import { LinuxError, VmsgError } from "../linux/errors.ts";
 import type { Fd } from "../linux/fd.ts";
@@ -67,16 +76,6 @@ const FEATURES = [
   NetFeature.HOST_TSO6,
   NetFeature.HOST_ECN,
 ];
-
-/** Fields of struct virtio_net_hdr. */
-const FLAGS = 0;
-const GSO_TYPE = 1;
-const CHECKSUM_START = 6;
-const CHECKSUM_OFFSET = 8;
-const NEEDS_CHECKSUM = 1;
-const GSO_TCP4 = 1;
-const GSO_TCP6 = 4;
-const GSO_ECN = 0x80;
 
 /** Frames dropped in a row before others get their turn. */
 const MAX_DROPS = 16;
@@ -214,21 +213,21 @@ export class PacketPort implements NetworkPort {
 
   /** Whether the driver accepted frames of the kind that was read. */
   #isTaken(): boolean {
-    const type = this.#in.prefix.view.getUint8(GSO_TYPE);
+    const type = this.#in.prefix.view.getUint8(GSO_TYPE_OFFSET);
     if (type === 0) return true;
-    if ((type & GSO_ECN) !== 0 && !this.#ecn) return false;
-    const protocol = type & ~GSO_ECN;
-    return (protocol === GSO_TCP4 && this.#tcp4) || (protocol === GSO_TCP6 && this.#tcp6);
+    if ((type & GsoType.ECN) !== 0 && !this.#ecn) return false;
+    const protocol = type & ~GsoType.ECN;
+    return (protocol === GsoType.TCPV4 && this.#tcp4) || (protocol === GsoType.TCPV6 && this.#tcp6);
   }
 
   /** Fills in the checksum that the sender left to us; the header then says nothing. */
   #finishChecksum(into: IovecList, first: number, length: number): void {
     const header = this.#in.prefix.view;
-    const needed = (header.getUint8(FLAGS) & NEEDS_CHECKSUM) !== 0;
-    header.setUint8(FLAGS, 0);
+    const needed = (header.getUint8(FLAGS_OFFSET) & NEEDS_CSUM) !== 0;
+    header.setUint8(FLAGS_OFFSET, 0);
     if (!needed) return;
-    const start = NET_HEADER_SIZE + header.getUint16(CHECKSUM_START, true);
-    const field = start + header.getUint16(CHECKSUM_OFFSET, true);
+    const start = NET_HEADER_SIZE + header.getUint16(CSUM_START_OFFSET, true);
+    const field = start + header.getUint16(CSUM_OFFSET_OFFSET, true);
     const size = length - start;
     if (size <= 0 || size > BOUNCE_SIZE || field + 2 > length) return;
     into.copyOut(start, this.#bounce.address, size, first);

@@ -4,7 +4,12 @@
  * The guest may leave checksums to us: there is no wire between it and us that could corrupt a frame.
  */
 
-import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../virtio/net_header.ts";
+import {
+  FLAGS_OFFSET,
+  NEEDS_CSUM,
+  NET_HEADER_SIZE,
+  NUM_BUFFERS_OFFSET,
+} from "../virtio/net_header.ts";
 import { NetFeature } from "../virtio/features.ts";
 import { allocate } from "../linux/arena.ts";
 import type { Reactor, Timer } from "../linux/reactor.ts";
@@ -14,9 +19,6 @@ import { Responder, type ResponderOptions } from "./responder/responder.ts";
 
 /** More than a frame has on either way. */
 const MAX_FRAME = 2048;
-/** Flags of the virtio-net header: the payload's checksum is partial (VIRTIO 1.2, 5.1.6.2). */
-const FLAGS_OFFSET = 0;
-const NEEDS_CSUM = 1;
 
 /** See the head of this file. */
 export class ResponderPort implements NetworkPort {
