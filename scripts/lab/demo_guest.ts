@@ -19,8 +19,8 @@ import { runTask } from "./task.ts";
 import type { Command } from "../../src/cli/command.ts";
 import { eachLine, selfCommand, untilInterrupted } from "../../src/cli/self.ts";
 
-/** From power-on to the last ping, several times what it takes under emulation. */
-const GUEST_TIMEOUT_MS = 60_000;
+/** From power-on to the last ping, twenty times what it takes under emulation. */
+const GUEST_TIMEOUT_MS = 120_000;
 
 function choose(guests: Guests, wanted: string | undefined): Installation {
   const named = GUEST_KINDS.find((kind) => kind === wanted);

@@ -38,8 +38,8 @@ import {
 import type { QemuInstallation } from "./qemu.ts";
 import { runTask } from "./task.ts";
 
-/** From power-on to the last ping, several times what it takes under emulation. */
-const TIMEOUT_MS = 180_000;
+/** From power-on to the last ping, twenty times what it takes under emulation. */
+const TIMEOUT_MS = 600_000;
 
 /** Bytes of the file that an inner guest fetches through machine A's network card. */
 const FILE_SIZE = 4 << 20;

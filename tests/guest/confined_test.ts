@@ -56,7 +56,7 @@ function pingTest(kind: GuestKind, mode: Mode): void {
     const announced = device.lines.filter(({ text }) => /ADD_MEMORY\? /.test(text));
     assertEquals(announced.length, 1, "there is more to see than one segment");
     for (const process of [proxy, device]) {
-      assertEquals((await process.end("SIGTERM", 1000)).code, 0);
+      assertEquals((await process.end("SIGTERM")).code, 0);
     }
   });
 }

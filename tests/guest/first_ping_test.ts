@@ -91,7 +91,7 @@ for (const kind of KINDS) {
     // The proxy is ready for the next guest, and both end as they should.
     await proxy.waitFor(/the front end hung up; waiting for a front end/);
     for (const process of [proxy, device]) {
-      assertEquals((await process.end("SIGTERM", 1000)).code, 0);
+      assertEquals((await process.end("SIGTERM")).code, 0);
     }
     assertEquals(vmsg.files(), ["queue-linux-user-device", "queue-linux-user-driver"]);
   });

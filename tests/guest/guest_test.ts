@@ -5,7 +5,7 @@ import { type Guest, startGuest } from "../../scripts/lab/guest.ts";
 import { openKeeper } from "../../scripts/lab/keeper.ts";
 import { VmsgError } from "../../src/linux/errors.ts";
 
-const TIMEOUT_MS = 10_000;
+const TIMEOUT_MS = 60_000;
 
 async function exists(path: string): Promise<boolean> {
   return await Deno.stat(path).then(() => true, () => false);

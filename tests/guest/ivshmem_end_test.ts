@@ -11,7 +11,7 @@ import { toolchainLacks } from "../support/executable.ts";
 import { compiledFiles } from "./compiled_program.ts";
 import { type GuestTest, guestTest } from "./support.ts";
 
-const TIMEOUT_MS = 120_000;
+const TIMEOUT_MS = 300_000;
 const ROUNDS = 300;
 const POLLED_ROUNDS = 50;
 const PLAIN_SIZE = 1 << 20;

@@ -11,7 +11,7 @@ import type { Lack } from "../support/needs.ts";
 import { machineTest } from "./machine_support.ts";
 
 const TARGET = "aarch64-unknown-linux-gnu";
-const TIMEOUT_MS = 200_000;
+const TIMEOUT_MS = 600_000;
 
 function qemuLacks(): Lack[] {
   try {

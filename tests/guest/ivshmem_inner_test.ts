@@ -29,7 +29,7 @@ const SIZES = [SMALLEST, "4M", "64M"];
 const FETCH_BYTES = 4 << 20;
 const NICS = [{ netdev: "user" }];
 /** From power-on to what a guest inside says last, several times what it takes under emulation. */
-const TIMEOUT_MS = 90_000;
+const TIMEOUT_MS = 450_000;
 const FULL_LACK: readonly Lack[] = FULL ? [] : [{ what: "it runs with VMSG_GUEST_FULL=1" }];
 
 type InnerKind = "uml" | "microvm";

@@ -38,7 +38,7 @@ for (const kind of ["q35", "arm64"] as const) {
     assertEquals((await guest.status).code, 0);
     await proxy.waitFor(/the front end hung up; waiting for a front end/);
     for (const process of [proxy, device]) {
-      assertEquals((await process.end("SIGTERM", 1000)).code, 0);
+      assertEquals((await process.end("SIGTERM")).code, 0);
     }
   });
 }

@@ -10,7 +10,7 @@ import type { VmsgProcess } from "../support/processes.ts";
 import type { MachineTest } from "./machine_support.ts";
 
 /** How long one step of a machine may take under emulation, several times what it does take. */
-export const STEP_TIMEOUT_MS = 40_000;
+export const STEP_TIMEOUT_MS = 200_000;
 
 /** A driver and what is done through it. */
 export interface Form {

@@ -18,10 +18,10 @@ import {
 import { compiledExecutable } from "../../scripts/lab/executable.ts";
 import { type MachineTest, machineTest } from "./machine_support.ts";
 
-/** From power-on or reset to the shell, several times what it takes under emulation. */
-export const BOOT_TIMEOUT_MS = 60_000;
+/** From power-on or reset to the shell; only a machine that hangs meets it, see `GUEST_TIMEOUT_MS`. */
+export const BOOT_TIMEOUT_MS = 300_000;
 /** How long a command may take unless told. */
-const RUN_TIMEOUT_MS = 30_000;
+const RUN_TIMEOUT_MS = 150_000;
 /** Where the second serial port of a q35 is. */
 const PORT = "/dev/ttyS1";
 const READY = /^SHELL READY$/;

@@ -74,7 +74,7 @@ export function rebootTest(kind: keyof typeof CONNECTIONS, mode: Mode): void {
         proxy.stderr.join("\n"),
       );
       for (const process of [proxy, device]) {
-        assertEquals((await process.end("SIGTERM", 1000)).code, 0);
+        assertEquals((await process.end("SIGTERM")).code, 0);
       }
     },
   );

@@ -204,7 +204,11 @@ async function killGuest(test: GuestTest, cell: Cell): Promise<[Outcome, string]
   const { guest } = await bootPinging(test, cell.front);
   const [proxyBefore, deviceBefore] = [cell.proxy.lines.length, cell.device.lines.length];
   await guest[Symbol.asyncDispose]();
-  await cell.proxy.waitFor(/the front end hung up; waiting for a front end/, 1000, proxyBefore);
+  await cell.proxy.waitFor(
+    /the front end hung up; waiting for a front end/,
+    PATIENCE_MS,
+    proxyBefore,
+  );
   const { answers } = await bootPinging(test, cell.front);
   assert(await until(() => answers.length >= BEFORE + AFTER, PATIENCE_MS));
   assertEquals(cell.device.lines.length, deviceBefore, "the device noticed something");

@@ -111,7 +111,7 @@ export function unbindTest(mode: Mode): void {
       said("BOUND virtio");
       assertEquals(lines.filter((line) => line === "PING rc=0").length, 2);
       for (const process of [proxy, device]) {
-        assertEquals((await process.end("SIGTERM", 1000)).code, 0);
+        assertEquals((await process.end("SIGTERM")).code, 0);
       }
     },
   );
