@@ -25,8 +25,8 @@ export function terminalWidth(): number {
   }
 }
 
-/** Before `[`, before `|` and after a comma, but not between `[` and the comma that follows it. */
-const PART = /(?<=[^[])(?=\[)|(?<=.)(?=\|)|(?<=[^[],)(?=.)/;
+/** Before `[` and after a comma, but not between `[` and the comma that follows it. */
+const PART = /(?<=[^[])(?=\[)|(?<=[^[],)(?=.)/;
 
 /** Puts pieces with what stands between them into lines. */
 function fill(

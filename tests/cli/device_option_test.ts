@@ -1,0 +1,41 @@
+/** `--device` and `--net`: what they become. */
+
+import { assertEquals, assertThrows } from "@std/assert";
+import { parseOptions } from "../../src/cli/command.ts";
+import { deviceCommand } from "../../src/cli/device.ts";
+import { UsageError } from "../../src/linux/errors.ts";
+
+/** What the Worker is told of the devices, after its way there. */
+function devices(...args: string[]) {
+  const options = parseOptions(deviceCommand, ["--bus", "linux-user,socket=lu.sock", ...args]);
+  return structuredClone(deviceCommand.parse(options)).devices;
+}
+
+/** The last byte of the MAC address that a card gets by its number. */
+function lastByte({ settings }: ReturnType<typeof devices>[number]): number {
+  return (settings as { mac: Uint8Array }).mac.at(-1)!;
+}
+
+Deno.test("devices: --net is short for --device net", () => {
+  for (const port of ["responder", "tap=tap0,address=10.0.2.2/24,mtu=9000", "hub=lan,pcap=x"]) {
+    assertEquals(devices("--device", `net,${port}`), devices("--net", port));
+  }
+  assertEquals(devices("--device", "net"), devices("--net", "responder"));
+});
+
+Deno.test("devices: without any there is one network card with the responder", () => {
+  assertEquals(devices(), devices("--net", "responder"));
+});
+
+Deno.test("devices: numbers count in the order of the options, over both", () => {
+  const given = ["--net", "responder", "--device", "rng", "--net=hub", "--device=net,hub"];
+  const parsed = devices(...given);
+  assertEquals(parsed.map(({ kind }) => kind), ["net", "rng", "net", "net"]);
+  assertEquals([0, 2, 3].map((number) => lastByte(parsed[number]!)), [0, 2, 3]);
+});
+
+Deno.test("devices: more than 64 are refused", () => {
+  const many = (count: number) => Array.from({ length: count }, () => "--device=rng");
+  assertEquals(devices(...many(64)).length, 64);
+  assertThrows(() => devices(...many(64), "--net=hub"), UsageError, "at most 64");
+});
