@@ -13,7 +13,7 @@ import type { Bus, BusListener } from "../bus/bus.ts";
 import { SLOT_SIZE } from "../bus/spsc_queue.ts";
 import type { Deferred, Reactor } from "../linux/reactor.ts";
 import type { Codec, Malformed } from "../message/codec.ts";
-import { type Kind, Message } from "../message/message.ts";
+import { type Field, type Kind, Message } from "../message/message.ts";
 import { isPrivate } from "../message/private.ts";
 import { isBusMessage, kindName } from "../message/table.ts";
 import { expect } from "./outcome.ts";
@@ -27,8 +27,20 @@ const MAX_TOKEN = 0xffff;
 /** Messages that are kept for one rule. */
 const MAX_HEARD = 20_000;
 
-/** Fills a message's payload; its device and its token, if not the usual ones. */
-export type Fill = (message: Message) => void;
+/** What a message says: numbers of its payload, `words` and `bytes` from their beginning on; device and token. */
+export type Fields =
+  & Partial<Record<Field | "device" | "token", number>>
+  & {
+    readonly kind?: Kind;
+    readonly words?: ArrayLike<number>;
+    readonly bytes?: ArrayLike<number>;
+  };
+
+function say(message: Message, { words = [], bytes = [], ...fields }: Fields): void {
+  Object.assign(message, fields);
+  message.words.set(words);
+  message.bytes.set(bytes);
+}
 
 /** One message that came. */
 export interface Heard {
@@ -104,8 +116,8 @@ export class Conversation implements BusListener {
   }
 
   /** Sends a request, and waits for its answer; other messages wait for {@link next}. */
-  ask(kind: Kind, fill?: Fill): Promise<Heard> {
-    return this.answer(kind, this.send(kind, fill));
+  ask(kind: Kind, fields?: Fields): Promise<Heard> {
+    return this.answer(kind, this.send(kind, fields));
   }
 
   /** The answer with this token (and of this kind), which has been asked for already. */
@@ -121,24 +133,24 @@ export class Conversation implements BusListener {
   }
 
   /** Sends an event, or a request without waiting; its token. */
-  send(kind: Kind, fill?: Fill): number {
-    const { bytes, token } = this.bytesOf(kind, fill);
+  send(kind: Kind, fields?: Fields): number {
+    const { bytes, token } = this.bytesOf(kind, fields);
     this.put(bytes);
     return token;
   }
 
   /** Answers a request. */
-  reply(request: Message, fill: Fill = () => {}): void {
+  reply(request: Message, fields: Fields = {}): void {
     const message = new Message();
     message.reset(request.kind, true);
     message.device = request.device;
     message.token = request.token;
-    fill(message);
+    say(message, fields);
     this.put(this.#encode(message));
   }
 
   /** The bytes of a request or an event, and its token, to be changed and {@link put}. */
-  bytesOf(kind: Kind, fill: Fill = () => {}) {
+  bytesOf(kind: Kind, fields: Fields = {}) {
     const message = new Message();
     message.reset(kind, false);
     message.device = isBusMessage(kind) ? 0 : this.device;
@@ -146,7 +158,7 @@ export class Conversation implements BusListener {
       message.token = this.#nextToken;
       this.#nextToken = this.#nextToken === MAX_TOKEN ? FIRST_TOKEN : this.#nextToken + 1;
     }
-    fill(message);
+    say(message, fields);
     return { bytes: this.#encode(message), token: message.token };
   }
 

@@ -6,7 +6,7 @@
 
 import { Kind, type Message, QUEUE_ENABLED } from "../message/message.ts";
 import { DEVICE_NET, Status } from "../virtio/features.ts";
-import type { Conversation, Fill, Heard } from "./conversation.ts";
+import type { Conversation, Fields, Heard } from "./conversation.ts";
 import { Asker, expect } from "./outcome.ts";
 
 /** VERSION_1, ACCESS_PLATFORM, RING_RESET; of a network card MAC, STATUS, MRG_RXBUF; EVENT_IDX. */
@@ -87,9 +87,9 @@ export class DeviceRole extends Asker {
     expect((this.status & Status.DRIVER_OK) === 0, "the driver brought the device up nevertheless");
   }
 
-  /** Answers as a good device does. */
-  answer(request: Message, fill: Fill = () => {}): void {
-    const { kind, index } = request;
+  /** Answers as a good device does, or with other fields. */
+  answer(request: Message, other: Fields = {}): void {
+    const { kind, index, count, offset, length, data, bytes } = request;
     if (kind === Kind.SET_DEVICE_STATUS) {
       this.status = request.status;
       if (this.status === 0) this.queues.clear();
@@ -98,35 +98,38 @@ export class DeviceRole extends Asker {
     if (kind === Kind.RESET_VQUEUE) this.queues.delete(index);
     const { codec } = this.talk;
     if (!codec.answered(kind)) return;
-    const fits = request.length <= codec.limits.configBytes &&
-      request.count <= codec.limits.featureBlocks;
+    const { configBytes, featureBlocks } = codec.limits;
+    const fits = length <= configBytes && count <= featureBlocks;
     expect(fits, "the driver asks for more than an answer holds");
-    this.talk.reply(request, (m) => {
-      const { count, offset, length, data, bytes } = request;
-      const { generation, status } = this;
-      Object.assign(m, { index, count, offset, length, data, generation, status });
-      if (kind === Kind.SET_CONFIG) m.bytes.set(bytes);
-      if (kind === Kind.GET_DEVICE_FEATURES) {
-        m.words.set(this.features.slice(index, index + count));
-      }
-      if (kind === Kind.GET_CONFIG) m.bytes.set(this.config.subarray(offset, offset + length));
-      if (kind === Kind.GET_DEVICE_INFO) {
-        Object.assign(m, { deviceId: DEVICE_NET, vendorId: VENDOR });
-        m.featureBlocks = this.features.length;
-        m.configSize = this.config.length;
-        m.maxQueues = this.maxSizes.length;
-      }
-      if (kind === Kind.GET_VQUEUE) this.#showQueue(m);
-      fill(m);
+    const { generation, status } = this;
+    const echo = { index, count, offset, length, data, generation, status };
+    const isWrite = kind === Kind.SET_CONFIG;
+    this.talk.reply(request, {
+      ...echo,
+      words: this.features.slice(index, index + count),
+      bytes: isWrite ? bytes : this.config.subarray(offset, offset + length),
+      ...(kind === Kind.GET_DEVICE_INFO ? this.#info() : {}),
+      ...(kind === Kind.GET_VQUEUE ? this.#queue(index) : {}),
+      ...other,
     });
   }
 
-  #showQueue(m: Message): void {
-    m.maxSize = this.maxSizes[m.index] ?? 0;
-    const set = this.queues.get(m.index);
-    if (set === undefined) return;
+  #info(): Fields {
+    return {
+      deviceId: DEVICE_NET,
+      vendorId: VENDOR,
+      featureBlocks: this.features.length,
+      configSize: this.config.length,
+      maxQueues: this.maxSizes.length,
+    };
+  }
+
+  #queue(index: number): Fields {
+    const maxSize = this.maxSizes[index] ?? 0;
+    const set = this.queues.get(index);
+    if (set === undefined) return { maxSize };
     const { queueSize, descriptorAddress, driverAddress, deviceAddress } = set;
-    const flags = QUEUE_ENABLED;
-    Object.assign(m, { flags, queueSize, descriptorAddress, driverAddress, deviceAddress });
+    const at = { descriptorAddress, driverAddress, deviceAddress };
+    return { maxSize, queueSize, flags: QUEUE_ENABLED, ...at };
   }
 }

@@ -9,7 +9,6 @@
 import { Kind } from "../message/message.ts";
 import { kindName } from "../message/table.ts";
 import { RingFeature, Status } from "../virtio/features.ts";
-import type { Fill } from "./conversation.ts";
 import { type DriverRole, KNOWN, NOBODY, REQUESTS, RUNNING } from "./driver_role.ts";
 import { expect, expectSame, require } from "./outcome.ts";
 import { FOREIGN_IDS, lookOn, NONSENSE, u16, u32, WRONG_EVENTS, zeros } from "./traffic.ts";
@@ -43,13 +42,13 @@ const ignores = (spoil: (bytes: Uint8Array) => void): DeviceBody => async (d) =>
 async function ignoresReserved(d: DriverRole): Promise<void> {
   const { talk } = d;
   await d.negotiate();
-  const { bytes, token } = talk.bytesOf(Kind.SET_VQUEUE, d.setup(0));
+  const { bytes, token } = talk.bytesOf(Kind.SET_VQUEUE, d.ring(0));
   bytes.fill(0xff, 20, 24);
   if (talk.codec.dialect === "v1-2025") bytes.fill(0xff, 12, 16);
   talk.put(bytes);
   await talk.answer(Kind.SET_VQUEUE, token);
   await d.expectSet(0, "after SET_VQUEUE with something in reserved fields");
-  const shared = await talk.ask(Kind.GET_SHM, (m) => m.index = ABSENT_REGION);
+  const shared = await talk.ask(Kind.GET_SHM, { index: ABSENT_REGION });
   const queue = await talk.ask(Kind.GET_VQUEUE);
   const field = talk.codec.dialect === "v1" ? u32(shared.bytes, 12) : u32(queue.bytes, 20);
   expectSame(field, 0, "the reserved field of GET_SHM or GET_VQUEUE");
@@ -75,7 +74,7 @@ async (d) => {
 async function repeatsTokens(d: DriverRole): Promise<void> {
   // The same twice, and lower than before: nothing to draw a conclusion from.
   for (const token of [1, 0x8001, 0xffff, 0x300, 0x300, 2]) {
-    const { message } = await d.talk.ask(Kind.GET_DEVICE_STATUS, (m) => m.token = token);
+    const { message } = await d.talk.ask(Kind.GET_DEVICE_STATUS, { token });
     d.claim("G10", message.device, d.talk.device, "an answer's number");
   }
 }
@@ -85,7 +84,7 @@ async function worksInOrder(d: DriverRole): Promise<void> {
   const statuses = [1, KNOWN, KNOWN, 0, 1];
   const from = talk.heard.length;
   const tokens = statuses.flatMap((status) => [
-    talk.send(Kind.SET_DEVICE_STATUS, (m) => m.status = status),
+    talk.send(Kind.SET_DEVICE_STATUS, { status }),
     talk.send(Kind.GET_DEVICE_STATUS),
   ]);
   await d.status();
@@ -207,7 +206,7 @@ async function storesQueues(d: DriverRole): Promise<void> {
   await d.setQueue(0);
   await d.expectSet(0, "after SET_VQUEUE");
   await d.expectUnset(1, "while queue 0 is set up");
-  await d.setQueue(1, (m) => m.queueSize = 32);
+  await d.setQueue(1, { queueSize: 32 });
   expectSame((await d.queue(1)).size, 32, "queue 1's size");
   await d.expectSet(0, "after queue 1's SET_VQUEUE");
 }
@@ -233,7 +232,7 @@ async function writes(d: DriverRole): Promise<void> {
 
 const showsNoRegion = (size: number): DeviceBody => async (d) => {
   for (const region of [ABSENT_REGION, NOWHERE]) {
-    const answer = await d.ask(Kind.GET_SHM, (m) => m.index = region);
+    const answer = await d.ask(Kind.GET_SHM, { index: region });
     const is = [answer.index, answer.length, answer.address, answer.size];
     expectSame(is, [region, 0, 0, size], "an absent region");
   }
@@ -243,8 +242,7 @@ const showsNoRegion = (size: number): DeviceBody => async (d) => {
 
 /** GET_DEVICES: its three words and its bits. */
 async function window(d: DriverRole, offset: number, count: number) {
-  const fill: Fill = (m) => Object.assign(m, { offset, count });
-  const { bytes, message } = await d.talk.ask(Kind.GET_DEVICES, fill);
+  const { bytes, message } = await d.talk.ask(Kind.GET_DEVICES, { offset, count });
   const words = [u16(bytes, 8), u16(bytes, 10), u16(bytes, 12)];
   return { words, bits: bytes.slice(14, message.size) };
 }
@@ -281,10 +279,7 @@ async function reachesNobody(d: DriverRole): Promise<void> {
   const from = d.talk.heard.length;
   for (const kind of REQUESTS) {
     if (kind === Kind.GET_DEVICE_INFO) continue;
-    d.talk.send(kind, (m) => {
-      d.setup(0)(m);
-      Object.assign(m, { device: NOBODY, status: 0x8f, length: 1 });
-    });
+    d.talk.send(kind, { ...d.ring(0), device: NOBODY, status: 0x8f, length: 1 });
   }
   await d.status();
   d.claim("B20", d.talk.heard.length - from, 1, "answers, with those to requests to no device");
@@ -340,18 +335,15 @@ export const DEVICE_BODIES: Readonly<Record<string, DeviceBody>> = {
     SHARED.flatMap(([rules, body]) => rules.split(" ").map((rule) => [rule, body])),
   ),
   async G1(d) {
-    const { bytes } = await d.talk.ask(Kind.GET_DEVICE_FEATURES, (m) => {
-      m.index = 0x0107;
-      m.count = 4;
-    });
+    const { bytes } = await d.talk.ask(Kind.GET_DEVICE_FEATURES, { index: 0x0107, count: 4 });
     expectSame([...bytes.slice(6, 16)], [32, 0, 7, 1, 0, 0, 4, 0, 0, 0], "size, index and count");
   },
   async G3(d) {
     const { configBytes } = d.talk.codec.limits;
     for (const length of [configBytes, configBytes + 1, 256]) {
-      d.talk.send(Kind.GET_CONFIG, (m) => m.length = length);
+      d.talk.send(Kind.GET_CONFIG, { length });
     }
-    d.talk.send(Kind.GET_DEVICE_FEATURES, (m) => m.count = 100);
+    d.talk.send(Kind.GET_DEVICE_FEATURES, { count: 100 });
     await d.status();
     lookOn(d.talk, d.rule);
   },
@@ -370,7 +362,7 @@ export const DEVICE_BODIES: Readonly<Record<string, DeviceBody>> = {
     await d.calm("one request of every kind");
   },
   async V4(d) {
-    const { bytes } = await d.talk.ask(Kind.GET_DEVICE_INFO, (m) => m.device = NOBODY);
+    const { bytes } = await d.talk.ask(Kind.GET_DEVICE_INFO, { device: NOBODY });
     expect(zeros(bytes, 8), "GET_DEVICE_INFO of no device says something");
   },
   async V10(d) {
@@ -406,7 +398,7 @@ export const DEVICE_BODIES: Readonly<Record<string, DeviceBody>> = {
     require(await offers(d, RingFeature.RING_RESET), "RING_RESET is not offered");
     await storesQueues(d);
     await d.setStatus(RUNNING);
-    await d.resetQueue(1);
+    await d.ask(Kind.RESET_VQUEUE, { index: 1 });
     await d.expectUnset(1, "after RESET_VQUEUE");
     await d.expectSet(0, "after queue 1's RESET_VQUEUE");
     await d.setQueue(1);
@@ -420,7 +412,7 @@ export const DEVICE_BODIES: Readonly<Record<string, DeviceBody>> = {
   async V34(d) {
     await d.negotiate();
     for (const flags of [0, 2, 3, 0x8000_0001]) {
-      await d.setQueue(0, (m) => m.flags = flags);
+      await d.setQueue(0, { flags });
       await d.expectUnset(0, `after SET_VQUEUE with flags ${flags}`);
     }
   },
@@ -452,7 +444,7 @@ export const DEVICE_BODIES: Readonly<Record<string, DeviceBody>> = {
   },
   async B12(d) {
     for (const data of [0, 0xcafe_f00d, 0xffff_ffff]) {
-      expectSame((await d.ask(Kind.PING, (m) => m.data = data)).data, data, "PING's data");
+      expectSame((await d.ask(Kind.PING, { data })).data, data, "PING's data");
     }
   },
   B15: silentTo("an event to no device", (n) => [

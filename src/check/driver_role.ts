@@ -6,7 +6,7 @@
 import { Kind, type Message, QUEUE_ENABLED } from "../message/message.ts";
 import { kindName } from "../message/table.ts";
 import { RingFeature, Status } from "../virtio/features.ts";
-import type { Conversation, Fill, Heard } from "./conversation.ts";
+import type { Conversation, Fields, Heard } from "./conversation.ts";
 import { Asker, expect, expectSame, require } from "./outcome.ts";
 
 /** ACKNOWLEDGE and DRIVER. */
@@ -41,8 +41,8 @@ export class DriverRole extends Asker {
   }
 
   /** Asks; the answer. */
-  async ask(kind: Kind, fill?: Fill): Promise<Message> {
-    return (await this.talk.ask(kind, fill)).message;
+  async ask(kind: Kind, fields?: Fields): Promise<Message> {
+    return (await this.talk.ask(kind, fields)).message;
   }
 
   info(): Promise<Message> {
@@ -55,18 +55,16 @@ export class DriverRole extends Asker {
 
   /** Writes the status; the resulting one. */
   async setStatus(status: number): Promise<number> {
-    const fill: Fill = (m) => m.status = status;
-    const { codec } = this.talk;
-    if (codec.answered(Kind.SET_DEVICE_STATUS)) {
-      return (await this.ask(Kind.SET_DEVICE_STATUS, fill)).status;
+    if (this.talk.codec.answered(Kind.SET_DEVICE_STATUS)) {
+      return (await this.ask(Kind.SET_DEVICE_STATUS, { status })).status;
     }
-    this.talk.send(Kind.SET_DEVICE_STATUS, fill);
+    this.talk.send(Kind.SET_DEVICE_STATUS, { status });
     return this.status();
   }
 
   /** Feature blocks, as the device answers. */
   blocks(index: number, count: number): Promise<Message> {
-    return this.ask(Kind.GET_DEVICE_FEATURES, (m) => Object.assign(m, { index, count }));
+    return this.ask(Kind.GET_DEVICE_FEATURES, { index, count });
   }
 
   /** Blocks 0 and 1 of what is offered. */
@@ -76,10 +74,7 @@ export class DriverRole extends Asker {
   }
 
   async setFeatures(words: readonly number[]): Promise<void> {
-    await this.ask(Kind.SET_DRIVER_FEATURES, (m) => {
-      m.count = words.length;
-      m.words.set(words);
-    });
+    await this.ask(Kind.SET_DRIVER_FEATURES, { count: words.length, words });
   }
 
   /** Up to FEATURES_OK. */
@@ -100,42 +95,24 @@ export class DriverRole extends Asker {
     await this.setStatus(RUNNING);
   }
 
-  /** Where a queue is put. */
-  areas(index: number): readonly number[] {
-    const at = this.talk.memory.at + index * QUEUE_SPAN;
-    return [at, at + AREA, at + 2 * AREA];
-  }
-
   /** What SET_VQUEUE says of a queue. */
-  setup(index: number): Fill {
-    const [descriptor, driver, device] = this.areas(index) as [number, number, number];
-    return (m) => {
-      m.index = index;
-      m.flags = QUEUE_ENABLED;
-      m.queueSize = QUEUE_SIZE;
-      m.descriptorAddress = descriptor;
-      m.driverAddress = driver;
-      m.deviceAddress = device;
-    };
+  ring(index: number): Fields {
+    const descriptorAddress = this.talk.memory.at + index * QUEUE_SPAN;
+    const [driverAddress, deviceAddress] = [descriptorAddress + AREA, descriptorAddress + 2 * AREA];
+    const at = { descriptorAddress, driverAddress, deviceAddress };
+    return { index, flags: QUEUE_ENABLED, queueSize: QUEUE_SIZE, ...at };
   }
 
-  /** SET_VQUEUE; what a rule wants otherwise, the fill says. */
-  async setQueue(index: number, fill: Fill = () => {}): Promise<void> {
-    const setup: Fill = (m) => {
-      this.setup(index)(m);
-      fill(m);
-    };
-    if (this.talk.codec.answered(Kind.SET_VQUEUE)) await this.ask(Kind.SET_VQUEUE, setup);
-    else this.talk.send(Kind.SET_VQUEUE, setup);
-  }
-
-  resetQueue(index: number): Promise<Message> {
-    return this.ask(Kind.RESET_VQUEUE, (m) => m.index = index);
+  /** SET_VQUEUE, with what a rule wants otherwise. */
+  async setQueue(index: number, other: Fields = {}): Promise<void> {
+    const fields = { ...this.ring(index), ...other };
+    if (this.talk.codec.answered(Kind.SET_VQUEUE)) await this.ask(Kind.SET_VQUEUE, fields);
+    else this.talk.send(Kind.SET_VQUEUE, fields);
   }
 
   /** What GET_VQUEUE says. */
   async queue(index: number) {
-    const m = await this.ask(Kind.GET_VQUEUE, (m) => m.index = index);
+    const m = await this.ask(Kind.GET_VQUEUE, { index });
     expectSame(m.index, index, "the queue that GET_VQUEUE answers for");
     const addresses = [m.descriptorAddress, m.driverAddress, m.deviceAddress];
     return { maxSize: m.maxSize, size: m.queueSize, flags: m.flags, addresses };
@@ -144,29 +121,26 @@ export class DriverRole extends Asker {
   /** A queue must read as not set up. */
   async expectUnset(index: number, when: string): Promise<void> {
     const { size, flags, addresses } = await this.queue(index);
-    expectSame([size, flags, addresses], [0, 0, [0, 0, 0]], `queue ${index} ${when}`);
+    expectSame([size, flags, ...addresses], [0, 0, 0, 0, 0], `queue ${index} ${when}`);
   }
 
   /** A queue must read as {@link setQueue} left it. */
   async expectSet(index: number, when: string): Promise<void> {
     const { size, flags, addresses } = await this.queue(index);
-    const wanted = [QUEUE_SIZE, QUEUE_ENABLED, this.areas(index)];
-    expectSame([size, flags, addresses], wanted, `queue ${index} ${when}`);
+    const { descriptorAddress, driverAddress, deviceAddress } = this.ring(index);
+    const areas = [descriptorAddress, driverAddress, deviceAddress];
+    const is = [size, flags, ...addresses];
+    expectSame(is, [QUEUE_SIZE, QUEUE_ENABLED, ...areas], `queue ${index} ${when}`);
   }
 
   /** Configuration bytes, as many as one message holds. */
   config(offset: number, length: number): Promise<Message> {
-    return this.ask(Kind.GET_CONFIG, (m) => Object.assign(m, { offset, length }));
+    return this.ask(Kind.GET_CONFIG, { offset, length });
   }
 
   /** SET_CONFIG. */
   writeConfig(offset: number, bytes: ArrayLike<number>, generation: number): Promise<Message> {
-    return this.ask(Kind.SET_CONFIG, (m) => {
-      m.generation = generation;
-      m.offset = offset;
-      m.length = bytes.length;
-      m.bytes.set(bytes);
-    });
+    return this.ask(Kind.SET_CONFIG, { generation, offset, length: bytes.length, bytes });
   }
 
   /** The next event of that kind; others are passed over. */

@@ -28,7 +28,7 @@ async function looksOn(s: DeviceRole): Promise<void> {
 
 /** A PING is sent and answered, and shows that the driver is still there. */
 async function ping(s: DeviceRole, data: number): Promise<void> {
-  const token = s.talk.send(Kind.PING, (m) => m.data = data);
+  const token = s.talk.send(Kind.PING, { data });
   const isIt = ({ message: m }: (typeof s.talk.heard)[number]) =>
     m.kind === Kind.PING && m.response && m.token === token && m.data === data;
   await s.until(() => s.talk.heard.some(isIt), "PING was not echoed");
@@ -70,11 +70,9 @@ async function waitsForItsAnswer(s: DeviceRole): Promise<void> {
   let wrong = 0;
   s.override = (request) => {
     if (request.kind !== Kind.SET_DEVICE_STATUS || wrong++ > 0) return false;
-    const reply = (change: Partial<Message>) =>
-      s.talk.reply(request, (m) => Object.assign(m, { status: 0x8f }, change));
-    reply({ token: request.token ^ 0x8000 });
-    reply({ device: request.device ^ 4 });
-    reply({ kind: Kind.GET_DEVICE_STATUS });
+    s.talk.reply(request, { status: 0x8f, token: request.token ^ 0x8000 });
+    s.talk.reply(request, { status: 0x8f, device: request.device ^ 4 });
+    s.talk.reply(request, { status: 0x8f, kind: Kind.GET_DEVICE_STATUS });
     const { token, device } = request;
     for (const size of [7, 8, 11, 65, 0xffff]) {
       const ids = [1, 0x08, device & 0xff, device >> 8, token & 0xff, token >> 8];
@@ -196,7 +194,7 @@ async function recovers(s: DeviceRole): Promise<void> {
   const from = s.said.length;
   const status = s.status | Status.DEVICE_NEEDS_RESET;
   const { generation } = s;
-  s.talk.send(Kind.EVENT_CONFIG, (m) => Object.assign(m, { status, generation }));
+  s.talk.send(Kind.EVENT_CONFIG, { status, generation });
   const isReset = () => s.of(Kind.SET_DEVICE_STATUS, from).length > 0;
   await s.until(isReset, "the driver does not reset a device that needs it");
   await s.lookOn();
@@ -311,7 +309,7 @@ export const DRIVER_BODIES: Readonly<Record<string, DriverBody>> = {
   async R3(s) {
     s.override = (request) => {
       if (request.kind !== Kind.SET_DEVICE_STATUS || !FEATURES_OK(request)) return false;
-      s.talk.reply(request, (m) => m.status = request.status & ~Status.FEATURES_OK);
+      s.talk.reply(request, { status: request.status & ~Status.FEATURES_OK });
       return true;
     };
     await s.refuse();
@@ -326,10 +324,12 @@ export const DRIVER_BODIES: Readonly<Record<string, DriverBody>> = {
     expect(used.every(({ index }) => index !== 1), "queue 1 is used, which does not exist");
   },
   async R7(s) {
-    s.config = s.config.slice(0, 12);
-    await s.bringUp();
+    // Less than a network card has: a driver may use it or give it up.
+    s.config = s.config.slice(0, 4);
+    await s.lookOn(5000);
+    expect(s.at(Kind.GET_DEVICE_INFO) >= 0, "the driver did not begin");
     for (const { offset, length } of s.of([Kind.GET_CONFIG, Kind.SET_CONFIG])) {
-      expect(offset + length <= 12, `${length} bytes from ${offset} on, of 12`);
+      expect(offset + length <= 4, `${length} bytes from ${offset} on, of 4`);
     }
   },
   async R12(s) {
@@ -337,7 +337,7 @@ export const DRIVER_BODIES: Readonly<Record<string, DriverBody>> = {
     const from = s.said.length;
     s.generation++;
     const { status, generation } = s;
-    s.talk.send(Kind.EVENT_CONFIG, (m) => Object.assign(m, { status, generation }));
+    s.talk.send(Kind.EVENT_CONFIG, { status, generation });
     await s.lookOn();
     expect(s.of(Kind.GET_CONFIG, from).length > 0, "nothing is read again");
   },
@@ -360,7 +360,7 @@ export const DRIVER_BODIES: Readonly<Record<string, DriverBody>> = {
       if (isOver || !Number.isFinite(sinceMs)) return false;
       const isAsking = kind === Kind.SET_DEVICE_STATUS || kind === Kind.GET_DEVICE_STATUS;
       expect(isAsking, "the driver goes on before its reset is over");
-      s.answer(request, (m) => m.status = 0x0f);
+      s.answer(request, { status: 0x0f });
       return true;
     };
     await s.bringUp();
@@ -371,7 +371,7 @@ export const DRIVER_BODIES: Readonly<Record<string, DriverBody>> = {
     const from = s.said.length;
     const { status } = s;
     s.talk.send(Kind.EVENT_USED);
-    s.talk.send(Kind.EVENT_CONFIG, (m) => m.status = status);
+    s.talk.send(Kind.EVENT_CONFIG, { status });
     await s.lookOn();
     expectSame(s.of(Kind.SET_DEVICE_STATUS, from).length, 0, "status writes after an event");
   },

@@ -54,7 +54,7 @@ export const LED_DRIVER: Readonly<Record<string, LedBody>> = {
     await during(s, remote.config(0, 4));
     expectSame(await writes(s, remote), 41, "the generation after a read");
     s.generation = 50;
-    s.talk.send(Kind.EVENT_CONFIG, (m) => Object.assign(m, { status: s.status, generation: 50 }));
+    s.talk.send(Kind.EVENT_CONFIG, { status: s.status, generation: 50 });
     await s.lookOn();
     expectSame(await writes(s, remote), 50, "the generation after EVENT_CONFIG");
   },
@@ -63,7 +63,7 @@ export const LED_DRIVER: Readonly<Record<string, LedBody>> = {
     let refusals = 0;
     s.override = (request) => {
       if (request.kind !== Kind.SET_CONFIG) return false;
-      s.talk.reply(request, (m) => m.generation = 100 + refusals++);
+      s.talk.reply(request, { generation: 100 + refusals++ });
       return true;
     };
     const written = await during(s, remote.setConfig(0, Uint8Array.of(1)));
@@ -135,7 +135,7 @@ export const LED_DRIVER: Readonly<Record<string, LedBody>> = {
     let shows = 0;
     s.override = (request) => {
       if (request.kind !== Kind.GET_VQUEUE || shows++ >= 3) return false;
-      s.answer(request, (m) => Object.assign(m, { flags: 1, queueSize: 256, deviceAddress: 1 }));
+      s.answer(request, { flags: 1, queueSize: 256, deviceAddress: 1 });
       return true;
     };
     await during(s, remote.resetQueue(1));

@@ -29,6 +29,8 @@ const AT = 0x4000_0000;
 const MEMORY = 16 << 20;
 const SLOTS = 256;
 const NUMBER = 3;
+/** Other devices on the same bus; the last is in another window of GET_DEVICES. */
+const OTHERS = [0, 11, 700];
 const LOG = createLog("test", "error", () => {});
 
 /** A device to ask. */
@@ -78,7 +80,7 @@ export async function withOurDevice(
   const side = stack.use(new DeviceSide({ reactor, bus: device, codec, log: LOG }));
   const { model, led } = make(reactor);
   side.add(NUMBER, model, [{ at: AT, size: MEMORY, memory, offset: 0 }]);
-  side.add(NUMBER + 8, new FakeDevice());
+  for (const number of OTHERS) side.add(number, new FakeDevice());
   const talk = new Conversation(reactor, driver, codec, NUMBER, { at: AT, size: MEMORY });
   side.open();
   talk.open();
