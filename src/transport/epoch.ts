@@ -1,4 +1,4 @@
-/** Random numbers that tell one attachment, and one heartbeat, from another (design 6.1, 6.3). */
+/** Random numbers that tell one attachment, and one heartbeat, from another (docs/wire.md 6). */
 
 /** The version of the private messages that HELLO carries. */
 export const PRIVATE_VERSION = 1;

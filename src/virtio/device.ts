@@ -16,7 +16,12 @@
  *   when the driver side is gone, whose request is then forgotten.
  *
  * A device that has not answered within a few seconds counts as broken until it does, and so does one
- * whose promise is rejected: DEVICE_NEEDS_RESET, a line in the log, and failure for whoever waits.
+ * whose promise is rejected: DEVICE_NEEDS_RESET, a line in the log, and failure for whoever waits. When it
+ * answers at last it is asked to stop and to let go of what the driver side has taken back meanwhile.
+ *
+ * The order of a device's life: `connect`; then for each driver `memoryAdded`, `acceptFeatures`, `startQueue`,
+ * `resume`; and back, after a reset or when the driver side is gone: `stopQueue` for each queue that it was
+ * given, `reset`, `memoryRemoved`.
  */
 
 import type { AddressSpace, MemoryRegion } from "../memory/mod.ts";
@@ -93,13 +98,19 @@ export interface DeviceModel extends Disposable {
   writeConfig(offset: number, bytes: Uint8Array): Answer<boolean>;
   /** Opens a queue's rings; answers why it cannot. Work starts with {@link resume}. */
   startQueue(index: number, setup: QueueSetup): Answer<string | undefined>;
-  /** Publishes what was used, takes back the rest, forgets the rings; answers the next index. */
+  /**
+   * Publishes what was used, takes back the rest, forgets the rings; answers the next index. It may be
+   * called for a queue whose start was not answered, or answered with a failure.
+   */
   stopQueue(index: number): Answer<number>;
-  /** The driver reset the device; every queue was stopped before. */
+  /** The driver reset the device, or is gone; every queue was stopped before. */
   reset?(): Answer<void>;
   /** Regions were added to {@link DeviceHost.regions}; answers why the device cannot use them. */
   memoryAdded?(regions: readonly MemoryRegion[]): Answer<string | undefined>;
-  /** No queue runs, and these regions are unmapped and their files closed as soon as this is answered. */
+  /**
+   * These regions are not in {@link DeviceHost.regions} any more, and no queue runs. They are unmapped and
+   * their files closed as soon as this is answered.
+   */
   memoryRemoved?(regions: readonly MemoryRegion[]): Answer<void>;
   /** The driver made buffers available. */
   available(index: number): void;

@@ -472,6 +472,25 @@ cleanTest(
 );
 
 cleanTest(
+  "hung: a reset that takes too long is answered once, and finished all the same",
+  () =>
+    withLate(async (rig) => {
+      const { late, peer } = rig;
+      await bringUp(rig);
+      late.isLate = true;
+      rig.send(Kind.SET_DEVICE_STATUS, status(0));
+      assertEquals((await peer.nextOf(Kind.SET_DEVICE_STATUS)).status, NEEDS_RESET);
+      await rig.answer();
+      assertEquals(late.asked, ["stop 0", "reset"]);
+      rig.send(Kind.GET_DEVICE_STATUS);
+      await rig.settle();
+      await rig.answer();
+      assertEquals((await peer.next()).status, 0);
+      assertEquals(kinds(rig), [], "one answer to each");
+    }),
+);
+
+cleanTest(
   "hung: memory that was being added goes when the device answers",
   () =>
     withLate(async (rig) => {
