@@ -6,13 +6,14 @@ import type { Codec, Dialect } from "../message/codec.ts";
 import { codecFor } from "../message/codecs.ts";
 import type { Log } from "../observe/log.ts";
 import type { BusKind } from "./bus_kinds/bus_kind.ts";
-import { ivshmemBus } from "./bus_kinds/ivshmem.ts";
-import { linuxUserBus } from "./bus_kinds/linux_user.ts";
-import { shmBus } from "./bus_kinds/shm.ts";
+import { ivshmemKind } from "./bus_kinds/ivshmem.ts";
+import { linuxUserKind } from "./bus_kinds/linux_user.ts";
+import { shmKind } from "./bus_kinds/shm.ts";
 import type { Option, Section } from "./command.ts";
-import { type Chosen, findKind, type Group, kindsSection, parseKind } from "./groups.ts";
+import type { Group } from "./groups.ts";
+import { type Chosen, findKind, kindsSection, parseKind } from "./kinds.ts";
 
-const BUS_KINDS: readonly BusKind[] = [linuxUserBus, ivshmemBus, shmBus];
+const BUS_KINDS: readonly BusKind[] = [linuxUserKind, ivshmemKind, shmKind];
 
 const DIALECTS: readonly Dialect[] = ["v1", "v1-2025", "proto"];
 

@@ -13,7 +13,7 @@ import {
   parseBus,
 } from "./bus_option.ts";
 import { DEVICE_OPTIONS, DEVICE_SECTION, openDevice, parseDevices } from "./device_option.ts";
-import type { Chosen } from "./groups.ts";
+import type { Chosen } from "./kinds.ts";
 import {
   DEVICE_MEMORY_OPTION,
   type DeviceMemorySettings,

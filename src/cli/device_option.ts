@@ -10,7 +10,7 @@ import {
 } from "./device_kinds/device_kind.ts";
 import { netKind } from "./device_kinds/net.ts";
 import { rngKind } from "./device_kinds/rng.ts";
-import { type Chosen, findKind, kindsSection } from "./groups.ts";
+import { type Chosen, findKind, kindsSection } from "./kinds.ts";
 
 const DEVICE_KINDS: readonly DeviceKind[] = [netKind, rngKind];
 

@@ -15,7 +15,7 @@ import type { TapOptions } from "../network/tap.ts";
 import { DriverSide } from "../transport/driver_side.ts";
 import { BUS_OPTION, BUS_SECTION, type BusSettings, openBus, parseBus } from "./bus_option.ts";
 import type { Options } from "./command.ts";
-import { parseKind } from "./groups.ts";
+import { parseKind } from "./kinds.ts";
 import {
   CONFINED_OPTIONS,
   DRIVER_MEMORY_OPTION,
@@ -25,7 +25,7 @@ import {
   parseDriverMemory,
 } from "./memory_option.ts";
 import { type PlaneCommand, planeCommand } from "./plane.ts";
-import { tapPort } from "./port_kinds/tap.ts";
+import { tapKind } from "./port_kinds/tap.ts";
 
 interface DriverSettings {
   readonly bus: BusSettings;
@@ -96,7 +96,7 @@ export const driverCommand: PlaneCommand<DriverSettings> = planeCommand({
     return {
       tap: tap === undefined
         ? undefined
-        : tapPort.parse(parseKind("--tap", `tap=${tap}`, [tapPort], ["mtu"]).group),
+        : tapKind.parse(parseKind("--tap", `tap=${tap}`, [tapKind], ["mtu"]).group),
       memory: confined !== undefined
         ? { kind: "confined", ...confined } as const
         : memory === undefined
@@ -122,7 +122,7 @@ export const driverCommand: PlaneCommand<DriverSettings> = planeCommand({
     const memory = openDriverMemory(settings.memory, bus, stack);
     if (settings.tap !== undefined) {
       const bridge = stack.use(
-        new PortBridge(reactor, tapPort.open(settings.tap, context).port, log.info),
+        new PortBridge(reactor, tapKind.open(settings.tap, context).port, log.info),
       );
       const offloads = mirrored(bridge.port.features);
       const options = { memory, offloads };

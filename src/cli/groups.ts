@@ -7,7 +7,6 @@
  */
 
 import { UsageError } from "../linux/errors.ts";
-import type { Section } from "./command.ts";
 
 /** A parsed group. */
 export class Group {
@@ -83,71 +82,10 @@ export class Group {
   }
 }
 
-/** A value behind what it was given to: `--net tap`, `--device net,tap`. */
-function asGiven(option: string, text: string): string {
+/** A value behind what it was given to, for messages: `--net tap`, `--device net,tap`. */
+export function asGiven(option: string, text: string): string {
   if (text === "") return option;
   return `${option}${option.includes(" ") ? "," : " "}${text}`;
-}
-
-/**
- * One kind of something that an option chooses: a bus, a port, a device. All that the command line says
- * and knows of it is in its record.
- *
- * The record is used on both threads. The main one parses what was given into settings, plain data that
- * can be sent; the Worker opens what they describe. (Each sort of kinds has its own `parse` and `open`.)
- */
-export interface Kind {
-  readonly name: string;
-  /** How it is written, for the help: `shm,file=PATH[,offset=N]`. */
-  readonly usage: string;
-  /** What it is, for the help. */
-  readonly help: string;
-}
-
-/** A kind whose value is a group. */
-export interface GroupKind extends Kind {
-  /** The keys that it knows. */
-  readonly keys: readonly string[];
-}
-
-/** What was chosen, as plain data: a kind by name, and what its `parse` gave, for its `open`. */
-export interface Chosen {
-  readonly kind: string;
-  readonly settings: unknown;
-}
-
-/** The kind of that name; a usage error otherwise. */
-export function findKind<K extends Kind>(kinds: readonly K[], option: string, name: string): K {
-  const found = kinds.find((kind) => kind.name === name);
-  if (found !== undefined) return found;
-  const names = kinds.map(({ name }) => name).join(", ");
-  throw new UsageError(`${asGiven(option, name)}: unknown, one of ${names} is expected`);
-}
-
-/** The kinds as a part of a help text. */
-export function kindsSection(title: string, kinds: readonly Kind[]): Section {
-  return { title, rows: kinds.map(({ usage, help }) => ({ term: usage, text: help })) };
-}
-
-/**
- * Parses a group that begins with a kind.
- *
- * @param option what it was given to, for messages
- * @param common keys that all kinds know
- */
-export function parseKind<K extends GroupKind>(
-  option: string,
-  text: string,
-  kinds: readonly K[],
-  common: readonly string[] = [],
-): { readonly kind: K; readonly group: Group } {
-  const parts = text.split(",");
-  const kind = findKind(kinds, option, parts[0]!.split("=")[0]!);
-  const { name } = kind;
-  // A kind alone has no value; with one it is a key like others.
-  const values = parts[0] === name ? parts.slice(1) : parts;
-  const keys = [...kind.keys, ...common];
-  return { kind, group: new Group(option, name, readPairs(option, text, values, keys, name)) };
 }
 
 /** Parses a group without a kind; it may be empty. */
@@ -156,7 +94,13 @@ export function parseGroup(option: string, text: string, keys: readonly string[]
   return new Group(option, "", readPairs(option, text, parts, keys));
 }
 
-function readPairs(
+/**
+ * The keys and values of a group's parts; a usage error for what is unknown or given twice.
+ *
+ * @param option and `text` are for messages
+ * @param kind a key that is known besides
+ */
+export function readPairs(
   option: string,
   text: string,
   parts: readonly string[],

@@ -4,17 +4,18 @@ import type { Reactor } from "../linux/reactor.ts";
 import { Hub } from "../network/hub.ts";
 import type { Log } from "../observe/log.ts";
 import type { Option, Section } from "./command.ts";
-import { type Chosen, findKind, type Group, kindsSection, parseKind } from "./groups.ts";
-import { hubPort } from "./port_kinds/hub.ts";
-import { packetPort } from "./port_kinds/packet.ts";
-import { passtPort } from "./port_kinds/passt.ts";
+import type { Group } from "./groups.ts";
+import { type Chosen, findKind, kindsSection, parseKind } from "./kinds.ts";
+import { hubKind } from "./port_kinds/hub.ts";
+import { packetKind } from "./port_kinds/packet.ts";
+import { passtKind } from "./port_kinds/passt.ts";
 import type { HubLinks, OpenPort, PortContext, PortKind } from "./port_kinds/port_kind.ts";
-import { responderPort } from "./port_kinds/responder.ts";
-import { tapPort } from "./port_kinds/tap.ts";
+import { responderKind } from "./port_kinds/responder.ts";
+import { tapKind } from "./port_kinds/tap.ts";
 
 /** What can join the link of a hub to the world. */
-const UPLINK_KINDS: readonly PortKind[] = [responderPort, tapPort, packetPort, passtPort];
-const PORT_KINDS: readonly PortKind[] = [...UPLINK_KINDS, hubPort];
+const UPLINK_KINDS: readonly PortKind[] = [responderKind, tapKind, packetKind, passtKind];
+const PORT_KINDS: readonly PortKind[] = [...UPLINK_KINDS, hubKind];
 
 /** What the help of a command with network cards says at its end. */
 export const PORT_SECTION: Section = kindsSection(

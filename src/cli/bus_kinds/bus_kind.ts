@@ -3,7 +3,8 @@
 import type { Bus, Side } from "../../bus/bus.ts";
 import type { Reactor } from "../../linux/reactor.ts";
 import type { Log } from "../../observe/log.ts";
-import type { Group, GroupKind } from "../groups.ts";
+import type { Group } from "../groups.ts";
+import type { GroupKind } from "../kinds.ts";
 
 /** What a bus is opened with. */
 export interface BusContext {

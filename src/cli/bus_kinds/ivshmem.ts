@@ -48,7 +48,7 @@ function openEnd(end: EndSettings, log: Log): IvshmemEnd {
 }
 
 /** A PCI function of this machine, or a process at the server's socket. */
-export const ivshmemBus: BusKind<IvshmemSettings> = {
+export const ivshmemKind: BusKind<IvshmemSettings> = {
   name: "ivshmem",
   usage: "ivshmem,pci=ADDRESS[,via=vfio|sysfs][,bind][,peer=ID][,poll] or " +
     "ivshmem,server=PATH[,peer=ID][,poll]",

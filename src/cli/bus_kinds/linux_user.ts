@@ -12,7 +12,7 @@ interface LinuxUserSettings {
 }
 
 /** Two queue files and a socket. */
-export const linuxUserBus: BusKind<LinuxUserSettings> = {
+export const linuxUserKind: BusKind<LinuxUserSettings> = {
   name: "linux-user",
   usage: "linux-user,socket=PATH[,name=NAME][,dir=DIR][,listen[=off]][,wait=off]",
   help: "two queue files (queue-NAME-driver, queue-NAME-device in DIR, by default the current " +

@@ -12,7 +12,7 @@ interface ShmSettings {
 }
 
 /** The queues at an offset of a file, polled or with interrupts. */
-export const shmBus: BusKind<ShmSettings> = {
+export const shmKind: BusKind<ShmSettings> = {
   name: "shm",
   usage: "shm,file=PATH[,offset=N][,size=N][,notify=poll|uio][,uio=/dev/uioN]" +
     "[,doorbell=OFFSET[,doorbell-file=PATH][,doorbell-value=N]]",

@@ -3,7 +3,7 @@
 import type { Reactor } from "../../linux/reactor.ts";
 import type { Log } from "../../observe/log.ts";
 import type { DeviceModel } from "../../virtio/device.ts";
-import type { Kind } from "../groups.ts";
+import type { Kind } from "../kinds.ts";
 import type { HubLinks } from "../port_kinds/port_kind.ts";
 
 /** What a device side has unless it is told otherwise. */

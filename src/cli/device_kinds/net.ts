@@ -3,7 +3,8 @@
 import { NetDevice } from "../../devices/net/net_device.ts";
 import { parseMac } from "../../network/protocols/ethernet.ts";
 import { CapturingPort } from "../../network/pcap.ts";
-import type { Chosen, Group } from "../groups.ts";
+import type { Group } from "../groups.ts";
+import type { Chosen } from "../kinds.ts";
 import { parseMtu } from "../port_kinds/port_kind.ts";
 import { openPort, parsePort } from "../port_option.ts";
 import type { DeviceKind } from "./device_kind.ts";

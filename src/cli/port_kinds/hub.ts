@@ -3,7 +3,7 @@
 import type { PortKind } from "./port_kind.ts";
 
 /** A port of a link; `--hub` joins the link to the world. */
-export const hubPort: PortKind<{ readonly link: string }> = {
+export const hubKind: PortKind<{ readonly link: string }> = {
   name: "hub",
   usage: "hub[=NAME]",
   help: "a link that several cards share, joined to another port by --hub",

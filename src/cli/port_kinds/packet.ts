@@ -4,7 +4,7 @@ import { type PacketOptions, PacketPort } from "../../network/packet.ts";
 import type { PortKind } from "./port_kind.ts";
 
 /** A real interface of the host. */
-export const packetPort: PortKind<PacketOptions> = {
+export const packetKind: PortKind<PacketOptions> = {
   name: "packet",
   usage: "packet=INTERFACE[,offloads=off]",
   help: "a raw socket on a real interface",

@@ -6,7 +6,8 @@
 import type { Reactor } from "../../linux/reactor.ts";
 import type { NetworkPort } from "../../network/port.ts";
 import type { Log } from "../../observe/log.ts";
-import type { Group, GroupKind } from "../groups.ts";
+import type { Group } from "../groups.ts";
+import type { GroupKind } from "../kinds.ts";
 
 /** The largest payload of a frame on a network that has none of its own. */
 export const DEFAULT_MTU = 1500;

@@ -14,7 +14,7 @@ function hostMac(card: Uint8Array): Uint8Array {
 }
 
 /** An interface that is made, or one that is there. */
-export const tapPort: PortKind<TapOptions> = {
+export const tapKind: PortKind<TapOptions> = {
   name: "tap",
   usage: "tap[=NAME][,bridge=BR][,address=A/P][,persistent][,offloads=off]",
   help: "the kernel's network, with all offloads unless they are off",
