@@ -103,8 +103,11 @@ export interface QueueDeviceOptions {
  * @returns whether `chain` holds a buffer; false if the ring is empty or broken
  */
 export function take(queue: DeviceQueue, chain: Chain): boolean {
-  const outcome = queue.next(chain);
-  if (outcome !== Pop.EMPTY) return outcome === Pop.CHAIN;
+  return queue.next(chain) === Pop.CHAIN || takeAfterAsking(queue, chain);
+}
+
+/** The second half of {@link take}, when `next` found no buffer. A broken ring is asked for nothing. */
+export function takeAfterAsking(queue: DeviceQueue, chain: Chain): boolean {
   return queue.wantKicks() && queue.next(chain) === Pop.CHAIN;
 }
 

@@ -13,6 +13,8 @@
  * the virtio-net header goes through unchanged, and no checksum is computed here. Buffers are used in the
  * order they came, which is what makes a restarted device able to go on.
  *
+ * The loops over frames have `take` written out: as a call of its own it costs a nanosecond a frame.
+ *
  * Which receive function runs, for one buffer a frame or for several (MRG_RXBUF), is chosen when the
  * features are accepted, not per frame.
  */
@@ -23,8 +25,8 @@ import type { IovecList } from "../../memory/mod.ts";
 import type { NetworkPort } from "../../network/port.ts";
 import type { Answer, DeviceHost, QueueSetup } from "../../virtio/device.ts";
 import { DEVICE_NET, NetFeature } from "../../virtio/features.ts";
-import { Chain, ChainSequence, type DeviceQueue } from "../../virtio/split/mod.ts";
-import { type Batch, QueueDevice, take } from "../queue_device.ts";
+import { Chain, ChainSequence, type DeviceQueue, Pop } from "../../virtio/split/mod.ts";
+import { type Batch, QueueDevice, take, takeAfterAsking } from "../queue_device.ts";
 import { type ControlTarget, GUEST_OFFLOADS, runCommand } from "./control_queue.ts";
 import { macKey, ReceiveFilter } from "./receive_filter.ts";
 
@@ -179,7 +181,7 @@ export class NetDevice extends QueueDevice {
   #transmit(queue: DeviceQueue, budget: number): boolean {
     const chain = this.#chain;
     for (; budget > 0; budget--) {
-      if (!take(queue, chain)) return false;
+      if (queue.next(chain) !== Pop.CHAIN && !takeAfterAsking(queue, chain)) return false;
       if (!this.port.send(chain.readable)) {
         queue.rewind(1);
         return false;
@@ -195,7 +197,7 @@ export class NetDevice extends QueueDevice {
     for (; budget > 0; budget--) {
       const wanted = this.port.nextLength();
       if (wanted === 0) return false;
-      if (!take(queue, chain)) return false;
+      if (queue.next(chain) !== Pop.CHAIN && !takeAfterAsking(queue, chain)) return false;
       if (chain.writable.length < wanted) {
         this.counters.tooLong++;
         this.port.discard();
