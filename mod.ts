@@ -32,7 +32,7 @@
  * const text = allocate(4096);
  *
  * function print(queue: DeviceQueue, budget: number): boolean {
- *   for (; budget > 0; budget--) {
+ *   for (let i = 0; i < budget; i++) {
  *     if (!take(queue, chain)) return false; // no buffer left: sleep until the driver kicks
  *     for (let at = 0; at < chain.readable.length;) {
  *       const length = chain.readable.copyOut(at, text.address, text.bytes.length);
@@ -88,7 +88,11 @@ export { hasFeature, NetFeature, RingFeature, Status } from "./src/virtio/featur
 export type { DeviceHost, DeviceModel, QueueSetup } from "./src/virtio/device.ts";
 
 // Devices there are.
-export { NetDevice, type NetDeviceOptions } from "./src/devices/net/net_device.ts";
+export {
+  type NetCounters,
+  NetDevice,
+  type NetDeviceOptions,
+} from "./src/devices/net/net_device.ts";
 export { rngDevice } from "./src/devices/rng.ts";
 export type { NetworkPort, PortListener } from "./src/network/port.ts";
 export { TapPort } from "./src/network/tap.ts";

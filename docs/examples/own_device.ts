@@ -16,7 +16,7 @@ const chain = new Chain();
 const text = allocate(4096);
 
 function print(queue: DeviceQueue, budget: number): boolean {
-  for (; budget > 0; budget--) {
+  for (let i = 0; i < budget; i++) {
     if (!take(queue, chain)) return false; // no buffer left: sleep until the driver kicks
     for (let at = 0; at < chain.readable.length;) {
       const length = chain.readable.copyOut(at, text.address, text.bytes.length);

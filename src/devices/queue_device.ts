@@ -28,7 +28,7 @@
  * const text = allocate(4096);
  *
  * function turnRound(queue: DeviceQueue, budget: number): boolean {
- *   for (; budget > 0; budget--) {
+ *   for (let i = 0; i < budget; i++) {
  *     // No buffer left, and a kick asked for: sleep. (Also when the ring is broken.)
  *     if (!take(queue, chain)) return false;
  *     const { readable, writable } = chain;

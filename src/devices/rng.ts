@@ -23,7 +23,7 @@ export function rngDevice(reactor: Reactor): QueueDevice {
   waitForRandom();
 
   function fillBuffers(queue: DeviceQueue, budget: number): boolean {
-    for (; budget > 0; budget--) {
+    for (let i = 0; i < budget; i++) {
       if (!take(queue, chain)) return false;
       const written = fill(chain.writable);
       counters.buffers++;

@@ -15,7 +15,7 @@ function answerAll(): { batches: number; batch: Batch } {
     batches: 0,
     batch: (...[queue, budget]: Parameters<Batch>) => {
       result.batches++;
-      for (; budget > 0; budget--) {
+      for (let i = 0; i < budget; i++) {
         if (!take(queue, chain)) return false;
         queue.complete(chain.head, chain.writable.length);
       }

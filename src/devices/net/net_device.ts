@@ -71,18 +71,39 @@ export interface NetDeviceOptions {
   readonly mtu: number;
 }
 
-/** See the head of this file. */
-export class NetDevice extends QueueDevice {
-  /** What went through, and what could not. */
-  override readonly counters = {
+/** What went through a card, and what could not. */
+export interface NetCounters {
+  /** Batches of any queue. */
+  batches: number;
+  /** Frames the driver got. */
+  received: number;
+  /** Frames the driver sent. */
+  transmitted: number;
+  /** Frames that were dropped because the driver's buffer was too small. */
+  tooLong: number;
+  /** Frames the driver did not want. */
+  filtered: number;
+  /** Commands of the control queue. */
+  commands: number;
+  /** Those of them that were refused. */
+  refusedCommands: number;
+}
+
+function noneYet(): NetCounters {
+  return {
+    batches: 0,
     received: 0,
     transmitted: 0,
     tooLong: 0,
     filtered: 0,
     commands: 0,
     refusedCommands: 0,
-    batches: 0,
   };
+}
+
+/** See the head of this file. */
+export class NetDevice extends QueueDevice {
+  declare readonly counters: NetCounters;
   readonly #chain = new Chain();
   readonly #sequence = new ChainSequence();
   readonly #filter = new ReceiveFilter();
@@ -106,6 +127,7 @@ export class NetDevice extends QueueDevice {
         (queue, budget) => this.#transmit(queue, budget),
         (queue, budget) => this.#control(queue, budget),
       ],
+      counters: noneYet(),
     });
     this.#ownMac = options.mac.slice(0, 6);
     const config = this.#configView;
@@ -180,7 +202,7 @@ export class NetDevice extends QueueDevice {
 
   #transmit(queue: DeviceQueue, budget: number): boolean {
     const chain = this.#chain;
-    for (; budget > 0; budget--) {
+    for (let i = 0; i < budget; i++) {
       if (queue.next(chain) !== Pop.CHAIN && !takeAfterAsking(queue, chain)) return false;
       if (!this.port.send(chain.readable)) {
         queue.rewind(1);
@@ -194,7 +216,7 @@ export class NetDevice extends QueueDevice {
 
   #receiveSingle(queue: DeviceQueue, budget: number): boolean {
     const chain = this.#chain;
-    for (; budget > 0; budget--) {
+    for (let i = 0; i < budget; i++) {
       const wanted = this.port.nextLength();
       if (wanted === 0) return false;
       if (queue.next(chain) !== Pop.CHAIN && !takeAfterAsking(queue, chain)) return false;
@@ -221,7 +243,7 @@ export class NetDevice extends QueueDevice {
 
   #receiveMergeable(queue: DeviceQueue, budget: number): boolean {
     const buffers = this.#sequence;
-    for (; budget > 0; budget--) {
+    for (let i = 0; i < budget; i++) {
       const wanted = this.port.nextLength();
       if (wanted === 0) return false;
       if (!buffers.fill(queue, wanted) && !this.#fillAfterAsking(queue, wanted)) return false;
@@ -254,7 +276,7 @@ export class NetDevice extends QueueDevice {
 
   #control(queue: DeviceQueue, budget: number): boolean {
     const chain = this.#chain;
-    for (; budget > 0; budget--) {
+    for (let i = 0; i < budget; i++) {
       if (!take(queue, chain)) return false;
       const done = runCommand(chain.readable, this.#controlTarget);
       this.counters.commands++;
