@@ -12,13 +12,11 @@ function wordsOf(text: string): string {
   return text.replaceAll(/\\\n/g, "").replaceAll(/\s+/g, "");
 }
 
-async function allCommands() {
-  return await Promise.all(Object.values(COMMANDS).map((load) => load()));
-}
+const ALL = await Promise.all(Object.values(COMMANDS).map((load) => load()));
 
 for (const width of WIDTHS) {
-  Deno.test(`help: no line is longer than a terminal of ${width} columns`, async () => {
-    const commands = await allCommands();
+  Deno.test(`help: no line is longer than a terminal of ${width} columns`, () => {
+    const commands = ALL;
     for (
       const text of [
         overviewText(commands, width),
@@ -36,8 +34,8 @@ for (const width of WIDTHS) {
   });
 }
 
-Deno.test("help: the width changes where lines end, and nothing else", async () => {
-  for (const command of await allCommands()) {
+Deno.test("help: the width changes where lines end, and nothing else", () => {
+  for (const command of ALL) {
     const [first, ...others] = WIDTHS.map((width) => wordsOf(helpText(command, width)));
     for (const other of others) assertEquals(other, first);
   }
@@ -86,8 +84,8 @@ Deno.test("help: paragraphs, options with hanging indent, and examples at 40 col
   ]);
 });
 
-Deno.test("help: examples need no more than 80 columns as they are written", async () => {
-  for (const { examples } of await allCommands()) {
+Deno.test("help: examples need no more than 80 columns as they are written", () => {
+  for (const { examples } of ALL) {
     for (const line of examples.flatMap((example) => example.split("\n"))) {
       assert(line.length <= 78, line);
     }
