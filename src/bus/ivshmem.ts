@@ -2,7 +2,7 @@
  * The ivshmem bus: two machines, or a machine and a process, that are peers of one ivshmem server.
  *
  * Queues are those of page_bus.ts, at the start of the shared memory; the doorbell is a ring of vector 0
- * of the peer (wire document 8.3). An end that cannot be rung polls.
+ * of the peer (docs/wire.md 4.3). An end that cannot be rung polls.
  *
  * Whom to ring. `peer=` says it; otherwise the peer has named itself in its queue, or is the only other
  * one that the server knows, or is taken for the other one of the ids 0 and 1. A wrong id is not

@@ -1,6 +1,6 @@
 /**
  * The linux-user bus: two processes on one host, two queue files and a Unix socket, with the names,
- * sizes and the notification byte of the prototype QEMU (wire document 8.2).
+ * sizes and the notification byte of the prototype QEMU (docs/wire.md 4.2).
  *
  *     queue-<name>-driver, queue-<name>-device   4096 slots each, 262272 bytes, mapped by both
  *     socket                                     one side listens, the other connects

@@ -1,6 +1,6 @@
 /**
  * The message bus of two systems that share memory: two 4 KiB pages, as the prototype QEMU lays them
- * out in the shared memory of an ivshmem function (wire document 8.3).
+ * out in the shared memory of an ivshmem function (docs/wire.md 4.3).
  *
  *     0     driver queue: the driver side produces, 62 slots
  *     4096  device queue: the device side produces, 62 slots

@@ -1,6 +1,6 @@
 /**
  * The message queue that every virtio-msg bus of the prototype uses: one direction, one producer, one
- * consumer, 64-byte slots in shared memory (wire document 8.1).
+ * consumer, 64-byte slots in shared memory (docs/wire.md 4.1).
  *
  *     0    u32 head: the slot the producer writes next; only the producer writes it
  *     64   u32 tail: the slot the consumer reads next; only the consumer writes it

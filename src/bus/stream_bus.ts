@@ -1,6 +1,6 @@
 /**
  * A QueueBus whose doorbell is a byte on a Unix stream socket, as the prototype's linux-user bus rings
- * (wire document 8.2): the byte 0xED after messages, values and number of bytes without meaning, the
+ * (docs/wire.md 4.2): the byte 0xED after messages, values and number of bytes without meaning, the
  * end of file as the peer's farewell.
  *
  * Between two vmsg processes a byte can carry one file descriptor (ADD_MEMORY's memory). Descriptors

@@ -7,7 +7,7 @@
  * or not set up for interrupts yet, does nothing, and nobody can find that out. So a ring only says
  * "look", and who rings says it again until it sees an effect.
  *
- * Source: qemu docs/specs/ivshmem-spec.rst; wire document 9.
+ * Source: qemu docs/specs/ivshmem-spec.rst; docs/wire.md 5.
  */
 
 import type { Fd } from "../linux/fd.ts";
@@ -19,7 +19,7 @@ export const IVSHMEM_VENDOR = 0x1af4;
 /** The device id, see {@link IVSHMEM_VENDOR}. */
 export const IVSHMEM_DEVICE = 0x1110;
 
-/** Registers in BAR0; 32 bits, little-endian, only accessed whole (wire document 9.1). */
+/** Registers in BAR0; 32 bits, little-endian, only accessed whole (docs/wire.md 5.1). */
 export const Register = {
   /** Which causes interrupt; only the prototype's patched device and revision 0 know it. */
   INTERRUPT_MASK: 0x00,

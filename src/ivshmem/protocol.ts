@@ -12,7 +12,7 @@
  * A descriptor belongs to the message with whose bytes it came, so a reader never asks for more bytes
  * than the message at hand still lacks: one recvmsg may join the bytes of several messages otherwise.
  *
- * Source: qemu docs/specs/ivshmem-spec.rst; wire document 9.2.
+ * Source: qemu docs/specs/ivshmem-spec.rst; docs/wire.md 5.2.
  */
 
 import { allocate } from "../linux/arena.ts";

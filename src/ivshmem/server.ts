@@ -16,7 +16,7 @@
  * The memory is a sealed memfd, which no client can cut off under the others (SIGBUS), or a file of the
  * user's, which anybody can who may open it.
  *
- * Source: qemu docs/specs/ivshmem-spec.rst, contrib/ivshmem-server; wire document 9.2.
+ * Source: qemu docs/specs/ivshmem-spec.rst, contrib/ivshmem-server; docs/wire.md 5.2.
  */
 
 import { allocate } from "../linux/arena.ts";

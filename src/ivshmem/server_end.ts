@@ -15,7 +15,7 @@
  *
  * Of each peer only vector 0 is kept, to ring it; of our own vectors each is listened to.
  *
- * Source: qemu docs/specs/ivshmem-spec.rst; wire document 9.2.
+ * Source: qemu docs/specs/ivshmem-spec.rst; docs/wire.md 5.2.
  */
 
 import { allocate } from "../linux/arena.ts";

@@ -133,7 +133,7 @@ class Prototype implements Disposable {
 }
 
 cleanTest(
-  "linux-user 8.2: names, size and mode of the queue files",
+  "linux-user 4.2: names, size and mode of the queue files",
   () =>
     withRig(({ open, directory }) => {
       open("device");

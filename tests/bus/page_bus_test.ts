@@ -12,7 +12,7 @@ import { cleanTest } from "../support/leaks.ts";
 import { pageBus, pageLink } from "../support/page_link.ts";
 
 const PAGE = 4096;
-/** floor((4096 - 128) / 64), wire document 8.3. */
+/** floor((4096 - 128) / 64), docs/wire.md 4.3. */
 const CAPACITY = 62;
 const SLOT = 64;
 const SLOTS_AT = 128;
@@ -52,7 +52,7 @@ function page(memory: Mapping, at: number): Uint8Array {
   return new Uint8Array(memory.buffer, at, PAGE);
 }
 
-/** A queue page as wire document 8.1 draws it. */
+/** A queue page as docs/wire.md 4.1 draws it. */
 function expectedPage(head: number, tail: number, slots: number[][], producer = 0): Uint8Array {
   const bytes = new Uint8Array(PAGE);
   const view = new DataView(bytes.buffer);

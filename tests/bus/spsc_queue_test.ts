@@ -58,7 +58,7 @@ function receive(queue: SpscQueue): number {
 }
 
 function spscTests(): void {
-  Deno.test("SPSC 8.1: sizes and capacities of the table", () => {
+  Deno.test("SPSC 4.1: sizes and capacities of the table", () => {
     for (const [size, capacity] of [[4096, 62], [1024, 14], [262272, 4096], [192, 1], [256, 2]]) {
       assertEquals(spscCapacity(size!), capacity);
       assertEquals(spscCapacity(size! + 63), capacity, "a part of a slot is none");
@@ -71,7 +71,7 @@ function spscTests(): void {
     assertEquals(new SpscQueue(memoryOf(256), 0, 256).capacity, 2);
   });
 
-  Deno.test("SPSC 8.1: the example's bytes, EVENT_USED for queue 1 in slot 0 of 4096 bytes", () => {
+  Deno.test("SPSC 4.1: the example's bytes, EVENT_USED for queue 1 in slot 0 of 4096 bytes", () => {
     const { memory, producer } = bothEnds(62, 4096);
     producer.attachProducer();
     const message = new Message();
@@ -85,7 +85,7 @@ function spscTests(): void {
     assertEquals(new Uint8Array(memory.buffer), expected);
   });
 
-  Deno.test("SPSC 8.1: each side writes its own index only, at 0 and at 64", () => {
+  Deno.test("SPSC 4.1: each side writes its own index only, at 0 and at 64", () => {
     const { producer, consumer, words } = bothEnds(4);
     producer.attachProducer();
     consumer.attachConsumer(false);

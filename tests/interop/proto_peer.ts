@@ -1,16 +1,16 @@
 /**
- * A peer of the linux-user bus that shares nothing with src/: written from the wire document alone
- * (sections 2, 5, 5N, 8.1, 8.2), with its own queues, encodings, split ring and frames. Memory is not mapped
+ * A peer of the linux-user bus that shares nothing with src/: written from docs/wire.md alone
+ * (sections 2, 3, 4.1, 4.2), with its own queues, encodings, split ring and frames. Memory is not mapped
  * but read and written through files, which show the same pages.
  *
- * It behaves as the prototype QEMU does (2.3 to 2.5): a request is pushed and the byte 0xED is sent, then the
+ * It behaves as the prototype QEMU does (2.3, 2.4): a request is pushed and the byte 0xED is sent, then the
  * queue is polled 1024 times; what would make QEMU abort is collected in {@link ProtoPeer.aborts}.
  */
 
-/** How the messages are written: 2.1, 5.1 or 5N.1. */
+/** How the messages are written (1.2). */
 export type Form = "proto" | "v1-2025" | "v1";
 
-/** What a message means; names as in the wire document, ids differ between the forms (1.4). */
+/** What a message means; names as in docs/wire.md, ids differ between the forms (1.3). */
 type Name =
   | "info"
   | "getFeatures"
@@ -55,7 +55,7 @@ const V1_IDS: Readonly<Record<Name, number>> = {
 const PROTO_SILENT: readonly Name[] = ["setStatus", "setQueue"];
 const EVENTS: readonly Name[] = ["eventConfig", "eventAvail", "eventUsed"];
 
-/** Status bits (1.6). */
+/** Status bits (1.5). */
 const ACKNOWLEDGE = 1;
 const DRIVER = 2;
 const DRIVER_OK = 4;
@@ -70,10 +70,10 @@ const MRG_RXBUF = bit(15);
 const MAC = bit(5);
 const STATUS = bit(16);
 
-/** How often QEMU looks before it aborts (2.5). */
+/** How often QEMU looks before it aborts (2.4). */
 const POLLS = 1024;
 const SLOT = 64;
-/** 8.2: capacity 4096 slots. */
+/** 4.2: capacity 4096 slots. */
 const CAPACITY = 4096;
 const QUEUE_FILE_SIZE = 128 + SLOT * CAPACITY;
 const QUEUE_SIZE = 256;
@@ -136,7 +136,7 @@ class MemoryFile implements Disposable {
   }
 }
 
-/** 8.1, one direction. */
+/** 4.1, one direction. */
 class Queue {
   constructor(readonly file: MemoryFile) {}
 
@@ -338,7 +338,7 @@ export class DriverPeer extends ProtoPeer {
     return new DriverPeer("driver", form, directory, memory, connection);
   }
 
-  /** Sends a request and polls for its answer as 2.5 has it. */
+  /** Sends a request and polls for its answer as 2.4 has it. */
   async ask(name: Name, size: number, fill: (payload: DataView) => void): Promise<Received> {
     const token = this.form === "proto" ? 0 : ++this.token;
     await this.push(name, false, size, fill, token);
@@ -387,7 +387,7 @@ export class DriverPeer extends ProtoPeer {
       const { payload } = await this.ask("getQueue", 4, (p) => p.setUint32(0, index, true));
       if (payload.getUint32(0, true) !== index) this.abort("GET_VQUEUE of another queue");
       const size = payload.getUint32(4, true);
-      // 2.6: Linux reads the maximum as 64 bits.
+      // 2.5: Linux reads the maximum as 64 bits.
       if (this.form === "proto" && payload.getUint32(8, true) !== 0) this.abort("no zeros (P7)");
       if (size === 0) break;
       sizes.push(size);
@@ -483,7 +483,7 @@ export class DriverPeer extends ProtoPeer {
     }
     await this.ask("setQueue", 40, (p) => {
       p.setUint32(0, index, true);
-      // 5N.2: state operation 1; in 5.2 the word must be zero.
+      // 3.2: state operation 1; in 3.4 the word must be zero.
       p.setUint32(4, this.form === "v1" ? 1 : 0, true);
       p.setUint32(8, QUEUE_SIZE, true);
       fill(p, 16);
@@ -553,7 +553,7 @@ export class DriverPeer extends ProtoPeer {
         await this.#kick(0);
         if (wanted(bytes.subarray(12))) return bytes.slice(12);
       }
-      // The loop runs on: the socket is not read, its bytes pile up (8.2).
+      // The loop runs on: the socket is not read, its bytes pile up (4.2).
       await new Promise((resolve) => setTimeout(resolve, 1));
     }
     throw new Error("no such frame came");

@@ -11,7 +11,7 @@ export interface Recorded {
   readonly bytes: Uint8Array;
 }
 
-/** The ids that are answered, see wire document 2.2: by the device. */
+/** The ids that are answered, see docs/wire.md 2.2: by the device. */
 export const ANSWERED: readonly number[] = [0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x09, 0x0b];
 
 /** The message's id. */

@@ -57,7 +57,7 @@ cleanTest("protocol: two descriptors with one number, and lost ones, are refused
 });
 
 cleanTest(
-  "server: the example of the wire document, byte by byte",
+  "server 5.2: what each of two clients is told, byte by byte",
   () =>
     withServer({ vectors: 1 }, async ({ connect, wait, server }) => {
       connect();
