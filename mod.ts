@@ -108,6 +108,7 @@ export {
   type PeerListener,
 } from "./src/transport/driver_side.ts";
 export { RemoteDevice } from "./src/transport/remote_device.ts";
+export { tellRegion } from "./src/sharing/descriptors.ts";
 export { ownMemory } from "./src/sharing/driver_memory.ts";
 
 // What the above mention.
@@ -127,6 +128,7 @@ export type { Codec, Conduct, Dialect, Limits, Malformed } from "./src/message/c
 export type { Kind, Message } from "./src/message/message.ts";
 export type { Direction } from "./src/observe/trace.ts";
 export type { DriverMemory } from "./src/sharing/driver_memory.ts";
+export type { SharedRegion } from "./src/sharing/sharing.ts";
 export type { Link } from "./src/transport/link.ts";
 export type { Notification } from "./src/transport/notifications.ts";
 export type { DeviceInfo, QueueInfo } from "./src/transport/remote_device.ts";

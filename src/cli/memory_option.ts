@@ -26,7 +26,7 @@ import {
   pageMemory,
   segmentMemory,
 } from "../sharing/driver_memory.ts";
-import { DRIVER_MEMORY_SIZE } from "../drivers/net/net_driver.ts";
+import { DRIVER_MEMORY_SIZE } from "../drivers/net/net_buffers.ts";
 import type { MemoryRegion } from "../memory/mod.ts";
 import type { Option, Options } from "./command.ts";
 import { type Group, parseGroup } from "./groups.ts";

@@ -26,7 +26,7 @@ import { VmsgError } from "../linux/errors.ts";
 import type { Deferred, Reactor } from "../linux/reactor.ts";
 import type { Log } from "../observe/log.ts";
 import type { SharedRegion, Sharing } from "../sharing/sharing.ts";
-import type { RemoteDevice } from "../transport/remote_device.ts";
+import type { DeviceInfo, RemoteDevice } from "../transport/remote_device.ts";
 import { PeerLost } from "../transport/requests.ts";
 import { hasFeature, RingFeature, Status, statusNames } from "../virtio/features.ts";
 import { positionAfterLoss, usedIndex } from "./ring_position.ts";
@@ -71,6 +71,11 @@ export class SessionEnded extends VmsgError {
   constructor() {
     super("SESSION_ENDED", "the driver is gone");
   }
+}
+
+/** Does the device have this queue? In `proto` it does not say how many it has; then the queue itself is asked. */
+function hasQueue({ maxQueues }: DeviceInfo, index: number): boolean {
+  return maxQueues === 0 || index < maxQueues;
 }
 
 /** See the head of this file. */
@@ -263,7 +268,7 @@ export class Session implements Disposable {
       if (!rings.some(({ index }) => index === queue)) told.stuck.delete(queue);
     }
     const runnable = mayRun && features !== undefined
-      ? rings.filter(({ index }) => index < info.maxQueues && !told.stuck.has(index))
+      ? rings.filter(({ index }) => hasQueue(info, index) && !told.stuck.has(index))
       : [];
     const indices = runnable.map(({ index }) => index);
     // Other features need a reset of the device, and that stops every ring.

@@ -17,6 +17,26 @@ import {
   type Sharing,
 } from "./sharing.ts";
 
+/**
+ * Tells a device side of a region, if it can be told; another one has to know.
+ *
+ * @throws VmsgError NO_MEMORY in words; what transport requests throw
+ */
+export async function tellRegion(device: RemoteDevice, region: SharedRegion): Promise<void> {
+  const { fd, at, size, fileOffset = 0, from = 0, mustBeTold, advice } = region;
+  if (device.side.peer !== "vmsg") {
+    if (mustBeTold !== undefined) throw new VmsgError("NO_MEMORY", mustBeTold);
+    return;
+  }
+  if (fd !== undefined) return await device.addMemory(fd, at, size, fileOffset, from);
+  try {
+    await device.addSharedMemory(from, at, size, fileOffset);
+  } catch (error) {
+    if (!(error instanceof RequestRefused) || advice === undefined) throw error;
+    throw new VmsgError("NO_MEMORY", `${error.message}: ${advice}`, { cause: error });
+  }
+}
+
 /** See the head of this file. */
 export class Descriptors implements Sharing {
   readonly withheld: readonly number[] = [];
@@ -43,23 +63,8 @@ export class Descriptors implements Sharing {
     }
     for (const region of fresh) {
       region.exposed?.();
-      await this.#tell(region);
+      await tellRegion(this.device, region);
       this.#regions.push(region);
-    }
-  }
-
-  async #tell(region: SharedRegion): Promise<void> {
-    const { fd, at, size, fileOffset = 0, from = 0, mustBeTold, advice } = region;
-    if (!this.#tells) {
-      if (mustBeTold !== undefined) throw new VmsgError("NO_MEMORY", mustBeTold);
-      return;
-    }
-    if (fd !== undefined) return await this.device.addMemory(fd, at, size, fileOffset, from);
-    try {
-      await this.device.addSharedMemory(from, at, size, fileOffset);
-    } catch (error) {
-      if (!(error instanceof RequestRefused) || advice === undefined) throw error;
-      throw new VmsgError("NO_MEMORY", `${error.message}: ${advice}`, { cause: error });
     }
   }
 

@@ -7,11 +7,13 @@
  *     confined  a segment as confined mode has it, with its header
  *     pages     huge pages of this machine, whose RAM the device side's machine can see
  *
- * `pages` need not lie in one piece: each run is announced by itself, and the device side puts them
- * together again. A peer that is no vmsg takes addresses as they are, so there the bus address is the
- * physical one and the memory must be one run.
+ * The device works on the driver's own rings in all of them, so the sharing is that of descriptors.ts; what differs is
+ * what the device side is told. `pages` need not lie in one piece: each run is a region by itself, and the device
+ * side puts them together again. A peer that is no vmsg takes addresses as they are, so there the bus address is
+ * the physical one and the memory must be one run.
  */
 
+import type { Bus } from "../bus/bus.ts";
 import { VmsgError } from "../linux/errors.ts";
 import { createSealedMemory } from "../linux/fd.ts";
 import { allocateHugePages } from "../linux/huge_pages.ts";
@@ -19,53 +21,21 @@ import { mapShared, PAGE_SIZE } from "../linux/mapping.ts";
 import { holdPins } from "../linux/pin_holder.ts";
 import type { MappedMemory } from "../memory/mod.ts";
 import { MEMORY_SEGMENT, MEMORY_WINDOW } from "../message/message.ts";
-import type { Bus } from "../bus/bus.ts";
+import type { Place } from "../virtio/place.ts";
 import { Segment } from "./segment.ts";
+import type { SharedRegion } from "./sharing.ts";
 import { SILENCE_MS, waitForSilence } from "./silence.ts";
-import type { RemoteDevice } from "../transport/remote_device.ts";
-import { RequestRefused } from "../transport/requests.ts";
 
 /** Where memory that is announced lies on the bus; any address would do, 0 could hide a bug. */
 const BUS_ADDRESS = 0x4000_0000;
 
+const BOTH_MEMORY =
+  "the device side is no vmsg that speaks v1, it must know our memory: give both --memory";
+
 /** See the head of this file. */
-export interface DriverMemory extends Disposable {
-  /** The memory. */
-  readonly memory: MappedMemory;
-  /** Of its first usable byte in {@link memory}. */
-  readonly offset: number;
-  /** Usable bytes. */
-  readonly size: number;
-  /** The bus address of the first usable byte. */
-  readonly at: number;
-  /** Tells the device side. */
-  announce(device: RemoteDevice): Promise<void>;
-  /** Takes it back, if it was announced; the device is reset for that, or it would not let go. */
-  withdraw(device: RemoteDevice): Promise<void>;
-}
-
-/** Only a vmsg that speaks `v1` can be told of memory. */
-function assertVmsg(device: RemoteDevice): void {
-  if (device.side.peer === "vmsg") return;
-  throw new VmsgError(
-    "NO_MEMORY",
-    "the device side is no vmsg that speaks v1, it must know our memory: give both --memory",
-  );
-}
-
-/** What a device side means that refuses memory without a descriptor. */
-async function explained(advice: string, announce: () => Promise<void>): Promise<void> {
-  try {
-    await announce();
-  } catch (error) {
-    if (!(error instanceof RequestRefused)) throw error;
-    throw new VmsgError("NO_MEMORY", `${error.message}: ${advice}`, { cause: error });
-  }
-}
-
-async function withdraw(device: RemoteDevice, at: number, size: number): Promise<void> {
-  await device.reset();
-  await device.removeMemory(at, size);
+export interface DriverMemory extends Place, Disposable {
+  /** What the device side is told of; nothing where it knows already. */
+  readonly regions: readonly SharedRegion[];
 }
 
 /** A memfd of this process. */
@@ -74,16 +44,10 @@ export function ownMemory(size: number): DriverMemory {
   const fd = stack.use(createSealedMemory("vmsg-driver", size));
   const memory = stack.use(mapShared(fd.number, size));
   const owner = stack.move();
+  const place = { memory, offset: 0, size, at: BUS_ADDRESS };
   return {
-    memory,
-    offset: 0,
-    size,
-    at: BUS_ADDRESS,
-    announce: (device) => {
-      assertVmsg(device);
-      return device.addMemory(fd, BUS_ADDRESS, size, 0);
-    },
-    withdraw: (device) => withdraw(device, BUS_ADDRESS, size),
+    ...place,
+    regions: [{ ...place, fd, fileOffset: 0, mustBeTold: BOTH_MEMORY }],
     [Symbol.dispose]: () => owner.dispose(),
   };
 }
@@ -93,16 +57,7 @@ export function knownMemory(memory: MappedMemory, at: number): DriverMemory {
   if (at % PAGE_SIZE !== 0) {
     throw new VmsgError("MEMORY", `the driver's memory must be at a multiple of ${PAGE_SIZE}`);
   }
-  const nothing = () => Promise.resolve();
-  return {
-    memory,
-    offset: 0,
-    size: memory.size,
-    at,
-    announce: nothing,
-    withdraw: nothing,
-    [Symbol.dispose]: () => {},
-  };
+  return { memory, offset: 0, size: memory.size, at, regions: [], [Symbol.dispose]: () => {} };
 }
 
 /**
@@ -132,28 +87,16 @@ export function segmentMemory(bus: Bus, offset: number | undefined, size: number
         (length <= 0 ? `none of them from ${start} on` : `not ${length} from ${start} on`),
     );
   }
-  return {
-    memory: segment.memory,
-    offset: start,
-    size: length,
-    // The two address spaces are the same, so that a trace can be read.
-    at: start,
-    announce: async (device) => {
-      assertVmsg(device);
-      const advice = "its shared memory is smaller than ours: give both sides all of it (size=)";
-      await explained(advice, () => device.addSharedMemory(MEMORY_SEGMENT, start, length, start));
-    },
-    withdraw: (device) => withdraw(device, start, length),
-    [Symbol.dispose]: () => {},
+  // The two address spaces are the same, so that a trace can be read.
+  const place = { memory: segment.memory, offset: start, size: length, at: start };
+  const region = {
+    ...place,
+    from: MEMORY_SEGMENT,
+    fileOffset: start,
+    mustBeTold: BOTH_MEMORY,
+    advice: "its shared memory is smaller than ours: give both sides all of it (size=)",
   };
-}
-
-function scattered(count: number): VmsgError {
-  return new VmsgError(
-    "NO_MEMORY",
-    `the huge pages lie in ${count} pieces, which only a vmsg that speaks v1 can be told: ` +
-      "give --memory hugepages=2M, which is one piece",
-  );
+  return { ...place, regions: [region], [Symbol.dispose]: () => {} };
 }
 
 /**
@@ -163,14 +106,9 @@ function scattered(count: number): VmsgError {
  */
 export function confinedMemory(bus: Bus, size: number | undefined): DriverMemory {
   const segment = new Segment(bus, size, 1);
-  const place = segment.share(0);
   return {
-    memory: place.memory,
-    offset: place.offset,
-    size: place.size,
-    at: place.at,
-    announce: (device) => segment.announce(device),
-    withdraw: (device) => segment.withdraw(device),
+    ...segment.share(0),
+    regions: [segment.region],
     [Symbol.dispose]: () => segment[Symbol.dispose](),
   };
 }
@@ -181,36 +119,41 @@ export function confinedMemory(bus: Bus, size: number | undefined): DriverMemory
  */
 export function pageMemory(size: number, bus: Bus): DriverMemory {
   using stack = new DisposableStack();
-  const { mapping, runs } = stack.use(allocateHugePages(size));
-  const pin = bus.pin(mapping.address, mapping.size);
+  const { mapping: memory, runs } = stack.use(allocateHugePages(size));
+  const pin = bus.pin(memory.address, memory.size);
   if (pin !== undefined) stack.use(pin);
   const holder = pin === undefined ? undefined : holdPins(bus.pinHandles, SILENCE_MS);
   let isKnown = false;
-  const at = runs.length === 1 ? runs[0].physical : BUS_ADDRESS;
+  const isWhole = runs.length === 1;
+  const at = isWhole ? runs[0]!.physical : BUS_ADDRESS;
   const owner = stack.move();
+  const regions = runs.map(({ offset, physical, length }) => {
+    const where = `0x${physical.toString(16)} to 0x${(physical + length).toString(16)}`;
+    return {
+      memory,
+      offset,
+      size: length,
+      at: at + offset,
+      from: MEMORY_WINDOW,
+      fileOffset: physical,
+      ...!isWhole && {
+        mustBeTold:
+          `the huge pages lie in ${runs.length} pieces, which only a vmsg that speaks v1 ` +
+          "can be told: give --memory hugepages=2M, which is one piece",
+      },
+      advice: `it does not see this machine's memory at ${where}: give vmsg device ` +
+        "--memory pci=ADDRESS,at=ADDRESS (or file=PATH), with low= and hole= where RAM has a hole",
+      exposed: () => {
+        isKnown = true;
+      },
+    };
+  });
   return {
-    memory: mapping,
+    memory,
     offset: 0,
-    size: mapping.size,
+    size: memory.size,
     at,
-    announce: async (device) => {
-      isKnown = true;
-      if (device.side.peer !== "vmsg" && runs.length === 1) return;
-      if (device.side.peer !== "vmsg") throw scattered(runs.length);
-      for (const { offset, physical, length } of runs) {
-        const where = `0x${physical.toString(16)} to 0x${(physical + length).toString(16)}`;
-        const advice = `it does not see this machine's memory at ${where}: give vmsg device ` +
-          "--memory pci=ADDRESS,at=ADDRESS (or file=PATH), with low= and hole= where RAM has a hole";
-        await explained(
-          advice,
-          () => device.addSharedMemory(MEMORY_WINDOW, at + offset, length, physical),
-        );
-      }
-    },
-    withdraw: async (device) => {
-      if (device.side.peer !== "vmsg") return;
-      for (const { offset, length } of runs) await withdraw(device, at + offset, length);
-    },
+    regions,
     [Symbol.dispose]: () => {
       if (isKnown) waitForSilence();
       owner.dispose();

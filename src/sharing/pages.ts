@@ -18,9 +18,9 @@ import { MEMORY_WINDOW } from "../message/message.ts";
 import { limitedLevels, type Log } from "../observe/log.ts";
 import type { PeerListener } from "../transport/driver_side.ts";
 import type { RemoteDevice } from "../transport/remote_device.ts";
-import { RequestRefused } from "../transport/requests.ts";
 import { VmsgError } from "../linux/errors.ts";
 import type { DeviceQueue } from "../virtio/split/mod.ts";
+import { tellRegion } from "./descriptors.ts";
 import { divide, type RingPart } from "./division.ts";
 import type { ForwardingPlace, OpenTerms } from "./forwarding.ts";
 import { PhysicalMap } from "./physical_map.ts";
@@ -80,19 +80,19 @@ export class Pages implements ForwardingPlace, PeerListener, Disposable {
   }
 
   /** Tells a vmsg device side how addresses are meant; another takes them so anyway. */
-  async announce(device: RemoteDevice): Promise<void> {
-    if (device.side.peer !== "vmsg") return;
-    try {
-      await device.addSharedMemory(MEMORY_WINDOW, 0, 0, 0);
-    } catch (error) {
-      if (!(error instanceof RequestRefused)) throw error;
-      throw new VmsgError(
-        "NO_MEMORY",
-        `${error.message}: the device side does not see this machine's memory: give vmsg device ` +
-          "--memory pci=ADDRESS,at=ADDRESS, or both sides --confined",
-        { cause: error },
-      );
-    }
+  announce(device: RemoteDevice): Promise<void> {
+    // Of no length: all of its `--memory`.
+    const { mapping: memory } = this.#pages[0]!;
+    return tellRegion(device, {
+      memory,
+      offset: 0,
+      at: 0,
+      size: 0,
+      from: MEMORY_WINDOW,
+      fileOffset: 0,
+      advice: "the device side does not see this machine's memory: give vmsg device " +
+        "--memory pci=ADDRESS,at=ADDRESS, or both sides --confined",
+    });
   }
 
   /** @throws VmsgError HUGE_PAGES if there are more rings than pages in a huge one */

@@ -29,7 +29,9 @@ import type { Place } from "../virtio/place.ts";
 import type { DeviceQueue } from "../virtio/split/mod.ts";
 import { CopiedQueue, copiedRingsSize } from "./copied_queue.ts";
 import { alignPart, commandQueue, type DeviceTerms, divide, type RingPart } from "./division.ts";
+import { tellRegion } from "./descriptors.ts";
 import type { ForwardingPlace, OpenTerms } from "./forwarding.ts";
+import type { SharedRegion } from "./sharing.ts";
 
 /** "vmsg" */
 const MAGIC = 0x6773_6d76;
@@ -107,27 +109,26 @@ export class Segment implements ForwardingPlace, Disposable {
     this.#stack = stack.move();
   }
 
-  /** Tells the device side where the segment is, for one device number. */
-  async announce(device: RemoteDevice): Promise<void> {
-    const { peer } = device.side;
-    // Another implementation has been given the shared memory by its own means.
-    if (peer !== "vmsg" && this.#fd === undefined) return;
-    if (peer !== "vmsg") {
-      throw new VmsgError(
-        "SEGMENT",
-        "the device side is no vmsg that speaks v1 and cannot be given a segment on this bus",
-      );
-    }
-    const length = this.#memory.size - this.#start;
-    if (this.#fd !== undefined) await device.addMemory(this.#fd, 0, length, 0, MEMORY_SEGMENT);
-    else await device.addSharedMemory(MEMORY_SEGMENT, this.#start, length, this.#start);
+  /** All of it, from the queues on. Another implementation has been given the bus's memory by its own means. */
+  get region(): SharedRegion {
+    const start = this.#start;
+    return {
+      memory: this.#memory,
+      offset: start,
+      size: this.#memory.size - start,
+      at: start,
+      from: MEMORY_SEGMENT,
+      fileOffset: start,
+      ...this.#fd !== undefined && {
+        fd: this.#fd,
+        mustBeTold:
+          "the device side is no vmsg that speaks v1 and cannot be given a segment on this bus",
+      },
+    };
   }
 
-  /** Takes it back from a device side, which is reset for that. */
-  async withdraw(device: RemoteDevice): Promise<void> {
-    if (device.side.peer !== "vmsg") return;
-    await device.reset();
-    await device.removeMemory(this.#start, this.#memory.size - this.#start);
+  announce(device: RemoteDevice): Promise<void> {
+    return tellRegion(device, this.region);
   }
 
   /** All the parts of one device number in one, for a driver that needs no copies. */

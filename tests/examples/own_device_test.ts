@@ -14,6 +14,7 @@ import {
   type RemoteDevice,
   RingFeature,
   Status,
+  tellRegion,
 } from "../../mod.ts";
 import { cleanTest, withDirectory } from "../support/leaks.ts";
 
@@ -65,7 +66,7 @@ async function writeToConsole(directory: string, text: string): Promise<void> {
     await ready.promise;
     const { deviceId, maxQueues } = await device.info();
     assertEquals([deviceId, maxQueues], [CONSOLE, 2]);
-    await memory.announce(device);
+    for (const region of memory.regions) await tellRegion(device, region);
     await bringUp(device, queue);
     const bytes = new TextEncoder().encode(text);
     new Uint8Array(memory.memory.buffer).set(bytes, memory.offset + TEXT);

@@ -12,6 +12,7 @@ import { Reactor } from "../../src/linux/reactor.ts";
 import type { Dialect } from "../../src/message/codec.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { createLog } from "../../src/observe/log.ts";
+import { Descriptors, tellRegion } from "../../src/sharing/descriptors.ts";
 import {
   type DriverMemory,
   knownMemory,
@@ -55,6 +56,24 @@ async function withSides(
   await reactor.until(met.promise.then(() => body({ remote, device })));
 }
 
+/** Tells the device side of memory as the session of a driver does, and takes it back. */
+async function announceAndWithdraw(
+  memory: DriverMemory,
+  { remote, device }: Rig,
+  told: () => void,
+): Promise<void> {
+  const sharing = new Descriptors(remote);
+  await sharing.prepare(memory.regions);
+  told();
+  await sharing.prepare([]);
+  assertEquals(device.host.memory.windows.length, 0);
+}
+
+/** Tells the device side of memory. */
+async function announce({ regions }: DriverMemory, remote: RemoteDevice): Promise<void> {
+  for (const region of regions) await tellRegion(remote, region);
+}
+
 /** What is written at the driver's end is read at the device's, at the address that was told. */
 function assertShared(memory: DriverMemory, device: FakeDevice): void {
   const windows = device.host.memory.windows.map(({ at, size }) => [at, size]);
@@ -70,13 +89,10 @@ cleanTest("driver memory: of its own, sent as a descriptor, and taken back", asy
   using reactor = new Reactor();
   using pair = inProcessBus(reactor);
   using memory = ownMemory(4 * PAGE);
-  await withSides(reactor, pair, async ({ remote, device }) => {
-    await memory.announce(remote);
-    assertShared(memory, device);
-    await memory.withdraw(remote);
-    assertEquals(device.host.memory.windows.length, 0);
-    await memory.announce(remote);
-    assertShared(memory, device);
+  await withSides(reactor, pair, async (rig) => {
+    for (let i = 0; i < 2; i++) {
+      await announceAndWithdraw(memory, rig, () => assertShared(memory, rig.device));
+    }
   });
 });
 
@@ -93,11 +109,8 @@ cleanTest("driver memory: the bus's segment, all of it or a part", async () => {
     const start = offset ?? START;
     assertEquals([memory.offset, memory.at], [start, start]);
     assertEquals(memory.size, size || link.memory.size - start);
-    await withSides(reactor, link, async ({ remote, device }) => {
-      await memory.announce(remote);
-      assertShared(memory, device);
-      await memory.withdraw(remote);
-      assertEquals(device.host.memory.windows.length, 0);
+    await withSides(reactor, link, async (rig) => {
+      await announceAndWithdraw(memory, rig, () => assertShared(memory, rig.device));
     });
   }
 });
@@ -118,7 +131,7 @@ cleanTest(
     });
     using memory = segmentMemory(link.driver, undefined, 0);
     await withSides(reactor, { driver: link.driver, device }, async ({ remote }) => {
-      const { code, message } = await assertRejects(() => memory.announce(remote), VmsgError);
+      const { code, message } = await assertRejects(() => announce(memory, remote), VmsgError);
       assertEquals(code, "NO_MEMORY");
       assertMatch(message, /refused ADD_MEMORY: EINVAL: its shared memory is smaller .*size=/);
     });
@@ -136,15 +149,10 @@ cleanTest(
     using file = knownMemory(known, 0x4000_0000);
     await withSides(reactor, link, async ({ remote, device }) => {
       for (const memory of [segment, own]) {
-        const { message } = await assertRejects(
-          // Some throw at once.
-          async () => await memory.announce(remote),
-          VmsgError,
-        );
+        const { message } = await assertRejects(() => announce(memory, remote), VmsgError);
         assertMatch(message, /no vmsg that speaks v1, .*: give both --memory$/);
       }
-      await file.announce(remote);
-      await file.withdraw(remote);
+      assertEquals(file.regions, []);
       assertEquals(device.host.memory.windows, []);
     }, "proto");
   },
@@ -155,7 +163,7 @@ cleanTest("driver memory: files on a bus that carries none are told at once", as
   using link = pageLink(reactor, { named: true });
   using memory = ownMemory(PAGE);
   await withSides(reactor, link, async ({ remote }) => {
-    const { message } = await assertRejects(() => memory.announce(remote), VmsgError);
+    const { message } = await assertRejects(() => announce(memory, remote), VmsgError);
     assertMatch(message, /^driver end carries no files, .*: use confined mode/);
   });
 });

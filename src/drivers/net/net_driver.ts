@@ -2,22 +2,19 @@
  * A virtio-net driver in user space: a network card with no guest and no kernel driver.
  *
  * Theory of operation. Rings and buffers lie in one piece of memory that the device side sees
- * (driver_memory.ts); where it is small there are fewer buffers. Bring-up follows VIRTIO 1.2 section
- * 3.1.1 and, per queue, asks, sets and asks again as the Linux transport does (wire document 5N.5). It is
- * run anew for every device side that comes:
+ * (sharing/driver_memory.ts, net_buffers.ts). What the driver wants of a device is all that it says: a session
+ * (session.ts) brings each device side that comes to it, and the rings are made anew for each:
  *
- *     down --device side ready, bring-up done--> up --device side lost--> down
+ *     down --device side ready, brought up--> up --device side lost, or in need of a reset--> down
  *
  * Frames in flight when a device side dies are lost, as on a cable that is pulled; nothing else is.
  *
- * Receive buffers are small and mergeable (5.1.6.3.1): a large frame takes several, and is given to the
- * listener as the list of their segments, for one writev. They are handed back at once. A transmit buffer
- * holds the largest frame in one piece; they are reclaimed when they are needed.
+ * A received frame is given to the listener as the list of its buffers, for one writev. They are handed back at
+ * once. Transmit buffers are reclaimed when they are needed.
  */
 
 import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../../virtio/net_header.ts";
 import { VmsgError } from "../../linux/errors.ts";
-import { PAGE_SIZE } from "../../linux/mapping.ts";
 import type { Reactor, Task } from "../../linux/reactor.ts";
 import {
   DEVICE_NET,
@@ -27,34 +24,30 @@ import {
   RingFeature,
   Status,
 } from "../../virtio/features.ts";
-import { IovecList, MemoryWindow } from "../../memory/mod.ts";
+import type { QueueSetup } from "../../virtio/device.ts";
+import { IovecList } from "../../memory/mod.ts";
 import { limitedLog, type Log } from "../../observe/log.ts";
+import { Descriptors } from "../../sharing/descriptors.ts";
+import { type DriverMemory, ownMemory } from "../../sharing/driver_memory.ts";
 import type { DriverSide, PeerListener } from "../../transport/driver_side.ts";
 import type { RemoteDevice } from "../../transport/remote_device.ts";
 import { PeerLost } from "../../transport/requests.ts";
 import { DriverQueue } from "../../virtio/split/mod.ts";
-import { type DriverMemory, ownMemory } from "../../sharing/driver_memory.ts";
+import { Session } from "../session.ts";
+import type { WantedRing } from "../wanted.ts";
+import {
+  DRIVER_MEMORY_SIZE,
+  MAX_MERGED,
+  NetBuffers,
+  QUEUE_SIZE,
+  RECEIVE_SIZE,
+  TRANSMIT_SIZE,
+} from "./net_buffers.ts";
 
 const RECEIVE = 0;
 const TRANSMIT = 1;
-const QUEUE_SIZE = 256;
-const RECEIVE_SIZE = 4096;
-/** The largest frame with its header: 64 KiB of payload for segmentation offload, and the headers. */
-const TRANSMIT_SIZE = 66_048;
-const TRANSMIT_BUFFERS = 128;
-/** Buffers that one received frame may take. */
-const MAX_MERGED = Math.ceil(TRANSMIT_SIZE / RECEIVE_SIZE);
 /** Frames taken per task run. */
 const BATCH = 64;
-/** The fewest transmit buffers, and receive buffers that are two of the largest frames, to go on well. */
-const MIN_TRANSMIT = 2;
-const MIN_RECEIVE = 2 * MAX_MERGED;
-const RINGS_SIZE = Math.ceil(2 * DriverQueue.bytesNeeded(QUEUE_SIZE, true) / PAGE_SIZE) * PAGE_SIZE;
-/** The memory that a driver makes use of. */
-export const DRIVER_MEMORY_SIZE: number = RINGS_SIZE + QUEUE_SIZE * RECEIVE_SIZE +
-  TRANSMIT_BUFFERS * TRANSMIT_SIZE;
-const DRIVER_MEMORY_MINIMUM = RINGS_SIZE + MIN_RECEIVE * RECEIVE_SIZE +
-  MIN_TRANSMIT * TRANSMIT_SIZE;
 
 /** What is taken if offered. The last two are what a modern device cannot do without. */
 const WANTED = [
@@ -106,16 +99,14 @@ export class NetDriver implements PeerListener, Disposable {
   readonly #memory: DriverMemory;
   readonly #ownsMemory: boolean;
   readonly #device: RemoteDevice;
-  #queues: [DriverQueue, DriverQueue] | undefined;
-  /** All of the memory, for segments; the offsets below count in it. */
-  readonly #window: MemoryWindow;
-  readonly #receiveOffset: number = RINGS_SIZE;
-  readonly #receiveCount: number;
-  readonly #transmitOffset: number;
-  readonly #transmitCount: number;
+  readonly #session: Session;
+  readonly #rings: readonly WantedRing[] = [this.#ring(RECEIVE), this.#ring(TRANSMIT)];
+  /** What is wanted of the device; nothing before it is known. */
+  #wanted: Uint32Array | undefined;
+  /** As made for the latest device; used while {@link isUp}. */
+  readonly #queues: DriverQueue[] = [];
+  readonly #buffers: NetBuffers;
   readonly #freeTransmit: number[] = [];
-  readonly #transmitHeaders: Uint8Array[] = [];
-  readonly #transmitFrames: Uint8Array[] = [];
   readonly #offloads: readonly number[];
   #mergeable = false;
   /** The frame being received, and the buffers it takes. */
@@ -131,7 +122,7 @@ export class NetDriver implements PeerListener, Disposable {
   readonly #receiveTask: Task = { run: () => this.#receive() };
   readonly #publishTask: Task = { run: () => this.#publish() };
 
-  /** Makes rings and buffers; the bring-up begins when the device side is there. */
+  /** Makes room for rings and buffers; the bring-up begins when the device side is there. */
   constructor(
     readonly reactor: Reactor,
     readonly side: DriverSide,
@@ -145,38 +136,31 @@ export class NetDriver implements PeerListener, Disposable {
     this.#complain = limitedLog(log.warn, reactor);
     this.#ownsMemory = memory === undefined;
     this.#memory = memory ?? ownMemory(DRIVER_MEMORY_SIZE);
-    const { size } = this.#memory;
-    if (size < DRIVER_MEMORY_MINIMUM) {
-      throw new VmsgError(
-        "MEMORY",
-        `the driver needs at least ${DRIVER_MEMORY_MINIMUM} bytes of shared memory, not ${size}: ` +
-          "1M is enough",
-      );
-    }
-    // Where memory is short, half of it is for either direction.
-    const room = size - RINGS_SIZE;
-    this.#receiveCount = Math.min(
-      QUEUE_SIZE,
-      Math.max(MIN_RECEIVE, Math.floor(room / 2 / RECEIVE_SIZE)),
-    );
-    this.#transmitOffset = RINGS_SIZE + this.#receiveCount * RECEIVE_SIZE;
-    this.#transmitCount = Math.min(
-      TRANSMIT_BUFFERS,
-      Math.floor((size - this.#transmitOffset) / TRANSMIT_SIZE),
-    );
-    const { offset, memory: { buffer } } = this.#memory;
-    this.#window = new MemoryWindow(this.#memory.at, size, this.#memory.memory, offset);
-    for (let i = 0; i < this.#transmitCount; i++) {
-      const at = offset + this.#transmitOffset + i * TRANSMIT_SIZE;
-      const view = (start: number, end: number) => new Uint8Array(buffer, at + start, end - start);
-      this.#transmitHeaders.push(view(0, NET_HEADER_SIZE));
-      this.#transmitFrames.push(view(NET_HEADER_SIZE, TRANSMIT_SIZE));
-    }
+    this.#buffers = new NetBuffers(this.#memory);
     this.#device = side.device(number);
-    this.#device.onUsed = (queue) => this.#used(queue);
-    this.#device.onConfig = (status) => this.#configChanged(status);
+    this.#session = this.#openSession(log);
     side.listen(this);
   }
+
+  #openSession(log: Log): Session {
+    const wanted = () => this.#wanted;
+    const owner = {
+      get features() {
+        return wanted();
+      },
+      regions: this.#memory.regions,
+      rings: this.#rings,
+      mayRun: true,
+      known: () => this.#known(),
+      configChanged: (status: number) => this.#configChanged(status),
+    };
+    const { reactor } = this;
+    const device = this.#device;
+    const sharing = new Descriptors(device);
+    return new Session({ reactor, device, sharing, owner, whose: "our", log });
+  }
+
+  // --- the device comes and goes -----------------------------------------------------------------
 
   ready(): void {
     this.#start(() => this.#bringUp());
@@ -195,54 +179,49 @@ export class NetDriver implements PeerListener, Disposable {
 
   lost(reason: string): void {
     this.#down(reason);
+    this.#session.lost();
   }
 
   #down(reason: string): void {
-    this.#queues = undefined;
+    this.#wanted = undefined;
     if (!this.isUp) return;
     this.isUp = false;
     this.listener.down(reason);
   }
 
-  /** VIRTIO 1.2 section 3.1.1, in its order. */
   async #bringUp(): Promise<void> {
+    await this.#session.bringUp();
+    // Lost meanwhile: the next device side has a bring-up of its own.
+    if (this.isUp || !this.#session.told.driverOk) return;
+    this.isUp = true;
+    this.reactor.schedule(this.#receiveTask);
+    this.listener.up();
+  }
+
+  /** A device is there: what is wanted of it depends on what it has. */
+  async #known(): Promise<void> {
     const device = this.#device;
-    const info = await device.info();
-    if (info.deviceId !== DEVICE_NET) {
+    const { info, offered } = this.#session.told;
+    const { deviceId } = info!;
+    if (deviceId !== DEVICE_NET) {
       throw new VmsgError(
         "NO_DEVICE",
-        info.deviceId === 0
-          ? `the device side has no device ${device.number}`
-          : `device ${device.number} is no network card but has device id ${info.deviceId}`,
+        `device ${device.number} is no network card but has device id ${deviceId}`,
       );
     }
-    await this.#memory.announce(device);
-    await device.reset();
-    let status = await device.setStatus(Status.ACKNOWLEDGE);
-    status = await device.setStatus(status | Status.DRIVER);
-    const accepted = this.#choose(await device.features(Math.max(2, info.featureBlocks)));
-    await device.setFeatures(accepted);
-    status = await device.setStatus(status | Status.FEATURES_OK);
-    if ((status & Status.FEATURES_OK) === 0) {
-      throw new VmsgError("FEATURES_REFUSED", `device ${device.number} refuses our features`);
-    }
+    const accepted = this.#choose(offered);
     this.features = featureNames(accepted, DEVICE_NET);
     this.accepted = accepted;
     this.#mergeable = hasFeature(accepted, NetFeature.MRG_RXBUF);
+    // A driver may read before it accepts (VIRTIO 1.2, 3.1.1 step 4).
     if (hasFeature(accepted, NetFeature.MAC)) this.mac = await device.config(0, 6);
-    const queues = this.#makeQueues(accepted);
-    for (const [index, queue] of queues.entries()) await this.#startQueue(index, queue);
-    await device.setStatus(status | Status.DRIVER_OK);
-    this.#queues = queues;
-    this.isUp = true;
-    this.#fillReceive(queues[RECEIVE]);
-    this.listener.up();
+    this.#wanted = accepted;
   }
 
   #choose(offered: Uint32Array): Uint32Array {
     const accepted = new Uint32Array(offered.length);
     for (const bit of [...WANTED, ...this.#offloads]) {
-      if (hasFeature(offered, bit)) accepted[bit >> 5] |= 1 << (bit & 31);
+      if (hasFeature(offered, bit)) accepted[bit >> 5]! |= 1 << (bit & 31);
     }
     if (!hasFeature(accepted, RingFeature.VERSION_1)) {
       throw new VmsgError("LEGACY_DEVICE", `device ${this.#device.number} is no modern device`);
@@ -250,68 +229,58 @@ export class NetDriver implements PeerListener, Disposable {
     return accepted;
   }
 
-  #makeQueues(accepted: Uint32Array): [DriverQueue, DriverQueue] {
-    const { memory, offset, at } = this.#memory;
-    const bytes = DriverQueue.bytesNeeded(QUEUE_SIZE, true);
-    const make = (index: number) =>
-      new DriverQueue({
-        place: { memory, offset: offset + index * bytes, size: bytes, at: at + index * bytes },
-        size: QUEUE_SIZE,
-        eventIndex: hasFeature(accepted, RingFeature.EVENT_IDX),
-        indirect: hasFeature(accepted, RingFeature.INDIRECT_DESC),
-      });
-    this.#freeTransmit.length = 0;
-    for (let i = this.#transmitCount - 1; i >= 0; i--) this.#freeTransmit.push(i);
-    this.#starved = false;
-    this.#held = false;
-    return [make(RECEIVE), make(TRANSMIT)];
-  }
-
-  async #startQueue(index: number, queue: DriverQueue): Promise<void> {
-    const { descriptorAddress, driverAddress, deviceAddress } = queue;
-    const { maxSize } = await this.#device.queue(index);
-    if (maxSize < QUEUE_SIZE) {
-      throw new VmsgError(
-        "QUEUE_SIZE",
-        `queue ${index} has ${maxSize} entries, ${QUEUE_SIZE} needed`,
-      );
-    }
-    await this.#device.startQueue(index, {
-      size: QUEUE_SIZE,
-      descriptorAddress,
-      driverAddress,
-      deviceAddress,
-      base: 0,
-    });
-    if (!this.side.link.codec.conduct.queueStateIsNamed) return;
-    const { size, enabled } = await this.#device.queue(index);
-    if (size !== QUEUE_SIZE || !enabled) {
-      throw new VmsgError("QUEUE_REFUSED", `the device did not take queue ${index}`);
-    }
-  }
-
-  #giveReceiveBuffer(queue: DriverQueue, buffer: number): void {
-    const address = this.#memory.at + this.#receiveOffset + buffer * RECEIVE_SIZE;
-    queue.addOne(address, RECEIVE_SIZE, true, buffer);
-  }
-
-  #fillReceive(queue: DriverQueue): void {
-    for (let i = 0; i < this.#receiveCount; i++) this.#giveReceiveBuffer(queue, i);
-    if (queue.publish()) this.#device.available(RECEIVE);
-    this.reactor.schedule(this.#receiveTask);
-  }
-
   #configChanged(status: number): void {
     if ((status & Status.DEVICE_NEEDS_RESET) === 0 || !this.isUp) return;
     this.#complain(`device ${this.#device.number} needs a reset`);
     this.#down("the device needed a reset");
     this.#start(async () => {
-      await this.#memory.withdraw(this.#device);
+      await this.#session.restart();
       await this.#bringUp();
     });
   }
 
+  // --- rings -------------------------------------------------------------------------------------
+
+  #ring(index: number): WantedRing {
+    return {
+      index,
+      setup: () => this.#makeQueue(index),
+      // It is made anew for the next device.
+      stopped: () => {},
+      call: () => this.#used(index),
+      fail: () => {},
+    };
+  }
+
+  /** Makes a queue, empty or with all receive buffers in it; the session kicks it when the device is ready. */
+  #makeQueue(index: number): QueueSetup {
+    const queue = new DriverQueue({
+      place: this.#buffers.ring(index),
+      size: QUEUE_SIZE,
+      eventIndex: hasFeature(this.accepted, RingFeature.EVENT_IDX),
+      indirect: hasFeature(this.accepted, RingFeature.INDIRECT_DESC),
+    });
+    this.#queues[index] = queue;
+    if (index === RECEIVE) {
+      this.#held = false;
+      for (let i = 0; i < this.#buffers.receiveCount; i++) this.#giveReceiveBuffer(queue, i);
+      queue.publish();
+    } else {
+      this.#starved = false;
+      this.#freeTransmit.length = 0;
+      for (let i = this.#buffers.transmitCount - 1; i >= 0; i--) this.#freeTransmit.push(i);
+    }
+    const { size, descriptorAddress, driverAddress, deviceAddress } = queue;
+    return { size, descriptorAddress, driverAddress, deviceAddress, base: 0 };
+  }
+
+  #giveReceiveBuffer(queue: DriverQueue, buffer: number): void {
+    const address = this.#memory.at + this.#buffers.receiveOffset(buffer);
+    queue.addOne(address, RECEIVE_SIZE, true, buffer);
+  }
+
   #used(queue: number): void {
+    if (!this.isUp) return;
     if (queue === RECEIVE) return this.reactor.schedule(this.#receiveTask);
     if (!this.#starved) return;
     this.#starved = false;
@@ -324,8 +293,8 @@ export class NetDriver implements PeerListener, Disposable {
   }
 
   #receive(): boolean {
-    const queue = this.#queues?.[RECEIVE];
-    if (queue === undefined) return false;
+    if (!this.isUp) return false;
+    const queue = this.#queues[RECEIVE]!;
     let more = true;
     for (let i = 0; i < BATCH; i++) {
       if (!this.#held && !this.#collect(queue)) {
@@ -339,7 +308,7 @@ export class NetDriver implements PeerListener, Disposable {
       this.counters.received++;
       for (const buffer of this.#merged) this.#giveReceiveBuffer(queue, buffer);
     }
-    if (queue.publish()) this.#device.available(RECEIVE);
+    if (queue.publish()) this.#session.available(RECEIVE);
     return this.#checkBroken(queue, RECEIVE) && more;
   }
 
@@ -355,9 +324,9 @@ export class NetDriver implements PeerListener, Disposable {
         }
         return false;
       }
-      const offset = this.#receiveOffset + queue.usedToken * RECEIVE_SIZE;
+      const offset = this.#buffers.receiveOffset(queue.usedToken);
       if (wanted === 1 && this.#merged.length === 0) {
-        const { view } = this.#window;
+        const { view } = this.#buffers.window;
         wanted = this.#mergeable ? view.getUint16(offset + NUM_BUFFERS_OFFSET, true) : 1;
         if (wanted < 1 || wanted > MAX_MERGED || queue.usedLength < NET_HEADER_SIZE) {
           queue.broken ??=
@@ -365,7 +334,7 @@ export class NetDriver implements PeerListener, Disposable {
           return false;
         }
       }
-      this.#frame.push(this.#window, offset, queue.usedLength);
+      this.#frame.push(this.#buffers.window, offset, queue.usedLength);
       this.#merged.push(queue.usedToken);
     }
     return true;
@@ -374,7 +343,7 @@ export class NetDriver implements PeerListener, Disposable {
   /** True while the queue is whole; otherwise the device is given up for now. */
   #checkBroken(queue: DriverQueue, index: number): boolean {
     if (queue.broken === undefined) return true;
-    if (this.#queues?.[index] !== queue) return false;
+    if (!this.isUp) return false;
     this.counters.badQueues++;
     this.#complain(`queue ${index}: ${queue.broken}`);
     this.#down("the device broke a queue");
@@ -388,8 +357,8 @@ export class NetDriver implements PeerListener, Disposable {
    * @returns false when all are with the device: `writable` will be called
    */
   claim(): boolean {
-    const queue = this.#queues?.[TRANSMIT];
-    if (queue === undefined) return false;
+    if (!this.isUp) return false;
+    const queue = this.#queues[TRANSMIT]!;
     if (this.#freeTransmit.length === 0) this.#reclaim(queue);
     if (this.#freeTransmit.length === 0) {
       // Publish first: what has not been shown to the device cannot come back.
@@ -407,15 +376,15 @@ export class NetDriver implements PeerListener, Disposable {
   /** The claimed buffer as room for a frame; the virtio-net header before it becomes zeros. */
   get frame(): Uint8Array {
     const buffer = this.#freeTransmit.at(-1)!;
-    this.#transmitHeaders[buffer].fill(0);
-    return this.#transmitFrames[buffer];
+    this.#buffers.transmitHeaders[buffer]!.fill(0);
+    return this.#buffers.transmitFrames[buffer]!;
   }
 
   /** The claimed buffer as a segment, for a port to fill. */
   get buffer(): IovecList {
     this.#claimed.clear();
-    const offset = this.#transmitOffset + this.#freeTransmit.at(-1)! * TRANSMIT_SIZE;
-    this.#claimed.push(this.#window, offset, TRANSMIT_SIZE);
+    const offset = this.#buffers.transmitOffset(this.#freeTransmit.at(-1)!);
+    this.#claimed.push(this.#buffers.window, offset, TRANSMIT_SIZE);
     return this.#claimed;
   }
 
@@ -427,22 +396,23 @@ export class NetDriver implements PeerListener, Disposable {
 
   /** Sends the claimed buffer's first `length` bytes, header included, at the end of the turn. */
   send(length: number): void {
-    const queue = this.#queues?.[TRANSMIT];
     const buffer = this.#freeTransmit.pop();
-    if (queue === undefined || buffer === undefined) throw new Error("send without claim");
-    const address = this.#memory.at + this.#transmitOffset + buffer * TRANSMIT_SIZE;
-    queue.addOne(address, length, false, buffer);
+    if (!this.isUp || buffer === undefined) throw new Error("send without claim");
+    const address = this.#memory.at + this.#buffers.transmitOffset(buffer);
+    this.#queues[TRANSMIT]!.addOne(address, length, false, buffer);
     this.counters.sent++;
     this.reactor.schedule(this.#publishTask);
   }
 
   #publish(): boolean {
-    if (this.#queues?.[TRANSMIT].publish()) this.#device.available(TRANSMIT);
+    if (this.isUp && this.#queues[TRANSMIT]!.publish()) this.#session.available(TRANSMIT);
     return false;
   }
 
   /** Unmaps memory of its own. */
   [Symbol.dispose](): void {
+    this.isUp = false;
+    this.#session[Symbol.dispose]();
     // Memory that was given belongs to whoever gave it.
     if (this.#ownsMemory) this.#memory[Symbol.dispose]();
   }

@@ -37,6 +37,7 @@ async function withDriver(body: (rig: Rig) => Promise<void>): Promise<void> {
         m.deviceId = 1;
         m.featureBlocks = 2;
         m.configSize = 12;
+        m.maxQueues = 2;
         m.index = request.index;
         m.count = request.count;
         m.words[1] = 1;
