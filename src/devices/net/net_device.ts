@@ -103,6 +103,7 @@ function noneYet(): NetCounters {
 
 /** See the head of this file. */
 export class NetDevice extends QueueDevice {
+  /** What it has done. */
   declare readonly counters: NetCounters;
   readonly #chain = new Chain();
   readonly #sequence = new ChainSequence();

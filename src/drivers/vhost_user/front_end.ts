@@ -213,7 +213,8 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
       case Request.SET_FEATURES:
         return this.#setFeatures(payload);
       case Request.GET_PROTOCOL_FEATURES:
-        return words(protocol.OFFERED_PROTOCOL_FEATURES, 0);
+        await this.#deviceKnown();
+        return words(protocol.offeredProtocolFeatures(this.#session.told.info!), 0);
       case Request.SET_PROTOCOL_FEATURES:
         this.#protocolFeatures = u32(payload, 0);
         return undefined;

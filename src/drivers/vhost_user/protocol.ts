@@ -67,10 +67,6 @@ export const ProtocolFeature = {
   STATUS: 16,
 } as const;
 
-/** What vmsg offers of them. */
-export const OFFERED_PROTOCOL_FEATURES: number = Object.values<number>(ProtocolFeature)
-  .reduce((bits, bit) => bits | (1 << bit), 0);
-
 /** Feature bit 30: the back end has protocol features. It is not a virtio feature. */
 export const FEATURE_PROTOCOL_FEATURES = 30;
 
@@ -96,6 +92,19 @@ export const CONFIG_HEADER = 12;
  */
 export function queueNumber({ deviceId, maxQueues }: DeviceInfo): number {
   return Math.max(1, deviceId === DEVICE_NET ? maxQueues >> 1 : maxQueues);
+}
+
+/**
+ * What GET_PROTOCOL_FEATURES is answered for a device. QEMU reports DRIVER_OK for network cards alone (its
+ * vhost_user_dev_start knows of no other device which queues are the last), so with others the rings must tell. And
+ * it warns of a configuration space that it has no use for.
+ */
+export function offeredProtocolFeatures({ deviceId, configSize }: DeviceInfo): number {
+  let bits = 0;
+  for (const bit of Object.values(ProtocolFeature)) bits |= 1 << bit;
+  if (deviceId !== DEVICE_NET) bits &= ~(1 << ProtocolFeature.STATUS);
+  if (configSize === 0) bits &= ~(1 << ProtocolFeature.CONFIG);
+  return bits;
 }
 
 /** A u64 as a Number; above 2^53 it is inexact, and range checks reject it. */
