@@ -79,7 +79,7 @@ export interface DeviceModel extends Disposable {
   readonly queueCount: number;
   /** The most entries a queue may have. */
   readonly maxQueueSize: number;
-  /** Does it complete buffers in another order than they came in? If so, a restart may repeat some. */
+  /** Does it complete buffers in any order? Then no successor can go on where it died: split/open_buffers.ts. */
   readonly outOfOrder?: boolean;
   /** Called once, before anything else. */
   connect(host: DeviceHost): void;

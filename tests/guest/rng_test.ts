@@ -119,7 +119,10 @@ guestTest("uml: rng is found", "uml", async (test) => {
     kernelArgs: [`virtio_uml.device=${vmsg.directory}/vu.sock:${DEVICE_ENTROPY}`],
   });
   assertEquals(await guest.waitFor(/^FOUND /, GUEST_TIMEOUT_MS.uml), "FOUND 0x0004");
-  assertMatch(proxy.lines.map(({ text }) => text).join("\n"), /GET_DEVICE_INFO = (device id 4|entropy|rng)\b/);
+  assertMatch(
+    proxy.lines.map(({ text }) => text).join("\n"),
+    /GET_DEVICE_INFO = (device id 4|entropy|rng)\b/,
+  );
 });
 
 guestTest(
