@@ -1,0 +1,199 @@
+/**
+ * Counters by name, in memory that other processes can read while this one runs and after it crashed.
+ *
+ * A {@link counterShape} is made once for each kind of thing that counts. Its instances have one property per
+ * counter, and `counters.received++` is what it looks like: two words of memory are read and one is written,
+ * the compiler makes no call of it, and nothing is allocated (bench/counters_bench.ts). Where the words lie is settled when the
+ * instance is made: in the file of the process (counter_file.ts) if there is one and it has room, else in
+ * memory of its own.
+ *
+ * The layout, little-endian, version 1; a text is filled up with zeros:
+ *
+ *     header    0  char[8]   "vmsgctrs"
+ *               8  u32       version
+ *              12  u32       process id
+ *              16  u64       start, milliseconds since 1970
+ *              24  u32       generation: changes with the set of groups, odd while it changes
+ *              28  u32       bytes in use, header included
+ *              32  char[32]  subcommand
+ *     group     0  u32       how many counters
+ *               4  u32       1 in use; 0 free, for the next group of as many counters
+ *               8  char[16]  kind: "device", "bus", "port" ...
+ *              24  char[40]  name
+ *     counter   0  u64       value
+ *               8  char[24]  name
+ *
+ * A group is followed by its counters and then by the next group. `od -A d -w32 -t u8z FILE` shows a counter
+ * a line, the value first and the name last. A new group is written before the bytes in use cover it, and one
+ * that takes a free place is in use only when it is whole: whoever reads after a crash finds no half of one.
+ *
+ * One thread writes. Therefore adding is reading, adding and storing, and no atomic operation; and the high
+ * word is stored only when it changes, before the low one. A reader that comes between the two sees a value that
+ * is 2^32 too great; it reads twice.
+ */
+
+import { storeRelease32 } from "../memory/atomics.ts";
+
+/** Bytes of the header, and of a group's. */
+export const HEADER_SIZE = 64;
+/** Bytes of a counter. */
+export const COUNTER_SIZE = 32;
+/** What a file begins with. */
+export const MAGIC = "vmsgctrs";
+/** The version of the layout. */
+export const VERSION = 1;
+
+const GENERATION_WORD = 6;
+const USED_WORD = 7;
+const IN_USE_WORD = 1;
+const COUNTER_WORDS = COUNTER_SIZE / 4;
+const TWO_32 = 4294967296;
+
+/** Properties that count: each a number that only grows. */
+export type Counters<Name extends string> = Record<Name, number>;
+
+/** Makes the counters of one thing of a kind ("device", "bus", "port" ...) with a name for people. */
+export type CounterShape<Name extends string> = new (kind: string, name: string) => Counters<Name>;
+
+/** Memory that holds groups; the thread that made it is the only one that writes. */
+export class CounterMemory {
+  readonly #words: Uint32Array<ArrayBuffer>;
+  readonly #bytes: Uint8Array<ArrayBuffer>;
+
+  /** Takes zeroed memory and writes the header. */
+  constructor(readonly buffer: ArrayBuffer, subcommand: string, pid: number, startMs: number) {
+    this.#words = new Uint32Array(buffer);
+    this.#bytes = new Uint8Array(buffer);
+    this.#write(0, 8, MAGIC);
+    this.#write(32, 32, subcommand);
+    this.#words.set([VERSION, pid, startMs % TWO_32, startMs / TWO_32, 0, HEADER_SIZE], 2);
+  }
+
+  /** The offset of a new group whose counters are 0, or -1 if there is no room. */
+  take(kind: string, name: string, names: readonly string[]): number {
+    const used = this.#words[USED_WORD]!;
+    const size = HEADER_SIZE + COUNTER_SIZE * names.length;
+    const free = this.#findFree(used, names.length);
+    const at = free >= 0 ? free : used;
+    if (at + size > this.#bytes.length) return -1;
+    this.#changing();
+    // The size of a free group stays as it is: readers find the next group by it.
+    this.#bytes.fill(0, at + 8, at + size);
+    this.#write(at + 8, 16, kind);
+    this.#write(at + 24, 40, name);
+    names.forEach((name, n) => this.#write(at + HEADER_SIZE + COUNTER_SIZE * n + 8, 24, name));
+    this.#words[at / 4] = names.length;
+    storeRelease32(this.#words, at / 4 + IN_USE_WORD, 1);
+    if (at === used) storeRelease32(this.#words, USED_WORD, at + size);
+    this.#changing();
+    return at;
+  }
+
+  /** Gives a group's place back; its values can be read until another group takes it. */
+  free(at: number): void {
+    this.#changing();
+    storeRelease32(this.#words, at / 4 + IN_USE_WORD, 0);
+    this.#changing();
+  }
+
+  #findFree(used: number, count: number): number {
+    let at = HEADER_SIZE;
+    while (at < used) {
+      const size = this.#words[at / 4]!;
+      if (size === count && this.#words[at / 4 + IN_USE_WORD] === 0) return at;
+      at += HEADER_SIZE + COUNTER_SIZE * size;
+    }
+    return -1;
+  }
+
+  #changing(): void {
+    storeRelease32(this.#words, GENERATION_WORD, this.#words[GENERATION_WORD]! + 1);
+  }
+
+  #write(at: number, size: number, text: string): void {
+    new TextEncoder().encodeInto(text, this.#bytes.subarray(at, at + size));
+  }
+}
+
+/** Where new groups go: one place per process, which is that of the thread with the data plane. */
+let memory: CounterMemory | undefined;
+
+/** Has groups that are made from now on go there, or into memory of their own. */
+export function countIn(place: CounterMemory | undefined): void {
+  memory = place;
+}
+
+/** What instances of all shapes have; a shape adds its accessors. */
+class Group {
+  /** Of each counter the first {@link COUNTER_WORDS}: low word, high word, name. */
+  readonly words: Uint32Array;
+  readonly #memory = memory;
+  #at = -1;
+
+  constructor(readonly names: readonly string[], kind: string, name: string) {
+    if (this.#memory !== undefined) this.#at = this.#memory.take(kind, name, names);
+    const length = COUNTER_WORDS * names.length;
+    this.words = this.#at < 0
+      ? new Uint32Array(length)
+      : new Uint32Array(this.#memory!.buffer, this.#at + HEADER_SIZE, length);
+  }
+
+  /** Stores a high word if it is another one than before; a division that a `++` is spared. */
+  highFor(low: number, value: number): number {
+    const high = this.words[low + 1]!;
+    if (value < TWO_32 * (high + 1)) return high;
+    return this.words[low + 1] = Math.floor(value / TWO_32);
+  }
+
+  /** For JSON.stringify. */
+  toJSON(): Counters<string> {
+    const counters = this as unknown as Counters<string>;
+    return Object.fromEntries(this.names.map((name) => [name, counters[name]!]));
+  }
+
+  /** See {@link retire}. */
+  retire(): void {
+    if (this.#at >= 0) this.#memory!.free(this.#at);
+    this.#at = -1;
+  }
+}
+
+/**
+ * A class for counters of these names.
+ *
+ * @param names in the order in which they are shown, at most 24 letters each
+ */
+export function counterShape<Name extends string>(...names: Name[]): CounterShape<Name> {
+  class Shape extends Group {
+    constructor(kind: string, name: string) {
+      super(names, kind, name);
+    }
+  }
+  names.forEach((name, n) => {
+    if (name.length > COUNTER_SIZE - 8) throw new Error(`the counter's name ${name} is too long`);
+    const low = COUNTER_WORDS * n;
+    Object.defineProperty(Shape.prototype, name, {
+      get(this: Group): number {
+        const high = this.words[low + 1]!;
+        return high === 0 ? this.words[low]! : this.words[low]! + TWO_32 * high;
+      },
+      set(this: Group, value: number): void {
+        if (value < TWO_32) this.words[low] = value;
+        else this.words[low] = value - TWO_32 * this.highFor(low, value);
+      },
+    });
+  });
+  return Shape as unknown as CounterShape<Name>;
+}
+
+/**
+ * Says that what was counted is gone. The counters must not be used any more: another group may be there.
+ */
+export function retire(counters: Counters<string>): void {
+  if (counters instanceof Group) counters.retire();
+}
+
+/** The values as they are now, as a plain object; properties that count are not copied by `...`. */
+export function snapshot<Name extends string>(counters: Counters<Name>): Counters<Name> {
+  return JSON.parse(JSON.stringify(counters));
+}
