@@ -1,5 +1,5 @@
 /**
- * Linux's transport (wire document 5N.5) as the driver of our devices: a whole bring-up, events, a tear-down,
+ * Linux's transport (docs/wire.md, section 3.5) as the driver of our devices: a whole bring-up, events, a tear-down,
  * and all over again; and that the checks are as strict as they should be.
  */
 
@@ -59,7 +59,7 @@ const fakeDevice = (options: FakeDeviceOptions = {}) => () =>
   new FakeDevice({ features: [0x3000_0021, 0x0000_0103], ...options });
 
 cleanTest(
-  "5N.5 rows 1 to 14, tear-down: the network card, three times (note d)",
+  "Linux: bring-up and tear-down of the network card, three times",
   () =>
     withLinux(netDevice, async (linux) => {
       for (let round = 0; round < 3; round++) {
@@ -76,7 +76,7 @@ cleanTest(
 );
 
 cleanTest(
-  "5N.5 tear-down with RING_RESET: after status 0, and under way",
+  "Linux: tear-down with RING_RESET, after status 0, and under way",
   () =>
     withLinux(fakeDevice(), async (linux, model) => {
       for (let round = 0; round < 2; round++) {
@@ -91,7 +91,7 @@ cleanTest(
 );
 
 cleanTest(
-  "5N.6 reads: parts of one generation, again when it moves",
+  "Linux: reads in parts of one generation, again when it moves",
   () =>
     withLinux(fakeDevice({ configSize: 100 }), async (linux, model) => {
       await linux.bringUp();
@@ -108,7 +108,7 @@ cleanTest(
 );
 
 cleanTest(
-  "5N.6 writes: applied in full, generation 0, in parts",
+  "Linux: writes are applied in full, generation 0, in parts",
   () =>
     withLinux(fakeDevice({ configSize: 100 }), async (linux, model) => {
       await linux.bringUp();
@@ -120,7 +120,7 @@ cleanTest(
 );
 
 cleanTest(
-  "5N.6 events: of exact size, about queues that exist, inside the space",
+  "Linux: events are of exact size, about queues that exist, inside the space",
   () =>
     withLinux(fakeDevice(), async (linux, model) => {
       await linux.bringUp();
@@ -144,7 +144,7 @@ cleanTest(
 );
 
 cleanTest(
-  "5N.8 rule 3: a queue reads as unset before, and after every reset",
+  "Linux: a queue reads as unset before, and after every reset",
   () =>
     withLinux(fakeDevice(), async (linux) => {
       await linux.bringUp(1);
@@ -156,7 +156,7 @@ cleanTest(
 );
 
 cleanTest(
-  "5N.5 rows 7 and 8: without ACCESS_PLATFORM Linux's own buses give up, we offer it",
+  "Linux: without ACCESS_PLATFORM its own buses give up; we offer it",
   async () => {
     const lacking = fakeDevice({ features: [0x3000_0021, 1] });
     await withLinux(lacking, async (linux) => {
@@ -211,7 +211,7 @@ const FAULTS: readonly (readonly [
   ["an address of 0 afterwards", 9, 1, (v) => v.setBigUint64(32, 0n, true)],
 ];
 
-cleanTest("5N.5: the checks find what a device can get wrong", async () => {
+cleanTest("Linux: the checks find what a device can get wrong", async () => {
   for (const [what, id, nth, change] of FAULTS) {
     let problem: unknown;
     const find = withLinux(fakeDevice(), async (linux) => {

@@ -1,6 +1,6 @@
 /**
  * What Linux's virtio-msg transport asks, in its order, and every check it makes of an answer or an event
- * (wire document 5N.5 and 5N.6; source L). It shares no encoding with src/: a failed check throws, as Linux
+ * (docs/wire.md, section 3.5). It shares no encoding with src/: a failed check throws, as Linux
  * gives the device up.
  */
 
@@ -12,7 +12,7 @@ const TIMEOUT_MS = 2000;
 const RESPONSE = 1;
 const CHUNK = SLOT - 20;
 
-/** Ids of 5N.2. */
+/** Message ids (docs/wire.md, section 1.3). */
 const Id = {
   INFO: 0x02,
   GET_FEATURES: 0x03,
@@ -31,7 +31,7 @@ const Id = {
 
 const VERSION_1 = 32;
 const ACCESS_PLATFORM = 33;
-/** Bits of the ring itself, 28 to 41: those Linux knows are kept (5N.5 row 7), without RING_RESET (note a). */
+/** Bits of the ring itself, 28 to 41: those Linux knows are kept, without RING_RESET. */
 const RING_BITS = [28, 29, 32, 33, 34, 36];
 
 /** What an answer to GET_VQUEUE says. */
@@ -83,7 +83,7 @@ export class LinuxTransport {
     else this.#event(bytes);
   }
 
-  // Events: dropped, never answered (5N.6).
+  // Events: dropped, never answered.
   #event(bytes: Uint8Array): void {
     const view = new DataView(bytes.buffer);
     const size = view.getUint16(6, true);
@@ -153,7 +153,7 @@ export class LinuxTransport {
     return view;
   }
 
-  /** Rows 1 and 2. */
+  /** Steps 1 and 2 of that section. */
   async probe(): Promise<void> {
     if (SLOT < 52 || SLOT > 65535) throw new Error("bus maximum: F0");
     const info = await this.#ask(Id.INFO, [], 8, 52);
@@ -166,7 +166,7 @@ export class LinuxTransport {
     if (word(8) === 0) throw new Error("no device: ENODEV");
   }
 
-  /** Row 4. */
+  /** Step 3. */
   async reset(): Promise<void> {
     let status = await this.#setStatus(0);
     for (let tries = 0; status !== 0; tries++) {
@@ -187,12 +187,12 @@ export class LinuxTransport {
     return this.status = answer.getUint8(8);
   }
 
-  /** Row 5: read-modify-write. */
+  /** Step 4: read-modify-write. */
   async addStatus(bits: number): Promise<void> {
     await this.#setStatus(await this.getStatus() | bits);
   }
 
-  /** Row 6. */
+  /** Step 5, its first half. */
   async getFeatures(): Promise<void> {
     const n = this.featureBlocks;
     if (n === 0) return;
@@ -202,7 +202,7 @@ export class LinuxTransport {
     this.offered = Array.from({ length: n }, (_, i) => answer.getUint32(16 + 4 * i, true));
   }
 
-  /** Row 7; `wanted` are the bits of the device's own driver. */
+  /** Step 5, its second half; `wanted` are the bits of the device's own driver. */
   async setFeatures(wanted: readonly number[]): Promise<void> {
     const accepted = this.offered.map(() => 0);
     for (const bit of [...RING_BITS, ...wanted, ...(this.ringReset ? [40] : [])]) {
@@ -218,13 +218,13 @@ export class LinuxTransport {
     await this.#ask(Id.SET_FEATURES, [[8, 0], [12, n], ...words], 16 + 4 * n, 8);
   }
 
-  /** Row 8. */
+  /** Step 6. */
   async featuresOk(): Promise<void> {
     await this.addStatus(8);
     if ((await this.getStatus() & 8) === 0) throw new Error("FEATURES_OK is not kept");
   }
 
-  /** Row 9, and 5N.6 on reads; `onChunk` is called after each part. */
+  /** In parts, again when the generation moves; `onChunk` is called after each part. */
   async readConfig(offset: number, length: number, onChunk = () => {}): Promise<Uint8Array> {
     if (offset + length > this.configSize) throw new Error("out of range: F1 without traffic");
     for (let restarts = 0; restarts <= 5; restarts++) {
@@ -248,7 +248,7 @@ export class LinuxTransport {
     throw new Error("the configuration changes all the time: EAGAIN, F1");
   }
 
-  /** 5N.6 on writes. */
+  /** In parts, with generation 0; a refusal is fatal. */
   async writeConfig(offset: number, bytes: Uint8Array): Promise<void> {
     if (offset + bytes.length > this.configSize) throw new Error("out of range");
     for (let at = 0; at < bytes.length; at += CHUNK) {
@@ -284,7 +284,7 @@ export class LinuxTransport {
     return { max: max!, size: size!, flags: flags!, addresses };
   }
 
-  /** Rows 10, 11 and 12. */
+  /** Step 8. */
   async setUpQueue(index: number, addresses: bigint[]): Promise<void> {
     if (index >= this.maxQueues) throw new Error("more queues than there are");
     const before = await this.#getQueue(index);
@@ -310,12 +310,12 @@ export class LinuxTransport {
     this.#queues.delete(index);
   }
 
-  /** Row 14: the word is 0 without NOTIFICATION_DATA. */
+  /** EVENT_AVAIL: its next is 0 without NOTIFICATION_DATA. */
   kick(index: number): void {
     this.#send(Id.EVENT_AVAIL, [[8, index], [12, 0]], 16);
   }
 
-  /** Rows 1 to 13, for a driver of a network card; queues 0 and 1, and 2 if `queues` says so. */
+  /** Steps 1 to 9, for a driver of a network card; queues 0 and 1, and 2 if `queues` says so. */
   async bringUp(queues = 3): Promise<void> {
     await this.probe();
     await this.reset();
@@ -332,7 +332,7 @@ export class LinuxTransport {
     await this.addStatus(4);
   }
 
-  /** The tear-down of 5N.5: a driver is unbound. */
+  /** The tear-down: a driver is unbound. */
   async tearDown(): Promise<void> {
     await this.reset();
     if (this.ringReset) {

@@ -1,4 +1,4 @@
-/** The device side in dialect `proto` (wire document 2.3, 11.5). */
+/** The device side in dialect `proto` (docs/wire.md, sections 2.3 and 7.5). */
 
 import { assert, assertEquals } from "@std/assert";
 import { Kind } from "../../src/message/message.ts";

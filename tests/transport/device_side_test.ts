@@ -1,4 +1,7 @@
-/** The device side: requests of any peer. Names carry the rules of the wire document's section 11. */
+/**
+ * The device side: requests of any peer. Rules that a peer can be asked for are in tests/conformance; here
+ * is what they look like from inside. Numbers are those of docs/wire.md, section 7.
+ */
 
 import { assert, assertEquals } from "@std/assert";
 import { Kind } from "../../src/message/message.ts";

@@ -1,4 +1,7 @@
-/** The driver side against a raw peer. Names carry the rules of the wire document's section 11. */
+/**
+ * The driver side against a raw peer. Rules that a peer can be asked for are in tests/conformance. Numbers
+ * are those of docs/wire.md, section 7.
+ */
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { inProcessBus } from "../support/in_process_bus.ts";
@@ -243,7 +246,7 @@ cleanTest(
 );
 
 cleanTest(
-  "5N.7: an answer of 32 bytes is v1-2025, and the log names it",
+  "docs/wire.md 3.7: an answer of 32 bytes is v1-2025, and the log names it",
   () =>
     withDriverSide(async ({ peer, wait, lines, side }) => {
       const probe = await peer.nextOf(Kind.GET_DEVICE_INFO);
@@ -569,7 +572,7 @@ cleanTest(
 );
 
 cleanTest(
-  "R3 R22 5N.2: status answers the result, SET_VQUEUE enables, GET_VQUEUE tells",
+  "R3 R22: status answers the result, SET_VQUEUE enables, GET_VQUEUE tells",
   () =>
     withReady(async (rig) => {
       const { device } = rig;
