@@ -25,7 +25,7 @@ import { programFiles } from "./program_files.ts";
 
 const FULL = Deno.env.get("VMSG_GUEST_FULL") === "1";
 /** How often each goes: a guest by itself, one together with its proxy, all of machine B. */
-const GUESTS = FULL ? 20 : 2;
+const GUESTS = FULL ? 20 : 1;
 const PROXIES = FULL ? 5 : 1;
 const MACHINES = FULL ? 5 : 1;
 
@@ -102,7 +102,8 @@ class Flood {
     await this.a.runUntilDone(`ping -c 1 -W 1 ${INNER}`);
     // Slow enough that the guest's receive buffers, 256 and more, outlast the lease by far.
     await this.a.run(`ping -i 0.005 -s 1400 ${INNER} >/tmp/flood.log 2>&1 &`);
-    await delay(700);
+    // Written in blocks of 4 KiB, so this is after 50 answers and more.
+    await this.a.runUntilDone(`[ $(grep -c "bytes from" /tmp/flood.log) -gt 30 ]`);
   }
 
   /** It was answered, and it went on when nobody answered any more. */
