@@ -1,6 +1,7 @@
 /** Devices that answer later (virtio/device.ts): nobody else waits, nothing is unmapped under them. */
 
 import { assert, assertEquals } from "@std/assert";
+import { MAX_WAITING_FDS } from "../../src/bus/stream_bus.ts";
 import { linuxErrno } from "../../src/linux/errors.ts";
 import { createSealedMemory } from "../../src/linux/fd.ts";
 import { Kind, type Message, QUEUE_ENABLED } from "../../src/message/message.ts";
@@ -14,6 +15,8 @@ import type { Fill } from "../support/raw_peer.ts";
 
 /** The late device's number; 0 and 5 answer at once. */
 const LATE = 7;
+/** More than a bus keeps descriptors that no message has named. */
+const FDS = MAX_WAITING_FDS + 1;
 const ETIMEDOUT = linuxErrno("ETIMEDOUT");
 const NEEDS_RESET: number = Status.DEVICE_NEEDS_RESET;
 
@@ -275,10 +278,13 @@ cleanTest(
       await rig.settle();
       const { dropped } = side.counters;
       using fd = createSealedMemory("vmsg-test", 4096);
-      peer.bus.sendFd(fd);
-      rig.sendPrivate(Kind.ADD_MEMORY, memory(0));
-      await rig.settle();
-      assertEquals(side.counters.dropped, dropped + 1);
+      // More than the bus would keep for messages that name them.
+      for (let ordinal = 0; ordinal < FDS; ordinal++) {
+        peer.bus.sendFd(fd);
+        rig.sendPrivate(Kind.ADD_MEMORY, memory(ordinal));
+        await rig.settle();
+      }
+      assertEquals(side.counters.dropped, dropped + FDS);
       assert(lines.some((line) => line.includes("device 7 is busy")));
       await rig.answer();
       assertEquals(kinds(rig).length, 1 + MAX_WAITING);
@@ -452,6 +458,7 @@ cleanTest(
       // From now on nothing that needs it waits, and it is not asked.
       assertEquals((await rig.askLate(Kind.SET_CONFIG, (m) => m.length = 1)).length, 0);
       assertEquals((await rig.askLate(Kind.GET_DEVICE_INFO)).configSize, 12);
+      await rig.askLate(Kind.SET_VQUEUE, queue(2));
       await rig.askLate(Kind.RESET_VQUEUE);
       assertEquals((await rig.askLate(Kind.GET_VQUEUE)).flags, QUEUE_ENABLED, "it did not happen");
       rig.send(Kind.GET_CONFIG, (m) => m.length = 1);
@@ -548,6 +555,19 @@ cleanTest(
       assertEquals((await peer.nextOf(Kind.STOP_VQUEUE)).result, linuxErrno("EIO"));
       assertEquals((await peer.nextOf(Kind.EVENT_CONFIG)).status, 0xf | NEEDS_RESET);
       assert(lines.some((line) => line.includes("the other process is gone")));
+      // Memory that it fails to take is taken back: it may have it.
+      using fd = createSealedMemory("vmsg-test", 4096);
+      peer.bus.sendFd(fd);
+      rig.sendPrivate(Kind.ADD_MEMORY, (m) => {
+        memory(1)(m);
+        m.address = 0;
+      });
+      await rig.settle();
+      late.fail("no room");
+      assertEquals((await peer.nextOf(Kind.ADD_MEMORY)).result, linuxErrno("EIO"));
+      await rig.settle();
+      assertEquals([late.asked.at(-1), windows(rig)], ["removed 0", [0x10_0000]]);
+      await rig.answer();
       // A reset that fails half way is finished all the same.
       rig.send(Kind.SET_DEVICE_STATUS, status(0));
       await rig.settle();
