@@ -13,7 +13,7 @@ import { parseArgs } from "@std/cli/parse-args";
 const PROCESSORS = 2;
 // In front of both lists deno test prints their name, in capitals; in the second each line is `name => place`.
 const ERRORS = /^ ERRORS\s*$([\s\S]*)^ FAILURES\s*$/m;
-const FAILED = /^(.+) => \.\/\S+$/gm;
+const FAILED = /^(.+) => \.{1,2}\/\S+$/gm;
 const COUNTS = /^\d+ passed, \d+ failed.*$/gm;
 
 const options = parseArgs(Deno.args, {
