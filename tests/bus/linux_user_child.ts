@@ -1,4 +1,4 @@
-/** A device side of its own process for linux_user_test.ts: greets, answers PING, lives until it is killed. */
+/** A device side of its own process for linux_user_test.ts: answers PING, lives until it is killed. */
 
 import { LinuxUserBus } from "../../src/bus/linux_user.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
@@ -21,7 +21,6 @@ const bus = new LinuxUserBus("device", reactor, {
   log: () => {},
 });
 const peer = new RawPeer(reactor, bus, codecFor("v1"));
-peer.attached = () => peer.send(Kind.EVENT_USED, (m) => m.index = 7);
 peer.onMessage = (message) => {
   if (message.kind === Kind.PING) peer.reply(message, (m) => m.data = message.data);
 };
