@@ -48,6 +48,14 @@ const ORIGIN_MS = originMs();
 /** CLOCK_MONOTONIC. */
 export const MONOTONIC: Clock = { now: () => ORIGIN_MS + performance.now() };
 
+/**
+ * The date, in milliseconds since 1970, for people to read. It is set, and may go back: nothing is measured or
+ * waited for by it.
+ */
+export function dateMs(): number {
+  return Date.now();
+}
+
 /** Blocks the whole thread for `ms`, signals or not; for a set-up or an end that has no reactor. */
 export function pause(ms: number): void {
   const endMs = MONOTONIC.now() + ms;

@@ -14,6 +14,7 @@
  * copied (a mapping could be cut short under us), and every count and offset in it is checked.
  */
 
+import { dateMs } from "../linux/clock.ts";
 import { VmsgError } from "../linux/errors.ts";
 import { openFile, unlinkFile } from "../linux/fd.ts";
 import { mapShared } from "../linux/mapping.ts";
@@ -90,7 +91,7 @@ function create(directory: string, subcommand: string): CounterFile | undefined 
     }
     using fd = openFile(path);
     const mapping = mapShared(fd.number, FILE_SIZE);
-    countIn(new CounterMemory(mapping.buffer, subcommand, Deno.pid, Date.now()));
+    countIn(new CounterMemory(mapping.buffer, subcommand, Deno.pid, dateMs()));
     return {
       path,
       [Symbol.dispose]() {
