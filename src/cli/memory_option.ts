@@ -3,7 +3,7 @@
  *
  * The device side is told what it can see of the driver side's machine: a file that holds its RAM, or an
  * ivshmem function that shows it, and the bus address of the first byte, with the hole that a PC has
- * below 4 GiB (wire document 8.2). A driver side that speaks `v1` then says which part it uses; in
+ * below 4 GiB (docs/wire.md, 4.2). A driver side that speaks `v1` then says which part it uses; in
  * dialects that cannot, its addresses are taken as they are.
  *
  * A driver of our own is told where to put its rings and buffers.
