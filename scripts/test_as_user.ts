@@ -15,8 +15,8 @@ import { cacheDirectory } from "./lab/cache.ts";
 const USER = "65534";
 const ROOT = new URL("../", import.meta.url).pathname;
 const REPORT = "--report=";
-/** Made for executables; large. */
-const NOT_COPIED = ["denort", "executables"];
+/** What is made for executables, and what was found out about root's guests. */
+const NOT_COPIED = ["denort", "executables", "accelerator"];
 
 async function run(program: string, ...args: string[]): Promise<string> {
   const command = new Deno.Command(program, { args, stderr: "inherit" });
