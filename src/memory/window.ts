@@ -6,7 +6,7 @@
  */
 
 /** The first number that needs more than 32 bits. */
-export const TWO_TO_32 = 0x1_0000_0000;
+const TWO_TO_32 = 0x1_0000_0000;
 
 /** Something mapped, as src/linux makes it: an address and a buffer over the same bytes. */
 export interface MappedMemory {
