@@ -11,12 +11,9 @@
 
 import type { MemoryRegion } from "../memory/mod.ts";
 import type { QueueSetup } from "../virtio/device.ts";
-import { DEVICE_NET, hasFeature, RingFeature } from "../virtio/features.ts";
+import { DEVICE_NET, DEVICE_RNG, hasFeature, RingFeature } from "../virtio/features.ts";
 
-/** The entropy device, which answers one request after another. */
-const DEVICE_RNG = 4;
-
-/** Device types whose buffers come back in order. */
+/** Device types whose buffers come back in order: an entropy device answers one request after another. */
 const IN_ORDER: ReadonlySet<number> = new Set([DEVICE_NET, DEVICE_RNG]);
 
 /** Of the index in an available or used ring (VIRTIO 1.2, 2.7.6 and 2.7.8). */

@@ -34,13 +34,21 @@ const LINES_PER_SECOND = 10;
 /** What pins, and what keeps it so when we are killed. */
 export type PagesBus = Pick<Bus, "pin" | "pinHandles" | "description">;
 
-/** Where huge pages and places come from; the kernel, except in tests. */
+/** Where huge pages, places and silence come from; the kernel, except in tests. */
 export interface PagesMemory {
   /** As {@link allocateHugePages}. */
   readonly allocate: typeof allocateHugePages;
   /** As {@link physicalRuns}. */
   readonly locate: typeof physicalRuns;
+  /** As {@link waitForSilence}. */
+  readonly waitForSilence: typeof waitForSilence;
 }
+
+const OF_THE_KERNEL: PagesMemory = {
+  allocate: allocateHugePages,
+  locate: physicalRuns,
+  waitForSilence,
+};
 
 /** See the head of this file. */
 export class Pages implements ForwardingPlace, PeerListener, Disposable {
@@ -64,7 +72,7 @@ export class Pages implements ForwardingPlace, PeerListener, Disposable {
     deviceCount: number,
     log: Log,
     clock: Pick<Clock, "now">,
-    memory: PagesMemory = { allocate: allocateHugePages, locate: physicalRuns },
+    readonly memory: PagesMemory = OF_THE_KERNEL,
   ) {
     using stack = new DisposableStack();
     this.#bus = bus;
@@ -160,7 +168,7 @@ export class Pages implements ForwardingPlace, PeerListener, Disposable {
 
   /** Gives the huge pages back, when the device side touches nothing any more. */
   [Symbol.dispose](): void {
-    if (this.physical.inDoubt) waitForSilence();
+    if (this.physical.inDoubt) this.memory.waitForSilence();
     this.physical[Symbol.dispose]();
     this.#stack.dispose();
     this.#holder?.[Symbol.dispose]();

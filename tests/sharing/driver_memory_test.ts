@@ -6,6 +6,7 @@
 import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
 import { windowsOf } from "../../src/cli/memory_option.ts";
 import { inProcessBus } from "../support/in_process_bus.ts";
+import { VirtualClock } from "../../src/linux/clock.ts";
 import { VmsgError } from "../../src/linux/errors.ts";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
@@ -86,7 +87,7 @@ function assertShared(memory: DriverMemory, device: FakeDevice): void {
 }
 
 cleanTest("driver memory: of its own, sent as a descriptor, and taken back", async () => {
-  using reactor = new Reactor();
+  using reactor = new Reactor(new VirtualClock());
   using pair = inProcessBus(reactor);
   using memory = ownMemory(4 * PAGE);
   await withSides(reactor, pair, async (rig) => {
@@ -103,7 +104,7 @@ cleanTest("driver memory: the bus's segment, all of it or a part", async () => {
       PAGE,
     ]] as const
   ) {
-    using reactor = new Reactor();
+    using reactor = new Reactor(new VirtualClock());
     using link = pageLink(reactor, { named: true });
     using memory = segmentMemory(link.driver, offset, size);
     const start = offset ?? START;
@@ -118,7 +119,7 @@ cleanTest("driver memory: the bus's segment, all of it or a part", async () => {
 cleanTest(
   "driver memory: a segment that the device side has not is told with what to do",
   async () => {
-    using reactor = new Reactor();
+    using reactor = new Reactor(new VirtualClock());
     using link = pageLink(reactor, { named: true });
     using small = mapAnonymous(4 * PAGE);
     // Both ends hear each other, but the device side's says that it is smaller.
@@ -141,7 +142,7 @@ cleanTest(
 cleanTest(
   "driver memory: a device side that is told nothing must know, and is told so",
   async () => {
-    using reactor = new Reactor();
+    using reactor = new Reactor(new VirtualClock());
     using link = pageLink(reactor);
     using segment = segmentMemory(link.driver, undefined, 0);
     using own = ownMemory(PAGE);
@@ -159,7 +160,7 @@ cleanTest(
 );
 
 cleanTest("driver memory: files on a bus that carries none are told at once", async () => {
-  using reactor = new Reactor();
+  using reactor = new Reactor(new VirtualClock());
   using link = pageLink(reactor, { named: true });
   using memory = ownMemory(PAGE);
   await withSides(reactor, link, async ({ remote }) => {
@@ -169,7 +170,7 @@ cleanTest("driver memory: files on a bus that carries none are told at once", as
 });
 
 cleanTest("driver memory: parts that cannot be are usage, told before anything is sent", () => {
-  using reactor = new Reactor();
+  using reactor = new Reactor(new VirtualClock());
   using link = pageLink(reactor, {}, 16 * PAGE);
   using bare = inProcessBus(reactor);
   const fails = (bus: Bus, offset: number | undefined, size: number) =>

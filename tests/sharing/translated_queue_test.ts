@@ -18,7 +18,7 @@ const RINGS_SIZE = 0x100000;
 for (const eventIndex of [false, true]) {
   for (const indirect of [false, true]) {
     const name = `${eventIndex ? "EVENT_IDX" : "flags"}, ${indirect ? "" : "no "}indirect tables`;
-    Deno.test(`translated: random traffic arrives whole, both ways: ${name}`, () => {
+    Deno.test(`direct: random traffic arrives whole, both ways: ${name}`, () => {
       const seed = Random.seed();
       console.log(`SEED=${seed}`);
       const random = new Random(seed);
@@ -128,7 +128,7 @@ function popAll(device: RawDevice): SeenBuffer[] {
   return seen;
 }
 
-Deno.test("translated: a buffer of 17 pages takes 17 descriptors, one of 16 a table", () =>
+Deno.test("direct: a buffer of 17 pages takes 17 descriptors, one of 16 a table", () =>
   withRig(({ scattered, driver, queue, device, data, guest }) => {
     const contents = Uint8Array.from({ length: 17 * PAGE_SIZE }, (_, i) => i * 7 + (i >> 8));
     guest.bytes(data, contents.length).set(contents);
@@ -147,7 +147,7 @@ Deno.test("translated: a buffer of 17 pages takes 17 descriptors, one of 16 a ta
     assertEquals([queue.shadow.free, driver.usedIndex], [queue.shadow.size, 2]);
   }));
 
-Deno.test("translated: elements are joined where pages lie so, but never what is read with what is written", () => {
+Deno.test("direct: elements are joined where pages lie so, but never what is read with what is written", () => {
   using guest = new MockMemory([{ at: GUEST_AT, size: GUEST_SIZE }]);
   const rings = segmentOf(RINGS_SIZE);
   using _rings = rings.memory;
@@ -169,7 +169,7 @@ Deno.test("translated: elements are joined where pages lie so, but never what is
   ]);
 });
 
-Deno.test("translated: a ring that is too small delays, and the first buffer used moves on", () =>
+Deno.test("direct: a ring that is too small delays, and the first buffer used moves on", () =>
   withRig(
     ({ driver, queue, device, data }) => {
       // Twenty pieces each: one table does not take them, and of 32 descriptors one buffer does.
@@ -191,7 +191,7 @@ Deno.test("translated: a ring that is too small delays, and the first buffer use
     32,
   ));
 
-Deno.test("translated: a guest of few entries may have buffers of many pieces", () =>
+Deno.test("direct: a guest of few entries may have buffers of many pieces", () =>
   withRig(
     ({ driver, queue, device, data }) => {
       driver.add([{ address: data, length: 64 }], [{ address: data, length: 40 * PAGE_SIZE }]);
@@ -204,7 +204,7 @@ Deno.test("translated: a guest of few entries may have buffers of many pieces", 
     2,
   ));
 
-Deno.test("translated: a stop in mid-flight gives back what was used, the next device gets the rest", () =>
+Deno.test("direct: a stop in mid-flight gives back what was used, the next device gets the rest", () =>
   withRig(({ scattered, driver, guest, queue, device, data, next }) => {
     for (let i = 0; i < 4; i++) driver.add([], [{ address: data + 8192 * i + 4000, length: 200 }]);
     driver.publish();
@@ -261,7 +261,7 @@ const DEVICES: Readonly<Record<string, [string, (rig: Rig, heads: number[]) => v
 };
 
 for (const [name, [reason, act]] of Object.entries(DEVICES)) {
-  Deno.test(`translated: a device that ${name}`, () =>
+  Deno.test(`direct: a device that ${name}`, () =>
     withRig((rig) => {
       const { driver, queue, device, data, next } = rig;
       for (let i = 0; i < 4; i++) driver.add([], [{ address: data + 8192 * i, length: 5000 }]);
@@ -302,7 +302,7 @@ const GUESTS: Readonly<Record<string, [string, (driver: MockDriver, data: number
 };
 
 for (const [name, [reason, act]] of Object.entries(GUESTS)) {
-  Deno.test(`translated: a guest that ${name}`, () =>
+  Deno.test(`direct: a guest that ${name}`, () =>
     withRig(({ driver, queue, device, data }) => {
       act(driver, data);
       driver.publish();
@@ -312,7 +312,7 @@ for (const [name, [reason, act]] of Object.entries(GUESTS)) {
     }));
 }
 
-Deno.test("translated: a guest that offers more pieces than the device's ring has", () =>
+Deno.test("direct: a guest that offers more pieces than the device's ring has", () =>
   withRig(
     ({ driver, queue, device, data }) => {
       driver.add([{ address: data, length: 33 * PAGE_SIZE }], []);
@@ -324,7 +324,7 @@ Deno.test("translated: a guest that offers more pieces than the device's ring ha
     32,
   ));
 
-Deno.test("translated: a guest that offers a buffer that takes too long to look up", () =>
+Deno.test("direct: a guest that offers a buffer that takes too long to look up", () =>
   withRig(
     ({ driver, queue, device, data }) => {
       driver.add(Array(17).fill({ address: data, length: 1 << 20 }), []);
@@ -337,7 +337,7 @@ Deno.test("translated: a guest that offers a buffer that takes too long to look 
     32,
   ));
 
-Deno.test("translated: a guest that rewrites a buffer in flight moves nothing", () =>
+Deno.test("direct: a guest that rewrites a buffer in flight moves nothing", () =>
   withRig(({ scattered, driver, guest, queue, device, data }) => {
     const head = driver.add([], [{ address: data, length: 200 }])!;
     driver.publish();

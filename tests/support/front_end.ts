@@ -8,6 +8,7 @@ import { inProcessBus } from "./in_process_bus.ts";
 import { createEventFd } from "../../src/linux/eventfd.ts";
 import { createSealedMemory, type Fd } from "../../src/linux/fd.ts";
 import { allocate } from "../../src/linux/arena.ts";
+import { VirtualClock } from "../../src/linux/clock.ts";
 import { check, libc } from "../../src/linux/libc.ts";
 import { mapAnonymous, PAGE_SIZE } from "../../src/linux/mapping.ts";
 import { EPOLLIN, Reactor } from "../../src/linux/reactor.ts";
@@ -23,7 +24,7 @@ import { DriverSide } from "../../src/transport/driver_side.ts";
 import { FakeDevice } from "./fake_device.ts";
 import { withDirectory } from "./leaks.ts";
 
-/** How long an answer or a condition may take. */
+/** How long an answer or a condition may take; time is virtual. */
 const TIMEOUT_MS = 4000;
 /** Where the guest's memory lies for the front end. */
 export const USER_ADDRESS = 0x7f00_0000_0000;
@@ -46,9 +47,9 @@ const incoming = allocate(8192);
 
 /** Waits until something is so; to be awaited inside `reactor.until`. */
 export async function waitUntil(reactor: Reactor, condition: () => boolean): Promise<void> {
-  const endMs = performance.now() + TIMEOUT_MS;
+  const endMs = reactor.now() + TIMEOUT_MS;
   while (!condition()) {
-    if (performance.now() > endMs) throw new Error(`never so: ${condition}`);
+    if (reactor.now() > endMs) throw new Error(`never so: ${condition}`);
     await reactor.sleep(1);
   }
 }
@@ -183,6 +184,8 @@ export interface ProxyRigOptions<Device> {
   readonly confined?: number;
   /** Direct mode, with pins that are made up. */
   readonly direct?: PagesBus;
+  /** Called where direct mode waits until the device side writes no more. */
+  readonly waitForSilence?: () => void;
   /** How long an answer of the device side may take. */
   readonly requestTimeoutMs?: number;
 }
@@ -207,7 +210,7 @@ export interface ProxyRig<Device = FakeDevice> {
 }
 
 /** A "huge page" of ordinary memory, and every page at the address it has in this process. */
-const MADE_UP: PagesMemory = {
+const MADE_UP: Omit<PagesMemory, "waitForSilence"> = {
   allocate(size) {
     const mapping = mapAnonymous(size);
     const runs = [{ offset: 0, physical: 0x4000_0000, length: size }];
@@ -223,7 +226,7 @@ export async function withProxy<Device extends FakeDevice = FakeDevice>(
 ): Promise<void> {
   await withDirectory(async (directory) => {
     using stack = new DisposableStack();
-    const reactor = stack.use(new Reactor());
+    const reactor = stack.use(new Reactor(new VirtualClock()));
     const pair = stack.use(inProcessBus(reactor));
     const codec = codecFor("v1");
     const lines: string[] = [];
@@ -249,7 +252,8 @@ export async function withProxy<Device extends FakeDevice = FakeDevice>(
     );
     const path = `${directory}/vu.sock`;
     const source = { kind: "listen", socket: path } as const;
-    const pages = direct && new Pages(direct, 1, log, reactor, MADE_UP);
+    const { waitForSilence = () => {} } = options;
+    const pages = direct && new Pages(direct, 1, log, reactor, { ...MADE_UP, waitForSilence });
     const confined = options.confined === undefined ? undefined : { size: options.confined };
     const bus = pair.driver;
     const mode = stack.use(

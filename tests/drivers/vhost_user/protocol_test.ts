@@ -32,4 +32,8 @@ Deno.test("vhost-user: status is offered for a network card, configuration where
 Deno.test("vhost-user: queues are counted in pairs for a network card alone", () => {
   assertEquals([queueNumber(CARD), queueNumber(RNG)], [1, 1]);
   assertEquals(queueNumber({ ...RNG, maxQueues: 4 }), 4);
+  const pairs = [2, 5, 129].map((maxQueues) => queueNumber({ ...CARD, maxQueues }));
+  assertEquals(pairs, [1, 2, 64]);
+  // A device that does not say, in `proto`, has one.
+  assertEquals(queueNumber({ ...CARD, maxQueues: 0 }), 1);
 });

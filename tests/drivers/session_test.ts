@@ -1,0 +1,208 @@
+/**
+ * The session between a driver that says what it wants and a device side that is replaced: where rings go on, by
+ * device type, and what becomes of one that nobody can say of where it goes on.
+ */
+
+import { assert, assertEquals } from "@std/assert";
+import { positionAfterLoss } from "../../src/drivers/ring_position.ts";
+import { Session } from "../../src/drivers/session.ts";
+import type { WantedRing } from "../../src/drivers/wanted.ts";
+import { mapAnonymous } from "../../src/linux/mapping.ts";
+import { Kind, type Message, QUEUE_ENABLED } from "../../src/message/message.ts";
+import { createLog } from "../../src/observe/log.ts";
+import { Descriptors } from "../../src/sharing/descriptors.ts";
+import { RingFeature } from "../../src/virtio/features.ts";
+import { answerHello, type DriverRig, withDriverSide } from "../support/driver_rig.ts";
+import { cleanTest } from "../support/leaks.ts";
+
+const NET = 1;
+const BLOCK = 2;
+const ENTROPY = 4;
+const AT = 0x4000_0000;
+const SETUP = {
+  size: 64,
+  descriptorAddress: AT,
+  driverAddress: AT + 0x1000,
+  deviceAddress: AT + 0x2000,
+  base: 0,
+};
+const NO_FEATURES = new Uint32Array(2);
+
+/** Memory with a ring of which so many buffers were made available, and so many used. */
+function ringMemory(available: number, used: number) {
+  const memory = mapAnonymous(0x4000);
+  const view = new DataView(memory.buffer);
+  view.setUint16(0x1002, available, true);
+  view.setUint16(0x2002, used, true);
+  return {
+    at: AT,
+    size: 0x4000,
+    memory,
+    offset: 0,
+    [Symbol.dispose]: () => memory[Symbol.dispose](),
+  };
+}
+
+Deno.test("position after a loss: in order, all used, or unknown", () => {
+  using busy = ringMemory(5, 3);
+  using idle = ringMemory(7, 7);
+  const at = (region: typeof busy, deviceId: number, features = NO_FEATURES) =>
+    positionAfterLoss([region], SETUP, deviceId, features);
+  assertEquals([at(busy, NET), at(busy, ENTROPY), at(busy, BLOCK)], [3, 3, undefined]);
+  assertEquals([at(idle, NET), at(idle, ENTROPY), at(idle, BLOCK)], [7, 7, 7]);
+  const packed = Uint32Array.of(0, 1 << (RingFeature.RING_PACKED - 32));
+  assertEquals([at(idle, NET, packed), at(idle, BLOCK, packed)], [undefined, undefined]);
+  assertEquals(positionAfterLoss([], SETUP, NET, NO_FEATURES), undefined);
+  // The index itself has to lie in the memory.
+  const short = { ...idle, size: 0x2003 };
+  assertEquals(positionAfterLoss([short], SETUP, NET, NO_FEATURES), undefined);
+});
+
+interface Rig extends DriverRig {
+  readonly session: Session;
+  /** What is wanted; a test changes it. */
+  readonly wanted: { rings: WantedRing[] };
+  readonly ring: WantedRing;
+  /** What happened to the ring: "stopped at 3", "call", "fail". */
+  readonly told: string[];
+  /** What was asked since the last time, but for questions. */
+  asked(): Message[];
+  /** Another device side takes the place of the last one, and is brought up. */
+  replace(): Promise<void>;
+}
+
+/** One ring of a device of that type runs, with so many buffers available and so many used. */
+async function withRing(
+  deviceId: number,
+  [available, used]: readonly [number, number],
+  body: (rig: Rig) => Promise<void>,
+): Promise<void> {
+  using region = ringMemory(available, used);
+  await withDriverSide(async (driver) => {
+    const { reactor, side, device, peer, hello, hellos } = driver;
+    const requests: Message[] = [];
+    const greets = peer.onMessage!;
+    let info = deviceId;
+    peer.onMessage = (message) => {
+      if (message.kind === Kind.HELLO) return greets(message);
+      if (message.kind === Kind.EVENT_AVAIL) return false;
+      requests.push(message);
+      peer.reply(message, (m) => {
+        Object.assign(m, { deviceId: info, featureBlocks: 2, maxQueues: 1, maxSize: 256 });
+        Object.assign(m, { index: message.index, count: message.count, status: message.status });
+        Object.assign(m, { queueSize: 64, flags: QUEUE_ENABLED, base: 9 });
+        m.words[1] = 1;
+      });
+      return false;
+    };
+    const told: string[] = [];
+    let base = 0;
+    const ring: WantedRing = {
+      index: 0,
+      setup: () => ({ ...SETUP, base }),
+      stopped: (next) => {
+        base = next;
+        told.push(`stopped at ${next}`);
+      },
+      call: () => told.push("call"),
+      fail: () => told.push("fail"),
+    };
+    const owner = {
+      features: Uint32Array.of(0, 1),
+      regions: [region],
+      rings: [ring],
+      mayRun: true,
+      configChanged() {},
+    };
+    const log = createLog("test", "info", (line) => driver.lines.push(line));
+    const sharing = new Descriptors(device);
+    using session = new Session({ reactor, device, sharing, owner, whose: "our", log });
+    side.listen({ ready: () => {}, lost: () => session.lost() });
+    await driver.wait(() => side.isReady);
+    await session.bringUp();
+    assert(session.runs(0));
+    const questions: readonly Kind[] = [
+      Kind.GET_DEVICE_INFO,
+      Kind.GET_DEVICE_FEATURES,
+      Kind.GET_VQUEUE,
+    ];
+    const rig = {
+      ...driver,
+      session,
+      wanted: owner,
+      ring,
+      told,
+      asked: () => requests.splice(0).filter(({ kind }) => !questions.includes(kind)),
+      async replace() {
+        told.length = 0;
+        info = deviceId;
+        hello.epoch++;
+        answerHello(driver, hellos.at(-1)!);
+        await driver.wait(() => !session.runs(0));
+        rig.asked();
+        await session.bringUp();
+      },
+    };
+    await body(rig);
+  });
+}
+
+cleanTest(
+  "session: a network card that is replaced goes on from the used index",
+  () =>
+    withRing(NET, [5, 3], async ({ session, told, asked, replace }) => {
+      await replace();
+      assert(session.runs(0));
+      assertEquals(told, ["stopped at 3", "call", "call"]);
+      const state = asked().find(({ kind }) => kind === Kind.SET_VQUEUE_STATE);
+      assertEquals(state?.base, 3);
+    }),
+);
+
+cleanTest(
+  "session: a disk that is replaced goes on if nothing was under way",
+  () =>
+    withRing(BLOCK, [7, 7], async ({ session, told, replace }) => {
+      await replace();
+      assert(session.runs(0));
+      assertEquals(told, ["stopped at 7", "call", "call"]);
+    }),
+);
+
+cleanTest(
+  "session: a disk that is lost with buffers: the driver is told, and has to start over",
+  () =>
+    withRing(BLOCK, [5, 3], async ({ session, wanted, ring, told, lines, asked, replace }) => {
+      await replace();
+      assert(!session.runs(0));
+      assertEquals(told, ["fail", "call"]);
+      assertEquals(lines.filter((line) => line.includes("restart the guest's driver")).length, 1);
+      // Nothing but memory: the ring stays as it is until the driver gives it up.
+      await session.apply();
+      assertEquals(asked().map(({ kind }) => kind), [Kind.ADD_MEMORY]);
+      wanted.rings = [];
+      await session.apply();
+      wanted.rings = [ring];
+      await session.apply();
+      assert(session.runs(0));
+    }),
+);
+
+cleanTest(
+  "session: a device that does not take a ring is no silence",
+  () =>
+    withRing(ENTROPY, [0, 0], async ({ session, peer, wanted, ring }) => {
+      wanted.rings = [];
+      await session.apply();
+      const answers = peer.onMessage!;
+      peer.onMessage = (message) => {
+        if (message.kind !== Kind.GET_VQUEUE) return answers(message);
+        peer.reply(message, (m) => m.maxSize = 256);
+        return false;
+      };
+      wanted.rings = [ring];
+      let failure = "";
+      await session.apply().catch((error) => failure = error.message);
+      assertEquals(failure, "the device did not take queue 0");
+    }),
+);
