@@ -105,7 +105,7 @@ export const deviceCommand: PlaneCommand<DeviceSettings> = planeCommand({
     assertDisjoint(windows);
     const hubs = new Hubs(settings.hubs, context);
     const devices = settings.devices.map((wanted, number) => {
-      const device = openDevice(wanted, { reactor, log, hubs });
+      const device = openDevice(wanted, { reactor, log, hubs, number });
       side.add(number, device.model, windows);
       return device;
     });

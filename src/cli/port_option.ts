@@ -85,8 +85,8 @@ export class Hubs implements HubLinks {
     if (hub === undefined) {
       const uplink = this.settings.find((hub) => hub.name === name)?.uplink;
       const options = uplink === undefined
-        ? {}
-        : { uplink: openPort(uplink, { reactor, log, card }).port };
+        ? { name }
+        : { name, uplink: openPort(uplink, { reactor, log, card }).port };
       hub = stack.use(new Hub(reactor, options));
       this.#hubs.set(name, hub);
     }

@@ -10,6 +10,7 @@
 import { VmsgError } from "../linux/errors.ts";
 import { Fd } from "../linux/fd.ts";
 import { Reactor, stopReactorFrom } from "../linux/reactor.ts";
+import { openCounterFile } from "../observe/counter_file.ts";
 import { createLog } from "../observe/log.ts";
 import { createTracer } from "../observe/trace.ts";
 import { type PlaneName, PLANES } from "./commands.ts";
@@ -48,6 +49,8 @@ function writeLine(to: { writeSync(bytes: Uint8Array): number }, line: string): 
 async function run({ plane, settings, common, stopFd }: StartMessage): Promise<number> {
   const command: PlaneCommand = await PLANES[plane]();
   using stack = new DisposableStack();
+  // First, so that it is removed last: whatever counts is gone by then.
+  stack.use(openCounterFile(plane));
   const reactor = stack.use(new Reactor());
   const toStderr = (line: string) => writeLine(Deno.stderr, line);
   const context: PlaneContext = {

@@ -52,6 +52,7 @@
  */
 
 import type { Reactor, Task } from "../linux/reactor.ts";
+import { counterShape } from "../observe/counters.ts";
 import type { Answer, DeviceHost, DeviceModel, QueueSetup } from "../virtio/device.ts";
 import { hasFeature, RingFeature } from "../virtio/features.ts";
 import { type Chain, type DeviceQueue, openDeviceQueue, Pop } from "../virtio/split/mod.ts";
@@ -111,6 +112,8 @@ export function takeAfterAsking(queue: DeviceQueue, chain: Chain): boolean {
   return queue.wantKicks() && queue.next(chain) === Pop.CHAIN;
 }
 
+const Batches = counterShape("batches");
+
 /** See the head of this file. */
 export class QueueDevice implements DeviceModel {
   readonly deviceId: number;
@@ -142,7 +145,7 @@ export class QueueDevice implements DeviceModel {
     this.configSize = config.length;
     this.queueCount = queues.length;
     this.outOfOrder = options.anyOrder ?? false;
-    this.counters = options.counters ?? { batches: 0 };
+    this.counters = options.counters ?? new Batches("device", `device id ${deviceId}`);
     this.#batches = queues;
     this.#tasks = queues.map((_, index) => ({ run: () => this.#run(index) }));
     this.#queues = queues.map(() => undefined);

@@ -9,6 +9,7 @@
 import { fillRandom, waitForRandom } from "../linux/random.ts";
 import type { Reactor } from "../linux/reactor.ts";
 import type { IovecList } from "../memory/mod.ts";
+import { counterShape } from "../observe/counters.ts";
 import { DEVICE_RNG } from "../virtio/features.ts";
 import { Chain, type DeviceQueue } from "../virtio/split/mod.ts";
 import { QueueDevice, take } from "./queue_device.ts";
@@ -16,10 +17,16 @@ import { QueueDevice, take } from "./queue_device.ts";
 /** Bytes given per buffer; Linux asks for 64. */
 const MOST_BYTES = 4096;
 
-/** Makes an entropy device. Waits until the kernel has randomness to give, which early in a boot takes a while. */
-export function rngDevice(reactor: Reactor): QueueDevice {
+const RngCounters = counterShape("batches", "buffers", "bytes");
+
+/**
+ * Makes an entropy device. Waits until the kernel has randomness to give, which early in a boot takes a while.
+ *
+ * @param name what its counters are called
+ */
+export function rngDevice(reactor: Reactor, name: string = "rng"): QueueDevice {
   const chain = new Chain();
-  const counters = { batches: 0, buffers: 0, bytes: 0 };
+  const counters = new RngCounters("device", name);
   waitForRandom();
 
   function fillBuffers(queue: DeviceQueue, budget: number): boolean {

@@ -16,6 +16,7 @@ import { EAGAIN, linuxErrno } from "../linux/errors.ts";
 import type { Fd } from "../linux/fd.ts";
 import { errno, libc } from "../linux/libc.ts";
 import { EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, type Reactor } from "../linux/reactor.ts";
+import { counterShape } from "../observe/counters.ts";
 import type { PortListener } from "./port.ts";
 
 const EFAULT = linuxErrno("EFAULT");
@@ -29,17 +30,25 @@ const SCRATCH_SIZE = 64;
 
 const scratch = allocate(SCRATCH_SIZE);
 
+const FrameCounters = counterShape("sent", "received", "sendErrors", "receiveErrors", "stale");
+
 /** See the head of this file. It borrows the descriptor. */
 export class FrameDescriptor implements Disposable {
   /** A frame may be there to read. */
   readable = false;
   /** What went through, and what the kernel refused. */
-  readonly counters = { sent: 0, received: 0, sendErrors: 0, receiveErrors: 0, stale: 0 };
+  readonly counters: InstanceType<typeof FrameCounters>;
   #blocked = false;
   #listener: PortListener | undefined;
 
-  /** Takes a non-blocking descriptor, which stays the caller's. */
-  constructor(readonly fd: Fd, readonly reactor: Reactor) {}
+  /**
+   * Takes a non-blocking descriptor, which stays the caller's.
+   *
+   * @param name of the port, for its counters
+   */
+  constructor(readonly fd: Fd, readonly reactor: Reactor, name = "") {
+    this.counters = new FrameCounters("port", name);
+  }
 
   /** Starts watching. */
   open(listener: PortListener): void {

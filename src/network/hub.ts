@@ -21,6 +21,7 @@ import { allocate } from "../linux/arena.ts";
 import { VmsgError } from "../linux/errors.ts";
 import { mapAnonymous, type Mapping } from "../linux/mapping.ts";
 import type { Reactor, Task } from "../linux/reactor.ts";
+import { counterShape } from "../observe/counters.ts";
 import { IovecList, MemoryWindow } from "../memory/mod.ts";
 import { FrameQueue } from "./frame_queue.ts";
 import { MacTable } from "./mac_table.ts";
@@ -39,16 +40,20 @@ const UPLINK = 0;
 
 /** What the hub is. */
 export interface HubOptions {
+  /** What its counters are called. */
+  readonly name?: string;
   /** The port to the rest of the world; the hub disposes it. */
   readonly uplink?: NetworkPort;
   /** The largest payload of a frame, in bytes; default 1500. Longer ones are dropped. */
   readonly mtu?: number;
 }
 
+const HubCounters = counterShape("forwarded", "flooded", "dropped", "malformed");
+
 /** See the head of this file. */
 export class Hub implements Disposable {
   /** What went through, and what found a full queue or made no sense. */
-  readonly counters = { forwarded: 0, flooded: 0, dropped: 0, malformed: 0 };
+  readonly counters: InstanceType<typeof HubCounters>;
   /** The largest payload of a frame, in bytes. */
   readonly mtu: number;
   readonly #slotSize: number;
@@ -59,6 +64,7 @@ export class Hub implements Disposable {
 
   /** Opens the uplink, if there is one. */
   constructor(readonly reactor: Reactor, options: HubOptions = {}) {
+    this.counters = new HubCounters("hub", options.name ?? "");
     this.mtu = options.mtu ?? 1500;
     this.#slotSize = (NET_HEADER_SIZE + FRAME_OVERHEAD + this.mtu + 63) & ~63;
     if (options.uplink !== undefined) {

@@ -51,6 +51,7 @@ import {
 import { openPacketSocket, PACKET_HEADER_SIZE } from "../linux/packet_socket.ts";
 import type { Reactor } from "../linux/reactor.ts";
 import type { IovecList } from "../memory/mod.ts";
+import { counterShape, snapshot } from "../observe/counters.ts";
 import { limitedLog, type Log } from "../observe/log.ts";
 import { FrameDescriptor } from "./frame_descriptor.ts";
 import { FRAME_OVERHEAD, LARGE_FRAME_ROOM, takesLargeFrames } from "./frame_size.ts";
@@ -81,6 +82,8 @@ const FEATURES = [
 const MAX_DROPS = 16;
 const BOUNCE_SIZE = 65536;
 
+const PacketCounters = counterShape("tooLarge", "checksums");
+
 /** See the head of this file. */
 export class PacketPort implements NetworkPort {
   readonly description: string;
@@ -94,7 +97,7 @@ export class PacketPort implements NetworkPort {
   readonly #in = new PrefixedSegments(PACKET_HEADER_SIZE);
   readonly #bounce: Mapping = mapAnonymous(BOUNCE_SIZE);
   readonly #bounceBytes: Uint8Array = new Uint8Array(this.#bounce.buffer);
-  readonly #counters = { tooLarge: 0, checksums: 0 };
+  readonly #counters: InstanceType<typeof PacketCounters>;
   readonly #warn: (line: string) => void;
   #merging: ReceiveMerging | undefined;
   #room: number;
@@ -125,7 +128,8 @@ export class PacketPort implements NetworkPort {
     this.mtu = interfaceMtu(name);
     this.#room = this.mtu + FRAME_OVERHEAD + NET_HEADER_SIZE;
     this.#fd = open(name, index);
-    this.#frames = new FrameDescriptor(this.#fd, reactor);
+    this.#frames = new FrameDescriptor(this.#fd, reactor, this.description);
+    this.#counters = new PacketCounters("port", this.description);
     try {
       this.#watch = new LinkWatch(reactor, name, index, (flags) => this.#flagsChanged(flags));
       bringUp(name, log);
@@ -138,7 +142,7 @@ export class PacketPort implements NetworkPort {
 
   /** What went through, what the kernel refused, and what was dropped or mended here. */
   get counters(): Readonly<Record<string, number>> {
-    return { ...this.#frames.counters, ...this.#counters };
+    return { ...snapshot(this.#frames.counters), ...snapshot(this.#counters) };
   }
 
   setFeatures(words: Uint32Array): void {

@@ -35,6 +35,7 @@ import {
 } from "../linux/reactor.ts";
 import { connectUnix, type UnixStream, unixStreamPair } from "../linux/unix_socket.ts";
 import type { IovecList } from "../memory/mod.ts";
+import { counterShape } from "../observe/counters.ts";
 import type { Log } from "../observe/log.ts";
 import type { NetworkPort, PortListener } from "./port.ts";
 import { PrefixedSegments } from "./prefixed_segments.ts";
@@ -61,6 +62,8 @@ const FD_CLOEXEC = 1n;
 const F_SETFL = 4;
 const WORDS_SIZE = 4096;
 
+const PasstCounters = counterShape("sent", "received", "lost", "disconnects");
+
 /** See the head of this file. */
 export class PasstPort implements NetworkPort {
   readonly description: string;
@@ -71,7 +74,7 @@ export class PasstPort implements NetworkPort {
   readonly ended: Promise<void> | undefined;
   readonly #terminate: (() => void) | undefined;
   /** Frames that went through, and those that could not. */
-  readonly counters = { sent: 0, received: 0, lost: 0, disconnects: 0 };
+  readonly counters: InstanceType<typeof PasstCounters>;
   readonly #path: string | undefined;
   readonly #log: Log;
   readonly #out = new PrefixedSegments(LENGTH_SIZE);
@@ -126,6 +129,7 @@ export class PasstPort implements NetworkPort {
         );
       }
     }
+    this.counters = new PasstCounters("port", this.description);
     this.#retry = reactor.timer(() => this.#reconnect());
   }
 

@@ -20,6 +20,7 @@ import { errno, libc, linuxError } from "../linux/libc.ts";
 import { mapAnonymous, type Mapping } from "../linux/mapping.ts";
 import type { Reactor, Timer } from "../linux/reactor.ts";
 import type { IovecList } from "../memory/mod.ts";
+import { counterShape } from "../observe/counters.ts";
 import type { Log } from "../observe/log.ts";
 import type { NetworkPort, PortListener } from "./port.ts";
 
@@ -48,12 +49,14 @@ const O_TRUNC = 0o1000;
 const O_NONBLOCK = 0o4000;
 const EINTR = linuxErrno("EINTR");
 
+const CaptureCounters = counterShape("captured");
+
 /** See the head of this file. */
 export class CapturingPort implements NetworkPort {
   readonly description: string;
   readonly features: readonly number[];
   /** Frames captured. */
-  readonly counters = { captured: 0 };
+  readonly counters: InstanceType<typeof CaptureCounters>;
   readonly #path: string;
   readonly #snapLength: number;
   readonly #sizeLimit: number;
@@ -79,6 +82,7 @@ export class CapturingPort implements NetworkPort {
     readonly log: Log,
   ) {
     this.description = `${port.description}, captured in ${options.path}`;
+    this.counters = new CaptureCounters("capture", options.path);
     this.features = port.features;
     this.#path = options.path;
     this.#snapLength = Math.min(options.snapLength ?? MAX_SNAP_LENGTH, MAX_SNAP_LENGTH);

@@ -148,7 +148,7 @@ export class TapPort implements NetworkPort {
       throw error;
     }
     this.#room = this.mtu + FRAME_OVERHEAD + NET_HEADER_SIZE;
-    this.#frames = new FrameDescriptor(this.#fd, reactor);
+    this.#frames = new FrameDescriptor(this.#fd, reactor, this.description);
   }
 
   #flagsChanged(flags: number | undefined): void {

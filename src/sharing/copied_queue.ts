@@ -50,13 +50,14 @@ export class CopiedQueue extends ForwardingQueue {
    * @param guest the guest's queue, of which this is now the only user
    * @param place of this queue's part of the segment, a multiple of 64: the rings, then the pool
    * @param eventIndex whether VIRTIO_F_EVENT_IDX was negotiated
+   * @param name whose ring it is, for its counters
    */
-  constructor(guest: DeviceQueue, place: Place, eventIndex: boolean) {
+  constructor(guest: DeviceQueue, place: Place, eventIndex: boolean, name: string = "") {
     const { memory, offset, at } = place;
     const { size } = guest;
     // A buffer that is read and written takes two descriptors, also in a ring of one.
     const entries = Math.max(size, 2);
-    super(guest, new DriverQueue({ place, size: entries, eventIndex, indirect: false }));
+    super(guest, new DriverQueue({ place, size: entries, eventIndex, indirect: false }), name);
     const rings = copiedRingsSize(entries);
     const room = Math.min(place.size - rings, MAX_POOL);
     this.#pool = new RingPool(room - room % POOL_ALIGNMENT);

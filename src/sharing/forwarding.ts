@@ -17,6 +17,7 @@
 import { VmsgError } from "../linux/errors.ts";
 import type { Reactor } from "../linux/reactor.ts";
 import { AddressSpace } from "../memory/mod.ts";
+import { retire } from "../observe/counters.ts";
 import { limitedLog, type Log } from "../observe/log.ts";
 import type { RemoteDevice } from "../transport/remote_device.ts";
 import type { QueueSetup } from "../virtio/device.ts";
@@ -80,6 +81,8 @@ export interface OpenTerms {
   readonly indirect: boolean;
   /** The most entries that the device takes. */
   readonly maxSize: number;
+  /** Whose ring it is, for its counters. */
+  readonly name?: string;
 }
 
 /** What a {@link Forwarding} is made of. */
@@ -155,7 +158,8 @@ export class Forwarding implements Sharing {
     const queue = openDeviceQueue(this.#space, { ...setup, eventIndex, indirect });
     if (typeof queue === "string") throw new VmsgError("BAD_RING", `ring ${owner.index}: ${queue}`);
     const part = this.#parts.get(owner.index)!;
-    const terms = { eventIndex, indirect, maxSize };
+    const name = `device ${this.options.device.number}, ring ${owner.index}`;
+    const terms = { eventIndex, indirect, maxSize, name };
     return new ForwardedRing(this, owner, this.options.place.open(queue, part, terms));
   }
 
@@ -221,6 +225,7 @@ class ForwardedRing implements SharedRing {
     const base = this.queue.stop();
     const where = `device ${device.number}, ring ${this.owner.index}`;
     log.debug(`${where} had a shadow: ${JSON.stringify(this.queue.counters)}`);
+    retire(this.queue.counters);
     return base;
   }
 }

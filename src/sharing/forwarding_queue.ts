@@ -25,6 +25,7 @@
  * forgets what is held so, and the next device gets these buffers once more.
  */
 
+import { counterShape } from "../observe/counters.ts";
 import type { QueueSetup } from "../virtio/device.ts";
 import { Chain, type DeviceQueue, type DriverQueue, Pop } from "../virtio/split/mod.ts";
 
@@ -38,10 +39,12 @@ const WITH_DEVICE = -1;
 // One chain serves all queues: it holds a buffer only while that is added.
 const chain = new Chain(CHAIN_CAPACITY);
 
+const QueueCounters = counterShape("forwarded", "returned", "full");
+
 /** See the head of this file. A subclass makes something for the shadow of a buffer. */
 export abstract class ForwardingQueue {
   /** What went through, and how often there was no room. */
-  readonly counters = { forwarded: 0, returned: 0, full: 0 };
+  readonly counters: InstanceType<typeof QueueCounters>;
   /** After {@link forward}: it ended because a batch was full, and there may be more. */
   more = false;
   /** Buffers out, by a free-running number modulo the guest's queue size; the oldest is `#first`. */
@@ -57,8 +60,10 @@ export abstract class ForwardingQueue {
    *
    * @param guest the guest's queue, of which this is now the only user
    * @param shadow the queue that the device side is told of, empty
+   * @param name whose ring it is, for its counters
    */
-  constructor(readonly guest: DeviceQueue, readonly shadow: DriverQueue) {
+  constructor(readonly guest: DeviceQueue, readonly shadow: DriverQueue, name: string) {
+    this.counters = new QueueCounters("queue", name);
     const { size } = guest;
     this.#mask = size - 1;
     this.#heads = new Uint16Array(size);

@@ -153,7 +153,7 @@ export class Segment implements ForwardingPlace, Disposable {
   }
 
   /** @throws VmsgError SEGMENT if buffers would not fit */
-  open(queue: DeviceQueue, part: RingPart, { eventIndex }: OpenTerms): CopiedQueue {
+  open(queue: DeviceQueue, part: RingPart, { eventIndex, name }: OpenTerms): CopiedQueue {
     const least = copiedRingsSize(queue.size) + (part.isCommand ? MIN_CONTROL_POOL : MIN_POOL);
     if (part.size < least) {
       throw new VmsgError(
@@ -162,7 +162,7 @@ export class Segment implements ForwardingPlace, Disposable {
           `${queue.size} entries: give a larger one`,
       );
     }
-    return new CopiedQueue(queue, part, eventIndex);
+    return new CopiedQueue(queue, part, eventIndex, name);
   }
 
   /** Says in the header who has a part, as far as there is room. */

@@ -50,12 +50,12 @@ export class TranslatedQueue extends ForwardingQueue {
     guest: DeviceQueue,
     readonly physical: PhysicalMap,
     place: Place,
-    { maxSize, ...features }: OpenTerms,
+    { maxSize, name = "", ...features }: OpenTerms,
   ) {
     // A buffer may take several descriptors, so there are more of them than the guest has.
     const wanted = Math.max(ENTRIES_PER_BUFFER * guest.size, MAX_PIECES);
     const size = ringThatFits(Math.min(maxSize, wanted), place.size);
-    super(guest, new DriverQueue({ place, size, ...features }));
+    super(guest, new DriverQueue({ place, size, ...features }), name);
   }
 
   /** Names the buffer's pieces. */

@@ -9,7 +9,10 @@
 import type { Bus } from "../bus/bus.ts";
 import type { Codec, Malformed } from "../message/codec.ts";
 import { type Kind, Message } from "../message/message.ts";
+import { type Counters, counterShape } from "../observe/counters.ts";
 import type { Tracer } from "../observe/trace.ts";
+
+const LinkCounters = counterShape("received", "malformed", "dropped", "unansweredFull");
 
 /** See the head of this file. */
 export class Link {
@@ -18,14 +21,16 @@ export class Link {
   /** The message that is being made. */
   readonly out: Message = new Message();
   /** What came, what of it could not be used, and answers for which there was no room. */
-  readonly counters = { received: 0, malformed: 0, dropped: 0, unansweredFull: 0 };
+  readonly counters: Counters<"received" | "malformed" | "dropped" | "unansweredFull">;
 
   /**
    * Sends nothing and reads nothing by itself.
    *
    * @param codec the dialect that is spoken; a device side may change it when it hears another one
    */
-  constructor(readonly bus: Bus, public codec: Codec, readonly tracer: Tracer | undefined) {}
+  constructor(readonly bus: Bus, public codec: Codec, readonly tracer: Tracer | undefined) {
+    this.counters = new LinkCounters("bus", bus.description);
+  }
 
   /** Reads what came into {@link in}; says why it is no message, if it is none. */
   receive(slot: DataView): Malformed | undefined {

@@ -5,6 +5,7 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { Kind } from "../../src/message/message.ts";
+import { snapshot } from "../../src/observe/counters.ts";
 import { getQueue, RINGS, UNSET, withForeign, withSide } from "../support/device_rig.ts";
 import { FAKE_DEVICE_ID, FAKE_MAX_QUEUE_SIZE, FAKE_VENDOR_ID } from "../support/fake_device.ts";
 import { cleanTest } from "../support/leaks.ts";
@@ -402,7 +403,7 @@ cleanTest(
   "G14: garbage is counted, and so is an answer that nobody asked for",
   () =>
     withForeign(async ({ peer, side, quiet }) => {
-      const before = { ...side.counters };
+      const before = snapshot(side.counters);
       const nonsense = [
         [0x00, 0x3f, 0, 0, 1, 0, 8, 0], // unknown id
         [0x02, 0x3f, 0, 0, 1, 0, 8, 0],

@@ -13,6 +13,8 @@ export const DEFAULT_DEVICE = "net";
 export interface DeviceContext {
   readonly reactor: Reactor;
   readonly log: Log;
+  /** What the device's counters are called, in front of what it is. */
+  readonly number: number;
   /** The links that network cards of this process share. */
   readonly hubs: HubLinks;
 }

@@ -44,13 +44,14 @@ export const netKind: DeviceKind<NetSettings> = {
     const mac = parseCardMac(group, number);
     return { mac, mtu: parseMtu(group), capture: group.text("pcap"), port };
   },
-  open: (settings, { reactor, log, hubs }) => {
+  open: (settings, { reactor, log, hubs, number }) => {
     const { mac, capture } = settings;
     const { port, mtu } = openPort(settings.port, { reactor, log, card: mac, hubs });
     const watched = capture === undefined
       ? port
       : new CapturingPort(port, { path: capture }, reactor, log);
-    const model = new NetDevice(reactor, watched, { mac, mtu: settings.mtu ?? mtu });
+    const name = `${number} net, ${watched.description}`;
+    const model = new NetDevice(reactor, watched, { mac, mtu: settings.mtu ?? mtu, name });
     return { model, description: watched.description, counters: model.counters };
   },
 };

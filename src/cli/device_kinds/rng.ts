@@ -13,5 +13,8 @@ export const rngKind: DeviceKind<null> = {
     parseGroup(option, text, []);
     return null;
   },
-  open: (_settings, { reactor }) => ({ model: rngDevice(reactor), description: "rng" }),
+  open: (_settings, { reactor, number }) => ({
+    model: rngDevice(reactor, `${number} rng`),
+    description: "rng",
+  }),
 };

@@ -23,6 +23,7 @@ import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../../virtio/net_header.ts"
 import type { Reactor } from "../../linux/reactor.ts";
 import type { IovecList } from "../../memory/mod.ts";
 import type { NetworkPort } from "../../network/port.ts";
+import { counterShape } from "../../observe/counters.ts";
 import type { Answer, DeviceHost, QueueSetup } from "../../virtio/device.ts";
 import { DEVICE_NET, NetFeature } from "../../virtio/features.ts";
 import { Chain, ChainSequence, type DeviceQueue, Pop } from "../../virtio/split/mod.ts";
@@ -69,6 +70,8 @@ export interface NetDeviceOptions {
   readonly mac: Uint8Array;
   /** The largest payload of a frame, in bytes. */
   readonly mtu: number;
+  /** What its counters are called; what the port is, unless given. */
+  readonly name?: string;
 }
 
 /** What went through a card, and what could not. */
@@ -89,17 +92,15 @@ export interface NetCounters {
   refusedCommands: number;
 }
 
-function noneYet(): NetCounters {
-  return {
-    batches: 0,
-    received: 0,
-    transmitted: 0,
-    tooLong: 0,
-    filtered: 0,
-    commands: 0,
-    refusedCommands: 0,
-  };
-}
+const CardCounters = counterShape<keyof NetCounters>(
+  "batches",
+  "received",
+  "transmitted",
+  "tooLong",
+  "filtered",
+  "commands",
+  "refusedCommands",
+);
 
 /** See the head of this file. */
 export class NetDevice extends QueueDevice {
@@ -128,7 +129,7 @@ export class NetDevice extends QueueDevice {
         (queue, budget) => this.#transmit(queue, budget),
         (queue, budget) => this.#control(queue, budget),
       ],
-      counters: noneYet(),
+      counters: new CardCounters("device", options.name ?? `net, ${port.description}`),
     });
     this.#ownMac = options.mac.slice(0, 6);
     const config = this.#configView;
@@ -203,24 +204,28 @@ export class NetDevice extends QueueDevice {
 
   #transmit(queue: DeviceQueue, budget: number): boolean {
     const chain = this.#chain;
-    for (let i = 0; i < budget; i++) {
-      if (queue.next(chain) !== Pop.CHAIN && !takeAfterAsking(queue, chain)) return false;
+    let sent = 0;
+    for (; sent < budget; sent++) {
+      if (queue.next(chain) !== Pop.CHAIN && !takeAfterAsking(queue, chain)) break;
       if (!this.port.send(chain.readable)) {
         queue.rewind(1);
-        return false;
+        break;
       }
-      this.counters.transmitted++;
       queue.complete(chain.head, 0);
     }
-    return true;
+    // Once for all of them, which is a nanosecond or two a frame.
+    this.counters.transmitted += sent;
+    return sent === budget;
   }
 
   #receiveSingle(queue: DeviceQueue, budget: number): boolean {
     const chain = this.#chain;
-    for (let i = 0; i < budget; i++) {
+    let received = 0;
+    let i = 0;
+    for (; i < budget; i++) {
       const wanted = this.port.nextLength();
-      if (wanted === 0) return false;
-      if (queue.next(chain) !== Pop.CHAIN && !takeAfterAsking(queue, chain)) return false;
+      if (wanted === 0) break;
+      if (queue.next(chain) !== Pop.CHAIN && !takeAfterAsking(queue, chain)) break;
       if (chain.writable.length < wanted) {
         this.counters.tooLong++;
         this.port.discard();
@@ -230,34 +235,38 @@ export class NetDevice extends QueueDevice {
       const length = this.port.receive(chain.writable, 0);
       if (length < NET_HEADER_SIZE) {
         queue.rewind(1);
-        return false;
+        break;
       }
       if (this.#isFiltered(chain.writable, 0)) {
         queue.rewind(1);
         continue;
       }
-      this.counters.received++;
+      received++;
       queue.complete(chain.head, length);
     }
-    return true;
+    this.counters.received += received;
+    return i === budget;
   }
 
   #receiveMergeable(queue: DeviceQueue, budget: number): boolean {
     const buffers = this.#sequence;
-    for (let i = 0; i < budget; i++) {
+    let received = 0;
+    let i = 0;
+    for (; i < budget; i++) {
       const wanted = this.port.nextLength();
-      if (wanted === 0) return false;
-      if (!buffers.fill(queue, wanted) && !this.#fillAfterAsking(queue, wanted)) return false;
+      if (wanted === 0) break;
+      if (!buffers.fill(queue, wanted) && !this.#fillAfterAsking(queue, wanted)) break;
       if (buffers.bytes < wanted) continue;
       const first = buffers.firstSegment;
       const length = this.port.receive(buffers.writable, first);
-      if (length < NET_HEADER_SIZE) return false;
+      if (length < NET_HEADER_SIZE) break;
       if (this.#isFiltered(buffers.writable, first)) continue;
       buffers.writable.setUint16(NUM_BUFFERS_OFFSET, buffers.buffersFor(length), first);
-      this.counters.received++;
+      received++;
       buffers.complete(queue, length);
     }
-    return true;
+    this.counters.received += received;
+    return i === budget;
   }
 
   /** A frame the driver does not want; its buffers serve the next one. */

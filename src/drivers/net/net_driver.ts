@@ -26,6 +26,7 @@ import {
 } from "../../virtio/features.ts";
 import type { QueueSetup } from "../../virtio/device.ts";
 import { IovecList } from "../../memory/mod.ts";
+import { counterShape } from "../../observe/counters.ts";
 import { limitedLog, type Log } from "../../observe/log.ts";
 import { Descriptors } from "../../sharing/descriptors.ts";
 import { type DriverMemory, ownMemory } from "../../sharing/driver_memory.ts";
@@ -84,6 +85,8 @@ export interface NetDriverListener {
   writable(): void;
 }
 
+const DriverCounters = counterShape("received", "sent", "badQueues");
+
 /** See the head of this file. */
 export class NetDriver implements PeerListener, Disposable {
   /** Can frames be sent? */
@@ -95,7 +98,7 @@ export class NetDriver implements PeerListener, Disposable {
   /** The same as bits, in blocks of 32. */
   accepted: Uint32Array = new Uint32Array(2);
   /** What went through. */
-  readonly counters = { received: 0, sent: 0, badQueues: 0 };
+  readonly counters: InstanceType<typeof DriverCounters>;
   readonly #memory: DriverMemory;
   readonly #ownsMemory: boolean;
   readonly #device: RemoteDevice;
@@ -132,6 +135,7 @@ export class NetDriver implements PeerListener, Disposable {
     options: NetDriverOptions = {},
   ) {
     const { memory, offloads = [] } = options;
+    this.counters = new DriverCounters("driver", `device ${number}`);
     this.#offloads = offloads;
     this.#complain = limitedLog(log.warn, reactor);
     this.#ownsMemory = memory === undefined;

@@ -5,6 +5,7 @@
  * is one, is in the host's ring by then. Counting by verdict happens in one place, responder.ts.
  */
 
+import { counterShape } from "../../observe/counters.ts";
 import { parseMac } from "../protocols/ethernet.ts";
 import { isMartian, parseIpv4Address } from "../protocols/ipv4.ts";
 import { isMulticast6, linkLocalOf, parseIpv6Address } from "../protocols/ipv6.ts";
@@ -71,30 +72,27 @@ export interface ResponderCounters {
   floodFrames: number;
 }
 
-/** All counts at 0. */
-export function createCounters(): ResponderCounters {
-  return {
-    framesIn: 0,
-    bytesIn: 0,
-    framesOut: 0,
-    bytesOut: 0,
-    dropped: 0,
-    malformed: 0,
-    ignored: 0,
-    checksumErrors: 0,
-    discardedFrames: 0,
-    discardedBytes: 0,
-    echoReplies: 0,
-    arpReplies: 0,
-    neighbourAdvertisements: 0,
-    routerAdvertisements: 0,
-    dhcpReplies: 0,
-    dhcpLeases: 0,
-    portUnreachables: 0,
-    chargenFrames: 0,
-    floodFrames: 0,
-  };
-}
+const Counts = counterShape<keyof ResponderCounters>(
+  "framesIn",
+  "bytesIn",
+  "framesOut",
+  "bytesOut",
+  "dropped",
+  "malformed",
+  "ignored",
+  "checksumErrors",
+  "discardedFrames",
+  "discardedBytes",
+  "echoReplies",
+  "arpReplies",
+  "neighbourAdvertisements",
+  "routerAdvertisements",
+  "dhcpReplies",
+  "dhcpLeases",
+  "portUnreachables",
+  "chargenFrames",
+  "floodFrames",
+);
 
 /** The responder's identity, its outgoing ring and its counters. */
 export interface Host {
@@ -148,7 +146,7 @@ export function createHost(options: ResponderOptions): Host {
     mask,
     broadcast,
     ring: new FrameRing(),
-    counters: createCounters(),
+    counters: new Counts("port", `responder ${options.address}`),
   };
 }
 

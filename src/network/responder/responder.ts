@@ -19,6 +19,7 @@
  * throws. Nothing is allocated per frame.
  */
 
+import { snapshot } from "../../observe/counters.ts";
 import { DHCP_SERVER_PORT } from "../protocols/dhcp.ts";
 import {
   ETHERNET_DESTINATION,
@@ -231,7 +232,7 @@ export class Responder {
   /** A copy of the state. */
   snapshot(): ResponderSnapshot {
     return {
-      counters: { ...this.#host.counters },
+      counters: snapshot(this.#host.counters),
       queuedFrames: this.#host.ring.count,
       chargenPending: this.#chargen.pending,
       leases: this.#dhcp.leases(),

@@ -1,0 +1,58 @@
+import { assert, assertEquals } from "@std/assert";
+import { type ReadCounters, readCounters } from "../../src/observe/counter_file.ts";
+import {
+  type Processes,
+  processTest,
+  until,
+  VMSG_COMMAND,
+  type VmsgProcess,
+} from "../support/processes.ts";
+
+const BUS = ["--bus", "linux-user,socket=lu.sock"];
+
+/** Starts vmsg with its counters in the test's own directory. */
+function start(vmsg: Processes, ...args: string[]): Promise<VmsgProcess> {
+  return vmsg.startProgram("env", `XDG_RUNTIME_DIR=${vmsg.directory}`, ...VMSG_COMMAND, ...args);
+}
+
+function files(vmsg: Processes): string[] {
+  return [...Deno.readDirSync(`${vmsg.directory}/vmsg`)].map(({ name }) => name).sort();
+}
+
+/** One counter of the only group of this kind whose name begins so. */
+function valueOf({ groups }: ReadCounters, kind: string, begin: string, counter: string): number {
+  const found = groups.filter((group) => group.kind === kind && group.name.startsWith(begin));
+  assertEquals(found.length, 1, `${kind} ${begin}: ${JSON.stringify(groups)}`);
+  return found[0]!.counters.find(({ name }) => name === counter)!.value;
+}
+
+processTest(
+  "counters of vmsg device and driver, while they run, killed, and ended",
+  async (vmsg) => {
+    const device = await start(vmsg, "device", ...BUS, "--net", "responder", "--device", "rng");
+    await device.waitFor(/waiting for the driver side/);
+    const driver = await start(vmsg, "driver", ...BUS, "--interval", "0.01");
+    await driver.waitFor(/icmp_seq=20 /);
+    assertEquals(files(vmsg), [`device.${device.pid}`, `driver.${driver.pid}`]);
+    const paths = files(vmsg).map((name) => `${vmsg.directory}/vmsg/${name}`);
+
+    const seen = readCounters(paths[0]!);
+    assertEquals([seen.subcommand, seen.pid], ["device", device.pid]);
+    const transmitted = valueOf(seen, "device", "0 net, responder", "transmitted");
+    assert(transmitted >= 20, `${transmitted} frames`);
+    assertEquals(valueOf(seen, "device", "1 rng", "bytes"), 0);
+    assert(valueOf(seen, "port", "responder", "echoReplies") >= 20);
+    assert(valueOf(seen, "bus", "", "received") > 10);
+    assert(valueOf(readCounters(paths[1]!), "driver", "device 0", "sent") >= 20);
+    await until(() =>
+      valueOf(readCounters(paths[0]!), "device", "0 net", "transmitted") > transmitted
+    );
+
+    await device.end("SIGKILL");
+    const last = readCounters(paths[0]!);
+    assert(valueOf(last, "device", "0 net", "transmitted") > transmitted);
+    await driver.end("SIGTERM");
+    assertEquals(files(vmsg), [`device.${device.pid}`]);
+    assertEquals(readCounters(paths[0]!), last);
+  },
+);
