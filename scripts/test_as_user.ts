@@ -1,7 +1,7 @@
 /**
  * Runs the tests as an ordinary user, started by root. What only root may do must say so there, and not fail.
  *
- *     deno run --allow-all scripts/test_as_user.ts [arguments of scripts/run_tests.ts]
+ *     deno task test:user [arguments of scripts/run_tests.ts]
  *
  * The user is 65534 (nobody), without groups and capabilities. It gets a directory of its own, which is gone
  * afterwards: a copy of the sources as git knows them, of this Deno and of the packages that it has fetched
