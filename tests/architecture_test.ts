@@ -264,6 +264,53 @@ Deno.test("architecture: every file opens with what it is for", () => {
   assertEquals(headless.map(({ path }) => path), []);
 });
 
+/** The most lines of a file: what one can hold in mind. The transport's state machines are kept smaller. */
+const MAX_LINES = 600;
+const MAX_TRANSPORT_LINES = 400;
+
+Deno.test("architecture: no file is too long to be read at one go", () => {
+  const long = SOURCES.filter(({ room, text }) =>
+    text.trimEnd().split("\n").length > (room === "transport" ? MAX_TRANSPORT_LINES : MAX_LINES)
+  );
+  assertEquals(long.map(({ path }) => path), []);
+});
+
+/** The lines that a room may have: what it is for does not need more. */
+const ROOM_LINES: Readonly<Record<string, number>> = {
+  virtio: 1500,
+  message: 1700,
+  memory: 550,
+  linux: 2400,
+  ivshmem: 1600,
+  bus: 1300,
+  transport: 2000,
+  sharing: 1400,
+  drivers: 2300,
+  devices: 800,
+  network: 4500,
+  observe: 300,
+  check: 800,
+  cli: 2200,
+};
+
+Deno.test("architecture: no room has twice the size it should have, the house 24,000 lines", () => {
+  const lines = new Map<string, number>();
+  for (const { room, text } of SOURCES) {
+    lines.set(room, (lines.get(room) ?? 0) + text.trimEnd().split("\n").length);
+  }
+  const large = [...lines].filter(([room, count]) => count >= 2 * (ROOM_LINES[room] ?? 0));
+  assertEquals(large, []);
+  const all = [...lines.values()].reduce((sum, count) => sum + count, 0);
+  assert(all <= 24_000, `src has ${all} lines`);
+});
+
+Deno.test("architecture: comments name only documents that are here", () => {
+  const elsewhere = SOURCES.filter(({ text }) =>
+    /wire document|\bdesign (?:section )?\d/.test(text)
+  );
+  assertEquals(elsewhere.map(({ path }) => path), []);
+});
+
 Deno.test("architecture: comments and strings are no code, templates are", () => {
   const code = codeOf('a("Atomics"); // Atomics\n/* any */ b(`x ${Atomics.y}`); c(/any/);');
   assertEquals(code.match(/Atomics|any/g), ["Atomics"]);
