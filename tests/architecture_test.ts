@@ -1,5 +1,5 @@
 /**
- * The plan of the house, held against the house: who imports whom (design section 3), who may call
+ * The plan of the house, held against the house: who imports whom (docs/house.md), who may call
  * dlopen and Atomics, and the forms every file keeps.
  */
 
@@ -186,7 +186,7 @@ Deno.test("architecture: every room is in the table", () => {
   assertEquals(unknown.map(({ path }) => path), []);
 });
 
-Deno.test("architecture: no import but the arrows of design section 3", () => {
+Deno.test("architecture: no import but the arrows of docs/house.md", () => {
   assertEquals(badArrows(SOURCES), []);
 });
 

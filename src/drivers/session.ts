@@ -288,7 +288,7 @@ export class Session implements Disposable {
     }
     if (!told.driverOk) await this.#setDriverOk();
     for (const { wanted, shared } of started) {
-      // Whoever was told about buffers before is gone: both ends look once (design 6.2).
+      // Whoever was told about buffers before is gone: both ends look once (docs/wire.md 6).
       shared.available();
       wanted.call();
     }
@@ -361,7 +361,7 @@ export class Session implements Disposable {
     return ring;
   }
 
-  /** A device that cannot take a queue says nothing either (wire document 5N.5), but it shows in the queue's state. */
+  /** A device that cannot take a queue says nothing either (docs/wire.md 3.6), but it shows in the queue's state. */
   async #checkStarted(index: number, expected: number): Promise<void> {
     const { device } = this.options;
     if (!device.side.link.codec.conduct.queueStateIsNamed) return;

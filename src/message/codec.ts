@@ -22,7 +22,7 @@ export type { Conduct } from "./conduct.ts";
 export type { Dialect } from "./message.ts";
 export type { Malformed } from "./program.ts";
 
-/** How much one message carries on a bus with {@link Codec.maxSize} (wire document 5N.1). */
+/** How much one message carries on a bus with {@link Codec.maxSize} (docs/wire.md 3.1). */
 export interface Limits {
   /** Feature blocks in one message. */
   readonly featureBlocks: number;

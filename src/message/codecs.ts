@@ -1,10 +1,10 @@
 /**
  * The dialects' forms, and the codecs made of them: one per dialect and size of slot, shared.
  *
- * Revision 1 (wire document 5N.1), dialects `v1` and `v1-2025`: 8 bytes of header with token and size. The
+ * Revision 1 (docs/wire.md 3.1), dialects `v1` and `v1-2025`: 8 bytes of header with token and size. The
  * two differ in layouts, and in that an event of `v1-2025` need only be long enough.
  *
- * `proto`, the prototype QEMU (wire document 2.1): 4 bytes of header and 36 of payload, unused ones zero.
+ * `proto`, the prototype QEMU (docs/wire.md 2.1): 4 bytes of header and 36 of payload, unused ones zero.
  * There is no size, no token and no bus message; QEMU writes device 0 and examines neither it nor the bus
  * bit, so neither do we. A message is 40 bytes whatever its slot holds: what is behind belongs to an older
  * message and is neither written nor read. SET_DEVICE_STATUS, SET_VQUEUE and RESET_VQUEUE are requests
@@ -19,7 +19,7 @@ export const QUEUE_SLOT = 64;
 
 const REVISION_1: Header = { size: 8, tokenAt: 4, sizeAt: 6, busBit: 2 };
 
-/** QEMU has 48-byte buffers in `v1-2025` and answers to no access to more (wire document 6.1). */
+/** QEMU has 48-byte buffers in `v1-2025` and answers to no access to more (docs/wire.md 3.4). */
 const QEMU_CONFIG = 48 - 20;
 
 function revision1(exactEvents: boolean, mostConfig: number): Form {

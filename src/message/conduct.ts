@@ -2,7 +2,7 @@
  * How sides behave in a dialect, beyond the bytes that its codec writes: each habit by name, so that the
  * transport asks for what it means and never for a dialect.
  *
- * The section numbers are the wire document's. A habit that shows in the table of messages needs no entry
+ * The section numbers are those of docs/wire.md. A habit that shows in the table of messages needs no entry
  * here: whether a message exists ({@link Codec.has}) and whether it is answered ({@link Codec.answered}).
  */
 

@@ -2,7 +2,7 @@
  * How the table describes bytes.
  *
  * A {@link Layout} lists the fields of one payload with their offsets behind the header, as the
- * tables of the wire document do (2.2, 5N.2), little-endian and without gaps: bytes without meaning
+ * tables of docs/wire.md do (2.2, 3.2), little-endian and without gaps: bytes without meaning
  * are listed as "reserved", sent as 0 and ignored on receipt (rule G5). {@link layout} checks every one
  * that is made while the table loads, so a slip in a table stops the program at once instead of being
  * sent to a peer. {@link request} and {@link event} make the table's entries.
@@ -17,7 +17,7 @@ import { type Dialect, type Field, Kind } from "./message.ts";
  * |---|---|
  * | u8 u16 u24 u32 u64 | a number |
  * | u32/32 | u32: 32 times the number, rounded up when read |
- * | next | u32: bits 0-30 `nextOffset`, bit 31 `nextWrap` (wire document 5N.6) |
+ * | next | u32: bits 0-30 `nextOffset`, bit 31 `nextWrap` (docs/wire.md 3.6) |
  * | uuid | 16 bytes |
  * | words[2] | two u32 feature blocks, `proto`'s u64 |
  * | bytes[8] bytes[16] | that many bytes, of which `length` are meant |

@@ -3,7 +3,7 @@
  *
  * A codec fills a {@link Message} from a slot, a handler changes it, a codec writes it to another
  * slot; whoever sends or receives keeps one and reuses it, so nothing is allocated per message.
- * {@link Kind} numbers are ours: each dialect has its own ids for them (wire document 1.4).
+ * {@link Kind} numbers are ours: each dialect has its own ids for them (docs/wire.md 1.3).
  *
  * The payload is the union of all payloads, one name per meaning (`index` is a queue, a feature
  * block or a shared memory region). Behind every number is one element of a Float64Array: the codec,
@@ -65,7 +65,7 @@ export const QUEUE_ENABLED: number = 1;
 export const MEMORY_SEGMENT: number = 1;
 /** ADD_MEMORY's flag: memory that the device side was given by `--memory`, no descriptor comes along. */
 export const MEMORY_WINDOW: number = 2;
-/** EVENT_DEVICE's states (wire document 5N.2); `v1-2025` calls this one READY. */
+/** EVENT_DEVICE's states (docs/wire.md 3.2); `v1-2025` calls this one READY. */
 export const DEVICE_ADDED: number = 1;
 /** See {@link DEVICE_ADDED}. */
 export const DEVICE_REMOVED: number = 2;

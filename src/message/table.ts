@@ -2,10 +2,10 @@
  * The table of messages: everything the rest of the house knows about them comes from here.
  *
  * One entry per {@link Kind}: its name, its class, who sends it, and per dialect its id and the layout
- * of request and answer. Sources: wire document 2.2 for `proto`, 5N.2 for `v1`, 5.2 for `v1-2025`,
- * private.ts for our own. `v1-2025` has entries only where it differs from `v1` (5N.4). A message whose
+ * of request and answer. Sources: docs/wire.md 2.2 for `proto`, 3.2 for `v1`, 3.4 for `v1-2025`,
+ * private.ts for our own. `v1-2025` has entries only where it differs from `v1` (docs/wire.md 3.4). A message whose
  * entry has no response is never answered in that dialect; `proto` has several such requests. All layouts
- * are checked when this file loads; the sizes of 5N.3 and 5.3 are what tests/message asserts.
+ * are checked when this file loads; the sizes of 3.3 and 3.4 are what tests/message asserts.
  */
 
 import { type Dialect, type Kind, KIND_COUNT, QUEUE_ENABLED } from "./message.ts";
@@ -44,7 +44,7 @@ const PROTO_FEATURES: Layout = {
   implied: ["count", 2],
 };
 
-/** The data is a u64 of which the Linux flavour uses all 8 bytes, QEMU at most 4 (2.2, 2.6). */
+/** The data is a u64 of which the Linux flavour uses all 8 bytes, QEMU at most 4 (2.2, 2.5). */
 const PROTO_CONFIG: Layout = layout(
   12,
   [0, "u24", "offset"],
@@ -83,7 +83,7 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
           [20, "u16", "adminStart"],
           [22, "u16", "adminCount"],
         ),
-        // From here on it is `v1`'s, whose UUID is where these fields are (5N.7).
+        // From here on it is `v1`'s, whose UUID is where these fields are (docs/wire.md 3.7).
         below: 44,
       },
     },
@@ -123,7 +123,7 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
     v1: {
       id: 0x06,
       request: CONFIG,
-      // The answer need not mirror the data (5N.2); Linux ignores it if it does.
+      // The answer need not mirror the data (docs/wire.md 3.2); Linux ignores it if it does.
       response: layout(12, ...CONFIG_HEAD, [12, "bytes[length]?", "bytes"]),
     },
     "v1-2025": { id: 0x06, request: CONFIG, response: CONFIG },
@@ -170,7 +170,7 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
     proto: {
       id: 0x0b,
       request: INDEX,
-      // Linux reads maxSize as a u64: the zero padding behind it is part of the format (2.6).
+      // Linux reads maxSize as a u64: the zero padding behind it is part of the format (2.5).
       response: layout(8, [0, "u32", "index"], [4, "u32", "maxSize"]),
     },
   }),

@@ -77,6 +77,12 @@ Deno.test("README: the options of its tables are accepted", () => {
   }
 });
 
+Deno.test("README: the device of one's own is docs/examples/own_device.ts, which runs", async () => {
+  const example = await Deno.readTextFile(new URL("docs/examples/own_device.ts", ROOT));
+  assert(DOCUMENTS.includes("```ts\n" + example + "```\n"));
+  assert(example.split("\n").length <= 41);
+});
+
 Deno.test("README: its deno tasks exist", async () => {
   const config = JSON.parse(await Deno.readTextFile(new URL("deno.json", ROOT)));
   const found = [...DOCUMENTS.matchAll(/(?:deno|deno@[\d.]+) task ([\w:-]+)/g)];

@@ -182,7 +182,7 @@ const V1: Readonly<Record<string, Expected>> = {
 
 const ENABLED = QUEUE_ENABLED;
 
-/** The bytes of 5.6 mean what those of 5N.10 mean, except that no device has a UUID. */
+/** The vectors of `v1-2025` mean what those of `v1` mean, except that no device has a UUID. */
 const V1_2025: Readonly<Record<string, Expected>> = {
   ...pick(V1, [
     "GET_DEVICE_INFO.req",
@@ -313,7 +313,7 @@ Deno.test("offset of the slot is honoured", () => {
   }
 });
 
-/** Wire document 5N.3 with n = 3 of whatever a message counts; 0 = there is no such message. */
+/** docs/wire.md 3.3 with n = 3 of whatever a message counts; 0 = there is no such message. */
 const SIZES: Readonly<Partial<Record<Kind, readonly [request: number, response: number]>>> = {
   [Kind.GET_DEVICE_INFO]: [8, 52],
   [Kind.GET_DEVICE_FEATURES]: [16, 16 + 4 * 3],
@@ -347,7 +347,7 @@ const SIZES_2025: typeof SIZES = {
   ...Object.fromEntries(PRIVATE_MESSAGES.map(({ kind }) => [kind, [0, 0]])),
 };
 
-Deno.test("sizes are those of the wire document", () => {
+Deno.test("sizes are those of docs/wire.md", () => {
   const proto = codecFor("proto");
   const message = new Message();
   const slot = new DataView(new ArrayBuffer(64));
@@ -502,7 +502,7 @@ Deno.test("v1-2025: bytes behind a message are ignored, v1's first answer is ref
     ["GET_DEVICE_INFO answer of 31 bytes", v1Slot(1, 0x02, 31), "short"],
     ["the Rust front ends' 50 bytes", v1Slot(1, 0x02, 50), undefined],
     ["GET_DEVICE_INFO answer of 51 bytes", v1Slot(1, 0x02, 51), undefined],
-    ["v1's GET_DEVICE_INFO answer (5N.7)", v1Slot(1, 0x02, 52), "long"],
+    ["v1's GET_DEVICE_INFO answer (docs/wire.md 3.7)", v1Slot(1, 0x02, 52), "long"],
     ["EVENT_USED of 48 bytes", v1Slot(0, 0x42, 48, 1), undefined],
     ["EVENT_USED of 11 bytes", v1Slot(0, 0x42, 11, 1), "short"],
     ["HELLO", v1Slot(2, 0x90, 36), "unknown id"],
@@ -562,7 +562,7 @@ const QEMU_DEVICES = [0x03, 0x02, 0, 0, 0, 0, 0x2e, 0, 0, 0, 0x20, 0, 0, 0, 0x01
 const QEMU_DEVICES_3BD8536 = [0x03, 0x02, 0, 0, 0, 0, 0x12, 0, 0, 0, 0x20, 0, 0x20, 0, 0x01];
 const LINUX_GENERATION = [0x01, 0x05, 0, 0, 0x01, 0, 0x14, 0, 0x07];
 
-Deno.test("v1-2025: peers that differ are understood (wire document 12, rows 13 to 16, 31)", () => {
+Deno.test("v1-2025: peers that differ are understood (docs/wire.md 3.4)", () => {
   const codec = codecFor("v1-2025");
   const message = new Message();
   function decode(...bytes: number[]): void {

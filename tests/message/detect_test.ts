@@ -8,7 +8,7 @@ function detect(...bytes: number[]): DetectedDialect {
   return detectDialect(slotOf(Uint8Array.from(bytes)), 0);
 }
 
-Deno.test("the first message tells the dialect (wire document 1.5)", () => {
+Deno.test("the first message tells the dialect (docs/wire.md 1.4)", () => {
   for (const { dialect, name, bytes } of readVectors()) {
     if (!/^((GET_)?DEVICE_INFO|BUS_GET_DEVICES)\.req$/.test(name)) continue;
     // v1-2025 begins with the same bytes as v1.

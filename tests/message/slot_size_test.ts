@@ -34,7 +34,7 @@ for (const slotSize of [64, 128]) {
   });
 }
 
-Deno.test("slots of 128 bytes: limits are those of wire document 5N.1, and what just fits", () => {
+Deno.test("slots of 128 bytes: limits are those of docs/wire.md 3.1, and what just fits", () => {
   const message = new Message();
   for (const dialect of ["v1", "v1-2025"] as const) {
     const codec = codecFor(dialect, 128);

@@ -1,4 +1,4 @@
-/** The wire document's test vectors: vectors.txt holds its blocks as they stand there. */
+/** Test vectors: vectors.txt has every message of every dialect. */
 
 /** One vector. */
 export interface Vector {

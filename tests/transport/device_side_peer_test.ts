@@ -1,4 +1,4 @@
-/** The device side and who is at the other end: HELLO, lease, memory, stopping and going on (design 6). */
+/** The device side and who is at the other end: HELLO, lease, memory, stopping and going on (docs/wire.md 6). */
 
 import { assert, assertEquals } from "@std/assert";
 import { linuxErrno } from "../../src/linux/errors.ts";
