@@ -98,7 +98,7 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
     "v1-2025": {
       id: 0x03,
       request: SOME_BLOCKS,
-      // A Rust front end sends two blocks and says one (12, row 16).
+      // A Rust front end sends two blocks and says one.
       response: layout(8, ...SOME_BLOCKS.fields, [8, "words[count]+", "words"]),
     },
     proto: { id: 0x04, request: { ...INDEX, implied: ["count", 2] }, response: PROTO_FEATURES },
@@ -162,7 +162,7 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
           [12, "u32", "reserved"],
           ...RINGS,
         ),
-        // A size alone says nothing: QEMU names its default before the queue is set up (12, row 29).
+        // A size alone says nothing: QEMU names its default before the queue is set up (docs/wire.md 3.4).
         implied: ["flags", QUEUE_ENABLED],
         impliedIf: ["queueSize", "deviceAddress"],
       },
@@ -288,7 +288,7 @@ const BUS_MESSAGES: readonly Definition[] = [
     "v1-2025": {
       id: 0x02,
       request: SOME_DEVICES,
-      // QEMU's has more bytes than it counts (12, row 13); OP-TEE counts devices (row 15).
+      // QEMU's has more bytes than it counts (docs/wire.md 3.4); OP-TEE counts devices.
       response: layout(
         6,
         [0, "u16", "offset"],

@@ -84,22 +84,21 @@ function create(directory: string, subcommand: string): CounterFile | undefined 
       using file = Deno.openSync(path, { write: true, createNew: true, mode: 0o600 });
       const zeros = new Uint8Array(FILE_SIZE);
       for (let done = 0; done < zeros.length;) done += file.writeSync(zeros.subarray(done));
-    } catch (error) {
-      if (error instanceof Deno.errors.AlreadyExists) continue;
-      unlinkFile(path);
-      return undefined;
-    }
-    using fd = openFile(path);
-    const mapping = mapShared(fd.number, FILE_SIZE);
-    countIn(new CounterMemory(mapping.buffer, subcommand, Deno.pid, dateMs()));
-    return {
-      path,
-      [Symbol.dispose]() {
+      using fd = openFile(path);
+      const mapping = mapShared(fd.number, FILE_SIZE);
+      countIn(new CounterMemory(mapping.buffer, subcommand, Deno.pid, dateMs()));
+      const close = () => {
         countIn(undefined);
         mapping[Symbol.dispose]();
         unlinkFile(path);
-      },
-    };
+      };
+      return { path, [Symbol.dispose]: close };
+    } catch (error) {
+      if (error instanceof Deno.errors.AlreadyExists) continue;
+      // A full file system, or no permission: nobody is to go without a network for want of counters.
+      unlinkFile(path);
+      return undefined;
+    }
   }
   return undefined;
 }
@@ -144,11 +143,10 @@ export interface ReadCounters {
   readonly groups: readonly ReadGroup[];
 }
 
-/** One group as it was read. Texts hold nothing but printable ASCII. */
+/** One group as it was read; its counters are in the order of their shape. Texts are printable ASCII. */
 export interface ReadGroup {
   readonly kind: string;
   readonly name: string;
-  /** In the order of their shape; a value above 2^53 has lost low bits. */
   readonly counters: readonly { readonly name: string; readonly value: number }[];
 }
 
@@ -231,7 +229,7 @@ function parse(path: string, bytes: Uint8Array): ReadCounters {
 function groupAt(view: DataView, bytes: Uint8Array, at: number, count: number): ReadGroup {
   const counters = Array.from({ length: count }, (_, n) => {
     const from = at + HEADER_SIZE + COUNTER_SIZE * n;
-    return { name: textAt(bytes, from + 8, COUNTER_SIZE - 8), value: u64At(view, from) };
+    return { name: textAt(bytes, from + 8, 24), value: u64At(view, from) };
   });
   return { kind: textAt(bytes, at + 8, 16), name: textAt(bytes, at + 24, 40), counters };
 }

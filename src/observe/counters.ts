@@ -1,11 +1,11 @@
 /**
  * Counters by name, in memory that other processes can read while this one runs and after it crashed.
  *
- * A {@link counterShape} is made once for each kind of thing that counts. Its instances have one property per
- * counter, and `counters.received++` is what it looks like: two words of memory are read and one is written,
- * the compiler makes no call of it, and nothing is allocated (bench/counters_bench.ts). Where the words lie is settled when the
- * instance is made: in the file of the process (counter_file.ts) if there is one and it has room, else in
- * memory of its own.
+ * A {@link counterShape} is made once for each kind of thing that counts. Its instances have a property per
+ * counter, and `counters.received++` is what it looks like: two words of memory are read and one is written;
+ * the compiler makes no call of it, and nothing is allocated (bench/counters_bench.ts). Where the words are
+ * is settled when an instance is made: in the file of the process (counter_file.ts) if there is one and it
+ * has room, else in memory of its own.
  *
  * The layout, little-endian, version 1; a text is filled up with zeros:
  *
@@ -27,9 +27,9 @@
  * a line, the value first and the name last. A new group is written before the bytes in use cover it, and one
  * that takes a free place is in use only when it is whole: whoever reads after a crash finds no half of one.
  *
- * One thread writes. Therefore adding is reading, adding and storing, and no atomic operation; and the high
- * word is stored only when it changes, before the low one. A reader that comes between the two sees a value that
- * is 2^32 too great; it reads twice.
+ * One thread writes. Therefore adding is reading, adding and storing, and no atomic operation; the high word
+ * is stored only when it changes, before the low one. A reader that comes between the two sees a value that is
+ * 2^32 too great; it reads twice.
  */
 
 import { storeRelease32 } from "../memory/atomics.ts";
@@ -55,10 +55,14 @@ export type Counters<Name extends string> = Record<Name, number>;
 /** Makes the counters of one thing of a kind ("device", "bus", "port" ...) with a name for people. */
 export type CounterShape<Name extends string> = new (kind: string, name: string) => Counters<Name>;
 
-/** Memory that holds groups; the thread that made it is the only one that writes. */
+/** Memory that holds groups; the thread that made it alone writes, and but for values reads nothing there. */
 export class CounterMemory {
   readonly #words: Uint32Array<ArrayBuffer>;
   readonly #bytes: Uint8Array<ArrayBuffer>;
+  /** Places that were given back, by how many counters they have. */
+  readonly #freed = new Map<number, number[]>();
+  #used = HEADER_SIZE;
+  #generation = 0;
 
   /** Takes zeroed memory and writes the header. */
   constructor(readonly buffer: ArrayBuffer, subcommand: string, pid: number, startMs: number) {
@@ -71,10 +75,8 @@ export class CounterMemory {
 
   /** The offset of a new group whose counters are 0, or -1 if there is no room. */
   take(kind: string, name: string, names: readonly string[]): number {
-    const used = this.#words[USED_WORD]!;
     const size = HEADER_SIZE + COUNTER_SIZE * names.length;
-    const free = this.#findFree(used, names.length);
-    const at = free >= 0 ? free : used;
+    const at = this.#freed.get(names.length)?.pop() ?? this.#used;
     if (at + size > this.#bytes.length) return -1;
     this.#changing();
     // The size of a free group stays as it is: readers find the next group by it.
@@ -84,30 +86,23 @@ export class CounterMemory {
     names.forEach((name, n) => this.#write(at + HEADER_SIZE + COUNTER_SIZE * n + 8, 24, name));
     this.#words[at / 4] = names.length;
     storeRelease32(this.#words, at / 4 + IN_USE_WORD, 1);
-    if (at === used) storeRelease32(this.#words, USED_WORD, at + size);
+    if (at === this.#used) storeRelease32(this.#words, USED_WORD, this.#used += size);
     this.#changing();
     return at;
   }
 
-  /** Gives a group's place back; its values can be read until another group takes it. */
-  free(at: number): void {
+  /** Gives the place of a group of `count` counters back. */
+  free(at: number, count: number): void {
     this.#changing();
     storeRelease32(this.#words, at / 4 + IN_USE_WORD, 0);
     this.#changing();
-  }
-
-  #findFree(used: number, count: number): number {
-    let at = HEADER_SIZE;
-    while (at < used) {
-      const size = this.#words[at / 4]!;
-      if (size === count && this.#words[at / 4 + IN_USE_WORD] === 0) return at;
-      at += HEADER_SIZE + COUNTER_SIZE * size;
-    }
-    return -1;
+    const places = this.#freed.get(count);
+    if (places === undefined) this.#freed.set(count, [at]);
+    else places.push(at);
   }
 
   #changing(): void {
-    storeRelease32(this.#words, GENERATION_WORD, this.#words[GENERATION_WORD]! + 1);
+    storeRelease32(this.#words, GENERATION_WORD, ++this.#generation);
   }
 
   #write(at: number, size: number, text: string): void {
@@ -153,7 +148,7 @@ class Group {
 
   /** See {@link retire}. */
   retire(): void {
-    if (this.#at >= 0) this.#memory!.free(this.#at);
+    if (this.#at >= 0) this.#memory!.free(this.#at, this.names.length);
     this.#at = -1;
   }
 }
@@ -186,9 +181,7 @@ export function counterShape<Name extends string>(...names: Name[]): CounterShap
   return Shape as unknown as CounterShape<Name>;
 }
 
-/**
- * Says that what was counted is gone. The counters must not be used any more: another group may be there.
- */
+/** Says that what was counted is gone. The counters must not be used any more: others may be there. */
 export function retire(counters: Counters<string>): void {
   if (counters instanceof Group) counters.retire();
 }

@@ -410,7 +410,7 @@ function assertLimits(dialect: Dialect): void {
   const slot = new DataView(new ArrayBuffer(64));
   const { featureBlocks, configBytes, configChunk, eventBytes, deviceBits } = codec.limits;
   assertEquals([featureBlocks, configBytes, eventBytes, deviceBits], [12, 44, 40, 400]);
-  // QEMU's buffers have 48 bytes in v1-2025 (12, row 19).
+  // QEMU's buffers have 48 bytes in v1-2025 (docs/wire.md 3.4).
   assertEquals(configChunk, dialect === "v1" ? 44 : 28);
   const cases: [Kind, boolean, "count" | "length", number][] = [
     [Kind.GET_DEVICE_FEATURES, true, "count", featureBlocks],
@@ -540,7 +540,7 @@ Deno.test("v1-2025: a queue is enabled by SET_VQUEUE, and if it has a size and a
   const cases: [Expected, number][] = [
     [{ kind: Kind.SET_VQUEUE }, ENABLED],
     [{ kind: Kind.GET_VQUEUE, response: true, ...unset }, 0],
-    // QEMU's default size, before the queue is set up (12, row 29).
+    // QEMU's default size, before the queue is set up (docs/wire.md 3.4).
     [{ kind: Kind.GET_VQUEUE, response: true, ...unset, queueSize: 1024 }, 0],
     [{ kind: Kind.GET_VQUEUE, response: true, ...unset, ...QUEUE_1 }, ENABLED],
   ];
