@@ -5,6 +5,7 @@
  * `repeated` gives a list; the others are flags. Values with structure are groups, see groups.ts.
  */
 
+import { parseArgs } from "@std/cli/parse-args";
 import { UsageError } from "../linux/errors.ts";
 
 /** One option of a subcommand. */
@@ -13,6 +14,8 @@ export interface Option {
   /** What stands for the value in the help; a flag has none. */
   readonly value?: string;
   readonly repeated?: boolean;
+  /** The repeated option in whose list its values are, each as `--NAME VALUE`. */
+  readonly shortFor?: string;
   readonly required?: boolean;
   /** A flag that asks for information only: with it nothing else is required. */
   readonly alone?: boolean;
@@ -20,41 +23,24 @@ export interface Option {
   readonly help: string;
 }
 
-/** An option as it was given; a flag has no value. */
-export interface Given {
-  readonly name: string;
-  readonly value: string | undefined;
-}
-
 /** The parsed options by name. */
 export class Options {
-  readonly #given: readonly Given[];
-  readonly #defaults: ReadonlyMap<string, string>;
-
-  /** Called by {@link parseOptions}. */
-  constructor(given: readonly Given[], defaults: ReadonlyMap<string, string>) {
-    this.#given = given;
-    this.#defaults = defaults;
-  }
+  /** Called by {@link parseOptions}, with what the parser gave. */
+  constructor(private readonly values: Readonly<Record<string, unknown>>) {}
 
   /** Whether a flag was given. */
   flag(name: string): boolean {
-    return this.inOrder(name).length > 0;
+    return this.values[name] === true;
   }
 
   /** The value given last, or else the default. */
   text(name: string): string | undefined {
-    return this.list(name).at(-1) ?? this.#defaults.get(name);
+    return this.values[name] as string | undefined;
   }
 
-  /** The values of a repeated option. */
+  /** The values of a repeated option, in the order of the command line. */
   list(name: string): string[] {
-    return this.inOrder(name).flatMap(({ value }) => value ?? []);
-  }
-
-  /** All that was given of several options, in the order of the command line. */
-  inOrder(...names: readonly string[]): Given[] {
-    return this.#given.filter(({ name }) => names.includes(name));
+    return this.values[name] as string[];
   }
 
   /** A number within limits; a usage error otherwise. */
@@ -127,47 +113,53 @@ export function allOptions(command: CommandText): Option[] {
 /** Parses a subcommand's arguments; throws a UsageError that names what is wrong. */
 export function parseOptions(command: CommandText, args: readonly string[]): Options {
   const see = `see: ${callOf(command)} --help`;
-  const known = new Map(allOptions(command).map((option) => [option.name, option]));
-  const given: Given[] = [];
-  for (let i = 0; i < args.length; i++) {
-    const argument = args[i]!;
-    if (!isOption(argument)) {
+  const options = allOptions(command);
+  const names = (which: (option: Option) => unknown) =>
+    options.filter(which).map(({ name }) => name);
+  const flags = names(({ value }) => value === undefined);
+  // The parser takes what has the form of a value: `--trace=off` would be a set flag.
+  const wrong = flags.find((flag) => args.some((argument) => argument.startsWith(`--${flag}=`)));
+  if (wrong !== undefined) throw new UsageError(`--${wrong} takes no value`);
+  const parsed: Record<string, unknown> = parseArgs(inOrder(options, args), {
+    boolean: flags,
+    string: names(({ value }) => value),
+    collect: names(({ repeated }) => repeated),
+    default: Object.fromEntries(
+      options.flatMap((option) =>
+        option.default === undefined ? [] : [[option.name, option.default]]
+      ),
+    ),
+    unknown: (argument: string, key?: string) => {
       throw new UsageError(
-        command.elsewhere?.get(argument) ?? `unexpected argument ${argument}; ${see}`,
+        key !== undefined
+          ? `unknown option ${argument.split("=")[0]}; ${see}`
+          : command.elsewhere?.get(argument) ?? `unexpected argument ${argument}; ${see}`,
       );
+    },
+  });
+  const isAlone = options.some(({ name, alone }) => alone === true && parsed[name] === true);
+  for (const { name, value, required } of options) {
+    const given = [parsed[name] ?? []].flat();
+    if (given.includes("")) throw new UsageError(`--${name} needs ${value}`);
+    if (required === true && given.length === 0 && !isAlone) {
+      throw new UsageError(`--${name} ${value} is missing; ${see}`);
     }
-    const equals = argument.indexOf("=");
-    const word = equals < 0 ? argument : argument.slice(0, equals);
-    const option = word.startsWith("--") ? known.get(word.slice(2)) : undefined;
-    if (option === undefined) throw new UsageError(`unknown option ${word}; ${see}`);
-    const { name } = option;
-    if (option.value === undefined) {
-      if (equals >= 0) throw new UsageError(`${word} takes no value`);
-      given.push({ name, value: undefined });
-      continue;
-    }
-    let value = argument.slice(equals + 1);
-    if (equals < 0) {
-      // A value that looks like an option is given with "=", so that a forgotten one is noticed.
-      value = isOption(args[i + 1] ?? "-x") ? "" : args[++i]!;
-    }
-    if (value === "") throw new UsageError(`${word} needs ${option.value}`);
-    given.push({ name, value });
   }
-  const isGiven = (wanted: string) => given.some(({ name }) => name === wanted);
-  const options = [...known.values()];
-  const isAlone = options.some(({ name, alone }) => alone === true && isGiven(name));
-  const missing = options.find(({ name, required }) => required === true && !isGiven(name));
-  if (missing !== undefined && !isAlone) {
-    throw new UsageError(`--${missing.name} ${missing.value} is missing; ${see}`);
-  }
-  const defaults = options.flatMap((option): [string, string][] =>
-    option.default === undefined ? [] : [[option.name, option.default]]
-  );
-  return new Options(given, new Map(defaults));
+  return new Options(parsed);
 }
 
-/** A dash alone is a value, by custom standard input. */
-function isOption(argument: string): boolean {
-  return argument.startsWith("-") && argument !== "-";
+/** Gives `--net X` as `--device=--net X` where it is short for that: one list keeps the order of both. */
+function inOrder(options: readonly Option[], args: readonly string[]): string[] {
+  const given: string[] = [];
+  for (let i = 0; i < args.length; i++) {
+    const [, name, inline] = /^--([^=]*)(?:=(.*))?$/s.exec(args[i]!) ?? [];
+    const shortFor = options.find((option) => option.name === name)?.shortFor;
+    const value = inline ?? args[i + 1] ?? "";
+    if (shortFor === undefined || value === "" || value.startsWith("-")) given.push(args[i]!);
+    else {
+      given.push(`--${shortFor}=--${name} ${value}`);
+      if (inline === undefined) i++;
+    }
+  }
+  return given;
 }

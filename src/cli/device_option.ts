@@ -31,6 +31,7 @@ export const DEVICE_OPTIONS: readonly Option[] = [
     name: "net",
     value: "PORT[=VALUE][,mac=MAC][,mtu=N][,pcap=FILE][,...]",
     repeated: true,
+    shortFor: "device",
     help: "a network card: short for --device net,...",
   },
 ];
@@ -40,17 +41,16 @@ export const DEVICE_SECTION: Section = kindsSection("Devices", DEVICE_KINDS);
 
 /** Parses {@link DEVICE_OPTIONS}: the devices in the order of their numbers, as plain data. */
 export function parseDevices(options: Options): Chosen[] {
-  const given = options.inOrder("device", "net");
+  const given = options.list("device");
   if (given.length > MAX_DEVICES) throw new UsageError(`at most ${MAX_DEVICES} --device and --net`);
-  const wanted = given.length > 0 ? given : [{ name: "device", value: DEFAULT_DEVICE }];
-  return wanted.map(({ name, value = "" }, number) =>
-    name === "net"
-      ? { kind: netKind.name, settings: netKind.parse(value, "--net", number) }
-      : parseDevice(value, number)
-  );
+  return (given.length > 0 ? given : [DEFAULT_DEVICE]).map(parseDevice);
 }
 
 function parseDevice(value: string, number: number): Chosen {
+  const port = /^--net (.*)$/s.exec(value)?.[1];
+  if (port !== undefined) {
+    return { kind: netKind.name, settings: netKind.parse(port, "--net", number) };
+  }
   const [name = "", ...rest] = value.split(",");
   const kind = findKind(DEVICE_KINDS, "--device", name);
   return { kind: name, settings: kind.parse(rest.join(","), `--device ${name}`, number) };
