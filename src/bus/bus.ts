@@ -87,6 +87,8 @@ export interface Bus extends Disposable {
   readonly silenceHint: string;
   /** Ring after every message instead of once per turn; the dialect may be known only later. */
   ringPerMessage: boolean;
+  /** While true nothing is received: it waits in the queue, and then its sender does. */
+  isPaused: boolean;
   /** Starts to wait for a peer. */
   open(listener: BusListener): void;
   /** The view that {@link claim}'s offsets belong to. */
@@ -125,6 +127,7 @@ export abstract class QueueBus implements Bus {
   protected listener: BusListener | undefined;
   ringPerMessage: boolean;
   #attached = false;
+  #isPaused = false;
   #claimed = false;
   readonly #slotWords = new Uint32Array(SLOT_SIZE / 4);
   readonly #slot = new DataView(this.#slotWords.buffer);
@@ -159,6 +162,15 @@ export abstract class QueueBus implements Bus {
 
   get view(): DataView {
     return this.outgoing.view;
+  }
+
+  get isPaused(): boolean {
+    return this.#isPaused;
+  }
+
+  set isPaused(isPaused: boolean) {
+    if (this.#isPaused && !isPaused) this.reactor.schedule(this.#drain);
+    this.#isPaused = isPaused;
   }
 
   open(listener: BusListener): void {
@@ -200,7 +212,7 @@ export abstract class QueueBus implements Bus {
 
   #receive(): number {
     for (let i = 0; i < RECEIVE_BUDGET; i++) {
-      if (!this.#attached || !this.incoming.receive(this.#slotWords)) return i;
+      if (!this.#attached || this.#isPaused || !this.incoming.receive(this.#slotWords)) return i;
       this.listener?.received(this.#slot);
     }
     return RECEIVE_BUDGET;

@@ -139,7 +139,6 @@ export const RULES: readonly Rule[] = [
   rule("V31", M, "device", V1, "admin queues lie inside; 0/0 without"),
   rule("V32", M, "device", V1, 'GET_VQUEUE\'s flag 1 is "enabled"'),
   rule("V33", M, "device", V1, "SET_VQUEUE with flags 1 enables"),
-  rule("V34", S, "device", V1, "SET_VQUEUE with other flags changes nothing"),
   rule("V35", M, "device", V1, "the generation is no reason to refuse a write"),
   rule("V36", M, "device", V1, "strict: it is one", device(STRICT)),
   rule("V37", M, "device", V1, "SET_CONFIG is all or nothing"),

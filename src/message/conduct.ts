@@ -26,7 +26,11 @@ export interface Conduct {
   readonly configWriteIsEchoed: boolean;
   /** SET_CONFIG names the generation the driver has seen, and is refused if there is a newer one (rule V13). */
   readonly configWriteNamesGeneration: boolean;
-  /** SET_VQUEUE names an operation. */
+  /**
+   * SET_VQUEUE names an operation, is all or nothing and leaves an enabled queue alone; RESET_VQUEUE does
+   * nothing without RING_RESET (rules V45 to V52). Elsewhere a queue is set anew as often as it is asked,
+   * and one that cannot be breaks the device.
+   */
   readonly queueOperationIsNamed: boolean;
   /** GET_VQUEUE tells whether and how a queue was set up, not only its greatest size. */
   readonly queueStateIsNamed: boolean;
@@ -50,7 +54,12 @@ const V1: Conduct = {
 
 const CONDUCTS: Readonly<Record<Dialect, Conduct>> = {
   v1: V1,
-  "v1-2025": { ...V1, configWriteNamesGeneration: true, nextOffsetIsAligned: true },
+  "v1-2025": {
+    ...V1,
+    configWriteNamesGeneration: true,
+    queueOperationIsNamed: false,
+    nextOffsetIsAligned: true,
+  },
   proto: {
     ...V1,
     hasTokens: false,

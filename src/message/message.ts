@@ -61,6 +61,16 @@ export const KIND_COUNT: number = Object.keys(Kind).length;
  * its codec fills them in: SET_VQUEUE enables, and a queue with a size and a used ring is enabled.
  */
 export const QUEUE_ENABLED: number = 1;
+/** SET_VQUEUE's flags: what becomes of the state (0 stays disabled, 2 stays as it is), and which stored fields stay. */
+export const QueueFlag = {
+  STATE: 3,
+  RESERVED_STATE: 3,
+  KEEP_SIZE: 4,
+  KEEP_DESCRIPTOR: 8,
+  KEEP_DRIVER: 16,
+  KEEP_DEVICE: 32,
+  ALL: 63,
+} as const;
 /** ADD_MEMORY's flag: memory beside the bus's queues, no descriptor comes along. */
 export const MEMORY_SEGMENT: number = 1;
 /** ADD_MEMORY's flag: memory that the device side was given by `--memory`, no descriptor comes along. */
@@ -95,6 +105,7 @@ export const FIELDS = [
   "maxSize",
   "queueSize",
   "flags",
+  "mustBeZero",
   "descriptorAddress",
   "driverAddress",
   "deviceAddress",
@@ -197,6 +208,8 @@ export class Message {
   declare queueSize: number;
   /** {@link QUEUE_ENABLED} or {@link MEMORY_SEGMENT}. */
   declare flags: number;
+  /** SET_VQUEUE's word without a meaning, which `v1` looks at all the same. */
+  declare mustBeZero: number;
   /** Bus address of the descriptor area. */
   declare descriptorAddress: number;
   /** Bus address of the driver area (avail ring). */

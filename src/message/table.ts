@@ -126,7 +126,6 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
       // The answer need not mirror the data (docs/wire.md 3.2); Linux ignores it if it does.
       response: layout(12, ...CONFIG_HEAD, [12, "bytes[length]?", "bytes"]),
     },
-    "v1-2025": { id: 0x06, request: CONFIG, response: CONFIG },
     proto: { id: 0x07, request: PROTO_CONFIG, response: PROTO_CONFIG },
   }),
   request("GET_DEVICE_STATUS", {
@@ -182,7 +181,7 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
         [0, "u32", "index"],
         [4, "u32", "flags"],
         [8, "u32", "queueSize"],
-        [12, "u32", "reserved"],
+        [12, "u32", "mustBeZero"],
         ...RINGS,
       ),
       response: EMPTY,
@@ -245,7 +244,8 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
         [4, "u32", "generation"],
         [8, "u32", "offset"],
         [12, "u32", "length"],
-        [16, "bytes[length]", "bytes"],
+        // A range without data says what to read again; Linux drops that form (rules R27, V61).
+        [16, "bytes[length]?", "bytes"],
       ),
     },
     proto: {

@@ -9,9 +9,11 @@
  * {@link DeviceRequests.fail} answers in place of a device that does not.
  */
 
-import { Kind, type Message, QUEUE_ENABLED } from "../message/message.ts";
+import { Kind, type Message, QUEUE_ENABLED, QueueFlag } from "../message/message.ts";
 import type { QueueSetup } from "../virtio/device.ts";
-import type { DeviceSlot } from "./device_slot.ts";
+import { RingFeature } from "../virtio/features.ts";
+import { isAligned, isQueueSize } from "../virtio/split/layout.ts";
+import type { DeviceSlot, QueueRecord } from "./device_slot.ts";
 import type { Link } from "./link.ts";
 
 /** The revision of the device that `proto` names. */
@@ -38,7 +40,7 @@ export class DeviceRequests {
   available(): void {
     const { index } = this.link.in;
     // An event for a queue that is not set up is dropped silently (rules V22, V25).
-    if (this.slot.queues[index]?.setup === undefined) return this.link.drop();
+    if (this.slot.queues[index]?.isEnabled !== true) return this.link.drop();
     this.slot.model.available(index);
   }
 
@@ -89,8 +91,7 @@ export class DeviceRequests {
     const { link } = this;
     switch (link.in.kind) {
       case Kind.GET_CONFIG:
-        // There is no answer without the bytes.
-        return link.drop();
+        return this.#answerNoConfig();
       case Kind.SET_CONFIG:
         return this.#answerConfigWrite(false);
       case Kind.SET_DEVICE_STATUS:
@@ -154,15 +155,22 @@ export class DeviceRequests {
     const { link, slot } = this;
     const { offset, length } = link.in;
     const { limits, conduct } = link.codec;
-    if (length > limits.configBytes) return link.drop();
-    const left = slot.model.configSize - offset;
     this.#generationAsked = slot.generation;
+    if (length > limits.configBytes) return this.#answerNoConfig();
+    const left = slot.model.configSize - offset;
     if (conduct.configPastEndReadsOnes && length > left) return this.#answerOnes();
-    if (left < 0) return link.drop();
+    if (left < 0) return this.#answerNoConfig();
     const wanted = Math.min(length, left);
     if (wanted === 0) return this.#configRead(NO_BYTES);
     if (slot.conversation.isHung) return this.fail();
     slot.conversation.ask(slot.model.readConfig(offset, wanted), this.#configRead);
+  }
+
+  /** The bytes that are asked for cannot be given. In the prototype's dialect no answer says so. */
+  #answerNoConfig(): void {
+    if (this.link.codec.conduct.configPastEndReadsOnes) return this.link.drop();
+    this.#startConfigAnswer().length = 0;
+    this.link.send();
   }
 
   #answerOnes(): void {
@@ -201,6 +209,7 @@ export class DeviceRequests {
   readonly #configWritten = (applied: boolean): void => {
     const { link, slot } = this;
     const { offset, length } = link.in;
+    if (applied) slot.contentChanged();
     // Revision 1 answers what there is now (rule V14), the prototype what was written.
     if (!applied || link.codec.conduct.configWriteIsEchoed) return this.#answerConfigWrite(applied);
     slot.conversation.ask(slot.model.readConfig(offset, length), this.#configReadBack);
@@ -258,67 +267,102 @@ export class DeviceRequests {
     const queue = slot.queues[index];
     const out = link.answer();
     out.index = index;
-    if (queue !== undefined) out.maxSize = slot.model.maxQueueSize;
-    if (queue?.setup !== undefined) {
-      out.flags = QUEUE_ENABLED;
-      out.queueSize = queue.setup.size;
-      out.descriptorAddress = queue.setup.descriptorAddress;
-      out.driverAddress = queue.setup.driverAddress;
-      out.deviceAddress = queue.setup.deviceAddress;
+    if (queue !== undefined) {
+      const { size, descriptorAddress, driverAddress, deviceAddress } = queue.stored;
+      out.maxSize = slot.maxQueueSize(index);
+      out.queueSize = size;
+      out.flags = queue.isEnabled ? QUEUE_ENABLED : 0;
+      Object.assign(out, { descriptorAddress, driverAddress, deviceAddress });
     }
     link.send();
   }
 
   #setQueue(): void {
     const { link, slot } = this;
-    const { index, flags, queueSize } = link.in;
+    const { index, flags } = link.in;
     const queue = slot.queues[index];
-    // Another operation than "enable" is unknown and changes nothing (rule V34).
-    const isUnknown = link.codec.conduct.queueOperationIsNamed && flags !== QUEUE_ENABLED;
-    if (isUnknown || queue === undefined || queueSize > slot.model.maxQueueSize) {
+    const isStrict = link.codec.conduct.queueOperationIsNamed;
+    const setup = queue && (isStrict ? this.#operate(queue) : this.#described());
+    if (setup === undefined || setup.size > slot.maxQueueSize(index)) {
       link.drop();
       return this.#answerEmpty();
     }
+    if (isStrict && (flags & QueueFlag.STATE) !== QUEUE_ENABLED) {
+      queue.stored = setup;
+      return this.#answerEmpty();
+    }
     if (slot.conversation.isHung) return this.fail();
+    this.#starting = setup;
     if (queue.isHeld) slot.conversation.ask(slot.stopQueue(index), this.#startQueue);
     else this.#startQueue();
   }
 
-  readonly #startQueue = (): void => {
-    const { slot, link: { in: message } } = this;
-    const queue = slot.queues[message.index];
-    this.#starting = {
-      size: message.queueSize,
-      descriptorAddress: message.descriptorAddress,
-      driverAddress: message.driverAddress,
-      deviceAddress: message.deviceAddress,
-      base: queue.base,
+  /** The queue that SET_VQUEUE describes. */
+  #described(): QueueSetup {
+    const { queueSize, descriptorAddress, driverAddress, deviceAddress } = this.link.in;
+    return { size: queueSize, descriptorAddress, driverAddress, deviceAddress, base: 0 };
+  }
+
+  /** What becomes of a queue by SET_VQUEUE in `v1`; undefined where nothing does (rules V45 to V50). */
+  #operate({ stored, isEnabled }: QueueRecord): QueueSetup | undefined {
+    const { flags, mustBeZero } = this.link.in;
+    const state = flags & QueueFlag.STATE;
+    const isReserved = state === QueueFlag.RESERVED_STATE || flags > QueueFlag.ALL;
+    if (isEnabled || isReserved || mustBeZero !== 0) return undefined;
+    const said = this.#described();
+    const from = (keeps: number) => (flags & keeps) !== 0 ? stored : said;
+    const { size } = from(QueueFlag.KEEP_SIZE);
+    const setup: QueueSetup = {
+      size,
+      descriptorAddress: from(QueueFlag.KEEP_DESCRIPTOR).descriptorAddress,
+      driverAddress: from(QueueFlag.KEEP_DRIVER).driverAddress,
+      deviceAddress: from(QueueFlag.KEEP_DEVICE).deviceAddress,
+      base: 0,
     };
+    // None may be stored yet, but only a queue with one runs.
+    const mayBeUnset = (flags & QueueFlag.KEEP_SIZE) !== 0 && state !== QUEUE_ENABLED;
+    const canBe = (isQueueSize(size) || (size === 0 && mayBeUnset)) && isAligned(setup);
+    return canBe ? setup : undefined;
+  }
+
+  readonly #startQueue = (): void => {
+    const { slot, link: { in: { index } } } = this;
+    const queue = slot.queues[index];
+    const setup = this.#starting = { ...this.#starting!, base: queue.base };
+    // For this start only, whatever becomes of it: the next one may begin anew without a word.
     queue.base = 0;
     queue.isHeld = true;
-    slot.conversation.ask(
-      slot.model.startQueue(message.index, this.#starting),
-      this.#queueStarted,
-    );
+    slot.conversation.ask(slot.model.startQueue(index, setup), this.#queueStarted);
   };
 
   readonly #queueStarted = (problem: string | undefined): void => {
-    const { link: { in: { index } }, slot } = this;
+    const { link: { codec, in: { index } }, slot } = this;
     const queue = slot.queues[index];
-    if (problem !== undefined) {
-      queue.isHeld = false;
-      slot.needsReset(`queue ${index}: ${problem}`);
-    } else {
-      queue.setup = this.#starting;
+    if (problem === undefined) {
+      queue.stored = this.#starting!;
+      queue.isEnabled = true;
       // A ring is looked at when it starts, not only when kicked: nobody kicks for what is there already.
       slot.model.available(index);
+    } else {
+      queue.isHeld = false;
+      // GET_VQUEUE tells, where everything is as it was before (rule V50).
+      const isStrict = codec.conduct.queueOperationIsNamed;
+      if (isStrict) this.complain(`device ${slot.number} does not take queue ${index}: ${problem}`);
+      else slot.needsReset(`queue ${index}: ${problem}`);
     }
     this.#answerEmpty();
   };
 
   #resetQueue(): void {
-    const { link: { in: { index } }, slot } = this;
-    if (slot.queues[index]?.setup === undefined) return this.#answerEmpty();
+    const { link: { codec, in: { index } }, slot } = this;
+    const isRefused = codec.conduct.queueOperationIsNamed &&
+      !slot.hasNegotiated(RingFeature.RING_RESET);
+    const queue = slot.queues[index];
+    if (queue === undefined || isRefused) return this.#answerEmpty();
+    if (!queue.isHeld) {
+      slot.unsetQueue(index);
+      return this.#answerEmpty();
+    }
     if (slot.conversation.isHung) return this.fail();
     slot.conversation.ask(slot.stopQueue(index), this.#queueReset);
   }

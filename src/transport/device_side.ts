@@ -75,18 +75,23 @@ export class DeviceSide implements BusListener, Disposable {
   /** Makes a side without devices; {@link open} starts it. */
   constructor(readonly options: DeviceSideOptions) {
     const { reactor, bus, codec, log, tracer } = options;
-    this.#link = new Link(bus, codec, tracer);
+    this.#link = new Link(bus, codec, { reactor, tracer, pauses: true });
     this.#notifications = new Notifications(this.#link, reactor, {
       atOnce: false,
       reserve: ANSWER_RESERVE,
     });
     this.#complain = limitedLog(log.warn, reactor);
     this.#peer = new Peer({ reactor, link: this.#link, log, complain: this.#complain }, {
-      startOver: () => this.#forEach((slot) => slot.leave()),
+      startOver: () => this.#startOver(),
       hasStartedOver: () => this.#every((slot) => slot.hasLeft),
       showForeignMemory: () => this.#forEach((slot) => slot.showForeignMemory()),
       resume: () => this.#forEach((slot) => slot.resumeIfPaused()),
     });
+  }
+
+  #startOver(): void {
+    this.#link.forget();
+    this.#forEach((slot) => slot.leave());
   }
 
   #forEach(action: (slot: DeviceSlot) => void): void {
@@ -98,7 +103,7 @@ export class DeviceSide implements BusListener, Disposable {
     return true;
   }
 
-  /** What came, what of it could not be used, and answers for which there was no room. */
+  /** What came, what of it could not be used, and answers that were lost for want of room. */
   get counters(): Link["counters"] {
     return this.#link.counters;
   }
@@ -284,5 +289,6 @@ export class DeviceSide implements BusListener, Disposable {
     this.#peer[Symbol.dispose]();
     this.#forEach((slot) => slot[Symbol.dispose]());
     this.#notifications[Symbol.dispose]();
+    this.#link[Symbol.dispose]();
   }
 }

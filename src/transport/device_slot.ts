@@ -26,8 +26,10 @@ const FEATURE_BLOCKS = 16;
 
 /** A queue as the transport knows it. */
 export interface QueueRecord {
-  /** What the driver has set up and the device works on. */
-  setup: QueueSetup | undefined;
+  /** Where SET_VQUEUE has put it; {@link UNSET} at first and after a reset. */
+  stored: QueueSetup;
+  /** The device works on it. */
+  isEnabled: boolean;
   /** The device has it, or is about to, and will have to be told to stop. */
   isHeld: boolean;
   /** SET_VQUEUE_STATE's index, for the next SET_VQUEUE. */
@@ -35,6 +37,14 @@ export interface QueueRecord {
   /** EVENT_USED. */
   readonly used: Notification;
 }
+
+const UNSET: QueueSetup = {
+  size: 0,
+  descriptorAddress: 0,
+  driverAddress: 0,
+  deviceAddress: 0,
+  base: 0,
+};
 
 /** What a slot needs of the side it belongs to. */
 export interface SlotOwner {
@@ -52,7 +62,7 @@ export class DeviceSlot implements DeviceHost {
   readonly queues: readonly QueueRecord[];
   /** What the driver has written, accepted or not. */
   readonly driverFeatures: Uint32Array = new Uint32Array(FEATURE_BLOCKS);
-  /** Of the configuration space; never 0 twice for two contents (rules V11, V16), not even by a reset (V10). */
+  /** Of the configuration space: no two contents have the same one (V11, V59), not even by a reset (V10). */
   generation = 0;
   readonly #configEvent: Notification;
   #status = 0;
@@ -73,7 +83,8 @@ export class DeviceSlot implements DeviceHost {
     readonly owner: SlotOwner,
   ) {
     this.queues = Array.from({ length: model.queueCount }, (_, index) => ({
-      setup: undefined,
+      stored: UNSET,
+      isEnabled: false,
       isHeld: false,
       base: 0,
       used: new QueueNotification(Kind.EVENT_USED, number, index),
@@ -107,8 +118,13 @@ export class DeviceSlot implements DeviceHost {
   }
 
   configChanged(): void {
-    this.generation = (this.generation + 1) >>> 0;
+    this.contentChanged();
     this.#announce();
+  }
+
+  /** The configuration reads otherwise from now on, and the driver knows why. */
+  contentChanged(): void {
+    this.generation = (this.generation + 1) >>> 0;
   }
 
   needsReset(reason: string): void {
@@ -137,6 +153,19 @@ export class DeviceSlot implements DeviceHost {
     return (this.#status & Status.FEATURES_OK) !== 0;
   }
 
+  /** A queue is as if it had never been set up; one that the device has stays its until it is stopped. */
+  unsetQueue(index: number): void {
+    const queue = this.queues[index];
+    queue.stored = UNSET;
+    queue.isEnabled = false;
+    queue.base = 0;
+  }
+
+  /** Was this feature negotiated? */
+  hasNegotiated(bit: number): boolean {
+    return this.featuresAreFixed && hasFeature(this.driverFeatures, bit);
+  }
+
   /** Would this status set FEATURES_OK, so that the device must be asked? */
   setsFeaturesOk(status: number): boolean {
     return (status & ~this.#status & Status.FEATURES_OK) !== 0;
@@ -160,9 +189,14 @@ export class DeviceSlot implements DeviceHost {
       driverFeatures.every((word, i) => (word & ~(model.features[i] ?? 0)) === 0);
   }
 
+  /** The most entries a queue may have. */
+  maxQueueSize(index: number): number {
+    return this.model.maxQueueSizes?.[index] ?? this.model.maxQueueSize;
+  }
+
   /** Does any queue run, so that memory must stay? */
   get hasRunningQueue(): boolean {
-    return this.queues.some((queue) => queue.setup !== undefined);
+    return this.queues.some((queue) => queue.isEnabled);
   }
 
   /** Looks at the queues again if the lease ran out and holds again. */
@@ -176,10 +210,8 @@ export class DeviceSlot implements DeviceHost {
 
   /** Asks the device to stop a queue, which then is as if it had never been set up. */
   stopQueue(index: number): Answer<number> {
-    const queue = this.queues[index];
-    queue.setup = undefined;
-    queue.isHeld = false;
-    queue.base = 0;
+    this.unsetQueue(index);
+    this.queues[index].isHeld = false;
     return this.model.stopQueue(index);
   }
 
@@ -201,11 +233,10 @@ export class DeviceSlot implements DeviceHost {
     this.#status = 0;
     this.#isPaused = false;
     this.driverFeatures.fill(0);
-    for (const queue of this.queues) {
-      queue.setup = undefined;
-      queue.base = 0;
-      this.owner.notifications.cancel(queue.used);
-    }
+    this.queues.forEach(({ used }, index) => {
+      this.unsetQueue(index);
+      this.owner.notifications.cancel(used);
+    });
     this.owner.notifications.cancel(this.#configEvent);
   }
 

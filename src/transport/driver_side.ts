@@ -86,7 +86,7 @@ export class DriverSide implements BusListener, Requests, Disposable {
   constructor(readonly options: DriverSideOptions) {
     const { reactor, bus, codec, tracer, requestTimeoutMs = REQUEST_TIMEOUT_MS } = options;
     this.reactor = reactor;
-    this.link = new Link(bus, codec, tracer);
+    this.link = new Link(bus, codec, { reactor, tracer, pauses: false });
     this.#requests = new OpenRequests(reactor, this.link, () => this.isReady, requestTimeoutMs);
     this.#notifications = new Notifications(this.link, reactor, { atOnce: true, reserve: 0 });
     this.#heartbeat = reactor.timer(() => this.#beat());
@@ -186,6 +186,7 @@ export class DriverSide implements BusListener, Requests, Disposable {
     const wasReady = this.isReady;
     this.#peer = "probing";
     this.#requests.lose(reason);
+    this.link.forget();
     this.#notifications.cancelAll();
     for (const device of this.#devices.values()) device.forget();
     if (!wasReady) return;
@@ -329,5 +330,6 @@ export class DriverSide implements BusListener, Requests, Disposable {
     this.reactor.dropTimer(this.#heartbeat);
     this.#requests[Symbol.dispose]();
     this.#notifications[Symbol.dispose]();
+    this.link[Symbol.dispose]();
   }
 }

@@ -4,9 +4,15 @@
  * There is one record for what came ({@link Link.in}) and one for what goes out ({@link Link.out}), so that
  * no message allocates anything. A handler therefore reads `in` before it hands control to anybody who may
  * receive, and fills `out` only when nothing but sending it is left to do.
+ *
+ * An answer that finds the queue full waits, and whatever is sent later waits behind it (rule G23). Where
+ * {@link LinkOptions.pauses}, the bus is not read while {@link MAX_ANSWERS} wait: a peer that asks and never
+ * reads stands still, and no more wait than those and what devices have been asked before. Otherwise further
+ * answers are lost, and counted.
  */
 
 import type { Bus } from "../bus/bus.ts";
+import type { Reactor, Timer } from "../linux/reactor.ts";
 import type { Codec, Malformed } from "../message/codec.ts";
 import { type Kind, Message } from "../message/message.ts";
 import { type Counters, counterShape } from "../observe/counters.ts";
@@ -14,22 +20,44 @@ import type { Tracer } from "../observe/trace.ts";
 
 const LinkCounters = counterShape("received", "malformed", "dropped", "unansweredFull");
 
+/** How soon a full message queue is tried again. */
+export const FULL_RETRY_MS = 1;
+/** Answers that wait for room before no more requests are taken. */
+export const MAX_ANSWERS = 64;
+
+/** What a link is made of. */
+export interface LinkOptions {
+  /** The loop. */
+  readonly reactor: Reactor;
+  /** Sees every message. */
+  readonly tracer: Tracer | undefined;
+  /** Does it stop to read when too many answers wait? Not both sides of a bus may. */
+  readonly pauses: boolean;
+}
+
 /** See the head of this file. */
-export class Link {
+export class Link implements Disposable {
   /** The message in hand. */
   readonly in: Message = new Message();
   /** The message that is being made. */
   readonly out: Message = new Message();
-  /** What came, what of it could not be used, and answers for which there was no room. */
+  /** What came, what of it could not be used, and answers that were lost for want of room. */
   readonly counters: Counters<"received" | "malformed" | "dropped" | "unansweredFull">;
+  /** See {@link LinkOptions.tracer}. */
+  readonly tracer: Tracer | undefined;
+  /** Answers that wait for room, oldest first, as they will be sent. */
+  readonly #answers: Uint8Array[] = [];
+  readonly #retry: Timer;
 
   /**
-   * Sends nothing and reads nothing by itself.
+   * Reads nothing by itself.
    *
    * @param codec the dialect that is spoken; a device side may change it when it hears another one
    */
-  constructor(readonly bus: Bus, public codec: Codec, readonly tracer: Tracer | undefined) {
+  constructor(readonly bus: Bus, public codec: Codec, readonly options: LinkOptions) {
     this.counters = new LinkCounters("bus", bus.description);
+    this.tracer = options.tracer;
+    this.#retry = options.reactor.timer(() => this.#sendWaiting());
   }
 
   /** Reads what came into {@link in}; says why it is no message, if it is none. */
@@ -81,15 +109,18 @@ export class Link {
   }
 
   /**
-   * Sends {@link out}.
+   * Sends {@link out}; an answer goes as soon as there is room.
    *
    * @param reserve slots that must stay free
-   * @returns false if there is no room or no peer
+   * @returns false if there is no room or no peer now
    */
   send(reserve = 0): boolean {
-    if (!this.#encode(reserve)) return false;
-    this.bus.send();
-    return true;
+    if (this.#encode(reserve)) {
+      this.bus.send();
+      return true;
+    }
+    if (this.out.response && this.bus.isAttached) this.#keepAnswer();
+    return false;
   }
 
   /** Sends {@link out} together with the next message: a peer that attaches sees both or neither. */
@@ -101,13 +132,57 @@ export class Link {
 
   #encode(reserve: number): boolean {
     const { bus, codec, out } = this;
-    const offset = bus.claim(reserve);
-    if (offset < 0) {
-      if (out.response) this.counters.unansweredFull++;
-      return false;
-    }
+    const offset = this.#sendWaiting() ? bus.claim(reserve) : -1;
+    if (offset < 0) return false;
     codec.encode(out, bus.view, offset);
     this.tracer?.message("->", out, bus.view, offset, out.size);
     return true;
+  }
+
+  // --- answers that wait -------------------------------------------------------------------------
+
+  #keepAnswer(): void {
+    const { bus, codec, out, options } = this;
+    const isMuch = this.#answers.length >= MAX_ANSWERS;
+    if (isMuch && !options.pauses) {
+      this.counters.unansweredFull++;
+      return;
+    }
+    const slot = new Uint8Array(codec.slotSize);
+    const view = new DataView(slot.buffer);
+    codec.encode(out, view, 0);
+    this.tracer?.message("->", out, view, 0, out.size);
+    this.#answers.push(slot);
+    if (options.pauses) bus.isPaused = this.#answers.length >= MAX_ANSWERS;
+    this.#retry.arm(FULL_RETRY_MS);
+  }
+
+  /** Sends the answers that wait, as far as there is room; true when none is left. */
+  #sendWaiting(): boolean {
+    const answers = this.#answers;
+    if (answers.length === 0) return true;
+    const { bus } = this;
+    let sent = 0;
+    for (let offset; sent < answers.length && (offset = bus.claim()) >= 0; sent++) {
+      answers[sent].forEach((byte, i) => bus.view.setUint8(offset + i, byte));
+      bus.send();
+    }
+    answers.splice(0, sent);
+    if (answers.length < MAX_ANSWERS) bus.isPaused = false;
+    if (answers.length > 0) this.#retry.arm(FULL_RETRY_MS);
+    return answers.length === 0;
+  }
+
+  /** Nobody wants the answers any more that wait. */
+  forget(): void {
+    this.#answers.length = 0;
+    this.bus.isPaused = false;
+    this.#retry.cancel();
+  }
+
+  /** Sends nothing any more by itself. */
+  [Symbol.dispose](): void {
+    this.forget();
+    this.options.reactor.dropTimer(this.#retry);
   }
 }

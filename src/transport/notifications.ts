@@ -13,10 +13,7 @@
 
 import type { Reactor, Timer } from "../linux/reactor.ts";
 import type { Kind, Message } from "../message/message.ts";
-import type { Link } from "./link.ts";
-
-/** How soon a full message queue is tried again. */
-export const FULL_RETRY_MS = 1;
+import { FULL_RETRY_MS, type Link } from "./link.ts";
 
 /** Something to tell the peer. */
 export abstract class Notification {

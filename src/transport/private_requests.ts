@@ -144,7 +144,7 @@ export class PrivateRequests {
 
   #stopQueue(): void {
     const { slot, link: { in: { index } } } = this;
-    if (slot.queues[index]?.setup === undefined) return this.#answer(ENOENT);
+    if (slot.queues[index]?.isEnabled !== true) return this.#answer(ENOENT);
     if (slot.conversation.isHung) return this.fail();
     slot.conversation.ask(slot.stopQueue(index), this.#queueStopped);
   }
@@ -160,7 +160,7 @@ export class PrivateRequests {
     const { slot, link: { in: { index, base } } } = this;
     const queue = slot.queues[index];
     if (queue === undefined) return ENOENT;
-    if (queue.setup !== undefined) return EBUSY;
+    if (queue.isEnabled) return EBUSY;
     if (!slot.featuresAreFixed) return EPROTO;
     queue.base = base;
     return 0;

@@ -11,7 +11,8 @@ import type { Conduct } from "../message/codec.ts";
 import { Kind, type Message, QUEUE_ENABLED } from "../message/message.ts";
 import { kindName } from "../message/table.ts";
 import type { QueueSetup } from "../virtio/device.ts";
-import { FULL_RETRY_MS, QueueNotification } from "./notifications.ts";
+import { FULL_RETRY_MS } from "./link.ts";
+import { QueueNotification } from "./notifications.ts";
 import { PeerLost, REQUEST_TIMEOUT_MS, RequestRefused, type Requests } from "./requests.ts";
 
 /** How long a reset may take. */

@@ -14,8 +14,8 @@ import type { Deferred, Reactor, Timer } from "../linux/reactor.ts";
 import type { Kind, Message } from "../message/message.ts";
 import { kindName } from "../message/table.ts";
 import { randomToken } from "./epoch.ts";
-import type { Link } from "./link.ts";
-import { FULL_RETRY_MS, type Notification } from "./notifications.ts";
+import { FULL_RETRY_MS, type Link } from "./link.ts";
+import type { Notification } from "./notifications.ts";
 
 /** How long an answer may take; the Linux transport waits as long. */
 export const REQUEST_TIMEOUT_MS = 5000;

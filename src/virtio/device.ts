@@ -79,6 +79,8 @@ export interface DeviceModel extends Disposable {
   readonly queueCount: number;
   /** The most entries a queue may have. */
   readonly maxQueueSize: number;
+  /** The same by index, where queues differ. */
+  readonly maxQueueSizes?: readonly number[];
   /** Does it complete buffers in any order? Then no successor can go on where it died: split/open_buffers.ts. */
   readonly outOfOrder?: boolean;
   /** Called once, before anything else. */

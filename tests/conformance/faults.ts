@@ -129,6 +129,7 @@ export const DEVICE_FAULTS: readonly Fault[] = [
   fault("G4", "a type bit more", { change: edit("device", "all", (_, b) => b[0]! |= 0x80) }),
   fault("G4", "type bits are not ignored", { change: omit("driver", (b) => b[0]! > 3) }),
   fault("G5", "SET_VQUEUE with something in a reserved field is not taken", {
+    dialect: "v1-2025",
     change: omit("driver", (b) => idOf(b) === Id.SET_QUEUE && b[20] !== 0),
   }),
   fault("G6 B16", "a slot that holds an older message", {
@@ -200,7 +201,7 @@ export const DEVICE_FAULTS: readonly Fault[] = [
       };
     },
   }),
-  fault("V9 V20 V24 V32 V34 V42", "a queue always shows a size", {
+  fault("V9 V20 V24 V32 V42", "a queue always shows a size", {
     change: editAnswer(Id.GET_QUEUE, (v) => v.setUint32(16, 64, true)),
   }),
   fault("V10", "the generation begins anew at a reset", {
@@ -242,7 +243,16 @@ export const DEVICE_FAULTS: readonly Fault[] = [
   }),
   fault("V13", "any generation will do", {
     dialect: "v1-2025",
-    change: edit("driver", [Id.SET_CONFIG], (v) => v.setUint32(8, 0, true)),
+    change: () => {
+      let latest = 0;
+      return (from, bytes) => {
+        const isRead = from === "device" && idOf(bytes) === Id.GET_CONFIG;
+        if (isRead) latest = viewOf(bytes).getUint32(8, true);
+        const isWrite = from === "driver" && idOf(bytes) === Id.SET_CONFIG;
+        if (isWrite) viewOf(bytes).setUint32(8, latest, true);
+        return [bytes];
+      };
+    },
   }),
   fault("V14", "what was not written is mirrored", {
     dialect: "v1-2025",
@@ -276,12 +286,9 @@ export const DEVICE_FAULTS: readonly Fault[] = [
   fault("V31", "admin queues outside", {
     change: editAnswer(Id.INFO, (v) => v.setUint32(48, 9, true)),
   }),
-  fault("V34", "SET_VQUEUE enables whatever its flags", {
-    change: edit("driver", [Id.SET_QUEUE], (v) => v.setUint32(12, 1, true)),
-  }),
-  fault("V35", "generation 999 is refused", {
+  fault("V35", "a generation from 999 on is refused", {
     change: edit("driver", [Id.SET_CONFIG], (v) => {
-      if (v.getUint32(8, true) === 999) v.setUint32(12, 0xffff_ffff, true);
+      if (v.getUint32(8, true) >= 999) v.setUint32(12, 0xffff_ffff, true);
     }),
   }),
   fault("V37 V2", "a write across the end takes part of it", {

@@ -102,8 +102,8 @@ cleanTest("G19: an event of another size reaches neither device nor driver", asy
     peer.putBytes([0, 0x42, 3, 0, 0, 0, 16, 0, 1]);
     peer.putBytes([0, 0x42, 3, 0, 0, 0, 11, 0, 1]);
     peer.putBytes([0, 0x40, 3, 0, 0, 0, 25, 0, 0x0f]);
-    // A range without its data.
-    peer.putBytes([0, 0x40, 3, 0, 0, 0, 24, 0, 0x0f, ...[0, 0, 0], 1, 0, 0, 0, 0, 0, 0, 0, 2]);
+    // A range of two bytes with one of them.
+    peer.putBytes([0, 0x40, 3, 0, 0, 0, 25, 0, 0x0f, ...[0, 0, 0], 1, 0, 0, 0, 0, 0, 0, 0, 2]);
     peer.putBytes([0, 0x42, 3, 0, 0, 0, 12, 0, 2]);
     const token = peer.send(Kind.PING);
     assertEquals((await peer.nextOf(Kind.PING)).token, token);

@@ -388,16 +388,20 @@ Deno.test("proto answers exactly the messages of section 2.2", () => {
   ]);
 });
 
-Deno.test("v1-2025: a SET_CONFIG answer has its data unless it was rejected", () => {
-  const codec = codecFor("v1-2025");
-  const slot = new DataView(new ArrayBuffer(64));
-  const message = new Message();
-  message.reset(Kind.SET_CONFIG, true);
-  assertEquals(codec.encode(message, slot, 0), 20);
-  message.length = 4;
-  // The form without data is v1's only.
-  message.omitData = 1;
-  assertEquals(codec.encode(message, slot, 0), 24);
+Deno.test("R36: a SET_CONFIG answer has its data or, in both forms of revision 1, none", () => {
+  for (const dialect of ["v1", "v1-2025"] as const) {
+    const codec = codecFor(dialect);
+    const slot = new DataView(new ArrayBuffer(64));
+    const message = new Message();
+    message.reset(Kind.SET_CONFIG, true);
+    assertEquals(codec.encode(message, slot, 0), 20);
+    message.length = 4;
+    assertEquals(codec.encode(message, slot, 0), 24);
+    message.omitData = 1;
+    assertEquals(codec.encode(message, slot, 0), 20);
+    assertEquals(codec.decode(slot, 0, message), undefined);
+    assertEquals([message.length, message.omitData], [4, 1]);
+  }
 });
 
 for (const dialect of ["v1", "v1-2025"] as const) {
@@ -463,9 +467,14 @@ Deno.test("v1 refuses what is malformed and takes what is only long", () => {
     ["4 bytes written, 3 sent", v1Slot(0, 0x06, 23, 0, 0, 0, 0, 0, 0, 0, 0, 4), "short"],
     ["2^32-1 bits", v1Slot(3, 0x02, 18, 0, 0, 0, 0, 255, 255), "short"],
     [
-      "EVENT_CONFIG with a range but no data",
+      "EVENT_CONFIG with a range but no data (R27)",
       v1Slot(0, 0x40, 24, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4),
-      "short",
+      undefined,
+    ],
+    [
+      "EVENT_CONFIG with some of its data",
+      v1Slot(0, 0x40, 26, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4),
+      "long",
     ],
     [
       "EVENT_CONFIG with more data than range",
@@ -489,10 +498,10 @@ Deno.test("a SET_CONFIG answer with some of its data counts as one without", () 
 Deno.test("MBZ words are ignored and not sent on", () => {
   const codec = codecFor("v1");
   const message = new Message();
-  const slot = v1Slot(0, 0x0a, 48, 1, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0xde, 0xad, 0xbe, 0xef);
+  const slot = v1Slot(1, 0x0c, 32, 1, 0, 0, 0, 0xde, 0xad, 0xbe, 0xef);
   assertEquals(codec.decode(slot, 0, message), undefined);
   codec.encode(message, slot, 0);
-  assertEquals(slot.getUint32(20), 0);
+  assertEquals(slot.getUint32(12), 0);
 });
 
 Deno.test("v1-2025: bytes behind a message are ignored, v1's first answer is refused", () => {
@@ -506,7 +515,7 @@ Deno.test("v1-2025: bytes behind a message are ignored, v1's first answer is ref
     ["EVENT_USED of 48 bytes", v1Slot(0, 0x42, 48, 1), undefined],
     ["EVENT_USED of 11 bytes", v1Slot(0, 0x42, 11, 1), "short"],
     ["HELLO", v1Slot(2, 0x90, 36), "unknown id"],
-    ["SET_CONFIG answer without its data", v1Slot(1, 0x06, 20, ...zeros(8), 4), "short"],
+    ["SET_CONFIG answer without its data", v1Slot(1, 0x06, 20, ...zeros(8), 4), undefined],
     ["32 bits, 3 bytes", v1Slot(3, 0x02, 17, 0, 0, 32), "short"],
   ];
   for (const [what, slot, expected] of cases) {

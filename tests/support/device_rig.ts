@@ -42,8 +42,8 @@ export interface Rig {
   /** Everything that was sent before has been handled: a PING is answered, and nothing else came. */
   quiet(): Promise<void>;
   setStatus(status: number, device?: number): Promise<number>;
-  /** Features with VERSION_1, FEATURES_OK. */
-  negotiate(): Promise<void>;
+  /** Features of block 1, VERSION_1 unless given, FEATURES_OK. */
+  negotiate(block1?: number): Promise<void>;
   setQueue(index: number, fill?: Fill): Promise<void>;
 }
 
@@ -120,11 +120,11 @@ export async function withSide(body: (rig: Rig) => Promise<void>, options: RigOp
         m.device = number;
         m.status = status;
       })).status,
-    async negotiate() {
+    async negotiate(block1 = 1) {
       assertEquals(await rig.setStatus(0x3), 0x3);
       await peer.ask(Kind.SET_DRIVER_FEATURES, (m) => {
         m.count = 2;
-        m.words[VERSION_1_BLOCK] = 1;
+        m.words[VERSION_1_BLOCK] = block1;
       });
       assertEquals(await rig.setStatus(0xb), 0xb);
     },

@@ -9,11 +9,11 @@ import type {
   MemoryRegion,
   QueueSetup,
 } from "../../src/virtio/device.ts";
-import { FakeDevice } from "./fake_device.ts";
+import { FAKE_FEATURES, FakeDevice } from "./fake_device.ts";
 
-/** See the head of this file. What it would answer is a {@link FakeDevice}'s. */
+/** See the head of this file. What it would answer is a {@link FakeDevice}'s, one that offers RING_RESET. */
 export class LateDevice implements DeviceModel {
-  readonly fake: FakeDevice = new FakeDevice();
+  readonly fake: FakeDevice = new FakeDevice({ features: [FAKE_FEATURES[0]!, 0x101] });
   readonly deviceId: number = this.fake.deviceId;
   readonly vendorId: number = this.fake.vendorId;
   readonly features: Uint32Array = this.fake.features;

@@ -337,6 +337,10 @@ cleanTest("confined: rings outside the segment are none", () =>
         m.deviceAddress = driver.deviceAddress;
       });
       await rig.peer.nextOf(Kind.SET_VQUEUE);
-      assertEquals((await rig.peer.nextOf(Kind.EVENT_CONFIG)).status, 0xb | NEEDS_RESET);
+      const { queueSize, flags } = await rig.peer.ask(Kind.GET_VQUEUE, (m) => {
+        m.device = CARD;
+        m.index = TRANSMIT;
+      });
+      assertEquals([queueSize, flags, await statusOf(rig)], [0, 0, 0xb]);
     }
   }));

@@ -484,7 +484,9 @@ cleanTest(
       assertEquals(await setState(0, 5), 0);
       assertEquals(await nextBase(0), 5);
       assertEquals(await setState(0, 6), linuxErrno("EBUSY"), "it runs");
+      await ask(Kind.STOP_VQUEUE);
       assertEquals(await nextBase(0), 0, "consumed");
+      await ask(Kind.STOP_VQUEUE);
       // Stop clears it.
       await setState(1, 9);
       await setQueue(1);
@@ -500,7 +502,6 @@ cleanTest(
       device.startProblem = "no";
       await setQueue(0);
       device.startProblem = undefined;
-      await rig.peer.nextOf(Kind.EVENT_CONFIG);
       assertEquals(await nextBase(0), 0);
     }),
 );

@@ -29,7 +29,7 @@ async function withLink(
   using reactor = new Reactor(new VirtualClock());
   using pair = inProcessBus(reactor, undefined, CAPACITY);
   const codec = codecFor("v1");
-  const link = new Link(pair.driver, codec, undefined);
+  using link = new Link(pair.driver, codec, { reactor, tracer: undefined, pauses: false });
   using notifications = new Notifications(link, reactor, { atOnce, reserve: 0 });
   const peer = new RawPeer(reactor, pair.device, codec);
   pair.driver.open({ attached() {}, detached() {}, received() {} });

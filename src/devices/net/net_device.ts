@@ -142,8 +142,10 @@ export class NetDevice extends QueueDevice {
   }
 
   #setMac(mac: Uint8Array): void {
+    const changes = mac.some((byte, i) => this.config[i] !== byte);
     this.config.set(mac);
     this.#filter.ownKey = macKey(this.#configView.getUint16(0), this.#configView.getUint32(2));
+    if (changes) this.host?.configChanged();
   }
 
   /** Opens the port too. */

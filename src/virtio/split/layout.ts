@@ -50,6 +50,22 @@ export function isQueueSize(size: number): boolean {
   return Number.isInteger(size) && size > 0 && size <= MAX_QUEUE_SIZE && (size & (size - 1)) === 0;
 }
 
+/** Whether areas lie at addresses that can be (2.7). */
+export function isAligned(
+  { descriptorAddress, driverAddress, deviceAddress }: {
+    readonly descriptorAddress: number;
+    readonly driverAddress: number;
+    readonly deviceAddress: number;
+  },
+): boolean {
+  const areas = [
+    [descriptorAddress, DESCRIPTOR_AREA_ALIGNMENT],
+    [driverAddress, DRIVER_AREA_ALIGNMENT],
+    [deviceAddress, DEVICE_AREA_ALIGNMENT],
+  ] as const;
+  return areas.every(([at, alignment]) => Number.isSafeInteger(at) && at % alignment === 0);
+}
+
 /** The bytes of the descriptor area of a queue of `size` entries. */
 export function descriptorAreaSize(size: number): number {
   return DESCRIPTOR_SIZE * size;
