@@ -126,6 +126,7 @@ export type {
 } from "./src/memory/mod.ts";
 export type { Codec, Conduct, Dialect, Limits, Malformed } from "./src/message/codec.ts";
 export type { Kind, Message } from "./src/message/message.ts";
+export type { Counters } from "./src/observe/counters.ts";
 export type { Direction } from "./src/observe/trace.ts";
 export type { DriverMemory } from "./src/sharing/driver_memory.ts";
 export type { SharedRegion } from "./src/sharing/sharing.ts";
