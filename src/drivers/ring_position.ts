@@ -3,10 +3,9 @@
  *
  * The used index counts the buffers that the device has given back. Where buffers are used in the order in which
  * they were made available, that is also where the ring goes on: the device types in {@link IN_ORDER} do so in
- * every vmsg device side, and nothing of theirs is lost or done twice (frames in flight excepted, see design
- * section 6). Of any other device the used index says how many buffers came back, but not which. If it was all of
- * them the ring goes on there; else nobody knows what became of the rest, and the driver has to start over. A packed
- * ring (VIRTIO 1.2, 2.8) has no used index.
+ * every vmsg device side, and what was used but not yet shown is done once more. Of any other device the used index
+ * says how many buffers came back, but not which. If it was all of them the ring goes on there; else nobody knows
+ * what became of the rest, and the driver has to start over. A packed ring (VIRTIO 1.2, 2.8) has no used index.
  */
 
 import type { MemoryRegion } from "../memory/mod.ts";

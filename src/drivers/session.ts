@@ -417,12 +417,18 @@ export class Session implements Disposable {
     }
   }
 
-  /** Takes no more notifications, as if the device side were gone. */
+  /** The driver is gone, and with it what the device side may have of it: no more notifications. */
   [Symbol.dispose](): void {
-    const { device } = this.options;
+    const { told, options: { device, sharing } } = this;
     device.onUsed = undefined;
     device.onConfig = undefined;
-    this.lost();
+    told.info = undefined;
+    for (const ring of told.running()) {
+      this.#forget(ring);
+      ring.wanted.call();
+    }
+    sharing.lost();
+    told.forgetSession();
     this.end();
   }
 }

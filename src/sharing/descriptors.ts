@@ -29,6 +29,12 @@ export async function tellRegion(device: RemoteDevice, region: SharedRegion): Pr
     return;
   }
   if (fd !== undefined) return await device.addMemory(fd, at, size, fileOffset, from);
+  if (from === 0) {
+    throw new VmsgError(
+      "NO_MEMORY",
+      "the driver's memory has no file that could be sent to the device side: use confined mode",
+    );
+  }
   try {
     await device.addSharedMemory(from, at, size, fileOffset);
   } catch (error) {

@@ -1,9 +1,8 @@
 /**
  * Buffer space of one shadow queue: pieces of any length, given back in the order they were taken.
  *
- * The net device uses buffers in order, and a virtqueue's buffers come back to the driver in order here, so
- * the space is a ring: the newest piece is taken at the head, the oldest given back at the tail. A
- * piece is never split; what is left at the end of the space when one does not fit there stays unused
+ * A virtqueue's buffers come back to the driver in order here (forwarding_queue.ts), so the space is a ring: the
+ * newest piece is taken at the head, the oldest given back at the tail. A piece is never split; what is left at the end of the space when one does not fit there stays unused
  * until the pieces before it are back. A small frame takes little, a large one as much as it needs, and
  * nothing is ever fragmented.
  */

@@ -43,8 +43,9 @@ const MAX_ENTRIES = Math.floor((HEADER_SIZE - ENTRY_OFFSET) / ENTRY_SIZE);
 /** A control queue's part of a device's share. */
 const CONTROL_SHARE = 1 / 32;
 /**
- * The least pool: the largest frame of a network card with all its headers (66,048 bytes), in mergeable buffers of up to a page, of
- * which one may not fit at the pool's end and each be rounded up.
+ * The least pool: the largest buffer that a device type has is a frame of a network card with all its headers
+ * (66,048 bytes), in mergeable buffers of up to a page, of which one may not fit at the pool's end and each be
+ * rounded up.
  */
 const MIN_POOL = 72 << 10;
 /** The least pool of a control queue, whose commands are short. */

@@ -8,7 +8,7 @@ import { positionAfterLoss } from "../../src/drivers/ring_position.ts";
 import { Session } from "../../src/drivers/session.ts";
 import type { WantedRing } from "../../src/drivers/wanted.ts";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
-import { Kind, type Message, QUEUE_ENABLED } from "../../src/message/message.ts";
+import { Kind, MEMORY_WINDOW, type Message, QUEUE_ENABLED } from "../../src/message/message.ts";
 import { createLog } from "../../src/observe/log.ts";
 import { Descriptors } from "../../src/sharing/descriptors.ts";
 import { RingFeature } from "../../src/virtio/features.ts";
@@ -39,6 +39,7 @@ function ringMemory(available: number, used: number) {
     size: 0x4000,
     memory,
     offset: 0,
+    from: MEMORY_WINDOW,
     [Symbol.dispose]: () => memory[Symbol.dispose](),
   };
 }
