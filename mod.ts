@@ -134,6 +134,7 @@ export type { Link } from "./src/transport/link.ts";
 export type { Notification } from "./src/transport/notifications.ts";
 export type { DeviceInfo, QueueInfo } from "./src/transport/remote_device.ts";
 export type { PeerKind, Requests } from "./src/transport/requests.ts";
+export type { LinkOptions } from "./src/transport/link.ts";
 export type { Answer } from "./src/virtio/device.ts";
 export type { Place } from "./src/virtio/place.ts";
 export type { QueueConfig, RingViews } from "./src/virtio/split/mod.ts";
