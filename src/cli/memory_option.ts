@@ -14,7 +14,7 @@ import { openSysfsMemory } from "../ivshmem/sysfs_end.ts";
 import { openVfioMemory } from "../ivshmem/vfio_end.ts";
 import { fileSize, openFile } from "../linux/fd.ts";
 import { UsageError, VmsgError } from "../linux/errors.ts";
-import { mapShared } from "../linux/mapping.ts";
+import { mapKept } from "../linux/mapping.ts";
 import { pciAddress } from "../linux/sysfs.ts";
 import type { MappedMemory } from "../memory/mod.ts";
 import type { Log } from "../observe/log.ts";
@@ -158,12 +158,13 @@ export function parseConfined(options: Options): { size: number | undefined } | 
 
 /** Opens and maps a file. */
 function openFileMemory(path: string, wanted: number): MappedMemory & Disposable {
-  using fd = openFile(path);
+  using stack = new DisposableStack();
+  const fd = stack.use(openFile(path));
   const size = fileSize(fd);
   if (size === 0 || wanted > size) {
     throw new VmsgError("MEMORY", `memory file ${path} has only ${size} bytes`);
   }
-  return mapShared(fd.number, wanted || size);
+  return mapKept({ fd, offset: 0 }, wanted || size, stack.move());
 }
 
 /** Opens and maps what a device side was told of. */

@@ -37,6 +37,7 @@ export function functionMemory(
       return memory.buffer;
     },
     size: memory.size,
+    file: memory.file,
     isDeviceMemory,
     [Symbol.dispose]: () => owner[Symbol.dispose](),
   };

@@ -19,7 +19,7 @@ import { allocate } from "../linux/arena.ts";
 import { EAGAIN, linuxErrno, LinuxError, VmsgError } from "../linux/errors.ts";
 import { type Fd, openFile, tryLockByte } from "../linux/fd.ts";
 import { check, errno, libc } from "../linux/libc.ts";
-import { type Mapping, mapShared, PAGE_SIZE } from "../linux/mapping.ts";
+import { mapKept, type Mapping, mapShared, PAGE_SIZE } from "../linux/mapping.ts";
 import { EPOLLIN, type Reactor } from "../linux/reactor.ts";
 import { directoryNames, type PciFunction, writeAttribute } from "../linux/sysfs.ts";
 import type { Log } from "../observe/log.ts";
@@ -136,8 +136,7 @@ function mapMemory(
   stack: DisposableStack,
 ): { memory: Mapping; isDeviceMemory: boolean } {
   const { fd, isDeviceMemory } = openMemoryFile(pci, writeCombining);
-  using _file = fd;
-  const memory = stack.use(mapShared(fd.number, pci.bars[2]!.size));
+  const memory = stack.use(mapKept({ fd, offset: 0 }, pci.bars[2]!.size, fd));
   return { memory, isDeviceMemory };
 }
 

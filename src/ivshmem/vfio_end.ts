@@ -13,7 +13,7 @@
 import { clearEventFd, createEventFd } from "../linux/eventfd.ts";
 import { LinuxError } from "../linux/errors.ts";
 import { type Fd, openFile } from "../linux/fd.ts";
-import { type Mapping, mapShared } from "../linux/mapping.ts";
+import { mapKept, type Mapping } from "../linux/mapping.ts";
 import { EPOLLIN, type Reactor } from "../linux/reactor.ts";
 import type { PciFunction } from "../linux/sysfs.ts";
 import {
@@ -69,8 +69,8 @@ function openFunction(address: string, options: VfioOptions, stack: DisposableSt
  */
 function mapCombining(pci: PciFunction): Mapping | undefined {
   try {
-    using file = openFile(`${pci.path}/resource${BAR_MEMORY}_wc`);
-    return mapShared(file.number, pci.bars[BAR_MEMORY]!.size);
+    const fd = openFile(`${pci.path}/resource${BAR_MEMORY}_wc`);
+    return mapKept({ fd, offset: 0 }, pci.bars[BAR_MEMORY]!.size, fd);
   } catch (error) {
     if (error instanceof LinuxError) return undefined;
     throw error;

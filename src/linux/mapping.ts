@@ -8,10 +8,11 @@
 
 import { check, lastError, libc } from "./libc.ts";
 
-const PROT_READ = 1;
-const PROT_WRITE = 2;
+/** PROT_READ and PROT_WRITE. */
+const READ_WRITE = 3;
 const MAP_SHARED = 0x01;
 const MAP_PRIVATE = 0x02;
+const MAP_FIXED = 0x10;
 const MAP_ANONYMOUS = 0x20;
 const MAP_FAILED = 0xffff_ffff_ffff_ffffn;
 
@@ -26,6 +27,16 @@ export interface Mapping extends Disposable {
   readonly buffer: ArrayBuffer;
   /** In bytes. */
   readonly size: number;
+  /** What is mapped, where that is kept open to have pieces mapped again. */
+  readonly file?: OpenFile;
+}
+
+/** A file or device that stays open, from a byte on. */
+export interface OpenFile {
+  /** Its descriptor. */
+  readonly fd: { readonly number: number };
+  /** In bytes, a multiple of the page size. */
+  readonly offset: number;
 }
 
 /**
@@ -38,13 +49,51 @@ export function mapShared(fd: number, size: number, offset = 0): Mapping {
   return map(size, MAP_SHARED, fd, BigInt(offset), `mmap ${size} bytes of fd ${fd}`);
 }
 
+/**
+ * The same, and keeps the file open.
+ *
+ * @param owner closes it, with the mapping, or at once if there is none
+ */
+export function mapKept(file: OpenFile, size: number, owner?: Disposable): Mapping {
+  using stack = new DisposableStack();
+  if (owner !== undefined) stack.use(owner);
+  const mapping = stack.use(mapShared(file.fd.number, size, file.offset));
+  const owned = stack.move();
+  return {
+    address: mapping.address,
+    get buffer() {
+      return mapping.buffer;
+    },
+    size,
+    file,
+    [Symbol.dispose]: () => owned.dispose(),
+  };
+}
+
+/** Maps single pages of files behind one another, shared and writable, so that they look like one piece. */
+export function mapPages(pages: readonly OpenFile[]): Mapping {
+  const whole = mapAnonymous(pages.length * PAGE_SIZE);
+  let { address } = whole;
+  for (const { fd, offset } of pages) {
+    const flags = MAP_SHARED | MAP_FIXED;
+    const size = BigInt(PAGE_SIZE);
+    if (libc.mmap(address, size, READ_WRITE, flags, fd.number, BigInt(offset)) === MAP_FAILED) {
+      const error = lastError(`mmap a page of fd ${fd.number} at a fixed place`);
+      whole[Symbol.dispose]();
+      throw error;
+    }
+    address += size;
+  }
+  return whole;
+}
+
 /** Maps `size` bytes of fresh zeroed memory, private to this process. */
 export function mapAnonymous(size: number): Mapping {
   return map(size, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0n, `mmap ${size} bytes`);
 }
 
 function map(size: number, flags: number, fd: number, offset: bigint, what: string): Mapping {
-  const address = libc.mmap(0n, BigInt(size), PROT_READ | PROT_WRITE, flags, fd, offset);
+  const address = libc.mmap(0n, BigInt(size), READ_WRITE, flags, fd, offset);
   if (address === MAP_FAILED) throw lastError(what);
   let buffer = Deno.UnsafePointerView.getArrayBuffer(Deno.UnsafePointer.create(address)!, size);
   let mapped = true;

@@ -17,7 +17,7 @@ import { MONOTONIC, pause } from "./clock.ts";
 import { linuxErrno, LinuxError, VmsgError } from "./errors.ts";
 import { Fd, openFile } from "./fd.ts";
 import { check, errno, libc } from "./libc.ts";
-import { type Mapping, mapShared, PAGE_SIZE } from "./mapping.ts";
+import { mapKept, type Mapping, PAGE_SIZE } from "./mapping.ts";
 import { groupFunctions, type PciFunction } from "./sysfs.ts";
 
 const VFIO_CHECK_EXTENSION = 0x3b65n;
@@ -336,7 +336,8 @@ export class VfioDevice implements Disposable {
   /** Maps all of a region; a small one is rounded up to a page. */
   map(region: VfioRegion): Mapping {
     const size = Math.ceil(region.size / PAGE_SIZE) * PAGE_SIZE;
-    return mapShared(this.#fd.number, size, region.offset);
+    // The descriptor is the device's, which outlives its mappings.
+    return mapKept({ fd: this.#fd, offset: region.offset }, size);
   }
 
   /** Reads 32 bits of a region that cannot be mapped. */

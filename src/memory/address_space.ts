@@ -30,7 +30,11 @@ export type WindowRefusal = "range" | "overlap" | "too many";
 export class AddressSpace {
   readonly #windows: MemoryWindow[] = [];
   /** The window found last; consecutive buffers nearly always lie in the same one. */
-  #last: MemoryWindow | undefined;
+  protected last: MemoryWindow | undefined;
+  /** How many pages were looked for that are not known yet; see translated_space.ts. */
+  missed = 0;
+  /** Pages that are not known are asked for and passed over, to find all that a chain lacks. */
+  collects = false;
 
   /** The windows in ascending order. */
   get windows(): readonly MemoryWindow[] {
@@ -52,7 +56,7 @@ export class AddressSpace {
     const next = this.#windows[index];
     if (next !== undefined && next.at < at + size) return "overlap";
     this.#windows.splice(index, 0, new MemoryWindow(at, size, memory, offset));
-    this.#last = undefined;
+    this.last = undefined;
     return undefined;
   }
 
@@ -61,14 +65,14 @@ export class AddressSpace {
     const index = this.#windows.findIndex((w) => w.at === at && w.size === size);
     if (index < 0) return false;
     this.#windows.splice(index, 1);
-    this.#last = undefined;
+    this.last = undefined;
     return true;
   }
 
   /** Removes every window. */
   clear(): void {
     this.#windows.length = 0;
-    this.#last = undefined;
+    this.last = undefined;
   }
 
   /**
@@ -76,9 +80,9 @@ export class AddressSpace {
    * descriptor tables, which are viewed in place.
    */
   find(address: number, length: number): MemoryWindow | undefined {
-    const last = this.#last;
+    const last = this.last;
     if (last !== undefined && address >= last.at && address + length <= last.end) return last;
-    const window = this.#containing(address);
+    const window = this.containing(address);
     if (window === undefined || address + length > window.end) return undefined;
     return window;
   }
@@ -89,7 +93,7 @@ export class AddressSpace {
    * them together goes through floating point.
    */
   findHalves(high: number, low: number, length: number): MemoryWindow | undefined {
-    const last = this.#last;
+    const last = this.last;
     if (
       last !== undefined && high === last.atHigh && low >= last.atLow &&
       low + length <= last.endLow
@@ -107,16 +111,16 @@ export class AddressSpace {
    */
   translate(address: number, length: number, into: IovecList): boolean {
     if (length === 0) return true;
-    const last = this.#last;
+    const last = this.last;
     if (last !== undefined && address >= last.at && address + length <= last.end) {
       return into.push(last, address - last.at, length);
     }
-    return this.#translateAny(address, length, into);
+    return this.translateAny(address, length, into);
   }
 
   /** {@link translate} for an address in two halves, see {@link findHalves}, and a length that is not 0. */
   translateHalves(high: number, low: number, length: number, into: IovecList): boolean {
-    const last = this.#last;
+    const last = this.last;
     if (
       last !== undefined && high === last.atHigh && low >= last.atLow &&
       low + length <= last.endLow
@@ -126,11 +130,21 @@ export class AddressSpace {
     return this.translate(high * TWO_TO_32 + low, length, into);
   }
 
+  /** Why {@link translate} did not find all of a range; goes on from "0x1000 (16 bytes)". */
+  explain(_address: number, _length: number): string {
+    return "is outside of memory";
+  }
+
+  /** The same for {@link findHalves}. */
+  explainTable(_address: number, _length: number): string {
+    return "is not inside one memory window";
+  }
+
   /** The rest of {@link translate}, apart, so that its usual case is compiled into its callers. */
-  #translateAny(address: number, length: number, into: IovecList): boolean {
+  protected translateAny(address: number, length: number, into: IovecList): boolean {
     if (!(address + length <= Number.MAX_SAFE_INTEGER)) return false;
     while (length > 0) {
-      const window = this.#containing(address);
+      const window = this.containing(address);
       if (window === undefined) return false;
       const part = Math.min(length, window.end - address);
       if (!into.push(window, address - window.at, part)) return false;
@@ -140,10 +154,11 @@ export class AddressSpace {
     return true;
   }
 
-  #containing(address: number): MemoryWindow | undefined {
+  /** The window that contains an address. */
+  protected containing(address: number): MemoryWindow | undefined {
     for (const window of this.#windows) {
       if (address >= window.at && address < window.end) {
-        this.#last = window;
+        this.last = window;
         return window;
       }
     }

@@ -5,6 +5,8 @@
  * which it is needed: whole addresses, and halves of 32 bits, which compiled code keeps in registers.
  */
 
+import type { OpenFile } from "../linux/mapping.ts";
+
 /** The first number that needs more than 32 bits. */
 const TWO_TO_32 = 0x1_0000_0000;
 
@@ -16,6 +18,8 @@ export interface MappedMemory {
   readonly buffer: ArrayBuffer;
   /** How many bytes there are. */
   readonly size: number;
+  /** What is mapped, where that is kept open to have pieces mapped again. */
+  readonly file?: OpenFile | undefined;
 }
 
 /** The bus addresses [at, at + size) and the mapped bytes behind them. */

@@ -166,6 +166,11 @@ export class Conversation implements Disposable {
     }
   }
 
+  /** A copy of the request that is being handled, to {@link take} it later. */
+  copyOfRequest(): DataView {
+    return copyOf(this.#current!);
+  }
+
   /** Whoever sent the requests is gone: none of them is answered. */
   abandon(): void {
     this.#abandoned++;

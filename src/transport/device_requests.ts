@@ -74,11 +74,7 @@ export class DeviceRequests {
       case Kind.RESET_VQUEUE:
         return this.#resetQueue();
       case Kind.IOMMU_ENABLE:
-        // Only buses with a software IOMMU translate, and this is none.
-        if (message.state !== 0) {
-          this.complain("the driver side wants translated addresses; they are used as they are");
-        }
-        return link.drop();
+        return this.#enableTranslation();
       case Kind.GET_SHM:
         return this.#getShm();
       default:
@@ -110,7 +106,8 @@ export class DeviceRequests {
   };
 
   #getDeviceInfo(): void {
-    const { model } = this.slot;
+    const { model, translation } = this.slot;
+    translation.beginAnew();
     const out = this.link.answer();
     out.deviceId = model.deviceId;
     out.vendorId = model.vendorId;
@@ -327,12 +324,18 @@ export class DeviceRequests {
 
   readonly #startQueue = (): void => {
     const { slot, link: { in: { index } } } = this;
+    const { conversation, translation } = slot;
     const queue = slot.queues[index];
     const setup = this.#starting = { ...this.#starting!, base: queue.base };
+    const request = () => conversation.copyOfRequest();
+    const prepared = translation.prepare(index, setup, request);
+    // Kept until its pages are known. There is no answer that anybody would wait for.
+    if (prepared === false) return;
     // For this start only, whatever becomes of it: the next one may begin anew without a word.
     queue.base = 0;
+    if (prepared !== true) return this.#queueStarted(prepared);
     queue.isHeld = true;
-    slot.conversation.ask(slot.model.startQueue(index, setup), this.#queueStarted);
+    conversation.ask(slot.model.startQueue(index, setup), this.#queueStarted);
   };
 
   readonly #queueStarted = (problem: string | undefined): void => {
@@ -372,6 +375,14 @@ export class DeviceRequests {
     slot.owner.notifications.cancel(slot.queues[index].used);
     this.#answerEmpty();
   };
+
+  #enableTranslation(): void {
+    const { slot, link } = this;
+    if (!slot.translation.enable(link.in.state !== 0, slot.queues.some(({ isHeld }) => isHeld))) {
+      slot.needsReset("translation of addresses is switched under a queue");
+    }
+    // There is no answer.
+  }
 
   #getShm(): void {
     const { index } = this.link.in;

@@ -132,6 +132,7 @@ export class DeviceSide implements BusListener, Disposable {
     const slot = new DeviceSlot(number, model, conversation, tables, {
       leaseHolds: () => this.#peer.leaseHolds(),
       notifications: this.#notifications,
+      complain,
       log,
     });
     const epoch = () => this.#peer.ownEpoch;
@@ -181,7 +182,8 @@ export class DeviceSide implements BusListener, Disposable {
   #understood(slot: DataView): void {
     const { in: message } = this.#link;
     const { kind } = message;
-    if (message.response || !this.#peer.admits(kind)) return this.#link.drop();
+    if (message.response) return this.#answered();
+    if (!this.#peer.admits(kind)) return this.#link.drop();
     if (kind === Kind.HELLO) return this.#peer.hello();
     if (isPrivate(kind)) return this.#privateRequest(slot);
     if (kind === Kind.GET_DEVICES) return this.#getDevices();
@@ -190,6 +192,15 @@ export class DeviceSide implements BusListener, Disposable {
     if (device === undefined) return this.#absentDevice();
     if (kind === Kind.EVENT_AVAIL) device.requests.available();
     else this.#take(device, slot);
+  }
+
+  /** An answer: the only request that a device side sends asks for a translation. */
+  #answered(): void {
+    const { in: message } = this.#link;
+    const device = this.#devices.get(message.device);
+    const isAsked = message.kind === Kind.IOMMU_TRANSLATE && this.#peer.state === "foreign";
+    if (device === undefined || !isAsked) return this.#link.drop();
+    device.slot.translation.answered(message);
   }
 
   #take(device: Device, slot: DataView): void {

@@ -20,6 +20,7 @@ import { hasFeature, RingFeature, Status } from "../virtio/features.ts";
 import type { Conversation } from "./conversation.ts";
 import { Notification, type Notifications, QueueNotification } from "./notifications.ts";
 import type { SlotMemory } from "./slot_memory.ts";
+import { Translation } from "./translation.ts";
 
 /** Feature blocks that are stored; bits beyond the device's own blocks are kept to be refused. */
 const FEATURE_BLOCKS = 16;
@@ -52,6 +53,8 @@ export interface SlotOwner {
   leaseHolds(): boolean;
   /** What tells the driver side. */
   readonly notifications: Notifications;
+  /** Tells people what a driver side can make us say as often as it likes. */
+  readonly complain: (line: string) => void;
   /** Where lines for people go. */
   readonly log: Log;
 }
@@ -64,6 +67,8 @@ export class DeviceSlot implements DeviceHost {
   readonly driverFeatures: Uint32Array = new Uint32Array(FEATURE_BLOCKS);
   /** Of the configuration space: no two contents have the same one (V11, V59), not even by a reset (V10). */
   generation = 0;
+  /** Of addresses that only the driver side can translate. */
+  readonly translation: Translation;
   readonly #configEvent: Notification;
   #status = 0;
   /** The device was found to have to wait for the lease. */
@@ -90,13 +95,26 @@ export class DeviceSlot implements DeviceHost {
       used: new QueueNotification(Kind.EVENT_USED, number, index),
     }));
     this.#configEvent = new ConfigNotification(this);
+    const { reactor, link } = owner.notifications;
+    this.translation = new Translation(reactor, link, number, {
+      regions: tables.regions,
+      retake: (request) => this.#retake(request),
+      resume: () => model.resume(),
+      needsReset: (reason) => this.needsReset(reason),
+      complain: owner.complain,
+    });
+  }
+
+  #retake(request: DataView): void {
+    this.owner.notifications.link.takeUp(request);
+    if (!this.conversation.take(request)) this.needsReset("too many requests wait");
   }
 
   // --- what the device sees ----------------------------------------------------------------------
 
   /** See {@link DeviceHost.memory}. */
   get memory(): AddressSpace {
-    return this.tables.space;
+    return this.translation.space ?? this.tables.space;
   }
 
   /** See {@link DeviceHost.regions}. */
@@ -155,6 +173,7 @@ export class DeviceSlot implements DeviceHost {
 
   /** A queue is as if it had never been set up; one that the device has stays its until it is stopped. */
   unsetQueue(index: number): void {
+    this.translation.drop(index);
     const queue = this.queues[index];
     queue.stored = UNSET;
     queue.isEnabled = false;
@@ -232,6 +251,7 @@ export class DeviceSlot implements DeviceHost {
     if (this.#status !== 0) this.#isToldOfReset = false;
     this.#status = 0;
     this.#isPaused = false;
+    this.translation.reset();
     this.driverFeatures.fill(0);
     this.queues.forEach(({ used }, index) => {
       this.unsetQueue(index);
@@ -246,6 +266,7 @@ export class DeviceSlot implements DeviceHost {
     this.#whenDone = undefined;
     this.#awaitsForeign = false;
     this.#isLeaving = true;
+    this.translation.leave();
     this.tables.unwantAll();
     this.#startReset();
     this.advance();
@@ -298,6 +319,7 @@ export class DeviceSlot implements DeviceHost {
         conversation.defers(this.stopQueue(index), this.advance);
         return true;
       }
+      this.translation.release();
       if (!this.#isToldOfReset) {
         this.#isToldOfReset = true;
         conversation.defers(model.reset?.(), this.advance);
@@ -325,6 +347,7 @@ export class DeviceSlot implements DeviceHost {
     this.leave();
     this.conversation[Symbol.dispose]();
     this.model[Symbol.dispose]();
+    this.translation[Symbol.dispose]();
     this.tables.dropAll();
   }
 }

@@ -20,9 +20,12 @@ type Name =
   | "setStatus"
   | "getQueue"
   | "setQueue"
+  | "resetQueue"
   | "eventConfig"
   | "eventAvail"
-  | "eventUsed";
+  | "eventUsed"
+  | "iommuEnable"
+  | "translate";
 
 const PROTO_IDS: Readonly<Record<Name, number>> = {
   info: 0x03,
@@ -33,9 +36,12 @@ const PROTO_IDS: Readonly<Record<Name, number>> = {
   setStatus: 0x0a,
   getQueue: 0x0b,
   setQueue: 0x0c,
+  resetQueue: 0x0d,
   eventConfig: 0x10,
   eventAvail: 0x11,
   eventUsed: 0x12,
+  iommuEnable: 0x20,
+  translate: 0x21,
 };
 
 const V1_IDS: Readonly<Record<Name, number>> = {
@@ -47,12 +53,16 @@ const V1_IDS: Readonly<Record<Name, number>> = {
   setStatus: 0x08,
   getQueue: 0x09,
   setQueue: 0x0a,
+  resetQueue: 0x0b,
   eventConfig: 0x40,
   eventAvail: 0x41,
   eventUsed: 0x42,
+  // There is none: ids that nobody uses.
+  iommuEnable: 0x13e,
+  translate: 0x13f,
 };
 
-const PROTO_SILENT: readonly Name[] = ["setStatus", "setQueue"];
+const PROTO_SILENT: readonly Name[] = ["setStatus", "setQueue", "resetQueue", "iommuEnable"];
 const EVENTS: readonly Name[] = ["eventConfig", "eventAvail", "eventUsed"];
 
 /** Status bits (1.5). */
@@ -77,6 +87,7 @@ const SLOT = 64;
 const CAPACITY = 4096;
 const QUEUE_FILE_SIZE = 128 + SLOT * CAPACITY;
 const QUEUE_SIZE = 256;
+const PAGE = 4096;
 const MAX_QUEUE_SIZE = 1024;
 const QUEUES = 3;
 
@@ -96,21 +107,41 @@ function sleepUs(us: number): void {
 class MemoryFile implements Disposable {
   readonly #file: Deno.FsFile;
 
-  constructor(path: string, size: number) {
+  /**
+   * @param size it is given; undefined leaves it as it is
+   * @param place where in the file a position of a page is; positions are those of the file unless given
+   */
+  constructor(path: string, size: number | undefined, readonly place?: (page: number) => number) {
     this.#file = Deno.openSync(path, { read: true, write: true, create: true });
-    this.#file.truncateSync(size);
+    if (size !== undefined) this.#file.truncateSync(size);
+  }
+
+  /** Seeks to a position; how many of `size` bytes lie there in one piece. */
+  #seek(at: number, size: number): number {
+    const inPage = at % PAGE;
+    const start = this.place === undefined ? at : this.place(at - inPage) + inPage;
+    this.#file.seekSync(start, Deno.SeekMode.Start);
+    return this.place === undefined ? size : Math.min(size, PAGE - inPage);
   }
 
   read(at: number, size: number): DataView<ArrayBuffer> {
     const bytes = new Uint8Array(size);
-    this.#file.seekSync(at, Deno.SeekMode.Start);
-    if (this.#file.readSync(bytes) !== size) throw new Error(`no ${size} bytes at ${at}`);
+    for (let done = 0; done < size;) {
+      const part = this.#seek(at + done, size - done);
+      const count = this.#file.readSync(bytes.subarray(done, done + part));
+      if (count !== part) throw new Error(`no ${size} bytes at ${at}`);
+      done += part;
+    }
     return new DataView(bytes.buffer);
   }
 
   write(at: number, bytes: Uint8Array): void {
-    this.#file.seekSync(at, Deno.SeekMode.Start);
-    if (this.#file.writeSync(bytes) !== bytes.length) throw new Error("short write");
+    for (let done = 0; done < bytes.length;) {
+      const part = this.#seek(at + done, bytes.length - done);
+      const count = this.#file.writeSync(bytes.subarray(done, done + part));
+      if (count !== part) throw new Error("short write");
+      done += part;
+    }
   }
 
   u16(at: number): number {
@@ -174,6 +205,21 @@ export interface PeerMemory {
   readonly size: number;
   /** Bus address of its first byte. */
   readonly at: number;
+  /** 4.4: the guest's pages are scattered over the file, and only the driver side knows where. */
+  readonly scatter?: Scatter;
+}
+
+/** What a driver side with a software IOMMU does (4.4). */
+export interface Scatter {
+  /** Where the file begins in the driver side's machine. */
+  readonly machineAt: number;
+  /** Where a page of the guest lies in the file, both as offsets. */
+  readonly place: (page: number) => number;
+  /**
+   * What is answered for a page, by its offset. "late": only when the next question has come; "wrong": first the
+   * answer to another page; "ones", "zeros": refused, in both ways; "never".
+   */
+  readonly mode?: (page: number) => "right" | "late" | "wrong" | "ones" | "zeros" | "never";
 }
 
 /** What both roles share. */
@@ -202,7 +248,7 @@ class ProtoPeer implements Disposable {
     this.#files = ["driver", "device"].map((which) => new MemoryFile(path(which), QUEUE_FILE_SIZE));
     const [driver, device] = this.#files.map((file) => new Queue(file));
     [this.#out, this.in] = role === "driver" ? [driver!, device!] : [device!, driver!];
-    this.memory = new MemoryFile(shared.path, shared.size);
+    this.memory = new MemoryFile(shared.path, shared.size, shared.scatter?.place);
     this.#ids = form === "proto" ? PROTO_IDS : V1_IDS;
   }
 
@@ -338,6 +384,57 @@ export class DriverPeer extends ProtoPeer {
     return new DriverPeer("driver", form, directory, memory, connection);
   }
 
+  /** Pages that the device asked for, in order, as offsets. */
+  readonly translated: number[] = [];
+  /** How many of them while an answer was waited for. */
+  translatedWhileAsking = 0;
+  /** Where buffers lie off their usual places: across pages, where these are scattered. */
+  get #skew(): number {
+    return this.shared.scatter === undefined ? 0 : 0x7c0;
+  }
+  #late: number | undefined;
+
+  /** 4.4: answers a question for a page, at any time. */
+  async #translate(message: Received): Promise<void> {
+    const { scatter, at } = this.shared;
+    const va = message.payload.getBigUint64(0, true);
+    const access = message.payload.getUint8(8);
+    const page = Number(va) - at;
+    if (scatter === undefined) return this.abort("IOMMU_TRANSLATE without IOMMU_ENABLE (P9)");
+    if (message.response) return this.abort("an answer to IOMMU_TRANSLATE");
+    if (page % PAGE !== 0) this.abort(`IOMMU_TRANSLATE of 0x${va.toString(16)}: no page`);
+    if (access === 0 || access > 3) this.abort(`IOMMU_TRANSLATE for access ${access}`);
+    this.translated.push(page);
+    const mode = page < 0 || page >= this.shared.size ? "zeros" : scatter.mode?.(page) ?? "right";
+    if (mode === "never") return;
+    if (mode === "late" && this.#late === undefined) {
+      this.#late = page;
+      return;
+    }
+    if (mode === "wrong") await this.#answerPage(page + (1 << 30), 0x1234_5000, access);
+    if (mode === "zeros") await this.#answerPage(-at, 0, 0);
+    else if (mode === "ones") await this.#answerPage(page, -1, access);
+    else await this.#answerPage(page, scatter.machineAt + scatter.place(page), access);
+    await this.answerLate();
+  }
+
+  /** Answers what was held back. */
+  async answerLate(): Promise<void> {
+    const page = this.#late;
+    if (page === undefined) return;
+    this.#late = undefined;
+    const { machineAt, place } = this.shared.scatter!;
+    await this.#answerPage(page, machineAt + place(page), 3);
+  }
+
+  async #answerPage(page: number, physical: number, access: number): Promise<void> {
+    await this.push("translate", true, 17, (p) => {
+      p.setBigUint64(0, BigInt(this.shared.at + page), true);
+      p.setBigInt64(8, BigInt(physical), true);
+      p.setUint8(16, access);
+    });
+  }
+
   /** Sends a request and polls for its answer as 2.4 has it. */
   async ask(name: Name, size: number, fill: (payload: DataView) => void): Promise<Received> {
     const token = this.form === "proto" ? 0 : ++this.token;
@@ -348,24 +445,34 @@ export class DriverPeer extends ProtoPeer {
       if (slot === undefined) continue;
       const message = this.decode(slot);
       if (message.response && message.name === name && message.token === token) return message;
-      if (message.response) this.abort(`unexpected answer ${message.name}`);
+      if (message.name === "translate") {
+        this.translatedWhileAsking++;
+        await this.#translate(message);
+      } else if (message.response) this.abort(`unexpected answer ${message.name}`);
       else this.#side.push(message);
     }
     this.abort(`no answer to ${name} after ${POLLS} polls`);
     throw new Error(this.aborts.at(-1));
   }
 
-  /** Drains the queue outside of a request: only events may be there. */
-  drain(): void {
+  /** The status that an EVENT_CONFIG brought last. */
+  eventStatus = 0;
+
+  /** Drains the queue outside of a request: only events may be there, and questions for pages. */
+  async drain(): Promise<void> {
     for (let slot = this.in.pop(); slot !== undefined; slot = this.in.pop()) {
       const message = this.decode(slot);
-      if (message.response) this.abort(`late answer ${message.name}`);
+      if (message.name === "translate") await this.#translate(message);
+      else if (message.response) this.abort(`late answer ${message.name}`);
       else this.#side.push(message);
     }
+    await this.answerLate();
     for (const { name, payload } of this.#side.splice(0)) {
       if (name === "eventUsed") this.used[payload.getUint32(0, true)]!++;
       else if (name !== "eventConfig") this.abort(`unexpected ${name}`);
-      else if ((payload.getUint32(0, true) & NEEDS_RESET) !== 0) this.abort("NEEDS_RESET");
+      else if (((this.eventStatus = payload.getUint32(0, true)) & NEEDS_RESET) !== 0) {
+        this.abort("NEEDS_RESET");
+      }
     }
   }
 
@@ -434,6 +541,10 @@ export class DriverPeer extends ProtoPeer {
     const at = this.form === "proto" ? 4 : 0;
     const [deviceId, vendorId] = [0, 4].map((offset) => info.payload.getUint32(at + offset, true));
     const offered = await this.#getFeatures();
+    // 2.4: before the queues are asked for.
+    if (this.shared.scatter !== undefined) {
+      await this.push("iommuEnable", false, 1, (p) => p.setUint8(0, 1));
+    }
     const maxSizes = await this.probe();
     await this.#setFeatures(0n);
     for (const status of [0, 0, ACKNOWLEDGE, ACKNOWLEDGE | DRIVER]) await this.setStatus(status);
@@ -460,12 +571,11 @@ export class DriverPeer extends ProtoPeer {
 
   async #startRing(index: number): Promise<void> {
     const base = index * 0x4000;
-    const ring = {
-      size: QUEUE_SIZE,
-      descriptors: base,
-      available: base + 0x2000,
-      used: base + 0x3000,
-    };
+    // Scattered, each lies in two pages.
+    const [descriptors, available, used] = this.shared.scatter === undefined
+      ? [base, base + 0x2000, base + 0x3000]
+      : [base + 0x7c0, base + 0x1f00, base + 0x2c00];
+    const ring = { size: QUEUE_SIZE, descriptors, available, used };
     this.memory.write(base, new Uint8Array(0x4000));
     this.#rings[index] = ring;
     this.#availableIndex[index] = this.#usedIndex[index] = 0;
@@ -513,7 +623,7 @@ export class DriverPeer extends ProtoPeer {
   }
 
   #offerReceive(buffer: number): void {
-    this.#offer(0, 0x1_0000 + 0x800 * buffer, 0x800, 2);
+    this.#offer(0, 0x1_0000 + this.#skew + 0x800 * buffer, 0x800, 2);
   }
 
   /** EVENT_AVAIL, always: too many are harmless. */
@@ -525,7 +635,7 @@ export class DriverPeer extends ProtoPeer {
 
   /** Sends one frame. */
   async send(frame: Uint8Array): Promise<void> {
-    const at = 0x2_0000 + 0x800 * (this.#nextTransmit++ % 16);
+    const at = 0x2_0000 + this.#skew + 0x800 * (this.#nextTransmit++ % 16);
     const withHeader = new Uint8Array(12 + frame.length);
     withHeader.set(frame, 12);
     this.memory.write(at, withHeader);
@@ -538,7 +648,7 @@ export class DriverPeer extends ProtoPeer {
     const endMs = performance.now() + TIMEOUT_MS;
     const ring = this.#rings[0]!;
     while (performance.now() < endMs) {
-      this.drain();
+      await this.drain();
       while (this.#usedIndex[0] !== this.memory.u16(ring.used + 2)) {
         const slot = this.#usedIndex[0]! % ring.size;
         const id = this.memory.u32(ring.used + 4 + 8 * slot);
@@ -549,7 +659,7 @@ export class DriverPeer extends ProtoPeer {
         const bytes = new Uint8Array(this.memory.read(at, length).buffer);
         // num_buffers is 1 with and without MRG_RXBUF (VIRTIO 1.2, 5.1.6.4.1).
         if (bytes[10] !== 1 || bytes[11] !== 0) this.abort(`num_buffers ${bytes[10]}`);
-        this.#offerReceive((at - 0x1_0000) / 0x800);
+        this.#offerReceive((at - 0x1_0000 - this.#skew) / 0x800);
         await this.#kick(0);
         if (wanted(bytes.subarray(12))) return bytes.slice(12);
       }
@@ -563,7 +673,7 @@ export class DriverPeer extends ProtoPeer {
   async sent(): Promise<void> {
     const ring = this.#rings[1]!;
     for (let i = 0; i < TIMEOUT_MS; i++) {
-      this.drain();
+      await this.drain();
       if (this.memory.u16(ring.used + 2) === this.#availableIndex[1]) return;
       await new Promise((resolve) => setTimeout(resolve, 1));
     }

@@ -13,15 +13,13 @@ import {
   DriverPeer,
   echoRequest,
   type Form,
-  pattern,
   type PeerMemory,
 } from "./proto_peer.ts";
+import { GUEST, HOST, isArpReply, isEchoReply, ping } from "./pings.ts";
 
 const SOCKET = "lu.sock";
 const AT = 0x4000_0000;
 const SIZE = 16 << 20;
-const HOST = [10, 0, 2, 2];
-const GUEST = [10, 0, 2, 15];
 
 /** The guest's RAM, a file. */
 function makeMemory({ directory }: Processes): PeerMemory {
@@ -37,31 +35,6 @@ const options = (dialect: string) => [
   "--memory",
   `file=guest-ram,at=0x${AT.toString(16)}`,
 ];
-
-const isArpReply = (frame: Uint8Array) => frame[12] === 8 && frame[13] === 6 && frame[21] === 2;
-const isEchoReply = (sequence: number) => (frame: Uint8Array) =>
-  frame[12] === 8 && frame[13] === 0 && frame[23] === 1 && frame[34] === 0 &&
-  (frame[40]! << 8) + frame[41]! === sequence;
-
-/** ARP and three pings to the responder, all answers checked. */
-async function ping(peer: DriverPeer, mac: Uint8Array): Promise<void> {
-  await peer.send(arpRequest(mac, GUEST, HOST));
-  const arp = await peer.receive(isArpReply);
-  assertEquals([...arp.subarray(0, 6)], [...mac], "to us");
-  const host = { mac: arp.slice(22, 28), address: [...arp.subarray(28, 32)] };
-  assertEquals(host.address, HOST);
-  for (let sequence = 1; sequence <= 3; sequence++) {
-    await peer.send(echoRequest({ mac, address: GUEST }, host, sequence));
-    const reply = await peer.receive(isEchoReply(sequence));
-    assertEquals([...reply.subarray(6, 12)], [...host.mac]);
-    assertEquals([...reply.subarray(26, 34)], [...HOST, ...GUEST]);
-    const total = (reply[16]! << 8) + reply[17]!;
-    assertEquals(checksum(reply.subarray(14, 34)), 0, "IP checksum");
-    assertEquals(checksum(reply.subarray(34, 14 + total)), 0, "ICMP checksum");
-    assertEquals([...reply.subarray(42, 14 + total)], pattern());
-  }
-  await peer.sent();
-}
 
 async function driveDevice(vmsg: Processes, dialect: string, form: Form): Promise<void> {
   const memory = makeMemory(vmsg);
@@ -87,7 +60,7 @@ async function driveDevice(vmsg: Processes, dialect: string, form: Form): Promis
   assertEquals(again, found);
   await ping(peer, again.mac);
   assertEquals(await peer.setStatus(0), 0);
-  peer.drain();
+  await peer.drain();
   assertEquals(peer.aborts, []);
   const { code } = await device.end("SIGTERM");
   assertEquals(code, 0);
@@ -195,7 +168,7 @@ Deno.test("the peer aborts as QEMU does: without an answer, and when one is late
     await assertRejects(() => driver.ask("info", 0, () => {}));
     const served = device.serve();
     while (device.messages === 0) await new Promise((resolve) => setTimeout(resolve, 1));
-    driver.drain();
+    await driver.drain();
     assertEquals(driver.aborts, ["no answer to info after 1024 polls", "late answer info"]);
     driver[Symbol.dispose]();
     await served;

@@ -66,7 +66,9 @@ export const Pop: {
   readonly FULL: 2;
   /** The queue is broken; `broken` says why. */
   readonly BROKEN: 3;
-} = { EMPTY: 0, CHAIN: 1, FULL: 2, BROKEN: 3 };
+  /** Where the buffer lies is being asked (memory/translated_space.ts); try again when it is known. */
+  readonly PARKED: 4;
+} = { EMPTY: 0, CHAIN: 1, FULL: 2, BROKEN: 3, PARKED: 4 };
 
 /**
  * Opens the device's side of a queue.
@@ -146,6 +148,8 @@ export class DeviceQueue {
   #published: number;
   #broken: string | undefined = undefined;
   #stopped = false;
+  /** In this batch: the next buffer cannot be popped before its addresses are known. */
+  #parked = false;
   /** The buffers in flight, where they are completed in any order. */
   readonly #open: OpenBuffers | undefined;
 
@@ -244,6 +248,7 @@ export class DeviceQueue {
     const capacity = writable.length - writableLength;
     if (this.#open !== undefined && outcome === Pop.CHAIN) outcome = this.#keep(head, capacity);
     if (outcome !== Pop.CHAIN) {
+      if (outcome === Pop.PARKED) outcome = this.#park(head, chain);
       readable.count = readableCount;
       readable.length = readableLength;
       writable.count = writableCount;
@@ -259,6 +264,18 @@ export class DeviceQueue {
     this.#left--;
     this.#inFlight++;
     return Pop.CHAIN;
+  }
+
+  /** A walk met an address that is not known yet; another one has all asked for that the chain lacks. */
+  #park(head: number, chain: Chain): number {
+    this.#space.collects = true;
+    const outcome = this.#walk(head, chain);
+    this.#space.collects = false;
+    this.#space.missed = 0;
+    // What else is wrong with the chain is wrong all the same.
+    if (outcome === Pop.BROKEN) return outcome;
+    this.#parked = true;
+    return Pop.PARKED;
   }
 
   #keep(head: number, capacity: number): number {
@@ -355,10 +372,11 @@ export class DeviceQueue {
    * Asks the driver for a notification (a kick) with the next buffer it makes available. A ring is also
    * looked at when it starts: until this was called once, nobody promised a kick.
    *
-   * @returns true if there are buffers already, for which the driver may not kick: pop them first
+   * @returns true if there are buffers already, for which the driver may not kick: pop them first. Also
+   * false where the next one is parked, which no kick changes
    */
   wantKicks(): boolean {
-    if (this.#broken !== undefined || this.#stopped) return false;
+    if (this.#broken !== undefined || this.#stopped || this.#parked) return false;
     if (this.#eventIndex) this.#used[this.#availEvent] = (this.#base + this.#left) & 0xffff;
     else this.#used[RING_FLAGS] = 0;
     // Full: the mirror image of `publish`. The request is visible before the ring is looked at again.
@@ -368,9 +386,10 @@ export class DeviceQueue {
 
   /**
    * Tells the driver that kicks are not needed for now. With EVENT_IDX nothing is to be done: the
-   * driver kicks once, when it passes the index of the last {@link wantKicks}.
+   * driver kicks once, when it passes the index of the last {@link wantKicks}. To be called when a batch begins.
    */
   noKicks(): void {
+    this.#parked = false;
     if (this.#eventIndex || this.#broken !== undefined || this.#stopped) return;
     // Plain: whether the driver sees it soon or late is a matter of cost only.
     this.#used[RING_FLAGS] = USED_NO_NOTIFY;
@@ -498,8 +517,9 @@ export class DeviceQueue {
   }
 
   #lostTable(address: number, length: number): number {
+    if (this.#space.missed !== 0) return Pop.PARKED;
     const where = `0x${address.toString(16)} (${length} bytes)`;
-    return this.#break(`indirect table at ${where} is not inside one memory window`);
+    return this.#break(`indirect table at ${where} ${this.#space.explainTable(address, length)}`);
   }
 
   #nested(index: number): number {
@@ -526,8 +546,8 @@ export class DeviceQueue {
   #lost(index: number, address: number, length: number, list: IovecList): number {
     // A list that ran full says nothing about the address; the next attempt, with room, will.
     if (list.count === list.capacity) return Pop.FULL;
-    return this.#break(
-      `descriptor ${index}: 0x${address.toString(16)} (${length} bytes) is outside of memory`,
-    );
+    if (this.#space.missed !== 0) return Pop.PARKED;
+    const where = `0x${address.toString(16)} (${length} bytes)`;
+    return this.#break(`descriptor ${index}: ${where} ${this.#space.explain(address, length)}`);
   }
 }
