@@ -18,20 +18,22 @@
  * whoever has it mapped.
  */
 
+import { Acceptor } from "../linux/acceptor.ts";
 import {
   type Fd,
   fileSize,
   lockByteWaiting,
   O_CREAT,
   openFile,
+  reserveFile,
   resizeFile,
   tryLockByte,
   unlockByte,
 } from "../linux/fd.ts";
 import { VmsgError } from "../linux/errors.ts";
 import { type Mapping, mapShared } from "../linux/mapping.ts";
-import { EPOLLIN, type Reactor, type Timer } from "../linux/reactor.ts";
-import { connectUnix, listenUnix, type UnixListener } from "../linux/unix_socket.ts";
+import type { Reactor, Timer } from "../linux/reactor.ts";
+import { connectUnix, listenUnix, type UnixStream } from "../linux/unix_socket.ts";
 import { limitedLog } from "../observe/log.ts";
 import type { BusListener, BusOptions, Side } from "./bus.ts";
 import { SpscQueue, spscSize } from "./spsc_queue.ts";
@@ -41,8 +43,6 @@ import { StreamBus } from "./stream_bus.ts";
 const CAPACITY = 4096;
 /** How often a connecting side tries. */
 const RETRY_MS = 50;
-/** Connections taken per turn, so that a peer that connects without end cannot hold the loop. */
-const ACCEPT_BUDGET = 8;
 
 const BYTE_OPENING = 0;
 const BYTE_OF = { driver: 1, device: 2 } as const;
@@ -81,7 +81,8 @@ function openQueueFiles(side: Side, options: LinuxUserOptions): QueueFiles {
   using deviceFile = openFile(path("device"), O_CREAT);
   // With locks the files of a living peer stay as they are, whatever was asked for.
   const empty = options.lock ? takeRole(side, driverFile, options) : options.reset;
-  for (const file of [driverFile, deviceFile]) {
+  for (const [which, file] of [["driver", driverFile], ["device", deviceFile]] as const) {
+    reserveFile(file, `queue file ${path(which)}`, spscSize(CAPACITY));
     if (fileSize(file) !== spscSize(CAPACITY)) resizeFile(file, spscSize(CAPACITY));
   }
   const driver = stack.use(mapShared(driverFile.number, spscSize(CAPACITY)));
@@ -113,8 +114,8 @@ export class LinuxUserBus extends StreamBus {
   readonly #files: QueueFiles;
   readonly #options: LinuxUserOptions;
   readonly #retry: Timer;
-  readonly #tellTurnedAway: (line: string) => void;
-  #listener: UnixListener | undefined;
+  readonly #tellProblem: (line: string) => void;
+  #acceptor: Acceptor | undefined;
   #told = false;
 
   /** Opens the queue files; throws VmsgError BUS_IN_USE if another process has this side. */
@@ -126,7 +127,7 @@ export class LinuxUserBus extends StreamBus {
     super(side, reactor, options, outgoing, incoming);
     this.#files = files;
     this.#options = options;
-    this.#tellTurnedAway = limitedLog(options.log, reactor);
+    this.#tellProblem = limitedLog(options.log, reactor);
     this.#retry = reactor.timer(() => this.#connect());
   }
 
@@ -139,9 +140,12 @@ export class LinuxUserBus extends StreamBus {
   override open(listener: BusListener): void {
     super.open(listener);
     if (!this.#options.listen) return this.#connect();
-    const socket = listenUnix(this.#options.socket);
-    this.#listener = socket;
-    this.reactor.watch(socket.fd, EPOLLIN, () => this.#accept(socket));
+    this.#acceptor = new Acceptor(
+      this.reactor,
+      listenUnix(this.#options.socket),
+      (stream) => this.#take(stream),
+      (problem) => this.#tellProblem(`${this.description}: ${problem}`),
+    );
     this.#tellWaiting();
   }
 
@@ -155,17 +159,10 @@ export class LinuxUserBus extends StreamBus {
     return !isFree;
   }
 
-  #accept(socket: UnixListener): void {
-    for (let i = 0; i < ACCEPT_BUDGET; i++) {
-      const stream = socket.accept();
-      if (stream === undefined) return;
-      if (this.isAttached) {
-        this.#tellTurnedAway(`${this.description}: turned a second ${this.#otherSide} side away`);
-        stream[Symbol.dispose]();
-      } else {
-        this.connected(stream);
-      }
-    }
+  #take(stream: UnixStream): void {
+    if (!this.isAttached) return this.connected(stream);
+    this.#tellProblem(`${this.description}: turned a second ${this.#otherSide} side away`);
+    stream[Symbol.dispose]();
   }
 
   #connect(): void {
@@ -203,11 +200,8 @@ export class LinuxUserBus extends StreamBus {
   override [Symbol.dispose](): void {
     super[Symbol.dispose]();
     this.reactor.dropTimer(this.#retry);
-    if (this.#listener !== undefined) {
-      this.reactor.unwatch(this.#listener.fd);
-      this.#listener[Symbol.dispose]();
-      this.#listener = undefined;
-    }
+    this.#acceptor?.[Symbol.dispose]();
+    this.#acceptor = undefined;
     this.#files[Symbol.dispose]();
   }
 }

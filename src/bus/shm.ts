@@ -11,7 +11,7 @@
 
 import { allocate } from "../linux/arena.ts";
 import { LinuxError, VmsgError } from "../linux/errors.ts";
-import { type Fd, fileSize, isRegularFile, openFile } from "../linux/fd.ts";
+import { type Fd, fileSize, isRegularFile, openFile, reserveFile } from "../linux/fd.ts";
 import { libc } from "../linux/libc.ts";
 import { type Mapping, mapShared, PAGE_SIZE } from "../linux/mapping.ts";
 import { EPOLLIN, type Reactor } from "../linux/reactor.ts";
@@ -64,6 +64,8 @@ function mapPart(file: string, offset: number, size: number): Mapping {
     const from = offset > 0 ? ` from ${offset} on` : "";
     throw new VmsgError("BUS_MEMORY", `bus shm: ${file} has ${length} bytes, not ${size}${from}`);
   }
+  // One with holes, as ftruncate makes it, has no room for its pages yet.
+  if (length < Infinity) reserveFile(fd, `bus shm: ${file}`, size, offset);
   try {
     return mapShared(fd.number, size, offset);
   } catch (error) {

@@ -12,7 +12,7 @@
 import type { Bus } from "../bus/bus.ts";
 import { openSysfsMemory } from "../ivshmem/sysfs_end.ts";
 import { openVfioMemory } from "../ivshmem/vfio_end.ts";
-import { fileSize, openFile } from "../linux/fd.ts";
+import { fileSize, openFile, reserveFile } from "../linux/fd.ts";
 import { UsageError, VmsgError } from "../linux/errors.ts";
 import { mapKept } from "../linux/mapping.ts";
 import { pciAddress } from "../linux/sysfs.ts";
@@ -156,14 +156,19 @@ export function parseConfined(options: Options): { size: number | undefined } | 
   return { size: parseGroup("--segment", `size=${text}`, ["size"]).bytes("size") };
 }
 
-/** Opens and maps a file. */
-function openFileMemory(path: string, wanted: number): MappedMemory & Disposable {
+/**
+ * Opens and maps a file.
+ *
+ * @param used how much of it we are the first to touch; the RAM of a machine is not filled for its sake
+ */
+function openFileMemory(path: string, wanted: number, used = 0): MappedMemory & Disposable {
   using stack = new DisposableStack();
   const fd = stack.use(openFile(path));
   const size = fileSize(fd);
   if (size === 0 || wanted > size) {
     throw new VmsgError("MEMORY", `memory file ${path} has only ${size} bytes`);
   }
+  if (used > 0) reserveFile(fd, `memory file ${path}`, Math.min(used, wanted || size));
   return mapKept({ fd, offset: 0 }, wanted || size, stack.move());
 }
 
@@ -211,7 +216,8 @@ export function openDriverMemory(
   if (settings.kind === "segment") return segmentMemory(bus, settings.offset, settings.size);
   if (settings.kind === "confined") return stack.use(confinedMemory(bus, settings.size));
   if (settings.kind === "file") {
-    return knownMemory(stack.use(openFileMemory(settings.file, settings.size)), settings.at);
+    const { file, size, at } = settings;
+    return knownMemory(stack.use(openFileMemory(file, size, DRIVER_MEMORY_SIZE)), at);
   }
   return stack.use(pageMemory(settings.size, bus));
 }

@@ -19,6 +19,7 @@
  * Source: qemu docs/specs/ivshmem-spec.rst, contrib/ivshmem-server; docs/wire.md 5.2.
  */
 
+import { Acceptor } from "../linux/acceptor.ts";
 import { allocate } from "../linux/arena.ts";
 import { LinuxError, VmsgError } from "../linux/errors.ts";
 import { createEventFd } from "../linux/eventfd.ts";
@@ -28,11 +29,11 @@ import {
   fileSize,
   O_CREAT,
   openFile,
-  resizeFile,
+  reserveFile,
   unlinkFile,
 } from "../linux/fd.ts";
-import { EPOLLIN, EPOLLOUT, type Reactor, type Timer } from "../linux/reactor.ts";
-import { listenUnix, type UnixListener, type UnixStream } from "../linux/unix_socket.ts";
+import { EPOLLIN, EPOLLOUT, type Reactor } from "../linux/reactor.ts";
+import { listenUnix, type UnixStream } from "../linux/unix_socket.ts";
 import { limitedLevels, type Log } from "../observe/log.ts";
 import {
   MAX_ID,
@@ -51,10 +52,6 @@ export const MIN_MEMORY = 4096;
 export const MAX_MEMORY = 2 ** 36;
 /** The messages in front of the vectors in a newcomer's list: version, id, memory. */
 const LIST_HEAD = 3;
-/** Connections taken per turn, so that a client that connects without end cannot hold the loop. */
-const ACCEPT_BUDGET = 8;
-/** How long nobody is accepted after that has failed; the listening socket stays ready all the time. */
-const ACCEPT_PAUSE_MS = 100;
 /** Log lines of one level, so that clients that come and go without end cannot fill a disk. */
 const LINES_PER_SECOND = 20;
 
@@ -125,8 +122,7 @@ export class IvshmemServer implements Disposable {
   readonly #vectors: number;
   readonly #longestList: number;
   readonly #memory: Fd;
-  readonly #listener: UnixListener;
-  readonly #pause: Timer;
+  readonly #acceptor: Acceptor;
   readonly #clients = new Map<number, Client>();
   readonly #lastId: number;
   #nextId = 0;
@@ -149,12 +145,16 @@ export class IvshmemServer implements Disposable {
     this.#longestList = LIST_HEAD + MAX_CLIENTS * vectors;
     using stack = new DisposableStack();
     // The socket first: a file in use by a server that runs is left alone.
-    this.#listener = stack.use(listenUnix(socket));
+    const listener = stack.use(listenUnix(socket));
     this.#memory = stack.use(
       file === undefined ? createSealedMemory("vmsg-ivshmem", size) : openMemoryFile(file, size),
     );
-    reactor.watch(this.#listener.fd, EPOLLIN, () => this.#accept());
-    this.#pause = reactor.timer(() => reactor.rewatch(this.#listener.fd, EPOLLIN));
+    this.#acceptor = new Acceptor(
+      reactor,
+      listener,
+      (stream) => this.#join(stream),
+      (problem) => this.#log.warn(`${this.#name}: ${problem}`),
+    );
     stack.move();
     const backing = file === undefined ? "sealed" : file;
     const doorbells = `${vectors} vector${vectors === 1 ? "" : "s"}`;
@@ -164,24 +164,6 @@ export class IvshmemServer implements Disposable {
   /** The ids of those who are there. */
   get peers(): number[] {
     return [...this.#clients.keys()];
-  }
-
-  #accept(): void {
-    for (let i = 0; i < ACCEPT_BUDGET; i++) {
-      const stream = this.#listener.accept();
-      if (stream === undefined) {
-        if (i === 0) this.#pauseAccepting();
-        return;
-      }
-      this.#join(stream);
-    }
-  }
-
-  /** Somebody waits and cannot be let in, and the loop must not ask again and again. */
-  #pauseAccepting(): void {
-    this.#log.warn(`${this.#name}: cannot accept a connection (too many open files?)`);
-    this.#reactor.rewatch(this.#listener.fd, 0);
-    this.#pause.arm(ACCEPT_PAUSE_MS);
   }
 
   #join(stream: UnixStream): void {
@@ -313,9 +295,7 @@ export class IvshmemServer implements Disposable {
     this.#isClosed = true;
     for (const client of this.#clients.values()) this.#close(client);
     this.#clients.clear();
-    this.#reactor.dropTimer(this.#pause);
-    this.#reactor.unwatch(this.#listener.fd);
-    this.#listener[Symbol.dispose]();
+    this.#acceptor[Symbol.dispose]();
     this.#memory[Symbol.dispose]();
   }
 }
@@ -341,14 +321,10 @@ function openMemoryFile(path: string, size: number): Fd {
     );
   }
   try {
-    if (before < size) resizeFile(fd, size);
+    reserveFile(fd, `memory file ${path}`, size);
   } catch (error) {
-    if (!(error instanceof LinuxError)) throw error;
     if (isNew) unlinkFile(path);
-    throw new VmsgError(
-      "MEMORY",
-      `memory file ${path} has ${before} bytes and cannot be given ${size}: ${error.message}`,
-    );
+    throw error;
   }
   const after = fileSize(fd);
   if (after !== size) {

@@ -1,8 +1,9 @@
 /** File descriptors with an owner, and the files behind them. */
 
-import { EAGAIN } from "./errors.ts";
 import { allocate } from "./arena.ts";
-import { check, cString, errno, libc, uninterrupted } from "./libc.ts";
+import { EAGAIN, linuxErrno, VmsgError } from "./errors.ts";
+import { softLimit } from "./limits.ts";
+import { check, cString, errno, lastError, libc, uninterrupted } from "./libc.ts";
 
 export const O_RDWR = 0o2;
 export const O_CREAT = 0o100;
@@ -16,8 +17,10 @@ const F_GETFL = 3;
 const F_SETFL = 4;
 const F_ADD_SEALS = 1033;
 const F_GET_SEALS = 1034;
+const F_OFD_GETLK = 36;
 const F_OFD_SETLK = 37;
 const F_OFD_SETLKW = 38;
+const F_RDLCK = 0;
 const F_WRLCK = 1;
 const F_UNLCK = 2;
 const SEEK_END = 2;
@@ -74,9 +77,19 @@ const stat = allocate(256);
 
 /** Tells whether two descriptors show the same file: equal for equal files, whatever their name. */
 export function fileIdentity(fd: Fd): string {
+  fillStat(fd);
+  return `${stat.view.getBigUint64(0, true)}:${stat.view.getBigUint64(8, true)}`;
+}
+
+/** The number of a file in its file system. */
+export function inodeNumber(fd: Fd): bigint {
+  fillStat(fd);
+  return stat.view.getBigUint64(8, true);
+}
+
+function fillStat(fd: Fd): void {
   const result = libc.syscall(SYS_FSTAT, BigInt(fd.number), stat.address);
   check(result, `fstat fd ${fd.number}`);
-  return `${stat.view.getBigUint64(0, true)}:${stat.view.getBigUint64(8, true)}`;
 }
 
 // st_mode: behind a 64-bit link count on x86-64, in front of a 32-bit one on arm64
@@ -85,12 +98,16 @@ const S_IFMT = 0o170000;
 const S_IFSOCK = 0o140000;
 const S_IFREG = 0o100000;
 
+/** What is at this path, to be looked at and not to be read; undefined if there is nothing. */
+export function openPath(path: string): Fd | undefined {
+  const number = libc.open(cString(path), O_PATH | O_CLOEXEC, 0);
+  return number < 0 ? undefined : new Fd(number);
+}
+
 /** Is there a socket at this path (and not another kind of file)? */
 export function isSocketFile(path: string): boolean {
-  const number = libc.open(cString(path), O_PATH | O_CLOEXEC, 0);
-  if (number < 0) return false;
-  using fd = new Fd(number);
-  return isSocket(fd);
+  using fd = openPath(path);
+  return fd !== undefined && isSocket(fd);
 }
 
 /** Is this descriptor a socket? */
@@ -104,14 +121,63 @@ export function isRegularFile(fd: Fd): boolean {
 }
 
 function fileKind(fd: Fd): number {
-  const result = libc.syscall(SYS_FSTAT, BigInt(fd.number), stat.address);
-  check(result, `fstat fd ${fd.number}`);
+  fillStat(fd);
   return stat.view.getUint32(STAT_MODE, true) & S_IFMT;
 }
 
-/** Sets the size of an open file in bytes; new bytes are zero. */
-export function resizeFile(fd: Fd, size: number): void {
-  check(libc.ftruncate(fd.number, BigInt(size)), `ftruncate fd ${fd.number}`);
+/** Sets the size of an open file in bytes; new bytes are zero, and have no room of their own yet. */
+export function resizeFile(fd: Fd, size: number, name = `fd ${fd.number}`): void {
+  assertMayGrow(name, size);
+  check(libc.ftruncate(fd.number, BigInt(size)), `ftruncate ${name} to ${size} bytes`);
+}
+
+const NO_FALLOCATE = [linuxErrno("EOPNOTSUPP"), linuxErrno("ENOSYS")];
+
+/** Where the kernel would not refuse, but end this process with SIGXFSZ. */
+function assertMayGrow(name: string, size: number): void {
+  const limit = softLimit("file size");
+  if (size <= limit) return;
+  throw new VmsgError(
+    "EFBIG",
+    `${name} needs ${size} bytes, files are limited to ${limit} (ulimit -f)`,
+  );
+}
+
+/**
+ * Makes sure that a part of a file has room in its file system, before it is mapped: an access to a mapped
+ * page for which there is none ends the process with SIGBUS. A shorter file grows.
+ *
+ * @param name of the file, for messages
+ * @param size of the part that begins at `offset`, both in bytes
+ * @throws VmsgError ENOSPC and its kind, which names the file and says how much it needs
+ */
+export function reserveFile(fd: Fd, name: string, size: number, offset = 0): void {
+  const before = fileSize(fd);
+  const end = offset + size;
+  if (end > before) assertMayGrow(name, end);
+  const [from, length] = [BigInt(offset), BigInt(size)];
+  if (uninterrupted(() => libc.fallocate(fd.number, 0, from, length)) >= 0) return;
+  // A file system without it, which is none that is made for memory: what is new is written.
+  if (NO_FALLOCATE.includes(errno()) && fillWithZeros(fd, before, end)) return;
+  const { code } = lastError(name);
+  throw new VmsgError(
+    code,
+    code === "ENOSPC" || code === "EDQUOT"
+      ? `${name} needs ${size} bytes and its file system has no room (${code}): make room there`
+      : `${name} has ${before} bytes and cannot be given ${end} (${code})`,
+  );
+}
+
+const zeros = allocate(4096);
+
+function fillWithZeros(fd: Fd, from: number, to: number): boolean {
+  for (let at = from; at < to;) {
+    const length = Math.min(zeros.bytes.length, to - at);
+    const written = libc.pwrite(fd.number, zeros.address, length, BigInt(at));
+    if (written <= 0) return false;
+    at += written;
+  }
+  return true;
 }
 
 /** Removes a file; one that is not there is fine. */
@@ -129,7 +195,8 @@ export function createSealedMemory(name: string, size: number): Fd {
   const number = libc.memfd_create(cString(name), MFD_CLOEXEC | MFD_ALLOW_SEALING);
   using stack = new DisposableStack();
   const fd = stack.use(new Fd(check(number, "memfd_create")));
-  resizeFile(fd, size);
+  // Its room is that of memory: where it is short, the kernel ends a process, whatever was reserved.
+  resizeFile(fd, size, `memory ${name}`);
   const seals = BigInt(F_SEAL_SHRINK | F_SEAL_GROW);
   check(libc.fcntl(fd.number, F_ADD_SEALS, seals), "seal a memfd");
   stack.move();
@@ -165,7 +232,7 @@ export function openPipe(): { readonly read: Fd; readonly write: Fd } {
 // struct flock: s16 type, s16 whence, s64 start @8, s64 length @16, s32 pid @24
 const flock = allocate(32);
 
-function lockByte(fd: Fd, command: number, type: number, byte: number): boolean {
+function lockByte(fd: Fd, command: number, type: number, byte: number | bigint): boolean {
   flock.bytes.fill(0);
   flock.view.setInt16(0, type, true);
   flock.view.setBigInt64(8, BigInt(byte), true);
@@ -194,4 +261,15 @@ export function lockByteWaiting(fd: Fd, byte: number): void {
 /** Gives a lock of {@link tryLockByte} back. */
 export function unlockByte(fd: Fd, byte: number): void {
   lockByte(fd, F_OFD_SETLK, F_UNLCK, byte);
+}
+
+/** Shares a byte of a file that may be open for reading only, as a directory: a lock that others see. */
+export function shareByte(fd: Fd, byte: bigint): void {
+  lockByte(fd, F_OFD_SETLK, F_RDLCK, byte);
+}
+
+/** Whether another open file description has locked or shared a byte. */
+export function isByteTaken(fd: Fd, byte: bigint): boolean {
+  lockByte(fd, F_OFD_GETLK, F_WRLCK, byte);
+  return flock.view.getInt16(0, true) !== F_UNLCK;
 }

@@ -37,6 +37,12 @@ const library = Deno.dlopen("libc.so.6", {
   lseek: { parameters: ["i32", "i64", "i32"], result: "i64" },
   /** int ftruncate(int fd, off_t length) */
   ftruncate: { parameters: ["i32", "i64"], result: "i32" },
+  /** int fallocate(int fd, int mode, off_t offset, off_t len) */
+  fallocate: { parameters: ["i32", "i32", "i64", "i64"], result: "i32" },
+  /** int flock(int fd, int operation) */
+  flock: { parameters: ["i32", "i32"], result: "i32" },
+  /** int getrlimit(int resource, struct rlimit *rlim) */
+  getrlimit: { parameters: ["i32", "u64"], result: "i32" },
   /** ssize_t readlink(const char *path, char *buf, size_t bufsiz) */
   readlink: { parameters: ["buffer", "u64", "u32"], result: "i32" },
   /** DIR *opendir(const char *name), 0 for failure */

@@ -8,10 +8,28 @@
 
 import { allocate } from "./arena.ts";
 import { EAGAIN, EINTR, errnoName, linuxErrno, VmsgError } from "./errors.ts";
-import { check, errno, lastError, libc } from "./libc.ts";
-import { Fd, isSocketFile, unlinkFile } from "./fd.ts";
+import {
+  Fd,
+  fileIdentity,
+  inodeNumber,
+  isByteTaken,
+  isSocket,
+  O_CLOEXEC,
+  openPath,
+  shareByte,
+  unlinkFile,
+} from "./fd.ts";
+import { check, cString, errno, lastError, libc } from "./libc.ts";
 
 const EADDRINUSE = linuxErrno("EADDRINUSE");
+/** Of accept: nobody is there, or not any more. */
+const NOBODY_WAITS = [EAGAIN, EINTR, linuxErrno("ECONNABORTED")];
+const LOCK_EX = 2;
+const LOCK_NB = 4;
+const LOCK_UN = 8;
+/** For how long a directory's lock is waited for: half a second. */
+const LOCK_ATTEMPTS = 50;
+const LOCK_PAUSE_MS = 10;
 const ENOBUFS = linuxErrno("ENOBUFS");
 
 const AF_UNIX = 1;
@@ -136,64 +154,130 @@ function isRetry(number: number): boolean {
   return number === EAGAIN || number === EINTR || number === ENOBUFS;
 }
 
-/** A socket that accepts connections; dispose removes its path. */
+/** A socket that accepts connections; dispose removes its path, if that is still its own. */
 export class UnixListener implements Disposable {
-  constructor(readonly fd: Fd, readonly path: string) {}
+  /** Why the last {@link accept} gave nothing though somebody waits: the errno's name, "" otherwise. */
+  acceptError = "";
+
+  /**
+   * Called by {@link listenUnix}.
+   *
+   * @param file what was made at the path
+   * @param directory where it is, with the lock that says that somebody listens
+   */
+  constructor(
+    readonly fd: Fd,
+    readonly path: string,
+    private readonly file: string,
+    private readonly directory: Fd,
+  ) {}
 
   /** The next waiting connection, or undefined when there is none. */
   accept(): UnixStream | undefined {
     const number = libc.accept4(this.fd.number, 0n, 0n, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    this.acceptError = number >= 0 || NOBODY_WAITS.includes(errno()) ? "" : errnoName(errno());
     return number < 0 ? undefined : new UnixStream(new Fd(number));
   }
 
   [Symbol.dispose](): void {
-    unlinkFile(this.path);
+    using here = openPath(this.path);
+    // A successor may have been told to take the path: what is there then is not ours.
+    if (here !== undefined && fileIdentity(here) === this.file) unlinkFile(this.path);
     this.fd[Symbol.dispose]();
+    this.directory[Symbol.dispose]();
   }
 }
 
 /**
  * Listens on a path. A socket file that a killed process left is replaced; one on which somebody
  * listens is an error.
+ *
+ * Who listens is told by locks on the directory, which the kernel drops with the process and which leave
+ * nothing behind: the directory is locked (flock) while the path is looked at and taken, so that of two
+ * who start at once one is first; afterwards a byte with the number of the socket's inode stays locked.
+ * Listeners that know nothing of this are found by connecting.
  */
 export function listenUnix(path: string): UnixListener {
   const length = fillAddress(path);
-  const fd = createSocket();
-  try {
-    let result = libc.bind(fd.number, socketAddress.address, length);
-    if (result < 0 && errno() === EADDRINUSE) {
-      using other = connectUnix(path);
-      if (other !== undefined) {
-        throw new VmsgError("SOCKET_IN_USE", `socket ${path} is in use by another process`);
-      }
-      // Connecting to any other file is refused as well, and it is not ours to remove.
-      if (!isSocketFile(path)) {
-        throw new VmsgError("SOCKET_PATH", `socket path ${path} is a file that is no socket`);
-      }
-      unlinkFile(path);
-      result = libc.bind(fd.number, socketAddress.address, length);
-    }
-    check(result, `listen on socket ${path}`);
-    check(libc.listen(fd.number, 4), `listen on socket ${path}`);
-    return new UnixListener(fd, path);
-  } catch (error) {
-    fd[Symbol.dispose]();
-    throw error;
+  const what = `listen on socket ${path}`;
+  using stack = new DisposableStack();
+  const fd = stack.use(createSocket());
+  const place = cString(`${path.slice(0, path.lastIndexOf("/") + 1)}.`);
+  const directory = stack.use(new Fd(check(libc.open(place, O_CLOEXEC, 0), what)));
+  lockDirectory(directory, path);
+  let result = libc.bind(fd.number, socketAddress.address, length);
+  if (result < 0 && errno() === EADDRINUSE) {
+    assertAbandoned(path, directory);
+    unlinkFile(path);
+    result = libc.bind(fd.number, socketAddress.address, length);
   }
+  check(result, what);
+  check(libc.listen(fd.number, 4), what);
+  using file = openPath(path);
+  if (file === undefined) throw lastError(what);
+  shareByte(directory, byteOf(file));
+  check(libc.flock(directory.number, LOCK_UN), what);
+  stack.move();
+  return new UnixListener(fd, path, fileIdentity(file), directory);
+}
+
+function lockDirectory(directory: Fd, path: string): void {
+  for (let attempt = 0; libc.flock(directory.number, LOCK_EX | LOCK_NB) < 0; attempt++) {
+    if (errno() !== EAGAIN) throw lastError(`lock the directory of socket ${path}`);
+    // Held for moments by who starts as we do; anybody who may read the directory can hold it for ever.
+    if (attempt === LOCK_ATTEMPTS) {
+      throw new VmsgError(
+        "SOCKET_LOCKED",
+        `another process holds a lock on the directory of ${path}`,
+      );
+    }
+    libc.poll(0n, 0n, LOCK_PAUSE_MS);
+  }
+}
+
+function assertAbandoned(path: string, directory: Fd): void {
+  using file = openPath(path);
+  if (file === undefined) return;
+  // Connecting to any other file is refused as well, and it is not ours to remove.
+  if (!isSocket(file)) {
+    throw new VmsgError("SOCKET_PATH", `socket path ${path} is a file that is no socket`);
+  }
+  if (isByteTaken(directory, byteOf(file)) || isAnswered(path)) {
+    throw new VmsgError("SOCKET_IN_USE", `socket ${path} is in use by another process`);
+  }
+}
+
+/** Within what a lock may have as its start. */
+function byteOf(file: Fd): bigint {
+  return BigInt.asUintN(62, inodeNumber(file));
+}
+
+function isAnswered(path: string): boolean {
+  const result = tryConnect(path);
+  if (!(result instanceof UnixStream)) return result === "EAGAIN";
+  result[Symbol.dispose]();
+  return true;
 }
 
 /** Connects to a path; undefined when nobody listens there (yet). */
 export function connectUnix(path: string): UnixStream | undefined {
+  const result = tryConnect(path);
+  return result instanceof UnixStream ? result : undefined;
+}
+
+/** A connection, or why there is none: EAGAIN is a listener whose backlog is full. */
+function tryConnect(path: string): UnixStream | "EAGAIN" | "nobody" {
   const length = fillAddress(path);
-  const fd = createSocket();
-  if (libc.connect(fd.number, socketAddress.address, length) >= 0) {
-    return new UnixStream(fd);
+  using stack = new DisposableStack();
+  const fd = stack.use(createSocket());
+  if (libc.connect(fd.number, socketAddress.address, length) < 0) {
+    const error = lastError(`connect to socket ${path}`);
+    if (error.code === "EAGAIN") return "EAGAIN";
+    if (error.code === "ENOENT" || error.code === "ECONNREFUSED") return "nobody";
+    throw error;
   }
-  const error = lastError(`connect to socket ${path}`);
-  fd[Symbol.dispose]();
-  // A listener whose backlog is full answers EAGAIN: it is there, but not for us now.
-  if (["ENOENT", "ECONNREFUSED", "EAGAIN"].includes(error.code)) return undefined;
-  throw error;
+  stack.move();
+  return new UnixStream(fd);
 }
 
 /** Two connected streams, for tests and in-process buses. */

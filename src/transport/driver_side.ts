@@ -175,12 +175,6 @@ export class DriverSide implements BusListener, Requests, Disposable {
     this.#peer = "none";
   }
 
-  replaced(reason: string): void {
-    this.options.log.warn(`${this.options.bus.description}: ${reason}`);
-    this.#lose(reason);
-    this.attached();
-  }
-
   #becomeReady(peer: PeerKind): void {
     this.#peer = peer;
     const who = peer === "vmsg" ? "a vmsg device side" : "a device side";

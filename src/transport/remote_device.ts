@@ -181,9 +181,8 @@ export class RemoteDevice {
     const bytes = new Uint8Array(length);
     for (let attempt = 0; attempt < MAX_CONFIG_READS; attempt++) {
       const generations = new Set<number>();
-      let isSingly = false;
-      for (let at = 0, part = 0; at < length; at += part) {
-        part = isSingly ? 1 : this.#chunk(length - at);
+      for (let at = 0, part; at < length; at += part) {
+        part = this.#chunk(length - at);
         await this.#request(Kind.GET_CONFIG, (request) => {
           request.offset = offset + at;
           request.length = part;
@@ -193,11 +192,6 @@ export class RemoteDevice {
           this.generation = answer.generation;
           return answer.offset === offset + at && answer.length === part;
         }).then((whole) => this.#checkWhole(whole, Kind.GET_CONFIG));
-        // Perhaps across the end, where the bytes before it are there when they are read singly.
-        if (!isSingly && this.#conduct.configPastEndReadsOnes) {
-          isSingly = bytes.subarray(at, at + part).every((byte) => byte === 0xff);
-          if (isSingly) part = 0;
-        }
       }
       if (generations.size <= 1) return bytes;
     }

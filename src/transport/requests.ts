@@ -72,8 +72,6 @@ export interface Requests {
     fill: (request: Message) => void,
     read: (answer: Message) => T,
   ): Promise<T>;
-  /** The device side is not the one that it was, as whoever uses a device has found: it is looked for again. */
-  replaced(reason: string): void;
   /** Tells the device side, as soon as there is room. */
   notify(notification: Notification): void;
 }

@@ -5,12 +5,7 @@ import { VmsgError } from "../../src/linux/errors.ts";
 import { createEventFd, signalEventFd } from "../../src/linux/eventfd.ts";
 import { createSealedMemory, type Fd, openFile } from "../../src/linux/fd.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
-import {
-  connectUnix,
-  listenUnix,
-  type UnixStream,
-  unixStreamPair,
-} from "../../src/linux/unix_socket.ts";
+import { connectUnix, type UnixStream, unixStreamPair } from "../../src/linux/unix_socket.ts";
 import { sendMessage } from "../../src/ivshmem/protocol.ts";
 import {
   MAX_PEERS,
@@ -20,6 +15,7 @@ import {
 } from "../../src/ivshmem/server_end.ts";
 import { storeRelease32 } from "../../src/memory/mod.ts";
 import { cleanTest, withDirectory } from "../support/leaks.ts";
+import { leaveSocket } from "../support/left_socket.ts";
 import { processTest } from "../support/processes.ts";
 import { countOf, keptLog, wait, withServer } from "./support.ts";
 
@@ -248,7 +244,7 @@ cleanTest("server end: nobody there", () =>
     const open = (name: string) => openServerEnd(`${directory}/${name}`, { log: keptLog([]) });
     for (const name of ["none", "file", "left"]) {
       if (name === "file") Deno.writeTextFileSync(`${directory}/file`, "");
-      if (name === "left") listenUnix(`${directory}/left`).fd[Symbol.dispose]();
+      if (name === "left") leaveSocket(`${directory}/left`);
       const error = assertThrows(() => open(name), VmsgError, `nobody listens on ${directory}/`);
       assertEquals((error as VmsgError).code, "NOBODY_THERE");
       assertMatch(error.message, /: start vmsg ivshmem-server --socket \S+ first$/);

@@ -5,10 +5,11 @@ import { createEventFd } from "../../src/linux/eventfd.ts";
 import { F_SEAL_GROW, F_SEAL_SHRINK, fileSeals, fileSize } from "../../src/linux/fd.ts";
 import { mapShared } from "../../src/linux/mapping.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
-import { connectUnix, listenUnix, unixStreamPair } from "../../src/linux/unix_socket.ts";
+import { connectUnix, unixStreamPair } from "../../src/linux/unix_socket.ts";
 import { MAX_ID, MessageReader, sendMessage } from "../../src/ivshmem/protocol.ts";
 import { IvshmemServer, MAX_CLIENTS, memorySizeProblem } from "../../src/ivshmem/server.ts";
 import { cleanTest, withDirectory } from "../support/leaks.ts";
+import { leaveSocket } from "../support/left_socket.ts";
 import { countOf, keptLog, RawClient, wait, withServer } from "./support.ts";
 
 const into = allocate(256);
@@ -268,7 +269,7 @@ cleanTest(
       );
       await join();
       const left = `${directory}/left.sock`;
-      listenUnix(left).fd[Symbol.dispose]();
+      leaveSocket(left);
       using _server = new IvshmemServer(reactor, { socket: left, ...options });
       using _client = new RawClient(connectUnix(left)!);
     }),

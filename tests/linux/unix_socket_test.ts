@@ -7,10 +7,10 @@ import {
   connectUnix,
   listenUnix,
   MAX_FDS,
-  UnixListener,
   type UnixStream,
   unixStreamPair,
 } from "../../src/linux/unix_socket.ts";
+import { leaveSocket } from "../support/left_socket.ts";
 import { cleanTest, withDirectory } from "../support/leaks.ts";
 
 const out = allocate(256);
@@ -181,13 +181,71 @@ cleanTest(
   () =>
     withDirectory((directory) => {
       const path = `${directory}/socket`;
-      const dead = listenUnix(path);
-      dead.fd[Symbol.dispose]();
+      leaveSocket(path);
       assertEquals(connectUnix(path), undefined, "refused: the file is there and nobody listens");
       using _listener = listenUnix(path);
       using client = connectUnix(path);
       assert(client !== undefined);
-      assert(dead instanceof UnixListener);
+    }),
+);
+
+cleanTest(
+  "listen: a listener with a full backlog is in use, and is not bothered",
+  () =>
+    withDirectory((directory) => {
+      const path = `${directory}/socket`;
+      using stack = new DisposableStack();
+      const listener = stack.use(listenUnix(path));
+      const inUse = () => assertThrows(() => listenUnix(path), VmsgError, "is in use by another");
+      inUse();
+      assertEquals(listener.accept(), undefined, "nobody has connected to find it out");
+      for (let client; (client = connectUnix(path)) !== undefined;) stack.use(client);
+      inUse();
+    }),
+);
+
+cleanTest(
+  "listen: a listener that knows no locks is in use, also with a full backlog",
+  () =>
+    withDirectory((directory) => {
+      const path = `${directory}/socket`;
+      using stack = new DisposableStack();
+      const foreign = stack.use(listenUnix(`${path}-before`));
+      // Another directory entry, whose lock is that of the other directory.
+      Deno.mkdirSync(`${directory}/elsewhere`);
+      Deno.linkSync(`${path}-before`, `${directory}/elsewhere/socket`);
+      const inUse = () =>
+        assertThrows(() => listenUnix(`${directory}/elsewhere/socket`), VmsgError, "is in use by");
+      inUse();
+      foreign.accept()?.[Symbol.dispose]();
+      for (let client; (client = connectUnix(foreign.path)) !== undefined;) stack.use(client);
+      inUse();
+    }),
+);
+
+cleanTest(
+  "listen: the socket of a successor is not removed",
+  () =>
+    withDirectory((directory) => {
+      const path = `${directory}/socket`;
+      const first = listenUnix(path);
+      Deno.removeSync(path);
+      using _second = listenUnix(path);
+      first[Symbol.dispose]();
+      using client = connectUnix(path);
+      assert(client !== undefined);
+    }),
+);
+
+cleanTest(
+  "listen: who starts at the same time is waited for, but not for ever",
+  () =>
+    withDirectory((directory) => {
+      using other = Deno.openSync(directory);
+      other.lockSync(true);
+      assertThrows(() => listenUnix(`${directory}/socket`), VmsgError, "holds a lock on the dir");
+      other.unlockSync();
+      using _listener = listenUnix(`${directory}/socket`);
     }),
 );
 

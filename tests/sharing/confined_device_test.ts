@@ -383,12 +383,12 @@ confinedTest(
 for (const confined of [undefined, SEGMENT_SIZE]) {
   const shown = confined === undefined ? "shown" : "not shown, for shadows are none";
   cleanTest(`confined ${confined !== undefined}: packed rings of a device are ${shown}`, () => {
-    // VERSION_1, RING_PACKED, IN_ORDER; and NOTIFICATION_DATA, RING_RESET, which no front end passes on
+    // VERSION_1, RING_PACKED, IN_ORDER, NOTIFICATION_DATA, RING_RESET
     const device = new QueueDevice(3, 0x14d);
     return withProxy(async (rig) => {
       using front = rig.connect();
       const offered = await front.ask(Request.GET_FEATURES);
-      assertEquals(offered.getUint32(4, true), confined === undefined ? 0x0d : 0x01);
+      assertEquals(offered.getUint32(4, true), confined === undefined ? 0x14d : 0x101);
     }, { device, ...confined !== undefined && { confined } });
   });
 }
