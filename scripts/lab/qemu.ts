@@ -53,6 +53,8 @@ export interface QemuOptions extends GuestOptions {
   readonly tap?: string;
   /** False gives it private memory, which a vhost-user back end cannot map: an error test. */
   readonly sharedMemory?: boolean;
+  /** The file that holds its memory, for a device side that is given it by name; QEMU makes it. */
+  readonly memoryFile?: string;
   /** A guest that reboots boots again; otherwise QEMU ends. */
   readonly reboots?: boolean;
   /** Instead of what {@link chooseAccelerator} finds. */
@@ -181,13 +183,16 @@ export function baseArguments(
 
 function memoryArguments(
   installation: QemuInstallation,
-  options: Pick<QemuOptions, "memoryMiB" | "sharedMemory">,
+  options: Pick<QemuOptions, "memoryMiB" | "sharedMemory" | "memoryFile">,
 ): string[] {
   const { type } = MACHINES[installation.kind];
-  const { memoryMiB = 256, sharedMemory = true } = options;
+  const { memoryMiB = 256, sharedMemory = true, memoryFile } = options;
   if (!sharedMemory) return ["-M", type, "-m", `${memoryMiB}`];
+  const backend = memoryFile === undefined
+    ? "memory-backend-memfd"
+    : `memory-backend-file,mem-path=${memoryFile.replaceAll(",", ",,")}`;
   return [
-    ...["-object", `memory-backend-memfd,id=mem,size=${memoryMiB}M,share=on`],
+    ...["-object", `${backend},id=mem,size=${memoryMiB}M,share=on`],
     ...["-M", `${type},memory-backend=mem`, "-m", `${memoryMiB}`],
   ];
 }

@@ -129,6 +129,7 @@ cleanTest(
         const value = Reflect.get(target, key);
         return typeof value === "function" ? value.bind(target) : value;
       },
+      set: (target, key, value) => Reflect.set(target, key, value),
     });
     using memory = segmentMemory(link.driver, undefined, 0);
     await withSides(reactor, { driver: link.driver, device }, async ({ remote }) => {
