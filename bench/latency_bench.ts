@@ -54,9 +54,14 @@ async function ask({ reactor, side }: Rig, count: number): Promise<Float64Array>
   for (let n = 0; n < count; n++) {
     dueMs = Math.max(dueMs + INTERVAL_MS, performance.now());
     await reactor.sleep(dueMs - performance.now());
-    await side.request(Kind.GET_DEVICE_STATUS, 0, () => sentMs = performance.now(), () => {
-      timesMs[n] = performance.now() - sentMs;
-    });
+    await side.request(
+      side.device(0),
+      Kind.GET_DEVICE_STATUS,
+      () => sentMs = performance.now(),
+      () => {
+        timesMs[n] = performance.now() - sentMs;
+      },
+    );
   }
   return timesMs;
 }

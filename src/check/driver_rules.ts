@@ -6,9 +6,10 @@
  * must not do, it is given time for.
  */
 
-import { Kind, type Message } from "../message/message.ts";
+import { DEVICE_ADDED, DEVICE_REMOVED, Kind, type Message } from "../message/message.ts";
 import { RingFeature, Status } from "../virtio/features.ts";
 import type { DeviceRole } from "./device_role.ts";
+import { REQUESTS } from "./driver_role.ts";
 import { expect, expectSame } from "./outcome.ts";
 import { FOREIGN_IDS, lookOn, NONSENSE, u32, WRONG_EVENTS, zeros } from "./traffic.ts";
 
@@ -302,10 +303,23 @@ export const DRIVER_BODIES: Readonly<Record<string, DriverBody>> = {
     await s.bringUp();
     for (const data of [0, 0xcafe_f00d, 0xffff_ffff]) await ping(s, data);
   },
-  B23: silentTo(
-    "EVENT_DEVICE",
-    (n) => [1, 2, 2, 1].map((state) => [2, 0x40, 0, 0, 0, 0, 12, 0, ...n, state, 0]),
-  ),
+  async B23(s) {
+    const tell = (state: number) =>
+      s.talk.send(Kind.EVENT_DEVICE, { number: s.talk.device, state });
+    await s.bringUp();
+    const from = s.said.length;
+    for (const state of [DEVICE_ADDED, DEVICE_ADDED, DEVICE_REMOVED, DEVICE_REMOVED]) tell(state);
+    await s.lookOn();
+    expectSame(s.of(REQUESTS, from).length, 0, "requests to a device that was removed");
+    s.status = 0;
+    s.queues.clear();
+    for (const state of [DEVICE_ADDED, DEVICE_ADDED]) tell(state);
+    await s.until(() => (s.status & Status.DRIVER_OK) !== 0, "an added device is not discovered");
+    await s.lookOn();
+    expectSame(s.of(Kind.GET_DEVICE_INFO, from).length, 1, "discoveries");
+    const answers = s.talk.heard.filter(({ message }) => message.response);
+    expectSame(answers.length, 0, "answers to EVENT_DEVICE");
+  },
   async R3(s) {
     s.override = (request) => {
       if (request.kind !== Kind.SET_DEVICE_STATUS || !FEATURES_OK(request)) return false;

@@ -28,7 +28,7 @@ import type { Log } from "../observe/log.ts";
 import type { SharedRegion, Sharing } from "../sharing/sharing.ts";
 import type { DeviceInfo, RemoteDevice } from "../transport/remote_device.ts";
 import { PeerLost } from "../transport/requests.ts";
-import { hasFeature, RingFeature, Status, statusNames } from "../virtio/features.ts";
+import { hasFeature, RingFeature, Status } from "../virtio/features.ts";
 import { positionAfterLoss, usedIndex } from "./ring_position.ts";
 import { Told, type ToldRing, type Wanted, type WantedRing } from "./wanted.ts";
 
@@ -354,20 +354,10 @@ export class Session implements Disposable {
       );
     }
     await device.startQueue(index, shared.setup);
-    await this.#checkStarted(index, shared.setup.size);
     shared.start();
     const ring = { wanted, shared, setup };
     told.rings[index] = ring;
     return ring;
-  }
-
-  /** A device that cannot take a queue says nothing either (docs/wire.md 3.6), but it shows in the queue's state. */
-  async #checkStarted(index: number, expected: number): Promise<void> {
-    const { device } = this.options;
-    if (!device.side.link.codec.conduct.queueStateIsNamed) return;
-    const { size, enabled } = await device.queue(index);
-    if (size === expected && enabled) return;
-    throw new VmsgError("QUEUE_REFUSED", `the device did not take queue ${index}`);
   }
 
   // --- features and status -----------------------------------------------------------------------
@@ -408,13 +398,9 @@ export class Session implements Disposable {
   }
 
   async #setDriverOk(): Promise<void> {
-    const { device, log } = this.options;
     const status = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK | Status.DRIVER_OK;
-    const result = await device.setStatus(status);
+    await this.options.device.start(status);
     this.told.driverOk = true;
-    if ((result & Status.DRIVER_OK) === 0) {
-      log.warn(`device ${device.number} is ${statusNames(result).join(" ")}`);
-    }
   }
 
   /** The driver is gone, and with it what the device side may have of it: no more notifications. */

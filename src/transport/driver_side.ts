@@ -9,9 +9,9 @@
  *                      probing --GET_DEVICE_INFO answered first--> foreign
  *                      vmsg    --another epoch answers--> vmsg again, after everything was failed
  *
- * Users are told through {@link PeerListener}: `ready` after each of the transitions on the right,
- * `lost` before each of them and on detach. When `lost` is called every open request has failed with
- * {@link PeerLost}; none is sent again. Who wants to go on replays its state after `ready`.
+ * Users are told through {@link PeerListener}, of the side or of one device: `ready` after each of the
+ * transitions on the right, `lost` before each of them and on detach. When `lost` is called every open request
+ * has failed with {@link PeerLost}; none is sent again. Who wants to go on replays its state after `ready`.
  *
  * In dialects without our private messages a peer that attached counts as foreign at once. On a bus that
  * notices no peers (a PCI function: the other machine may not even run) it is probed all the same, until
@@ -23,14 +23,23 @@ import type { Bus, BusListener } from "../bus/bus.ts";
 import type { Reactor, Timer } from "../linux/reactor.ts";
 import type { Codec, Malformed } from "../message/codec.ts";
 import { dialectOfAnswer } from "../message/detect.ts";
-import { Kind, type Message } from "../message/message.ts";
+import { DEVICE_ADDED, DEVICE_REMOVED, Kind, type Message } from "../message/message.ts";
 import { limitedLog, type Log } from "../observe/log.ts";
 import type { Tracer } from "../observe/trace.ts";
 import { PRIVATE_VERSION, randomEpoch, randomToken } from "./epoch.ts";
 import { Link } from "./link.ts";
 import { type Notification, Notifications } from "./notifications.ts";
 import { RemoteDevice } from "./remote_device.ts";
-import { OpenRequests, type PeerKind, REQUEST_TIMEOUT_MS, type Requests } from "./requests.ts";
+import {
+  type Asker,
+  OpenRequests,
+  type PeerKind,
+  type PeerListener,
+  REQUEST_TIMEOUT_MS,
+  type Requests,
+} from "./requests.ts";
+
+export type { PeerListener } from "./requests.ts";
 
 /** The heartbeat. */
 const HELLO_MS = 100;
@@ -38,14 +47,6 @@ const HELLO_MS = 100;
 const FIRST_HELLO_MS = 5;
 /** How long the other side may be silent before we say so. */
 const SILENCE_MS = 1500;
-
-/** Who wants to know whether there is a device side. */
-export interface PeerListener {
-  /** Requests can be sent; the other side knows nothing of what was set up before. */
-  ready(): void;
-  /** The other side is gone, with all that was set up there. */
-  lost(reason: string): void;
-}
 
 /** What a driver side is made of. */
 export interface DriverSideOptions {
@@ -72,7 +73,9 @@ export class DriverSide implements BusListener, Requests, Disposable {
   readonly #requests: OpenRequests;
   readonly #notifications: Notifications;
   readonly #heartbeat: Timer;
-  readonly #complain: (line: string) => void;
+  readonly complain: (line: string) => void;
+  /** See {@link Requests.session}. */
+  session = 0;
   #peer: PeerKind = "none";
   #ownEpoch = 0;
   #peerEpoch = 0;
@@ -87,10 +90,10 @@ export class DriverSide implements BusListener, Requests, Disposable {
     const { reactor, bus, codec, tracer, requestTimeoutMs = REQUEST_TIMEOUT_MS } = options;
     this.reactor = reactor;
     this.link = new Link(bus, codec, { reactor, tracer, pauses: false });
-    this.#requests = new OpenRequests(reactor, this.link, () => this.isReady, requestTimeoutMs);
+    this.#requests = new OpenRequests(reactor, this.link, requestTimeoutMs);
     this.#notifications = new Notifications(this.link, reactor, { atOnce: true, reserve: 0 });
     this.#heartbeat = reactor.timer(() => this.#beat());
-    this.#complain = limitedLog(options.log.warn, reactor);
+    this.complain = limitedLog(options.log.warn, reactor);
   }
 
   /** What came in, and what of it could not be used. */
@@ -111,11 +114,6 @@ export class DriverSide implements BusListener, Requests, Disposable {
   /** The epoch that private requests carry. */
   get epoch(): number {
     return this.#ownEpoch;
-  }
-
-  /** See {@link Requests.session}. */
-  get session(): number {
-    return this.#requests.session;
   }
 
   /** Starts to look for a device side. */
@@ -140,12 +138,16 @@ export class DriverSide implements BusListener, Requests, Disposable {
 
   /** See {@link Requests.request}. */
   request<T>(
+    asker: Asker,
     kind: Kind,
-    device: number,
     fill: (request: Message) => void,
     read: (answer: Message) => T,
   ): Promise<T> {
-    return this.#requests.request(kind, device, fill, read);
+    return this.#requests.request(asker, kind, fill, read);
+  }
+
+  loseDevice(asker: Asker, reason: string): void {
+    this.#requests.lose(asker, reason);
   }
 
   notify(notification: Notification): void {
@@ -175,22 +177,28 @@ export class DriverSide implements BusListener, Requests, Disposable {
     this.#peer = "none";
   }
 
+  replaced(reason: string): void {
+    this.options.log.warn(`${this.options.bus.description}: ${reason}`);
+    this.#lose(reason);
+    this.attached();
+  }
+
   #becomeReady(peer: PeerKind): void {
     this.#peer = peer;
     const who = peer === "vmsg" ? "a vmsg device side" : "a device side";
     this.options.log.info(`${this.options.bus.description}: ${who} is there`);
     for (const listener of this.#listeners) listener.ready();
+    for (const device of this.#devices.values()) device.arrived();
   }
 
   #lose(reason: string): void {
     const wasReady = this.isReady;
     this.#peer = "probing";
-    this.#requests.lose(reason);
+    this.session++;
     this.link.forget();
     this.#notifications.cancelAll();
-    for (const device of this.#devices.values()) device.forget();
-    if (!wasReady) return;
-    for (const listener of this.#listeners) listener.lost(reason);
+    for (const device of this.#devices.values()) device.left(reason);
+    if (wasReady) { for (const listener of this.#listeners) listener.lost(reason); }
   }
 
   // --- heartbeat ---------------------------------------------------------------------------------
@@ -261,7 +269,7 @@ export class DriverSide implements BusListener, Requests, Disposable {
     // be to any HELLO of this one: where a round trip is longer than a beat, no latest is ever answered.
     if (peerEpoch !== this.#ownEpoch) return this.link.drop();
     if (version !== PRIVATE_VERSION) {
-      return this.#complain(`the device side is a vmsg of another version (${version})`);
+      return this.complain(`the device side is a vmsg of another version (${version})`);
     }
     if (this.#peer === "foreign") return this.link.drop();
     this.#nonce = nonce;
@@ -292,7 +300,7 @@ export class DriverSide implements BusListener, Requests, Disposable {
     const malformed = link.receive(slot);
     if (malformed !== undefined) {
       link.refuse(slot, malformed);
-      return this.#complain(this.#explain(slot, malformed));
+      return this.complain(this.#explain(slot, malformed));
     }
     this.#heardMs = this.reactor.now();
     const { kind, response } = link.in;
@@ -312,14 +320,18 @@ export class DriverSide implements BusListener, Requests, Disposable {
 
   #event(): void {
     const { in: message } = this.link;
-    const device = this.#devices.get(message.device);
     if (message.kind === Kind.PING) return this.link.pong();
+    const isArrival = message.kind === Kind.EVENT_DEVICE;
+    const device = this.#devices.get(isArrival ? message.number : message.device);
     if (!this.isReady || device === undefined) return this.link.drop();
     if (message.kind === Kind.EVENT_USED) return device.onUsed?.(message.index);
     if (message.kind === Kind.EVENT_CONFIG) {
       device.generation = message.generation;
       return device.onConfig?.(message.status, message.generation);
     }
+    // Either may come twice, or without the other (rules R38, B23).
+    if (isArrival && message.state === DEVICE_ADDED) return device.arrived();
+    if (isArrival && message.state === DEVICE_REMOVED) return device.left("the device was removed");
     this.link.drop();
   }
 

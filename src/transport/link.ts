@@ -168,7 +168,7 @@ export class Link implements Disposable {
       bus.send();
     }
     answers.splice(0, sent);
-    if (answers.length < MAX_ANSWERS) bus.isPaused = false;
+    if (bus.isPaused && answers.length < MAX_ANSWERS) bus.isPaused = false;
     if (answers.length > 0) this.#retry.arm(FULL_RETRY_MS);
     return answers.length === 0;
   }
@@ -176,7 +176,7 @@ export class Link implements Disposable {
   /** Nobody wants the answers any more that wait. */
   forget(): void {
     this.#answers.length = 0;
-    this.bus.isPaused = false;
+    if (this.bus.isPaused) this.bus.isPaused = false;
     this.#retry.cancel();
   }
 

@@ -3,6 +3,13 @@
  *
  * Every method that asks may throw what {@link Requests.request} does. What a device answers is hostile:
  * an answer that is not what was asked for is an error ("BAD_ANSWER"), whatever it says is limited.
+ *
+ *     there --EVENT_DEVICE REMOVED--> gone --EVENT_DEVICE ADDED, or another device side--> there
+ *     there --a request is late--> recovering --status 0, and 0 is read--> there
+ *
+ * Its users are told `lost` and `ready` ({@link RemoteDevice.listen}), as when the device side goes and comes. A
+ * device that does not answer is reset, again and again, but seldom ({@link RECOVERY_MS}); what may still lie in its
+ * queues is for another attachment to say. Of a vmsg device side all is set up anew: to it a new epoch is the reset.
  */
 
 import { VmsgError } from "../linux/errors.ts";
@@ -11,13 +18,23 @@ import type { Conduct } from "../message/codec.ts";
 import { Kind, type Message, QUEUE_ENABLED } from "../message/message.ts";
 import { kindName } from "../message/table.ts";
 import type { QueueSetup } from "../virtio/device.ts";
+import { RingFeature, Status, statusNames } from "../virtio/features.ts";
+import { isAligned } from "../virtio/split/layout.ts";
 import { FULL_RETRY_MS } from "./link.ts";
 import { QueueNotification } from "./notifications.ts";
-import { PeerLost, REQUEST_TIMEOUT_MS, RequestRefused, type Requests } from "./requests.ts";
+import { type Asker, PeerLost, REQUEST_TIMEOUT_MS, RequestRefused } from "./requests.ts";
+import type { PeerListener, Requests } from "./requests.ts";
 
-/** How long a reset may take. */
-const RESET_TIMEOUT_MS = 10_000;
-const RESET_POLL_MS = 10;
+/** How long a device may take to be reset, or to start. */
+const STATE_TIMEOUT_MS = 10_000;
+const POLL_MS = 10;
+/** How long a device that does not even answer a reset is left alone. */
+const RECOVERY_MS = 5000;
+/**
+ * Features that no driver of ours may accept: what is behind NOTIFICATION_DATA stands in no event of ours
+ * (rule R11), and NOTIF_CONFIG_DATA is not for a message transport (rule R26).
+ */
+const NEVER = [RingFeature.NOTIFICATION_DATA, RingFeature.NOTIF_CONFIG_DATA];
 /** 2048 feature bits; VIRTIO 1.2 defines less than 128. */
 const MAX_FEATURE_BLOCKS = 64;
 /** How often a configuration that changes between two parts of it is read again. */
@@ -37,18 +54,16 @@ export interface DeviceInfo {
   readonly maxQueues: number;
 }
 
-/** What GET_VQUEUE says. */
-export interface QueueInfo {
+/** What GET_VQUEUE says; {@link QueueSetup} but for the base. */
+export interface QueueInfo extends Omit<QueueSetup, "base"> {
   /** 0: there is no such queue. */
   readonly maxSize: number;
-  /** Entries it has; 0 before it was set up. */
-  readonly size: number;
   /** Does the device work on it? */
   readonly enabled: boolean;
 }
 
 /** See the head of this file. */
-export class RemoteDevice {
+export class RemoteDevice implements Asker {
   /** Buffers of a queue were used. */
   onUsed: ((queue: number) => void) | undefined;
   /** The device changed its configuration or status by itself. */
@@ -59,19 +74,88 @@ export class RemoteDevice {
   readonly #available: QueueNotification[] = [];
   /** What GET_DEVICE_INFO said; `proto` does not say. */
   #configSize = Infinity;
+  #state: "there" | "gone" | "recovering" = "there";
+  /** Was it said to be ready, and not lost since? */
+  #isKnown: boolean;
+  /** How often it was lost while the device side was not. */
+  #losses = 0;
+  readonly #listeners: PeerListener[] = [];
 
   /** A driver side makes one for each number it is asked for. */
-  constructor(readonly side: Requests, readonly number: number) {}
+  constructor(readonly side: Requests, readonly number: number) {
+    this.#isKnown = side.isReady;
+  }
 
-  /** Forgets what a peer said that is gone. */
-  forget(): void {
+  // --- the device comes and goes -------------------------------------------------------------------
+
+  /** Can it be used? */
+  get isReady(): boolean {
+    return this.side.isReady && this.#state === "there";
+  }
+
+  get mayAsk(): boolean {
+    return this.side.isReady && this.#state !== "gone";
+  }
+
+  get session(): number {
+    return this.side.session + this.#losses;
+  }
+
+  /** Adds a listener; it is called for what happens from now on. */
+  listen(listener: PeerListener): void {
+    this.#listeners.push(listener);
+  }
+
+  /** It is there, as the side says, which may say so twice. */
+  arrived(): void {
+    // One that is being recovered comes when that is done.
+    if (this.#state === "recovering" || (this.#isKnown && this.#state === "there")) return;
+    this.#state = "there";
+    this.#isKnown = true;
+    for (const listener of this.#listeners) listener.ready();
+  }
+
+  /** It is gone, alone or with its side; that may be said twice as well. */
+  left(reason: string): void {
+    const wasKnown = this.#isKnown;
+    this.#isKnown = false;
+    this.#state = "gone";
+    this.#losses++;
     this.generation = 0;
     this.#configSize = Infinity;
+    this.side.loseDevice(this, reason);
+    if (wasKnown) { for (const listener of this.#listeners) listener.lost(reason); }
   }
+
+  /** A request was not answered in time: it has failed, and the device is reset (rules R24, R37). */
+  late({ message }: PeerLost): void {
+    if (this.#state !== "there") return;
+    if (this.side.peer === "vmsg") return this.side.replaced(message);
+    this.side.complain(`device ${this.number}: ${message}: it is reset`);
+    this.left(message);
+    this.#state = "recovering";
+    this.side.reactor.spawn(() => this.#recover());
+  }
+
+  async #recover(): Promise<void> {
+    const { session, side: { reactor } } = this;
+    while (session === this.session) {
+      try {
+        await this.reset();
+        this.#state = "gone";
+        return this.arrived();
+      } catch (error) {
+        if (!(error instanceof VmsgError)) throw error;
+      }
+      await reactor.sleep(RECOVERY_MS);
+    }
+  }
+
+  // --- what it is asked ----------------------------------------------------------------------------
 
   /** Tells the device that a queue has new buffers; sent once however often it is called. */
   available(queue: number): void {
-    if (!this.side.isReady) return;
+    if (!this.isReady) return;
     for (let index = this.#available.length; index <= queue; index++) {
       this.#available.push(new QueueNotification(Kind.EVENT_AVAIL, this.number, index));
     }
@@ -87,7 +171,7 @@ export class RemoteDevice {
     fill: (request: Message) => void,
     read: (answer: Message) => T,
   ): Promise<T> {
-    return this.side.request(kind, this.number, fill, read);
+    return this.side.request(this, kind, fill, read);
   }
 
   /** GET_DEVICE_INFO. */
@@ -119,6 +203,7 @@ export class RemoteDevice {
         return answer.count === count;
       }).then((whole) => this.#checkWhole(whole, Kind.GET_DEVICE_FEATURES));
     }
+    for (const bit of NEVER) features[bit >> 5]! &= ~(1 << (bit & 31));
     return features;
   }
 
@@ -160,15 +245,39 @@ export class RemoteDevice {
   }
 
   /** Status 0, complete only when 0 was read back (rule R23). */
-  async reset(): Promise<void> {
-    const endMs = this.side.reactor.now() + RESET_TIMEOUT_MS;
-    let status = await this.setStatus(0);
-    while (status !== 0) {
-      if (this.side.reactor.now() > endMs) {
-        throw new VmsgError("TIMEOUT", `device ${this.number} does not finish its reset`);
+  reset(): Promise<void> {
+    return this.#setUntil(0, "does not finish its reset", (shown) => shown === 0);
+  }
+
+  /**
+   * Sets a status with DRIVER_OK; when it resolves, the device shows it and may be used (rule R33).
+   *
+   * @throws VmsgError NOT_STARTED if it needs a reset instead
+   */
+  start(status: number): Promise<void> {
+    return this.#setUntil(status, "does not start", (shown) => {
+      if ((shown & Status.DEVICE_NEEDS_RESET) !== 0) {
+        const what = statusNames(shown).join(" ");
+        throw new VmsgError("NOT_STARTED", `device ${this.number} does not start: it is ${what}`);
       }
-      await this.#poll();
-      status = await this.status();
+      return (shown & Status.DRIVER_OK) !== 0;
+    });
+  }
+
+  async #setUntil(status: number, what: string, isIt: (shown: number) => boolean): Promise<void> {
+    const now = isIt(await this.setStatus(status));
+    await this.#until(now, what, async () => isIt(await this.status()));
+  }
+
+  /** Looks again and again whether something is so, but not for ever; PeerLost if another takes the device's place. */
+  async #until(isSo: boolean, what: string, look: () => Promise<boolean>): Promise<void> {
+    const { session, side: { reactor } } = this;
+    const endMs = reactor.now() + STATE_TIMEOUT_MS;
+    while (!isSo) {
+      if (reactor.now() > endMs) throw new VmsgError("TIMEOUT", `device ${this.number} ${what}`);
+      await reactor.sleep(POLL_MS);
+      if (session !== this.session) throw new PeerLost("the device side is gone");
+      isSo = await look();
     }
   }
 
@@ -236,9 +345,11 @@ export class RemoteDevice {
       request.length = bytes.length;
       request.bytes.set(bytes);
     }, ({ length, generation }) => ({ length, generation }));
-    if (!configWriteNamesGeneration) return answered.length === bytes.length;
+    // All or nothing; there may be no bytes behind it (rules R35, R36).
+    const isWhole = answered.length === bytes.length;
+    this.#checkWhole(isWhole || answered.length === 0, Kind.SET_CONFIG);
     this.generation = answered.generation;
-    if (answered.length === bytes.length) return true;
+    if (isWhole || !configWriteNamesGeneration) return isWhole;
     // The refusal names the generation that was not known (rule R9); a second one is the device's will.
     return again && answered.generation !== named &&
       this.#setConfigPart(offset, bytes, false);
@@ -251,12 +362,26 @@ export class RemoteDevice {
     }, (answer) => ({
       maxSize: answer.maxSize,
       size: answer.queueSize,
+      descriptorAddress: answer.descriptorAddress,
+      driverAddress: answer.driverAddress,
+      deviceAddress: answer.deviceAddress,
       enabled: answer.flags === QUEUE_ENABLED,
     }));
   }
 
-  /** Sets a queue up and starts it; its base, if not 0, first. */
+  /**
+   * Sets a queue up and starts it; its base, if not 0, first. When it resolves, the device has said that it took it
+   * (rule R31); `proto` cannot say so.
+   *
+   * @throws VmsgError QUEUE_ADDRESS if no device could take it (rule R34), QUEUE_REFUSED if this one did not
+   */
   async startQueue(index: number, setup: QueueSetup): Promise<void> {
+    if (!isAligned(setup)) {
+      throw new VmsgError(
+        "QUEUE_ADDRESS",
+        `queue ${index} lies at addresses that no queue can have`,
+      );
+    }
     if (setup.base !== 0) await this.#setQueueState(index, setup.base);
     await this.#request(Kind.SET_VQUEUE, (request) => {
       request.index = index;
@@ -266,6 +391,13 @@ export class RemoteDevice {
       request.driverAddress = setup.driverAddress;
       request.deviceAddress = setup.deviceAddress;
     }, () => {});
+    if (!this.#conduct.queueStateIsNamed) return;
+    const { maxSize: _, enabled, ...taken } = await this.queue(index);
+    const isTaken = Object.entries(taken).every(([name, value]) =>
+      value === setup[name as keyof typeof taken]
+    );
+    if (enabled && isTaken) return;
+    throw new VmsgError("QUEUE_REFUSED", `the device did not take queue ${index}`);
   }
 
   /** RESET_VQUEUE, then GET_VQUEUE until it is cleared (rule R25); only with RING_RESET negotiated. */
@@ -273,20 +405,8 @@ export class RemoteDevice {
     await this.#request(Kind.RESET_VQUEUE, (request) => {
       request.index = index;
     }, () => {});
-    const endMs = this.side.reactor.now() + RESET_TIMEOUT_MS;
-    while ((await this.queue(index)).size !== 0) {
-      if (this.side.reactor.now() > endMs) {
-        throw new VmsgError("TIMEOUT", `device ${this.number} does not reset queue ${index}`);
-      }
-      await this.#poll();
-    }
-  }
-
-  /** Waits before a device is asked once more; throws PeerLost if another has taken its place. */
-  async #poll(): Promise<void> {
-    const { session, reactor } = this.side;
-    await reactor.sleep(RESET_POLL_MS);
-    if (session !== this.side.session) throw new PeerLost("the device side is gone");
+    const isClear = async () => (await this.queue(index)).size === 0;
+    await this.#until(await isClear(), `does not reset queue ${index}`, isClear);
   }
 
   // --- private messages, to a vmsg device side only ----------------------------------------------
@@ -297,7 +417,7 @@ export class RemoteDevice {
     read: (answer: Message) => T,
   ): Promise<T> {
     let result = 0;
-    const value = await this.side.request(kind, 0, (request) => {
+    const value = await this.#request(kind, (request) => {
       request.epoch = this.side.epoch;
       request.memoryDevice = this.number;
       fill(request);
@@ -348,17 +468,15 @@ export class RemoteDevice {
           "use confined mode (vmsg proxy --confined)",
       );
     }
-    const { session } = this.side;
-    const endMs = this.side.reactor.now() + REQUEST_TIMEOUT_MS;
+    const { session } = this;
+    const endMs = reactor.now() + REQUEST_TIMEOUT_MS;
     let ordinal = -1;
     while (ordinal < 0) {
       // The peer does not read its socket, or the kernel takes no more descriptors.
-      if (this.side.reactor.now() > endMs) {
+      if (reactor.now() > endMs) {
         throw new VmsgError("TIMEOUT", "the device side takes no memory");
       }
-      if (!this.side.isReady || session !== this.side.session) {
-        throw new PeerLost("the device side is gone");
-      }
+      if (!this.isReady || session !== this.session) throw new PeerLost("the device side is gone");
       ordinal = bus.sendFd(fd);
       if (ordinal < 0) await reactor.sleep(FULL_RETRY_MS);
     }

@@ -5,14 +5,15 @@
  * token, or by kind and device where the dialect has no tokens. What is wanted of an answer is read inside
  * the receive handler, because the record it comes in is reused.
  *
- * A request ends in one of four ways: it is answered; it is late ("TIMEOUT"); the device side is lost
- * ({@link PeerLost}), which fails all of them at once; or there is none to send it to. None is sent again.
+ * A request ends in one of four ways: it is answered; it is late, and who asked recovers the device
+ * ({@link Asker.late}); the device is lost, which fails all its requests at once; or there is none to send it
+ * to. All but the first are {@link PeerLost} to whoever waits. None is sent again.
  */
 
 import { errnoName, VmsgError } from "../linux/errors.ts";
 import type { Deferred, Reactor, Timer } from "../linux/reactor.ts";
 import type { Kind, Message } from "../message/message.ts";
-import { kindName } from "../message/table.ts";
+import { isBusMessage, kindName } from "../message/table.ts";
 import { randomToken } from "./epoch.ts";
 import { FULL_RETRY_MS, type Link } from "./link.ts";
 import type { Notification } from "./notifications.ts";
@@ -20,14 +21,14 @@ import type { Notification } from "./notifications.ts";
 /** How long an answer may take; the Linux transport waits as long. */
 export const REQUEST_TIMEOUT_MS = 5000;
 
-/** The peer went away or was replaced while a request was open. */
+/** The device went away, was replaced or did not answer while a request was open: it has to be set up anew. */
 export class PeerLost extends VmsgError {
   /** The class, for printing. */
   override readonly name: string = "PeerLost";
 
-  /** Its code is always PEER_LOST. */
-  constructor(reason: string) {
-    super("PEER_LOST", reason);
+  /** Its code is PEER_LOST, or TIMEOUT for the request that was not answered. */
+  constructor(reason: string, code = "PEER_LOST") {
+    super(code, reason);
   }
 }
 
@@ -44,6 +45,26 @@ export class RequestRefused extends VmsgError {
 
 /** Who is at the other end, see driver_side.ts. */
 export type PeerKind = "none" | "probing" | "vmsg" | "foreign";
+
+/** Who wants to know whether there is a device side, or one device. */
+export interface PeerListener {
+  /** Requests can be sent; the other side knows nothing of what was set up before. */
+  ready(): void;
+  /** The other side is gone, with all that was set up there. */
+  lost(reason: string): void;
+}
+
+/** Whose requests they are: a device number. */
+export interface Asker {
+  /** The device number. */
+  readonly number: number;
+  /** True while requests can be sent. */
+  readonly mayAsk: boolean;
+  /** Changes when the device is lost; equal values are the same device. */
+  readonly session: number;
+  /** A request was not answered in time. */
+  late(error: PeerLost): void;
+}
 
 /** What a remote device needs of the side it belongs to. */
 export interface Requests {
@@ -64,25 +85,32 @@ export interface Requests {
    *
    * @param fill fills the payload of the request
    * @param read takes what is wanted from the answer; the record is reused afterwards
-   * @throws PeerLost, or VmsgError "TIMEOUT"
+   * @throws PeerLost
    */
   request<T>(
+    asker: Asker,
     kind: Kind,
-    device: number,
     fill: (request: Message) => void,
     read: (answer: Message) => T,
   ): Promise<T>;
+  /** Fails what one device was asked. */
+  loseDevice(asker: Asker, reason: string): void;
+  /** The device side is not the one that it was, as whoever uses a device has found: it is looked for again. */
+  replaced(reason: string): void;
+  /** Tells people what a device side can make us say as often as it likes. */
+  complain(line: string): void;
   /** Tells the device side, as soon as there is room. */
   notify(notification: Notification): void;
 }
 
 interface OpenRequest {
+  readonly asker: Asker;
   readonly kind: Kind;
   readonly device: number;
   readonly deadlineMs: number;
   /** Reads what is wanted from the answer, and settles the promise. */
   readonly answer: (message: Message) => void;
-  readonly fail: (error: VmsgError) => void;
+  readonly fail: (error: PeerLost) => void;
 }
 
 /** See the head of this file. */
@@ -91,37 +119,24 @@ export class OpenRequests implements Disposable {
   readonly #open = new Map<number, OpenRequest>();
   readonly #timeouts: Timer;
   #nextToken = randomToken();
-  #session = 0;
 
-  /**
-   * @param isReady can requests be sent?
-   * @param timeoutMs how long an answer may take
-   */
-  constructor(
-    readonly reactor: Reactor,
-    readonly link: Link,
-    readonly isReady: () => boolean,
-    readonly timeoutMs: number,
-  ) {
+  /** @param timeoutMs how long an answer may take */
+  constructor(readonly reactor: Reactor, readonly link: Link, readonly timeoutMs: number) {
     this.#timeouts = reactor.timer(() => this.#failLate());
-  }
-
-  /** See {@link Requests.session}. */
-  get session(): number {
-    return this.#session;
   }
 
   /** See {@link Requests.request}. */
   async request<T>(
+    asker: Asker,
     kind: Kind,
-    device: number,
     fill: (request: Message) => void,
     read: (answer: Message) => T,
   ): Promise<T> {
     const { reactor, link } = this;
-    const session = this.#session;
+    const { session } = asker;
+    const device = isBusMessage(kind) ? 0 : asker.number;
     const deadlineMs = reactor.now() + this.timeoutMs;
-    if (!this.isReady()) throw new PeerLost("there is no device side");
+    if (!asker.mayAsk) throw new PeerLost("there is no device side");
     const deferred: Deferred<T> = reactor.defer();
     for (;;) {
       const token = this.#freeToken();
@@ -131,6 +146,7 @@ export class OpenRequests implements Disposable {
       if (link.send()) {
         if (!link.codec.answered(kind)) return read(out);
         this.#open.set(token, {
+          asker,
           kind,
           device,
           deadlineMs,
@@ -141,14 +157,16 @@ export class OpenRequests implements Disposable {
         const value = await deferred.promise;
         // Answered and lost in one turn of the loop: whoever went on would speak to the next device
         // side, and remember of it what the last one was told.
-        if (session !== this.#session) throw new PeerLost("the device side is gone");
+        if (session !== asker.session) throw new PeerLost("the device side is gone");
         return value;
       }
       await reactor.sleep(FULL_RETRY_MS);
-      if (!this.isReady() || session !== this.#session) {
-        throw new PeerLost("the device side is gone");
+      if (!asker.mayAsk || session !== asker.session) throw new PeerLost("the device side is gone");
+      if (reactor.now() > deadlineMs) {
+        const error = this.#tooLate(kind);
+        asker.late(error);
+        throw error;
       }
-      if (reactor.now() > deadlineMs) throw this.#tooLate();
     }
   }
 
@@ -171,12 +189,14 @@ export class OpenRequests implements Disposable {
     this.link.drop();
   }
 
-  /** The device side is gone: every request fails, and what began with it is not sent to the next. */
-  lose(reason: string): void {
-    this.#session++;
+  /** A device is gone: its requests fail. */
+  lose(asker: Asker, reason: string): void {
     const error = new PeerLost(reason);
-    for (const request of this.#open.values()) request.fail(error);
-    this.#open.clear();
+    for (const [key, request] of this.#open) {
+      if (request.asker !== asker) continue;
+      this.#open.delete(key);
+      request.fail(error);
+    }
   }
 
   #armTimeouts(): void {
@@ -193,17 +213,19 @@ export class OpenRequests implements Disposable {
     for (const [key, request] of this.#open) {
       if (request.deadlineMs > nowMs) continue;
       this.#open.delete(key);
-      request.fail(this.#tooLate());
+      const error = this.#tooLate(request.kind);
+      request.fail(error);
+      request.asker.late(error);
     }
     this.#armTimeouts();
   }
 
-  #tooLate(): VmsgError {
+  #tooLate(kind: Kind): PeerLost {
     // Who never said anything may not have understood anything.
     const hint = this.link.counters.received === 0 ? ": it may speak another dialect or hang" : "";
-    return new VmsgError(
+    return new PeerLost(
+      `the device side did not answer ${kindName(kind)} within ${this.timeoutMs} ms${hint}`,
       "TIMEOUT",
-      `the device side did not answer within ${this.timeoutMs} ms${hint}`,
     );
   }
 

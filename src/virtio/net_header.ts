@@ -18,3 +18,15 @@ export const NEEDS_CSUM = 1;
 
 /** What gso_type says of a frame that is to be cut; ECN comes with one of the others. */
 export const GsoType = { TCPV4: 1, TCPV6: 4, ECN: 0x80 } as const;
+
+/** Where fields of a network card's configuration space are (struct virtio_net_config, 5.1.4), and its size. */
+export const NetConfig = {
+  STATUS: 6,
+  PAIRS: 8,
+  MTU: 10,
+  SPEED: 12,
+  DUPLEX: 16,
+  SIZE: 17,
+} as const;
+/** Bits of {@link NetConfig.STATUS}. */
+export const NetStatus = { LINK_UP: 1, ANNOUNCE: 2 } as const;

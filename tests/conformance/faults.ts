@@ -490,6 +490,7 @@ export const DRIVER_FAULTS: readonly Fault[] = [
   fault("R21", "a generation that moves is not seen", {
     change: edit("device", [Id.GET_CONFIG], (v) => v.setUint32(8, 1, true)),
   }),
+  fault("R12", "a change is not heard of", { change: omit("device", is(Id.EVENT_CONFIG)) }),
   fault("R22", "DRIVER_OK, whether the queue was taken or not", {
     change: add("driver", is(Id.SET_QUEUE), () => request(Id.SET_STATUS, 0x0f, 0, 0, 0)),
   }),

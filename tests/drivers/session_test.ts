@@ -8,12 +8,13 @@ import { positionAfterLoss } from "../../src/drivers/ring_position.ts";
 import { Session } from "../../src/drivers/session.ts";
 import type { WantedRing } from "../../src/drivers/wanted.ts";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
-import { Kind, MEMORY_WINDOW, type Message, QUEUE_ENABLED } from "../../src/message/message.ts";
+import { Kind, MEMORY_WINDOW, type Message } from "../../src/message/message.ts";
 import { createLog } from "../../src/observe/log.ts";
 import { Descriptors } from "../../src/sharing/descriptors.ts";
 import { RingFeature } from "../../src/virtio/features.ts";
 import { answerHello, type DriverRig, withDriverSide } from "../support/driver_rig.ts";
 import { cleanTest } from "../support/leaks.ts";
+import { SetQueues } from "../support/raw_peer.ts";
 
 const NET = 1;
 const BLOCK = 2;
@@ -83,6 +84,7 @@ async function withRing(
     const { reactor, side, device, peer, hello, hellos } = driver;
     const requests: Message[] = [];
     const greets = peer.onMessage!;
+    const queues = new SetQueues();
     let info = deviceId;
     peer.onMessage = (message) => {
       if (message.kind === Kind.HELLO) return greets(message);
@@ -91,7 +93,8 @@ async function withRing(
       peer.reply(message, (m) => {
         Object.assign(m, { deviceId: info, featureBlocks: 2, maxQueues: 1, maxSize: 256 });
         Object.assign(m, { index: message.index, count: message.count, status: message.status });
-        Object.assign(m, { queueSize: 64, flags: QUEUE_ENABLED, base: 9 });
+        m.base = 9;
+        queues.answer(message, m);
         m.words[1] = 1;
       });
       return false;

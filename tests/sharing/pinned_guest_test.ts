@@ -52,7 +52,7 @@ cleanTest(
       const frontEnd = await running(rig);
       rig.silence();
       frontEnd[Symbol.dispose]();
-      await rig.wait(() => rig.driverSide.peer === "none");
+      await rig.wait(() => rig.driverSide.peer === "probing");
       // All that waits for something has had its turn.
       await rig.reactor.sleep(20);
       assertEquals([pinnedOf(pins), rig.pages!.physical.inDoubt], [[MEMORY_SIZE], true]);

@@ -6,7 +6,7 @@
 import type { Bus, BusListener } from "../../src/bus/bus.ts";
 import type { Deferred, Reactor } from "../../src/linux/reactor.ts";
 import type { Codec } from "../../src/message/codec.ts";
-import { type Kind, Message } from "../../src/message/message.ts";
+import { Kind, Message, QUEUE_ENABLED } from "../../src/message/message.ts";
 import { kindName } from "../../src/message/table.ts";
 
 /** How long a message may take to come: longer than the side under test takes for anything. */
@@ -14,6 +14,26 @@ const TIMEOUT_MS = 12_000;
 
 /** Fills a message's payload, its device and its token. */
 export type Fill = (message: Message) => void;
+
+/** What a peer that plays a device has been told of its queues, and says of them. */
+export class SetQueues {
+  readonly #set = new Map<number, Message>();
+
+  /** Remembers SET_VQUEUE, and fills the answer to GET_VQUEUE. */
+  answer(request: Message, answer: Message): void {
+    if (request.kind === Kind.SET_DEVICE_STATUS && request.status === 0) this.#set.clear();
+    if (request.kind === Kind.SET_VQUEUE) this.#set.set(request.index, request);
+    if (request.kind === Kind.RESET_VQUEUE) this.#set.delete(request.index);
+    if (request.kind !== Kind.GET_VQUEUE) return;
+    const set = this.#set.get(request.index);
+    answer.index = request.index;
+    answer.maxSize = 256;
+    if (set === undefined) return;
+    const { queueSize, descriptorAddress, driverAddress, deviceAddress } = set;
+    const at = { descriptorAddress, driverAddress, deviceAddress };
+    Object.assign(answer, { queueSize, flags: QUEUE_ENABLED, ...at });
+  }
+}
 
 /** See the head of this file. */
 export class RawPeer implements BusListener {

@@ -12,17 +12,22 @@ import { codecFor } from "../../src/message/codecs.ts";
 import { Kind, type Message, QUEUE_ENABLED } from "../../src/message/message.ts";
 import { createLog } from "../../src/observe/log.ts";
 import { DriverSide } from "../../src/transport/driver_side.ts";
+import type { RemoteDevice } from "../../src/transport/remote_device.ts";
 import { PeerLost, RequestRefused } from "../../src/transport/requests.ts";
 import { PRIVATE_VERSION } from "../../src/transport/epoch.ts";
 import {
   answerHello,
   DEVICE_EPOCH,
   type DriverRig,
+  type DriverRigOptions,
   withDriverSide,
   withReady,
 } from "../support/driver_rig.ts";
 import { cleanTest } from "../support/leaks.ts";
 import type { Fill } from "../support/raw_peer.ts";
+
+/** Where a queue may lie. */
+const RINGS = { descriptorAddress: 0x1000, driverAddress: 0x2000, deviceAddress: 0x3000 };
 
 /** The error a promise ends with; watched from the start, so that it is never unhandled. */
 function failureOf(promise: Promise<unknown>): Promise<VmsgError> {
@@ -273,21 +278,56 @@ cleanTest(
     }),
 );
 
+/** A driver side whose peer is no vmsg; the answer to the probe is given. */
+function withForeignReady(
+  body: (rig: DriverRig) => Promise<void>,
+  options: DriverRigOptions = {},
+): Promise<void> {
+  return withDriverSide(async (rig) => {
+    rig.peer.reply(await rig.peer.nextOf(Kind.GET_DEVICE_INFO), (m) => m.deviceId = 1);
+    await rig.wait(() => rig.side.isReady);
+    rig.peer.messages.length = 0;
+    await body(rig);
+  }, { answersHello: false, ...options });
+}
+
+/** What happens to a device's user. */
+function userOf({ device }: DriverRig): string[] {
+  const told: string[] = [];
+  device.listen({ ready: () => told.push("ready"), lost: () => told.push("lost") });
+  return told;
+}
+
 cleanTest(
-  "R24: a request without an answer fails in time, and a late answer is dropped",
+  "R24 R37: a request without an answer fails in time; the device is reset, until it says so",
   () =>
-    withReady(async ({ reactor, side, device, peer, wait }) => {
+    withForeignReady(async (rig) => {
+      const { reactor, side, device, peer, lines, wait } = rig;
+      const told = userOf(rig);
+      const others = userOf({ ...rig, device: side.device(4) });
       const startMs = reactor.now();
-      const failure = failureOf(device.status());
-      const request = await peer.nextOf(Kind.GET_DEVICE_STATUS);
+      const failure = failureOf(device.queue(0));
+      const second = failureOf(device.info());
+      const request = await peer.nextOf(Kind.GET_VQUEUE);
+      await peer.nextOf(Kind.GET_DEVICE_INFO);
       const error = await failure;
-      assertEquals([error.code, error instanceof PeerLost], ["TIMEOUT", false]);
-      assert(error.message.includes("30 ms"));
+      assertEquals([error.code, error instanceof PeerLost], ["TIMEOUT", true]);
+      assert((await second) instanceof PeerLost, "what else was asked fails with it");
       assertBetween(reactor.now() - startMs, 30, 31);
+      assertEquals([told.splice(0), others, device.isReady], [["lost"], [], false]);
       const dropped = side.counters.dropped;
-      peer.reply(request, (m) => m.status = 1);
+      peer.reply(request, (m) => m.maxSize = 1);
       await wait(() => side.counters.dropped === dropped + 1);
-      // The next one is not harmed, also one that was asked while the other waited.
+      // The first reset is lost as well, and tried again; the second is not finished at once.
+      assertEquals((await peer.nextOf(Kind.SET_DEVICE_STATUS)).status, 0);
+      peer.reply(await peer.nextOf(Kind.SET_DEVICE_STATUS), (m) => m.status = 0xf);
+      assertEquals(told, []);
+      peer.reply(await peer.nextOf(Kind.GET_DEVICE_STATUS), (m) => m.status = 0);
+      await wait(() => device.isReady);
+      assertEquals([told, others], [["ready"], []]);
+      const said = lines.filter((line) => line.includes("it is reset"));
+      assertEquals(said.length, 1, lines.join("\n"));
+      assert(said[0]!.includes("device 3: the device side did not answer GET_VQUEUE within 30 ms"));
       const next = device.status();
       peer.reply(await peer.nextOf(Kind.GET_DEVICE_STATUS), (m) => m.status = 2);
       assertEquals(await next, 2);
@@ -295,20 +335,66 @@ cleanTest(
 );
 
 cleanTest(
+  "R37: to a vmsg device side that does not answer a new epoch is the reset",
+  () =>
+    withReady(async (rig) => {
+      const { device, hellos, events, lines, wait } = rig;
+      const told = userOf(rig);
+      const { epoch } = hellos.at(-1)!;
+      assertEquals((await failureOf(device.status())).code, "TIMEOUT");
+      await wait(() => events.length === 3);
+      assertEquals([events[0], events[2], told], ["ready", "ready", ["lost", "ready"]]);
+      assert(hellos.at(-1)!.epoch !== epoch);
+      assert(lines.some((line) => line.includes("did not answer GET_DEVICE_STATUS within 30 ms")));
+    }, { requestTimeoutMs: 30 }),
+);
+
+cleanTest(
   "R24: time-outs are each request's own",
   () =>
-    withReady(async ({ reactor, device, peer }) => {
+    withForeignReady(async ({ reactor, device, side, peer }) => {
       const ends: number[] = [];
       const startMs = reactor.now();
-      const ask = () => failureOf(device.status()).then(() => ends.push(reactor.now() - startMs));
-      const first = ask();
+      const ask = (of: RemoteDevice) =>
+        failureOf(of.status()).then(() => ends.push(reactor.now() - startMs));
+      const first = ask(device);
       await reactor.sleep(20);
-      const second = ask();
+      const second = ask(side.device(4));
       await Promise.all([first, second]);
       assertBetween(ends[0]!, 40, 41);
       assertBetween(ends[1]!, 60, 61);
       peer.messages.length = 0;
     }, { requestTimeoutMs: 40 }),
+);
+
+cleanTest(
+  "R38 B23: a removed device is lost to its user, an added one is found again, and neither twice",
+  () =>
+    withForeignReady(async (rig) => {
+      const { device, side, peer, reactor } = rig;
+      const told = userOf(rig);
+      const others = userOf({ ...rig, device: side.device(4) });
+      const tell = async (...states: number[]) => {
+        for (const state of states) {
+          peer.send(Kind.EVENT_DEVICE, (m) => Object.assign(m, { number: 3, state }));
+        }
+        await reactor.sleep(1);
+        return told.splice(0);
+      };
+      assertEquals(await tell(1, 1), [], "it is there already");
+      const open = failureOf(device.queue(0));
+      await peer.nextOf(Kind.GET_VQUEUE);
+      assertEquals(await tell(2, 2), ["lost"]);
+      assert((await open) instanceof PeerLost);
+      assertEquals([side.isReady, device.isReady], [true, false]);
+      assert((await failureOf(device.status())) instanceof PeerLost);
+      device.available(0);
+      await reactor.sleep(1);
+      assertEquals(peer.messages.length, 0, "nothing is said to a device that is gone");
+      assertEquals(await tell(1, 1), ["ready"]);
+      assertEquals(await tell(3, 0), [], "no such state");
+      assertEquals([others, device.isReady], [[], true]);
+    }),
 );
 
 /** Turns of the loop take time, too. */
@@ -541,17 +627,26 @@ cleanTest("G18: a short answer is an error, not zeros", () =>
   }));
 
 cleanTest(
-  "SET_CONFIG: an answer of full length without the bytes is a success",
-  () =>
-    withReady(async (rig) => {
-      const written = rig.device.setConfig(2, new Uint8Array(4).fill(7));
-      await serve(rig, Kind.SET_CONFIG, (m) => {
-        m.offset = 2;
-        m.length = 4;
-        m.omitData = 1;
-      });
-      assertEquals(await written, true);
-    }),
+  "R35 R36: SET_CONFIG answers all, with or without the bytes, or nothing; else the device is broken",
+  async () => {
+    for (const dialect of ["v1", "v1-2025"] as const) {
+      const ready = dialect === "v1" ? withReady : withDriverSide;
+      await ready(async (rig) => {
+        const { device } = rig;
+        const write = async (length: number, omitData: number) => {
+          const written = device.setConfig(2, new Uint8Array(4).fill(7)).catch(({ code }) => code);
+          await serve(rig, Kind.SET_CONFIG, (m) => {
+            Object.assign(m, { offset: 2, length, omitData, generation: device.generation });
+          });
+          return await written;
+        };
+        assertEquals(await write(4, 1), true);
+        assertEquals(await write(4, 0), true);
+        assertEquals(await write(0, 0), false);
+        assertEquals(await write(3, 0), "BAD_ANSWER");
+      }, { dialect });
+    }
+  },
 );
 
 cleanTest(
@@ -588,6 +683,12 @@ cleanTest(
       };
       const started = device.startQueue(1, setup);
       const request = await serve(rig, Kind.SET_VQUEUE);
+      const stored = (m: Message) => {
+        const { queueSize, descriptorAddress, driverAddress, deviceAddress } = request;
+        const at = { descriptorAddress, driverAddress, deviceAddress };
+        Object.assign(m, { maxSize: 1024, queueSize, flags: QUEUE_ENABLED, ...at });
+      };
+      await serve(rig, Kind.GET_VQUEUE, stored);
       await started;
       assertEquals(
         [request.index, request.flags, request.queueSize, request.descriptorAddress],
@@ -595,12 +696,85 @@ cleanTest(
       );
       assertEquals([request.driverAddress, request.deviceAddress], [0x2000, 0x3000]);
       const queue = device.queue(1);
-      await serve(rig, Kind.GET_VQUEUE, (m) => {
-        m.maxSize = 1024;
-        m.queueSize = 256;
-        m.flags = QUEUE_ENABLED;
+      await serve(rig, Kind.GET_VQUEUE, stored);
+      const { base: _, ...there } = setup;
+      assertEquals(await queue, { ...there, maxSize: 1024, enabled: true });
+      const others: Fill[] = [
+        (m) => m.flags = 0,
+        (m) => m.queueSize = 128,
+        (m) => m.deviceAddress = 0x4000,
+        (m) => Object.assign(m, { flags: 0, queueSize: 0 }),
+      ];
+      for (const other of others) {
+        const refused = failureOf(device.startQueue(1, setup));
+        await serve(rig, Kind.SET_VQUEUE);
+        await serve(rig, Kind.GET_VQUEUE, (m) => {
+          stored(m);
+          other(m);
+        });
+        assertEquals((await refused).code, "QUEUE_REFUSED");
+      }
+    }),
+);
+
+cleanTest(
+  "R34: a queue at addresses that none can have is not even asked for",
+  () =>
+    withReady(async ({ device, peer, reactor }) => {
+      const fine = { size: 8, descriptorAddress: 16, driverAddress: 2, deviceAddress: 4, base: 0 };
+      for (
+        const other of [
+          { descriptorAddress: 8 },
+          { driverAddress: 1 },
+          { deviceAddress: 2 },
+          { deviceAddress: 2 ** 53 },
+        ]
+      ) {
+        const failure = await failureOf(device.startQueue(0, { ...fine, ...other }));
+        assertEquals(failure.code, "QUEUE_ADDRESS");
+      }
+      await reactor.sleep(1);
+      assertEquals(peer.messages.length, 0);
+    }),
+);
+
+cleanTest(
+  "R33: a device has started when it shows DRIVER_OK, and not when it needs a reset",
+  () =>
+    withReady(async (rig) => {
+      const { device, peer, reactor } = rig;
+      let isStarted = false;
+      const started = device.start(0xf).then(() => isStarted = true);
+      await serve(rig, Kind.SET_DEVICE_STATUS, (m) => m.status = 0xb);
+      for (const status of [0xb, 0xb, 0xf]) {
+        assertEquals(isStarted, false);
+        peer.reply(await peer.nextOf(Kind.GET_DEVICE_STATUS), (m) => m.status = status);
+      }
+      await started;
+      const broken = failureOf(device.start(0xf));
+      await serve(rig, Kind.SET_DEVICE_STATUS, (m) => m.status = 0x4b);
+      assertEquals((await broken).code, "NOT_STARTED");
+      const never = failureOf(device.start(0xf));
+      const startMs = reactor.now();
+      peer.onMessage = (request) => {
+        if (request.kind === Kind.HELLO) return answerHello(rig, request);
+        peer.reply(request, (m) => m.status = 0xb);
+      };
+      assertEquals((await never).code, "TIMEOUT");
+      assert(reactor.now() - startMs < 11_000);
+    }),
+);
+
+cleanTest(
+  "R11 R26: NOTIFICATION_DATA and NOTIF_CONFIG_DATA are not taken, whatever is offered",
+  () =>
+    withReady(async (rig) => {
+      const features = rig.device.features(2);
+      await serve(rig, Kind.GET_DEVICE_FEATURES, (m) => {
+        m.count = 2;
+        m.words.fill(0xffff_ffff, 0, 2);
       });
-      assertEquals(await queue, { maxSize: 1024, size: 256, enabled: true });
+      assertEquals([...await features], [0xffff_ffff, 0xffff_ff3f]);
     }),
 );
 
@@ -609,7 +783,7 @@ cleanTest(
   () =>
     withReady(async (rig) => {
       const { device, side } = rig;
-      const setup = { size: 8, descriptorAddress: 0, driverAddress: 0, deviceAddress: 0, base: 77 };
+      const setup = { ...RINGS, size: 8, base: 77 };
       const started = device.startQueue(2, setup);
       const state = await serve(rig, Kind.SET_VQUEUE_STATE);
       assertEquals(
@@ -617,6 +791,9 @@ cleanTest(
         [0, 3, side.epoch, 2, 77],
       );
       await serve(rig, Kind.SET_VQUEUE);
+      await serve(rig, Kind.GET_VQUEUE, (m) => {
+        Object.assign(m, { ...RINGS, queueSize: 8, flags: QUEUE_ENABLED });
+      });
       await started;
       const stopped = device.stopQueue(2);
       const stop = await serve(rig, Kind.STOP_VQUEUE, (m) => m.base = 79);
@@ -679,7 +856,7 @@ cleanTest(
   "proto: SET_VQUEUE is not answered; two of a kind are answered in order",
   () =>
     withDriverSide(async ({ device, peer }) => {
-      const setup = { size: 8, descriptorAddress: 1, driverAddress: 2, deviceAddress: 3, base: 0 };
+      const setup = { ...RINGS, size: 8, base: 0 };
       await device.startQueue(1, setup);
       assertEquals((await peer.nextOf(Kind.SET_VQUEUE)).index, 1);
       const queues = [device.queue(0), device.queue(1)];

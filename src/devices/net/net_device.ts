@@ -19,7 +19,12 @@
  * features are accepted, not per frame.
  */
 
-import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../../virtio/net_header.ts";
+import {
+  NET_HEADER_SIZE,
+  NetConfig,
+  NetStatus,
+  NUM_BUFFERS_OFFSET,
+} from "../../virtio/net_header.ts";
 import type { Reactor } from "../../linux/reactor.ts";
 import type { IovecList } from "../../memory/mod.ts";
 import type { NetworkPort } from "../../network/port.ts";
@@ -33,15 +38,6 @@ import { macKey, ReceiveFilter } from "./receive_filter.ts";
 
 const RECEIVE = 0;
 const TRANSMIT = 1;
-const STATUS_LINK_UP = 1;
-const STATUS_ANNOUNCE = 2;
-/** struct virtio_net_config: mac, u16 status, u16 max_virtqueue_pairs, u16 mtu, u32 speed, u8 duplex. */
-const CONFIG_SIZE = 17;
-const CONFIG_STATUS = 6;
-const CONFIG_PAIRS = 8;
-const CONFIG_MTU = 10;
-const CONFIG_SPEED = 12;
-const CONFIG_DUPLEX = 16;
 /** Mbit/s; what a TAP reports, since memory has no line rate. */
 const SPEED = 10_000;
 const DUPLEX_FULL = 1;
@@ -123,7 +119,7 @@ export class NetDevice extends QueueDevice {
         ...port.features,
         ...(switchable ? [NetFeature.CTRL_GUEST_OFFLOADS] : []),
       ],
-      config: new Uint8Array(CONFIG_SIZE),
+      config: new Uint8Array(NetConfig.SIZE),
       queues: [
         (queue, budget) => this.#receive(queue, budget),
         (queue, budget) => this.#transmit(queue, budget),
@@ -133,11 +129,11 @@ export class NetDevice extends QueueDevice {
     });
     this.#ownMac = options.mac.slice(0, 6);
     const config = this.#configView;
-    config.setUint16(CONFIG_STATUS, STATUS_LINK_UP, true);
-    config.setUint16(CONFIG_PAIRS, 1, true);
-    config.setUint16(CONFIG_MTU, options.mtu, true);
-    config.setUint32(CONFIG_SPEED, SPEED, true);
-    config.setUint8(CONFIG_DUPLEX, DUPLEX_FULL);
+    config.setUint16(NetConfig.STATUS, NetStatus.LINK_UP, true);
+    config.setUint16(NetConfig.PAIRS, 1, true);
+    config.setUint16(NetConfig.MTU, options.mtu, true);
+    config.setUint32(NetConfig.SPEED, SPEED, true);
+    config.setUint8(NetConfig.DUPLEX, DUPLEX_FULL);
     this.#setMac(this.#ownMac);
   }
 
@@ -159,14 +155,14 @@ export class NetDevice extends QueueDevice {
   }
 
   #setLink(up: boolean): void {
-    this.#setStatusBit(STATUS_LINK_UP, up);
+    this.#setStatusBit(NetStatus.LINK_UP, up);
   }
 
   #setStatusBit(bit: number, on: boolean): void {
-    const before = this.#configView.getUint16(CONFIG_STATUS, true);
+    const before = this.#configView.getUint16(NetConfig.STATUS, true);
     const status = on ? before | bit : before & ~bit;
     if (status === before) return;
-    this.#configView.setUint16(CONFIG_STATUS, status, true);
+    this.#configView.setUint16(NetConfig.STATUS, status, true);
     this.host.configChanged();
   }
 
@@ -176,7 +172,7 @@ export class NetDevice extends QueueDevice {
     this.#receive = this.has(NetFeature.MRG_RXBUF) ? this.#receiveMergeable : this.#receiveSingle;
     this.#setMac(this.#ownMac);
     // Asked of the driver before this one, which took the request with it.
-    this.#setStatusBit(STATUS_ANNOUNCE, false);
+    this.#setStatusBit(NetStatus.ANNOUNCE, false);
     this.#filter.reset(this.#filter.ownKey);
     this.#filter.filtersVlans = this.has(NetFeature.CTRL_VLAN);
     this.port.startOver?.();
@@ -194,7 +190,7 @@ export class NetDevice extends QueueDevice {
     // Which VLANs the driver wants was told to the other device, on a control queue that nobody replays.
     // Filtering is best-effort (5.1.6.5.3): rather too many frames than none.
     if (moved) this.#filter.filtersVlans = false;
-    if (moved && this.has(NetFeature.GUEST_ANNOUNCE)) this.#setStatusBit(STATUS_ANNOUNCE, true);
+    if (moved && this.has(NetFeature.GUEST_ANNOUNCE)) this.#setStatusBit(NetStatus.ANNOUNCE, true);
     return undefined;
   }
 
@@ -303,7 +299,7 @@ export class NetDevice extends QueueDevice {
     filter: this.#filter,
     has: (feature) => this.has(feature),
     setMac: (bytes) => this.#setMac(bytes),
-    announced: () => this.#setStatusBit(STATUS_ANNOUNCE, false),
+    announced: () => this.#setStatusBit(NetStatus.ANNOUNCE, false),
     setGuestOffloads: (low, high) => {
       const wanted = new Uint32Array([low, high]);
       const allowed = GUEST_OFFLOADS.filter((bit) => this.has(bit));

@@ -13,7 +13,12 @@
  * once. Transmit buffers are reclaimed when they are needed.
  */
 
-import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../../virtio/net_header.ts";
+import {
+  NET_HEADER_SIZE,
+  NetConfig,
+  NetStatus,
+  NUM_BUFFERS_OFFSET,
+} from "../../virtio/net_header.ts";
 import { VmsgError } from "../../linux/errors.ts";
 import type { Reactor, Task } from "../../linux/reactor.ts";
 import {
@@ -93,6 +98,10 @@ export class NetDriver implements PeerListener, Disposable {
   isUp = false;
   /** The device's MAC address, once it is up. */
   mac: Uint8Array = new Uint8Array(6);
+  /** Is the link up, as the device says? */
+  linkIsUp = true;
+  /** The largest payload of a frame, if the device says so. */
+  mtu: number | undefined;
   /** Accepted features by name, for people. */
   features: string[] = [];
   /** The same as bits, in blocks of 32. */
@@ -120,6 +129,9 @@ export class NetDriver implements PeerListener, Disposable {
   /** The claimed transmit buffer. */
   readonly #claimed = new IovecList(1);
   #starved = false;
+  /** Of the configuration as it was read last. */
+  #generation = 0;
+  #reads = false;
   /** For what the device side can make us say as often as it likes. */
   readonly #complain: (line: string) => void;
   readonly #receiveTask: Task = { run: () => this.#receive() };
@@ -143,7 +155,7 @@ export class NetDriver implements PeerListener, Disposable {
     this.#buffers = new NetBuffers(this.#memory);
     this.#device = side.device(number);
     this.#session = this.#openSession(log);
-    side.listen(this);
+    this.#device.listen(this);
   }
 
   #openSession(log: Log): Session {
@@ -218,8 +230,42 @@ export class NetDriver implements PeerListener, Disposable {
     this.accepted = accepted;
     this.#mergeable = hasFeature(accepted, NetFeature.MRG_RXBUF);
     // A driver may read before it accepts (VIRTIO 1.2, 3.1.1 step 4).
-    if (hasFeature(accepted, NetFeature.MAC)) this.mac = await device.config(0, 6);
+    await this.#readConfig();
     this.#wanted = accepted;
+  }
+
+  /** Reads what of the configuration space is there (5.1.4). */
+  async #readConfig(): Promise<void> {
+    const device = this.#device;
+    const u16 = async (at: number) => {
+      const [low, high] = await device.config(at, 2);
+      return low! | high! << 8;
+    };
+    const has = (bit: number) => hasFeature(this.accepted, bit);
+    if (has(NetFeature.MAC)) this.mac = await device.config(0, 6);
+    if (has(NetFeature.STATUS)) {
+      this.linkIsUp = (await u16(NetConfig.STATUS) & NetStatus.LINK_UP) !== 0;
+    }
+    if (has(NetFeature.MTU)) this.mtu = await u16(NetConfig.MTU);
+    this.#generation = device.generation;
+  }
+
+  /** Reads it again until it is the latest (rule R12), once at a time however often changes are announced. */
+  async #readConfigAgain(): Promise<void> {
+    if (this.#reads) return;
+    this.#reads = true;
+    const before = this.linkIsUp;
+    try {
+      while (this.isUp && this.#device.generation !== this.#generation) await this.#readConfig();
+    } catch (error) {
+      if (!(error instanceof VmsgError) || error instanceof PeerLost) throw error;
+      this.#complain(error.message);
+    } finally {
+      this.#reads = false;
+    }
+    if (before !== this.linkIsUp) {
+      this.#complain(`device ${this.#device.number}: link ${this.linkIsUp ? "up" : "down"}`);
+    }
   }
 
   #choose(offered: Uint32Array): Uint32Array {
@@ -234,7 +280,10 @@ export class NetDriver implements PeerListener, Disposable {
   }
 
   #configChanged(status: number): void {
-    if ((status & Status.DEVICE_NEEDS_RESET) === 0 || !this.isUp) return;
+    if (!this.isUp) return;
+    if ((status & Status.DEVICE_NEEDS_RESET) === 0) {
+      return this.#start(() => this.#readConfigAgain());
+    }
     this.#complain(`device ${this.#device.number} needs a reset`);
     this.#down("the device needed a reset");
     this.#start(async () => {

@@ -137,7 +137,7 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
   }
 
   async #deviceKnown(): Promise<void> {
-    if (!this.device.side.isReady) this.log.info("the front end waits for the device side");
+    if (!this.device.isReady) this.log.info("the front end waits for the device side");
     await this.#session.whenKnown();
   }
 

@@ -63,7 +63,7 @@ export class VhostUserServer implements PeerListener, Disposable {
       ? `vhost-user fd ${source.number}`
       : `vhost-user ${source.socket}`;
     this.#retry = reactor.timer(() => this.#connect());
-    side.listen(this);
+    this.#device.listen(this);
     if (source.kind === "fd") {
       const fd = new Fd(source.number);
       // Without one from the caller the number may be of any file that this process has open itself.
@@ -123,7 +123,7 @@ export class VhostUserServer implements PeerListener, Disposable {
     const frontEnd = new FrontEnd(connection, this.#device, reactor, log, sharing);
     this.log.info(`${this.#name}: a front end is there`);
     this.#frontEnd = frontEnd;
-    if (this.side.isReady) frontEnd.deviceReady();
+    if (this.#device.isReady) frontEnd.deviceReady();
     this.reactor.spawn(async () => {
       await frontEnd.serve();
       // Shut down: everything is closed already, and nothing is waited for any more.

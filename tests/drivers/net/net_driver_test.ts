@@ -3,12 +3,13 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { VmsgError } from "../../../src/linux/errors.ts";
 import { mapAnonymous, type Mapping } from "../../../src/linux/mapping.ts";
-import { Kind, type Message, QUEUE_ENABLED } from "../../../src/message/message.ts";
+import { Kind, type Message } from "../../../src/message/message.ts";
 import { createLog } from "../../../src/observe/log.ts";
 import { knownMemory } from "../../../src/sharing/driver_memory.ts";
 import { NetDriver } from "../../../src/drivers/net/net_driver.ts";
 import { type DriverRig, withDriverSide } from "../../support/driver_rig.ts";
 import { cleanTest } from "../../support/leaks.ts";
+import { SetQueues } from "../../support/raw_peer.ts";
 
 const AT = 0x1000_0000;
 const TRANSMIT = 1;
@@ -32,6 +33,7 @@ async function withDriver(body: (rig: Rig) => Promise<void>): Promise<void> {
     const { peer } = rig;
     const used: number[] = [];
     const greets = peer.onMessage!;
+    const queues = new SetQueues();
     const answer = (request: Message) =>
       peer.reply(request, (m) => {
         m.deviceId = 1;
@@ -42,8 +44,7 @@ async function withDriver(body: (rig: Rig) => Promise<void>): Promise<void> {
         m.count = request.count;
         m.words[1] = 1;
         m.status = request.status;
-        m.maxSize = m.queueSize = 256;
-        m.flags = QUEUE_ENABLED;
+        queues.answer(request, m);
       });
     peer.onMessage = (message) => {
       if (message.kind === Kind.HELLO) return greets(message);

@@ -6,7 +6,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { createEventFd, signalEventFd } from "../../../src/linux/eventfd.ts";
 import { createSealedMemory, type Fd } from "../../../src/linux/fd.ts";
-import { Kind, type Message, QUEUE_ENABLED } from "../../../src/message/message.ts";
+import { Kind, type Message } from "../../../src/message/message.ts";
 import { kindName } from "../../../src/message/table.ts";
 import { createLog } from "../../../src/observe/log.ts";
 import { Request } from "../../../src/drivers/vhost_user/protocol.ts";
@@ -20,6 +20,7 @@ import {
 } from "../../support/driver_rig.ts";
 import { MEMORY_SIZE, RawFrontEnd, u32s } from "../../support/front_end.ts";
 import { cleanTest, withDirectory } from "../../support/leaks.ts";
+import { SetQueues } from "../../support/raw_peer.ts";
 
 const FEATURES_OK = 0xb;
 const DRIVER_OK = 0xf;
@@ -53,15 +54,13 @@ function withDevice(body: (rig: Rig) => Promise<void>, options: DriverRigOptions
       const sharing = new Descriptors(side.device(3));
       stack.use(new VhostUserServer(reactor, side, { source, device: 3 }, log, sharing));
       const front = stack.use(new RawFrontEnd(reactor, path));
+      const queues = new SetQueues();
       const answer = (request: Message) =>
         peer.reply(request, (m) => {
           m.deviceId = 1;
           m.featureBlocks = 2;
           m.configSize = 12;
           m.maxQueues = 3;
-          m.maxSize = 256;
-          m.queueSize = 64;
-          m.flags = QUEUE_ENABLED;
           m.index = request.index;
           m.count = request.count;
           m.words[1] = 1;
@@ -69,6 +68,7 @@ function withDevice(body: (rig: Rig) => Promise<void>, options: DriverRigOptions
           m.offset = request.offset;
           m.length = request.length;
           m.base = 7;
+          queues.answer(request, m);
         });
       const rig: Rig = {
         ...driver,
@@ -227,13 +227,15 @@ cleanTest(
 );
 
 cleanTest(
-  "proxy: a device side that cannot be reset loses its attachment",
+  "proxy: to a device side that cannot be reset this is a new attachment",
   () =>
     withDevice(async (rig) => {
       await start(rig);
       rig.hold = (request) => request.kind === Kind.STOP_VQUEUE;
       rig.front[Symbol.dispose]();
-      await rig.wait(() => rig.peer.detachReasons.length > 0);
+      const [{ epoch }] = rig.hellos;
+      await rig.wait(() => rig.hellos.at(-1)!.epoch !== epoch);
+      assert(rig.lines.some((line) => line.includes("did not answer STOP_VQUEUE within 100 ms")));
       await rig.wait(() => rig.lines.some((line) => line.includes("hung up; waiting")));
     }, { requestTimeoutMs: 100 }),
 );
