@@ -43,6 +43,8 @@ export class IvshmemBus extends PageBus implements EndListener {
   #rang = -1;
   #poller: Poller | undefined;
   #toldOther = false;
+  /** A driver side's rings lie behind the queues. */
+  readonly keptFrom: number | undefined;
 
   /**
    * Takes an end, and disposes of it with the bus.
@@ -50,11 +52,13 @@ export class IvshmemBus extends PageBus implements EndListener {
    * @throws VmsgError BUS_MEMORY if the shared memory is too small; the end is the caller's then
    */
   constructor(side: Side, reactor: Reactor, end: IvshmemEnd, options: IvshmemBusOptions) {
-    const { memory, isDeviceMemory, id } = end;
+    const { memory, isDeviceMemory } = end;
+    const id = () => end.id;
     const where = end.description;
     super(side, reactor, { ...options, memory, isDeviceMemory, id, where, offset: 0 });
     this.#end = end;
     this.#options = options;
+    this.keptFrom = side === "driver" ? this.segment.start : undefined;
   }
 
   /** For log lines. */
@@ -79,7 +83,7 @@ export class IvshmemBus extends PageBus implements EndListener {
     }
     const { peers, id } = this.#end;
     // In memory that outlives everybody, the name may be that of an earlier peer.
-    if (named >= 0 && named !== id && peers?.has(named) !== false) return named;
+    if (named >= 0 && named !== id && this.mayBeThere(named)) return named;
     if (peers !== undefined && peers.size > 0) return [...peers][0];
     return id === 0 ? 1 : 0;
   }
@@ -96,34 +100,47 @@ export class IvshmemBus extends PageBus implements EndListener {
   override open(listener: BusListener): void {
     super.open(listener);
     this.#end.open(this.reactor, this);
-    if (this.#end.peers === undefined) this.attach();
-    else this.#attachIfThere();
-    if (!this.isAttached) this.#options.log(`${this.description}: waiting for a peer`);
+    this.attachIfThere();
+    if (!this.#isThere) this.#tellWaiting();
     if (this.#options.poll || !this.#end.interrupts) {
       this.#poller = new Poller(this.reactor, () => this.rung());
     }
   }
 
-  #attachIfThere(): void {
+  #tellWaiting(): void {
+    const { id, peers = [] } = this.#end;
+    const { peer, log } = this.#options;
+    const others = [...peers].map((other) => ` and peer ${other}`).join("");
+    const who = peer === undefined
+      ? "a peer"
+      : `peer ${peer}, there are only this side, peer ${id}${others}`;
+    log(`${this.description}: waiting for ${who}`);
+  }
+
+  protected override mayBeThere(peer: number): boolean {
+    return this.#end.peers?.has(peer) !== false;
+  }
+
+  protected override attachIfThere(): void {
     if (!this.isAttached && this.#isThere) this.attach();
   }
 
-  /** Is the peer, or anybody who may be it, in the server's list? */
+  /** Is the peer, or anybody who may be it, in the server's list? At a function it may be. */
   get #isThere(): boolean {
     const { peers } = this.#end;
     const { peer } = this.#options;
-    if (peers === undefined) return false;
+    if (peers === undefined) return true;
     return peer === undefined ? peers.size > 0 : peers.has(peer);
   }
 
   joined(_peer: number): void {
-    this.#attachIfThere();
+    this.attachIfThere();
   }
 
   left(peer: number): void {
     // It may leave before it was rung for the first time.
     if (peer === this.#rang || !this.#isThere) this.detach(`peer ${peer} has left`);
-    this.#attachIfThere();
+    this.attachIfThere();
   }
 
   /** The end was rung. */

@@ -3,7 +3,7 @@
  * line: few options, the rest as `vmsg device` and `vmsg proxy` have it.
  */
 
-import { openServerEnd } from "../ivshmem/server_end.ts";
+import { openLastingEnd } from "../ivshmem/lasting_end.ts";
 import { openVfioEnd } from "../ivshmem/vfio_end.ts";
 import type { Reactor } from "../linux/reactor.ts";
 import type { Log } from "../observe/log.ts";
@@ -62,7 +62,7 @@ export function openIvshmemBus(
 ): Bus {
   const end = "pci" in place
     ? openVfioEnd(place.pci, { log })
-    : openServerEnd(place.server, { log });
+    : openLastingEnd(place.server, { log, reactor, wait: false });
   try {
     const options = { ...V1, peer: place.peer, poll: false, reset: false, log: log.info };
     return new IvshmemBus(side, reactor, end, options);

@@ -11,13 +11,17 @@
  * the unused word behind its queue's head: its id in the upper half, {@link MARK} in the lower; other
  * implementations leave the word alone. Who is rung by id is found by it, whatever id a peer has after it was started anew.
  *
+ * A queue has one producer. While it is attached a named one counts in the next word; whoever finds a name
+ * that is not its own watches whether that goes on before it takes the place. It ends with BUS_IN_USE if
+ * it does, and so does a producer that finds another's name, because it stood still for too long.
+ *
  * `reset` empties both queues, as the prototype's `reset-queues` does; it is for dialects that use the
  * queues as found. In `v1` each side writes its own indices only, and a living peer's queues are safe.
  */
 
 import { VmsgError } from "../linux/errors.ts";
 import type { Fd } from "../linux/fd.ts";
-import type { Reactor } from "../linux/reactor.ts";
+import type { Reactor, Timer } from "../linux/reactor.ts";
 import { loadAcquire32, type MappedMemory, storeRelease32 } from "../memory/mod.ts";
 import { type BusOptions, QueueBus, type SharedSegment, type Side } from "./bus.ts";
 import { SpscQueue } from "./spsc_queue.ts";
@@ -30,6 +34,18 @@ const OFFSET = { driver: 0, device: QUEUE_PAGE } as const;
 const PRODUCER_WORD = 1;
 /** "vm": the word names a producer. */
 const MARK = 0x766d;
+/** The word in which a named producer counts. */
+const BEAT_WORD = 2;
+/** How often it does. */
+const BEAT_MS = 100;
+/** One that has not counted for so long is gone. */
+const GONE_MS = 400;
+
+/** The id that names the producer of a queue, or -1. */
+function nameIn(words: Uint32Array): number {
+  const word = loadAcquire32(words, PRODUCER_WORD);
+  return (word & 0xffff) === MARK ? word >>> 16 : -1;
+}
 
 /** What a bus of this kind is told. */
 export interface PageBusOptions extends BusOptions {
@@ -43,8 +59,8 @@ export interface PageBusOptions extends BusOptions {
   readonly reset: boolean;
   /** Both sides name themselves in the queues. */
   readonly named: boolean;
-  /** This side's own id. */
-  readonly id: number;
+  /** This side's own id; another one after it has gone to another server. */
+  readonly id: () => number;
   /** For messages: the option that gave the memory. */
   readonly where: string;
 }
@@ -57,8 +73,11 @@ export abstract class PageBus extends QueueBus {
   override readonly noticesPeers: boolean = false;
   /** The shared memory behind the queues. */
   override readonly segment: SharedSegment;
-  readonly #named: boolean;
-  readonly #id: number;
+  readonly #options: PageBusOptions;
+  readonly #beat: Timer;
+  /** What a producer with another name had counted when it was looked at first, and until when it may stand still. */
+  #seenBeat: number | undefined;
+  #waitEndMs = 0;
   readonly #own: Uint32Array;
   readonly #theirs: Uint32Array;
 
@@ -79,23 +98,74 @@ export abstract class PageBus extends QueueBus {
     for (const whose of options.reset ? [side, other] as const : []) words(whose).fill(0);
     super(side, reactor, options, queue(side), queue(other));
     this.segment = { memory, start: offset + 2 * QUEUE_PAGE };
-    this.#named = options.named;
-    this.#id = options.id;
+    this.#options = options;
+    this.#beat = reactor.timer(() => this.#goOn());
     this.#own = words(side);
     this.#theirs = words(other);
   }
 
   /** The id that the other side has named, or -1 if it has not. */
   protected get namedPeer(): number {
-    if (!this.#named) return -1;
-    const word = loadAcquire32(this.#theirs, PRODUCER_WORD);
-    return (word & 0xffff) === MARK ? word >>> 16 : -1;
+    return this.#options.named ? nameIn(this.#theirs) : -1;
   }
 
-  /** Names this side, then attaches. */
+  /** Is there nothing that says that this peer is not there? */
+  protected mayBeThere(_peer: number): boolean {
+    return true;
+  }
+
+  /** Attaches if there is anybody to attach to; also called when the place has become free. */
+  protected attachIfThere(): void {
+    this.attach();
+  }
+
+  /** Attaches now, or when this side's place is free; names this side before. */
   protected override attach(): void {
-    if (this.#named) storeRelease32(this.#own, PRODUCER_WORD, ((this.#id << 16) | MARK) >>> 0);
+    if (this.#options.named) {
+      this.#beat.arm(BEAT_MS);
+      if (!this.#isFree()) return;
+      this.#nameOurselves();
+    }
     super.attach();
+  }
+
+  #nameOurselves(): void {
+    storeRelease32(this.#own, PRODUCER_WORD, ((this.#options.id() << 16) | MARK) >>> 0);
+  }
+
+  #isFree(): boolean {
+    const name = nameIn(this.#own);
+    const before = this.#seenBeat;
+    if (name >= 0 && name !== this.#options.id() && this.mayBeThere(name)) {
+      const beat = loadAcquire32(this.#own, BEAT_WORD);
+      if (before === undefined) {
+        this.#seenBeat = beat;
+        this.#waitEndMs = this.reactor.now() + GONE_MS;
+        return false;
+      }
+      if (beat !== before) this.#fail(name);
+      if (beat !== before || this.reactor.now() < this.#waitEndMs) return false;
+    }
+    this.#seenBeat = undefined;
+    return true;
+  }
+
+  /** Counts while attached, looks again while the place is not free. */
+  #goOn(): void {
+    if (this.#seenBeat !== undefined) return this.attachIfThere();
+    if (!this.isAttached) return;
+    const name = nameIn(this.#own);
+    if (name >= 0 && name !== this.#options.id()) return this.#fail(name);
+    // Where somebody emptied the queues, the name as well.
+    this.#nameOurselves();
+    storeRelease32(this.#own, BEAT_WORD, (loadAcquire32(this.#own, BEAT_WORD) + 1) >>> 0);
+    this.#beat.arm(BEAT_MS);
+  }
+
+  #fail(peer: number): void {
+    const us = `this is peer ${this.#options.id()}`;
+    const what = `peer ${peer} is its ${this.side} side, ${us}: end one of the two`;
+    this.reactor.fail(new VmsgError("BUS_IN_USE", `${this.description}: ${what}`));
   }
 
   /** Descriptors do not travel between systems. */
@@ -117,6 +187,7 @@ export abstract class PageBus extends QueueBus {
 
   /** The queues go away with their memory. */
   override [Symbol.dispose](): void {
+    this.reactor.dropTimer(this.#beat);
     this.listener = undefined;
     this.detach("closed");
   }

@@ -109,7 +109,7 @@ export class ShmBus extends PageBus {
       memory,
       offset: 0,
       where,
-      id: 0,
+      id: () => 0,
       // Only a file's memory is sure to be ordinary memory.
       isDeviceMemory: /^\/(dev|sys)\//.test(file) && !file.startsWith("/dev/shm/"),
     });

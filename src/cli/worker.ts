@@ -77,7 +77,9 @@ self.onmessage = async ({ data }: MessageEvent<StartMessage>) => {
   try {
     post({ kind: "ended", exitCode: await run(data) });
   } catch (error) {
-    if (error instanceof VmsgError) {
+    if (error instanceof VmsgError && error.code === "STOPPED") {
+      post({ kind: "ended", exitCode: 0 });
+    } else if (error instanceof VmsgError) {
       post({ kind: "failed", code: error.code, message: error.message });
     } else {
       const text = error instanceof Error ? error.stack ?? error.message : String(error);

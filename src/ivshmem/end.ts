@@ -42,6 +42,8 @@ export interface EndListener {
   joined(peer: number): void;
   /** It is gone. */
   left(peer: number): void;
+  /** Should the memory be another one: from which byte on its content is taken along, if at all. */
+  readonly keptFrom?: number | undefined;
 }
 
 /** See the head of this file. */

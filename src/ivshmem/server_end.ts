@@ -9,7 +9,7 @@
  * without vectors never sends one, so this last wait ends when the server has been quiet for a moment;
  * then nothing rings this end. From {@link ServerEnd.open} on the socket is followed by the reactor. A
  * server that goes away, or says what it must not, leaves the end on its own: it keeps memory, peers and
- * doorbells, and learns of no further joins and leaves. Nothing a server says is trusted: numbers are
+ * doorbells, and learns of no further joins and leaves; lasting_end.ts looks for the next server. Nothing a server says is trusted: numbers are
  * checked, descriptors counted, surplus ones closed, and what looks like an eventfd cannot block us. But
  * memory that is not sealed (QEMU's server does not) can be cut off, which is a SIGBUS for all its peers.
  *
@@ -22,9 +22,9 @@ import { allocate } from "../linux/arena.ts";
 import { type Clock, MONOTONIC, pause } from "../linux/clock.ts";
 import { LinuxError, VmsgError } from "../linux/errors.ts";
 import { clearEventFd, signalEventFd } from "../linux/eventfd.ts";
-import { type Fd, fileSize, isSocketFile, setNonBlocking } from "../linux/fd.ts";
+import { dataOf, type Fd, fileSize, isSocketFile, setNonBlocking } from "../linux/fd.ts";
 import { libc } from "../linux/libc.ts";
-import { type Mapping, mapShared, PAGE_SIZE } from "../linux/mapping.ts";
+import { type Mapping, mapShared, PAGE_SIZE, remap } from "../linux/mapping.ts";
 import { EPOLLERR, EPOLLHUP, EPOLLIN, type Reactor } from "../linux/reactor.ts";
 import { connectUnix, type UnixStream } from "../linux/unix_socket.ts";
 import type { MappedMemory } from "../memory/mod.ts";
@@ -106,8 +106,10 @@ export class ServerEnd implements IvshmemEnd {
   #stream: UnixStream | undefined;
   #id = -1;
   #memory: Mapping | undefined;
+  #memoryFile: Fd | undefined;
   #reactor: Reactor | undefined;
   #listener: EndListener | undefined;
+  #gone: (() => void) | undefined;
   readonly #peers = new Set<number>();
   /** Vector 0 of each peer. */
   readonly #doorbells = new Map<number, Fd>();
@@ -206,6 +208,8 @@ export class ServerEnd implements IvshmemEnd {
     if (value === MEMORY_MESSAGE) {
       if (this.#memory !== undefined) return "sent a second memory";
       this.#memory = this.#map(fd);
+      this.#memoryFile = fd;
+      stack.move();
       return undefined;
     }
     if (value < 0 || value > MAX_ID) return `sent the id ${value}`;
@@ -255,11 +259,16 @@ export class ServerEnd implements IvshmemEnd {
     }
   }
 
-  /** Starts to follow the server; peers that are there already are told at once. */
-  open(reactor: Reactor, listener: EndListener): void {
+  /**
+   * Starts to follow the server; peers that are there already are told at once.
+   *
+   * @param gone called when this end is on its own
+   */
+  open(reactor: Reactor, listener: EndListener, gone?: () => void): void {
     if (this.#reactor !== undefined) throw new Error(`${this.description} is opened twice`);
     this.#reactor = reactor;
     this.#listener = listener;
+    this.#gone = gone;
     if (this.#stream !== undefined) reactor.watch(this.#stream.fd, EPOLLIN, () => this.#ready());
     this.#vectors.forEach((_, index) => this.#listenTo(index));
     for (const peer of [...this.#peers]) listener.joined(peer);
@@ -317,6 +326,40 @@ export class ServerEnd implements IvshmemEnd {
   #alone(problem: string): void {
     this.#closeStream();
     this.#log.warn(`${this.description} ${problem}: joins and leaves are no longer noticed`);
+    this.#gone?.();
+  }
+
+  /** Those who were there are not waited for any more. */
+  forgetPeers(): void {
+    for (const peer of [...this.#peers]) this.#takeLeave(peer);
+  }
+
+  /**
+   * Takes the place of an earlier server's end: the memory that it had mapped, and others have views of, is
+   * this server's from here on.
+   *
+   * @param keptFrom the byte of the memory from which on its content is taken along, if any is
+   * @throws VmsgError MEMORY if this server's memory has another size
+   */
+  succeed(former: ServerEnd, keptFrom: number | undefined): void {
+    const [before, now] = [former.#memory!, this.#memory!];
+    if (now.size !== before.size) {
+      throw new VmsgError(
+        "MEMORY",
+        `${this.description} has now ${now.size} bytes of memory, not ${before.size} as before: ` +
+          "start this side again",
+      );
+    }
+    const bytes = new Uint8Array(before.buffer);
+    const parts = keptFrom === undefined ? [] : dataOf(former.#memoryFile!, keptFrom);
+    for (const { from, to } of parts) {
+      if (from >= before.size) break;
+      new Uint8Array(now.buffer).set(bytes.subarray(from, to), from);
+    }
+    remap(before, this.#memoryFile!.number);
+    now[Symbol.dispose]();
+    this.#memory = before;
+    former.#memory = undefined;
   }
 
   #closeStream(): void {
@@ -356,5 +399,7 @@ export class ServerEnd implements IvshmemEnd {
     this.#peers.clear();
     this.#memory?.[Symbol.dispose]();
     this.#memory = undefined;
+    this.#memoryFile?.[Symbol.dispose]();
+    this.#memoryFile = undefined;
   }
 }

@@ -71,6 +71,19 @@ export function fileSize(fd: Fd): number {
   return check(Number(size), `lseek fd ${fd.number}`);
 }
 
+const SEEK_DATA = 3;
+const SEEK_HOLE = 4;
+
+/** The parts of a file from `start` on that are not known to be zero, in bytes; reads none of them. */
+export function* dataOf(fd: Fd, start: number): Generator<{ from: number; to: number }> {
+  for (let to = start;;) {
+    const from = Number(libc.lseek(fd.number, BigInt(to), SEEK_DATA));
+    if (from < 0) return;
+    to = Number(libc.lseek(fd.number, BigInt(from), SEEK_HOLE));
+    yield { from, to };
+  }
+}
+
 const SYS_FSTAT = Deno.build.arch === "x86_64" ? 5n : 80n;
 // struct stat has 144 bytes on x86-64, 128 on arm64; both begin with u64 device, u64 inode
 const stat = allocate(256);

@@ -92,6 +92,16 @@ export function mapAnonymous(size: number): Mapping {
   return map(size, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0n, `mmap ${size} bytes`);
 }
 
+/**
+ * Has a mapping show a file's bytes from `offset` on instead, or without a file zeroed memory of this process:
+ * whoever has views of it keeps them. The file must be as long as the mapping.
+ */
+export function remap({ address, size }: Mapping, fd: number | undefined, offset = 0): void {
+  const flags = MAP_FIXED | (fd === undefined ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED);
+  const at = libc.mmap(address, BigInt(size), READ_WRITE, flags, fd ?? -1, BigInt(offset));
+  if (at === MAP_FAILED) throw lastError(`mmap ${size} bytes at their place`);
+}
+
 function map(size: number, flags: number, fd: number, offset: bigint, what: string): Mapping {
   const address = libc.mmap(0n, BigInt(size), READ_WRITE, flags, fd, offset);
   if (address === MAP_FAILED) throw lastError(what);

@@ -212,6 +212,11 @@ export class Reactor implements Disposable {
     this.#stopped = true;
   }
 
+  /** Has {@link run} ended, or will it with this turn? */
+  get isStopped(): boolean {
+    return this.#stopped;
+  }
+
   /** Runs turns until {@link stop} or {@link fail}. */
   async run(): Promise<void> {
     while (!this.#stopped) {

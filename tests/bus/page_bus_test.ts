@@ -1,6 +1,6 @@
 /** Buses in shared memory: where the queues are, byte for byte, who is rung, and what is refused. */
 
-import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
 import type { BusListener, Side } from "../../src/bus/bus.ts";
 import { IvshmemBus, type IvshmemBusOptions } from "../../src/bus/ivshmem.ts";
 import type { EndListener, IvshmemEnd } from "../../src/ivshmem/end.ts";
@@ -139,6 +139,59 @@ cleanTest("page bus: both sides name themselves behind their heads, if they are 
   assertEquals(page(memory, 0), expectedPage(0, 0, [], 0x0007_766d));
   assertEquals(page(memory, PAGE), expectedPage(0, 0, [], 0xfedc_766d));
   assertEquals([driver.named, device.named, unnamed.named], [0xfedc, 7, -1]);
+});
+
+cleanTest("page bus: the place of a producer that lives is not taken", async () => {
+  using reactor = new Reactor(new VirtualClock());
+  using memory = mapAnonymous(2 * PAGE);
+  using first = pageBus("driver", reactor, memory, { named: true, id: 7 });
+  using second = pageBus("driver", reactor, memory, { named: true, id: 9 });
+  first.open(new Listener());
+  await reactor.until(reactor.sleep(1000));
+  second.open(new Listener());
+  await assertRejects(
+    () => reactor.until(reactor.sleep(1000)),
+    VmsgError,
+    "driver end: peer 7 is its driver side, this is peer 9: end one of the two",
+  );
+  assertEquals([first.isAttached, second.isAttached], [true, false]);
+});
+
+cleanTest(
+  "page bus: the place of one that is gone is taken in 0.4 s, or at once by its id",
+  async () => {
+    using reactor = new Reactor(new VirtualClock());
+    using memory = mapAnonymous(2 * PAGE);
+    const start = async (id: number, ms: number) => {
+      using bus = pageBus("driver", reactor, memory, { named: true, id });
+      bus.open(new Listener());
+      await reactor.until(reactor.sleep(ms));
+      return bus.isAttached;
+    };
+    assert(await start(7, 1000));
+    assertEquals([await start(9, 300), await start(7, 0), await start(9, 501)], [
+      false,
+      true,
+      true,
+    ]);
+  },
+);
+
+cleanTest("page bus: who stood still and lost its place ends", async () => {
+  using reactor = new Reactor(new VirtualClock());
+  using paused = new Reactor(new VirtualClock());
+  using memory = mapAnonymous(2 * PAGE);
+  using first = pageBus("device", paused, memory, { named: true, id: 7 });
+  first.open(new Listener());
+  using second = pageBus("device", reactor, memory, { named: true, id: 9 });
+  second.open(new Listener());
+  await reactor.until(reactor.sleep(501));
+  assert(second.isAttached);
+  await assertRejects(
+    () => paused.until(paused.sleep(200)),
+    VmsgError,
+    "device end: peer 9 is its device side, this is peer 7",
+  );
 });
 
 cleanTest("page bus: reset empties both queues and nothing else", () => {

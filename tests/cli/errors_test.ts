@@ -139,10 +139,6 @@ const FAILURES: readonly [string[], RegExp][] = [
     onBus("device", "ivshmem,pci=ff:1f.7"),
     /there is no PCI function 0000:ff:1f.7: vmsg doctor lists those of ivshmem/,
   ],
-  [
-    onBus("device", "ivshmem,server=no.sock"),
-    /nobody listens on no.sock: start vmsg ivshmem-server --socket no.sock first/,
-  ],
   [onBus("device", "shm,file=no"), /open no: No such file .*ENOENT/],
   [onBus("device", "shm,file=page"), /bus shm: page has 4096 bytes, not 8192/],
   [

@@ -43,14 +43,16 @@ export interface PageLink extends Disposable {
 }
 
 /** What can differ from an unnamed link of ordinary memory. */
-export type PageLinkOptions = Partial<Omit<PageBusOptions, "memory" | "where">>;
+export type PageLinkOptions = Partial<Omit<PageBusOptions, "memory" | "where" | "id">> & {
+  readonly id?: number;
+};
 
 /** Makes one end. */
 export function pageBus(
   side: Side,
   reactor: Reactor,
   memory: Mapping,
-  options: PageLinkOptions = {},
+  { id = side === "driver" ? 1 : 0, ...options }: PageLinkOptions = {},
 ): LinkedPageBus {
   return new LinkedPageBus(side, reactor, {
     memory,
@@ -59,7 +61,7 @@ export function pageBus(
     isDeviceMemory: false,
     reset: false,
     named: false,
-    id: side === "driver" ? 1 : 0,
+    id: () => id,
     discardOnAttach: false,
     ringPerMessage: false,
     ...options,

@@ -2,13 +2,12 @@
 
 import { IvshmemBus } from "../../bus/ivshmem.ts";
 import type { IvshmemEnd } from "../../ivshmem/end.ts";
-import { openServerEnd } from "../../ivshmem/server_end.ts";
+import { openLastingEnd } from "../../ivshmem/lasting_end.ts";
 import { openSysfsEnd } from "../../ivshmem/sysfs_end.ts";
 import { openVfioEnd } from "../../ivshmem/vfio_end.ts";
 import { pciAddress } from "../../linux/sysfs.ts";
-import type { Log } from "../../observe/log.ts";
 import type { Group } from "../groups.ts";
-import { type BusKind, unseenPeerOptions } from "./bus_kind.ts";
+import { type BusContext, type BusKind, unseenPeerOptions } from "./bus_kind.ts";
 
 type EndSettings =
   | { readonly kind: "server"; readonly socket: string }
@@ -41,8 +40,8 @@ function parseEnd(group: Group): EndSettings {
   return { kind: "pci", address, via, bind };
 }
 
-function openEnd(end: EndSettings, log: Log): IvshmemEnd {
-  if (end.kind === "server") return openServerEnd(end.socket, { log });
+function openEnd(end: EndSettings, { log, reactor }: BusContext): IvshmemEnd {
+  if (end.kind === "server") return openLastingEnd(end.socket, { log, reactor, wait: true });
   const { address, via, bind } = end;
   return via === "vfio" ? openVfioEnd(address, { log, bind }) : openSysfsEnd(address, { log });
 }
@@ -64,8 +63,8 @@ export const ivshmemKind: BusKind<IvshmemSettings> = {
     return { end, peer: peer < 0 ? undefined : peer, poll: group.flag("poll", false) };
   },
   open: ({ end: wanted, peer, poll }, context) => {
-    const { side, reactor, log, common } = context;
-    const end = openEnd(wanted, log);
+    const { side, reactor, common } = context;
+    const end = openEnd(wanted, context);
     try {
       const options = { ...common, ...unseenPeerOptions(context), peer, poll };
       return new IvshmemBus(side, reactor, end, options);
