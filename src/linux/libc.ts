@@ -97,6 +97,8 @@ const library = Deno.dlopen("libc.so.6", {
   accept4: { parameters: ["i32", "u64", "u64", "i32"], result: "i32" },
   /** int socketpair(int domain, int type, int protocol, int sv[2]) */
   socketpair: { parameters: ["i32", "i32", "i32", "u64"], result: "i32" },
+  /** pid_t waitpid(pid_t pid, int *wstatus, int options) */
+  waitpid: { parameters: ["i32", "u64", "i32"], result: "i32" },
   /** ssize_t sendmsg(int sockfd, const struct msghdr *msg, int flags) */
   sendmsg: { parameters: ["i32", "u64", "i32"], result: "i32" },
   /** ssize_t recvmsg(int sockfd, struct msghdr *msg, int flags) */

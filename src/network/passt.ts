@@ -9,22 +9,16 @@
  * copied; the buffer is filled only while the guest takes frames, so passt feels it when it does not.
  *
  *     connected --end of file, or a length no frame has--> down --attached by path: every second--> connected
+ *               --end of file, started here--> down, until it is started again: after 1 s, then 2, ... 30 s
  *
- * passt is started here with one end of a socket pair, or attached to where it listens. A passt started
- * here ends when that socket closes, which the kernel does however this process ends (`--fd` implies
- * `--one-off`); a session of its own keeps Ctrl-C from it. It is told to end as well where there is time for
- * that: one (2023_03_09) was seen to read the end of a TCP connection again and again, when its guest had
- * gone without closing it, and never to look at that socket. It is not started again: what ended it would
- * most likely end the next one. What it said on standard error (its first 4 KiB, kept in a sealed memfd so
- * that neither a full pipe nor a talkative passt can do harm) is told then.
+ * passt is attached to where it listens, or started here (passt_process.ts).
  */
 
 import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../virtio/net_header.ts";
 import { allocate } from "../linux/arena.ts";
 import { UsageError, VmsgError } from "../linux/errors.ts";
-import { createSealedMemory, type Fd } from "../linux/fd.ts";
 import { libc } from "../linux/libc.ts";
-import { mapAnonymous, type Mapping, mapShared } from "../linux/mapping.ts";
+import { mapAnonymous, type Mapping } from "../linux/mapping.ts";
 import {
   EPOLLERR,
   EPOLLHUP,
@@ -33,10 +27,11 @@ import {
   type Reactor,
   type Timer,
 } from "../linux/reactor.ts";
-import { connectUnix, type UnixStream, unixStreamPair } from "../linux/unix_socket.ts";
+import { connectUnix, type UnixStream } from "../linux/unix_socket.ts";
 import type { IovecList } from "../memory/mod.ts";
 import { counterShape } from "../observe/counters.ts";
 import type { Log } from "../observe/log.ts";
+import { PasstProcess } from "./passt_process.ts";
 import type { NetworkPort, PortListener } from "./port.ts";
 import { PrefixedSegments } from "./prefixed_segments.ts";
 
@@ -54,25 +49,27 @@ const MIN_FRAME = 14;
 const MAX_FRAME = 65536 + 4096;
 const BUFFER_SIZE = 256 << 10;
 const RECONNECT_MS = 1000;
+/** Pauses before it is started again: each is twice the one before, until one has run for longer than the longest. */
+const PAUSE_MS = 1000;
+const MAX_PAUSE_MS = 30_000;
+/** How long the process of an ended connection may take to end. */
+const END_MS = 1000;
+const END_POLL_MS = 20;
 const EPOLLET = 0x8000_0000;
 const MSG_NOSIGNAL = 0x4000;
 const MSG_DONTWAIT = 0x40;
-const F_SETFD = 2;
-const FD_CLOEXEC = 1n;
-const F_SETFL = 4;
-const WORDS_SIZE = 4096;
 
 const PasstCounters = counterShape("sent", "received", "lost", "disconnects");
 
 /** See the head of this file. */
 export class PasstPort implements NetworkPort {
-  readonly description: string;
   readonly features: readonly number[] = [];
-  /** The process that was started here. */
-  readonly pid: number | undefined;
-  /** Settles some time after that process has ended. */
-  readonly ended: Promise<void> | undefined;
-  readonly #terminate: (() => void) | undefined;
+  /** The process that was started here, the latest. */
+  process: PasstProcess | undefined;
+  readonly #args: readonly string[];
+  /** When it was started, and how long it is waited before the next start. */
+  #startedMs = 0;
+  #pauseMs = PAUSE_MS;
   /** Frames that went through, and those that could not. */
   readonly counters: InstanceType<typeof PasstCounters>;
   readonly #path: string | undefined;
@@ -87,13 +84,13 @@ export class PasstPort implements NetworkPort {
   readonly #message = allocate(56);
   readonly #header = allocate(NET_HEADER_SIZE);
   readonly #retry: Timer;
-  #words: Fd | undefined;
   #stream: UnixStream | undefined;
   #listener: PortListener | undefined;
   #restAt = 0;
   #restEnd = 0;
   #blocked = false;
   #readable = false;
+  #isDisposed = false;
   /** Received bytes not taken yet: [begin, end). */
   #begin = 0;
   #end = 0;
@@ -111,17 +108,11 @@ export class PasstPort implements NetworkPort {
     this.#path = options.socket;
     this.#message.view.setBigUint64(16, this.#out.address, true);
     this.#header.view.setUint16(NUM_BUFFERS_OFFSET, 1, true);
+    this.#args = options.args ?? [];
     if (this.#path === undefined) {
-      const started = startPasst(options.args ?? []);
-      this.pid = started.pid;
-      this.ended = started.ended;
-      this.#terminate = started.terminate;
-      this.#words = started.words;
-      this.#stream = started.stream;
-      this.description = `passt ${started.pid}`;
+      this.#start();
     } else {
       this.#stream = connectUnix(this.#path);
-      this.description = `passt at ${this.#path}`;
       if (this.#stream === undefined) {
         throw new VmsgError(
           "NO_PASST",
@@ -130,7 +121,19 @@ export class PasstPort implements NetworkPort {
       }
     }
     this.counters = new PasstCounters("port", this.description);
-    this.#retry = reactor.timer(() => this.#reconnect());
+    this.#retry = reactor.timer(() =>
+      this.#path === undefined ? this.#restart() : this.#reconnect()
+    );
+  }
+
+  get description(): string {
+    return this.process === undefined ? `passt at ${this.#path}` : `passt ${this.process.pid}`;
+  }
+
+  #start(): void {
+    this.process = new PasstProcess(this.#args);
+    this.#startedMs = this.reactor.now();
+    this.#stream = this.process.stream;
   }
 
   setFeatures(): void {
@@ -288,12 +291,49 @@ export class PasstPort implements NetworkPort {
     this.#readable = this.#blocked = false;
     if (this.#listener !== undefined) this.reactor.unwatch(stream.fd);
     stream[Symbol.dispose]();
-    const words = this.#words === undefined ? "" : lastWords(this.#words);
-    this.#log.error(`${this.description} ${what}${words === "" ? "" : `: ${words}`}`);
-    if (this.#path !== undefined) this.#retry.arm(RECONNECT_MS);
+    if (this.#path !== undefined) {
+      this.#log.error(`${this.description} ${what}`);
+      this.#retry.arm(RECONNECT_MS);
+    } else {
+      // One that ended the connection is ending; one that is confused has to.
+      this.reactor.spawn(() => this.#afterEnd(what));
+    }
     this.#listener?.link(false);
     // Frames that wait in the guest's ring are lost now, not kept for later.
     this.#listener?.writable();
+  }
+
+  /** Says how the process ended that did so, and starts another one some time later. */
+  async #afterEnd(what: string): Promise<void> {
+    const { process, reactor } = this;
+    const endMs = reactor.now() + END_MS;
+    let how = process!.end();
+    while (how === undefined && !this.#isDisposed && reactor.now() < endMs) {
+      await reactor.sleep(END_POLL_MS);
+      how = process!.end();
+    }
+    process![Symbol.dispose]();
+    if (this.#isDisposed) return;
+    if (reactor.now() - this.#startedMs > MAX_PAUSE_MS) this.#pauseMs = PAUSE_MS;
+    const pauseMs = this.#pauseMs;
+    this.#pauseMs = Math.min(2 * pauseMs, MAX_PAUSE_MS);
+    this.#retry.arm(pauseMs);
+    this.#log.error(
+      `${this.description} ${how ?? what}; it is started again in ${pauseMs / 1000} s`,
+    );
+  }
+
+  #restart(): void {
+    try {
+      this.#start();
+    } catch (error) {
+      if (!(error instanceof VmsgError)) throw error;
+      this.#log.error(error.message);
+      return this.#retry.arm(MAX_PAUSE_MS);
+    }
+    this.#log.info(`${this.description} was started`);
+    this.#watch();
+    this.#listener?.link(true);
   }
 
   #reconnect(): void {
@@ -314,7 +354,8 @@ export class PasstPort implements NetworkPort {
 
   /** Closes the connection, and ends a passt that was started here. */
   [Symbol.dispose](): void {
-    this.#terminate?.();
+    this.#isDisposed = true;
+    this.process?.[Symbol.dispose]();
     this.reactor.dropTimer(this.#retry);
     if (this.#stream !== undefined && this.#listener !== undefined) {
       this.reactor.unwatch(this.#stream.fd);
@@ -322,87 +363,7 @@ export class PasstPort implements NetworkPort {
     this.#listener = undefined;
     this.#stream?.[Symbol.dispose]();
     this.#stream = undefined;
-    this.#words?.[Symbol.dispose]();
     this.#buffer[Symbol.dispose]();
     this.#rest[Symbol.dispose]();
   }
-}
-
-interface StartedPasst {
-  readonly pid: number;
-  readonly ended: Promise<void>;
-  /** Tells it to end; nothing if it has. */
-  terminate(): void;
-  readonly stream: UnixStream;
-  readonly words: Fd;
-}
-
-function startPasst(args: readonly string[]): StartedPasst {
-  if (!isOnPath("passt")) {
-    throw new VmsgError(
-      "NO_PASST",
-      "the program passt is not installed: apt install passt, or see https://passt.top",
-    );
-  }
-  const words = createSealedMemory("vmsg-passt", WORDS_SIZE);
-  const [ours, theirs] = unixStreamPair();
-  try {
-    // Inherited by what is started until `theirs` is closed here; passt reads and writes blocking.
-    for (const fd of [words, theirs.fd]) libc.fcntl(fd.number, F_SETFD, 0n);
-    libc.fcntl(theirs.fd.number, F_SETFL, 0n);
-    const child = new Deno.Command("sh", {
-      // The shell opens standard error and is replaced by passt.
-      args: [
-        "-c",
-        `exec passt "$@" 2<>/proc/self/fd/${words.number}`,
-        "passt",
-        "--foreground",
-        "--quiet",
-        "--fd",
-        String(theirs.fd.number),
-        ...args,
-      ],
-      stdin: "null",
-      stdout: "null",
-      detached: true,
-    }).spawn();
-    // It must not keep this process alive.
-    child.unref();
-    libc.fcntl(words.number, F_SETFD, FD_CLOEXEC);
-    const ended = child.status.then(() => {});
-    const terminate = () => {
-      try {
-        child.kill("SIGTERM");
-      } catch {
-        // It has ended already.
-      }
-    };
-    return { pid: child.pid, ended, terminate, stream: ours, words };
-  } catch (error) {
-    words[Symbol.dispose]();
-    ours[Symbol.dispose]();
-    throw error;
-  } finally {
-    theirs[Symbol.dispose]();
-  }
-}
-
-function isOnPath(program: string): boolean {
-  return (Deno.env.get("PATH") ?? "").split(":").some((directory) => {
-    try {
-      return Deno.statSync(`${directory}/${program}`).isFile;
-    } catch {
-      return false;
-    }
-  });
-}
-
-/** The last line that passt said, without its complaints about a missing syslog. */
-function lastWords(words: Fd): string {
-  using mapping = mapShared(words.number, WORDS_SIZE);
-  const bytes = new Uint8Array(mapping.buffer).slice();
-  const end = bytes.indexOf(0);
-  const text = new TextDecoder().decode(bytes.subarray(0, end < 0 ? bytes.length : end));
-  const lines = text.split("\n").map((line) => line.trim());
-  return lines.filter((line) => line !== "" && !line.startsWith("Failed to send")).pop() ?? "";
 }

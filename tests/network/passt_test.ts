@@ -1,6 +1,6 @@
 /** passt: the framing against a peer of our own, and the real program where it is installed. */
 
-import { assert, assertEquals, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertNotEquals, assertThrows } from "@std/assert";
 import { VmsgError } from "../../src/linux/errors.ts";
 import type { Fd } from "../../src/linux/fd.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
@@ -8,6 +8,7 @@ import { listenUnix, type UnixStream } from "../../src/linux/unix_socket.ts";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
 import { PasstPort } from "../../src/network/passt.ts";
 import { TapPort } from "../../src/network/tap.ts";
+import { processTest, until } from "../support/processes.ts";
 import {
   bytes,
   ethernet,
@@ -191,7 +192,7 @@ async function withPasst(
   let ended = false;
   const log: string[] = [];
   const passt = new PasstPort({ args }, reactor, keepingLog(log));
-  const noted = passt.ended!.then(() => void (ended = true));
+  const noted = passt.process!.ended.then(() => void (ended = true));
   try {
     await body(passt, reactor, log);
   } finally {
@@ -274,8 +275,66 @@ networkTest("passt: what it says when it cannot start is told", ["passt"], async
     await turnUntil(reactor, () => log.length > 0, "its end");
     assertEquals(
       log[0].replace(/\d+/, "N"),
-      "passt N ended the connection: Invalid interface name nosuch0: No such device",
+      "passt N ended with exit status 1: Invalid interface name nosuch0: No such device; " +
+        "it is started again in 1 s",
     );
     assertEquals(listener.links.at(-1), false);
   });
 });
+
+networkTest(
+  "passt: one that is killed is started again, and the link is down meanwhile",
+  ["passt"],
+  async () => {
+    using _host = routedNamespace();
+    await withPasst(ADDRESSES, async (passt, reactor, log) => {
+      const listener = new Listener();
+      passt.open(listener);
+      const first = passt.process!.pid;
+      await turnUntil(reactor, () => isRunning(first), "its start");
+      Deno.kill(first, "SIGKILL");
+      await turnUntil(reactor, () => listener.links.length === 3, "the next one", 5000);
+      assertEquals(listener.links, [true, false, true]);
+      assertNotEquals(passt.process!.pid, first);
+      assertEquals(log.map((line) => line.replace(/passt \d+/, "passt N")), [
+        "passt N was ended by signal 9; it is started again in 1 s",
+        "passt N was started",
+      ]);
+    });
+  },
+);
+
+processTest(
+  "passt: one that looks at nothing any more is gone when its device was killed",
+  async (vmsg) => {
+    const device = await vmsg.start("device", "--bus", "linux-user,socket=s", "--net", "passt");
+    await device.waitFor(/waiting for the driver side/);
+    const [passt] = (await passts(device.pid)).map(Number);
+    assert(passt !== undefined, "it has started none");
+    // As one that reads the end of a connection again and again.
+    Deno.kill(passt, "SIGSTOP");
+    await device.end("SIGKILL");
+    await until(() => !isRunning(passt), 2000);
+  },
+);
+
+/** Is there such a process? One that has ended and is not asked for is none. */
+function isRunning(pid: number): boolean {
+  try {
+    return !/^\d+ \(.*\) Z/.test(Deno.readTextFileSync(`/proc/${pid}/stat`));
+  } catch {
+    return false;
+  }
+}
+
+/** The passt processes that a process has started, on any of its threads. */
+async function passts(pid: number): Promise<string[]> {
+  const found: string[] = [];
+  for (const { name } of Deno.readDirSync(`/proc/${pid}/task`)) {
+    const children = await Deno.readTextFile(`/proc/${pid}/task/${name}/children`);
+    for (const child of children.split(" ").filter((word) => word !== "")) {
+      if ((await Deno.readTextFile(`/proc/${child}/comm`)).startsWith("passt")) found.push(child);
+    }
+  }
+  return found;
+}

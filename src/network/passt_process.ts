@@ -1,0 +1,156 @@
+/**
+ * A passt of our own: started with one end of a socket pair, ended with us.
+ *
+ * It ends when that socket closes (`--fd` implies `--one-off`), but not always: one (2023_03_09) was seen to read the
+ * end of a TCP connection again and again and never to look at that socket. So it is killed, also when we are: a
+ * shell beside it waits for a line from a pipe whose other end only we have. A line says that it has ended, an end
+ * without a line that we are gone, or want it to go. (PR_SET_PDEATHSIG will not do: passt changes its credentials, and
+ * the kernel forgets it.) Both are leaders of sessions of their own, which keeps Ctrl-C from them.
+ *
+ * The first 4 KiB that it says on standard error are kept in a sealed memfd, so that neither a full pipe nor a
+ * talkative passt can do harm.
+ */
+
+import { allocate } from "../linux/arena.ts";
+import { VmsgError } from "../linux/errors.ts";
+import { createSealedMemory, type Fd, openPipe, setInherited } from "../linux/fd.ts";
+import { libc } from "../linux/libc.ts";
+import { mapShared } from "../linux/mapping.ts";
+import { type UnixStream, unixStreamPair } from "../linux/unix_socket.ts";
+
+const F_SETFL = 4;
+const WNOHANG = 1;
+const WORDS_SIZE = 4096;
+
+const waited = allocate(8);
+
+/** See the head of this file. */
+export class PasstProcess implements Disposable {
+  /** Of passt itself. */
+  readonly pid: number;
+  /** Our end of the socket pair; whoever takes it closes it. */
+  readonly stream: UnixStream;
+  /** Settles some time after it has ended. */
+  readonly ended: Promise<void>;
+  readonly #words: Fd;
+  /** To the shell beside it; closed when it has ended, or has to. */
+  #pipe: Fd | undefined;
+  #how: string | undefined;
+
+  /** @throws VmsgError NO_PASST if there is none */
+  constructor(args: readonly string[]) {
+    if (!isOnPath("passt")) {
+      throw new VmsgError(
+        "NO_PASST",
+        "the program passt is not installed: apt install passt, or see https://passt.top",
+      );
+    }
+    using stack = new DisposableStack();
+    this.#words = stack.use(createSealedMemory("vmsg-passt", WORDS_SIZE));
+    const [ours, theirs] = unixStreamPair();
+    this.stream = stack.use(ours);
+    using _theirs = theirs;
+    // passt reads and writes blocking.
+    libc.fcntl(theirs.fd.number, F_SETFL, 0n);
+    const fd = `${theirs.fd.number}`;
+    // The shell opens standard error and is replaced by passt.
+    const script = `exec passt "$@" 2<>/proc/self/fd/${this.#words.number}`;
+    const child = spawn(
+      [script, "passt", "--foreground", "--quiet", "--fd", fd, ...args],
+      [this.#words, theirs.fd],
+    );
+    this.pid = child.pid;
+    // Whoever is quicker of Deno and `end` hears how; the other one that there is no such process.
+    this.ended = child.status.then(
+      ({ code, signal }) => this.#ended(code, signal === null ? 0 : code - 128),
+      () => {},
+    );
+    this.#pipe = stack.use(killedWithUs(this.pid));
+    stack.move();
+  }
+
+  #ended(code: number, signal: number): void {
+    this.#how ??= signal === 0 ? `ended with exit status ${code}` : `was ended by signal ${signal}`;
+    // What it said is the reason if it gave up by itself.
+    if (this.#pipe === undefined) return;
+    if (code !== 0 && signal === 0) this.#how += lastWords(this.#words);
+    // It is no more, and its number may be another's soon.
+    libc.write(this.#pipe.number, line.address, 1);
+    this[Symbol.dispose]();
+  }
+
+  /** How it ended, for people; undefined as long as it runs. */
+  end(): string | undefined {
+    if (this.#how === undefined && libc.waitpid(this.pid, waited.address, WNOHANG) === this.pid) {
+      const status = waited.view.getInt32(0, true);
+      this.#ended(status >> 8, status & 0x7f);
+    }
+    return this.#how;
+  }
+
+  /** Has it killed, if it runs. */
+  [Symbol.dispose](): void {
+    const pipe = this.#pipe;
+    this.#pipe = undefined;
+    pipe?.[Symbol.dispose]();
+    if (pipe !== undefined) this.#words[Symbol.dispose]();
+  }
+}
+
+const line = allocate(1);
+line.bytes[0] = "\n".charCodeAt(0);
+
+/** Runs a shell script in a session of its own. @param args the script, its name, and its arguments */
+function spawn(args: readonly string[], inherited: readonly Fd[]): Deno.ChildProcess {
+  try {
+    for (const fd of inherited) setInherited(fd, true);
+    const child = new Deno.Command("sh", {
+      args: ["-c", ...args],
+      stdin: "null",
+      stdout: "null",
+      stderr: "null",
+      detached: true,
+    }).spawn();
+    // It must not keep this process alive.
+    child.unref();
+    // Where we have asked before, Deno hears that there is no such process.
+    child.status.catch(() => {});
+    return child;
+  } finally {
+    for (const fd of inherited) setInherited(fd, false);
+  }
+}
+
+/** Has a process killed when what is returned is closed without a line, however that happens. */
+function killedWithUs(pid: number): Fd {
+  const { read, write } = openPipe();
+  using _read = read;
+  using stack = new DisposableStack();
+  stack.use(write);
+  const script = `(read -r _ </proc/self/fd/${read.number} || kill -KILL ${pid}) &`;
+  // Its parent has done when it has started it, and is not left a zombie.
+  libc.waitpid(spawn([script], [read]).pid, waited.address, 0);
+  stack.move();
+  return write;
+}
+
+function isOnPath(program: string): boolean {
+  return (Deno.env.get("PATH") ?? "").split(":").some((directory) => {
+    try {
+      return Deno.statSync(`${directory}/${program}`).isFile;
+    } catch {
+      return false;
+    }
+  });
+}
+
+/** The last line that passt said behind a colon, without its complaints about a missing syslog; "" for none. */
+function lastWords(words: Fd): string {
+  using mapping = mapShared(words.number, WORDS_SIZE);
+  const bytes = new Uint8Array(mapping.buffer).slice();
+  const end = bytes.indexOf(0);
+  const text = new TextDecoder().decode(bytes.subarray(0, end < 0 ? bytes.length : end));
+  const lines = text.split("\n").map((line) => line.trim());
+  const said = lines.filter((line) => line !== "" && !line.startsWith("Failed to send")).pop();
+  return said === undefined ? "" : `: ${said}`;
+}
