@@ -25,16 +25,6 @@ export function addU32(sum: number, value: number): number {
   return sum + (value >>> 16) + (value & 0xffff);
 }
 
-/** The sum of UDP's pseudo header: addresses, zero, protocol, length. */
-export function pseudoHeaderSum(
-  source: number,
-  destination: number,
-  protocol: number,
-  length: number,
-): number {
-  return addU32(addU32(protocol + length, source), destination);
-}
-
 /** Folds the carries in: 16 bits. 0xffff is what a region with a correct checksum in it sums up to. */
 export function foldSum(sum: number): number {
   const once = (sum & 0xffff) + (sum >>> 16);

@@ -1,89 +1,115 @@
 /**
- * ICMP (RFC 792): echo requests and replies, and "port unreachable". The Ethernet header is the caller's to
- * write.
+ * ICMP (RFC 792) and ICMPv6 (RFC 4443): echo requests and replies, and "port unreachable". What travels in
+ * ICMPv6 besides, neighbour discovery, is in ndp.ts.
  */
 
-import { addBytes, checksumOf, foldSum } from "./checksum.ts";
-import { ETHERNET_FRAME_MAX } from "./ethernet.ts";
-import {
-  IPV4_HEADER,
-  IPV4_PAYLOAD,
-  type Ipv4Packet,
-  PROTOCOL_ICMP,
-  writeIpv4Header,
-} from "./ipv4.ts";
+import { writeAnswerHeaders } from "./answer.ts";
 import { copyBytes, readU16, writeU16, writeU32 } from "./byte_order.ts";
-import type { Verdict } from "./packet.ts";
+import { addBytes, checksumOf, foldSum } from "./checksum.ts";
+import { ETHERNET_FRAME_MAX, ETHERNET_HEADER_SIZE } from "./ethernet.ts";
+import { IPV4, IPV4_PAYLOAD, type Ipv4Packet, PROTOCOL_ICMP, writeIpv4Header } from "./ipv4.ts";
+import { IPV6_HEADER_SIZE } from "./ipv6.ts";
+import type { InternetVersion, Packet, Verdict } from "./packet.ts";
 
 const HEADER_SIZE = 8;
-/** Type and code of an echo request, as one number; the others likewise. */
+/** Type and code of an echo request over IPv4, as one number; the others likewise. */
 export const ECHO_REQUEST = 0x0800;
 const ECHO_REPLY = 0x0000;
 const PORT_UNREACHABLE = 0x0303;
-/** What an error quotes after the offender's IP header: "the first 64 bits of the original data". */
+/** The same over IPv6. */
+export const ECHO6_REQUEST = 0x8000;
+const ECHO6_REPLY = 0x8100;
+const PORT6_UNREACHABLE = 0x0104;
+
+/** What an error quotes after the offender's IPv4 header: "the first 64 bits of the original data". */
 const QUOTED_PAYLOAD_SIZE = 8;
+/** Over IPv6 an error is at most as long as the smallest MTU (RFC 4443 2.4 c), header included. */
+const QUOTED6_SIZE_MAX = 1280 - IPV6_HEADER_SIZE - HEADER_SIZE;
 
 /** Checks length and checksum of a message; "done" means that its type and code are there to be read. */
-export function checkIcmp(frame: Uint8Array, packet: Ipv4Packet): Verdict {
-  if (packet.end - packet.start < HEADER_SIZE) return "malformed";
-  return foldSum(addBytes(0, frame, packet.start, packet.end)) === 0xffff ? "done" : "checksum";
+export function checkIcmp(frame: Uint8Array, packet: Packet): Verdict {
+  const length = packet.end - packet.start;
+  if (length < HEADER_SIZE) return "malformed";
+  let sum = 0;
+  // Over IPv6 there is a pseudo header, whose sum alone may be in the field.
+  if (packet.version !== IPV4) {
+    if (packet.trusted) return "done";
+    sum = packet.addressSum + packet.version.control + length;
+  }
+  return foldSum(addBytes(sum, frame, packet.start, packet.end)) === 0xffff ? "done" : "checksum";
 }
 
 /** Type and code, as one number. */
-export function readIcmpKind(frame: Uint8Array, packet: Ipv4Packet): number {
+export function readIcmpKind(frame: Uint8Array, packet: Packet): number {
   return readU16(frame, packet.start);
 }
 
 /**
- * Writes the packet that answers an echo request: identifier, sequence number and data come back, IP
- * options do not. Returns the frame's length, 0 if that is more than one frame can have: we do not
- * fragment.
+ * Writes the frame that answers an echo request: identifier, sequence number and data come back, IP
+ * options do not. Returns its length, 0 if that is more than one frame can have: we do not fragment.
  */
 export function writeEchoReply(
   reply: Uint8Array,
-  source: number,
+  mac: Uint8Array,
   frame: Uint8Array,
-  packet: Ipv4Packet,
+  packet: Packet,
 ): number {
-  const length = packet.end - packet.start;
-  if (IPV4_PAYLOAD + length > ETHERNET_FRAME_MAX) return 0;
-  copyBytes(reply, IPV4_PAYLOAD + 4, frame, packet.start + 4, length - 4);
-  return writeIcmpHeaders(reply, ECHO_REPLY, length, source, packet.source);
+  const { version, start, end } = packet;
+  const length = end - start;
+  if (version.payload + length > ETHERNET_FRAME_MAX) return 0;
+  copyBytes(reply, version.payload + 4, frame, start + 4, length - 4);
+  writeAnswerHeaders(reply, mac, frame, packet, version.control, length);
+  return finishIcmp(reply, version, version === IPV4 ? ECHO_REPLY : ECHO6_REPLY, length);
+}
+
+/** Writes the frame that tells the sender of a UDP datagram that nobody listens. Returns its length. */
+export function writePortUnreachable(
+  reply: Uint8Array,
+  mac: Uint8Array,
+  frame: Uint8Array,
+  packet: Packet,
+): number {
+  const { version, start, end } = packet;
+  const quoted = version === IPV4
+    ? start - ETHERNET_HEADER_SIZE + QUOTED_PAYLOAD_SIZE
+    : Math.min(end - ETHERNET_HEADER_SIZE, QUOTED6_SIZE_MAX);
+  const length = HEADER_SIZE + quoted;
+  writeU32(reply, version.payload + 4, 0);
+  copyBytes(reply, version.payload + HEADER_SIZE, frame, ETHERNET_HEADER_SIZE, quoted);
+  writeAnswerHeaders(reply, mac, frame, packet, version.control, length);
+  return finishIcmp(
+    reply,
+    version,
+    version === IPV4 ? PORT_UNREACHABLE : PORT6_UNREACHABLE,
+    length,
+  );
 }
 
 /**
- * Writes the packet that tells the sender of a UDP datagram that nobody listens. Returns the frame's
- * length.
+ * Writes type, code and checksum of a message of `length` bytes whose headers and body are in place.
+ * Returns the frame's length.
  */
-export function writePortUnreachable(
-  reply: Uint8Array,
-  source: number,
+export function finishIcmp(
   frame: Uint8Array,
-  packet: Ipv4Packet,
-): number {
-  const quoted = packet.start - IPV4_HEADER + QUOTED_PAYLOAD_SIZE;
-  writeU32(reply, IPV4_PAYLOAD + 4, 0);
-  copyBytes(reply, IPV4_PAYLOAD + HEADER_SIZE, frame, IPV4_HEADER, quoted);
-  return writeIcmpHeaders(reply, PORT_UNREACHABLE, HEADER_SIZE + quoted, source, packet.source);
-}
-
-/** Adds both headers to a message of `length` bytes whose body is written; returns the frame's length. */
-function writeIcmpHeaders(
-  frame: Uint8Array,
+  version: InternetVersion,
   kind: number,
   length: number,
-  source: number,
-  destination: number,
 ): number {
-  const end = IPV4_PAYLOAD + length;
-  writeIpv4Header(frame, length, PROTOCOL_ICMP, source, destination);
-  writeU16(frame, IPV4_PAYLOAD, kind);
-  writeU16(frame, IPV4_PAYLOAD + 2, 0);
-  writeU16(frame, IPV4_PAYLOAD + 2, checksumOf(addBytes(0, frame, IPV4_PAYLOAD, end)));
+  const { payload, addresses, control } = version;
+  const end = payload + length;
+  writeU16(frame, payload, kind);
+  writeU16(frame, payload + 2, 0);
+  // The addresses of IPv6's pseudo header lie right before the message: one sum over both.
+  const sum = version === IPV4
+    ? addBytes(0, frame, payload, end)
+    : addBytes(control + length, frame, addresses, end);
+  writeU16(frame, payload + 2, checksumOf(sum));
   return end;
 }
 
-/** Writes an echo request of `size` data bytes. Returns the frame's length. */
+/**
+ * Writes an IPv4 echo request of `size` data bytes, but for the Ethernet header. Returns the frame's length.
+ */
 export function writeEchoRequest(
   frame: Uint8Array,
   size: number,
@@ -95,17 +121,13 @@ export function writeEchoRequest(
   writeU16(frame, IPV4_PAYLOAD + 4, identifier);
   writeU16(frame, IPV4_PAYLOAD + 6, sequence);
   for (let i = 0; i < size; i++) frame[IPV4_PAYLOAD + HEADER_SIZE + i] = i & 0xff;
-  return writeIcmpHeaders(frame, ECHO_REQUEST, HEADER_SIZE + size, source, destination);
+  writeIpv4Header(frame, HEADER_SIZE + size, PROTOCOL_ICMP, source, destination);
+  return finishIcmp(frame, IPV4, ECHO_REQUEST, HEADER_SIZE + size);
 }
 
-/** The sequence number of an echo reply with our identifier, or -1. */
-export function readEchoReply(
-  frame: Uint8Array,
-  packet: Ipv4Packet,
-  identifier: number,
-): number {
-  if (checkIcmp(frame, packet) !== "done") return -1;
-  if (readIcmpKind(frame, packet) !== ECHO_REPLY) return -1;
-  if (readU16(frame, packet.start + 4) !== identifier) return -1;
-  return readU16(frame, packet.start + 6);
+/** The sequence number of an IPv4 echo reply with our identifier, or -1. */
+export function readEchoReply(frame: Uint8Array, packet: Ipv4Packet, identifier: number): number {
+  const isOurs = checkIcmp(frame, packet) === "done" &&
+    readIcmpKind(frame, packet) === ECHO_REPLY && readU16(frame, packet.start + 4) === identifier;
+  return isOurs ? readU16(frame, packet.start + 6) : -1;
 }

@@ -8,22 +8,28 @@
  */
 
 import { addBytes, addU32, checksumOf, foldSum } from "./checksum.ts";
-import { ETHERNET_HEADER_SIZE } from "./ethernet.ts";
+import { ETHERNET_HEADER_SIZE, ETHERTYPE_IPV4 } from "./ethernet.ts";
 import { readU16, readU32, writeU16, writeU32 } from "./byte_order.ts";
-import type { Packet, Verdict } from "./packet.ts";
+import type { InternetVersion, Packet, Verdict } from "./packet.ts";
 
-/** Offset of the header in a frame. */
-export const IPV4_HEADER: number = ETHERNET_HEADER_SIZE;
+const IPV4_HEADER: number = ETHERNET_HEADER_SIZE;
 /** Offset of the source address in a frame; the destination follows it. */
 export const IPV4_SOURCE: number = IPV4_HEADER + 12;
 /** Bytes of a header without options, the only kind that we write. */
-export const IPV4_HEADER_SIZE = 20;
+const IPV4_HEADER_SIZE = 20;
 /** Where the payload of a frame that we write starts. */
 export const IPV4_PAYLOAD: number = IPV4_HEADER + IPV4_HEADER_SIZE;
 /** Protocol number of ICMP. */
 export const PROTOCOL_ICMP = 1;
 /** Protocol number of UDP. */
 export const PROTOCOL_UDP = 17;
+/** See {@link InternetVersion}. */
+export const IPV4: InternetVersion = {
+  ethertype: ETHERTYPE_IPV4,
+  control: PROTOCOL_ICMP,
+  addresses: IPV4_SOURCE,
+  payload: IPV4_PAYLOAD,
+};
 /** The limited broadcast address, 255.255.255.255. */
 export const IPV4_LIMITED_BROADCAST = 0xffffffff;
 
@@ -42,7 +48,7 @@ const TTL_64 = 64;
 
 /** The fields of a received header. One record serves all frames, one after the other. */
 export class Ipv4Packet implements Packet {
-  readonly version = 4;
+  readonly version: InternetVersion = IPV4;
   /** Source address. */
   source = 0;
   /** Destination address. */

@@ -8,12 +8,11 @@
  */
 
 import { addBytes } from "./checksum.ts";
-import { ETHERNET_HEADER_SIZE } from "./ethernet.ts";
+import { ETHERNET_HEADER_SIZE, ETHERTYPE_IPV6 } from "./ethernet.ts";
 import { copyBytes, readU16, writeU16, writeU32 } from "./byte_order.ts";
-import type { Packet, Verdict } from "./packet.ts";
+import type { InternetVersion, Packet, Verdict } from "./packet.ts";
 
-/** Offset of the header in a frame. */
-export const IPV6_HEADER: number = ETHERNET_HEADER_SIZE;
+const IPV6_HEADER: number = ETHERNET_HEADER_SIZE;
 /** Bytes of a header. */
 export const IPV6_HEADER_SIZE = 40;
 /** Where the payload of a frame that we write starts. */
@@ -26,6 +25,13 @@ export const IPV6_DESTINATION: number = IPV6_HEADER + 24;
 export const IPV6_ADDRESS_SIZE = 16;
 /** Protocol number of ICMPv6. */
 export const PROTOCOL_ICMPV6 = 58;
+/** See {@link InternetVersion}. */
+export const IPV6: InternetVersion = {
+  ethertype: ETHERTYPE_IPV6,
+  control: PROTOCOL_ICMPV6,
+  addresses: IPV6_SOURCE,
+  payload: IPV6_PAYLOAD,
+};
 /** What neighbour discovery is sent with, and must be received with: no router has touched it. */
 export const HOP_LIMIT_MAX = 255;
 /** What everything else is sent with. */
@@ -34,6 +40,9 @@ export const HOP_LIMIT = 64;
 export const ALL_NODES: Uint8Array = parseIpv6Address("ff02::1");
 /** ff02::2. */
 export const ALL_ROUTERS: Uint8Array = parseIpv6Address("ff02::2");
+
+const UNSPECIFIED = parseIpv6Address("::");
+const LOOPBACK = parseIpv6Address("::1");
 
 const PAYLOAD_LENGTH = IPV6_HEADER + 4;
 const NEXT_HEADER = IPV6_HEADER + 6;
@@ -48,7 +57,7 @@ const OPTION_PAD_N = 1;
 
 /** The fields of a received header. One record serves all frames, one after the other. */
 export class Ipv6Packet implements Packet {
-  readonly version = 6;
+  readonly version: InternetVersion = IPV6;
   protocol = 0;
   start = 0;
   end = 0;
@@ -132,8 +141,7 @@ export function isIpv6(bytes: Uint8Array, at: number, address: Uint8Array): bool
 
 /** Whether the 16 bytes at `at` are the unspecified address, ::. */
 export function isUnspecified(bytes: Uint8Array, at: number): boolean {
-  for (let i = 0; i < IPV6_ADDRESS_SIZE; i++) if (bytes[at + i] !== 0) return false;
-  return true;
+  return isIpv6(bytes, at, UNSPECIFIED);
 }
 
 /** Whether the address at `at` names a group of hosts. */
@@ -143,33 +151,23 @@ export function isMulticast6(bytes: Uint8Array, at: number): boolean {
 
 /** Whether the address at `at` is ::1, which no packet on a link may carry (RFC 4291 2.5.3). */
 export function isLoopback6(bytes: Uint8Array, at: number): boolean {
-  for (let i = 0; i < IPV6_ADDRESS_SIZE - 1; i++) if (bytes[at + i] !== 0) return false;
-  return bytes[at + IPV6_ADDRESS_SIZE - 1] === 1;
+  return isIpv6(bytes, at, LOOPBACK);
 }
 
-/** Whether `group` at `at` is the solicited-node address of `address` (RFC 4291 2.7.1). */
-export function isSolicitedNode(group: Uint8Array, at: number, address: Uint8Array): boolean {
-  if (group[at] !== 0xff || group[at + 1] !== 0x02) return false;
-  for (let i = 2; i < 11; i++) if (group[at + i] !== 0) return false;
-  return group[at + 11] === 1 && group[at + 12] === 0xff && group[at + 13] === address[13] &&
-    group[at + 14] === address[14] && group[at + 15] === address[15];
+/** The group that asks for `address` go to (RFC 4291 2.7.1). */
+export function solicitedNodeOf(address: Uint8Array): Uint8Array {
+  const group = parseIpv6Address("ff02::1:ff00:0");
+  group.set(address.subarray(13), 13);
+  return group;
 }
 
 /** The link-local address with the interface identifier of a MAC address (RFC 4291, appendix A). */
 export function linkLocalOf(mac: Uint8Array): Uint8Array {
-  return Uint8Array.of(
-    0xfe,
-    0x80,
-    ...new Uint8Array(6),
-    mac[0] ^ 2,
-    mac[1],
-    mac[2],
-    0xff,
-    0xfe,
-    mac[3],
-    mac[4],
-    mac[5],
-  );
+  const address = parseIpv6Address("fe80::ff:fe00:0");
+  address.set(mac.subarray(0, 3), 8);
+  address.set(mac.subarray(3), 13);
+  address[8] ^= 2;
+  return address;
 }
 
 /** "fd00::2" as 16 bytes (RFC 4291 2.2, no dotted part); throws a TypeError for anything else. */

@@ -5,11 +5,12 @@
  */
 
 import { ETHERNET_SOURCE, ETHERTYPE_IPV6, MAC_SIZE, writeEthernetHeader } from "./ethernet.ts";
-import { finishIcmpv6 } from "./icmpv6.ts";
+import { finishIcmp } from "./icmp.ts";
 import {
   ALL_NODES,
   HOP_LIMIT,
   HOP_LIMIT_MAX,
+  IPV6,
   IPV6_ADDRESS_SIZE,
   IPV6_DESTINATION,
   IPV6_PAYLOAD,
@@ -89,7 +90,7 @@ export function writeNeighbourAdvertisement(
   writeU32(reply, IPV6_PAYLOAD + 4, flags);
   copyBytes(reply, IPV6_PAYLOAD + TARGET, frame, target, IPV6_ADDRESS_SIZE);
   writeLinkAddress(reply, IPV6_PAYLOAD + NEIGHBOUR_SIZE, OPTION_TARGET_LINK_ADDRESS, mac);
-  return finishIcmpv6(reply, NEIGHBOUR_ADVERTISEMENT, length);
+  return finishIcmp(reply, IPV6, NEIGHBOUR_ADVERTISEMENT, length);
 }
 
 /** Checks a router solicitation. */
@@ -133,7 +134,7 @@ export function writeRouterAdvertisement(
   reply.fill(0, at + 16 + PREFIX_LENGTH / 8, at + PREFIX_OPTION_SIZE);
   at += PREFIX_OPTION_SIZE;
   writeLinkAddress(reply, at, OPTION_SOURCE_LINK_ADDRESS, mac);
-  return finishIcmpv6(reply, ROUTER_ADVERTISEMENT, length);
+  return finishIcmp(reply, IPV6, ROUTER_ADVERTISEMENT, length);
 }
 
 /**
@@ -169,18 +170,8 @@ function writeAdvertisementHeaders(
   const toAll = isUnspecified(frame, IPV6_SOURCE);
   const toMac = toAll ? ALL_NODES_MAC : frame;
   writeEthernetHeader(reply, toMac, toAll ? 0 : ETHERNET_SOURCE, mac, ETHERTYPE_IPV6);
-  const to = toAll ? ALL_NODES : frame;
-  const toAt = toAll ? 0 : IPV6_SOURCE;
-  writeIpv6Header(
-    reply,
-    length,
-    PROTOCOL_ICMPV6,
-    HOP_LIMIT_MAX,
-    source,
-    sourceAt,
-    to,
-    toAt,
-  );
+  const [to, toAt] = toAll ? [ALL_NODES, 0] : [frame, IPV6_SOURCE];
+  writeIpv6Header(reply, length, PROTOCOL_ICMPV6, HOP_LIMIT_MAX, source, sourceAt, to, toAt);
 }
 
 function writeLinkAddress(reply: Uint8Array, at: number, option: number, mac: Uint8Array): void {

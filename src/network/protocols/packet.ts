@@ -14,13 +14,23 @@
  */
 export type Verdict = "done" | "ignored" | "dropped" | "malformed" | "checksum";
 
+/** A version of the Internet protocol: where things lie in its frames, if its header has no options. */
+export interface InternetVersion {
+  readonly ethertype: number;
+  /** Protocol number of its control messages, ICMP or ICMPv6. */
+  readonly control: number;
+  /** Offset of the source address; the destination follows it, and the payload follows that. */
+  readonly addresses: number;
+  /** Offset of the payload. */
+  readonly payload: number;
+}
+
 /** A received packet whose header was checked. One record of each version serves all frames. */
 export interface Packet {
-  /** 4 or 6; tells where its addresses are. */
-  readonly version: 4 | 6;
+  readonly version: InternetVersion;
   /** Protocol number of the payload. */
   protocol: number;
-  /** Offset of the payload in the frame. */
+  /** Offset of the payload in the frame, behind all options. */
   start: number;
   /** Offset of the first byte after the payload. */
   end: number;

@@ -6,10 +6,10 @@
  * trusted instead.
  */
 
-import { addBytes, checksumOf, foldSum, pseudoHeaderSum } from "./checksum.ts";
-import { IPV4_PAYLOAD, PROTOCOL_UDP, writeIpv4Header } from "./ipv4.ts";
+import { addBytes, addU32, checksumOf, foldSum } from "./checksum.ts";
+import { IPV4, IPV4_PAYLOAD, PROTOCOL_UDP, writeIpv4Header } from "./ipv4.ts";
 import { readU16, writeU16 } from "./byte_order.ts";
-import type { Packet, Verdict } from "./packet.ts";
+import type { InternetVersion, Packet, Verdict } from "./packet.ts";
 
 /** Bytes of the header. */
 export const UDP_HEADER_SIZE = 8;
@@ -37,7 +37,7 @@ export function parseUdp(datagram: UdpDatagram, frame: Uint8Array, packet: Packe
   const length = readU16(frame, header + 4);
   if (length < UDP_HEADER_SIZE || length > packet.end - header) return "malformed";
   const none = readU16(frame, header + CHECKSUM) === 0;
-  if (!packet.trusted && !(none && packet.version === 4)) {
+  if (!packet.trusted && !(none && packet.version === IPV4)) {
     if (none) return "checksum";
     const sum = packet.addressSum + PROTOCOL_UDP + length;
     if (foldSum(addBytes(sum, frame, header, header + length)) !== 0xffff) return "checksum";
@@ -60,33 +60,31 @@ export function writeUdpHeaders(
 ): void {
   const length = UDP_HEADER_SIZE + payloadLength;
   writeIpv4Header(frame, length, PROTOCOL_UDP, source, destination);
-  const sum = pseudoHeaderSum(source, destination, PROTOCOL_UDP, length);
-  writeUdpHeader(frame, IPV4_PAYLOAD, length, sourcePort, destinationPort, sum);
+  writeUdpHeader(frame, IPV4, length, sourcePort, destinationPort);
 }
 
-/** Writes the header at `at` for a datagram of `length` bytes; `sum` is that of its pseudo header. */
+/** Writes the header of a datagram of `length` bytes, checksum included; all else is in place. */
 export function writeUdpHeader(
   frame: Uint8Array,
-  at: number,
+  { addresses, payload }: InternetVersion,
   length: number,
   sourcePort: number,
   destinationPort: number,
-  sum: number,
 ): void {
-  writeU16(frame, at, sourcePort);
-  writeU16(frame, at + 2, destinationPort);
-  writeU16(frame, at + 4, length);
-  writeU16(frame, at + CHECKSUM, 0);
-  writeUdpChecksum(frame, at, addBytes(sum, frame, at, at + length));
+  writeU16(frame, payload, sourcePort);
+  writeU16(frame, payload + 2, destinationPort);
+  writeU16(frame, payload + 4, length);
+  writeU16(frame, payload + CHECKSUM, 0);
+  // The addresses of the pseudo header lie right before the datagram: one sum over both.
+  const sum = addBytes(PROTOCOL_UDP + length, frame, addresses, payload + length);
+  writeChecksum(frame, payload, sum);
 }
 
-/** Writes the checksum of a sum that includes the pseudo header into the header at `at`. */
-export function writeUdpChecksum(frame: Uint8Array, at: number, sum: number): void {
-  const checksum = checksumOf(sum);
-  writeU16(frame, at + CHECKSUM, checksum === 0 ? 0xffff : checksum);
+/** Mends the checksum of the header at `at` after 32 bits of its payload, which were 0, became `value`. */
+export function addToUdpChecksum(frame: Uint8Array, at: number, value: number): void {
+  writeChecksum(frame, at, addU32(readU16(frame, at + CHECKSUM) ^ 0xffff, value));
 }
 
-/** The checksum in the header at `at`. */
-export function readUdpChecksum(frame: Uint8Array, at: number): number {
-  return readU16(frame, at + CHECKSUM);
+function writeChecksum(frame: Uint8Array, at: number, sum: number): void {
+  writeU16(frame, at + CHECKSUM, checksumOf(sum) || 0xffff);
 }

@@ -11,28 +11,15 @@
  */
 
 import { checkArpRequest, writeArpReply } from "../protocols/arp.ts";
-import {
-  ETHERNET_DESTINATION,
-  ETHERNET_SOURCE,
-  ETHERTYPE_IPV4,
-  ETHERTYPE_IPV6,
-  isGroupMac,
-  writeEthernetHeader,
-} from "../protocols/ethernet.ts";
+import { ETHERNET_DESTINATION, isGroupMac } from "../protocols/ethernet.ts";
 import {
   checkIcmp,
+  ECHO6_REQUEST,
   ECHO_REQUEST,
   readIcmpKind,
   writeEchoReply,
   writePortUnreachable,
 } from "../protocols/icmp.ts";
-import {
-  checkIcmpv6,
-  ECHO6_REQUEST,
-  readIcmpv6Kind,
-  writeEchoReply6,
-  writePort6Unreachable,
-} from "../protocols/icmpv6.ts";
 import type { Ipv4Packet } from "../protocols/ipv4.ts";
 import { IPV6_SOURCE, type Ipv6Packet, isIpv6, isUnspecified } from "../protocols/ipv6.ts";
 import {
@@ -44,54 +31,47 @@ import {
   writeNeighbourAdvertisement,
   writeRouterAdvertisement,
 } from "../protocols/ndp.ts";
-import type { Verdict } from "../protocols/packet.ts";
-import type { Host } from "./host.ts";
+import type { Packet, Verdict } from "../protocols/packet.ts";
+import { type Host, queueAnswer } from "./host.ts";
 import type { TokenBucket } from "./token_bucket.ts";
 
 /** Answers an ARP request for the host's address. */
 export function answerArp(host: Host, frame: Uint8Array, length: number): Verdict {
   const verdict = checkArpRequest(frame, length, host.address);
   if (verdict !== "done") return verdict;
-  const reply = host.ring.reserve();
-  if (reply === undefined) return "dropped";
-  host.ring.commit(writeArpReply(reply, host.mac, host.address, frame));
-  host.counters.arpReplies++;
-  return "done";
+  return queueAnswer(
+    host,
+    writeArpReply(host.ring.slot, host.mac, host.address, frame),
+    "arpReplies",
+  );
 }
 
 /** Answers an echo request. */
 export function answerIcmp(host: Host, frame: Uint8Array, packet: Ipv4Packet): Verdict {
   const verdict = checkIcmp(frame, packet);
   if (verdict !== "done") return verdict;
-  if (readIcmpKind(frame, packet) !== ECHO_REQUEST) return "ignored";
-  const reply = host.ring.reserve();
-  if (reply === undefined) return "dropped";
-  const length = writeEchoReply(reply, host.address, frame, packet);
-  if (length === 0) return "dropped";
-  writeEthernetHeader(reply, frame, ETHERNET_SOURCE, host.mac, ETHERTYPE_IPV4);
-  host.ring.commit(length);
-  host.counters.echoReplies++;
-  return "done";
+  return readIcmpKind(frame, packet) === ECHO_REQUEST ? answerEcho(host, frame, packet) : "ignored";
+}
+
+function answerEcho(host: Host, frame: Uint8Array, packet: Packet): Verdict {
+  const length = writeEchoReply(host.ring.slot, host.mac, frame, packet);
+  return length === 0 ? "dropped" : queueAnswer(host, length, "echoReplies");
 }
 
 /**
- * Tells the sender of a UDP datagram that nobody listens (RFC 1122 4.1.3.1), at most as often as `limit`
- * allows. A datagram in a broadcast frame is never answered with an error (RFC 1122 3.2.2).
+ * Tells the sender of a UDP datagram that nobody listens (RFC 1122 4.1.3.1, RFC 4443 2.4 e), at most as often
+ * as `limit` allows. A datagram in a broadcast frame is never answered with an error (RFC 1122 3.2.2).
  */
 export function answerWithUnreachable(
   host: Host,
   frame: Uint8Array,
-  packet: Ipv4Packet,
+  packet: Packet,
   limit: TokenBucket,
 ): Verdict {
   if (isGroupMac(frame, ETHERNET_DESTINATION)) return "ignored";
   if (!limit.take()) return "dropped";
-  const reply = host.ring.reserve();
-  if (reply === undefined) return "dropped";
-  writeEthernetHeader(reply, frame, ETHERNET_SOURCE, host.mac, ETHERTYPE_IPV4);
-  host.ring.commit(writePortUnreachable(reply, host.address, frame, packet));
-  host.counters.portUnreachables++;
-  return "done";
+  const length = writePortUnreachable(host.ring.slot, host.mac, frame, packet);
+  return queueAnswer(host, length, "portUnreachables");
 }
 
 /** Answers an ICMPv6 message: echo request, neighbour or router solicitation. */
@@ -101,74 +81,35 @@ export function answerIcmpv6(
   packet: Ipv6Packet,
   toGroup: boolean,
 ): Verdict {
-  const verdict = checkIcmpv6(frame, packet);
+  const verdict = checkIcmp(frame, packet);
   if (verdict !== "done") return verdict;
-  switch (readIcmpv6Kind(frame, packet)) {
+  switch (readIcmpKind(frame, packet)) {
     case NEIGHBOUR_SOLICITATION:
       return answerNeighbourSolicitation(host, frame, packet);
     case ROUTER_SOLICITATION:
       return answerRouterSolicitation(host, frame, packet);
     case ECHO6_REQUEST:
       if (toGroup || isUnspecified(frame, IPV6_SOURCE)) return "ignored";
-      return answerEcho6(host, frame, packet);
+      return answerEcho(host, frame, packet);
     default:
       return "ignored";
   }
 }
 
-function answerNeighbourSolicitation(
-  host: Host,
-  frame: Uint8Array,
-  packet: Ipv6Packet,
-): Verdict {
+function answerNeighbourSolicitation(host: Host, frame: Uint8Array, packet: Ipv6Packet): Verdict {
   const verdict = checkNeighbourSolicitation(frame, packet);
   if (verdict !== "done") return verdict;
   const target = neighbourTarget(packet);
-  if (!isIpv6(frame, target, host.linkLocal) && !isIpv6(frame, target, host.address6)) {
-    return "ignored";
-  }
-  const reply = host.ring.reserve();
-  if (reply === undefined) return "dropped";
-  host.ring.commit(writeNeighbourAdvertisement(reply, host.mac, frame, packet));
-  host.counters.neighbourAdvertisements++;
-  return "done";
+  const isOurs = isIpv6(frame, target, host.linkLocal) || isIpv6(frame, target, host.address6);
+  if (!isOurs) return "ignored";
+  const length = writeNeighbourAdvertisement(host.ring.slot, host.mac, frame, packet);
+  return queueAnswer(host, length, "neighbourAdvertisements");
 }
 
 function answerRouterSolicitation(host: Host, frame: Uint8Array, packet: Ipv6Packet): Verdict {
   const verdict = checkRouterSolicitation(frame, packet);
   if (verdict !== "done") return verdict;
-  const reply = host.ring.reserve();
-  if (reply === undefined) return "dropped";
-  const { mac, linkLocal, address6 } = host;
-  host.ring.commit(writeRouterAdvertisement(reply, mac, linkLocal, address6, frame));
-  host.counters.routerAdvertisements++;
-  return "done";
-}
-
-function answerEcho6(host: Host, frame: Uint8Array, packet: Ipv6Packet): Verdict {
-  const reply = host.ring.reserve();
-  if (reply === undefined) return "dropped";
-  const length = writeEchoReply6(reply, frame, packet);
-  if (length === 0) return "dropped";
-  writeEthernetHeader(reply, frame, ETHERNET_SOURCE, host.mac, ETHERTYPE_IPV6);
-  host.ring.commit(length);
-  host.counters.echoReplies++;
-  return "done";
-}
-
-/** The same as {@link answerWithUnreachable} over IPv6 (RFC 4443 2.4 e). */
-export function answerWithUnreachable6(
-  host: Host,
-  frame: Uint8Array,
-  packet: Ipv6Packet,
-  limit: TokenBucket,
-): Verdict {
-  if (isGroupMac(frame, ETHERNET_DESTINATION)) return "ignored";
-  if (!limit.take()) return "dropped";
-  const reply = host.ring.reserve();
-  if (reply === undefined) return "dropped";
-  writeEthernetHeader(reply, frame, ETHERNET_SOURCE, host.mac, ETHERTYPE_IPV6);
-  host.ring.commit(writePort6Unreachable(reply, frame, packet));
-  host.counters.portUnreachables++;
-  return "done";
+  const { ring, mac, linkLocal, address6 } = host;
+  const length = writeRouterAdvertisement(ring.slot, mac, linkLocal, address6, frame);
+  return queueAnswer(host, length, "routerAdvertisements");
 }

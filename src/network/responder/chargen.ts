@@ -9,6 +9,7 @@
  * for ever (CERT CA-1996-01).
  */
 
+import { writeUdpAnswer } from "../protocols/answer.ts";
 import { ETHERNET_FRAME_MAX } from "../protocols/ethernet.ts";
 import type { Packet, Verdict } from "../protocols/packet.ts";
 import {
@@ -20,12 +21,11 @@ import {
   writePattern,
 } from "../protocols/traffic.ts";
 import { UDP_HEADER_SIZE, type UdpDatagram } from "../protocols/udp.ts";
-import type { Host } from "./host.ts";
+import { type Host, queueAnswer } from "./host.ts";
 import { NumberedDatagram } from "./numbered_datagram.ts";
-import { Peer } from "./peer.ts";
 
 /** Senders with a pending request at most. */
-export const CHARGEN_SENDERS = 4;
+const SENDERS = 4;
 
 const ECHO_PORT = 7;
 const LINE_SIZE = 74;
@@ -33,7 +33,6 @@ const LINE_SIZE = 74;
 /** One sender's pending request; free if nothing remains. */
 class Sender {
   readonly datagram = new NumberedDatagram();
-  readonly peer = new Peer();
   port = 0;
   remaining = 0;
   sequence = 0;
@@ -42,10 +41,8 @@ class Sender {
 /** The generator and its pending requests. */
 export class Chargen {
   readonly #host: Host;
-  readonly #senders: Sender[] = Array.from({ length: CHARGEN_SENDERS }, () => new Sender());
+  readonly #senders: Sender[] = Array.from({ length: SENDERS }, () => new Sender());
   readonly #request = new ChargenRequest();
-  /** Whom a line goes to; valid for one answer. */
-  readonly #answered = new Peer();
   /** Whose datagram is next; its `remaining` is 0 only if everyone's is. */
   #turn = 0;
 
@@ -71,19 +68,17 @@ export class Chargen {
     const verdict = parseChargenRequest(this.#request, frame, datagram);
     if (verdict !== "done") return verdict;
     const { count, size } = this.#request;
-    this.#answered.set(frame, packet);
-    const room = ETHERNET_FRAME_MAX - this.#answered.payload - UDP_HEADER_SIZE;
+    const udp = packet.version.payload;
+    const room = ETHERNET_FRAME_MAX - udp - UDP_HEADER_SIZE;
     if (size < NUMBERED_SIZE_MIN || size > room) return "malformed";
 
     const sender = this.#senderFor(frame, packet, port);
     if (sender === undefined) return "dropped";
-    sender.peer.set(frame, packet);
     sender.port = port;
     sender.remaining = count;
     sender.sequence = 0;
-    if (count > 0) {
-      sender.datagram.prepare(this.#host, sender.peer, CHARGEN_PORT, port, size);
-    }
+    const made = sender.datagram.prepare(udp, size);
+    writeUdpAnswer(made, this.#host.mac, frame, packet, size, CHARGEN_PORT, port);
     this.#settleTurn();
     return "done";
   }
@@ -111,7 +106,7 @@ export class Chargen {
     }
     sender.sequence++;
     sender.remaining--;
-    this.#turn = (this.#turn + 1) % CHARGEN_SENDERS;
+    this.#turn = (this.#turn + 1) % SENDERS;
     this.#settleTurn();
     return fits ? length : 0;
   }
@@ -123,8 +118,8 @@ export class Chargen {
 
   /** Moves the turn to the nearest sender with something left, or leaves it. */
   #settleTurn(): void {
-    for (let i = 0; i < CHARGEN_SENDERS; i++) {
-      const turn = (this.#turn + i) % CHARGEN_SENDERS;
+    for (let i = 0; i < SENDERS; i++) {
+      const turn = (this.#turn + i) % SENDERS;
       if (this.#senders[turn].remaining > 0) {
         this.#turn = turn;
         return;
@@ -135,24 +130,19 @@ export class Chargen {
   /** The sender's own place, or a free one. */
   #senderFor(frame: Uint8Array, packet: Packet, port: number): Sender | undefined {
     let free: Sender | undefined;
-    for (let i = 0; i < CHARGEN_SENDERS; i++) {
+    for (let i = 0; i < SENDERS; i++) {
       const sender = this.#senders[i];
       if (sender.remaining === 0) free ??= sender;
-      else if (sender.port === port && sender.peer.sent(frame, packet)) return sender;
+      else if (sender.port === port && sender.datagram.answers(frame, packet)) return sender;
     }
     return free;
   }
 
   #sendLine(frame: Uint8Array, packet: Packet, port: number): Verdict {
-    const host = this.#host;
-    const reply = host.ring.reserve();
-    if (reply === undefined) return "dropped";
-    const peer = this.#answered;
-    peer.set(frame, packet);
-    const start = peer.payload + UDP_HEADER_SIZE;
-    writePattern(reply, start, start + LINE_SIZE);
-    host.ring.commit(peer.writeUdpHeaders(reply, host.mac, LINE_SIZE, CHARGEN_PORT, port));
-    host.counters.chargenFrames++;
-    return "done";
+    const { ring, mac } = this.#host;
+    const start = packet.version.payload + UDP_HEADER_SIZE;
+    writePattern(ring.slot, start, start + LINE_SIZE);
+    const length = writeUdpAnswer(ring.slot, mac, frame, packet, LINE_SIZE, CHARGEN_PORT, port);
+    return queueAnswer(this.#host, length, "chargenFrames");
   }
 }

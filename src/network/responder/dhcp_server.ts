@@ -28,12 +28,12 @@ import { formatMac, MAC_SIZE } from "../protocols/ethernet.ts";
 import { formatIpv4Address } from "../protocols/ipv4.ts";
 import type { Verdict } from "../protocols/packet.ts";
 import type { UdpDatagram } from "../protocols/udp.ts";
-import { DHCP_POOL_OFFSET, type Host } from "./host.ts";
+import { DHCP_POOL_OFFSET, type Host, queueAnswer } from "./host.ts";
 
 /** Clients at most. */
-export const DHCP_POOL_SIZE = 64;
+const POOL_SIZE = 64;
 /** What a client is told. */
-export const DHCP_LEASE_SECONDS = 86400;
+const LEASE_SECONDS = 86400;
 
 /** State of an address of the pool. */
 const FREE = 0;
@@ -56,8 +56,8 @@ export interface DhcpLease {
 export class DhcpServer {
   readonly #host: Host;
   readonly #first: number;
-  readonly #states = new Uint8Array(DHCP_POOL_SIZE);
-  readonly #macs = new Uint8Array(DHCP_POOL_SIZE * MAC_SIZE);
+  readonly #states = new Uint8Array(POOL_SIZE);
+  readonly #macs = new Uint8Array(POOL_SIZE * MAC_SIZE);
   readonly #message = new DhcpMessage();
   readonly #answer: { -readonly [Field in keyof DhcpAnswer]: DhcpAnswer[Field] };
 
@@ -71,9 +71,9 @@ export class DhcpServer {
     this.#host = host;
     const { address, mac, mask } = host;
     const own = { server: address, serverMac: mac, mask, dns };
-    this.#answer = { type: DHCP_NAK, address: 0, leaseSeconds: DHCP_LEASE_SECONDS, ...own };
+    this.#answer = { type: DHCP_NAK, address: 0, leaseSeconds: LEASE_SECONDS, ...own };
     this.#first = ((host.broadcast & host.mask) >>> 0) + DHCP_POOL_OFFSET;
-    for (let i = 0; i < DHCP_POOL_SIZE; i++) {
+    for (let i = 0; i < POOL_SIZE; i++) {
       const address = this.#first + i;
       if (address >= host.broadcast || address === host.address) this.#states[i] = UNUSABLE;
     }
@@ -137,7 +137,7 @@ export class DhcpServer {
 
   /** The client's place in the pool, -1 if it has none. */
   #placeOf(frame: Uint8Array, macAt: number): number {
-    for (let place = 0; place < DHCP_POOL_SIZE; place++) {
+    for (let place = 0; place < POOL_SIZE; place++) {
       const state = this.#states[place];
       if (state !== OFFERED && state !== LEASED) continue;
       let i = 0;
@@ -150,7 +150,7 @@ export class DhcpServer {
   /** The place of the wanted address if that is free, else the first free one, -1 if there is none. */
   #freePlace(wanted: number): number {
     const place = wanted - this.#first;
-    if (place >= 0 && place < DHCP_POOL_SIZE && this.#states[place] === FREE) return place;
+    if (place >= 0 && place < POOL_SIZE && this.#states[place] === FREE) return place;
     return this.#states.indexOf(FREE);
   }
 
@@ -161,13 +161,9 @@ export class DhcpServer {
 
   /** Queues an answer to the message at hand; false if the ring is full. */
   #reply(frame: Uint8Array, type: DhcpAnswer["type"], place: number): boolean {
-    const host = this.#host;
-    const reply = host.ring.reserve();
-    if (reply === undefined) return false;
     this.#answer.type = type;
     this.#answer.address = this.#first + place;
-    host.ring.commit(writeDhcpReply(reply, this.#answer, frame, this.#message));
-    host.counters.dhcpReplies++;
-    return true;
+    const length = writeDhcpReply(this.#host.ring.slot, this.#answer, frame, this.#message);
+    return queueAnswer(this.#host, length, "dhcpReplies") === "done";
   }
 }

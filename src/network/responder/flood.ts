@@ -2,22 +2,23 @@
  * A flood: numbered UDP broadcasts to the discard port (RFC 863) at a set rate, so that a guest receives
  * traffic before it has an address.
  *
- * The rate is a token bucket that starts empty and keeps at most {@link FLOOD_BURST} frames: a driver side
+ * The rate is a token bucket that starts empty and keeps at most 64 frames: a driver side
  * that stops taking frames finds no backlog later. A host answers a broadcast with no error (RFC 1122
  * 3.2.2), so a guest without a listener stays quiet.
  */
 
-import { MAC_BROADCAST } from "../protocols/ethernet.ts";
+import { ETHERTYPE_IPV4, MAC_BROADCAST, writeEthernetHeader } from "../protocols/ethernet.ts";
+import { IPV4_PAYLOAD } from "../protocols/ipv4.ts";
 import { DISCARD_PORT } from "../protocols/traffic.ts";
+import { writeUdpHeaders } from "../protocols/udp.ts";
 import type { Host } from "./host.ts";
 import { NumberedDatagram } from "./numbered_datagram.ts";
-import { Peer } from "./peer.ts";
 import { TokenBucket } from "./token_bucket.ts";
 
 /** UDP payload bytes of a flood frame; the frame is 42 bytes longer. */
-export const FLOOD_PAYLOAD_SIZE = 1400;
+const PAYLOAD_SIZE = 1400;
 /** Frames that may be due at once. */
-export const FLOOD_BURST = 64;
+const BURST = 64;
 
 /** The flood's pace and its frame. */
 export class Flood {
@@ -35,10 +36,11 @@ export class Flood {
    */
   constructor(host: Host, framesPerSecond: number, now: () => number) {
     this.#host = host;
-    this.#bucket = new TokenBucket(framesPerSecond, FLOOD_BURST, 0, now);
-    const everyone = new Peer();
-    everyone.set4(MAC_BROADCAST, 0, host.address, host.broadcast);
-    this.#datagram.prepare(host, everyone, DISCARD_PORT, DISCARD_PORT, FLOOD_PAYLOAD_SIZE);
+    this.#bucket = new TokenBucket(framesPerSecond, BURST, 0, now);
+    const { mac, address, broadcast } = host;
+    const frame = this.#datagram.prepare(IPV4_PAYLOAD, PAYLOAD_SIZE);
+    writeEthernetHeader(frame, MAC_BROADCAST, 0, mac, ETHERTYPE_IPV4);
+    writeUdpHeaders(frame, PAYLOAD_SIZE, address, DISCARD_PORT, broadcast, DISCARD_PORT);
   }
 
   /** Milliseconds until a frame is due, 0 if one is. */

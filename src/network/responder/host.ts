@@ -8,7 +8,15 @@
 import { counterShape } from "../../observe/counters.ts";
 import { parseMac } from "../protocols/ethernet.ts";
 import { isMartian, parseIpv4Address } from "../protocols/ipv4.ts";
-import { isMulticast6, linkLocalOf, parseIpv6Address } from "../protocols/ipv6.ts";
+import {
+  ALL_NODES,
+  ALL_ROUTERS,
+  isMulticast6,
+  linkLocalOf,
+  parseIpv6Address,
+  solicitedNodeOf,
+} from "../protocols/ipv6.ts";
+import type { Verdict } from "../protocols/packet.ts";
 import { FrameRing } from "./frame_ring.ts";
 
 /** The first DHCP client's place in the subnet, as QEMU's user network has it. */
@@ -30,69 +38,40 @@ export interface ResponderOptions {
   floodFramesPerSecond?: number;
 }
 
-/** Counts since the responder was made. */
-export interface ResponderCounters {
-  /** Frames from the guest, whatever became of them. */
-  framesIn: number;
-  /** Their bytes, Ethernet header included. */
-  bytesIn: number;
-  /** Frames handed to the guest. */
-  framesOut: number;
-  /** Their bytes, Ethernet header included. */
-  bytesOut: number;
-  /** Frames in either direction that a limit, a full ring, or a wrong checksum took. */
-  dropped: number;
-  /** Frames from the guest whose bytes contradict their protocol. */
-  malformed: number;
-  /** Well-formed frames that were not for us, or in a protocol that we do not speak. */
-  ignored: number;
-  /** Of the dropped ones, those with a wrong IPv4, ICMP, ICMPv6 or UDP checksum. */
-  checksumErrors: number;
-  /** Datagrams to the discard port. */
-  discardedFrames: number;
-  /** Their UDP payload bytes. */
-  discardedBytes: number;
-  /** Echo replies. */
-  echoReplies: number;
-  /** ARP replies. */
-  arpReplies: number;
-  /** IPv6 neighbour advertisements. */
-  neighbourAdvertisements: number;
-  /** IPv6 router advertisements. */
-  routerAdvertisements: number;
-  /** OFFER, ACK and NAK messages. */
-  dhcpReplies: number;
-  /** Clients that hold a lease. */
-  dhcpLeases: number;
-  /** ICMP "port unreachable" messages. */
-  portUnreachables: number;
-  /** Datagrams of the character generator. */
-  chargenFrames: number;
-  /** Frames of the flood. */
-  floodFrames: number;
-}
-
-const Counts = counterShape<keyof ResponderCounters>(
+/** Counts since the responder was made. Bytes of frames include the Ethernet header. */
+const Counts = counterShape(
+  // Frames from the guest, whatever became of them.
   "framesIn",
   "bytesIn",
+  // Frames handed to the guest.
   "framesOut",
   "bytesOut",
+  // Frames in either direction that a limit, a full ring, or a wrong checksum took.
   "dropped",
+  // Frames from the guest whose bytes contradict their protocol.
   "malformed",
+  // Well-formed frames that were not for us, or in a protocol that we do not speak.
   "ignored",
+  // Of the dropped ones, those with a wrong IPv4, ICMP, ICMPv6 or UDP checksum.
   "checksumErrors",
+  // Datagrams to the discard port, and their UDP payload.
   "discardedFrames",
   "discardedBytes",
   "echoReplies",
   "arpReplies",
   "neighbourAdvertisements",
   "routerAdvertisements",
+  // OFFER, ACK and NAK messages.
   "dhcpReplies",
+  // Clients that hold a lease.
   "dhcpLeases",
   "portUnreachables",
   "chargenFrames",
   "floodFrames",
 );
+
+/** See {@link Counts}. */
+export type ResponderCounters = InstanceType<typeof Counts>;
 
 /** The responder's identity, its outgoing ring and its counters. */
 export interface Host {
@@ -102,6 +81,8 @@ export interface Host {
   readonly address6: Uint8Array;
   /** Its link-local IPv6 address. */
   readonly linkLocal: Uint8Array;
+  /** The IPv6 groups that it is in. */
+  readonly groups6: readonly Uint8Array[];
   /** IPv4 address; this and the next two are numbers, most significant byte first. */
   readonly address: number;
   /** Subnet mask. */
@@ -142,12 +123,20 @@ export function createHost(options: ResponderOptions): Host {
     mac,
     address6,
     linkLocal,
+    groups6: [ALL_NODES, ALL_ROUTERS, solicitedNodeOf(address6), solicitedNodeOf(linkLocal)],
     address,
     mask,
     broadcast,
     ring: new FrameRing(),
     counters: new Counts("port", `responder ${options.address}`),
   };
+}
+
+/** Queues the frame of `length` bytes that was written into the ring's slot, and counts it. */
+export function queueAnswer(host: Host, length: number, name: keyof ResponderCounters): Verdict {
+  if (!host.ring.commit(length)) return "dropped";
+  host.counters[name]++;
+  return "done";
 }
 
 function isZero(byte: number): boolean {

@@ -7,12 +7,10 @@
  */
 
 import { writeU32 } from "../protocols/byte_order.ts";
-import { addU32 } from "../protocols/checksum.ts";
 import { ETHERNET_FRAME_MAX } from "../protocols/ethernet.ts";
+import type { Packet } from "../protocols/packet.ts";
 import { writePattern } from "../protocols/traffic.ts";
-import { readUdpChecksum, UDP_HEADER_SIZE, writeUdpChecksum } from "../protocols/udp.ts";
-import type { Host } from "./host.ts";
-import type { Peer } from "./peer.ts";
+import { addToUdpChecksum, UDP_HEADER_SIZE } from "../protocols/udp.ts";
 
 /** A frame made once and sent with rising sequence numbers. */
 export class NumberedDatagram {
@@ -21,37 +19,41 @@ export class NumberedDatagram {
   #frame: Uint8Array = this.#memory;
   /** Where the UDP header is. */
   #udp = 0;
-  /** The one's complement sum with sequence number 0. */
-  #sum = 0;
 
   /** Bytes of the frame. */
   get length(): number {
     return this.#frame.length;
   }
 
-  /** Makes the frame. `size`, the UDP payload, is within the limits for the peer's protocol. */
-  prepare(
-    host: Host,
-    peer: Peer,
-    sourcePort: number,
-    destinationPort: number,
-    size: number,
-  ): void {
-    const start = peer.payload + UDP_HEADER_SIZE;
+  /**
+   * Makes the payload, `size` bytes behind the UDP header at `udp`, which is within the limits for the
+   * protocol. Returns the frame, for the caller to write the headers.
+   */
+  prepare(udp: number, size: number): Uint8Array {
+    const start = udp + UDP_HEADER_SIZE;
     const length = start + size;
     if (length !== this.#frame.length) this.#frame = this.#memory.subarray(0, length);
-    this.#udp = peer.payload;
-    const frame = this.#frame;
-    writePattern(frame, start, length);
-    writeU32(frame, start, 0);
-    peer.writeUdpHeaders(frame, host.mac, size, sourcePort, destinationPort);
-    this.#sum = readUdpChecksum(frame, peer.payload) ^ 0xffff;
+    this.#udp = udp;
+    writePattern(this.#frame, start, length);
+    writeU32(this.#frame, start, 0);
+    return this.#frame;
+  }
+
+  /** Whether it answers whoever sent a packet, which may have another MAC address by now. */
+  answers(frame: Uint8Array, { version }: Packet): boolean {
+    if (this.#udp !== version.payload) return false;
+    const { addresses, payload } = version;
+    const size = (payload - addresses) / 2;
+    for (let from = addresses, to = addresses + size; to < payload; from++, to++) {
+      if (frame[from] !== this.#frame[to] || frame[to] !== this.#frame[from]) return false;
+    }
+    return true;
   }
 
   /** Copies the frame with this number into `target`, which is large enough. */
   write(target: Uint8Array, sequence: number): void {
     target.set(this.#frame);
     writeU32(target, this.#udp + UDP_HEADER_SIZE, sequence);
-    writeUdpChecksum(target, this.#udp, addU32(this.#sum, sequence));
+    addToUdpChecksum(target, this.#udp, sequence);
   }
 }

@@ -33,6 +33,7 @@ import {
   readEthertype,
 } from "../protocols/ethernet.ts";
 import {
+  IPV4,
   IPV4_LIMITED_BROADCAST,
   Ipv4Packet,
   isMartian,
@@ -42,29 +43,20 @@ import {
   PROTOCOL_UDP,
 } from "../protocols/ipv4.ts";
 import {
-  ALL_NODES,
-  ALL_ROUTERS,
   IPV6_DESTINATION,
   IPV6_SOURCE,
   Ipv6Packet,
   isIpv6,
   isLoopback6,
   isMulticast6,
-  isSolicitedNode,
   isUnspecified,
   parseIpv6,
   PROTOCOL_ICMPV6,
 } from "../protocols/ipv6.ts";
-import type { Verdict } from "../protocols/packet.ts";
+import type { Packet, Verdict } from "../protocols/packet.ts";
 import { CHARGEN_PORT, DISCARD_PORT } from "../protocols/traffic.ts";
 import { parseUdp, UdpDatagram } from "../protocols/udp.ts";
-import {
-  answerArp,
-  answerIcmp,
-  answerIcmpv6,
-  answerWithUnreachable,
-  answerWithUnreachable6,
-} from "./answers.ts";
+import { answerArp, answerIcmp, answerIcmpv6, answerWithUnreachable } from "./answers.ts";
 import { Chargen } from "./chargen.ts";
 import { type DhcpLease, DhcpServer } from "./dhcp_server.ts";
 import { Flood } from "./flood.ts";
@@ -272,31 +264,11 @@ export class Responder {
     const destination = packet.destination;
     const toAll = destination === IPV4_LIMITED_BROADCAST || destination === host.broadcast;
     if (!toAll && destination !== host.address) return "ignored";
-    switch (packet.protocol) {
-      case PROTOCOL_ICMP:
-        // A broadcast ping may be ignored (RFC 1122 3.2.2.6), and a sender without an address not answered.
-        return toAll || source === 0 ? "ignored" : answerIcmp(host, frame, packet);
-      case PROTOCOL_UDP:
-        return this.#receiveUdp(frame, toAll);
-      default:
-        return "ignored";
-    }
-  }
-
-  #receiveUdp(frame: Uint8Array, toAll: boolean): Verdict {
-    const datagram = this.#datagram;
-    const verdict = parseUdp(datagram, frame, this.#packet);
-    if (verdict !== "done") return verdict;
-    if (datagram.destinationPort === DHCP_SERVER_PORT) return this.#dhcp.receive(frame, datagram);
-    if (toAll || this.#packet.source === 0) return "ignored";
-    switch (datagram.destinationPort) {
-      case DISCARD_PORT:
-        return this.#discard(datagram);
-      case CHARGEN_PORT:
-        return this.#chargen.receive(frame, this.#packet, datagram);
-      default:
-        return answerWithUnreachable(this.#host, frame, this.#packet, this.#unreachableLimit);
-    }
+    // A broadcast ping may be ignored (RFC 1122 3.2.2.6), and a sender without an address not answered.
+    const silent = toAll || source === 0;
+    if (packet.protocol === PROTOCOL_UDP) return this.#receiveUdp(frame, packet, silent);
+    if (silent || packet.protocol !== PROTOCOL_ICMP) return "ignored";
+    return answerIcmp(host, frame, packet);
   }
 
   #receiveIpv6(frame: Uint8Array, length: number): Verdict {
@@ -313,28 +285,26 @@ export class Responder {
     if (packet.protocol === PROTOCOL_ICMPV6) return answerIcmpv6(host, frame, packet, toGroup);
     // Nobody else has a reason to speak to a group, or without an address.
     if (toGroup || isUnspecified(frame, IPV6_SOURCE)) return "ignored";
-    return packet.protocol === PROTOCOL_UDP ? this.#receiveUdp6(frame) : "ignored";
+    return packet.protocol === PROTOCOL_UDP ? this.#receiveUdp(frame, packet, false) : "ignored";
   }
 
-  #receiveUdp6(frame: Uint8Array): Verdict {
-    const packet = this.#packet6;
+  /** Takes a datagram; a `silent` one was sent to all or by nobody, and only DHCP answers such. */
+  #receiveUdp(frame: Uint8Array, packet: Packet, silent: boolean): Verdict {
     const datagram = this.#datagram;
     const verdict = parseUdp(datagram, frame, packet);
     if (verdict !== "done") return verdict;
-    switch (datagram.destinationPort) {
-      case DISCARD_PORT:
-        return this.#discard(datagram);
-      case CHARGEN_PORT:
-        return this.#chargen.receive(frame, packet, datagram);
-      default:
-        return answerWithUnreachable6(this.#host, frame, packet, this.#unreachableLimit);
+    const port = datagram.destinationPort;
+    if (port === DHCP_SERVER_PORT && packet.version === IPV4) {
+      return this.#dhcp.receive(frame, datagram);
     }
-  }
-
-  #discard(datagram: UdpDatagram): Verdict {
-    this.#host.counters.discardedFrames++;
-    this.#host.counters.discardedBytes += datagram.end - datagram.start;
-    return "done";
+    if (silent) return "ignored";
+    if (port === DISCARD_PORT) {
+      this.#host.counters.discardedFrames++;
+      this.#host.counters.discardedBytes += datagram.end - datagram.start;
+      return "done";
+    }
+    if (port === CHARGEN_PORT) return this.#chargen.receive(frame, packet, datagram);
+    return answerWithUnreachable(this.#host, frame, packet, this.#unreachableLimit);
   }
 }
 
@@ -344,10 +314,8 @@ function isOurs(host: Host, frame: Uint8Array): boolean {
     isIpv6(frame, IPV6_DESTINATION, host.linkLocal);
 }
 
-/** Whether a frame's destination is a group that we are in: all nodes, all routers, solicited nodes. */
+/** Whether a frame's destination is a group that we are in. */
 function isOurGroup(host: Host, frame: Uint8Array): boolean {
-  return isIpv6(frame, IPV6_DESTINATION, ALL_NODES) ||
-    isIpv6(frame, IPV6_DESTINATION, ALL_ROUTERS) ||
-    isSolicitedNode(frame, IPV6_DESTINATION, host.address6) ||
-    isSolicitedNode(frame, IPV6_DESTINATION, host.linkLocal);
+  for (const group of host.groups6) if (isIpv6(frame, IPV6_DESTINATION, group)) return true;
+  return false;
 }
