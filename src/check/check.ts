@@ -1,62 +1,54 @@
 /** Asks a peer for one rule: all that tests and commands call. */
 
-import type { Conversation } from "./conversation.ts";
+import { type Asker, type Bodies, COMMON_BODIES, lookOn } from "./common_rules.ts";
 import { DeviceRole } from "./device_role.ts";
 import { DEVICE_BODIES, type DeviceBody } from "./device_rules.ts";
+import type { Dialogue } from "./dialogue.ts";
 import { DriverRole } from "./driver_role.ts";
 import { DRIVER_BODIES, type DriverBody } from "./driver_rules.ts";
-import { expect, type Outcome, outcomeOf, require } from "./outcome.ts";
-import type { Rule, RuleSide } from "./rules.ts";
+import { type Outcome, outcomeOf, require } from "./outcome.ts";
+import { isAbout, type Rule, type RuleSide } from "./rules.ts";
+
+const BODIES = {
+  device: { ...COMMON_BODIES, ...DEVICE_BODIES } as Bodies<DriverRole>,
+  driver: { ...COMMON_BODIES, ...DRIVER_BODIES } as Bodies<DeviceRole>,
+};
 
 /** Does any body ask that side for the rule? */
 export function isAsked(rule: Rule, side: RuleSide): boolean {
-  return (side === "device" ? DEVICE_BODIES : DRIVER_BODIES)[rule.number] !== undefined;
+  return isAbout(rule, side) && BODIES[side][rule.number] !== undefined;
 }
 
-/** What must be so before a body is run. */
-function requireApplicable(rule: Rule, side: RuleSide, { codec, busKind }: Conversation): void {
-  const { number, about, dialects, buses } = rule;
-  require(about === side || about === "both", `rule ${number} is not about a ${side} side`);
-  require(dialects.includes(codec.dialect), `dialect ${codec.dialect} has no rule ${number}`);
-  const isHere = busKind === undefined || buses === undefined || buses.includes(busKind);
-  require(isHere, `rule ${number} is about other buses`);
-}
-
-/** Whatever a rule is about, nobody sends what means nothing. */
-function expectSense({ heard }: Conversation): void {
-  for (const { malformed, bytes } of heard) {
-    expect(malformed === undefined, `a message that is none, ${malformed}: ${bytes.toHex()}`);
-  }
+/** Runs a body, if the rule can be asked of such a side, and looks at all that was heard. */
+function ask<Role extends Asker>(
+  rule: Rule,
+  side: RuleSide,
+  role: Role,
+  body: ((role: Role) => Promise<void>) | undefined,
+): Promise<Outcome> {
+  const { number, dialects, buses, unasked } = rule;
+  const { talk, talk: { codec, busKind } } = role;
+  return outcomeOf(async () => {
+    require(isAbout(rule, side), `rule ${number} is not about a ${side} side`);
+    require(dialects.includes(codec.dialect), `dialect ${codec.dialect} has no rule ${number}`);
+    const isHere = busKind === undefined || buses === undefined || buses.includes(busKind);
+    require(isHere, `rule ${number} is about other buses`);
+    require(body !== undefined, unasked[side] ?? "nobody has written down how to ask");
+    talk.startOver();
+    await role.begin();
+    await body(role);
+    lookOn(talk, number);
+  });
 }
 
 /** Asks a device side, which must be a peer that knows us or has just attached; by a body of one's own. */
-export function askDevice(
-  rule: Rule,
-  talk: Conversation,
-  body: DeviceBody | undefined = DEVICE_BODIES[rule.number],
-): Promise<Outcome> {
-  return outcomeOf(async () => {
-    requireApplicable(rule, "device", talk);
-    require(body !== undefined, rule.unasked.device ?? "nobody has written down how to ask");
-    talk.startOver();
-    const role = new DriverRole(rule.number, talk);
-    await role.begin();
-    await body(role);
-    expectSense(talk);
-  });
+export function askDevice(rule: Rule, talk: Dialogue, body?: DeviceBody): Promise<Outcome> {
+  const role = new DriverRole(rule.number, talk);
+  return ask(rule, "device", role, body ?? BODIES.device[rule.number]);
 }
 
 /** Asks a driver side, which must be about to begin with our device; by a body of one's own. */
-export function askDriver(
-  rule: Rule,
-  talk: Conversation,
-  body: DriverBody | undefined = DRIVER_BODIES[rule.number],
-): Promise<Outcome> {
-  return outcomeOf(async () => {
-    requireApplicable(rule, "driver", talk);
-    require(body !== undefined, rule.unasked.driver ?? "nobody has written down how to ask");
-    talk.startOver();
-    await body(new DeviceRole(rule.number, talk));
-    expectSense(talk);
-  });
+export function askDriver(rule: Rule, talk: Dialogue, body?: DriverBody): Promise<Outcome> {
+  const role = new DeviceRole(rule.number, talk);
+  return ask(rule, "driver", role, body ?? BODIES.driver[rule.number]);
 }

@@ -6,8 +6,9 @@
 
 import { Kind, type Message, QUEUE_ENABLED } from "../message/message.ts";
 import { DEVICE_NET, Status } from "../virtio/features.ts";
-import type { Conversation, Fields, Heard } from "./conversation.ts";
-import { Asker, expect } from "./outcome.ts";
+import { Asker, type Messages } from "./common_rules.ts";
+import type { Dialogue, Fields, Heard } from "./dialogue.ts";
+import { expect, expectSame } from "./outcome.ts";
 
 /** VERSION_1, ACCESS_PLATFORM, RING_RESET; of a network card MAC, STATUS, MRG_RXBUF; EVENT_IDX. */
 const FEATURES = [0x2001_8020, 0x0000_0103];
@@ -18,6 +19,8 @@ const PATIENCE_MS = 10_000;
 const CALM_MS = 100;
 /** How often a condition is looked at while nothing comes. */
 const STEP_MS = 10;
+/** A MAC address, link up, one queue pair, an MTU of 1500. */
+const CONFIG = [0x52, 0x54, 0, 0x12, 0x34, 0x56, 1, 0, 1, 0, 0xdc, 5];
 
 /** See the head of this file. */
 export class DeviceRole extends Asker {
@@ -33,10 +36,11 @@ export class DeviceRole extends Asker {
   override: ((message: Message, heard: Heard) => boolean) | undefined;
   /** SET_VQUEUE of queues that are set up. */
   readonly queues = new Map<number, Message>();
+
   /** @param talk with the driver's side */
-  constructor(rule: string, readonly talk: Conversation) {
-    super(rule);
-    this.config.set([0x52, 0x54, 0, 0x12, 0x34, 0x56, 1, 0, 1, 0, 0xdc, 5]);
+  constructor(rule: string, talk: Dialogue) {
+    super(rule, talk);
+    this.config.set(CONFIG);
   }
 
   /** What was said of these kinds, from some message on. */
@@ -52,9 +56,10 @@ export class DeviceRole extends Asker {
 
   /** Answers until something is so, or the time is over; whether it is so. */
   async serve(until: () => boolean, withinMs: number): Promise<boolean> {
-    const endMs = this.talk.now() + withinMs;
+    const { reactor } = this.talk;
+    const endMs = reactor.now() + withinMs;
     while (!until()) {
-      const leftMs = endMs - this.talk.now();
+      const leftMs = endMs - reactor.now();
       if (leftMs <= 0) return false;
       const heard = await this.talk.next(Math.min(leftMs, STEP_MS));
       if (heard === undefined || heard.malformed !== undefined || heard.message.response) continue;
@@ -74,17 +79,49 @@ export class DeviceRole extends Asker {
     await this.serve(() => false, forMs);
   }
 
+  /** Was DRIVER_OK written, and nothing behind it that takes it back? */
+  get isUp(): boolean {
+    return (this.status & Status.DRIVER_OK) !== 0;
+  }
+
   /** Answers until the driver has brought the device up and begun to use it. */
   async bringUp(): Promise<void> {
-    const isUp = () => (this.status & Status.DRIVER_OK) !== 0;
-    await this.until(isUp, "the driver did not bring the device up");
+    await this.until(() => this.isUp, "the driver did not bring the device up");
     await this.lookOn();
   }
 
   /** Answers until the driver should have given up; it must not have brought the device up. */
   async refuse(): Promise<void> {
     await this.lookOn(PATIENCE_MS);
-    expect((this.status & Status.DRIVER_OK) === 0, "the driver brought the device up nevertheless");
+    expect(!this.isUp, "the driver brought the device up nevertheless");
+  }
+
+  /** The device says this of its status and its configuration, and a driver has time for it. */
+  async announce(fields: Fields): Promise<void> {
+    const { status, generation } = this;
+    this.talk.send(Kind.EVENT_CONFIG, { status, generation, ...fields });
+    await this.lookOn();
+  }
+
+  converse(): Promise<void> {
+    return this.bringUp();
+  }
+
+  async ping(data: number): Promise<void> {
+    const token = this.talk.send(Kind.PING, { data });
+    const isIt = ({ message: m }: Heard) =>
+      m.kind === Kind.PING && m.response && m.token === token && m.data === data;
+    await this.until(() => this.talk.heard.some(isIt), "PING was not echoed");
+  }
+
+  async unheeded(what: string, messages: Messages): Promise<void> {
+    await this.bringUp();
+    const { device, heard } = this.talk;
+    const from = heard.length + 1;
+    this.puts(messages, device);
+    await this.ping(1);
+    await this.lookOn();
+    expectSame(heard.length - from, 0, `messages, besides PING's answer, after ${what}`);
   }
 
   /** Answers as a good device does, or with other fields. */
@@ -102,26 +139,21 @@ export class DeviceRole extends Asker {
     const fits = length <= configBytes && count <= featureBlocks;
     expect(fits, "the driver asks for more than an answer holds");
     const { generation, status } = this;
-    const echo = { index, count, offset, length, data, generation, status };
-    const isWrite = kind === Kind.SET_CONFIG;
-    this.talk.reply(request, {
-      ...echo,
-      words: this.features.slice(index, index + count),
-      bytes: isWrite ? bytes : this.config.subarray(offset, offset + length),
-      ...(kind === Kind.GET_DEVICE_INFO ? this.#info() : {}),
-      ...(kind === Kind.GET_VQUEUE ? this.#queue(index) : {}),
-      ...other,
-    });
-  }
-
-  #info(): Fields {
-    return {
+    const info = {
       deviceId: DEVICE_NET,
       vendorId: VENDOR,
       featureBlocks: this.features.length,
       configSize: this.config.length,
       maxQueues: this.maxSizes.length,
     };
+    this.talk.reply(request, {
+      ...{ index, count, offset, length, data, generation, status },
+      words: this.features.slice(index, index + count),
+      bytes: kind === Kind.SET_CONFIG ? bytes : this.config.subarray(offset, offset + length),
+      ...(kind === Kind.GET_DEVICE_INFO ? info : {}),
+      ...(kind === Kind.GET_VQUEUE ? this.#queue(index) : {}),
+      ...other,
+    });
   }
 
   #queue(index: number): Fields {

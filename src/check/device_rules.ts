@@ -1,115 +1,56 @@
 /**
- * What a device side must do, asked of it by one who speaks as a driver: a body per rule of rules.ts. Where
- * one conversation shows several of them, they share a body and each has its own claims. docs/wire.md, section 7.
+ * What a device side must do, asked of it by one who speaks as a driver: bodies by the rules of rules.ts
+ * that they ask for. Where one conversation shows several, each has its own claims. docs/wire.md, section 7.
  *
- * A body finds a device whose status is 0 and may leave it in any state. Where nothing must happen, a
- * device is asked for its status behind it, and given a little time ({@link DriverRole.calm}).
+ * A body finds a device whose status is 0 and may leave it in any state; what it heard is looked at behind
+ * it (common_rules.ts). Where nothing must happen, a device is asked for its status behind it, and given a
+ * little time ({@link DriverRole.calm}).
  */
 
-import { Kind } from "../message/message.ts";
+import { Kind, type Message, QueueFlag } from "../message/message.ts";
 import { kindName } from "../message/table.ts";
 import { RingFeature, Status } from "../virtio/features.ts";
-import { type DriverRole, KNOWN, NOBODY, REQUESTS, RUNNING } from "./driver_role.ts";
+import { type Bodies, byRule, u32, zeros } from "./common_rules.ts";
+import type { Fields } from "./dialogue.ts";
+import { type DriverRole, KNOWN, NEARLY, NOBODY, RING_RESET, RUNNING } from "./driver_role.ts";
+import { UNSET } from "./driver_role.ts";
 import { expect, expectSame, require } from "./outcome.ts";
-import { FOREIGN_IDS, lookOn, NONSENSE, u16, u32, WRONG_EVENTS, zeros } from "./traffic.ts";
 
 /** Asks for one rule. */
 export type DeviceBody = (d: DriverRole) => Promise<void>;
 
-const NEARLY = KNOWN | Status.FEATURES_OK;
 /** A region of shared memory that no device has. */
 const ABSENT_REGION = 0xff;
 /** A queue, a region, a feature block that no device has. */
 const NOWHERE = 0xffff_ffff;
+/** What the prototype answers, in the order of its ids; and what it does not. */
+const PROTO_ANSWERED = [0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x09, 0x0b];
+const PROTO_SILENT = [0x0a, 0x0c, 0x0d, 0x11, 0x20];
+/** What the prototype waits before it gives up. */
+const PROTO_ANSWER_MS = 3.5;
+/** Requests that are sent to one who reads none of its answers: more than queues hold. */
+const FLOOD = 1500;
 
-// --- framing ----------------------------------------------------------------------------------------
-
-/** One request of each kind, and a look at all that was heard. */
-async function looksOn(d: DriverRole): Promise<void> {
-  await d.tour();
-  lookOn(d.talk, d.rule);
-}
+const { GET_DEVICE_INFO, GET_DEVICE_FEATURES, GET_CONFIG, SET_CONFIG } = Kind;
+const { GET_DEVICE_STATUS, SET_DEVICE_STATUS, SET_VQUEUE, RESET_VQUEUE, GET_SHM } = Kind;
 
 /** A request that is a little wrong is answered as if it were right, and none of the answers is so. */
-const ignores = (spoil: (bytes: Uint8Array) => void): DeviceBody => async (d) => {
-  const { bytes, token } = d.talk.bytesOf(Kind.GET_DEVICE_STATUS);
+const overlooks = (spoil: (bytes: Uint8Array) => void): DeviceBody => async (d) => {
+  const { bytes, token } = d.talk.bytesOf(GET_DEVICE_STATUS);
   spoil(bytes);
   d.talk.put(bytes);
-  await d.talk.answer(Kind.GET_DEVICE_STATUS, token);
-  await looksOn(d);
+  await d.talk.answer(GET_DEVICE_STATUS, token);
+  await d.converse();
 };
 
-async function ignoresReserved(d: DriverRole): Promise<void> {
-  const { talk } = d;
-  await d.negotiate();
-  const { bytes, token } = talk.bytesOf(Kind.SET_VQUEUE, d.ring(0));
-  // In `v1` they are none: rule V49.
-  if (talk.codec.dialect === "v1-2025") {
-    bytes.fill(0xff, 12, 16);
-    bytes.fill(0xff, 20, 24);
+const showsNoRegion = (size: number): DeviceBody => async (d) => {
+  for (const index of [ABSENT_REGION, NOWHERE]) {
+    await d.must(GET_SHM, { index }, { index, length: 0, address: 0, size });
   }
-  talk.put(bytes);
-  await talk.answer(Kind.SET_VQUEUE, token);
-  await d.expectSet(0, "after SET_VQUEUE with something in reserved fields");
-  const shared = await talk.ask(Kind.GET_SHM, { index: ABSENT_REGION });
-  const queue = await talk.ask(Kind.GET_VQUEUE);
-  const field = talk.codec.dialect === "v1" ? u32(shared.bytes, 12) : u32(queue.bytes, 20);
-  expectSame(field, 0, "the reserved field of GET_SHM or GET_VQUEUE");
-}
-
-/** Nobody answers such messages to a device of that number, and its status stays. */
-const silentTo = (
-  what: string,
-  messages: (number: readonly number[]) => readonly (readonly number[])[],
-  device?: number,
-): DeviceBody =>
-async (d) => {
-  const { talk } = d;
-  const status = await d.status();
-  const number = device ?? talk.device;
-  const from = talk.heard.length;
-  for (const bytes of messages([number & 0xff, number >> 8])) talk.put(bytes);
-  const events = await d.calm(what);
-  expectSame(talk.heard.length - from - events.length, 1, `answers, with one to ${what}`);
-  expectSame(await d.status(), status, `the status after ${what}`);
 };
-
-async function repeatsTokens(d: DriverRole): Promise<void> {
-  // The same twice, and lower than before: nothing to draw a conclusion from.
-  for (const token of [1, 0x8001, 0xffff, 0x300, 0x300, 2]) {
-    const { message } = await d.talk.ask(Kind.GET_DEVICE_STATUS, { token });
-    d.claim("G10", message.device, d.talk.device, "an answer's number");
-  }
-}
-
-async function worksInOrder(d: DriverRole): Promise<void> {
-  const { talk } = d;
-  const statuses = [1, KNOWN, KNOWN, 0, 1];
-  const from = talk.heard.length;
-  const tokens = statuses.flatMap((status) => [
-    talk.send(Kind.SET_DEVICE_STATUS, { status }),
-    talk.send(Kind.GET_DEVICE_STATUS),
-  ]);
-  await d.status();
-  const answers = talk.heard.slice(from, -1).map(({ message }) => message);
-  d.claim("G13", answers.map(({ token }) => token), tokens, "the answers' order");
-  const shown = answers.map(({ status }) => status);
-  d.claim("G20", shown, statuses.flatMap((status) => [status, status]), "what they say");
-}
-
-// --- the device -------------------------------------------------------------------------------------
 
 async function offers(d: DriverRole, bit: number): Promise<boolean> {
   return ((await d.features())[bit >> 5]! >>> (bit & 31) & 1) !== 0;
-}
-
-async function offersWhatCanBe(d: DriverRole): Promise<void> {
-  const { VERSION_1, ACCESS_PLATFORM, NOTIFICATION_DATA, NOTIF_CONFIG_DATA } = RingFeature;
-  for (const bit of [VERSION_1, ACCESS_PLATFORM]) {
-    d.claim("V43", await offers(d, bit), true, `feature ${bit} is offered`);
-  }
-  d.claim("B7", await offers(d, NOTIFICATION_DATA), false, "NOTIFICATION_DATA is offered");
-  d.claim("V39", await offers(d, NOTIF_CONFIG_DATA), false, "NOTIF_CONFIG_DATA is offered");
 }
 
 /** The offered set and one bit more, in blocks 0 and 1. */
@@ -122,251 +63,223 @@ function tooMuch(offered: readonly number[]): readonly number[] {
   return offered;
 }
 
-/** GET_DEVICE_INFO, at status 0, and what can be seen of what it says. */
-async function tellsTruth(d: DriverRole): Promise<void> {
-  const { talk } = d;
-  d.claim("V30", await d.status(), 0, "the status");
-  const { bytes, message } = await talk.ask(Kind.GET_DEVICE_INFO);
-  const { configSize, maxQueues, featureBlocks, adminStart, adminCount, uuid } = message;
-  d.claim("V3", u32(bytes, 16) % 32, 0, "feature bits beyond whole blocks");
-  d.claim("V29", message.size, 52, "the size of GET_DEVICE_INFO's answer");
-  const isUuid = zeros(uuid, 0) || (uuid[8]! & 0xc0) === 0x80;
-  d.claim("V29", isUuid, true, `${uuid.toHex()} is nil or a UUID`);
-  const hasAdmin = await offers(d, RingFeature.ADMIN_VQ);
-  d.claim("V31", adminStart + adminCount <= maxQueues, true, "admin queues lie inside");
-  d.claim("V31", hasAdmin || adminStart + adminCount === 0, true, "admin queues have their bit");
-  d.claim("V19", (await d.queue(0)).maxSize > 0, true, "queue 0 has a largest size");
-  for (const index of [maxQueues, maxQueues + 7, NOWHERE]) {
-    const { maxSize, size, flags, addresses } = await d.queue(index);
-    d.claim("V2 V19", maxSize, 0, `the largest size of queue ${index} of ${maxQueues}`);
-    d.claim("V32", [size, flags, ...addresses], [0, 0, 0, 0, 0], `queue ${index}, of size 0`);
-  }
-  const { configBytes } = talk.codec.limits;
-  for (let at = 0; at < configSize; at += configBytes) {
-    await d.config(at, Math.min(configBytes, configSize - at));
-  }
-  const { generation } = await d.config(0, 1);
-  const past = await d.writeConfig(configSize, [0], generation);
-  d.claim("V2", past.length, 0, "bytes written behind the configuration");
-  const { words } = await d.blocks(featureBlocks, 1);
-  d.claim("V2", words[0], 0, `feature block ${featureBlocks} of as many`);
-}
-
-async function answersInBlocks(d: DriverRole): Promise<void> {
-  for (const [index, count] of [[0, 2], [1, 3], [70, 4], [0, 0], [NOWHERE, 2]] as const) {
-    const answer = await d.blocks(index, count);
-    const is = [answer.index, answer.count, answer.size];
-    d.claim("V6", is, [index, count, 16 + 4 * count], "block, count and size");
-    if (index >= 70) d.claim("V5", zeros(answer.words, 0), true, `blocks from ${index} on are 0`);
-  }
-}
-
-async function judgesFeatures(d: DriverRole): Promise<void> {
-  for (const status of [1, KNOWN]) {
-    d.claim("V8", await d.setStatus(status), status, "the resulting status");
-    d.claim("V8", await d.status(), status, "the status that stays");
-  }
-  const offered = await d.features();
-  const withoutVersion1 = [offered[0]!, (offered[1]! & ~1) >>> 0];
-  const inBlock11 = [0, 1, ...new Array(9).fill(0), 0x8000_0000];
-  for (const words of [withoutVersion1, tooMuch(offered), inBlock11]) {
-    await d.setFeatures(words);
-    const status = await d.setStatus(NEARLY);
-    d.claim("V7", status, KNOWN, `the resulting status with features ${words}`);
-    d.claim("V8", status, await d.status(), "the resulting status, beside the one that stays");
-  }
-  // Better ones are taken, after a reset.
-  await d.setStatus(0);
-  await d.negotiate();
-}
-
 /** All queues must read as not set up. */
-async function expectUnset(d: DriverRole, rules: string, when: string): Promise<void> {
-  const { maxQueues } = await d.info();
-  for (let index = 0; index < maxQueues; index++) {
-    const { size, flags, addresses } = await d.queue(index);
-    d.claim(rules, [size, ...addresses], [0, 0, 0, 0], `queue ${index} ${when}`);
-    d.claim("V32", flags, 0, `the flags of queue ${index} ${when}`);
+async function showsUnset(d: DriverRole, rules?: string): Promise<void> {
+  const { maxQueues } = await d.ask(GET_DEVICE_INFO);
+  for (let index = 0; index < maxQueues; index++) await d.shows(index, UNSET, rules);
+}
+
+/** SET_CONFIG. */
+function writing(offset: number, bytes: readonly number[], generation: number): Fields {
+  return { offset, bytes, length: bytes.length, generation };
+}
+
+/**
+ * SET_VQUEUE by the text of 2026: rules, what is said of queue 0 one after the other from a reset on, and
+ * what GET_VQUEUE must show then. `a` and `b` are of different sizes and lie elsewhere.
+ */
+function queueCases(a: Fields, b: Fields, most: number) {
+  const stored = { ...a, flags: 0 };
+  const { KEEP_SIZE, KEEP_DESCRIPTOR, KEEP_DRIVER, KEEP_DEVICE } = QueueFlag;
+  const keepAreas = KEEP_DESCRIPTOR | KEEP_DRIVER | KEEP_DEVICE;
+  const keepAll = KEEP_SIZE | keepAreas;
+  const cases: (readonly [rules: string, said: readonly Fields[], shown: Fields])[] = [
+    ["V45", [stored], stored],
+    ["V45 V46", [stored, { ...b, flags: keepAll | 1 }], a],
+    ["V46", [stored, { ...b, flags: KEEP_SIZE | 1 }], { ...b, queueSize: a.queueSize!, flags: 1 }],
+    ["V46", [stored, { ...b, flags: keepAreas }], { ...stored, queueSize: b.queueSize! }],
+    ["V47", [{ ...a, flags: 2 }], stored],
+    ["V47", [stored, { ...b, flags: 2 }], { ...b, flags: 0 }],
+  ];
+  for (const flags of [0, 1, 2, KEEP_SIZE | 1, keepAll, keepAll | 1, keepAll | 2]) {
+    cases.push(["V48", [a, { ...b, flags }], a]);
   }
-}
-
-async function forgetsAtReset(d: DriverRole): Promise<void> {
-  await expectUnset(d, "V20", "at first");
-  await d.negotiate();
-  await expectUnset(d, "V20", "after FEATURES_OK");
-  await d.setQueue(0);
-  d.claim("V32", (await d.queue(0)).flags, 1, "the flags of queue 0, which is set up");
-  await d.setStatus(RUNNING);
-  d.claim("V9", await d.setStatus(0), 0, "the status that answers 0");
-  d.claim("V9", await d.status(), 0, "the status after 0");
-  await expectUnset(d, "V9 V42", "after status 0");
-  await d.setStatus(KNOWN);
-  d.claim("V9", await d.setStatus(NEARLY), KNOWN, "FEATURES_OK with the features of before");
-}
-
-async function storesQueues(d: DriverRole): Promise<void> {
-  await d.negotiate();
-  await d.setQueue(0);
-  await d.expectSet(0, "after SET_VQUEUE");
-  await d.expectUnset(1, "while queue 0 is set up");
-  await d.setQueue(1, { queueSize: 32 });
-  expectSame((await d.queue(1)).size, 32, "queue 1's size");
-  await d.expectSet(0, "after queue 1's SET_VQUEUE");
-}
-
-/** SET_CONFIG, and what the generation that it names has to do with it. */
-async function writes(d: DriverRole): Promise<void> {
-  const { bytes: [byte], generation } = await d.config(0, 1);
-  const first = await d.writeConfig(0, [byte!], generation);
-  require(first.length === 1, "this device takes no write of its configuration");
-  const now = (await d.config(0, 1)).generation;
-  for (const other of [now + 1, now + 999]) {
-    const { length } = await d.writeConfig(0, [byte! ^ 1], other);
-    const what = `bytes written under generation ${other} instead of ${now}`;
-    d.claim("V13", length, 0, what);
-    d.claim("V35", length, 1, what);
+  for (
+    const wrong of [{ flags: 3 }, { flags: 0x41 }, { flags: 1 << 31 >>> 0 }, { mustBeZero: 1 }]
+  ) {
+    cases.push(["V49", [{ ...a, ...wrong }], UNSET], ["V49", [a, { ...b, ...wrong }], a]);
   }
-  d.claim("V13", (await d.config(0, 1)).bytes[0], byte, "the byte that was not to be written");
-  const answer = await d.writeConfig(0, [byte! ^ 2], (await d.config(0, 1)).generation);
-  const then = await d.config(0, 1);
-  const is = [answer.length, answer.generation, answer.bytes[0], answer.size];
-  d.claim("V14", is, [1, then.generation, then.bytes[0], 21], "what answers a write");
-}
-
-const showsNoRegion = (size: number): DeviceBody => async (d) => {
-  for (const region of [ABSENT_REGION, NOWHERE]) {
-    const answer = await d.ask(Kind.GET_SHM, { index: region });
-    const is = [answer.index, answer.length, answer.address, answer.size];
-    expectSame(is, [region, 0, 0, size], "an absent region");
+  const misplaced = (["descriptorAddress", "driverAddress", "deviceAddress"] as const)
+    .map((area) => ({ [area]: (b[area] as number) + 1 }));
+  for (const bad of [...[0, 3, 2 * most].map((queueSize) => ({ queueSize })), ...misplaced]) {
+    for (const flags of [0, 1, 2]) cases.push(["V50", [stored, { ...b, ...bad, flags }], stored]);
   }
-};
-
-// --- the bus ----------------------------------------------------------------------------------------
-
-/** GET_DEVICES: its three words and its bits. */
-async function window(d: DriverRole, offset: number, count: number) {
-  const { bytes, message } = await d.talk.ask(Kind.GET_DEVICES, { offset, count });
-  const words = [u16(bytes, 8), u16(bytes, 10), u16(bytes, 12)];
-  return { words, bits: bytes.slice(14, message.size) };
+  return cases;
 }
 
-/** The numbers that GET_DEVICES shows, in windows of so many. */
+/** GET_DEVICES, and what must be so of every answer of `v1`. */
+async function window(d: DriverRole, offset: number, count: number): Promise<Message> {
+  const answer = await d.must(Kind.GET_DEVICES, { offset, count }, { offset }, "B18 B31");
+  const { count: shown, nextOffset: next, size, bytes } = answer;
+  const asked = `GET_DEVICES of ${count} from ${offset} on, answered with ${shown}`;
+  d.claim("B18 B31", size, 14 + Math.ceil(shown / 8), `the size of ${asked}`);
+  d.claim("B18 B31", shown <= count, true, `as many at most: ${asked}`);
+  d.claim("B18 B31", next === 0 || next > offset, true, `next, ${next}, is 0 or behind: ${asked}`);
+  const spare = shown % 8 === 0 ? 0 : bytes[shown >> 3]! >> (shown % 8);
+  d.claim("B31", spare, 0, `the spare bits of ${asked}`);
+  return answer;
+}
+
+/** The numbers that GET_DEVICES of `v1-2025` shows, in windows of so many. */
 async function numbersShown(d: DriverRole, count: number): Promise<number[]> {
   const numbers: number[] = [];
   for (let offset = 0, next = -1; next !== 0; offset = next) {
-    const { words, bits } = await window(d, offset, count);
-    d.claim("B9", bits.length, count / 8, `bytes for ${count} numbers`);
+    const answer = await d.ask(Kind.GET_DEVICES, { offset, count });
+    d.claim("B9", answer.size, 14 + count / 8, `the size of an answer with ${count} numbers`);
     for (let n = 0; n < count; n++) {
-      if ((bits[n >> 3]! >> (n & 7) & 1) !== 0) numbers.push(offset + n);
+      if ((answer.bytes[n >> 3]! >> (n & 7) & 1) !== 0) numbers.push(offset + n);
     }
-    next = words[2]!;
+    next = answer.nextOffset;
     const isBehind = next === 0 || next >= offset + count;
     d.claim("B10", isBehind, true, `next, ${next}, is 0 or behind ${count} from ${offset} on`);
-    const shown = [words[0]! % 8, words[1]! % 8, next % 8];
-    d.claim("B8", shown, [0, 0, 0], "offset, count and next beyond whole bytes");
+    const beyond = [answer.offset % 8, answer.count % 8, next % 8];
+    d.claim("B8", beyond, [0, 0, 0], "offset, count and next beyond whole bytes");
     if (next < offset + count) break;
   }
   return numbers;
 }
 
-async function discovers(d: DriverRole): Promise<void> {
-  const numbers = await numbersShown(d, 32);
-  const known = [d.talk.device, NOBODY].map((number) => numbers.includes(number));
-  d.claim("B9", known, [true, false], `whether ${numbers} have the device, and nobody`);
-  d.claim("B9 B10", await numbersShown(d, 8), numbers, "the numbers, in smaller windows");
-}
-
-/** Requests to a number without a device change nothing of another, and nobody answers. */
-async function reachesNobody(d: DriverRole): Promise<void> {
-  await d.setStatus(KNOWN);
-  const from = d.talk.heard.length;
-  for (const kind of REQUESTS) {
-    if (kind === Kind.GET_DEVICE_INFO) continue;
-    d.talk.send(kind, { ...d.ring(0), device: NOBODY, status: 0x8f, length: 1 });
-  }
-  await d.status();
-  d.claim("B20", d.talk.heard.length - from, 1, "answers, with those to requests to no device");
-  d.claim("B4", await d.status(), KNOWN, "the status of the device that was not meant");
-  await expectUnset(d, "B4", "of the device that was not meant");
-}
-
-// --- the prototype's dialect ------------------------------------------------------------------------
-
-/** What the prototype answers, in the order of its ids; and what it does not. */
-const PROTO_ANSWERED = [0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x09, 0x0b];
-const PROTO_SILENT = [0x0a, 0x0c, 0x0d, 0x11, 0x20];
-const PROTO_SIZE = 40;
-/** What the prototype waits before it gives up. */
-const PROTO_ANSWER_MS = 3.5;
-
-async function startsProto(d: DriverRole): Promise<void> {
-  await d.negotiate();
-  const { bytes } = await d.talk.ask(Kind.GET_VQUEUE);
-  d.claim("P7", zeros(bytes.subarray(0, PROTO_SIZE), 12), true, "0 behind GET_VQUEUE's size");
-  const { maxSize } = await d.queue(0);
-  await d.setQueue(0);
-  d.claim("P13", (await d.queue(0)).maxSize, maxSize, "the largest size after SET_VQUEUE");
-  await d.setStatus(RUNNING);
-  d.claim("P13", (await d.queue(0)).maxSize, maxSize, "the largest size after DRIVER_OK");
-  await d.calm("a start");
-  lookOn(d.talk, d.rule);
-  const invalidated = d.talk.heard.some(({ bytes }) => bytes[1] === 0x22);
-  d.claim("P10", invalidated, false, "IOMMU_INVALIDATE came");
-}
-
-/** Rules that a body covers together, or that are asked in the same way. */
-const SHARED: readonly (readonly [rules: string, body: DeviceBody])[] = [
-  ["G2 G16 V28 B16", looksOn],
-  ["G5", ignoresReserved],
-  ["G10 G12", repeatsTokens],
-  ["G13 G20", worksInOrder],
-  ["V2 V3 V19 V29 V30 V31", tellsTruth],
-  ["V5 V6", answersInBlocks],
-  ["V7 V8", judgesFeatures],
-  ["V9 V20 V42", forgetsAtReset],
-  ["V13 V14 V35", writes],
-  ["V21 V33", storesQueues],
-  ["V39 V43 B7", offersWhatCanBe],
-  ["B4 B20", reachesNobody],
-  ["B8 B9 B10", discovers],
-  ["P3 P7 P10 P13", startsProto],
-];
-
 /** The bodies by the rule's number. */
-export const DEVICE_BODIES: Readonly<Record<string, DeviceBody>> = {
-  ...Object.fromEntries(
-    SHARED.flatMap(([rules, body]) => rules.split(" ").map((rule) => [rule, body])),
-  ),
+export const DEVICE_BODIES: Bodies<DriverRole> = byRule({
   async G1(d) {
-    const { bytes } = await d.talk.ask(Kind.GET_DEVICE_FEATURES, { index: 0x0107, count: 4 });
+    const { bytes } = await d.talk.ask(GET_DEVICE_FEATURES, { index: 0x0107, count: 4 });
     expectSame([...bytes.slice(6, 16)], [32, 0, 7, 1, 0, 0, 4, 0, 0, 0], "size, index and count");
   },
   async G3(d) {
     const { configBytes } = d.talk.codec.limits;
-    for (const length of [configBytes, configBytes + 1, 256]) {
-      d.talk.send(Kind.GET_CONFIG, { length });
-    }
-    d.talk.send(Kind.GET_DEVICE_FEATURES, { count: 100 });
+    for (const length of [configBytes, configBytes + 1, 256]) d.talk.send(GET_CONFIG, { length });
+    d.talk.send(GET_DEVICE_FEATURES, { count: 100 });
     await d.status();
-    lookOn(d.talk, d.rule);
   },
-  G4: ignores((bytes) => bytes[0]! |= 0xfc),
-  G6: ignores((bytes) => bytes.fill(0xff, 8)),
-  async G7(d) {
-    await d.ask(Kind.PING);
-    await looksOn(d);
+  G4: overlooks((bytes) => bytes[0]! |= 0xfc),
+  async G5(d) {
+    await d.negotiate();
+    const { bytes, token } = d.talk.bytesOf(SET_VQUEUE, d.ring(0));
+    // In `v1` they are none: rule V49.
+    const reserved = d.talk.codec.dialect === "v1" ? [] : [12, 20];
+    for (const at of reserved) bytes.fill(0xff, at, at + 4);
+    d.talk.put(bytes);
+    await d.talk.answer(SET_VQUEUE, token);
+    await d.shows(0, d.ring(0));
+    await d.converse();
   },
-  G11: silentTo("an answer that nobody asked for", (n) => [[1, 8, ...n, 9, 0, 12, 0, KNOWN]]),
-  G14: silentTo("a message that is none", NONSENSE),
-  G15: silentTo("an event", WRONG_EVENTS),
-  G17: silentTo("an implementation's own id", FOREIGN_IDS),
+  G6: overlooks((bytes) => bytes.fill(0xff, 8)),
+  G11: (d) => d.unheeded("an answer to nobody", (n) => [[1, 8, ...n, 9, 0, 12, 0, KNOWN]]),
+  async "G10 G12"(d) {
+    // The same twice, and lower than before: nothing to draw a conclusion from.
+    for (const token of [1, 0x8001, 0xffff, 0x300, 0x300, 2]) {
+      await d.ask(GET_DEVICE_STATUS, { token });
+    }
+  },
+  async "G13 G20"(d) {
+    const { talk } = d;
+    const statuses = [1, KNOWN, KNOWN, 0, 1];
+    const from = talk.heard.length;
+    const tokens = statuses.flatMap((status) => [
+      talk.send(SET_DEVICE_STATUS, { status }),
+      talk.send(GET_DEVICE_STATUS),
+    ]);
+    await d.status();
+    const answers = talk.heard.slice(from, -1).map(({ message }) => message);
+    d.claim("G13", answers.map(({ token }) => token), tokens, "the answers' order");
+    const shown = answers.map(({ status }) => status);
+    d.claim("G20", shown, statuses.flatMap((status) => [status, status]), "what they say");
+  },
+  async G23(d) {
+    const { talk, talk: { bus, heard, reactor } } = d;
+    const [from, tokens] = [heard.length, [] as number[]];
+    // Nothing is read until no more is taken, so both queues are full.
+    bus.isPaused = true;
+    for (let calm = 0; calm < 3 && tokens.length < FLOOD;) {
+      calm = bus.claim() < 0 ? calm + 1 : 0;
+      if (calm === 0) tokens.push(talk.send(GET_DEVICE_STATUS));
+      else await reactor.sleep(1);
+    }
+    bus.isPaused = false;
+    while (heard.length < from + tokens.length && bus.claim() < 0) await reactor.sleep(1);
+    await d.status();
+    const answers = heard.slice(from, -1).map(({ message }) => message.token);
+    expectSame(answers, tokens, "the answers to many requests");
+  },
+
   async V1(d) {
-    await d.tour();
+    await d.converse();
     await d.calm("one request of every kind");
   },
+  /** GET_DEVICE_INFO, at status 0, and what can be seen of what it says. */
+  async "V2 V3 V19 V29 V30 V31 V55 V56"(d) {
+    d.claim("V30", await d.status(), 0, "the status");
+    const { bytes, message } = await d.talk.ask(GET_DEVICE_INFO);
+    const { configSize, maxQueues, featureBlocks, adminStart, adminCount, uuid } = message;
+    d.claim("V3", u32(bytes, 16) % 32, 0, "feature bits beyond whole blocks");
+    d.claim("V29", message.size, 52, "the size of GET_DEVICE_INFO's answer");
+    const isUuid = zeros(uuid, 0) || (uuid[8]! & 0xc0) === 0x80;
+    d.claim("V56", isUuid, true, `${uuid.toHex()} is nil or a UUID`);
+    const hasAdmin = await offers(d, RingFeature.ADMIN_VQ);
+    d.claim("V31", adminStart + adminCount <= maxQueues, true, "admin queues lie inside");
+    d.claim("V31", hasAdmin || adminStart + adminCount === 0, true, "admin queues have their bit");
+    d.claim("V55", maxQueues <= 65536, true, `${maxQueues} queues are 65536 at most`);
+    d.claim("V19", (await d.shows(0, {})).maxSize > 0, true, "queue 0 has a largest size");
+    for (const index of [maxQueues, maxQueues + 7, NOWHERE]) {
+      await d.shows(index, { maxSize: 0 }, "V2 V19");
+    }
+    const { configBytes } = d.talk.codec.limits;
+    for (let at = 0; at < configSize; at += configBytes) {
+      await d.config(at, Math.min(configBytes, configSize - at));
+    }
+    const { generation } = await d.config(0, 1);
+    await d.must(SET_CONFIG, writing(configSize, [0], generation), { length: 0 }, "V2");
+    const behind = { index: featureBlocks, count: 4 };
+    await d.must(GET_DEVICE_FEATURES, behind, { words: [0, 0, 0, 0] }, "V2 V55");
+    await d.setStatus(KNOWN);
+    await d.setStatus(0);
+    const { uuid: then } = await d.ask(GET_DEVICE_INFO);
+    d.claim("V56", then.toHex(), uuid.toHex(), "the UUID after a reset");
+  },
   async V4(d) {
-    const { bytes } = await d.talk.ask(Kind.GET_DEVICE_INFO, { device: NOBODY });
+    const { bytes } = await d.talk.ask(GET_DEVICE_INFO, { device: NOBODY });
     expect(zeros(bytes, 8), "GET_DEVICE_INFO of no device says something");
+  },
+  async "V5 V6"(d) {
+    for (const [index, count] of [[0, 2], [1, 3], [70, 4], [0, 0], [NOWHERE, 2]] as const) {
+      const size = 16 + 4 * count;
+      const is = await d.must(GET_DEVICE_FEATURES, { index, count }, { index, count, size }, "V6");
+      if (index >= 70) d.claim("V5", zeros(is.words, 0), true, `blocks from ${index} on are 0`);
+    }
+  },
+  async "V7 V8 V53"(d) {
+    for (const status of [1, KNOWN]) {
+      await d.must(SET_DEVICE_STATUS, { status }, { status }, "V8");
+      await d.must(GET_DEVICE_STATUS, {}, { status }, "V8");
+    }
+    const offered = await d.features();
+    const withoutVersion1 = [offered[0]!, (offered[1]! & ~1) >>> 0];
+    const inBlock11 = [0, 1, ...new Array(9).fill(0), 0x8000_0000];
+    for (const words of [withoutVersion1, tooMuch(offered), inBlock11]) {
+      await d.setFeatures(words);
+      const status = await d.setStatus(NEARLY);
+      d.claim("V7", status, KNOWN, `the resulting status with features ${words}`);
+      await d.must(GET_DEVICE_STATUS, {}, { status }, "V8");
+      d.claim("V53", await d.features(), offered, `the offer after features ${words}`);
+    }
+    // Better ones are taken, after a reset.
+    await d.setStatus(0);
+    await d.negotiate();
+    d.claim("V53", await d.features(), offered, "the offer after FEATURES_OK");
+  },
+  async "V9 V20 V32 V42"(d) {
+    await showsUnset(d, "V20 V32");
+    await d.negotiate();
+    await showsUnset(d, "V20 V32");
+    await d.setQueue(0);
+    await d.shows(0, { flags: 1 }, "V32");
+    await d.setStatus(RUNNING);
+    await d.must(SET_DEVICE_STATUS, { status: 0 }, { status: 0 }, "V9");
+    await d.must(GET_DEVICE_STATUS, {}, { status: 0 }, "V9");
+    await showsUnset(d, "V9 V32 V42");
+    await d.setStatus(KNOWN);
+    d.claim("V9", await d.setStatus(NEARLY), KNOWN, "FEATURES_OK with the features of before");
+    await d.shows(NOWHERE, { maxSize: 0, ...UNSET }, "V32");
   },
   async V10(d) {
     await d.start();
@@ -375,54 +288,97 @@ export const DEVICE_BODIES: Readonly<Record<string, DeviceBody>> = {
     expectSame((await d.config(0, 1)).generation, generation, "the generation after a reset");
   },
   async V12(d) {
-    const whole = await d.config(0, 6);
+    const { generation, bytes: whole } = await d.config(0, 6);
     for (const [offset, length] of [[0, 1], [1, 3], [2, 4]] as const) {
-      const part = await d.config(offset, length);
-      const is = [part.offset, part.length, part.size, part.generation];
-      expectSame(is, [offset, length, 20 + length, whole.generation], "offset, length, size");
-      const bytes = [...whole.bytes.subarray(offset, offset + length)];
-      expectSame([...part.bytes.subarray(0, length)], bytes, `${length} bytes from ${offset} on`);
+      const bytes = whole.slice(offset, offset + length);
+      const says = { offset, length, size: 20 + length, generation, bytes };
+      await d.must(GET_CONFIG, { offset, length }, says);
     }
+  },
+  /** SET_CONFIG, and what the generation that it names has to do with it. */
+  async "V13 V14 V35 V59"(d) {
+    const { bytes: [byte], generation } = await d.config(0, 1);
+    const first = await d.ask(SET_CONFIG, writing(0, [byte!], generation));
+    require(first.length === 1, "this device takes no write of its configuration");
+    const now = (await d.config(0, 1)).generation;
+    for (const other of [now + 1, now + 999]) {
+      const { length } = await d.ask(SET_CONFIG, writing(0, [byte! ^ 1], other));
+      const what = `bytes written under generation ${other} instead of ${now}`;
+      d.claim("V13", length, 0, what);
+      d.claim("V35", length, 1, what);
+    }
+    const before = await d.config(0, 1);
+    d.claim("V13", before.bytes[0], byte, "the byte that was not to be written");
+    const says = writing(0, [byte! ^ 2], before.generation);
+    const answer = await d.ask(SET_CONFIG, says);
+    const then = await d.config(0, 1);
+    const isNew = then.generation !== before.generation;
+    d.claim("V59", isNew, true, `generation ${then.generation} after a change is another`);
+    // The data may be left out, and then there is nothing to compare.
+    const data = answer.size === 20 ? then.bytes[0] : answer.bytes[0];
+    const is = [answer.length, answer.generation, data];
+    d.claim("V14", is, [1, then.generation, then.bytes[0]], "what answers a write");
+  },
+  async "V21 V33"(d) {
+    await d.negotiate();
+    await d.setQueue(0);
+    await d.shows(0, d.ring(0));
+    await d.shows(1);
+    await d.setQueue(1, { queueSize: 32 });
+    await d.shows(1, { queueSize: 32 });
+    await d.shows(0, d.ring(0));
   },
   async V22(d) {
     await d.start();
     d.talk.send(Kind.EVENT_AVAIL);
     const events = await d.calm("EVENT_AVAIL of a queue that is not set up");
     expectSame(events.map(({ message }) => kindName(message.kind)), [], "events");
-    expectSame(await d.status(), RUNNING, "the status after EVENT_AVAIL without a queue");
+    await d.must(GET_DEVICE_STATUS, {}, { status: RUNNING });
   },
   async V23(d) {
     await d.start();
     await d.setQueue(0);
-    await d.expectSet(0, "after SET_VQUEUE behind DRIVER_OK");
-    expectSame(await d.status(), RUNNING, "the status after it");
+    await d.shows(0, d.ring(0));
+    await d.must(GET_DEVICE_STATUS, {}, { status: RUNNING });
   },
   async V24(d) {
     require(await offers(d, RingFeature.RING_RESET), "RING_RESET is not offered");
-    await storesQueues(d);
+    await d.negotiate();
+    for (const index of [0, 1]) await d.setQueue(index);
     await d.setStatus(RUNNING);
-    await d.ask(Kind.RESET_VQUEUE, { index: 1 });
-    await d.expectUnset(1, "after RESET_VQUEUE");
-    await d.expectSet(0, "after queue 1's RESET_VQUEUE");
+    await d.ask(RESET_VQUEUE, { index: 1 });
+    await d.shows(1);
+    await d.shows(0, d.ring(0));
     await d.setQueue(1);
-    await d.expectSet(1, "set up again");
+    await d.shows(1, d.ring(1));
   },
   V27: showsNoRegion(20),
-  async V32(d) {
-    await tellsTruth(d);
-    await forgetsAtReset(d);
-  },
-  async V37(d) {
-    const { configSize } = await d.info();
+  V28: (d) => d.converse(),
+  async "V37 V58"(d) {
+    const { configSize } = await d.ask(GET_DEVICE_INFO);
     const { bytes: [byte], generation } = await d.config(configSize - 1, 1);
+    const refused = { length: 0, size: 20, generation };
     for (const offset of [configSize - 1, configSize, 0xffff_fffe]) {
-      const { length } = await d.writeConfig(offset, [byte! ^ 1, 0], generation);
-      expectSame(length, 0, `bytes written across the end, from ${offset} on`);
+      const { length } = await d.must(
+        SET_CONFIG,
+        writing(offset, [byte! ^ 1, 0], generation),
+        refused,
+        "V58",
+      );
+      d.claim("V37", length, 0, `bytes written across the end, from ${offset} on`);
     }
-    const { bytes } = await d.config(configSize - 1, 1);
-    expectSame(bytes[0], byte, "the last byte after a write that did not fit");
+    await d.must(SET_CONFIG, writing(0, [], generation), refused, "V58");
+    await d.must(GET_CONFIG, { offset: configSize - 1, length: 1 }, { bytes: [byte!], generation });
   },
   V38: showsNoRegion(32),
+  async "V39 V43 B7 B34"(d) {
+    const { VERSION_1, ACCESS_PLATFORM, NOTIFICATION_DATA, NOTIF_CONFIG_DATA } = RingFeature;
+    for (const bit of [VERSION_1, ACCESS_PLATFORM]) {
+      d.claim("V43", await offers(d, bit), true, `feature ${bit} is offered`);
+    }
+    d.claim("B7 B34", await offers(d, NOTIFICATION_DATA), false, "NOTIFICATION_DATA is offered");
+    d.claim("V39", await offers(d, NOTIF_CONFIG_DATA), false, "NOTIF_CONFIG_DATA is offered");
+  },
   async V40(d) {
     await d.negotiate();
     for (const status of [RUNNING, RUNNING | Status.FAILED, 0, 1]) {
@@ -432,30 +388,94 @@ export const DEVICE_BODIES: Readonly<Record<string, DeviceBody>> = {
       expect(!told, `status ${status}, which the driver wrote, was announced`);
     }
   },
-  async B11(d) {
-    const { words: [, count], bits } = await window(d, 0, 1024);
-    const most = d.talk.codec.limits.deviceBits;
-    expect(count! <= Math.min(1024, most) && bits.length === count! / 8, `a count of ${count}`);
-    expectSame((await window(d, 0, 64)).words[1], 64, "a count that fits");
-  },
-  async B12(d) {
-    for (const data of [0, 0xcafe_f00d, 0xffff_ffff]) {
-      expectSame((await d.ask(Kind.PING, { data })).data, data, "PING's data");
+  async "V45 V46 V47 V48 V49 V50"(d) {
+    const { maxSize } = await d.shows(0, {});
+    const a = d.ring(0);
+    const b = { ...d.ring(1), index: 0, queueSize: 16 };
+    for (const [rules, said, shown] of queueCases(a, b, maxSize)) {
+      if (!rules.split(" ").includes(d.rule)) continue;
+      await d.setStatus(0);
+      await d.negotiate();
+      for (const fields of said) await d.must(SET_VQUEUE, fields, { size: 8 });
+      const when = `, after ${said.map((fields) => `SET_VQUEUE ${JSON.stringify(fields)}`)}`;
+      await d.must(Kind.GET_VQUEUE, {}, shown, d.rule, when);
     }
   },
-  B15: silentTo("an event to no device", (n) => [
-    [0, 0x41, ...n, 0, 0, 16, 0, 1],
-    [0, 0x41, ...n, 5, 0, 9, 0, 1],
-    [2, 0x40, 0, 0, 0, 0, 12, 0, 5, 0, 1, 0],
-  ], NOBODY),
-  async B18(d) {
-    const { device } = d.talk;
-    const first = device & ~7;
-    const { words: [at, next, count], bits } = await window(d, first, 16);
-    expectSame([at, bits.length], [first, Math.ceil(count! / 8)], "offset and bytes of bits");
-    expect(count! <= 16 && (next === 0 || next! > first), `count ${count}, next ${next}`);
-    expect((bits[0]! >> (device & 7) & 1) !== 0, `device ${device} is not shown`);
+  async V51(d) {
+    const { maxQueues } = await d.ask(GET_DEVICE_INFO);
+    await d.negotiate();
+    for (const index of [maxQueues, NOWHERE]) {
+      await d.must(SET_VQUEUE, { ...d.ring(0), index }, { size: 8 });
+      await d.shows(index, { maxSize: 0, ...UNSET });
+      await d.must(RESET_VQUEUE, { index }, { size: 8 });
+    }
+    await showsUnset(d);
+    await d.must(GET_DEVICE_STATUS, {}, { status: NEARLY });
   },
+  async V52(d) {
+    await d.negotiate(RING_RESET);
+    await d.setQueue(0);
+    await d.setStatus(RUNNING);
+    await d.must(RESET_VQUEUE, {}, { size: 8 });
+    await d.shows(0, d.ring(0));
+  },
+  async V54(d) {
+    const words = await d.negotiate();
+    // Each block by itself, and what is said of one leaves the other alone.
+    for (const [last, status] of [[0, NEARLY], [1, KNOWN]] as const) {
+      await d.setStatus(0);
+      await d.setStatus(KNOWN);
+      await d.setFeatures([words[1]!], 1);
+      await d.setFeatures([0], last);
+      await d.must(SET_DEVICE_STATUS, { status: NEARLY }, { status });
+    }
+  },
+
+  /** Requests to a number without a device change nothing of another, and nobody answers. */
+  async "B4 B20"(d) {
+    await d.setStatus(KNOWN);
+    const from = d.talk.heard.length;
+    for (const kind of d.requests) {
+      if (kind === GET_DEVICE_INFO) continue;
+      d.talk.send(kind, { ...d.ring(0), device: NOBODY, status: 0x8f, length: 1 });
+    }
+    await d.must(GET_DEVICE_STATUS, {}, { status: KNOWN }, "B4");
+    d.claim("B20", d.talk.heard.length - from, 1, "answers, with those to requests to no device");
+    await showsUnset(d, "B4");
+  },
+  async "B8 B9 B10"(d) {
+    const numbers = await numbersShown(d, 32);
+    const known = [d.talk.device, NOBODY].map((number) => numbers.includes(number));
+    d.claim("B9", known, [true, false], `whether ${numbers} have the device, and nobody`);
+    d.claim("B9 B10", await numbersShown(d, 8), numbers, "the numbers, in smaller windows");
+  },
+  async B11(d) {
+    const { count, size } = await d.ask(Kind.GET_DEVICES, { count: 1024 });
+    const most = d.talk.codec.limits.deviceBits;
+    expect(count <= Math.min(1024, most) && size === 14 + count / 8, `a count of ${count}`);
+    await d.must(Kind.GET_DEVICES, { count: 64 }, { count: 64 });
+  },
+  B15: (d) =>
+    d.unheeded("an event to no device", (n) => [
+      [0, 0x41, ...n, 0, 0, 16, 0, 1],
+      [0, 0x41, ...n, 5, 0, 9, 0, 1],
+      [2, 0x40, 0, 0, 0, 0, 12, 0, 5, 0, 1, 0],
+    ], NOBODY),
+  async "B18 B31"(d) {
+    const { device } = d.talk;
+    const { bytes } = await window(d, device & ~7, 16);
+    expect((bytes[0]! >> (device & 7) & 1) !== 0, `device ${device} is not shown`);
+    for (const [offset, count] of [[0, 0], [device, 0], [0, 0xffff], [0xffff, 1]] as const) {
+      await window(d, offset, count);
+    }
+    // Neither begins nor ends with a byte.
+    for (const offset of [device, Math.max(device - 3, 0)]) {
+      const { count, bytes } = await window(d, offset, 12);
+      const isShown = count > device - offset && (bytes[0]! >> (device - offset) & 1) !== 0;
+      expect(isShown, `device ${device} is not shown in a window from ${offset} on`);
+    }
+  },
+
   async P1(d) {
     const { device, heard } = d.talk;
     const from = heard.length;
@@ -470,11 +490,21 @@ export const DEVICE_BODIES: Readonly<Record<string, DeviceBody>> = {
     expectSame(ids, PROTO_ANSWERED, "the ids that were answered");
   },
   async P2(d) {
+    const { talk, talk: { reactor } } = d;
     for (let n = 0; n < 10; n++) {
-      const askedMs = d.talk.now();
-      const { atMs } = await d.talk.ask(Kind.GET_DEVICE_STATUS);
-      expect(atMs - askedMs <= PROTO_ANSWER_MS, `an answer took ${atMs - askedMs} ms`);
+      const askedMs = reactor.now();
+      const tookMs = (await talk.ask(GET_DEVICE_STATUS)).atMs - askedMs;
+      expect(tookMs <= PROTO_ANSWER_MS, `an answer took ${tookMs} ms`);
     }
     await d.calm("a status");
   },
-};
+  async "P3 P7 P10 P13"(d) {
+    await d.negotiate();
+    const { maxSize } = await d.shows(0, {});
+    await d.setQueue(0);
+    await d.shows(0, { maxSize }, "P13");
+    await d.setStatus(RUNNING);
+    await d.shows(0, { maxSize }, "P13");
+    await d.calm("a start");
+  },
+});

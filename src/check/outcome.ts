@@ -10,43 +10,28 @@ export type Outcome =
   | { readonly verdict: "passed" }
   | { readonly verdict: "failed" | "not applicable"; readonly reason: string };
 
-/** The peer breaks the rule. */
-export class Broken extends Error {
-  /** The class, for printing. */
-  override readonly name: string = "Broken";
+/** The end of a body before its end. */
+class Ended extends Error {
+  /** @param reason for the peer's people */
+  constructor(readonly verdict: "failed" | "not applicable", readonly reason: string) {
+    super(reason);
+  }
 }
 
-/** This peer cannot be asked. */
-export class NotApplicable extends Error {
-  /** The class, for printing. */
-  override readonly name: string = "NotApplicable";
-}
-
-/** What must be so. */
+/** What must be so: otherwise the peer breaks the rule. */
 export function expect(condition: boolean, otherwise: string): asserts condition {
-  if (!condition) throw new Broken(otherwise);
+  if (!condition) throw new Ended("failed", otherwise);
 }
 
 /** Two plain values, or lists of them, that must be the same. */
 export function expectSame(actual: unknown, expected: unknown, what: string): void {
   const [is, wanted] = [JSON.stringify(actual), JSON.stringify(expected)];
-  if (is !== wanted) throw new Broken(`${what}: ${is} instead of ${wanted}`);
+  expect(is === wanted, `${what}: ${is} instead of ${wanted}`);
 }
 
 /** What must be so for the peer to be asked at all. */
 export function require(condition: boolean, otherwise: string): asserts condition {
-  if (!condition) throw new NotApplicable(otherwise);
-}
-
-/** Who asks for one rule, by a body that may cover several. */
-export class Asker {
-  /** @param rule the number of the one that is asked for */
-  constructor(readonly rule: string) {}
-
-  /** Two values that must be the same by these rules, if the one that is asked for is among them. */
-  claim(rules: string, actual: unknown, expected: unknown, what: string): void {
-    if (rules.split(" ").includes(this.rule)) expectSame(actual, expected, what);
-  }
+  if (!condition) throw new Ended("not applicable", otherwise);
 }
 
 /** Runs a rule's body. What it throws besides the above is a fault of our own, and goes on. */
@@ -55,8 +40,7 @@ export async function outcomeOf(body: () => Promise<void>): Promise<Outcome> {
     await body();
     return { verdict: "passed" };
   } catch (error) {
-    if (error instanceof Broken) return { verdict: "failed", reason: error.message };
-    if (error instanceof NotApplicable) return { verdict: "not applicable", reason: error.message };
-    throw error;
+    if (!(error instanceof Ended)) throw error;
+    return { verdict: error.verdict, reason: error.reason };
   }
 }

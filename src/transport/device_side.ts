@@ -261,12 +261,14 @@ export class DeviceSide implements BusListener, Disposable {
     const { codec, in: { offset, count } } = this.#link;
     const out = this.#link.answer();
     const end = offset + Math.min(count, codec.limits.deviceBits);
+    // Behind what was asked for, also of a window of nothing: else who goes on there never ends (rule B31).
+    const behind = Math.max(end, offset + 1);
     out.offset = offset;
     out.count = end - offset;
     for (const number of this.#devices.keys()) {
       if (number >= offset && number < end) {
         out.bytes[(number - offset) >> 3] |= 1 << ((number - offset) & 7);
-      } else if (number >= end && (out.nextOffset === 0 || number < out.nextOffset)) {
+      } else if (number >= behind && (out.nextOffset === 0 || number < out.nextOffset)) {
         out.nextOffset = number;
       }
     }

@@ -15,6 +15,7 @@ const NOT_OF_THE_CARD: Readonly<Record<string, string>> = {
   V13: READ_ONLY,
   V14: READ_ONLY,
   V35: READ_ONLY,
+  V59: READ_ONLY,
 };
 
 for (const rule of ASKED) {

@@ -43,6 +43,7 @@ const Id = {
 } as const;
 const PING = 0x203;
 const GET_DEVICES = 0x202;
+const EVENT_DEVICE = 0x240;
 const NOBODY = 0xfffe;
 
 type Edit = (view: DataView, bytes: Uint8Array) => void;
@@ -115,6 +116,48 @@ const status = (value: number) => (bytes: Uint8Array) =>
   idOf(bytes) === Id.SET_STATUS && bytes[8] === value;
 const knownIds = new Set<number>([...Object.values(Id), PING, GET_DEVICES]);
 
+/** SET_VQUEUE, as the device gets to see it. */
+const editSetQueue = (change: Edit) => edit("driver", [Id.SET_QUEUE], change);
+
+/** Device sides that do SET_VQUEUE and RESET_VQUEUE otherwise than the text of 2026. */
+const QUEUE_FAULTS: readonly Fault[] = [
+  fault("V45 V46 V47", "SET_VQUEUE always takes all and enables", {
+    change: editSetQueue((_, b) => b[12] = 1),
+  }),
+  fault("V48", "SET_VQUEUE resets the queue first", {
+    change: add("driver", (b) => idOf(b) === Id.SET_QUEUE && (b[12]! & 3) === 1, (b) => {
+      return message(0, Id.RESET_QUEUE, 3, 0, 0x77, 0x77, 12, 0, b[8]!);
+    }, "before"),
+  }),
+  fault("V49", "reserved bits are ignored", {
+    change: editSetQueue((v) => {
+      v.setUint32(12, v.getUint32(12, true) & 0x3d, true);
+      v.setUint32(20, 0, true);
+    }),
+  }),
+  fault("V50", "a size that cannot be is made one that can", {
+    change: editSetQueue((v) => {
+      if (![16, 64].includes(v.getUint32(16, true))) v.setUint32(16, 64, true);
+    }),
+  }),
+  fault("V50", "an address that cannot be is made one that can", {
+    change: editSetQueue((_, b) => [24, 32, 40].forEach((at) => b[at]! &= ~1)),
+  }),
+  fault("V51", "an index that does not exist is queue 0's", {
+    change: editSetQueue((v) => v.setUint32(8, v.getUint32(8, true) % 3, true)),
+  }),
+  fault("V52", "RESET_VQUEUE is done without RING_RESET", {
+    change: () => {
+      let isReset = false;
+      return (from, bytes) => {
+        isReset ||= idOf(bytes) === Id.RESET_QUEUE;
+        if (isReset && from === "device" && idOf(bytes) === Id.GET_QUEUE) bytes.fill(0, 16, 48);
+        return [bytes];
+      };
+    },
+  }),
+];
+
 /** Wrong device sides. */
 export const DEVICE_FAULTS: readonly Fault[] = [
   fault("G1", "an index with its bytes the other way round", {
@@ -151,7 +194,7 @@ export const DEVICE_FAULTS: readonly Fault[] = [
     change: edit("driver", "all", (_, b) => b[0]! &= ~1),
   }),
   fault("G13 G20 V1", "every answer twice", { change: add("device", isAnswer, (b) => b) }),
-  fault("G14 G15 G17 B4 B15 B20", "whatever cannot be done is answered", {
+  fault("G14 G15 G17 G22 B4 B15 B20", "whatever cannot be done is answered", {
     change: react(
       "device",
       (b) =>
@@ -163,6 +206,9 @@ export const DEVICE_FAULTS: readonly Fault[] = [
         return answerTo(b);
       },
     ),
+  }),
+  fault("G23", "what finds a queue full is lost (the relay's way)", {
+    change: () => (_, bytes) => [bytes],
   }),
   fault("G16", "a message of a revision to come", {
     change: add("device", isAnswer, () => message(0, 0x3f, 3, 0, 0, 0, 8, 0)),
@@ -205,6 +251,7 @@ export const DEVICE_FAULTS: readonly Fault[] = [
     change: editAnswer(Id.GET_QUEUE, (v) => v.setUint32(16, 64, true)),
   }),
   fault("V10", "the generation begins anew at a reset", {
+    dialect: "v1-2025",
     change: () => {
       let resets = 0;
       return (from, bytes) => {
@@ -215,15 +262,15 @@ export const DEVICE_FAULTS: readonly Fault[] = [
       };
     },
   }),
-  fault("V11 V16", "changes keep their generation", {
-    change: edit("device", [Id.GET_CONFIG, Id.EVENT_CONFIG], (v, b) => {
-      v.setUint32(idOf(b) === Id.GET_CONFIG ? 8 : 12, 1, true);
+  fault("V11 V16 V59", "changes keep their generation", {
+    change: edit("device", [Id.GET_CONFIG, Id.SET_CONFIG, Id.EVENT_CONFIG], (v, b) => {
+      v.setUint32(idOf(b) === Id.EVENT_CONFIG ? 12 : 8, 1, true);
     }),
   }),
   fault("V15", "a change is announced with another generation", {
     change: edit("device", [Id.EVENT_CONFIG], (v) => v.setUint32(12, 99, true)),
   }),
-  fault("V17", "a change of everything is announced as one of four bytes", {
+  fault("V17 V60", "a change of everything is announced as one of four bytes", {
     change: edit("device", [Id.EVENT_CONFIG], (v) => {
       v.setUint32(20, 4, true);
       v.setUint16(6, 28, true);
@@ -291,7 +338,7 @@ export const DEVICE_FAULTS: readonly Fault[] = [
       if (v.getUint32(8, true) >= 999) v.setUint32(12, 0xffff_ffff, true);
     }),
   }),
-  fault("V37 V2", "a write across the end takes part of it", {
+  fault("V37 V58 V2", "a write across the end takes part of it", {
     change: editAnswer(Id.SET_CONFIG, (v) => {
       if (v.getUint32(16, true) !== 0) return;
       v.setUint32(16, 1, true);
@@ -301,7 +348,7 @@ export const DEVICE_FAULTS: readonly Fault[] = [
   fault("V39", "NOTIF_CONFIG_DATA is offered", {
     change: editAnswer(Id.GET_FEATURES, (_, b) => b[20]! |= 0x80),
   }),
-  fault("B7", "NOTIFICATION_DATA is offered", {
+  fault("B7 B34", "NOTIFICATION_DATA is offered", {
     change: editAnswer(Id.GET_FEATURES, (_, b) => b[20]! |= 0x40),
   }),
   fault("V43", "ACCESS_PLATFORM is not offered", {
@@ -330,6 +377,74 @@ export const DEVICE_FAULTS: readonly Fault[] = [
     }),
   }),
   fault("B12", "PING's data is changed", { change: edit("device", [PING], (_, b) => b[8]! ^= 1) }),
+  ...QUEUE_FAULTS,
+  fault("V53", "what is offered is what was accepted", {
+    change: () => {
+      let isWritten = false;
+      return (from, bytes) => {
+        isWritten ||= idOf(bytes) === Id.SET_FEATURES;
+        const isIt = isWritten && from === "device" && idOf(bytes) === Id.GET_FEATURES;
+        if (isIt) viewOf(bytes).setUint32(16, 0, true);
+        return [bytes];
+      };
+    },
+  }),
+  fault("V54", "a block is taken for all of them", {
+    change: edit("driver", [Id.SET_FEATURES], (v) => {
+      if (v.getUint32(8, true) !== 0 || v.getUint32(12, true) !== 1) return;
+      v.setUint32(12, 2, true);
+      v.setUint16(6, 24, true);
+    }),
+  }),
+  fault("V55", "a feature block less than there is", {
+    change: editAnswer(Id.INFO, (v) => v.setUint32(32, 1, true)),
+  }),
+  fault("V56", "a UUID that is none", { change: editAnswer(Id.INFO, (_, b) => b[16] = 1) }),
+  fault("V56", "another UUID each time", {
+    change: () => {
+      let count = 1;
+      return (from, bytes) => {
+        if (from === "device" && idOf(bytes) === Id.INFO) bytes.set([count++, 0x80], 23);
+        return [bytes];
+      };
+    },
+  }),
+  fault("V57", "status 0 is answered and not done", {
+    change: () => {
+      let token = -1;
+      return (from, bytes) => {
+        const [view, isReset] = [viewOf(bytes), from === "driver" && status(0)(bytes)];
+        if (isReset) {
+          token = view.getUint16(4, true);
+          bytes[1] = Id.GET_STATUS;
+          view.setUint16(6, 8, true);
+        } else if (from === "device" && view.getUint16(4, true) === token) {
+          bytes.set([1, Id.SET_STATUS]);
+          bytes[8] = 0;
+        }
+        return [bytes];
+      };
+    },
+  }),
+  fault("B31", "GET_DEVICES goes on where it was", {
+    change: edit("device", [GET_DEVICES], (v) => v.setUint16(10, v.getUint16(8, true), true)),
+  }),
+  fault("B31", "GET_DEVICES with something in spare bits", {
+    change: edit("device", [GET_DEVICES], (v, b) => {
+      if (v.getUint16(12, true) % 8 !== 0) b[viewOf(b).getUint16(6, true) - 1]! |= 0x80;
+    }),
+  }),
+  fault("B32", "events wait for the next answer", {
+    change: () => {
+      const waiting: Uint8Array[] = [];
+      return (from, bytes) => {
+        if (from === "driver") return [bytes];
+        if (isAnswer(bytes)) return [bytes, ...waiting.splice(0)];
+        waiting.push(bytes);
+        return [];
+      };
+    },
+  }),
   fault("P1", "SET_DEVICE_STATUS is answered", {
     dialect: "proto",
     change: react("device", is(0x0a), answerTo),
@@ -389,7 +504,7 @@ export const DRIVER_FAULTS: readonly Fault[] = [
   }),
   fault("G4", "a type bit more", { change: edit("driver", "all", (_, b) => b[0]! |= 0x80) }),
   fault("G4", "type bits are not ignored", { change: omit("device", (b) => b[0]! > 3) }),
-  fault("G5", "something in a reserved field", {
+  fault("G5 R30", "something in a reserved field", {
     change: edit("driver", [Id.SET_QUEUE], (_, b) => b[20] = 7),
   }),
   fault("G6 B16", "a slot that holds an older message", {
@@ -421,14 +536,19 @@ export const DRIVER_FAULTS: readonly Fault[] = [
       };
     },
   }),
-  fault("G14 G15 G17 G19 B23", "whatever cannot be done is answered", { change: echo }),
+  fault("G14 G15 G17 G19", "whatever cannot be done is answered", { change: echo }),
+  fault("G22", "an event is one, with an answer's bit or without", {
+    change: edit("device", "all", (_, b) => {
+      if ((b[1]! & 0x40) !== 0) b[0]! &= ~1;
+    }),
+  }),
   fault("G16", "a message of a revision to come", {
     change: add("driver", is(Id.INFO), () => message(0, 0x3f, 3, 0, 0, 0, 8, 0)),
   }),
   fault("B5 R1", "GET_DEVICE_STATUS comes first", {
     change: add("driver", is(Id.INFO), () => request(Id.GET_STATUS), "before"),
   }),
-  fault("B7", "NOTIFICATION_DATA is accepted", {
+  fault("B7 B34", "NOTIFICATION_DATA is accepted", {
     change: edit("driver", [Id.SET_FEATURES], (_, b) => b[20]! |= 0x40),
   }),
   fault("B12", "PING's data is changed", { change: edit("driver", [PING], (_, b) => b[8]! ^= 1) }),
@@ -444,7 +564,13 @@ export const DRIVER_FAULTS: readonly Fault[] = [
   fault("R5", "a queue of largest size 0 is set up", {
     change: add("driver", is(Id.GET_QUEUE), () => queue(1, 64)),
   }),
-  fault("R6", "EVENT_AVAIL before DRIVER_OK was answered", {
+  fault("R26", "NOTIF_CONFIG_DATA is accepted", {
+    change: edit("driver", [Id.SET_FEATURES], (_, b) => b[20]! |= 0x80),
+  }),
+  fault("R6 R10 R32", "EVENT_AVAIL before any queue is set up", {
+    change: add("driver", status(0x0b), () => kick(0)),
+  }),
+  fault("R33", "EVENT_AVAIL before DRIVER_OK was answered", {
     change: add("driver", status(0x0f), () => kick(0)),
   }),
   fault("R7", "configuration beyond its end", {
@@ -484,18 +610,54 @@ export const DRIVER_FAULTS: readonly Fault[] = [
   fault("R19", "only the first blocks are written", {
     change: edit("driver", [Id.SET_FEATURES], (v) => v.setUint32(8, 0, true)),
   }),
-  fault("R20", "SET_CONFIG with a generation", {
+  fault("R20 R29", "SET_CONFIG with a generation", {
     change: edit("driver", [Id.SET_CONFIG], (v) => v.setUint32(8, 41, true)),
   }),
   fault("R21", "a generation that moves is not seen", {
     change: edit("device", [Id.GET_CONFIG], (v) => v.setUint32(8, 1, true)),
   }),
   fault("R12", "a change is not heard of", { change: omit("device", is(Id.EVENT_CONFIG)) }),
-  fault("R22", "DRIVER_OK, whether the queue was taken or not", {
+  fault("R31", "DRIVER_OK, whether the queue was taken or not", {
     change: add("driver", is(Id.SET_QUEUE), () => request(Id.SET_STATUS, 0x0f, 0, 0, 0)),
   }),
   fault("R23", "features are read while the reset goes on", {
     change: add("driver", status(0), () => request(Id.GET_FEATURES, 0, 0, 0, 0, 2, 0, 0, 0)),
+  }),
+  fault("R27", "a range without data is dropped", {
+    change: omit("device", (b) => idOf(b) === Id.EVENT_CONFIG && b[20] !== 0 && b[6] === 24),
+  }),
+  fault("R28", "a generation before the last one is not taken", {
+    change: () => {
+      let latest = 0;
+      return (from, bytes) => {
+        if (from === "driver" || idOf(bytes) !== Id.GET_CONFIG) return [bytes];
+        latest = Math.max(latest, bytes[8]!);
+        return bytes[8]! < latest ? [] : [bytes];
+      };
+    },
+  }),
+  fault("R34", "a descriptor area at an odd address", {
+    change: edit("driver", [Id.SET_QUEUE], (_, b) => b[24]! |= 1),
+  }),
+  fault("R35", "three bytes are taken for four", {
+    change: edit("device", [Id.SET_CONFIG], (v) => v.setUint32(16, 4, true)),
+  }),
+  fault("R36", "a success without data is not taken", {
+    change: omit("device", (b) => idOf(b) === Id.SET_CONFIG && b[6] === 20),
+  }),
+  fault("R37", "a reset is not thought of", { change: omit("driver", status(0)) }),
+  fault("R38 B14", "EVENT_AVAIL to a device that was removed", {
+    change: react("driver", (b) => idOf(b) === EVENT_DEVICE && b[10] === 2, () => kick(0)),
+  }),
+  fault("B23", "a device that is there is said to be new", {
+    change: react("driver", is(EVENT_DEVICE), () => request(Id.INFO)),
+  }),
+  fault("B25 B27", "a request has an answer, if nobody gave any", {
+    change: react("device", (b) => is(Id.GET_CONFIG)(b) && !isAnswer(b), (b) => {
+      const answer = message(1, Id.GET_CONFIG, 3, 0, b[4]!, b[5]!, 20 + b[12]!, 0);
+      answer.set([b[8]!, b[9]!, 0, 0, b[12]!], 12);
+      return answer;
+    }),
   }),
   fault("R24", "a device that was silent is not reset", {
     change: () => {

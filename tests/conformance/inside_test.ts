@@ -16,7 +16,7 @@ const u16 = (bytes: Uint8Array, at: number) => bytes[at]! + 256 * bytes[at + 1]!
 const isAnswer = (bytes: Uint8Array) => (bytes[0]! & 1) !== 0;
 const isEvent = (bytes: Uint8Array) => (bytes[1]! & 0x40) !== 0;
 
-Deno.test("B1 B2 B17 B22: the greatest message is known, large enough, and all that is known", () => {
+Deno.test("B1 B2 B17 B22 B24: the greatest message is known, large enough, and all that is known", () => {
   for (const form of FORMS) {
     const codec = codecFor(form);
     assertEquals([codec.dialect, codec.maxSize], [form, 64]);
@@ -28,7 +28,7 @@ Deno.test("B1 B2 B17 B22: the greatest message is known, large enough, and all t
   }
 });
 
-cleanTest("B3: what one end publishes, the other end gets, byte for byte", async () => {
+cleanTest("B3 B26: what one end publishes, the other end gets, byte for byte", async () => {
   using reactor = new Reactor(new VirtualClock());
   using pair = inProcessBus(reactor);
   const got: string[] = [];

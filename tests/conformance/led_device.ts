@@ -3,11 +3,10 @@
  * it to: bodies as those of src/check/device_rules.ts, with levers into a device of this process.
  */
 
-import type { DriverRole } from "../../src/check/driver_role.ts";
-import { RUNNING } from "../../src/check/driver_role.ts";
+import { type DriverRole, RUNNING } from "../../src/check/driver_role.ts";
 import { expect, expectSame } from "../../src/check/outcome.ts";
-import { lookOn } from "../../src/check/traffic.ts";
 import { Kind } from "../../src/message/message.ts";
+import type { DeviceModel } from "../../src/virtio/device.ts";
 import { Status } from "../../src/virtio/features.ts";
 import type { FakeDevice } from "../support/fake_device.ts";
 
@@ -19,19 +18,18 @@ function change({ config, host }: FakeDevice): void {
   host.configChanged();
 }
 
-/** An event of either kind, and a look at all that was heard. */
-async function looksOn(d: DriverRole, device: FakeDevice): Promise<void> {
+/** An event of either kind; what is heard is looked at. */
+async function speaks(d: DriverRole, device: FakeDevice): Promise<void> {
   await d.start();
   device.host.used(0);
   change(device);
   await d.event(Kind.EVENT_USED);
   await d.event(Kind.EVENT_CONFIG);
-  lookOn(d.talk, d.rule);
 }
 
 /** The configuration changes three times; what is said of it. */
 async function announces(d: DriverRole, device: FakeDevice): Promise<void> {
-  const { configSize } = await d.info();
+  const { configSize } = await d.ask(Kind.GET_DEVICE_INFO);
   // More than an event holds, so that no event has data.
   expect(configSize > d.talk.codec.limits.eventBytes, "the configuration fits an event");
   await d.start();
@@ -41,7 +39,7 @@ async function announces(d: DriverRole, device: FakeDevice): Promise<void> {
     const { message } = await d.event(Kind.EVENT_CONFIG);
     const { status, size, offset, length, generation } = message;
     d.claim("V15", status, RUNNING, "the status in EVENT_CONFIG");
-    d.claim("V41", [size, offset, length], [24, 0, 0], "EVENT_CONFIG's size and range");
+    d.claim("V41 V60", [size, offset, length], [24, 0, 0], "EVENT_CONFIG's size and range");
     d.claim("V17", length, 0, "EVENT_CONFIG's length");
     const now = (await d.config(0, 1)).generation;
     d.claim("V15", generation, now, "the generation in EVENT_CONFIG");
@@ -69,8 +67,10 @@ async function announcesFailure(d: DriverRole, device: FakeDevice): Promise<void
   device.host.needsReset("led to");
   const { message } = await d.event(Kind.EVENT_CONFIG);
   const broken = RUNNING | Status.DEVICE_NEEDS_RESET;
-  const is = [message.status, message.generation, message.size, await d.status()];
-  expectSame(is, [broken, generation, 24, broken], "status, generation, size; the status then");
+  const { size, offset, length } = message;
+  const is = [message.status, message.generation, size, offset, length, await d.status()];
+  const wanted = [broken, generation, 24, 0, 0, broken];
+  expectSame(is, wanted, "status, generation, size, range; the status then");
   await d.setStatus(RUNNING);
   expectSame(await d.status(), broken, "the status without a reset");
 }
@@ -85,10 +85,50 @@ async function holdsEventsBack(d: DriverRole, device: FakeDevice): Promise<void>
   expect(events <= 128, `${events} events came while an answer was waited for`);
 }
 
+/** A reset takes a time, in which the status is asked for. */
+async function resetsLate(d: DriverRole, device: DeviceModel): Promise<void> {
+  const { talk, talk: { reactor, heard } } = d;
+  await d.start();
+  let overMs = Infinity;
+  device.reset = async () => {
+    await reactor.sleep(50);
+    overMs = reactor.now();
+  };
+  const from = heard.length;
+  talk.send(Kind.SET_DEVICE_STATUS, { status: 0 });
+  for (let n = 0; n < 5; n++) talk.send(Kind.GET_DEVICE_STATUS);
+  await d.status();
+  delete device.reset;
+  const shown = heard.slice(from).filter(({ message }) => message.status === 0);
+  expect(shown.length > 0, "status 0 was never shown");
+  expect(shown.every(({ atMs }) => atMs >= overMs), "status 0 was shown before the reset was over");
+}
+
+/** A buffer is used while a request is worked on. */
+async function eventsPass(d: DriverRole, device: FakeDevice): Promise<void> {
+  const { talk, talk: { reactor } } = d;
+  await d.negotiate();
+  await d.setQueue(0);
+  await d.setStatus(RUNNING);
+  const model: DeviceModel = device;
+  const { readConfig } = model;
+  model.readConfig = async () => {
+    await reactor.sleep(50);
+    return Uint8Array.of(1);
+  };
+  const token = talk.send(Kind.GET_CONFIG, { length: 1 });
+  await reactor.sleep(1);
+  device.host.used(0);
+  const event = await d.event(Kind.EVENT_USED);
+  const answer = await talk.answer(Kind.GET_CONFIG, token);
+  model.readConfig = readConfig;
+  expect(event.atMs < answer.atMs, "an event waited for an answer");
+}
+
 /** The bodies by the rule's number. */
 export const LED_DEVICE: Readonly<Record<string, LedBody>> = {
-  G9: looksOn,
-  G19: looksOn,
+  G9: speaks,
+  G19: speaks,
   V11: announces,
   V15: announces,
   V16: announces,
@@ -96,6 +136,13 @@ export const LED_DEVICE: Readonly<Record<string, LedBody>> = {
   V18: announcesFailure,
   V26: tellsUsed,
   V41: announces,
+  V57: resetsLate,
+  async V60(d, device) {
+    await announces(d, device);
+    await d.setStatus(0);
+    await announcesFailure(d, device);
+  },
   B6: tellsUsed,
+  B32: eventsPass,
   P12: holdsEventsBack,
 };

@@ -2,7 +2,7 @@
 
 import type { Bus } from "../../src/bus/bus.ts";
 import { askDevice, askDriver } from "../../src/check/check.ts";
-import { Conversation } from "../../src/check/conversation.ts";
+import { Dialogue } from "../../src/check/dialogue.ts";
 import type { DeviceRole } from "../../src/check/device_role.ts";
 import type { Outcome } from "../../src/check/outcome.ts";
 import type { Rule } from "../../src/check/rules.ts";
@@ -81,7 +81,7 @@ export async function withOurDevice(
   const { model, led } = make(reactor);
   side.add(NUMBER, model, [{ at: AT, size: MEMORY, memory, offset: 0 }]);
   for (const number of OTHERS) side.add(number, new FakeDevice());
-  const talk = new Conversation(reactor, driver, codec, NUMBER, { at: AT, size: MEMORY });
+  const talk = new Dialogue(reactor, driver, codec, NUMBER, { at: AT, size: MEMORY });
   side.open();
   talk.open();
   await reactor.until(body((rule) => {
@@ -124,7 +124,7 @@ export async function askOurDriver(
   stack.use(
     new NetDriver(reactor, side, NUMBER, listener, LOG, { memory: knownMemory(memory, AT) }),
   );
-  const talk = new Conversation(reactor, device, codec, NUMBER, { at: AT, size: MEMORY });
+  const talk = new Dialogue(reactor, device, codec, NUMBER, { at: AT, size: MEMORY });
   const remote = side.device(NUMBER);
   talk.open();
   side.open();

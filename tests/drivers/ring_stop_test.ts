@@ -1,7 +1,7 @@
 /** How a session stops one ring of a foreign device: RESET_VQUEUE where that was negotiated, else a reset. */
 
 import { assertEquals } from "@std/assert";
-import { Conversation } from "../../src/check/conversation.ts";
+import { Dialogue } from "../../src/check/dialogue.ts";
 import { DeviceRole } from "../../src/check/device_role.ts";
 import { Session } from "../../src/drivers/session.ts";
 import { VirtualClock } from "../../src/linux/clock.ts";
@@ -26,7 +26,7 @@ async function stopRing(features: readonly number[]): Promise<Message[]> {
   const codec = codecFor("v1");
   const log = createLog("test", "error", () => {});
   using side = new DriverSide({ reactor, bus: pair.driver, codec, log });
-  const talk = new Conversation(reactor, pair.device, codec, 0, { at: AT, size: SIZE });
+  const talk = new Dialogue(reactor, pair.device, codec, 0, { at: AT, size: SIZE });
   const role = new DeviceRole("", talk);
   const setup = {
     size: 64,

@@ -1,9 +1,6 @@
 /**
- * A conversation with the peer that is asked for its rules.
- *
- * A rule's body asks, sends and hears, over any bus and in either role, and does not know how the peer is
- * reached. What is heard is kept as bytes beside its meaning, since half of the rules are about bytes;
- * nothing of this is fast.
+ * The dialogue with a peer that is asked for its rules, over any bus and in either role. What is heard is kept
+ * as bytes beside its meaning, since half of the rules are about bytes; nothing of this is fast.
  *
  * Private messages of vmsg (message/private.ts) are not answered and not shown: to its peer, who checks is
  * a foreigner.
@@ -29,17 +26,30 @@ const MAX_HEARD = 20_000;
 
 /** What a message says: numbers of its payload, `words` and `bytes` from their beginning on; device and token. */
 export type Fields =
-  & Partial<Record<Field | "device" | "token", number>>
+  & Partial<Record<Field | "device" | "token" | "size", number>>
   & {
     readonly kind?: Kind;
     readonly words?: ArrayLike<number>;
     readonly bytes?: ArrayLike<number>;
   };
 
-function say(message: Message, { words = [], bytes = [], ...fields }: Fields): void {
+/** A message of that kind, and its bytes in a slot. */
+function write(codec: Codec, kind: Kind, response: boolean, says: Fields): Written {
+  const { words = [], bytes = [], ...fields } = says;
+  const message = new Message();
+  message.reset(kind, response);
   Object.assign(message, fields);
   message.words.set(words);
   message.bytes.set(bytes);
+  const slot = new Uint8Array(SLOT_SIZE);
+  codec.encode(message, new DataView(slot.buffer), 0);
+  return { bytes: slot, token: message.token };
+}
+
+/** A request or an event to be sent. */
+interface Written {
+  readonly bytes: Uint8Array;
+  readonly token: number;
 }
 
 /** One message that came. */
@@ -50,12 +60,12 @@ export interface Heard {
   readonly message: Message;
   /** Why it means nothing. */
   readonly malformed: Malformed | undefined;
-  /** When it came, in milliseconds of {@link Conversation.now}. */
+  /** When it came, in milliseconds of the reactor. */
   readonly atMs: number;
 }
 
 /** See the head of this file. */
-export class Conversation implements BusListener {
+export class Dialogue implements BusListener {
   /** Everything that was heard, in order. */
   readonly heard: Heard[] = [];
   /** What was heard and not taken. */
@@ -95,11 +105,15 @@ export class Conversation implements BusListener {
     const message = new Message();
     const malformed = this.codec.decode(new DataView(bytes.buffer), 0, message);
     if (malformed === undefined && isPrivate(message.kind)) return;
-    const heard = { bytes, message, malformed, atMs: this.now() };
+    const heard = { bytes, message, malformed, atMs: this.reactor.now() };
     // Who floods us is not answered in time.
     if (this.heard.length === MAX_HEARD) return;
     this.heard.push(heard);
     this.#waiting.push(heard);
+    this.#wake();
+  }
+
+  #wake(): void {
     this.#arrival?.resolve();
     this.#arrival = undefined;
   }
@@ -108,11 +122,6 @@ export class Conversation implements BusListener {
   startOver(): void {
     this.heard.length = 0;
     this.#waiting.length = 0;
-  }
-
-  /** Milliseconds that never go back. */
-  now(): number {
-    return this.reactor.now();
   }
 
   /** Sends a request, and waits for its answer; other messages wait for {@link next}. */
@@ -140,32 +149,17 @@ export class Conversation implements BusListener {
   }
 
   /** Answers a request. */
-  reply(request: Message, fields: Fields = {}): void {
-    const message = new Message();
-    message.reset(request.kind, true);
-    message.device = request.device;
-    message.token = request.token;
-    say(message, fields);
-    this.put(this.#encode(message));
+  reply({ kind, device, token }: Message, fields: Fields = {}): void {
+    this.put(write(this.codec, fields.kind ?? kind, true, { device, token, ...fields }).bytes);
   }
 
   /** The bytes of a request or an event, and its token, to be changed and {@link put}. */
-  bytesOf(kind: Kind, fields: Fields = {}) {
-    const message = new Message();
-    message.reset(kind, false);
-    message.device = isBusMessage(kind) ? 0 : this.device;
-    if (this.codec.answered(kind) && this.codec.conduct.hasTokens) {
-      message.token = this.#nextToken;
-      this.#nextToken = this.#nextToken === MAX_TOKEN ? FIRST_TOKEN : this.#nextToken + 1;
-    }
-    say(message, fields);
-    return { bytes: this.#encode(message), token: message.token };
-  }
-
-  #encode(message: Message): Uint8Array {
-    const bytes = new Uint8Array(SLOT_SIZE);
-    this.codec.encode(message, new DataView(bytes.buffer), 0);
-    return bytes;
+  bytesOf(kind: Kind, fields: Fields = {}): Written {
+    const device = isBusMessage(kind) ? 0 : this.device;
+    const hasToken = this.codec.answered(kind) && this.codec.conduct.hasTokens;
+    const token = hasToken ? this.#nextToken : 0;
+    if (hasToken) this.#nextToken = token === MAX_TOKEN ? FIRST_TOKEN : token + 1;
+    return write(this.codec, kind, false, { device, token, ...fields });
   }
 
   /** Sends any bytes; behind them the slot is zeros. */
@@ -182,10 +176,7 @@ export class Conversation implements BusListener {
   }
 
   async #take(wanted: (heard: Heard) => boolean, withinMs: number): Promise<Heard | undefined> {
-    const timer = this.reactor.timer(() => {
-      this.#arrival?.resolve();
-      this.#arrival = undefined;
-    });
+    const timer = this.reactor.timer(() => this.#wake());
     timer.arm(withinMs);
     try {
       for (;;) {
