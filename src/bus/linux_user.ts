@@ -32,6 +32,7 @@ import {
 } from "../linux/fd.ts";
 import { VmsgError } from "../linux/errors.ts";
 import { type Mapping, mapShared } from "../linux/mapping.ts";
+import { lockHolder, type MappedFile, mappedFiles } from "../linux/process_files.ts";
 import type { Reactor, Timer } from "../linux/reactor.ts";
 import { connectUnix, listenUnix, type UnixStream } from "../linux/unix_socket.ts";
 import { limitedLog } from "../observe/log.ts";
@@ -98,15 +99,20 @@ function takeRole(side: Side, file: Fd, options: LinuxUserOptions): boolean {
   if (!options.lock) return false;
   lockByteWaiting(file, BYTE_OPENING);
   if (!tryLockByte(file, BYTE_OF[side])) {
+    const holder = lockHolder(file, BYTE_OF[side]) ?? "of another user";
     throw new VmsgError(
       "BUS_IN_USE",
-      `bus linux-user,name=${options.name}: another process is the ${side} side already`,
+      `bus linux-user,name=${options.name}: process ${holder} is the ${side} side already`,
     );
   }
   const other = BYTE_OF[side === "driver" ? "device" : "driver"];
   const alone = tryLockByte(file, other);
   if (alone) unlockByte(file, other);
   return alone;
+}
+
+function queueFilesOf(process: number | "self"): MappedFile[] {
+  return mappedFiles(process).filter(({ path }) => /\/queue-[^/]*-(driver|device)$/.test(path));
 }
 
 /** One end of a linux-user bus. */
@@ -180,6 +186,23 @@ export class LinuxUserBus extends StreamBus {
 
   get #otherSide(): Side {
     return this.side === "driver" ? "device" : "driver";
+  }
+
+  /** Says so if the peer has other queue files than this side, so that nobody hears anybody. */
+  protected override connected(stream: UnixStream): void {
+    const { directory, name } = this.#options;
+    const process = stream.peerProcess;
+    const ours = new Set(queueFilesOf("self").map(({ identity }) => identity));
+    const theirs = queueFilesOf(process);
+    if (theirs.length > 0 && !theirs.some(({ identity }) => ours.has(identity))) {
+      this.#complain(
+        `${this.description}: the ${this.#otherSide} side, process ${process}, has ${
+          theirs[0].path
+        }, ` +
+          `this side has dir=${directory},name=${name}: give both the same`,
+      );
+    }
+    super.connected(stream);
   }
 
   #tellWaiting(): void {

@@ -11,9 +11,17 @@
 
 import { allocate } from "../linux/arena.ts";
 import { LinuxError, VmsgError } from "../linux/errors.ts";
-import { type Fd, fileSize, isRegularFile, openFile, reserveFile } from "../linux/fd.ts";
+import {
+  type Fd,
+  fileSize,
+  isRegularFile,
+  openFile,
+  reserveFile,
+  tryLockByte,
+} from "../linux/fd.ts";
 import { libc } from "../linux/libc.ts";
 import { type Mapping, mapShared, PAGE_SIZE } from "../linux/mapping.ts";
+import { lockHolder } from "../linux/process_files.ts";
 import { EPOLLIN, type Reactor } from "../linux/reactor.ts";
 import { readAttribute } from "../linux/sysfs.ts";
 import { fullFence } from "../memory/mod.ts";
@@ -56,8 +64,7 @@ const word = allocate(8);
 word.view.setUint32(0, 1, true);
 
 /** Maps a part of a file, from a page's start on. */
-function mapPart(file: string, offset: number, size: number): Mapping {
-  using fd = openFile(file);
+function mapPart(fd: Fd, file: string, offset: number, size: number): Mapping {
   // A device has no size; a file that is too short would be a SIGBUS at the first access.
   const length = isRegularFile(fd) ? fileSize(fd) : Infinity;
   if (offset + size > length) {
@@ -73,6 +80,23 @@ function mapPart(file: string, offset: number, size: number): Mapping {
     const what = `${size} bytes from ${offset} on cannot be mapped`;
     throw new VmsgError("BUS_MEMORY", `bus shm: ${file}: ${what} (${error.code})`);
   }
+}
+
+/**
+ * A queue has one producer, and a file's byte where it begins is locked by it. Processes of one host see that;
+ * a device has no locks, nor have all file systems that hosts and machines share.
+ */
+function lockPlace(side: Side, fd: Fd, offset: number, where: string): void {
+  if (!isRegularFile(fd)) return;
+  const byte = offset + (side === "driver" ? 0 : QUEUE_PAGE);
+  try {
+    if (tryLockByte(fd, byte)) return;
+  } catch (error) {
+    if (error instanceof LinuxError) return;
+    throw error;
+  }
+  const holder = lockHolder(fd, byte) ?? "of another user";
+  throw new VmsgError("BUS_IN_USE", `${where}: process ${holder} is its ${side} side already`);
 }
 
 /** A PCI function that does not decode memory reads as ones and forgets what is written. */
@@ -103,7 +127,9 @@ export class ShmBus extends PageBus {
       throw new VmsgError("BUS_MEMORY", `${where}: ${name}= must be a multiple of ${PAGE_SIZE}`);
     }
     assertEnabled(file);
-    const memory = stack.use(mapPart(file, offset, size));
+    const fd = stack.use(openFile(file));
+    const memory = stack.use(mapPart(fd, file, offset, size));
+    lockPlace(side, fd, offset, where);
     super(side, reactor, {
       ...options,
       memory,
@@ -170,6 +196,7 @@ export class ShmBus extends PageBus {
 
 function registerOf({ file, offset }: Doorbell, stack: DisposableStack): Uint32Array {
   const page = Math.floor(offset / PAGE_SIZE) * PAGE_SIZE;
-  const { buffer } = stack.use(mapPart(file, page, PAGE_SIZE));
+  using fd = openFile(file);
+  const { buffer } = stack.use(mapPart(fd, file, page, PAGE_SIZE));
   return new Uint32Array(buffer, offset - page, 1);
 }

@@ -33,6 +33,8 @@ const library = Deno.dlopen("libc.so.6", {
   readv: { parameters: ["i32", "u64", "i32"], result: "i32" },
   /** ssize_t writev(int fd, const struct iovec *iov, int iovcnt) */
   writev: { parameters: ["i32", "u64", "i32"], result: "i32" },
+  /** int getsockopt(int sockfd, int level, int optname, void *optval, socklen_t *optlen) */
+  getsockopt: { parameters: ["i32", "i32", "i32", "u64", "u64"], result: "i32" },
   /** off_t lseek(int fd, off_t offset, int whence) */
   lseek: { parameters: ["i32", "i64", "i32"], result: "i64" },
   /** int ftruncate(int fd, off_t length) */

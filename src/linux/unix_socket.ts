@@ -75,6 +75,11 @@ function createSocket(): Fd {
   return new Fd(check(libc.socket(AF_UNIX, type, 0), "socket"));
 }
 
+const SO_PEERCRED = 17;
+/** struct ucred: pid, uid, gid. */
+const CREDENTIALS_SIZE = 12;
+const peer = allocate(CREDENTIALS_SIZE + 4);
+
 /** A connected stream. */
 export class UnixStream implements Disposable {
   /** Descriptors that came with the last {@link receive}; the caller takes or closes them. */
@@ -132,6 +137,15 @@ export class UnixStream implements Disposable {
       }
     }
     return received;
+  }
+
+  /** The process at the other end when it connected or began to listen; 0 for one that is not seen from here. */
+  get peerProcess(): number {
+    peer.view.setUint32(CREDENTIALS_SIZE, CREDENTIALS_SIZE, true);
+    const length = peer.address + BigInt(CREDENTIALS_SIZE);
+    const { number } = this.fd;
+    check(libc.getsockopt(number, SOL_SOCKET, SO_PEERCRED, peer.address, length), "SO_PEERCRED");
+    return peer.view.getInt32(0, true);
   }
 
   /** Closes the connection. */

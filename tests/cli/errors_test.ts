@@ -298,7 +298,7 @@ processTest("cli: sockets and bus names that are in use", async (vmsg) => {
   await proxy.waitFor(/a vmsg device side is there/);
 
   const taken = (side: string) =>
-    new RegExp(`bus linux-user,name=linux-user: another process is the ${side} side already`);
+    new RegExp(`bus linux-user,name=linux-user: process \\d+ is the ${side} side already`);
   const complain = (args: string[], pattern: RegExp) =>
     assertComplaint(vmsg, args, FAILURE, pattern);
   await complain(onBus("device", BUS), taken("device"));
@@ -316,6 +316,38 @@ processTest("cli: sockets and bus names that are in use", async (vmsg) => {
   assertEquals(code, 0);
   assertEquals((await device.end("SIGTERM")).code, 0);
 });
+
+processTest("cli: a file of bus shm has one process a side, who is named", async (vmsg) => {
+  await Deno.writeFile(`${vmsg.directory}/memory`, new Uint8Array(1 << 20));
+  const bus = "shm,file=memory,size=1M";
+  const device = await vmsg.start("device", "--bus", bus);
+  await device.waitFor(/waiting for a driver side/);
+  const second = new RegExp(
+    `bus shm,file=memory: process ${device.pid} is its device side already$`,
+  );
+  await assertComplaint(vmsg, onBus("device", bus), FAILURE, second);
+  const { code, stderr } = await vmsg.run("driver", "--bus", bus, "--count", "1");
+  assertEquals(code, 0, stderr.join("\n"));
+  await device.end("SIGKILL");
+  const next = await vmsg.start("device", "--bus", bus);
+  await next.waitFor(/waiting for a driver side/);
+});
+
+processTest(
+  "cli: one socket and two directories, both sides name the other's files",
+  async (vmsg) => {
+    await Deno.mkdir(`${vmsg.directory}/other`);
+    const device = await vmsg.start("device", "--bus", BUS);
+    await device.waitFor(/waiting for the driver side/);
+    const driver = await vmsg.start("driver", "--bus", `${BUS},dir=other`, "--count", "1");
+    const has = (pid: number, directory: string) =>
+      new RegExp(
+        `process ${pid}, has the queue files ${directory}/queue-linux-user-driver and .*both`,
+      );
+    await driver.waitFor(has(device.pid, vmsg.directory));
+    await device.waitFor(has(driver.pid, `${vmsg.directory}/other`));
+  },
+);
 
 processTest(
   "cli: a driver side that speaks another dialect is told by the device side",

@@ -1,0 +1,50 @@
+/**
+ * What files processes of this host use, as far as this user may look: for lines that say who is in the
+ * way. Whatever cannot be read is left out.
+ *
+ * Source: proc_pid_maps(5), proc_pid_fdinfo(5).
+ */
+
+import { type Fd, fileIdentity } from "./fd.ts";
+import { directoryNames } from "./sysfs.ts";
+
+function textOf(path: string): string {
+  try {
+    return Deno.readTextFileSync(path);
+  } catch {
+    return "";
+  }
+}
+
+/** A file that a process has mapped. */
+export interface MappedFile {
+  /** Equal for equal files, whatever their name. */
+  readonly identity: string;
+  readonly path: string;
+}
+
+/** The files that a process has mapped; 0 is nobody, "self" this one. */
+export function mappedFiles(pid: number | "self"): MappedFile[] {
+  // address permissions offset device inode path
+  const line = /^\S+ \S+ \S+ (\S+ [1-9]\d*) +(\/.*)$/gm;
+  const found = textOf(`/proc/${pid}/maps`).matchAll(line);
+  return [...found].map(([, identity, path]) => ({ identity: identity!, path: path! }));
+}
+
+/** The process that has a lock on this byte of a file, or undefined. */
+export function lockHolder(fd: Fd, byte: number): number | undefined {
+  const inode = fileIdentity(fd).split(":")[1];
+  const lock = new RegExp(`^lock:.* OFDLCK .*:${inode} ${byte} ${byte}$`, "m");
+  const ids = directoryNames("/proc").filter((name) => /^\d+$/.test(name));
+  const holds = (id: string) => {
+    try {
+      const directory = `/proc/${id}/fdinfo`;
+      return directoryNames(directory).some((name) => lock.test(textOf(`${directory}/${name}`)));
+    } catch {
+      // Another user's, or it has just ended.
+      return false;
+    }
+  };
+  const id = ids.find(holds);
+  return id === undefined ? undefined : Number(id);
+}
