@@ -195,7 +195,7 @@ export class LinuxUserBus extends StreamBus {
     const ours = new Set(queueFilesOf("self").map(({ identity }) => identity));
     const theirs = queueFilesOf(process);
     if (theirs.length > 0 && !theirs.some(({ identity }) => ours.has(identity))) {
-      this.#complain(
+      this.#tellProblem(
         `${this.description}: the ${this.#otherSide} side, process ${process}, has ${
           theirs[0].path
         }, ` +

@@ -70,11 +70,15 @@ export interface SysfsMemoryOptions {
   readonly sysfs?: string;
 }
 
+function isForbidden(error: unknown): boolean {
+  return error instanceof LinuxError && [EACCES, EPERM].includes(error.errno);
+}
+
 function openResource(pci: PciFunction, name: string): Fd {
   try {
     return openFile(`${pci.path}/${name}`);
   } catch (error) {
-    if (!(error instanceof LinuxError) || ![EACCES, EPERM].includes(error.errno)) throw error;
+    if (!isForbidden(error)) throw error;
     throw new VmsgError(
       "NO_PERMISSION",
       `ivshmem ${pci.address}: ${pci.path}/${name} may not be opened: be root, or have root give ` +
@@ -97,13 +101,17 @@ function enable(pci: PciFunction, stack: DisposableStack): void {
     );
   }
   // The kernel counts, so each user takes back its own.
+  const file = `${pci.path}/enable`;
   try {
-    writeAttribute(`${pci.path}/enable`, "1");
+    writeAttribute(file, "1");
+    stack.defer(() => disable(pci));
   } catch (error) {
-    if (!(error instanceof LinuxError) || ![EACCES, EPERM].includes(error.errno)) throw error;
-    throw new VmsgError("NO_PERMISSION", `ivshmem ${pci.address} may not be enabled: be root`);
+    if (!isForbidden(error)) throw error;
+    // The kernel lets root write it only, whoever has the file; root may have done so before.
+    if (Number(pci.attribute("enable") ?? 0) > 0) return;
+    const advice = `be root, or have root do it: echo 1 > ${file}`;
+    throw new VmsgError("NO_PERMISSION", `ivshmem ${pci.address} may not be enabled: ${advice}`);
   }
-  stack.defer(() => disable(pci));
 }
 
 /** Fails if a driver has come meanwhile; the function is that driver's then. */

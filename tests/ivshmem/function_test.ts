@@ -243,6 +243,24 @@ Deno.test("ivshmem: two users of one function through sysfs are not possible, ri
   using _again = open();
 });
 
+Deno.test({
+  name: "ivshmem: sysfs alone, as a user who was given the files but may not enable",
+  // Root may write whatever the mode is; tests run as a user by deno task test:user.
+  ignore: Deno.uid() === 0,
+  fn: () => {
+    using sysfs = new FakeSysfs();
+    Deno.writeFileSync(`${sysfs.device(PLAIN)}/resource2`, new Uint8Array(4 << 20));
+    Deno.chmodSync(`${sysfs.device(PLAIN)}/enable`, 0o444);
+    const open = () => openSysfsMemory(PLAIN, { sysfs: sysfs.root });
+    fails("NO_PERMISSION", /be root, or have root do it: echo 1 > \S*enable$/, open);
+    Deno.chmodSync(`${sysfs.device(PLAIN)}/enable`, 0o644);
+    sysfs.write(PLAIN, "enable", "1\n");
+    Deno.chmodSync(`${sysfs.device(PLAIN)}/enable`, 0o444);
+    open()[Symbol.dispose]();
+    assertEquals(ivshmemFunction(PLAIN, sysfs.root).attribute("enable"), "1");
+  },
+});
+
 function exists(path: string): boolean {
   try {
     Deno.statSync(path);
