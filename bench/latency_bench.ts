@@ -49,19 +49,14 @@ interface Rig {
 /** Sends `count` requests, each when its time has come and the one before is answered; in ms. */
 async function ask({ reactor, side }: Rig, count: number): Promise<Float64Array> {
   const timesMs = new Float64Array(count);
-  let sentMs = 0;
   let dueMs = performance.now();
   for (let n = 0; n < count; n++) {
     dueMs = Math.max(dueMs + INTERVAL_MS, performance.now());
     await reactor.sleep(dueMs - performance.now());
-    await side.request(
-      side.device(0),
-      Kind.GET_DEVICE_STATUS,
-      () => sentMs = performance.now(),
-      () => {
-        timesMs[n] = performance.now() - sentMs;
-      },
-    );
+    const sentMs = performance.now();
+    await side.request(side.device(0), Kind.GET_DEVICE_STATUS, {}, () => {
+      timesMs[n] = performance.now() - sentMs;
+    });
   }
   return timesMs;
 }

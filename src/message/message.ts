@@ -132,6 +132,12 @@ export const FIELDS = [
 /** One of {@link FIELDS}. */
 export type Field = typeof FIELDS[number];
 
+/** What a message says, by name. */
+export type Fields = Readonly<Partial<Record<Field | "device" | "token", number>>> & {
+  readonly words?: ArrayLike<number>;
+  readonly bytes?: ArrayLike<number>;
+};
+
 const POSITIONS: ReadonlyMap<Field, number> = new Map(FIELDS.map((field, n) => [field, n]));
 
 /** Where a field's value is in {@link Message.numbers}. */
@@ -262,6 +268,13 @@ export class Message {
     this.words = new Uint32Array(buffer, numbers, MAX_DATA / 4);
     this.bytes = new Uint8Array(buffer, numbers, MAX_DATA);
     this.uuid = new Uint8Array(buffer, numbers + MAX_DATA, UUID_BYTES);
+  }
+
+  /** Sets fields, and `words` and `bytes` from their beginning on. */
+  say({ words, bytes, ...numbers }: Fields): void {
+    Object.assign(this, numbers);
+    if (words !== undefined) this.words.set(words);
+    if (bytes !== undefined) this.bytes.set(bytes);
   }
 
   /** Starts a new message: all fields become 0. */

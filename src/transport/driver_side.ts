@@ -23,7 +23,13 @@ import type { Bus, BusListener } from "../bus/bus.ts";
 import type { Reactor, Timer } from "../linux/reactor.ts";
 import type { Codec, Malformed } from "../message/codec.ts";
 import { dialectOfAnswer } from "../message/detect.ts";
-import { DEVICE_ADDED, DEVICE_REMOVED, Kind, type Message } from "../message/message.ts";
+import {
+  DEVICE_ADDED,
+  DEVICE_REMOVED,
+  type Fields,
+  Kind,
+  type Message,
+} from "../message/message.ts";
 import { limitedLog, type Log } from "../observe/log.ts";
 import type { Tracer } from "../observe/trace.ts";
 import { PRIVATE_VERSION, randomEpoch, randomToken } from "./epoch.ts";
@@ -140,10 +146,10 @@ export class DriverSide implements BusListener, Requests, Disposable {
   request<T>(
     asker: Asker,
     kind: Kind,
-    fill: (request: Message) => void,
-    read: (answer: Message) => T,
+    fields: Fields,
+    read: ((answer: Message) => T) | undefined,
   ): Promise<T> {
-    return this.#requests.request(asker, kind, fill, read);
+    return this.#requests.request(asker, kind, fields, read);
   }
 
   loseDevice(asker: Asker, reason: string): void {

@@ -3,33 +3,25 @@
  *
  * Every method that asks may throw what {@link Requests.request} does. What a device answers is hostile:
  * an answer that is not what was asked for is an error ("BAD_ANSWER"), whatever it says is limited.
- *
- *     there --EVENT_DEVICE REMOVED--> gone --EVENT_DEVICE ADDED, or another device side--> there
- *     there --a request is late--> recovering --status 0, and 0 is read--> there
- *
- * Its users are told `lost` and `ready` ({@link RemoteDevice.listen}), as when the device side goes and comes. A
- * device that does not answer is reset, again and again, but seldom ({@link RECOVERY_MS}); what may still lie in its
- * queues is for another attachment to say. Of a vmsg device side all is set up anew: to it a new epoch is the reset.
+ * Whether the device is there at all is remote_presence.ts.
  */
 
 import { VmsgError } from "../linux/errors.ts";
 import type { Fd } from "../linux/fd.ts";
 import type { Conduct } from "../message/codec.ts";
-import { Kind, type Message, QUEUE_ENABLED } from "../message/message.ts";
+import { type Fields, Kind, QUEUE_ENABLED } from "../message/message.ts";
 import { kindName } from "../message/table.ts";
 import type { QueueSetup } from "../virtio/device.ts";
 import { RingFeature, Status, statusNames } from "../virtio/features.ts";
 import { isAligned } from "../virtio/split/layout.ts";
 import { FULL_RETRY_MS } from "./link.ts";
 import { QueueNotification } from "./notifications.ts";
-import { type Asker, PeerLost, REQUEST_TIMEOUT_MS, RequestRefused } from "./requests.ts";
-import type { PeerListener, Requests } from "./requests.ts";
+import { RemotePresence } from "./remote_presence.ts";
+import { PeerLost, REQUEST_TIMEOUT_MS, RequestRefused } from "./requests.ts";
 
 /** How long a device may take to be reset, or to start. */
 const STATE_TIMEOUT_MS = 10_000;
 const POLL_MS = 10;
-/** How long a device that does not even answer a reset is left alone. */
-const RECOVERY_MS = 5000;
 /**
  * Features that no driver of ours may accept: what is behind NOTIFICATION_DATA stands in no event of ours
  * (rule R11), and NOTIF_CONFIG_DATA is not for a message transport (rule R26).
@@ -63,7 +55,7 @@ export interface QueueInfo extends Omit<QueueSetup, "base"> {
 }
 
 /** See the head of this file. */
-export class RemoteDevice implements Asker {
+export class RemoteDevice extends RemotePresence {
   /** Buffers of a queue were used. */
   onUsed: ((queue: number) => void) | undefined;
   /** The device changed its configuration or status by itself. */
@@ -74,84 +66,11 @@ export class RemoteDevice implements Asker {
   readonly #available: QueueNotification[] = [];
   /** What GET_DEVICE_INFO said; `proto` does not say. */
   #configSize = Infinity;
-  #state: "there" | "gone" | "recovering" = "there";
-  /** Was it said to be ready, and not lost since? */
-  #isKnown: boolean;
-  /** How often it was lost while the device side was not. */
-  #losses = 0;
-  readonly #listeners: PeerListener[] = [];
 
-  /** A driver side makes one for each number it is asked for. */
-  constructor(readonly side: Requests, readonly number: number) {
-    this.#isKnown = side.isReady;
-  }
-
-  // --- the device comes and goes -------------------------------------------------------------------
-
-  /** Can it be used? */
-  get isReady(): boolean {
-    return this.side.isReady && this.#state === "there";
-  }
-
-  get mayAsk(): boolean {
-    return this.side.isReady && this.#state !== "gone";
-  }
-
-  get session(): number {
-    return this.side.session + this.#losses;
-  }
-
-  /** Adds a listener; it is called for what happens from now on. */
-  listen(listener: PeerListener): void {
-    this.#listeners.push(listener);
-  }
-
-  /** It is there, as the side says, which may say so twice. */
-  arrived(): void {
-    // One that is being recovered comes when that is done.
-    if (this.#state === "recovering" || (this.#isKnown && this.#state === "there")) return;
-    this.#state = "there";
-    this.#isKnown = true;
-    for (const listener of this.#listeners) listener.ready();
-  }
-
-  /** It is gone, alone or with its side; that may be said twice as well. */
-  left(reason: string): void {
-    const wasKnown = this.#isKnown;
-    this.#isKnown = false;
-    this.#state = "gone";
-    this.#losses++;
+  protected override forget(): void {
     this.generation = 0;
     this.#configSize = Infinity;
-    this.side.loseDevice(this, reason);
-    if (wasKnown) { for (const listener of this.#listeners) listener.lost(reason); }
   }
-
-  /** A request was not answered in time: it has failed, and the device is reset (rules R24, R37). */
-  late({ message }: PeerLost): void {
-    if (this.#state !== "there") return;
-    if (this.side.peer === "vmsg") return this.side.replaced(message);
-    this.side.complain(`device ${this.number}: ${message}: it is reset`);
-    this.left(message);
-    this.#state = "recovering";
-    this.side.reactor.spawn(() => this.#recover());
-  }
-
-  async #recover(): Promise<void> {
-    const { session, side: { reactor } } = this;
-    while (session === this.session) {
-      try {
-        await this.reset();
-        this.#state = "gone";
-        return this.arrived();
-      } catch (error) {
-        if (!(error instanceof VmsgError)) throw error;
-      }
-      await reactor.sleep(RECOVERY_MS);
-    }
-  }
-
-  // --- what it is asked ----------------------------------------------------------------------------
 
   /** Tells the device that a queue has new buffers; sent once however often it is called. */
   available(queue: number): void {
@@ -166,17 +85,9 @@ export class RemoteDevice implements Asker {
     return this.side.link.codec.conduct;
   }
 
-  #request<T>(
-    kind: Kind,
-    fill: (request: Message) => void,
-    read: (answer: Message) => T,
-  ): Promise<T> {
-    return this.side.request(this, kind, fill, read);
-  }
-
   /** GET_DEVICE_INFO. */
   async info(): Promise<DeviceInfo> {
-    const info = await this.#request(Kind.GET_DEVICE_INFO, () => {}, (answer) => ({
+    const info = await this.request(Kind.GET_DEVICE_INFO, {}, (answer) => ({
       deviceId: answer.deviceId,
       vendorId: answer.vendorId,
       featureBlocks: answer.featureBlocks,
@@ -195,13 +106,12 @@ export class RemoteDevice implements Asker {
     const most = this.side.link.codec.limits.featureBlocks;
     for (let first = 0; first < blocks; first += most) {
       const count = Math.min(most, blocks - first);
-      await this.#request(Kind.GET_DEVICE_FEATURES, (request) => {
-        request.index = first;
-        request.count = count;
-      }, (answer) => {
+      const asked = { index: first, count };
+      const isWhole = await this.request(Kind.GET_DEVICE_FEATURES, asked, (answer) => {
         if (answer.count === count) features.set(answer.words.subarray(0, count), first);
         return answer.count === count;
-      }).then((whole) => this.#checkWhole(whole, Kind.GET_DEVICE_FEATURES));
+      });
+      this.#checkWhole(isWhole, Kind.GET_DEVICE_FEATURES);
     }
     for (const bit of NEVER) features[bit >> 5]! &= ~(1 << (bit & 31));
     return features;
@@ -221,25 +131,20 @@ export class RemoteDevice implements Asker {
     const most = this.side.link.codec.limits.featureBlocks;
     for (let first = 0; first < words.length; first += most) {
       const part = words.subarray(first, first + most);
-      await this.#request(Kind.SET_DRIVER_FEATURES, (request) => {
-        request.index = first;
-        request.count = part.length;
-        request.words.set(part);
-      }, () => {});
+      const said = { index: first, count: part.length, words: part };
+      await this.request(Kind.SET_DRIVER_FEATURES, said);
     }
   }
 
   /** The device status bits. */
   status(): Promise<number> {
-    return this.#request(Kind.GET_DEVICE_STATUS, () => {}, (answer) => answer.status);
+    return this.request(Kind.GET_DEVICE_STATUS, {}, (answer) => answer.status);
   }
 
   /** Sets the device status; the resulting one, which may lack FEATURES_OK. */
   async setStatus(status: number): Promise<number> {
     const { codec } = this.side.link;
-    const result = await this.#request(Kind.SET_DEVICE_STATUS, (request) => {
-      request.status = status;
-    }, (answer) => answer.status);
+    const result = await this.request(Kind.SET_DEVICE_STATUS, { status }, (m) => m.status);
     // `proto` does not answer a status write; asking tells (rule P6).
     return codec.answered(Kind.SET_DEVICE_STATUS) ? result : await this.status();
   }
@@ -292,15 +197,14 @@ export class RemoteDevice implements Asker {
       const generations = new Set<number>();
       for (let at = 0, part; at < length; at += part) {
         part = this.#chunk(length - at);
-        await this.#request(Kind.GET_CONFIG, (request) => {
-          request.offset = offset + at;
-          request.length = part;
-        }, (answer) => {
+        const asked = { offset: offset + at, length: part };
+        const isWhole = await this.request(Kind.GET_CONFIG, asked, (answer) => {
           bytes.set(answer.bytes.subarray(0, part), at);
           generations.add(answer.generation);
           this.generation = answer.generation;
-          return answer.offset === offset + at && answer.length === part;
-        }).then((whole) => this.#checkWhole(whole, Kind.GET_CONFIG));
+          return answer.offset === asked.offset && answer.length === part;
+        });
+        this.#checkWhole(isWhole, Kind.GET_CONFIG);
       }
       if (generations.size <= 1) return bytes;
     }
@@ -339,12 +243,11 @@ export class RemoteDevice implements Asker {
     const { configWriteNamesGeneration } = this.#conduct;
     // The last one seen (rule R8); elsewhere it is 0 and means nothing (rule R20).
     const named = configWriteNamesGeneration ? this.generation : 0;
-    const answered = await this.#request(Kind.SET_CONFIG, (request) => {
-      request.generation = named;
-      request.offset = offset;
-      request.length = bytes.length;
-      request.bytes.set(bytes);
-    }, ({ length, generation }) => ({ length, generation }));
+    const said = { generation: named, offset, length: bytes.length, bytes };
+    const answered = await this.request(Kind.SET_CONFIG, said, ({ length, generation }) => ({
+      length,
+      generation,
+    }));
     // All or nothing; there may be no bytes behind it (rules R35, R36).
     const isWhole = answered.length === bytes.length;
     this.#checkWhole(isWhole || answered.length === 0, Kind.SET_CONFIG);
@@ -357,15 +260,13 @@ export class RemoteDevice implements Asker {
 
   /** What the device says of a queue. */
   queue(index: number): Promise<QueueInfo> {
-    return this.#request(Kind.GET_VQUEUE, (request) => {
-      request.index = index;
-    }, (answer) => ({
+    return this.request(Kind.GET_VQUEUE, { index }, (answer) => ({
       maxSize: answer.maxSize,
       size: answer.queueSize,
       descriptorAddress: answer.descriptorAddress,
       driverAddress: answer.driverAddress,
       deviceAddress: answer.deviceAddress,
-      enabled: answer.flags === QUEUE_ENABLED,
+      enabled: (answer.flags & QUEUE_ENABLED) !== 0,
     }));
   }
 
@@ -382,66 +283,41 @@ export class RemoteDevice implements Asker {
         `queue ${index} lies at addresses that no queue can have`,
       );
     }
-    if (setup.base !== 0) await this.#setQueueState(index, setup.base);
-    await this.#request(Kind.SET_VQUEUE, (request) => {
-      request.index = index;
-      request.flags = QUEUE_ENABLED;
-      request.queueSize = setup.size;
-      request.descriptorAddress = setup.descriptorAddress;
-      request.driverAddress = setup.driverAddress;
-      request.deviceAddress = setup.deviceAddress;
-    }, () => {});
+    if (setup.base !== 0) await this.#private(Kind.SET_VQUEUE_STATE, { index, base: setup.base });
+    const { size: queueSize, base: _, ...areas } = setup;
+    const said = { index, flags: QUEUE_ENABLED, queueSize, ...areas };
+    await this.request(Kind.SET_VQUEUE, said);
     if (!this.#conduct.queueStateIsNamed) return;
-    const { maxSize: _, enabled, ...taken } = await this.queue(index);
-    const isTaken = Object.entries(taken).every(([name, value]) =>
-      value === setup[name as keyof typeof taken]
-    );
-    if (enabled && isTaken) return;
+    const taken = await this.queue(index);
+    const isSo = (name: keyof typeof areas | "size") => taken[name] === setup[name];
+    const names = ["size", "descriptorAddress", "driverAddress", "deviceAddress"] as const;
+    if (taken.enabled && names.every(isSo)) return;
     throw new VmsgError("QUEUE_REFUSED", `the device did not take queue ${index}`);
   }
 
   /** RESET_VQUEUE, then GET_VQUEUE until it is cleared (rule R25); only with RING_RESET negotiated. */
   async resetQueue(index: number): Promise<void> {
-    await this.#request(Kind.RESET_VQUEUE, (request) => {
-      request.index = index;
-    }, () => {});
+    await this.request(Kind.RESET_VQUEUE, { index });
     const isClear = async () => (await this.queue(index)).size === 0;
     await this.#until(await isClear(), `does not reset queue ${index}`, isClear);
   }
 
   // --- private messages, to a vmsg device side only ----------------------------------------------
 
-  async #private<T>(
-    kind: Kind,
-    fill: (request: Message) => void,
-    read: (answer: Message) => T,
-  ): Promise<T> {
-    let result = 0;
-    const value = await this.#request(kind, (request) => {
-      request.epoch = this.side.epoch;
-      request.memoryDevice = this.number;
-      fill(request);
-    }, (answer) => {
-      result = answer.result;
-      return read(answer);
-    });
+  /** The base that was answered, which but one of them has. */
+  async #private(kind: Kind, fields: Fields): Promise<number> {
+    const said = { epoch: this.side.epoch, memoryDevice: this.number, ...fields };
+    const { result, base } = await this.request(kind, said, ({ result, base }) => ({
+      result,
+      base,
+    }));
     if (result !== 0) throw new RequestRefused(kind, this.number, result);
-    return value;
-  }
-
-  /** SET_VQUEUE_STATE: where the next SET_VQUEUE goes on. */
-  #setQueueState(index: number, base: number): Promise<void> {
-    return this.#private(Kind.SET_VQUEUE_STATE, (request) => {
-      request.index = index;
-      request.base = base;
-    }, () => {});
+    return base;
   }
 
   /** STOP_VQUEUE: when it resolves, the device touches nothing of the queue; the next index. */
   stopQueue(index: number): Promise<number> {
-    return this.#private(Kind.STOP_VQUEUE, (request) => {
-      request.index = index;
-    }, (answer) => answer.base);
+    return this.#private(Kind.STOP_VQUEUE, { index });
   }
 
   /**
@@ -480,13 +356,7 @@ export class RemoteDevice implements Asker {
       ordinal = bus.sendFd(fd);
       if (ordinal < 0) await reactor.sleep(FULL_RETRY_MS);
     }
-    await this.#private(Kind.ADD_MEMORY, (request) => {
-      request.flags = flags;
-      request.ordinal = ordinal;
-      request.address = address;
-      request.length = length;
-      request.offset = offset;
-    }, () => {});
+    await this.#private(Kind.ADD_MEMORY, { flags, ordinal, address, length, offset });
   }
 
   /**
@@ -498,20 +368,17 @@ export class RemoteDevice implements Asker {
    * @param length in bytes
    * @param offset of the first byte in the segment, or its address as `--memory` counts
    */
-  addSharedMemory(from: number, address: number, length: number, offset: number): Promise<void> {
-    return this.#private(Kind.ADD_MEMORY, (request) => {
-      request.flags = from;
-      request.address = address;
-      request.length = length;
-      request.offset = offset;
-    }, () => {});
+  async addSharedMemory(
+    from: number,
+    address: number,
+    length: number,
+    offset: number,
+  ): Promise<void> {
+    await this.#private(Kind.ADD_MEMORY, { flags: from, address, length, offset });
   }
 
   /** REMOVE_MEMORY: when it resolves, the device side has unmapped it. */
-  removeMemory(address: number, length: number): Promise<void> {
-    return this.#private(Kind.REMOVE_MEMORY, (request) => {
-      request.address = address;
-      request.length = length;
-    }, () => {});
+  async removeMemory(address: number, length: number): Promise<void> {
+    await this.#private(Kind.REMOVE_MEMORY, { address, length });
   }
 }

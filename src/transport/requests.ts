@@ -12,7 +12,7 @@
 
 import { errnoName, VmsgError } from "../linux/errors.ts";
 import type { Deferred, Reactor, Timer } from "../linux/reactor.ts";
-import type { Kind, Message } from "../message/message.ts";
+import type { Fields, Kind, Message } from "../message/message.ts";
 import { isBusMessage, kindName } from "../message/table.ts";
 import { randomToken } from "./epoch.ts";
 import { FULL_RETRY_MS, type Link } from "./link.ts";
@@ -83,15 +83,15 @@ export interface Requests {
   /**
    * Sends one request and reads its answer.
    *
-   * @param fill fills the payload of the request
-   * @param read takes what is wanted from the answer; the record is reused afterwards
+   * @param fields what the request says
+   * @param read takes what is wanted from the answer, if anything is; the record is reused afterwards
    * @throws PeerLost
    */
   request<T>(
     asker: Asker,
     kind: Kind,
-    fill: (request: Message) => void,
-    read: (answer: Message) => T,
+    fields: Fields,
+    read: ((answer: Message) => T) | undefined,
   ): Promise<T>;
   /** Fails what one device was asked. */
   loseDevice(asker: Asker, reason: string): void;
@@ -129,8 +129,8 @@ export class OpenRequests implements Disposable {
   async request<T>(
     asker: Asker,
     kind: Kind,
-    fill: (request: Message) => void,
-    read: (answer: Message) => T,
+    fields: Fields,
+    read: (answer: Message) => T = () => undefined as T,
   ): Promise<T> {
     const { reactor, link } = this;
     const { session } = asker;
@@ -142,7 +142,7 @@ export class OpenRequests implements Disposable {
       const token = this.#freeToken();
       const out = link.start(kind, device);
       out.token = link.codec.conduct.hasTokens ? token : 0;
-      fill(out);
+      out.say(fields);
       if (link.send()) {
         if (!link.codec.answered(kind)) return read(out);
         this.#open.set(token, {

@@ -1,0 +1,104 @@
+/**
+ * Whether one device at the other end is there.
+ *
+ *     gone --the device side is ready, EVENT_DEVICE ADDED--> there
+ *     there --the device side is lost, EVENT_DEVICE REMOVED--> gone
+ *     there --a request is late--> recovering --status 0, and 0 is read--> there
+ *
+ * Its users are told `lost` and `ready` ({@link RemotePresence.listen}). A device that does not answer is reset, and
+ * if it does not even answer that, again every {@link RECOVERY_MS}: it may have been started anew, where nobody tells.
+ * Of a vmsg device side all is set up anew: to it a new epoch is the reset.
+ */
+
+import { VmsgError } from "../linux/errors.ts";
+import type { Fields, Kind, Message } from "../message/message.ts";
+import type { Asker, PeerListener, PeerLost, Requests } from "./requests.ts";
+
+/** How long a device that does not answer a reset is left alone. */
+const RECOVERY_MS = 5000;
+
+/** See the head of this file. */
+export abstract class RemotePresence implements Asker {
+  #state: "gone" | "there" | "recovering";
+  /** How often it was lost while the device side was not. */
+  #losses = 0;
+  readonly #listeners: PeerListener[] = [];
+
+  /** A driver side makes one for each number it is asked for. */
+  constructor(readonly side: Requests, readonly number: number) {
+    this.#state = side.isReady ? "there" : "gone";
+  }
+
+  /** Status 0, complete when 0 was read back. */
+  abstract reset(): Promise<void>;
+
+  /** Forgets what a device said that is gone. */
+  protected abstract forget(): void;
+
+  /** Can it be used? */
+  get isReady(): boolean {
+    return this.#state === "there";
+  }
+
+  get mayAsk(): boolean {
+    return this.#state !== "gone";
+  }
+
+  get session(): number {
+    return this.#losses;
+  }
+
+  /** Adds a listener; it is called for what happens from now on. */
+  listen(listener: PeerListener): void {
+    this.#listeners.push(listener);
+  }
+
+  /** It is there, as the side says, which may say so twice; one that is being recovered comes when that is done. */
+  arrived(): void {
+    if (this.#state !== "gone") return;
+    this.#state = "there";
+    for (const listener of this.#listeners) listener.ready();
+  }
+
+  /** It is gone, alone or with its side; that may be said twice as well. */
+  left(reason: string): void {
+    const wasThere = this.#state === "there";
+    this.#state = "gone";
+    this.#losses++;
+    this.forget();
+    this.side.loseDevice(this, reason);
+    if (wasThere) this.#listeners.forEach((listener) => listener.lost(reason));
+  }
+
+  late({ message }: PeerLost): void {
+    if (this.#state !== "there") return;
+    if (this.side.peer === "vmsg") return this.side.replaced(message);
+    this.side.complain(`device ${this.number}: ${message}: it is reset`);
+    this.left(message);
+    this.#state = "recovering";
+    this.side.reactor.spawn(() => this.#recover());
+  }
+
+  async #recover(): Promise<void> {
+    const { session } = this;
+    while (session === this.session) {
+      try {
+        await this.reset();
+        this.#state = "gone";
+        return this.arrived();
+      } catch (error) {
+        if (!(error instanceof VmsgError)) throw error;
+      }
+      await this.side.reactor.sleep(RECOVERY_MS);
+    }
+  }
+
+  /** See {@link Requests.request}. */
+  protected request<T = void>(
+    kind: Kind,
+    fields: Fields,
+    read?: (answer: Message) => T,
+  ): Promise<T> {
+    return this.side.request(this, kind, fields, read);
+  }
+}
