@@ -14,7 +14,6 @@ const TUNSETIFF = 0x400454can;
 const TUNSETPERSIST = 0x400454cbn;
 const TUNSETOFFLOAD = 0x400454d0n;
 const TUNGETIFF = 0x800454d2n;
-const TUNSETSNDBUF = 0x400454d4n;
 const TUNSETVNETHDRSZ = 0x400454d8n;
 const TUNSETVNETLE = 0x400454dcn;
 
@@ -72,11 +71,6 @@ export function attachTap(fd: Fd, name: string, headerSize: number): string {
 export function setTapPersistent(fd: Fd, persistent: boolean): void {
   // The value is the argument itself, not behind a pointer.
   check(libc.ioctl(fd.number, TUNSETPERSIST, persistent ? 1n : 0n), "make a TAP persistent");
-}
-
-/** Limits the bytes of sent frames that are still under way in the kernel; then writes give EAGAIN. */
-export function setTapSendBuffer(fd: Fd, bytes: number): void {
-  setWord(fd, TUNSETSNDBUF, bytes, "set the send buffer of a TAP");
 }
 
 /**

@@ -25,7 +25,7 @@ import { counterShape } from "../observe/counters.ts";
 import { IovecList, MemoryWindow } from "../memory/mod.ts";
 import { FrameQueue } from "./frame_queue.ts";
 import { MacTable } from "./mac_table.ts";
-import { FRAME_OVERHEAD } from "./frame_size.ts";
+import { frameRoom } from "./frame_size.ts";
 import type { NetworkPort, PortListener } from "./port.ts";
 import { ETHERNET_HEADER_SIZE } from "./protocols/ethernet.ts";
 
@@ -39,7 +39,7 @@ const BATCH = 64;
 const UPLINK = 0;
 
 /** What the hub is. */
-export interface HubOptions {
+interface HubOptions {
   /** What its counters are called. */
   readonly name?: string;
   /** The port to the rest of the world; the hub disposes it. */
@@ -66,15 +66,11 @@ export class Hub implements Disposable {
   constructor(readonly reactor: Reactor, options: HubOptions = {}) {
     this.counters = new HubCounters("hub", options.name ?? "");
     this.mtu = options.mtu ?? 1500;
-    this.#slotSize = (NET_HEADER_SIZE + FRAME_OVERHEAD + this.mtu + 63) & ~63;
+    this.#slotSize = (frameRoom(this.mtu) + 63) & ~63;
     if (options.uplink !== undefined) {
       const queue = new FrameQueue(QUEUE_FRAMES, this.#slotSize);
-      this.#uplink = new Uplink(
-        reactor,
-        options.uplink,
-        queue,
-        (frame, length) => this.#forward(UPLINK, frame, length),
-      );
+      const forward: Forward = (frame, length) => this.#forward(UPLINK, frame, length);
+      this.#uplink = new Uplink(reactor, options.uplink, queue, forward);
     }
   }
 
@@ -85,13 +81,13 @@ export class Hub implements Disposable {
     if (number > MAX_PORTS) {
       throw new VmsgError("HUB_FULL", `a hub has at most ${MAX_PORTS} ports`);
     }
-    const port = new HubPort(number, new FrameQueue(QUEUE_FRAMES, this.#slotSize), {
-      forward: (frame, length) => this.#forward(number, frame, length),
-      leave: () => {
-        this.#ports[number] = undefined;
-        this.#table.forgetPort(number);
-      },
-    });
+    const forward: Forward = (frame, length) => this.#forward(number, frame, length);
+    const leave = () => {
+      this.#ports[number] = undefined;
+      this.#table.forgetPort(number);
+    };
+    const queue = new FrameQueue(QUEUE_FRAMES, this.#slotSize);
+    const port = new HubPort(`hub port ${number}`, queue, forward, leave);
     this.#ports[number] = port;
     return port;
   }
@@ -140,25 +136,20 @@ function readMac(view: DataView, at: number): number {
   return view.getUint16(at, false) * 0x1_0000_0000 + view.getUint32(at + 2, false);
 }
 
-/** What a port asks of its hub. */
-interface Switch {
-  forward(frame: IovecList, length: number): void;
-  leave(): void;
-}
+/** Brings a port's frame to where it belongs. */
+type Forward = (frame: IovecList, length: number) => void;
 
 class HubPort implements NetworkPort {
-  readonly description: string;
   readonly features: readonly number[] = [];
-  readonly #queue: FrameQueue;
-  readonly #switch: Switch;
   #listener: PortListener | undefined;
   #open = true;
 
-  constructor(number: number, queue: FrameQueue, owner: Switch) {
-    this.description = `hub port ${number}`;
-    this.#queue = queue;
-    this.#switch = owner;
-  }
+  constructor(
+    readonly description: string,
+    readonly queue: FrameQueue,
+    readonly forward: Forward,
+    readonly leave: () => void,
+  ) {}
 
   setFeatures(): void {
     // There are no offloads to switch.
@@ -167,50 +158,46 @@ class HubPort implements NetworkPort {
   open(listener: PortListener): void {
     this.#listener = listener;
     listener.link(true);
-    if (this.#queue.count > 0) listener.readable();
+    if (this.queue.count > 0) listener.readable();
   }
 
   /** Queues a frame for the guest; false if there is no room. */
   deliver(frame: IovecList, length: number): boolean {
-    if (!this.#queue.push(frame, length)) return false;
+    if (!this.queue.push(frame, length)) return false;
     this.#listener?.readable();
     return true;
   }
 
   send(frame: IovecList): boolean {
-    if (this.#open) this.#switch.forward(frame, frame.length);
+    if (this.#open) this.forward(frame, frame.length);
     return true;
   }
 
   nextLength(): number {
-    return this.#queue.frontLength;
+    return this.queue.frontLength;
   }
 
   receive(into: IovecList, first: number): number {
-    const length = this.#queue.copyFront(into, first);
-    this.#queue.shift();
+    const length = this.queue.copyFront(into, first);
+    this.queue.shift();
     return length;
   }
 
   discard(): void {
-    this.#queue.shift();
+    this.queue.shift();
   }
 
   [Symbol.dispose](): void {
     if (!this.#open) return;
     this.#open = false;
     this.#listener = undefined;
-    this.#switch.leave();
-    this.#queue[Symbol.dispose]();
+    this.leave();
+    this.queue[Symbol.dispose]();
   }
 }
 
 /** The hub as the user of another port. */
 class Uplink implements Disposable {
-  readonly #reactor: Reactor;
-  readonly #port: NetworkPort;
-  readonly #queue: FrameQueue;
-  readonly #forward: (frame: IovecList, length: number) => void;
   readonly #out = new IovecList(1);
   readonly #in = new IovecList(1);
   readonly #memory: Mapping;
@@ -220,15 +207,11 @@ class Uplink implements Disposable {
   #open = true;
 
   constructor(
-    reactor: Reactor,
-    port: NetworkPort,
-    queue: FrameQueue,
-    forward: (frame: IovecList, length: number) => void,
+    readonly reactor: Reactor,
+    readonly port: NetworkPort,
+    readonly queue: FrameQueue,
+    readonly forward: Forward,
   ) {
-    this.#reactor = reactor;
-    this.#port = port;
-    this.#queue = queue;
-    this.#forward = forward;
     this.#memory = mapAnonymous(queue.slotSize);
     this.#window = new MemoryWindow(0, queue.slotSize, this.#memory, 0);
     port.setFeatures(new Uint32Array(2));
@@ -240,19 +223,19 @@ class Uplink implements Disposable {
   }
 
   deliver(frame: IovecList, length: number): boolean {
-    if (!this.#queue.push(frame, length)) return false;
-    this.#reactor.schedule(this.#sendTask);
+    if (!this.queue.push(frame, length)) return false;
+    this.reactor.schedule(this.#sendTask);
     return true;
   }
 
   #send(): boolean {
-    const queue = this.#queue;
+    const queue = this.queue;
     for (let i = 0; i < BATCH && this.#open; i++) {
       const length = queue.frontLength;
       if (length === 0) return false;
       this.#out.clear();
       this.#out.push(queue.window, queue.frontOffset, length);
-      if (!this.#port.send(this.#out)) return false;
+      if (!this.port.send(this.#out)) return false;
       queue.shift();
     }
     return this.#open;
@@ -260,17 +243,17 @@ class Uplink implements Disposable {
 
   #receive(): boolean {
     for (let i = 0; i < BATCH && this.#open; i++) {
-      const wanted = this.#port.nextLength();
+      const wanted = this.port.nextLength();
       if (wanted === 0) return false;
       if (wanted > this.#window.size) {
-        this.#port.discard();
+        this.port.discard();
         continue;
       }
       this.#in.clear();
       this.#in.push(this.#window, 0, this.#window.size);
-      const length = this.#port.receive(this.#in, 0);
+      const length = this.port.receive(this.#in, 0);
       if (length === 0) return false;
-      this.#forward(this.#in, length);
+      this.forward(this.#in, length);
     }
     return this.#open;
   }
@@ -278,8 +261,8 @@ class Uplink implements Disposable {
   [Symbol.dispose](): void {
     if (!this.#open) return;
     this.#open = false;
-    this.#port[Symbol.dispose]();
-    this.#queue[Symbol.dispose]();
+    this.port[Symbol.dispose]();
+    this.queue[Symbol.dispose]();
     this.#memory[Symbol.dispose]();
   }
 }

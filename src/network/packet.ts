@@ -54,7 +54,7 @@ import type { IovecList } from "../memory/mod.ts";
 import { counterShape, snapshot } from "../observe/counters.ts";
 import { limitedLog, type Log } from "../observe/log.ts";
 import { FrameDescriptor } from "./frame_descriptor.ts";
-import { FRAME_OVERHEAD, LARGE_FRAME_ROOM, takesLargeFrames } from "./frame_size.ts";
+import { frameRoom, KERNEL_OFFLOADS, LARGE_FRAME_ROOM, takesLargeFrames } from "./frame_size.ts";
 import type { NetworkPort, PortListener } from "./port.ts";
 import { PrefixedSegments } from "./prefixed_segments.ts";
 import { addBytes, checksumOf } from "./protocols/checksum.ts";
@@ -66,17 +66,6 @@ export interface PacketOptions {
   /** False to offer the guest no checksum and segmentation offloads; default true. */
   readonly offloads?: boolean;
 }
-
-const FEATURES = [
-  NetFeature.CSUM,
-  NetFeature.GUEST_CSUM,
-  NetFeature.GUEST_TSO4,
-  NetFeature.GUEST_TSO6,
-  NetFeature.GUEST_ECN,
-  NetFeature.HOST_TSO4,
-  NetFeature.HOST_TSO6,
-  NetFeature.HOST_ECN,
-];
 
 /** Frames dropped in a row before others get their turn. */
 const MAX_DROPS = 16;
@@ -119,14 +108,14 @@ export class PacketPort implements NetworkPort {
     checkInterfaceName(name);
     this.#name = name;
     this.description = `interface ${name}`;
-    this.features = options.offloads === false ? [] : FEATURES;
+    this.features = options.offloads === false ? [] : KERNEL_OFFLOADS;
     this.#warn = limitedLog((line) => log.warn(line), reactor, 60_000);
     const index = interfaceIndex(name);
     if (index === 0) {
       throw new VmsgError("NO_INTERFACE", `there is no interface ${name}: see ip link`);
     }
     this.mtu = interfaceMtu(name);
-    this.#room = this.mtu + FRAME_OVERHEAD + NET_HEADER_SIZE;
+    this.#room = frameRoom(this.mtu);
     this.#fd = open(name, index);
     this.#frames = new FrameDescriptor(this.#fd, reactor, this.description);
     this.#counters = new PacketCounters("port", this.description);
@@ -147,7 +136,7 @@ export class PacketPort implements NetworkPort {
 
   setFeatures(words: Uint32Array): void {
     const large = takesLargeFrames(words);
-    this.#room = large ? LARGE_FRAME_ROOM : this.mtu + FRAME_OVERHEAD + NET_HEADER_SIZE;
+    this.#room = large ? LARGE_FRAME_ROOM : frameRoom(this.mtu);
     this.#checksums = hasFeature(words, NetFeature.GUEST_CSUM);
     this.#tcp4 = hasFeature(words, NetFeature.GUEST_TSO4);
     this.#tcp6 = hasFeature(words, NetFeature.GUEST_TSO6);

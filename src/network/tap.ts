@@ -43,7 +43,6 @@ import {
   openTun,
   setTapOffloads,
   setTapPersistent,
-  setTapSendBuffer,
   tapExists,
   TUN_F_CSUM,
   TUN_F_TSO4,
@@ -55,7 +54,7 @@ import {
 } from "../linux/tun.ts";
 import type { IovecList } from "../memory/mod.ts";
 import { FrameDescriptor } from "./frame_descriptor.ts";
-import { FRAME_OVERHEAD, LARGE_FRAME_ROOM, takesLargeFrames } from "./frame_size.ts";
+import { frameRoom, KERNEL_OFFLOADS, LARGE_FRAME_ROOM, takesLargeFrames } from "./frame_size.ts";
 import type { NetworkPort, PortListener } from "./port.ts";
 import { parseIpv4Address } from "./protocols/ipv4.ts";
 
@@ -81,24 +80,12 @@ export interface TapOptions {
   readonly mtu?: number;
   /** False to offer the guest no checksum and segmentation offloads; default true. */
   readonly offloads?: boolean;
-  /** Limit of bytes that are under way in the kernel; without it the kernel drops what is too much. */
-  readonly sendBufferSize?: number;
 }
 
 const BASIC_TUN_BITS = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
 const USO_TUN_BITS = TUN_F_USO4 | TUN_F_USO6;
 
-/** What every kernel with TUNSETOFFLOAD does, and what those since 6.2 do as well. */
-const BASIC_FEATURES = [
-  NetFeature.CSUM,
-  NetFeature.GUEST_CSUM,
-  NetFeature.GUEST_TSO4,
-  NetFeature.GUEST_TSO6,
-  NetFeature.GUEST_ECN,
-  NetFeature.HOST_TSO4,
-  NetFeature.HOST_TSO6,
-  NetFeature.HOST_ECN,
-];
+/** What kernels since 6.2 do besides. */
 const USO_FEATURES = [NetFeature.GUEST_USO4, NetFeature.GUEST_USO6, NetFeature.HOST_USO];
 
 /** See the head of this file. */
@@ -147,7 +134,7 @@ export class TapPort implements NetworkPort {
       this.#fd[Symbol.dispose]();
       throw error;
     }
-    this.#room = this.mtu + FRAME_OVERHEAD + NET_HEADER_SIZE;
+    this.#room = frameRoom(this.mtu);
     this.#frames = new FrameDescriptor(this.#fd, reactor, this.description);
   }
 
@@ -164,9 +151,7 @@ export class TapPort implements NetworkPort {
 
   setFeatures(words: Uint32Array): void {
     const bits = tunBits(words);
-    this.#room = takesLargeFrames(words)
-      ? LARGE_FRAME_ROOM
-      : this.mtu + FRAME_OVERHEAD + NET_HEADER_SIZE;
+    this.#room = takesLargeFrames(words) ? LARGE_FRAME_ROOM : frameRoom(this.mtu);
     if (bits === this.#tunBits) return;
     setTapOffloads(this.#fd, bits);
     if ((this.#tunBits & ~bits) !== 0) this.#frames.drain();
@@ -233,63 +218,49 @@ function tunBits(words: Uint32Array): number {
 function probeFeatures(fd: Fd): readonly number[] {
   let features: readonly number[] = [];
   if (setTapOffloads(fd, BASIC_TUN_BITS | USO_TUN_BITS)) {
-    features = [...BASIC_FEATURES, ...USO_FEATURES];
+    features = [...KERNEL_OFFLOADS, ...USO_FEATURES];
   } else if (setTapOffloads(fd, BASIC_TUN_BITS)) {
-    features = BASIC_FEATURES;
+    features = KERNEL_OFFLOADS;
   }
   setTapOffloads(fd, 0);
   return features;
 }
 
 function open(): Fd {
-  try {
-    return openTun();
-  } catch (error) {
-    if (!(error instanceof LinuxError)) throw error;
-    if (["ENOENT", "ENODEV", "ENXIO"].includes(error.code)) {
-      throw new VmsgError(
-        "NO_TUN",
-        `this system has no ${TUN_PATH}, which a TAP needs: load the module tun (modprobe tun)`,
-      );
+  return advising(openTun, ({ code }) => {
+    if (["ENOENT", "ENODEV", "ENXIO"].includes(code)) {
+      const advice = "which a TAP needs: load the module tun (modprobe tun)";
+      return new VmsgError("NO_TUN", `this system has no ${TUN_PATH}, ${advice}`);
     }
-    if (["EACCES", "EPERM"].includes(error.code)) {
-      throw new VmsgError(
-        "TAP_PERMISSION",
-        `no permission to open ${TUN_PATH}: run as root or grant access to that file`,
-      );
-    }
-    throw error;
-  }
+    if (code !== "EACCES" && code !== "EPERM") return undefined;
+    const advice = "run as root or grant access to that file";
+    return new VmsgError("TAP_PERMISSION", `no permission to open ${TUN_PATH}: ${advice}`);
+  });
 }
 
 function attach(fd: Fd, name: string): string {
-  try {
-    return attachTap(fd, name, NET_HEADER_SIZE);
-  } catch (error) {
-    if (!(error instanceof LinuxError)) throw error;
-    if (error.code === "EPERM") {
-      const exists = interfaceIndex(name) !== 0;
-      const example = name.replace("%d", "0");
-      throw new VmsgError(
+  return advising(() => attachTap(fd, name, NET_HEADER_SIZE), ({ code }) => {
+    const exists = interfaceIndex(name) !== 0;
+    if (code === "EPERM") {
+      const made = "made for this user " +
+        `(ip tuntap add ${name.replace("%d", "0")} mode tap user NAME vnet_hdr)`;
+      return new VmsgError(
         "TAP_PERMISSION",
         exists
-          ? `no permission to use TAP ${name}: it needs CAP_NET_ADMIN, or to be made for this user ` +
-            `(ip tuntap add ${example} mode tap user NAME vnet_hdr)`
-          : `no permission to make TAP ${name}: it needs CAP_NET_ADMIN (run as root), or a TAP that ` +
-            `was made for this user (ip tuntap add ${example} mode tap user NAME vnet_hdr)`,
+          ? `no permission to use TAP ${name}: it needs CAP_NET_ADMIN, or to be ${made}`
+          : `no permission to make TAP ${name}: it needs CAP_NET_ADMIN (run as root), or a TAP that was ${made}`,
       );
     }
-    if (error.code === "EBUSY") {
-      throw new VmsgError("TAP_IN_USE", `TAP ${name} is in use by another process: end that first`);
-    }
-    if (error.code === "EINVAL" && interfaceIndex(name) !== 0) {
-      throw new VmsgError(
-        "NOT_A_TAP",
-        `interface ${name} is there and is no TAP with one queue: use another name`,
+    if (code === "EBUSY") {
+      return new VmsgError(
+        "TAP_IN_USE",
+        `TAP ${name} is in use by another process: end that first`,
       );
     }
-    throw error;
-  }
+    if (code !== "EINVAL" || !exists) return undefined;
+    const what = "is there and is no TAP with one queue: use another name";
+    return new VmsgError("NOT_A_TAP", `interface ${name} ${what}`);
+  });
 }
 
 function setUp(
@@ -299,46 +270,46 @@ function setUp(
   address: readonly [number, number] | undefined,
   mac: Uint8Array | undefined,
 ): void {
-  try {
+  advising(() => {
     if (mac !== undefined) setInterfaceMac(name, mac);
     if (options.persistent !== undefined) setTapPersistent(fd, options.persistent);
-    if (options.sendBufferSize !== undefined) setTapSendBuffer(fd, options.sendBufferSize);
     if (options.mtu !== undefined) setInterfaceMtu(name, options.mtu);
     if (options.bridge !== undefined) joinBridge(options.bridge, name);
     if (address !== undefined) setInterfaceAddress(name, address[0], address[1]);
     bringInterfaceUp(name);
-  } catch (error) {
-    if (error instanceof LinuxError && error.code === "EPERM") {
-      throw new VmsgError(
-        "TAP_PERMISSION",
-        `cannot set up TAP ${name} (${error.message}): it needs CAP_NET_ADMIN, or everything set ` +
-          `up and the interface up before`,
-      );
-    }
-    throw error;
-  }
+  }, ({ code, message }) => {
+    if (code !== "EPERM") return undefined;
+    const advice = "it needs CAP_NET_ADMIN, or everything set up and the interface up before";
+    return new VmsgError("TAP_PERMISSION", `cannot set up TAP ${name} (${message}): ${advice}`);
+  });
 }
 
 function joinBridge(bridge: string, name: string): void {
   if (interfaceIndex(bridge) === 0) {
-    throw new VmsgError(
-      "NO_BRIDGE",
-      `there is no bridge ${bridge}: make it (ip link add ${bridge} type bridge; ` +
-        `ip link set ${bridge} up)`,
-    );
+    const advice = `make it (ip link add ${bridge} type bridge; ip link set ${bridge} up)`;
+    throw new VmsgError("NO_BRIDGE", `there is no bridge ${bridge}: ${advice}`);
   }
+  // Its own place in this bridge is what was wanted.
+  if (bridgeOf(name) === bridge) return;
+  advising(() => addToBridge(bridge, name), ({ code }) => {
+    if (code === "EBUSY") {
+      const what = `is in another bridge than ${bridge} already`;
+      return new VmsgError("TAP_IN_USE", `TAP ${name} ${what}`);
+    }
+    if (!["EOPNOTSUPP", "EINVAL", "ENOTTY"].includes(code)) return undefined;
+    return new VmsgError("NO_BRIDGE", `interface ${bridge} is no bridge that can take ${name}`);
+  });
+}
+
+/** Calls; an error of Linux that `advice` has a line for becomes that. */
+function advising<T>(
+  call: () => T,
+  advice: (error: LinuxError) => VmsgError | undefined,
+): T {
   try {
-    addToBridge(bridge, name);
+    return call();
   } catch (error) {
-    if (!(error instanceof LinuxError)) throw error;
-    if (error.code === "EBUSY") {
-      if (bridgeOf(name) === bridge) return;
-      throw new VmsgError("TAP_IN_USE", `TAP ${name} is in another bridge than ${bridge} already`);
-    }
-    if (["EOPNOTSUPP", "EINVAL", "ENOTTY"].includes(error.code)) {
-      throw new VmsgError("NO_BRIDGE", `interface ${bridge} is no bridge that can take ${name}`);
-    }
-    throw error;
+    throw error instanceof LinuxError ? advice(error) ?? error : error;
   }
 }
 

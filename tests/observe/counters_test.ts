@@ -6,12 +6,9 @@ import {
   retire,
   snapshot,
 } from "../../src/observe/counters.ts";
-import {
-  counterDirectories,
-  openCounterFile,
-  readCounters,
-} from "../../src/observe/counter_file.ts";
+import { counterDirectories, openCounterFile } from "../../src/observe/counter_file.ts";
 import { VmsgError } from "../../src/linux/errors.ts";
+import { readCounters } from "../support/read_counters.ts";
 import { cleanTest, withDirectory } from "../support/leaks.ts";
 
 const Traffic = counterShape("received", "sent", "dropped");

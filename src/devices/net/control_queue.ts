@@ -23,6 +23,16 @@ const MAC_ADDR_SET = 1;
 const VLAN_ADD = 0;
 const VLAN_DEL = 1;
 
+/** What the commands of CLASS_RX switch, in their order. */
+const RECEIVE_MODES = [
+  "promiscuous",
+  "allMulticast",
+  "allUnicast",
+  "noMulticast",
+  "noUnicast",
+  "noBroadcast",
+] as const;
+
 /** The guest offloads that the driver may switch while the card runs. */
 export const GUEST_OFFLOADS: readonly number[] = [
   NetFeature.GUEST_CSUM,
@@ -89,28 +99,10 @@ export function runCommand(request: IovecList, target: ControlTarget): boolean {
 function setReceiveMode(mode: number, on: boolean, { filter, has }: ControlTarget): boolean {
   if (!has(NetFeature.CTRL_RX)) return false;
   if (mode >= 2 && !has(NetFeature.CTRL_RX_EXTRA)) return false;
-  switch (mode) {
-    case 0:
-      filter.promiscuous = on;
-      return true;
-    case 1:
-      filter.allMulticast = on;
-      return true;
-    case 2:
-      filter.allUnicast = on;
-      return true;
-    case 3:
-      filter.noMulticast = on;
-      return true;
-    case 4:
-      filter.noUnicast = on;
-      return true;
-    case 5:
-      filter.noBroadcast = on;
-      return true;
-    default:
-      return false;
-  }
+  const name = RECEIVE_MODES[mode];
+  if (name === undefined) return false;
+  filter[name] = on;
+  return true;
 }
 
 /** Two tables behind one another, unicast and multicast: u32 count, then count times six bytes. */

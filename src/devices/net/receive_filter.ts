@@ -42,10 +42,8 @@ export class ReceiveFilter {
   noMulticast = false;
   noUnicast = false;
   noBroadcast = false;
-  readonly unicast: { set(keys: readonly number[]): void; has(key: number): boolean } =
-    new AddressSet();
-  readonly multicast: { set(keys: readonly number[]): void; has(key: number): boolean } =
-    new AddressSet();
+  readonly unicast: AddressSet = new AddressSet();
+  readonly multicast: AddressSet = new AddressSet();
   /** Is the VLAN filter negotiated? Then tagged frames need their identifier in {@link vlans}. */
   filtersVlans = false;
   /** One bit per VLAN identifier. */

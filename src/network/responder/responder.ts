@@ -19,7 +19,6 @@
  * throws. Nothing is allocated per frame.
  */
 
-import { snapshot } from "../../observe/counters.ts";
 import { DHCP_SERVER_PORT } from "../protocols/dhcp.ts";
 import {
   ETHERNET_DESTINATION,
@@ -68,18 +67,6 @@ export type { ResponderOptions } from "./host.ts";
 /** "Port unreachable" messages a second, and at once. */
 const UNREACHABLES_PER_SECOND = 10;
 const UNREACHABLES_BURST = 10;
-
-/** The responder's state as plain values, for tests and inspection. */
-export interface ResponderSnapshot {
-  /** Counts since the start. */
-  readonly counters: ResponderCounters;
-  /** Answers that wait for the guest. */
-  readonly queuedFrames: number;
-  /** Datagrams that chargen still owes. */
-  readonly chargenPending: number;
-  /** Addresses offered and leased. */
-  readonly leases: readonly DhcpLease[];
-}
 
 /**
  * A host that answers. The owner's loop:
@@ -154,23 +141,10 @@ export class Responder {
     }
     counters.bytesIn += length;
     this.#packet.trusted = this.#packet6.trusted = trusted;
-    switch (this.#receive(frame, length)) {
-      case "done":
-        break;
-      case "ignored":
-        counters.ignored++;
-        break;
-      case "dropped":
-        counters.dropped++;
-        break;
-      case "malformed":
-        counters.malformed++;
-        break;
-      case "checksum":
-        counters.checksumErrors++;
-        counters.dropped++;
-        break;
-    }
+    const verdict = this.#receive(frame, length);
+    if (verdict === "done") return;
+    if (verdict === "checksum") counters.checksumErrors++;
+    counters[verdict === "checksum" ? "dropped" : verdict]++;
   }
 
   /** Bytes of the next frame for the guest, 0 if there is none. */
@@ -221,10 +195,9 @@ export class Responder {
     this.#chargen.clear();
   }
 
-  /** A copy of the state. */
-  snapshot(): ResponderSnapshot {
+  /** What waits for the guest, what chargen still owes it, and who was given an address. */
+  snapshot(): { queuedFrames: number; chargenPending: number; leases: DhcpLease[] } {
     return {
-      counters: snapshot(this.#host.counters),
       queuedFrames: this.#host.ring.count,
       chargenPending: this.#chargen.pending,
       leases: this.#dhcp.leases(),

@@ -10,7 +10,7 @@
 import { IovecList } from "../../memory/iovec_list.ts";
 
 /** The segments a chain can hold unless told otherwise; Linux's network driver needs at most 47. */
-export const DEFAULT_CHAIN_CAPACITY = 256;
+const DEFAULT_CAPACITY = 256;
 
 /** One popped buffer, reused for the next. */
 export class Chain {
@@ -28,7 +28,7 @@ export class Chain {
    * @param writableCapacity how many writable segments; the same as readable ones unless given
    */
   constructor(
-    readableCapacity: number = DEFAULT_CHAIN_CAPACITY,
+    readableCapacity: number = DEFAULT_CAPACITY,
     writableCapacity: number = readableCapacity,
   ) {
     this.readable = new IovecList(readableCapacity);

@@ -62,16 +62,6 @@ export class ChainSequence {
     return this.#segments[this.#first];
   }
 
-  /** The address of the iovecs of the unused buffers, for readv. */
-  get address(): bigint {
-    return this.writable.addressFrom(this.#segments[this.#first]);
-  }
-
-  /** How many iovecs that are. */
-  get segmentCount(): number {
-    return this.writable.count - this.#segments[this.#first];
-  }
-
   /**
    * Pops buffers until the unused ones hold `wanted` bytes.
    *

@@ -12,17 +12,17 @@
  * once, then checked: a head that is not with the device, or more bytes than the buffer has, breaks the
  * queue.
  *
- * With indirect descriptors, buffers of two to {@link INDIRECT_TABLE_LENGTH} elements take one descriptor
+ * With indirect descriptors, buffers of two to 16 elements take one descriptor
  * and a table of their own in the region (2.7.5.3).
  */
 
 import { fullFence, loadAcquire16, storeRelease16 } from "../../memory/atomics.ts";
 import type { Place } from "../place.ts";
 import {
+  AREAS,
   AVAIL_HEADS,
   AVAIL_NO_INTERRUPT,
   availEventIndex,
-  DESCRIPTOR_AREA_ALIGNMENT,
   DESCRIPTOR_INDIRECT,
   DESCRIPTOR_NEXT,
   DESCRIPTOR_SIZE,
@@ -40,7 +40,7 @@ import {
 } from "./layout.ts";
 
 /** The most elements of a buffer that goes through an indirect table. */
-export const INDIRECT_TABLE_LENGTH = 16;
+const INDIRECT_TABLE_LENGTH = 16;
 
 const TWO_TO_32 = 0x1_0000_0000;
 
@@ -120,7 +120,8 @@ export class DriverQueue {
     const { place, size, eventIndex, indirect } = options;
     const { memory, offset, at } = place;
     if (!isQueueSize(size)) throw new Error(`not a queue size: ${size}`);
-    if (offset % DESCRIPTOR_AREA_ALIGNMENT !== 0 || at % DESCRIPTOR_AREA_ALIGNMENT !== 0) {
+    const { alignment } = AREAS.descriptor;
+    if (offset % alignment !== 0 || at % alignment !== 0) {
       throw new Error(`queue at offset ${offset}, bus address ${at}: not aligned`);
     }
     const layout = regionLayout(size, indirect);

@@ -18,13 +18,6 @@ export const MAX_QUEUE_SIZE = 32768;
 /** The size of one descriptor, in bytes. */
 export const DESCRIPTOR_SIZE = 16;
 
-/** What the descriptor area's address must be a multiple of, in bytes (2.7). */
-export const DESCRIPTOR_AREA_ALIGNMENT = 16;
-/** What the driver area's address must be a multiple of, in bytes (2.7). */
-export const DRIVER_AREA_ALIGNMENT = 2;
-/** What the device area's address must be a multiple of, in bytes (2.7). */
-export const DEVICE_AREA_ALIGNMENT = 4;
-
 /** Descriptor flag VIRTQ_DESC_F_NEXT: the buffer goes on at `next` (2.7.5). */
 export const DESCRIPTOR_NEXT = 1;
 /** Descriptor flag VIRTQ_DESC_F_WRITE: the device writes, otherwise it reads (2.7.5). */
@@ -58,12 +51,13 @@ export function isAligned(
     readonly deviceAddress: number;
   },
 ): boolean {
-  const areas = [
-    [descriptorAddress, DESCRIPTOR_AREA_ALIGNMENT],
-    [driverAddress, DRIVER_AREA_ALIGNMENT],
-    [deviceAddress, DEVICE_AREA_ALIGNMENT],
-  ] as const;
-  return areas.every(([at, alignment]) => Number.isSafeInteger(at) && at % alignment === 0);
+  return isMultiple(descriptorAddress, AREAS.descriptor.alignment) &&
+    isMultiple(driverAddress, AREAS.driver.alignment) &&
+    isMultiple(deviceAddress, AREAS.device.alignment);
+}
+
+function isMultiple(address: number, alignment: number): boolean {
+  return Number.isSafeInteger(address) && address % alignment === 0;
 }
 
 /** The bytes of the descriptor area of a queue of `size` entries. */
@@ -80,6 +74,13 @@ export function driverAreaSize(size: number): number {
 export function deviceAreaSize(size: number): number {
   return 6 + 8 * size;
 }
+
+/** The three areas: what an address must be a multiple of (2.7), and how many bytes there are. */
+export const AREAS = {
+  descriptor: { alignment: 16, sizeFor: descriptorAreaSize },
+  driver: { alignment: 2, sizeFor: driverAreaSize },
+  device: { alignment: 4, sizeFor: deviceAreaSize },
+} as const;
 
 /** Where used_event lies in the driver area, as an index of 16-bit words. */
 export function usedEventIndex(size: number): number {

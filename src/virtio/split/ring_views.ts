@@ -1,18 +1,7 @@
 /** What a queue is made from: its setup as the driver named it, and views over its three areas, checked. */
 
 import type { AddressSpace } from "../../memory/address_space.ts";
-import type { MemoryWindow } from "../../memory/window.ts";
-import {
-  DESCRIPTOR_AREA_ALIGNMENT,
-  descriptorAreaSize,
-  DEVICE_AREA_ALIGNMENT,
-  deviceAreaSize,
-  DRIVER_AREA_ALIGNMENT,
-  driverAreaSize,
-  isQueueSize,
-  MAX_QUEUE_SIZE,
-  USED_ELEMENTS,
-} from "./layout.ts";
+import { AREAS, isQueueSize, MAX_QUEUE_SIZE, USED_ELEMENTS } from "./layout.ts";
 
 /** Where a queue lies and how it is used, as negotiated; nothing in it needs to be trusted. */
 export interface QueueConfig {
@@ -61,41 +50,18 @@ export function ringViews(space: AddressSpace, config: QueueConfig): RingViews |
   if (!isIndex(base)) return `available index ${base} is not a 16-bit number`;
   if (!isIndex(used)) return `used index ${used} is not a 16-bit number`;
 
-  const descriptorLength = descriptorAreaSize(size);
-  const descriptors = findArea(
-    space,
-    "descriptor area",
-    config.descriptorAddress,
-    descriptorLength,
-    DESCRIPTOR_AREA_ALIGNMENT,
-  );
+  const descriptors = findArea(space, "descriptor", config.descriptorAddress, size);
   if (typeof descriptors === "string") return descriptors;
-  const driver = findArea(
-    space,
-    "driver area",
-    config.driverAddress,
-    driverAreaSize(size),
-    DRIVER_AREA_ALIGNMENT,
-  );
+  const driver = findArea(space, "driver", config.driverAddress, size);
   if (typeof driver === "string") return driver;
-  const device = findArea(
-    space,
-    "device area",
-    config.deviceAddress,
-    deviceAreaSize(size),
-    DEVICE_AREA_ALIGNMENT,
-  );
+  const device = findArea(space, "device", config.deviceAddress, size);
   if (typeof device === "string") return device;
-
-  const descriptorOffset = offsetIn(descriptors, config.descriptorAddress);
-  const driverOffset = offsetIn(driver, config.driverAddress);
-  const deviceOffset = offsetIn(device, config.deviceAddress);
   return {
-    descriptors: new Uint32Array(descriptors.buffer, descriptorOffset, descriptorLength / 4),
-    avail: new Uint16Array(driver.buffer, driverOffset, driverAreaSize(size) / 2),
-    used: new Uint16Array(device.buffer, deviceOffset, deviceAreaSize(size) / 2),
+    descriptors: new Uint32Array(descriptors.buffer, descriptors.offset, descriptors.length / 4),
+    avail: new Uint16Array(driver.buffer, driver.offset, driver.length / 2),
+    used: new Uint16Array(device.buffer, device.offset, device.length / 2),
     // Ends before avail_event, which is half a word.
-    usedElements: new Uint32Array(device.buffer, deviceOffset, USED_ELEMENTS + 2 * size),
+    usedElements: new Uint32Array(device.buffer, device.offset, USED_ELEMENTS + 2 * size),
   };
 }
 
@@ -103,25 +69,24 @@ function isIndex(value: number): boolean {
   return Number.isInteger(value) && value >= 0 && value <= 0xffff;
 }
 
-function offsetIn(window: MemoryWindow, address: number): number {
-  return window.byteOffset + (address - window.at);
-}
-
+/** Where an area's bytes are in this process; or in one line why they cannot be there. */
 function findArea(
   space: AddressSpace,
-  what: string,
+  area: keyof typeof AREAS,
   address: number,
-  length: number,
-  alignment: number,
-): MemoryWindow | string {
-  const where = `${what} at 0x${address.toString(16)}`;
+  queueSize: number,
+): { buffer: ArrayBuffer; offset: number; length: number } | string {
+  const { alignment, sizeFor } = AREAS[area];
+  const length = sizeFor(queueSize);
+  const where = `${area} area at 0x${address.toString(16)}`;
   if (address % alignment !== 0) return `${where} is not aligned to ${alignment} bytes`;
   const window = space.find(address, length);
   if (window === undefined) return `${where} (${length} bytes) is not inside one memory window`;
+  const offset = window.byteOffset + (address - window.at);
   // A window can begin anywhere; a typed array (and the processor's atomic access) cannot. Descriptors
   // are read in 32-bit words.
-  if (offsetIn(window, address) % Math.min(alignment, 4) !== 0) {
+  if (offset % Math.min(alignment, 4) !== 0) {
     return `${where} is not aligned in the memory behind it`;
   }
-  return window;
+  return { buffer: window.buffer, offset, length };
 }
