@@ -20,6 +20,7 @@ import {
   MEMORY_SEGMENT,
   MEMORY_WINDOW,
   type Message,
+  QUEUE_ENABLED,
 } from "./message.ts";
 import { DEVICE_NET, featureNames, statusNames } from "../virtio/features.ts";
 import type { Layout } from "./layout.ts";
@@ -57,7 +58,7 @@ function payload(m: Message, deviceId: number): string {
     case Kind.GET_VQUEUE:
       return m.response ? queueState(m) : `queue ${m.index}`;
     case Kind.SET_VQUEUE:
-      return m.response ? done(m) : `queue ${m.index} size ${m.queueSize} ${rings(m)}`;
+      return m.response ? done(m) : `queue ${m.index}${flags(m)} size ${m.queueSize} ${rings(m)}`;
     case Kind.RESET_VQUEUE:
       return m.response ? done(m) : `queue ${m.index}`;
     case Kind.GET_SHM:
@@ -159,6 +160,11 @@ function configData(m: Message): string {
 /** `proto` has none in these messages, and a driver of the baseline profile sends 0. */
 function generation(m: Message): string[] {
   return m.generation === 0 ? [] : [`generation ${m.generation}`];
+}
+
+/** What a plain SET_VQUEUE does not have. */
+function flags(m: Message): string {
+  return m.flags === QUEUE_ENABLED ? "" : ` flags ${hex(m.flags)}`;
 }
 
 function rings(m: Message): string {

@@ -325,20 +325,19 @@ export class DriverSide implements BusListener, Requests, Disposable {
   }
 
   #event(): void {
-    const { in: message } = this.link;
-    if (message.kind === Kind.PING) return this.link.pong();
-    const isArrival = message.kind === Kind.EVENT_DEVICE;
-    const device = this.#devices.get(isArrival ? message.number : message.device);
-    if (!this.isReady || device === undefined) return this.link.drop();
-    if (message.kind === Kind.EVENT_USED) return device.onUsed?.(message.index);
-    if (message.kind === Kind.EVENT_CONFIG) {
-      device.generation = message.generation;
-      return device.onConfig?.(message.status, message.generation);
-    }
+    const { link } = this;
+    const { kind, device: from, number, state, status, generation, index } = link.in;
+    if (kind === Kind.PING) return link.pong();
+    const isArrival = kind === Kind.EVENT_DEVICE;
+    const device = this.#devices.get(isArrival ? number : from);
+    if (!this.isReady || device === undefined) return link.drop();
     // Either may come twice, or without the other (rules R38, B23).
-    if (isArrival && message.state === DEVICE_ADDED) return device.arrived();
-    if (isArrival && message.state === DEVICE_REMOVED) return device.left("the device was removed");
-    this.link.drop();
+    if (isArrival && state === DEVICE_ADDED) return device.arrived();
+    if (isArrival && state === DEVICE_REMOVED) return device.left("the device was removed");
+    if (device.isReady && kind === Kind.EVENT_USED) return device.onUsed?.(index);
+    if (!device.isReady || kind !== Kind.EVENT_CONFIG) return link.drop();
+    device.generation = generation;
+    device.onConfig?.(status, generation);
   }
 
   /** Fails what is open. */

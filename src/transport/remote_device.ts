@@ -155,17 +155,17 @@ export class RemoteDevice extends RemotePresence {
   }
 
   /**
-   * Sets a status with DRIVER_OK; when it resolves, the device shows it and may be used (rule R33).
+   * Sets a status with DRIVER_OK; when it resolves, the device shows it and may be used (rule R33), though it may
+   * need a reset by then, as it says in an event.
    *
    * @throws VmsgError NOT_STARTED if it needs a reset instead
    */
   start(status: number): Promise<void> {
     return this.#setUntil(status, "does not start", (shown) => {
-      if ((shown & Status.DEVICE_NEEDS_RESET) !== 0) {
-        const what = statusNames(shown).join(" ");
-        throw new VmsgError("NOT_STARTED", `device ${this.number} does not start: it is ${what}`);
-      }
-      return (shown & Status.DRIVER_OK) !== 0;
+      const isStarted = (shown & Status.DRIVER_OK) !== 0;
+      if (isStarted || (shown & Status.DEVICE_NEEDS_RESET) === 0) return isStarted;
+      const what = statusNames(shown).join(" ");
+      throw new VmsgError("NOT_STARTED", `device ${this.number} does not start: it is ${what}`);
     });
   }
 
