@@ -375,6 +375,8 @@ export class DriverPeer extends ProtoPeer {
   #nextTransmit = 0;
   /** Notifications that came, per queue. */
   readonly used = [0, 0, 0];
+  /** How long each answer took. */
+  readonly latenciesMs: number[] = [];
   /** The least pause between two late looks for an answer. */
   patienceUs = PATIENCE_US;
 
@@ -438,13 +440,17 @@ export class DriverPeer extends ProtoPeer {
   /** Sends a request and polls for its answer as 2.4 has it. */
   async ask(name: Name, size: number, fill: (payload: DataView) => void): Promise<Received> {
     const token = this.form === "proto" ? 0 : ++this.token;
+    const startMs = performance.now();
     await this.push(name, false, size, fill, token);
     for (let poll = 0; poll < POLLS; poll++) {
       if (poll > 128) sleepUs(Math.max(this.patienceUs, poll / 128));
       const slot = this.in.pop();
       if (slot === undefined) continue;
       const message = this.decode(slot);
-      if (message.response && message.name === name && message.token === token) return message;
+      if (message.response && message.name === name && message.token === token) {
+        this.latenciesMs.push(performance.now() - startMs);
+        return message;
+      }
       if (message.name === "translate") {
         this.translatedWhileAsking++;
         await this.#translate(message);
