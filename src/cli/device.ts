@@ -22,6 +22,7 @@ import {
   windowsOf,
 } from "./memory_option.ts";
 import { type PlaneCommand, planeCommand } from "./plane.ts";
+import { rehearse } from "./rehearsal.ts";
 import { HUB_OPTION, Hubs, type HubSettings, parseHub, PORT_SECTION } from "./port_option.ts";
 
 interface DeviceSettings {
@@ -94,9 +95,10 @@ export const deviceCommand: PlaneCommand<DeviceSettings> = planeCommand({
   },
   open: (settings, context) => {
     const { reactor, log, tracer, stack } = context;
-    const bus = stack.use(openBus(settings.bus, "device", reactor, log));
     const codec = codecFor(settings.bus.dialect);
     const detect = detectable(settings.bus);
+    rehearse([codec, ...detect], tracer !== undefined);
+    const bus = stack.use(openBus(settings.bus, "device", reactor, log));
     const { confined } = settings;
     const side = stack.use(new DeviceSide({ reactor, bus, codec, detect, log, tracer, confined }));
     const windows = settings.memories.flatMap((memory) =>
