@@ -10,7 +10,12 @@
  */
 
 import { parseArgs } from "@std/cli/parse-args";
-import { DriverPeer, type Form, type PeerMemory } from "../tests/interop/proto_peer.ts";
+import {
+  DriverPeer,
+  type Form,
+  linuxUserWire,
+  type PeerMemory,
+} from "../tests/interop/proto_peer.ts";
 
 const AT = 0x4000_0000;
 const SIZE = 1 << 20;
@@ -83,13 +88,8 @@ async function measure(directory: string) {
   if (options["peer-first"]) {
     using listener = Deno.listen({ transport: "unix", path });
     device = startDevice(directory);
-    peer = new DriverPeer(
-      "driver",
-      form,
-      directory,
-      memory,
-      await listener.accept() as Deno.UnixConn,
-    );
+    const socket = await listener.accept() as Deno.UnixConn;
+    peer = DriverPeer.on(form, linuxUserWire(directory, socket), memory);
   } else {
     device = startDevice(directory);
     const listens = untilItListens(device);

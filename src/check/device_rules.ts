@@ -223,9 +223,9 @@ export const DEVICE_BODIES: Bodies<DriverRole> = byRule({
     for (const index of [maxQueues, maxQueues + 7, NOWHERE]) {
       await d.shows(index, { maxSize: 0 }, "V2 V19");
     }
-    const { configBytes } = d.talk.codec.limits;
-    for (let at = 0; at < configSize; at += configBytes) {
-      await d.config(at, Math.min(configBytes, configSize - at));
+    const { configChunk } = d.talk.codec.limits;
+    for (let at = 0; at < configSize; at += configChunk) {
+      await d.config(at, Math.min(configChunk, configSize - at));
     }
     const { generation } = await d.config(0, 1);
     await d.must(SET_CONFIG, writing(configSize, [0], generation), { length: 0 }, "V2");

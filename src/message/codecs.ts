@@ -47,7 +47,8 @@ const FORMS: Readonly<Record<Dialect, Form>> = {
     // QEMU aborts on configuration accesses of other than 1, 2 or 4 bytes (2.3).
     limits: () => ({
       featureBlocks: 2,
-      configBytes: 4,
+      // Linux's flavour reads up to 8 (2.5).
+      configBytes: 8,
       configChunk: 4,
       eventBytes: 16,
       deviceBits: 0,

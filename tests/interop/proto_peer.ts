@@ -104,7 +104,7 @@ function sleepUs(us: number): void {
 }
 
 /** A file read and written at positions. */
-class MemoryFile implements Disposable {
+export class MemoryFile implements Disposable {
   readonly #file: Deno.FsFile;
 
   /**
@@ -167,26 +167,62 @@ class MemoryFile implements Disposable {
   }
 }
 
-/** 4.1, one direction. */
-class Queue {
-  constructor(readonly file: MemoryFile) {}
+/** 4.1, one direction, from byte `at` of a file on. */
+export class Queue {
+  constructor(readonly file: MemoryFile, readonly at = 0, readonly capacity = CAPACITY) {}
+
+  #next(index: number): number {
+    return index + 1 === this.capacity ? 0 : index + 1;
+  }
 
   push(message: Uint8Array): void {
-    const head = this.file.u32(0);
-    const next = head + 1 === CAPACITY ? 0 : head + 1;
-    // QEMU spins here; nobody leaves 4095 messages in these tests.
-    if (next === this.file.u32(64)) throw new Error("the queue is full");
-    this.file.write(128 + SLOT * head, message);
-    this.file.setU32(0, next);
+    const head = this.file.u32(this.at);
+    const next = this.#next(head);
+    // QEMU spins here; nobody leaves as many messages in these tests.
+    if (next === this.file.u32(this.at + 64)) throw new Error("the queue is full");
+    this.file.write(this.at + 128 + SLOT * head, message);
+    this.file.setU32(this.at, next);
   }
 
   pop(): Uint8Array | undefined {
-    const tail = this.file.u32(64);
-    if (tail === this.file.u32(0)) return undefined;
-    const slot = new Uint8Array(this.file.read(128 + SLOT * tail, SLOT).buffer);
-    this.file.setU32(64, tail + 1 === CAPACITY ? 0 : tail + 1);
+    const tail = this.file.u32(this.at + 64);
+    if (tail === this.file.u32(this.at)) return undefined;
+    const slot = new Uint8Array(this.file.read(this.at + 128 + SLOT * tail, SLOT).buffer);
+    this.file.setU32(this.at + 64, this.#next(tail));
     return slot;
   }
+}
+
+/** A bus: two queues and a doorbell. */
+export interface Wire extends Disposable {
+  readonly driver: Queue;
+  readonly device: Queue;
+  /** Rings the other side. */
+  ring(): Promise<void>;
+}
+
+/** 4.2. */
+export function linuxUserWire(directory: string, socket: Deno.UnixConn): Wire {
+  const path = (which: string) => `${directory}/queue-linux-user-${which}`;
+  const [driver, device] = ["driver", "device"].map((which) =>
+    new MemoryFile(path(which), QUEUE_FILE_SIZE)
+  );
+  return {
+    driver: new Queue(driver!),
+    device: new Queue(device!),
+    async ring() {
+      try {
+        await socket.write(Uint8Array.of(0xed));
+      } catch {
+        // Nobody is there any more; the poll will find that out.
+      }
+    },
+    [Symbol.dispose]() {
+      socket.close();
+      driver![Symbol.dispose]();
+      device![Symbol.dispose]();
+    },
+  };
 }
 
 /** A decoded message. */
@@ -232,7 +268,6 @@ class ProtoPeer implements Disposable {
   protected features = 0n;
   readonly #out: Queue;
   protected readonly in: Queue;
-  readonly #files: MemoryFile[];
   readonly #ids: Readonly<Record<Name, number>>;
   protected token = 0;
   #isClosed = false;
@@ -240,14 +275,11 @@ class ProtoPeer implements Disposable {
   constructor(
     readonly role: "driver" | "device",
     readonly form: Form,
-    directory: string,
+    readonly wire: Wire,
     readonly shared: PeerMemory,
-    protected readonly socket: Deno.UnixConn,
   ) {
-    const path = (which: string) => `${directory}/queue-linux-user-${which}`;
-    this.#files = ["driver", "device"].map((which) => new MemoryFile(path(which), QUEUE_FILE_SIZE));
-    const [driver, device] = this.#files.map((file) => new Queue(file));
-    [this.#out, this.in] = role === "driver" ? [driver!, device!] : [device!, driver!];
+    const { driver, device } = wire;
+    [this.#out, this.in] = role === "driver" ? [driver, device] : [device, driver];
     this.memory = new MemoryFile(shared.path, shared.size, shared.scatter?.place);
     this.#ids = form === "proto" ? PROTO_IDS : V1_IDS;
   }
@@ -282,11 +314,7 @@ class ProtoPeer implements Disposable {
     }
     fill(new DataView(bytes.buffer, header));
     this.#out.push(bytes);
-    try {
-      await this.socket.write(Uint8Array.of(0xed));
-    } catch {
-      // Nobody is there any more; the poll will find that out.
-    }
+    await this.wire.ring();
   }
 
   protected decode(slot: Uint8Array): Received {
@@ -340,8 +368,8 @@ class ProtoPeer implements Disposable {
   [Symbol.dispose](): void {
     if (this.#isClosed) return;
     this.#isClosed = true;
-    this.socket.close();
-    for (const file of [...this.#files, this.memory]) file[Symbol.dispose]();
+    this.wire[Symbol.dispose]();
+    this.memory[Symbol.dispose]();
   }
 }
 
@@ -383,16 +411,23 @@ export class DriverPeer extends ProtoPeer {
   /** Connects to a device side that listens. */
   static async connect(form: Form, directory: string, socket: string, memory: PeerMemory) {
     const connection = await Deno.connect({ transport: "unix", path: socket });
-    return new DriverPeer("driver", form, directory, memory, connection);
+    return DriverPeer.on(form, linuxUserWire(directory, connection), memory);
+  }
+
+  /** The same over any bus. */
+  static on(form: Form, wire: Wire, memory: PeerMemory): DriverPeer {
+    return new DriverPeer("driver", form, wire, memory);
   }
 
   /** Pages that the device asked for, in order, as offsets. */
   readonly translated: number[] = [];
   /** How many of them while an answer was waited for. */
   translatedWhileAsking = 0;
-  /** Where buffers lie off their usual places: across pages, where these are scattered. */
-  get #skew(): number {
-    return this.shared.scatter === undefined ? 0 : 0x7c0;
+  /** Where in the guest's memory rings and buffers begin. */
+  ramAt = 0;
+  /** Where buffers begin: off a page's start where pages are scattered. */
+  get #receiveAt(): number {
+    return this.ramAt + 0x1_0000 + (this.shared.scatter === undefined ? 0 : 0x7c0);
   }
   #late: number | undefined;
 
@@ -461,6 +496,11 @@ export class DriverPeer extends ProtoPeer {
     throw new Error(this.aborts.at(-1));
   }
 
+  /** Keeps an event for {@link drain}. */
+  protected keep(message: Received): void {
+    this.#side.push(message);
+  }
+
   /** The status that an EVENT_CONFIG brought last. */
   eventStatus = 0;
 
@@ -508,7 +548,7 @@ export class DriverPeer extends ProtoPeer {
     return sizes;
   }
 
-  async #getFeatures(): Promise<bigint> {
+  protected async getFeatures(): Promise<bigint> {
     const isProto = this.form === "proto";
     const { payload } = await this.ask("getFeatures", 8, (p) => {
       if (!isProto) p.setUint32(4, 2, true);
@@ -516,7 +556,7 @@ export class DriverPeer extends ProtoPeer {
     return payload.getBigUint64(isProto ? 4 : 8, true);
   }
 
-  async #setFeatures(features: bigint): Promise<void> {
+  protected async setFeatures(features: bigint): Promise<void> {
     const isProto = this.form === "proto";
     const { payload } = await this.ask("setFeatures", isProto ? 12 : 16, (p) => {
       if (!isProto) p.setUint32(4, 2, true);
@@ -525,7 +565,7 @@ export class DriverPeer extends ProtoPeer {
     if (isProto && payload.getBigUint64(4, true) !== features) this.abort("features not stored");
   }
 
-  async #getConfig(offset: number, length: number): Promise<Uint8Array> {
+  protected async getConfig(offset: number, length: number): Promise<Uint8Array> {
     const isProto = this.form === "proto";
     const { payload } = await this.ask("getConfig", 8, (p) => {
       if (isProto) {
@@ -546,27 +586,27 @@ export class DriverPeer extends ProtoPeer {
     this.#deviceInfoSize = info.size;
     const at = this.form === "proto" ? 4 : 0;
     const [deviceId, vendorId] = [0, 4].map((offset) => info.payload.getUint32(at + offset, true));
-    const offered = await this.#getFeatures();
+    const offered = await this.getFeatures();
     // 2.4: before the queues are asked for.
     if (this.shared.scatter !== undefined) {
       await this.push("iommuEnable", false, 1, (p) => p.setUint8(0, 1));
     }
     const maxSizes = await this.probe();
-    await this.#setFeatures(0n);
+    await this.setFeatures(0n);
     for (const status of [0, 0, ACKNOWLEDGE, ACKNOWLEDGE | DRIVER]) await this.setStatus(status);
     const features = offered & (wanted | VERSION_1 | ACCESS_PLATFORM);
     // Each 32-bit half of the guest's register is written by itself (2.4).
-    await this.#setFeatures(features & 0xffffffffn);
-    await this.#setFeatures(features);
+    await this.setFeatures(features & 0xffffffffn);
+    await this.setFeatures(features);
     this.features = features;
     let status = await this.setStatus(ACKNOWLEDGE | DRIVER | FEATURES_OK);
     if ((status & FEATURES_OK) === 0) this.abort("FEATURES_OK refused");
     const mac = new Uint8Array(6);
-    for (let i = 0; i < 6; i++) mac.set(await this.#getConfig(i, 1), i);
-    for (let index = 0; index < 2; index++) await this.#startRing(index);
+    for (let i = 0; i < 6; i++) mac.set(await this.getConfig(i, 1), i);
+    for (let index = 0; index < 2; index++) await this.startRing(index);
     status = await this.setStatus(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
-    for (let i = 0; i < 16; i++) this.#offerReceive(i);
-    await this.#kick(0);
+    for (let i = 0; i < 16; i++) this.offerReceive(i);
+    await this.kick(0);
     return { deviceId: deviceId!, vendorId: vendorId!, offered, maxSizes, status, mac };
   }
 
@@ -575,8 +615,8 @@ export class DriverPeer extends ProtoPeer {
     return this.#deviceInfoSize;
   }
 
-  async #startRing(index: number): Promise<void> {
-    const base = index * 0x4000;
+  protected async startRing(index: number): Promise<void> {
+    const base = this.ramAt + index * 0x4000;
     // Scattered, each lies in two pages.
     const [descriptors, available, used] = this.shared.scatter === undefined
       ? [base, base + 0x2000, base + 0x3000]
@@ -628,12 +668,12 @@ export class DriverPeer extends ProtoPeer {
     this.memory.setU16(ring.available + 2, this.#availableIndex[index]!);
   }
 
-  #offerReceive(buffer: number): void {
-    this.#offer(0, 0x1_0000 + this.#skew + 0x800 * buffer, 0x800, 2);
+  protected offerReceive(buffer: number): void {
+    this.#offer(0, this.#receiveAt + 0x800 * buffer, 0x800, 2);
   }
 
   /** EVENT_AVAIL, always: too many are harmless. */
-  async #kick(index: number): Promise<void> {
+  protected async kick(index: number): Promise<void> {
     await this.push("eventAvail", false, this.form === "proto" ? 20 : 8, (p) => {
       p.setUint32(0, index, true);
     });
@@ -641,12 +681,12 @@ export class DriverPeer extends ProtoPeer {
 
   /** Sends one frame. */
   async send(frame: Uint8Array): Promise<void> {
-    const at = 0x2_0000 + this.#skew + 0x800 * (this.#nextTransmit++ % 16);
+    const at = this.#receiveAt + 0x1_0000 + 0x800 * (this.#nextTransmit++ % 16);
     const withHeader = new Uint8Array(12 + frame.length);
     withHeader.set(frame, 12);
     this.memory.write(at, withHeader);
     this.#offer(1, at, withHeader.length, 0);
-    await this.#kick(1);
+    await this.kick(1);
   }
 
   /** The next frame that `wanted` accepts; others are dropped. */
@@ -665,8 +705,8 @@ export class DriverPeer extends ProtoPeer {
         const bytes = new Uint8Array(this.memory.read(at, length).buffer);
         // num_buffers is 1 with and without MRG_RXBUF (VIRTIO 1.2, 5.1.6.4.1).
         if (bytes[10] !== 1 || bytes[11] !== 0) this.abort(`num_buffers ${bytes[10]}`);
-        this.#offerReceive((at - 0x1_0000 - this.#skew) / 0x800);
-        await this.#kick(0);
+        this.offerReceive((at - this.#receiveAt) / 0x800);
+        await this.kick(0);
         if (wanted(bytes.subarray(12))) return bytes.slice(12);
       }
       // The loop runs on: the socket is not read, its bytes pile up (4.2).
@@ -711,10 +751,10 @@ export class DevicePeer extends ProtoPeer {
     form: Form,
     directory: string,
     memory: PeerMemory,
-    socket: Deno.UnixConn,
+    readonly socket: Deno.UnixConn,
     options: { readonly offered?: bigint } = {},
   ) {
-    super("device", form, directory, memory, socket);
+    super("device", form, linuxUserWire(directory, socket), memory);
     this.offered = options.offered ??
       VERSION_1 | ACCESS_PLATFORM | MAC | STATUS | MRG_RXBUF | EVENT_IDX;
   }
