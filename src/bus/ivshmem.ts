@@ -138,9 +138,15 @@ export class IvshmemBus extends PageBus implements EndListener {
   }
 
   left(peer: number): void {
+    const isOther = this.#isThere;
+    // Nobody is left to read it, and whoever comes aborts on an answer to somebody else.
+    if (this.isAttached && !isOther) this.outgoing.retract();
     // It may leave before it was rung for the first time.
-    if (peer === this.#rang || !this.#isThere) this.detach(`peer ${peer} has left`);
+    const wasRung = peer === this.#rang;
+    if (wasRung || !isOther) this.detach(`peer ${peer} has left`);
     this.attachIfThere();
+    // What was said to the other one may have been rung to the one that is gone.
+    if (wasRung && this.isAttached) this.ring();
   }
 
   /** The end was rung. */

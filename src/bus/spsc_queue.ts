@@ -105,6 +105,13 @@ export class SpscQueue {
     for (let i = 0; i < WORDS; i++) slot[i] = this.#words[from++];
   }
 
+  /** Producer: takes back what was not read, while there is no consumer: the next one begins with its own. */
+  retract(): void {
+    this.#other = this.#read(TAIL_WORD);
+    this.#own = this.#other;
+    storeRelease32(this.#words, 0, this.#own);
+  }
+
   /** Producer: how many messages there is room for. */
   get free(): number {
     this.#other = this.#read(TAIL_WORD);

@@ -46,6 +46,11 @@ export abstract class StreamBus extends QueueBus {
   /** The stream is gone and the bus detached; the subclass looks for the next peer. */
   protected abstract disconnected(): void;
 
+  /** Drops a peer that is gone, which may not have been noticed yet. */
+  protected dropIfGone(): void {
+    if (this.#stream?.isPeerGone === true) this.drop("the other side closed the connection");
+  }
+
   #ready(stream: UnixStream): void {
     // Bounded: a peer that writes bytes without end must not hold the loop.
     for (let i = 0; i < 8; i++) {
@@ -95,6 +100,8 @@ export abstract class StreamBus extends QueueBus {
   override drop(reason: string): void {
     if (this.#stream === undefined) return;
     this.#closeStream();
+    // Whoever comes aborts on an answer to somebody else, where the queues are used as found.
+    this.outgoing.retract();
     this.detach(reason);
     this.disconnected();
   }

@@ -97,12 +97,24 @@ class Nothing extends QueueDevice {
  *
  * @param codecs the dialects that may come
  * @param isTraced messages will be shown in words
+ * @returns how many answers came and how many lacked, which is for tests
  */
-export function rehearse(codecs: readonly Codec[], isTraced: boolean): void {
-  for (let round = 0; round < ROUNDS; round++) codecs.forEach((codec) => play(codec, isTraced));
+export function rehearse(
+  codecs: readonly Codec[],
+  isTraced: boolean,
+): { came: number; lack: number } {
+  const sum = { came: 0, lack: 0 };
+  for (let round = 0; round < ROUNDS; round++) {
+    for (const codec of codecs) {
+      const { came, lack } = play(codec, isTraced);
+      sum.came += came;
+      sum.lack += lack;
+    }
+  }
+  return sum;
 }
 
-function play(codec: Codec, isTraced: boolean): void {
+function play(codec: Codec, isTraced: boolean): { came: number; lack: number } {
   using reactor = new Reactor();
   using queues = mapAnonymous(2 * spscSize(SLOTS));
   using memory = mapAnonymous(2 * PAGE_SIZE);
@@ -119,13 +131,13 @@ function play(codec: Codec, isTraced: boolean): void {
   side.add(0, new Nothing(reactor), [{ at: 0, size: memory.size, memory, offset: 0 }]);
   side.open();
   const message = new Message();
-  let answers = 0;
+  let came = 0, lack = 0;
   driver.open({
     attached() {},
     detached() {},
     received(slot) {
       codec.decode(slot, 0, message);
-      if (message.response) answers++;
+      if (message.response) came++;
     },
   });
   const limit = reactor.timer(() => {});
@@ -139,12 +151,14 @@ function play(codec: Codec, isTraced: boolean): void {
     if (isAnswered && codec.conduct.hasTokens) message.token = ++token;
     codec.encode(message, driver.view, driver.claim());
     driver.send();
-    const before = answers;
+    const before = came;
     for (let turn = 0; turn < MAX_TURNS; turn++) {
       // A turn blocks until there is something to do.
       limit.arm(TURN_MS);
       reactor.turn();
-      if (!isAnswered || answers > before) break;
+      if (!isAnswered || came > before) break;
     }
+    if (isAnswered && came === before) lack++;
   }
+  return { came, lack };
 }

@@ -32,6 +32,11 @@ const LOCK_ATTEMPTS = 50;
 const LOCK_PAUSE_MS = 10;
 const ENOBUFS = linuxErrno("ENOBUFS");
 
+const POLLHUP = 0x010;
+// struct pollfd: s32 fd, s16 events @4, s16 revents @6. POLLHUP comes unasked.
+const pollBlock = allocate(8);
+const pollfd = pollBlock.view;
+
 const AF_UNIX = 1;
 const SOCK_STREAM = 1;
 const SOCK_NONBLOCK = 0o4000;
@@ -91,6 +96,13 @@ export class UnixStream implements Disposable {
 
   /** Takes a connected, non-blocking socket. */
   constructor(readonly fd: Fd) {}
+
+  /** Is the other end closed, whatever of it is still to be received? */
+  get isPeerGone(): boolean {
+    pollfd.setInt32(0, this.fd.number, true);
+    const isReady = libc.poll(pollBlock.address, 1n, 0) > 0;
+    return isReady && (pollfd.getInt16(6, true) & POLLHUP) !== 0;
+  }
 
   /**
    * Sends bytes that lie at `address`, with descriptors if there are any.

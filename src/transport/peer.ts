@@ -6,8 +6,9 @@
  *     unknown --HELLO--> greeted --HELLO that names our epoch--> vmsg
  *     unknown --GET_DEVICE_INFO, GET_DEVICES--> foreign
  *
- * Where the dialect knows no HELLO, any request makes the peer foreign. All else that comes while
- * unknown, and everything but HELLO while greeted, is dropped: it was meant for an earlier process.
+ * Where the dialect knows no HELLO, any request makes the first peer foreign: this process may have been restarted
+ * under it. All else that comes while unknown, and everything but HELLO while greeted, is dropped: it was meant
+ * for an earlier process.
  * A HELLO with another epoch is a new peer: queues stop, memory is unmapped, status becomes 0, then it
  * is answered. Until the devices have done so no HELLO is answered; it is said again soon.
  *
@@ -67,6 +68,8 @@ export class Peer implements Disposable {
   ownEpoch = 0;
   /** The epoch of a vmsg peer; 0 if none is known. */
   epoch = 0;
+  /** A driver side was seen to go. */
+  #isSuccessor = false;
   #leaseEndMs = 0;
   readonly #nonces = new Float64Array(NONCES);
   readonly #issuedMs = new Float64Array(NONCES);
@@ -96,6 +99,7 @@ export class Peer implements Disposable {
   detached(reason: string): void {
     this.options.log.info(`${this.options.link.bus.description}: ${reason}`);
     this.state = "none";
+    this.#isSuccessor = this.options.link.bus.noticesPeers;
     this.#stopListening();
     this.#startOver();
   }
@@ -146,7 +150,8 @@ export class Peer implements Disposable {
       return;
     }
     const isFirst = kind === Kind.GET_DEVICE_INFO || kind === Kind.GET_DEVICES;
-    if (!isFirst && this.options.link.codec.has(Kind.HELLO)) return;
+    // What is found before the first request of a successor was left by the driver side that is gone.
+    if (!isFirst && (this.#isSuccessor || this.options.link.codec.has(Kind.HELLO))) return;
     if (this.state !== "unknown") this.replaced();
     this.#stopListening();
     this.#tellCame("a driver side");

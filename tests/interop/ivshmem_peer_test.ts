@@ -13,7 +13,7 @@ const PAGE = 4096;
 const PAGES = SIZE / PAGE;
 
 /** A server, which shares a file, B's RAM in another, and `vmsg device` as peer 0, which is started first. */
-async function start(vmsg: Processes, at = AT) {
+async function start(vmsg: Processes, at = AT, options = ",peer=1,reset") {
   const file = `${vmsg.directory}/shared`;
   const server = await vmsg.start(
     "ivshmem-server",
@@ -25,12 +25,12 @@ async function start(vmsg: Processes, at = AT) {
   Deno.truncateSync(ram, SIZE);
   const device = await vmsg.start(
     "device",
-    ...["--bus", "ivshmem,server=iv.sock,dialect=proto,peer=1,reset"],
+    ...["--bus", `ivshmem,server=iv.sock,dialect=proto${options}`],
     ...["--memory", `file=${ram},at=${at}`],
   );
   await server.waitFor(/peer 0/);
-  await device.waitFor(/waiting for a peer/);
-  return { device, ram, join: () => joinIvshmem(`${vmsg.directory}/iv.sock`, file) };
+  await device.waitFor(/waiting for (a peer|peer 1)/);
+  return { server, device, ram, join: () => joinIvshmem(`${vmsg.directory}/iv.sock`, file) };
 }
 
 const wrong = (lines: readonly string[]) =>
@@ -69,5 +69,38 @@ processTest(
     }
     assertEquals([peer.aborts, wrong(device.stderr)], [[], []]);
     assert(peer.wire.interrupts > 100);
+  },
+);
+
+processTest(
+  "ivshmem: one driver side after another, each leaving an answer unread",
+  async (vmsg) => {
+    const { server, device, ram, join } = await start(vmsg, AT, "");
+    for (let round = 0; round < 3; round++) {
+      using peer = DriverPeer.on("proto", join(), { path: ram, size: SIZE, at: AT });
+      await ping(peer, (await peer.bringUp()).mac);
+      await peer.tell("getStatus");
+      assertEquals(peer.aborts, []);
+      peer[Symbol.dispose]();
+      await server.waitFor(new RegExp(`peer ${round + 1} left`));
+      await device.waitFor(new RegExp(`peer ${round + 1} has left`));
+    }
+    assertEquals(wrong(device.stderr), []);
+  },
+);
+
+processTest(
+  "ivshmem: a driver side that joins while another is still in the list is rung",
+  async (vmsg) => {
+    const { ram, join } = await start(vmsg, AT, "");
+    const memory = { path: ram, size: SIZE, at: AT };
+    using first = new KernelPeer(join(), memory);
+    await first.load();
+    // The answer rings the first one, which is there until it has come; then the second one is rung.
+    using second = new KernelPeer(join(), memory);
+    await second.push("getStatus", false, 0, () => {});
+    assert(await first.wire.interrupted(10_000));
+    first[Symbol.dispose]();
+    assert(await second.wire.interrupted(10_000), "rung when the other one is gone");
   },
 );

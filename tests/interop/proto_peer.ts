@@ -293,7 +293,7 @@ class ProtoPeer implements Disposable {
   }
 
   /** Writes and pushes one message, then rings. */
-  protected async push(
+  async push(
     name: Name,
     response: boolean,
     size: number,
@@ -503,6 +503,19 @@ export class DriverPeer extends ProtoPeer {
 
   /** The status that an EVENT_CONFIG brought last. */
   eventStatus = 0;
+
+  /** Sends a request whose answer is not waited for. */
+  async tell(name: Name): Promise<void> {
+    await this.push(name, false, 0, () => {});
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+
+  /** Puts a request into the queue, and does not ring. */
+  slip(name: Name): void {
+    const bytes = new Uint8Array(SLOT);
+    bytes[1] = PROTO_IDS[name];
+    this.wire.driver.push(bytes);
+  }
 
   /** Drains the queue outside of a request: only events may be there, and questions for pages. */
   async drain(): Promise<void> {

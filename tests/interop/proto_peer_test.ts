@@ -29,6 +29,9 @@ function makeMemory({ directory }: Processes): PeerMemory {
   return { path, size: SIZE, at: AT };
 }
 
+const connect = (vmsg: Processes, memory: PeerMemory) =>
+  DriverPeer.connect("proto", vmsg.directory, `${vmsg.directory}/${SOCKET}`, memory);
+
 const options = (dialect: string) => [
   "--bus",
   `linux-user,socket=${SOCKET},dialect=${dialect}`,
@@ -92,12 +95,7 @@ processTest(
     await device.waitFor(/waiting for the driver side/);
     for (let round = 0; round < 3; round++) {
       const { length } = device.lines;
-      using peer = await DriverPeer.connect(
-        "proto",
-        vmsg.directory,
-        `${vmsg.directory}/${SOCKET}`,
-        memory,
-      );
+      using peer = await connect(vmsg, memory);
       const { mac } = await peer.bringUp();
       await ping(peer, mac);
       assertEquals(peer.aborts, []);
@@ -189,3 +187,59 @@ Deno.test("the peer's own frames are right", () => {
   assertEquals([checksum(answer.subarray(14, 34)), checksum(answer.subarray(34))], [0, 0]);
   assertEquals(answerFrame(answer), undefined);
 });
+
+/** What the queue has of an earlier driver side, or what it left unread, is not for the one that comes. */
+for (
+  const [what, leave] of [
+    // Its answer lies in the queue, unread, when it is gone.
+    ["an answer that it did not read", (peer: DriverPeer) => peer.tell("getStatus")],
+    // The device finds out that it is gone before it finds the requests.
+    ["requests that nobody was rung for", (peer: DriverPeer) => {
+      for (let i = 0; i < 3; i++) peer.slip("getStatus");
+    }],
+  ] as const
+) {
+  processTest(`vmsg device dialect=proto: a driver side leaves ${what}`, async (vmsg) => {
+    const memory = makeMemory(vmsg);
+    const device = await vmsg.start("device", ...options("proto"));
+    await device.waitFor(/waiting for the driver side/);
+    for (let round = 0; round < 4; round++) {
+      const { length } = device.lines;
+      using peer = await connect(vmsg, memory);
+      const { mac } = await peer.bringUp();
+      if (round === 3) await ping(peer, mac);
+      await leave(peer);
+      assertEquals(peer.aborts, []);
+      peer[Symbol.dispose]();
+      await device.waitFor(/waiting for the driver side/, 4000, length);
+    }
+  });
+}
+
+processTest(
+  "vmsg device: a driver side that comes before the device has noticed that another is gone",
+  async (vmsg) => {
+    const memory = makeMemory(vmsg);
+    const device = await vmsg.start("device", ...options("proto"));
+    await device.waitFor(/waiting for the driver side/);
+    let before = await connect(vmsg, memory);
+    await before.bringUp();
+    for (let round = 0; round < 4; round++) {
+      device.kill("SIGSTOP");
+      before[Symbol.dispose]();
+      before = await connect(vmsg, memory);
+      before.patienceUs = 5000;
+      setTimeout(() => device.kill("SIGCONT"), 0);
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      await ping(before, (await before.bringUp()).mac);
+      assertEquals(before.aborts, []);
+    }
+    before[Symbol.dispose]();
+    // One that is there keeps its place.
+    using first = await connect(vmsg, memory);
+    await first.bringUp();
+    using _second = await Deno.connect({ transport: "unix", path: `${vmsg.directory}/${SOCKET}` });
+    await device.waitFor(/turned a second driver side away/);
+    assertEquals(first.aborts, []);
+  },
+);
