@@ -377,8 +377,10 @@ cleanTest("ivshmem bus: at a server it is attached while there is a peer", () =>
   assert(bus.isAttached, "that was not whom we rang");
   join(8);
   leave(4);
-  put(bus, pattern(0));
+  // What was said to it may have been meant for who stays.
   assertEquals(end.rung, [4, 8]);
+  put(bus, pattern(0));
+  assertEquals(end.rung, [4, 8, 8]);
   assertEquals(listener.events, ["attached", "detached: peer 4 has left", "attached"]);
   leave(8);
   // One that leaves before it was rung is noticed as well.
