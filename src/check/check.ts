@@ -7,7 +7,7 @@ import type { Dialogue } from "./dialogue.ts";
 import { DriverRole } from "./driver_role.ts";
 import { DRIVER_BODIES, type DriverBody } from "./driver_rules.ts";
 import { type Outcome, outcomeOf, require } from "./outcome.ts";
-import { isAbout, type Rule, type RuleSide } from "./rules.ts";
+import type { Rule, RuleSide } from "./rules.ts";
 
 const BODIES = {
   device: { ...COMMON_BODIES, ...DEVICE_BODIES } as Bodies<DriverRole>,
@@ -16,7 +16,8 @@ const BODIES = {
 
 /** Does any body ask that side for the rule? */
 export function isAsked(rule: Rule, side: RuleSide): boolean {
-  return isAbout(rule, side) && BODIES[side][rule.number] !== undefined;
+  const { number, sides, unasked } = rule;
+  return sides.includes(side) && unasked[side] === undefined && BODIES[side][number] !== undefined;
 }
 
 /** Runs a body, if the rule can be asked of such a side, and looks at all that was heard. */
@@ -26,13 +27,11 @@ function ask<Role extends Asker>(
   role: Role,
   body: ((role: Role) => Promise<void>) | undefined,
 ): Promise<Outcome> {
-  const { number, dialects, buses, unasked } = rule;
-  const { talk, talk: { codec, busKind } } = role;
+  const { number, sides, dialects, unasked } = rule;
+  const { talk, talk: { codec } } = role;
   return outcomeOf(async () => {
-    require(isAbout(rule, side), `rule ${number} is not about a ${side} side`);
+    require(sides.includes(side), `rule ${number} is not about a ${side} side`);
     require(dialects.includes(codec.dialect), `dialect ${codec.dialect} has no rule ${number}`);
-    const isHere = busKind === undefined || buses === undefined || buses.includes(busKind);
-    require(isHere, `rule ${number} is about other buses`);
     require(body !== undefined, unasked[side] ?? "nobody has written down how to ask");
     talk.startOver();
     await role.begin();
@@ -42,13 +41,13 @@ function ask<Role extends Asker>(
 }
 
 /** Asks a device side, which must be a peer that knows us or has just attached; by a body of one's own. */
-export function askDevice(rule: Rule, talk: Dialogue, body?: DeviceBody): Promise<Outcome> {
-  const role = new DriverRole(rule.number, talk);
-  return ask(rule, "device", role, body ?? BODIES.device[rule.number]);
+export function askDevice(rule: Rule, talk: Dialogue, own?: DeviceBody): Promise<Outcome> {
+  const body = own ?? (isAsked(rule, "device") ? BODIES.device[rule.number] : undefined);
+  return ask(rule, "device", new DriverRole(rule.number, talk), body);
 }
 
 /** Asks a driver side, which must be about to begin with our device; by a body of one's own. */
-export function askDriver(rule: Rule, talk: Dialogue, body?: DriverBody): Promise<Outcome> {
-  const role = new DeviceRole(rule.number, talk);
-  return ask(rule, "driver", role, body ?? BODIES.driver[rule.number]);
+export function askDriver(rule: Rule, talk: Dialogue, own?: DriverBody): Promise<Outcome> {
+  const body = own ?? (isAsked(rule, "driver") ? BODIES.driver[rule.number] : undefined);
+  return ask(rule, "driver", new DeviceRole(rule.number, talk), body);
 }

@@ -48,6 +48,7 @@ function protoEnd({ kind, response }: Heard["message"]): number {
 
 /** Rules by number: is it so of this message? */
 const LOOKS: Readonly<Record<string, Look>> = {
+  G1: ({ bytes }) => bytes[7] === 0,
   G2: hasItsSize,
   G3: ({ message }, { codec }) => message.size <= codec.maxSize,
   G4: ({ bytes }) => bytes[0]! <= 3,
@@ -120,7 +121,7 @@ const unheeded = (what: string, messages: Messages) => (asker: Asker) =>
 
 /** Bodies for both roles. */
 export const COMMON_BODIES: Bodies<Asker> = byRule({
-  "G2 G16 B16": (asker) => asker.converse(),
+  "G1 G2 G3 G5 G9 G16 V28 B16": (asker) => asker.converse(),
   async G7(asker) {
     await asker.converse();
     await asker.ping(7);
@@ -152,7 +153,7 @@ export const COMMON_BODIES: Bodies<Asker> = byRule({
       [0, id, ...n, 1, 0, 8, 0],
       [2, id, 0, 0, 1, 0, 8, 0],
     ])),
-  async B12(asker) {
+  async "G10 B12"(asker) {
     for (const data of [0, 0xcafe_f00d, 0xffff_ffff]) await asker.ping(data);
   },
 });

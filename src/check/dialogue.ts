@@ -14,7 +14,6 @@ import { type Field, type Kind, Message } from "../message/message.ts";
 import { isPrivate } from "../message/private.ts";
 import { isBusMessage, kindName } from "../message/table.ts";
 import { expect } from "./outcome.ts";
-import type { BusKind } from "./rules.ts";
 
 /** How long a message may take to come. */
 const ANSWER_MS = 2000;
@@ -80,7 +79,6 @@ export class Dialogue implements BusListener {
    * @param codec what is spoken
    * @param device the number of the device that is asked, or played
    * @param memory bus addresses at which queues may lie, for a device that looks
-   * @param busKind what kind of bus it is; undefined for one of two ends in one process
    */
   constructor(
     readonly reactor: Reactor,
@@ -88,7 +86,6 @@ export class Dialogue implements BusListener {
     readonly codec: Codec,
     readonly device: number,
     readonly memory: { readonly at: number; readonly size: number },
-    readonly busKind?: BusKind,
   ) {}
 
   /** Opens the bus. */

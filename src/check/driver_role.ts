@@ -144,15 +144,6 @@ export class DriverRole extends Asker {
     return this.ask(Kind.GET_CONFIG, { offset, length });
   }
 
-  /** The next event of that kind; others are passed over. */
-  async event(kind: Kind): Promise<Heard> {
-    for (;;) {
-      const heard = await this.talk.next();
-      expect(heard !== undefined, `no ${kindName(kind)} came`);
-      if (heard.message.kind === kind && heard.malformed === undefined) return heard;
-    }
-  }
-
   /**
    * What has been sent is worked on, and nobody answered it: a status is asked, and everything else that
    * came until some time after its answer must be an event. These are returned.

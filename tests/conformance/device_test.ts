@@ -6,6 +6,7 @@ import { RULES } from "../../src/check/rules.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { LED_DEVICE } from "./led_device.ts";
 import { askOurDevice, ledDevice, networkCard, withOurDevice } from "./peers.ts";
+import { WORDING } from "./wording.ts";
 
 const ASKED = RULES.filter((rule) => isAsked(rule, "device") || rule.number in LED_DEVICE);
 
@@ -20,7 +21,7 @@ const NOT_OF_THE_CARD: Readonly<Record<string, string>> = {
 
 for (const rule of ASKED) {
   for (const dialect of rule.dialects) {
-    cleanTest(`${rule.number} ${dialect}, device: ${rule.title}`, async () => {
+    cleanTest(`${rule.number} ${dialect}, device: ${WORDING.get(rule.number)}`, async () => {
       assertEquals(await askOurDevice(rule, dialect), { verdict: "passed" });
     });
   }

@@ -6,12 +6,13 @@ import { RULES } from "../../src/check/rules.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { LED_DRIVER } from "./led_driver.ts";
 import { askOurDriver } from "./peers.ts";
+import { WORDING } from "./wording.ts";
 
 const ASKED = RULES.filter((rule) => isAsked(rule, "driver") || rule.number in LED_DRIVER);
 
 for (const rule of ASKED) {
   for (const dialect of rule.dialects) {
-    cleanTest(`${rule.number} ${dialect}, driver: ${rule.title}`, async () => {
+    cleanTest(`${rule.number} ${dialect}, driver: ${WORDING.get(rule.number)}`, async () => {
       assertEquals(await askOurDriver(rule, dialect) as unknown, { verdict: "passed" });
     });
   }

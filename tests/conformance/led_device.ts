@@ -5,6 +5,8 @@
 
 import { type DriverRole, RUNNING } from "../../src/check/driver_role.ts";
 import { expect, expectSame } from "../../src/check/outcome.ts";
+import type { Heard } from "../../src/check/dialogue.ts";
+import { kindName } from "../../src/message/table.ts";
 import { Kind } from "../../src/message/message.ts";
 import type { DeviceModel } from "../../src/virtio/device.ts";
 import { Status } from "../../src/virtio/features.ts";
@@ -12,6 +14,15 @@ import type { FakeDevice } from "../support/fake_device.ts";
 
 /** Asks for one rule. */
 type LedBody = (d: DriverRole, device: FakeDevice) => Promise<void>;
+
+/** The next event of that kind; others are passed over. */
+async function eventOf({ talk }: DriverRole, kind: Kind): Promise<Heard> {
+  for (;;) {
+    const heard = await talk.next();
+    expect(heard !== undefined, `no ${kindName(kind)} came`);
+    if (heard.message.kind === kind && heard.malformed === undefined) return heard;
+  }
+}
 
 function change({ config, host }: FakeDevice): void {
   config.forEach((byte, i) => config[i] = byte + 1);
@@ -23,8 +34,8 @@ async function speaks(d: DriverRole, device: FakeDevice): Promise<void> {
   await d.start();
   device.host.used(0);
   change(device);
-  await d.event(Kind.EVENT_USED);
-  await d.event(Kind.EVENT_CONFIG);
+  await eventOf(d, Kind.EVENT_USED);
+  await eventOf(d, Kind.EVENT_CONFIG);
 }
 
 /** The configuration changes three times; what is said of it. */
@@ -36,7 +47,7 @@ async function announces(d: DriverRole, device: FakeDevice): Promise<void> {
   const seen = new Set([(await d.config(0, 1)).generation]);
   for (let n = 1; n <= 3; n++) {
     change(device);
-    const { message } = await d.event(Kind.EVENT_CONFIG);
+    const { message } = await eventOf(d, Kind.EVENT_CONFIG);
     const { status, size, offset, length, generation } = message;
     d.claim("V15", status, RUNNING, "the status in EVENT_CONFIG");
     d.claim("V41 V60", [size, offset, length], [24, 0, 0], "EVENT_CONFIG's size and range");
@@ -55,7 +66,7 @@ async function tellsUsed(d: DriverRole, device: FakeDevice): Promise<void> {
   await d.setStatus(RUNNING);
   for (let round = 1; round <= 20; round++) {
     for (const index of [0, 1]) device.host.used(index);
-    const events = [await d.event(Kind.EVENT_USED), await d.event(Kind.EVENT_USED)];
+    const events = [await eventOf(d, Kind.EVENT_USED), await eventOf(d, Kind.EVENT_USED)];
     const queues = events.map(({ message }) => message.index).sort();
     expectSame(queues, [0, 1], `the queues told of in round ${round}`);
   }
@@ -65,7 +76,7 @@ async function announcesFailure(d: DriverRole, device: FakeDevice): Promise<void
   await d.start();
   const { generation } = await d.config(0, 1);
   device.host.needsReset("led to");
-  const { message } = await d.event(Kind.EVENT_CONFIG);
+  const { message } = await eventOf(d, Kind.EVENT_CONFIG);
   const broken = RUNNING | Status.DEVICE_NEEDS_RESET;
   const { size, offset, length } = message;
   const is = [message.status, message.generation, size, offset, length, await d.status()];
@@ -119,7 +130,7 @@ async function eventsPass(d: DriverRole, device: FakeDevice): Promise<void> {
   const token = talk.send(Kind.GET_CONFIG, { length: 1 });
   await reactor.sleep(1);
   device.host.used(0);
-  const event = await d.event(Kind.EVENT_USED);
+  const event = await eventOf(d, Kind.EVENT_USED);
   const answer = await talk.answer(Kind.GET_CONFIG, token);
   model.readConfig = readConfig;
   expect(event.atMs < answer.atMs, "an event waited for an answer");
