@@ -8,7 +8,7 @@
  * sent to a peer. {@link request} and {@link event} make the table's entries.
  */
 
-import { type Dialect, type Field, Kind } from "./message.ts";
+import { type Dialect, type Field, FIELDS, Kind } from "./message.ts";
 
 /**
  * What a field's bytes are.
@@ -28,26 +28,33 @@ import { type Dialect, type Field, Kind } from "./message.ts";
  * | bits[count] | ceil(`count` / 8) bytes |
  * | bits[count]~ | the same, but when read, a `count` that is no multiple of 8 means: as many as arrived |
  */
-export type Type =
-  | "u8"
-  | "u16"
-  | "u24"
-  | "u32"
-  | "u32/32"
-  | "u64"
-  | "next"
-  | "uuid"
-  | "words[2]"
-  | "bytes[8]"
-  | "bytes[16]"
-  | "words[count]"
-  | "words[count]+"
-  | "bytes[length]"
-  | "bytes[length]?"
-  | "bits[count]"
-  | "bits[count]~";
+export type Type = keyof typeof SIZES;
 
-/** Offset behind the header, type, and what it is; the last three names are arrays or nothing. */
+/** Bytes of a type; a variable one counts 0, its minimum. */
+const SIZES = {
+  u8: 1,
+  u16: 2,
+  u24: 3,
+  u32: 4,
+  "u32/32": 4,
+  next: 4,
+  u64: 8,
+  "words[2]": 8,
+  "bytes[8]": 8,
+  uuid: 16,
+  "bytes[16]": 16,
+  "words[count]": 0,
+  "words[count]+": 0,
+  "bytes[length]": 0,
+  "bytes[length]?": 0,
+  "bits[count]": 0,
+  "bits[count]~": 0,
+} as const;
+
+/** Arrays, and what means nothing. */
+const NOT_NUMBERS: readonly string[] = ["words", "bytes", "uuid", "reserved"];
+
+/** Offset behind the header, type, and what it is. */
 export type LayoutField = readonly [
   offset: number,
   type: Type,
@@ -98,16 +105,24 @@ export interface Definition {
  * Makes a layout.
  *
  * @param size bytes without a part of variable length
- * @throws if there is a gap, an overlap, another size or a type that does not fit its name
+ * @param lists fields as in docs/wire.md, in pieces: "0 u32 index, 4 u32 count"
+ * @throws if there is a gap, an overlap, another size, or a name or type that there is not or that do not fit
  */
-export function layout(size: number, ...fields: LayoutField[]): Layout {
-  const made = { size, fields };
+export function layout(size: number, ...lists: readonly string[]): Layout {
+  const made = { size, fields: lists.flatMap((list) => list.split(", ").map(parseField)) };
   checkLayout(made);
   return made;
 }
 
+function parseField(field: string): LayoutField {
+  const [offset, type, name] = field.split(" ") as [string, Type, LayoutField[2]];
+  const isName = NOT_NUMBERS.includes(name) || FIELDS.includes(name as Field);
+  if (!(type in SIZES) || !isName) throw new Error(`"${field}" is no field`);
+  return [Number(offset), type, name];
+}
+
 /** No payload. */
-export const EMPTY: Layout = layout(0);
+export const EMPTY: Layout = { size: 0, fields: [] };
 
 /** What an entry of the table is unless it says otherwise: a transport message of the driver side. */
 type Traits = Partial<Pick<Definition, "bus" | "sender">>;
@@ -134,39 +149,9 @@ export function event(
   return { kind: Kind[name], name, bus: false, sender, event: true, wire, ...traits };
 }
 
-/** Bytes of a type; a variable one counts 0, its minimum. */
-export function typeSize(type: Type): number {
-  switch (type) {
-    case "u8":
-      return 1;
-    case "u16":
-      return 2;
-    case "u24":
-      return 3;
-    case "u32":
-    case "u32/32":
-    case "next":
-      return 4;
-    case "u64":
-    case "words[2]":
-    case "bytes[8]":
-      return 8;
-    case "uuid":
-    case "bytes[16]":
-      return 16;
-    case "words[count]":
-    case "words[count]+":
-    case "bytes[length]":
-    case "bytes[length]?":
-    case "bits[count]":
-    case "bits[count]~":
-      return 0;
-  }
-}
-
 /** Whether a field of this type has a length that another field gives. */
 export function isVariable(type: Type): boolean {
-  return typeSize(type) === 0;
+  return SIZES[type] === 0;
 }
 
 /** The name a field of this type must have, undefined for one that takes a number. */
@@ -182,9 +167,9 @@ function checkLayout({ size, fields }: Layout): void {
   fields.forEach(([offset, type, name], position) => {
     const at = `${name} at ${offset}`;
     if (offset !== end) throw new Error(`${at} should be at ${end}`);
-    end += typeSize(type);
+    end += SIZES[type];
     const array = arrayOf(type);
-    const isArray = name === "words" || name === "bytes" || name === "uuid";
+    const isArray = name !== "reserved" && NOT_NUMBERS.includes(name);
     if (array === undefined ? isArray : name !== array) throw new Error(`${at} cannot be ${type}`);
     if (names.indexOf(name) !== position && name !== "reserved") throw new Error(`${at}: twice`);
     if (type === "next" && name !== "nextOffset") throw new Error(`${at} cannot be ${type}`);

@@ -36,13 +36,10 @@ import { type Definition, type Layout, layout, request } from "./layout.ts";
 
 const HELLO: Layout = layout(
   28,
-  [0, "u64", "epoch"],
-  [8, "u64", "peerEpoch"],
-  [16, "u32", "nonce"],
-  [20, "u32", "version"],
-  [24, "u32", "capabilities"],
+  "0 u64 epoch, 8 u64 peerEpoch, 16 u32 nonce, 20 u32 version",
+  "24 u32 capabilities",
 );
-const RESULT: Layout = layout(12, [0, "u64", "epoch"], [8, "u32", "result"]);
+const RESULT: Layout = layout(12, "0 u64 epoch, 8 u32 result");
 
 function privateRequest(
   name: keyof typeof Kind,
@@ -61,13 +58,8 @@ export const PRIVATE_MESSAGES: readonly Definition[] = [
     0x91,
     layout(
       40,
-      [0, "u64", "epoch"],
-      [8, "u32", "ordinal"],
-      [12, "u16", "memoryDevice"],
-      [14, "u16", "flags"],
-      [16, "u64", "address"],
-      [24, "u64", "length"],
-      [32, "u64", "offset"],
+      "0 u64 epoch, 8 u32 ordinal, 12 u16 memoryDevice, 14 u16 flags, 16 u64 address",
+      "24 u64 length, 32 u64 offset",
     ),
     RESULT,
   ),
@@ -76,45 +68,24 @@ export const PRIVATE_MESSAGES: readonly Definition[] = [
     0x92,
     layout(
       32,
-      [0, "u64", "epoch"],
-      [8, "u32", "reserved"],
-      [12, "u16", "memoryDevice"],
-      [14, "u16", "flags"],
-      [16, "u64", "address"],
-      [24, "u64", "length"],
+      "0 u64 epoch, 8 u32 reserved, 12 u16 memoryDevice, 14 u16 flags, 16 u64 address",
+      "24 u64 length",
     ),
     RESULT,
   ),
   privateRequest(
     "STOP_VQUEUE",
     0x93,
-    layout(
-      16,
-      [0, "u64", "epoch"],
-      [8, "u16", "memoryDevice"],
-      [10, "u16", "reserved"],
-      [12, "u32", "index"],
-    ),
-    layout(
-      20,
-      [0, "u64", "epoch"],
-      [8, "u32", "result"],
-      [12, "u32", "index"],
-      [16, "u16", "base"],
-      [18, "u16", "wrap"],
-    ),
+    layout(16, "0 u64 epoch, 8 u16 memoryDevice, 10 u16 reserved, 12 u32 index"),
+    layout(20, "0 u64 epoch, 8 u32 result, 12 u32 index, 16 u16 base, 18 u16 wrap"),
   ),
   privateRequest(
     "SET_VQUEUE_STATE",
     0x94,
     layout(
       20,
-      [0, "u64", "epoch"],
-      [8, "u16", "memoryDevice"],
-      [10, "u16", "reserved"],
-      [12, "u32", "index"],
-      [16, "u16", "base"],
-      [18, "u16", "wrap"],
+      "0 u64 epoch, 8 u16 memoryDevice, 10 u16 reserved, 12 u32 index, 16 u16 base",
+      "18 u16 wrap",
     ),
     RESULT,
   ),

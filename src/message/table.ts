@@ -9,48 +9,42 @@
  */
 
 import { type Dialect, type Kind, KIND_COUNT, QUEUE_ENABLED } from "./message.ts";
-import { type Definition, EMPTY, event, type Layout, layout } from "./layout.ts";
-import { type LayoutField, request, type Wire } from "./layout.ts";
+import {
+  type Definition,
+  EMPTY,
+  event,
+  type Layout,
+  layout,
+  request,
+  type Wire,
+} from "./layout.ts";
 import { isPrivate, PRIVATE_MESSAGES } from "./private.ts";
 
 export type { Definition, Layout, LayoutField, Type, Wire } from "./layout.ts";
 
-const INDEX: Layout = layout(4, [0, "u32", "index"]);
-const STATUS: Layout = layout(4, [0, "u32", "status"]);
-const PING: Layout = layout(4, [0, "u32", "data"]);
+const INDEX: Layout = layout(4, "0 u32 index");
+const STATUS: Layout = layout(4, "0 u32 status");
+const PING: Layout = layout(4, "0 u32 data");
 
-const SOME_BLOCKS: Layout = layout(8, [0, "u32", "index"], [4, "u32", "count"]);
-const BLOCKS: Layout = layout(8, ...SOME_BLOCKS.fields, [8, "words[count]", "words"]);
+const SOME_BLOCKS = "0 u32 index, 4 u32 count";
+const BLOCKS: Layout = layout(8, SOME_BLOCKS, "8 words[count] words");
 
-const CONFIG_HEAD: readonly LayoutField[] = [
-  [0, "u32", "generation"],
-  [4, "u32", "offset"],
-  [8, "u32", "length"],
-];
-const CONFIG: Layout = layout(12, ...CONFIG_HEAD, [12, "bytes[length]", "bytes"]);
+const CONFIG_HEAD = "0 u32 generation, 4 u32 offset, 8 u32 length";
+const CONFIG: Layout = layout(12, CONFIG_HEAD, "12 bytes[length] bytes");
 
 /** Where a queue's rings are, in revision 1. */
-const RINGS: readonly LayoutField[] = [
-  [16, "u64", "descriptorAddress"],
-  [24, "u64", "driverAddress"],
-  [32, "u64", "deviceAddress"],
-];
+const RINGS = "16 u64 descriptorAddress, 24 u64 driverAddress, 32 u64 deviceAddress";
 
-const SOME_DEVICES: Layout = layout(4, [0, "u16", "offset"], [2, "u16", "count"]);
+const SOME_DEVICES: Layout = layout(4, "0 u16 offset, 2 u16 count");
 
 /** `proto` names no block count: it is always one u64, two blocks. */
 const PROTO_FEATURES: Layout = {
-  ...layout(12, [0, "u32", "index"], [4, "words[2]", "words"]),
+  ...layout(12, "0 u32 index, 4 words[2] words"),
   implied: ["count", 2],
 };
 
 /** The data is a u64 of which the Linux flavour uses all 8 bytes, QEMU at most 4 (2.2, 2.5). */
-const PROTO_CONFIG: Layout = layout(
-  12,
-  [0, "u24", "offset"],
-  [3, "u8", "length"],
-  [4, "bytes[8]", "bytes"],
-);
+const PROTO_CONFIG: Layout = layout(12, "0 u24 offset, 3 u8 length, 4 bytes[8] bytes");
 
 const TRANSPORT_MESSAGES: readonly Definition[] = [
   request("GET_DEVICE_INFO", {
@@ -59,14 +53,8 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
       request: EMPTY,
       response: layout(
         44,
-        [0, "u32", "deviceId"],
-        [4, "u32", "vendorId"],
-        [8, "uuid", "uuid"],
-        [24, "u32", "featureBlocks"],
-        [28, "u32", "configSize"],
-        [32, "u32", "maxQueues"],
-        [36, "u32", "adminStart"],
-        [40, "u32", "adminCount"],
+        "0 u32 deviceId, 4 u32 vendorId, 8 uuid uuid, 24 u32 featureBlocks",
+        "28 u32 configSize, 32 u32 maxQueues, 36 u32 adminStart, 40 u32 adminCount",
       ),
     },
     "v1-2025": {
@@ -75,13 +63,8 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
       response: {
         ...layout(
           24,
-          [0, "u32", "deviceId"],
-          [4, "u32", "vendorId"],
-          [8, "u32/32", "featureBlocks"],
-          [12, "u32", "configSize"],
-          [16, "u32", "maxQueues"],
-          [20, "u16", "adminStart"],
-          [22, "u16", "adminCount"],
+          "0 u32 deviceId, 4 u32 vendorId, 8 u32/32 featureBlocks, 12 u32 configSize",
+          "16 u32 maxQueues, 20 u16 adminStart, 22 u16 adminCount",
         ),
         // From here on it is `v1`'s, whose UUID is where these fields are (docs/wire.md 3.7).
         below: 44,
@@ -90,16 +73,16 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
     proto: {
       id: 0x03,
       request: EMPTY,
-      response: layout(12, [0, "u32", "version"], [4, "u32", "deviceId"], [8, "u32", "vendorId"]),
+      response: layout(12, "0 u32 version, 4 u32 deviceId, 8 u32 vendorId"),
     },
   }),
   request("GET_DEVICE_FEATURES", {
-    v1: { id: 0x03, request: SOME_BLOCKS, response: BLOCKS },
+    v1: { id: 0x03, request: layout(8, SOME_BLOCKS), response: BLOCKS },
     "v1-2025": {
       id: 0x03,
-      request: SOME_BLOCKS,
+      request: layout(8, SOME_BLOCKS),
       // A Rust front end sends two blocks and says one.
-      response: layout(8, ...SOME_BLOCKS.fields, [8, "words[count]+", "words"]),
+      response: layout(8, SOME_BLOCKS, "8 words[count]+ words"),
     },
     proto: { id: 0x04, request: { ...INDEX, implied: ["count", 2] }, response: PROTO_FEATURES },
   }),
@@ -110,12 +93,12 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
   request("GET_CONFIG", {
     v1: {
       id: 0x05,
-      request: layout(8, [0, "u32", "offset"], [4, "u32", "length"]),
+      request: layout(8, "0 u32 offset, 4 u32 length"),
       response: CONFIG,
     },
     proto: {
       id: 0x06,
-      request: layout(4, [0, "u24", "offset"], [3, "u8", "length"]),
+      request: layout(4, "0 u24 offset, 3 u8 length"),
       response: PROTO_CONFIG,
     },
   }),
@@ -124,7 +107,7 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
       id: 0x06,
       request: CONFIG,
       // The answer need not mirror the data (docs/wire.md 3.2); Linux ignores it if it does.
-      response: layout(12, ...CONFIG_HEAD, [12, "bytes[length]?", "bytes"]),
+      response: layout(12, CONFIG_HEAD, "12 bytes[length]? bytes"),
     },
     proto: { id: 0x07, request: PROTO_CONFIG, response: PROTO_CONFIG },
   }),
@@ -140,27 +123,13 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
     v1: {
       id: 0x09,
       request: INDEX,
-      response: layout(
-        40,
-        [0, "u32", "index"],
-        [4, "u32", "maxSize"],
-        [8, "u32", "queueSize"],
-        [12, "u32", "flags"],
-        ...RINGS,
-      ),
+      response: layout(40, "0 u32 index, 4 u32 maxSize, 8 u32 queueSize, 12 u32 flags", RINGS),
     },
     "v1-2025": {
       id: 0x09,
       request: INDEX,
       response: {
-        ...layout(
-          40,
-          [0, "u32", "index"],
-          [4, "u32", "maxSize"],
-          [8, "u32", "queueSize"],
-          [12, "u32", "reserved"],
-          ...RINGS,
-        ),
+        ...layout(40, "0 u32 index, 4 u32 maxSize, 8 u32 queueSize, 12 u32 reserved", RINGS),
         // A size alone says nothing: QEMU names its default before the queue is set up (docs/wire.md 3.4).
         implied: ["flags", QUEUE_ENABLED],
         impliedIf: ["queueSize", "deviceAddress"],
@@ -170,33 +139,19 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
       id: 0x0b,
       request: INDEX,
       // Linux reads maxSize as a u64: the zero padding behind it is part of the format (2.5).
-      response: layout(8, [0, "u32", "index"], [4, "u32", "maxSize"]),
+      response: layout(8, "0 u32 index, 4 u32 maxSize"),
     },
   }),
   request("SET_VQUEUE", {
     v1: {
       id: 0x0a,
-      request: layout(
-        40,
-        [0, "u32", "index"],
-        [4, "u32", "flags"],
-        [8, "u32", "queueSize"],
-        [12, "u32", "mustBeZero"],
-        ...RINGS,
-      ),
+      request: layout(40, "0 u32 index, 4 u32 flags, 8 u32 queueSize, 12 u32 mustBeZero", RINGS),
       response: EMPTY,
     },
     "v1-2025": {
       id: 0x0a,
       request: {
-        ...layout(
-          40,
-          [0, "u32", "index"],
-          [4, "u32", "reserved"],
-          [8, "u32", "queueSize"],
-          [12, "u32", "reserved"],
-          ...RINGS,
-        ),
+        ...layout(40, "0 u32 index, 4 u32 reserved, 8 u32 queueSize, 12 u32 reserved", RINGS),
         implied: ["flags", QUEUE_ENABLED],
       },
       response: EMPTY,
@@ -205,11 +160,8 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
       id: 0x0c,
       request: layout(
         32,
-        [0, "u32", "index"],
-        [4, "u32", "queueSize"],
-        [8, "u64", "descriptorAddress"],
-        [16, "u64", "driverAddress"],
-        [24, "u64", "deviceAddress"],
+        "0 u32 index, 4 u32 queueSize, 8 u64 descriptorAddress, 16 u64 driverAddress",
+        "24 u64 deviceAddress",
       ),
     },
   }),
@@ -221,18 +173,12 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
     v1: {
       id: 0x0c,
       request: INDEX,
-      response: layout(
-        24,
-        [0, "u32", "index"],
-        [4, "u32", "reserved"],
-        [8, "u64", "length"],
-        [16, "u64", "address"],
-      ),
+      response: layout(24, "0 u32 index, 4 u32 reserved, 8 u64 length, 16 u64 address"),
     },
     "v1-2025": {
       id: 0x0c,
       request: INDEX,
-      response: layout(12, [0, "u32", "index"], [4, "u32", "length"], [8, "u32", "address"]),
+      response: layout(12, "0 u32 index, 4 u32 length, 8 u32 address"),
     },
   }),
   event("EVENT_CONFIG", "device", {
@@ -240,30 +186,20 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
       id: 0x40,
       request: layout(
         16,
-        [0, "u32", "status"],
-        [4, "u32", "generation"],
-        [8, "u32", "offset"],
-        [12, "u32", "length"],
-        // A range without data says what to read again; Linux drops that form (rules R27, V61).
-        [16, "bytes[length]?", "bytes"],
+        "0 u32 status, 4 u32 generation, 8 u32 offset, 12 u32 length",
+        "16 bytes[length]? bytes",
       ),
     },
     proto: {
       id: 0x10,
-      request: layout(
-        24,
-        [0, "u32", "status"],
-        [4, "u24", "offset"],
-        [7, "u8", "length"],
-        [8, "bytes[16]", "bytes"],
-      ),
+      request: layout(24, "0 u32 status, 4 u24 offset, 7 u8 length, 8 bytes[16] bytes"),
     },
   }),
   event("EVENT_AVAIL", "driver", {
-    v1: { id: 0x41, request: layout(8, [0, "u32", "index"], [4, "next", "nextOffset"]) },
+    v1: { id: 0x41, request: layout(8, "0 u32 index, 4 next nextOffset") },
     proto: {
       id: 0x11,
-      request: layout(20, [0, "u32", "index"], [4, "u64", "nextOffset"], [12, "u64", "nextWrap"]),
+      request: layout(20, "0 u32 index, 4 u64 nextOffset, 12 u64 nextWrap"),
     },
   }),
   event("EVENT_USED", "device", {
@@ -277,25 +213,13 @@ const BUS_MESSAGES: readonly Definition[] = [
     v1: {
       id: 0x02,
       request: SOME_DEVICES,
-      response: layout(
-        6,
-        [0, "u16", "offset"],
-        [2, "u16", "nextOffset"],
-        [4, "u16", "count"],
-        [6, "bits[count]", "bytes"],
-      ),
+      response: layout(6, "0 u16 offset, 2 u16 nextOffset, 4 u16 count, 6 bits[count] bytes"),
     },
     "v1-2025": {
       id: 0x02,
       request: SOME_DEVICES,
       // QEMU's has more bytes than it counts (docs/wire.md 3.4); OP-TEE counts devices.
-      response: layout(
-        6,
-        [0, "u16", "offset"],
-        [2, "u16", "count"],
-        [4, "u16", "nextOffset"],
-        [6, "bits[count]~", "bytes"],
-      ),
+      response: layout(6, "0 u16 offset, 2 u16 count, 4 u16 nextOffset, 6 bits[count]~ bytes"),
     },
   }, { bus: true }),
   request("PING", { v1: { id: 0x03, request: PING, response: PING } }, {
@@ -303,7 +227,7 @@ const BUS_MESSAGES: readonly Definition[] = [
     sender: "either",
   }),
   event("EVENT_DEVICE", "device", {
-    v1: { id: 0x40, request: layout(4, [0, "u16", "number"], [2, "u16", "state"]) },
+    v1: { id: 0x40, request: layout(4, "0 u16 number, 2 u16 state") },
   }, { bus: true }),
 ];
 
@@ -311,18 +235,14 @@ const PROTO_MESSAGES: readonly Definition[] = [
   request("CONNECT", { proto: { id: 0x01, request: EMPTY } }),
   request("DISCONNECT", { proto: { id: 0x02, request: EMPTY } }),
   request("GET_CONFIG_GENERATION", {
-    proto: { id: 0x08, request: EMPTY, response: layout(4, [0, "u32", "generation"]) },
+    proto: { id: 0x08, request: EMPTY, response: layout(4, "0 u32 generation") },
   }),
-  request("IOMMU_ENABLE", { proto: { id: 0x20, request: layout(1, [0, "u8", "state"]) } }),
+  request("IOMMU_ENABLE", { proto: { id: 0x20, request: layout(1, "0 u8 state") } }),
   request("IOMMU_TRANSLATE", {
     proto: {
       id: 0x21,
-      request: layout(9, [0, "u64", "address"], [8, "u8", "prot"]),
-      response: layout(17, [0, "u64", "address"], [8, "u64", "physicalAddress"], [
-        16,
-        "u8",
-        "prot",
-      ]),
+      request: layout(9, "0 u64 address, 8 u8 prot"),
+      response: layout(17, "0 u64 address, 8 u64 physicalAddress, 16 u8 prot"),
     },
   }, { sender: "device" }),
   request("IOMMU_INVALIDATE", { proto: { id: 0x22, request: EMPTY } }),
