@@ -11,6 +11,7 @@ import { GUEST_KINDS, type GuestKind } from "../../scripts/lab/machines.ts";
 import { pingScript } from "../../scripts/lab/scripts.ts";
 import type { Dialect } from "../../src/message/message.ts";
 import { until } from "../support/processes.ts";
+import { umlMemory } from "./dialects_support.ts";
 import { GUEST_TIMEOUT_MS, guestTest } from "./support.ts";
 
 const MAC = "52:54:00:12:34:56";
@@ -19,24 +20,6 @@ const SCRIPT = pingScript({ address: "dhcp", peer: "10.0.2.2", count: 3 }) +
   'echo "MAC $(cat /sys/class/net/eth0/address)"\n';
 /** Where a guest's memory begins. */
 const RAM: Readonly<Record<GuestKind, number>> = { uml: 0, microvm: 0, q35: 0, arm64: 0x4000_0000 };
-
-/** The memory file of the User-Mode Linux whose card is at this socket, once it runs. */
-async function umlMemory(socket: string): Promise<string | undefined> {
-  for await (const { name } of Deno.readDir("/proc")) {
-    if (!/^\d+$/.test(name)) continue;
-    try {
-      const command = await Deno.readTextFile(`/proc/${name}/cmdline`);
-      if (!command.includes(`virtio_uml.device=${socket}:`)) continue;
-      for await (const fd of Deno.readDir(`/proc/${name}/fd`)) {
-        const path = `/proc/${name}/fd/${fd.name}`;
-        if (/^\/.* \(deleted\)$/.test(await Deno.readLink(path))) return path;
-      }
-    } catch {
-      // It has ended meanwhile.
-    }
-  }
-  return undefined;
-}
 
 function dialectTest(kind: GuestKind, dialect: Dialect, confined: boolean): void {
   const bus = confined ? "shm,file=bus.shm,size=2M" : "linux-user,socket=lu.sock";
