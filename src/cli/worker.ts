@@ -11,7 +11,7 @@ import { VmsgError } from "../linux/errors.ts";
 import { Fd } from "../linux/fd.ts";
 import { Reactor, stopReactorFrom } from "../linux/reactor.ts";
 import { openCounterFile } from "../observe/counter_file.ts";
-import { createLog } from "../observe/log.ts";
+import { createLog, withoutRepeats } from "../observe/log.ts";
 import { createTracer } from "../observe/trace.ts";
 import { type PlaneName, PLANES } from "./commands.ts";
 import type { CommonSettings, PlaneCommand, PlaneContext } from "./plane.ts";
@@ -55,7 +55,7 @@ async function run({ plane, settings, common, stopFd }: StartMessage): Promise<n
   const toStderr = (line: string) => writeLine(Deno.stderr, line);
   const context: PlaneContext = {
     reactor,
-    log: createLog(`vmsg ${plane}`, common.logLevel, toStderr),
+    log: withoutRepeats(createLog(`vmsg ${plane}`, common.logLevel, toStderr), reactor),
     tracer: common.trace ? createTracer(toStderr, reactor) : undefined,
     stack,
     print: (line) => writeLine(Deno.stdout, line),

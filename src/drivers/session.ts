@@ -23,11 +23,12 @@
  */
 
 import { VmsgError } from "../linux/errors.ts";
-import type { Deferred, Reactor } from "../linux/reactor.ts";
+import type { Deferred, Reactor, Timer } from "../linux/reactor.ts";
 import type { Log } from "../observe/log.ts";
 import type { SharedRegion, Sharing } from "../sharing/sharing.ts";
 import type { DeviceInfo, RemoteDevice } from "../transport/remote_device.ts";
 import { PeerLost } from "../transport/requests.ts";
+import type { QueueSetup } from "../virtio/device.ts";
 import { hasFeature, RingFeature, Status } from "../virtio/features.ts";
 import { positionAfterLoss, usedIndex } from "./ring_position.ts";
 import { Told, type ToldRing, type Wanted, type WantedRing } from "./wanted.ts";
@@ -36,6 +37,12 @@ const BLOCK_OF_33 = RingFeature.ACCESS_PLATFORM >> 5;
 const MASK_OF_33 = 1 << (RingFeature.ACCESS_PLATFORM & 31);
 
 const NO_FEATURES = new Uint32Array(2);
+/** Queues that are counted where a device does not say how many it has; as many as a network card has at most. */
+const MAX_COUNTED = 129;
+/** How often a foreign device is asked whether it still is what it was. */
+const LOOK_MS = 1000;
+/** A driver that is about to reset the device stops its rings one after another: only then rings stand still. */
+const TELL_STUCK_MS = 500;
 
 /** Who hands us the driver. */
 export interface SessionOwner extends Wanted {
@@ -73,11 +80,6 @@ export class SessionEnded extends VmsgError {
   }
 }
 
-/** Does the device have this queue? In `proto` it does not say how many it has; then the queue itself is asked. */
-function hasQueue({ maxQueues }: DeviceInfo, index: number): boolean {
-  return maxQueues === 0 || index < maxQueues;
-}
-
 /** See the head of this file. */
 export class Session implements Disposable {
   /** What the device side knows. */
@@ -85,11 +87,13 @@ export class Session implements Disposable {
   /** The latest run; the next one waits for it. */
   #last: Promise<void> = Promise.resolve();
   readonly #waiters: Deferred<void>[] = [];
+  readonly #look: Timer;
   #ended = false;
 
   /** Takes the device's notifications. */
   constructor(readonly options: SessionOptions) {
-    const { device, owner } = options;
+    const { reactor, device, owner } = options;
+    this.#look = reactor.timer(() => this.#lookAtDevice());
     device.onUsed = (queue) => this.told.rings[queue]?.shared.used();
     device.onConfig = (status) => owner.configChanged(status);
   }
@@ -121,7 +125,16 @@ export class Session implements Disposable {
     const offered = await device.features(Math.max(2, info.featureBlocks));
     for (const bit of sharing.withheld) offered[bit >> 5]! &= ~(1 << (bit & 31));
     this.told.offered = offered;
-    this.told.info = info;
+    this.told.info = await this.#complete(info);
+  }
+
+  /** What `proto` does not say: its queues are counted; of its configuration is read what a driver asks for. */
+  async #complete(info: DeviceInfo): Promise<DeviceInfo> {
+    const { device } = this.options;
+    if (device.side.link.codec.conduct.configSizeIsNamed) return info;
+    let maxQueues = 0;
+    while (maxQueues < MAX_COUNTED && (await device.queue(maxQueues)).maxSize > 0) maxQueues++;
+    return { ...info, maxQueues, configSize: Infinity };
   }
 
   /** A replaced device must be able to do what was promised to the driver. */
@@ -136,7 +149,7 @@ export class Session implements Disposable {
 
   /** The device side is gone; rings that ran go on from where they are. */
   lost(): void {
-    const { told, options: { sharing, owner, device, log } } = this;
+    const { told, options: { sharing, owner } } = this;
     const { info, negotiated } = told;
     told.info = undefined;
     for (const ring of told.running()) {
@@ -146,18 +159,26 @@ export class Session implements Disposable {
       if (base !== undefined) {
         wanted.stopped(base);
       } else if (owner.regions.length > 0) {
-        told.stuck.add(wanted.index);
-        log.warn(
-          `device ${device.number}, ring ${wanted.index}: what became of the buffers that the lost ` +
-            "device had is unknown: restart the guest's driver",
-        );
-        wanted.fail();
+        this.#stick(wanted, "what became of the buffers that the lost device had is unknown", 0);
       }
       // Wakes a driver that waits for a used notification that the dead device still owed.
       wanted.call();
     }
     sharing.lost();
     told.forgetSession();
+  }
+
+  /** Nobody can go on with this ring: it stands still until the driver resets the device. */
+  #stick(wanted: WantedRing, why: string, patienceMs: number): void {
+    const { told: { stuck }, options: { reactor, device, log, whose } } = this;
+    const { index } = wanted;
+    stuck.add(index);
+    wanted.fail();
+    reactor.spawn(async () => {
+      if (patienceMs > 0) await reactor.sleep(patienceMs);
+      if (this.#ended || !stuck.has(index)) return;
+      log.warn(`device ${device.number}, ring ${index}: ${why}: restart ${whose} driver`);
+    });
   }
 
   /** Waits until a device is known; throws {@link SessionEnded} when nobody wants it any more. */
@@ -268,7 +289,7 @@ export class Session implements Disposable {
       if (!rings.some(({ index }) => index === queue)) told.stuck.delete(queue);
     }
     const runnable = mayRun && features !== undefined
-      ? rings.filter(({ index }) => hasQueue(info, index) && !told.stuck.has(index))
+      ? rings.filter(({ index }) => index < info.maxQueues && !told.stuck.has(index))
       : [];
     const indices = runnable.map(({ index }) => index);
     // Other features need a reset of the device, and that stops every ring.
@@ -284,9 +305,11 @@ export class Session implements Disposable {
     await this.#negotiate(features!);
     const started: ToldRing[] = [];
     for (const ring of runnable) {
-      if (!this.runs(ring.index)) started.push(await this.#start(ring));
+      const fresh = this.runs(ring.index) ? undefined : await this.#start(ring);
+      if (fresh !== undefined) started.push(fresh);
     }
     if (!told.driverOk) await this.#setDriverOk();
+    if (!this.#isVmsg) this.#look.arm(LOOK_MS);
     for (const { wanted, shared } of started) {
       // Whoever was told about buffers before is gone: both ends look once (docs/wire.md 6).
       shared.available();
@@ -333,7 +356,8 @@ export class Session implements Disposable {
     return ring.shared.stop();
   }
 
-  async #start(wanted: WantedRing): Promise<ToldRing> {
+  /** Has the device work on a ring; undefined if it cannot go on with it. */
+  async #start(wanted: WantedRing): Promise<ToldRing | undefined> {
     const { told, options: { device, sharing } } = this;
     const { index } = wanted;
     const setup = wanted.setup();
@@ -346,18 +370,41 @@ export class Session implements Disposable {
       );
     }
     const shared = sharing.open(wanted, setup, { features: told.negotiated!, maxSize });
+    checkAddresses(index, shared.setup);
     if (shared.setup.base !== 0 && !this.#isVmsg) {
-      throw new VmsgError(
-        "CANNOT_RESUME",
-        `ring ${index} goes on from ${setup.base}, which a foreign device cannot: ` +
-          `restart the guest's driver`,
+      this.#stick(
+        wanted,
+        `it goes on from ${setup.base}, which a foreign device cannot`,
+        TELL_STUCK_MS,
       );
+      return undefined;
     }
     await device.startQueue(index, shared.setup);
     shared.start();
     const ring = { wanted, shared, setup };
     told.rings[index] = ring;
     return ring;
+  }
+
+  // --- a foreign device is looked at ---------------------------------------------------------------
+
+  /**
+   * Asks a foreign device for its status, which every one answers. One that is started anew, where nobody tells that
+   * it was, has forgotten that its driver is at work; one that does not answer is recovered by whoever asks.
+   */
+  #lookAtDevice(): void {
+    const { reactor, device } = this.options;
+    const { session } = device;
+    const isDue = () => !this.#isVmsg && this.told.driverOk && device.session === session;
+    reactor.spawn(() =>
+      this.#exclusively(async () => {
+        if (!isDue()) return;
+        const status = await device.status();
+        if (!isDue()) return;
+        if ((status & Status.DRIVER_OK) === 0) device.side.replaced("the device was started anew");
+        else this.#look.arm(LOOK_MS);
+      })
+    );
   }
 
   // --- features and status -----------------------------------------------------------------------
@@ -389,9 +436,14 @@ export class Session implements Disposable {
     const status = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK;
     const result = await device.setStatus(status);
     if ((result & Status.FEATURES_OK) === 0) {
+      const isLegacy = !hasFeature(wanted, RingFeature.VERSION_1);
+      const why = isLegacy
+        ? ", which lack VERSION_1: the guest sees a legacy device (QEMU: give -global " +
+          "virtio-mmio.force-legacy=false, and no disable-modern=on)"
+        : "";
       throw new VmsgError(
         "FEATURES_REFUSED",
-        `device ${device.number} refuses ${whose} features`,
+        `device ${device.number} refuses ${whose} features${why}`,
       );
     }
     told.negotiated = wanted;
@@ -416,5 +468,13 @@ export class Session implements Disposable {
     sharing.lost();
     told.forgetSession();
     this.end();
+    this.options.reactor.dropTimer(this.#look);
   }
+}
+
+/** @throws VmsgError BAD_RING if a part of it is at address 0, which QEMU, as others, takes for "not set up" */
+function checkAddresses(index: number, setup: QueueSetup): void {
+  const { descriptorAddress, driverAddress, deviceAddress } = setup;
+  if (descriptorAddress !== 0 && driverAddress !== 0 && deviceAddress !== 0) return;
+  throw new VmsgError("BAD_RING", `ring ${index} is at address 0, where no device expects one`);
 }

@@ -132,7 +132,8 @@ export class AddressSpace {
 
   /** Why {@link translate} did not find all of a range; goes on from "0x1000 (16 bytes)". */
   explain(_address: number, _length: number): string {
-    return "is outside of memory";
+    return "is outside of memory: is all of a guest's memory shared (QEMU: share=on, also for a " +
+      "DIMM that is plugged in later)?";
   }
 
   /** The same for {@link findHalves}. */

@@ -16,7 +16,7 @@ export interface Conduct {
   readonly ringsPerMessage: boolean;
   /** Feature messages always carry both blocks of 64 bits, whatever index they name (2.3). */
   readonly featuresComeWhole: boolean;
-  /** GET_DEVICE_INFO names the size of the configuration space. */
+  /** GET_DEVICE_INFO names the size of the configuration space, and the number of queues. */
   readonly configSizeIsNamed: boolean;
   /** A read across the end of the configuration space is answered with 32 bits of ones (2.3). */
   readonly configPastEndReadsOnes: boolean;

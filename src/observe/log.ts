@@ -71,3 +71,37 @@ export function limitedLevels(log: Log, clock: Pick<Clock, "now">, burst: number
   const { error, warn, info, debug } = log;
   return { error: limited(error), warn: limited(warn), info: limited(info), debug };
 }
+
+/** The same line is said that often, and once more each time so much time has passed. */
+const SAME_LINES = 10;
+const SAME_LINE_MS = 10_000;
+/** Lines that are remembered. */
+const MAX_REMEMBERED = 64;
+/** Lines of one level a second, whatever they say. */
+const LINES_PER_SECOND = 30;
+
+/**
+ * A log that nobody can have fill a disk, to be put around that of a process. What goes wrong again and again, each
+ * time that somebody tries, is soon said rarely, with how often it was not said. "debug" is asked for, and left alone.
+ *
+ * @param clock the reactor
+ */
+export function withoutRepeats(log: Log, clock: Pick<Clock, "now">): Log {
+  // By line: until when its turns are used up. The first is the one that was not said for longest.
+  const lines = new Map<string, { usedUpMs: number; missed: number }>();
+  const limited = (say: (line: string) => void) => (line: string): void => {
+    const nowMs = clock.now();
+    const known = lines.get(line) ?? { usedUpMs: nowMs, missed: 0 };
+    const usedUpMs = Math.max(known.usedUpMs, nowMs) + SAME_LINE_MS;
+    if (usedUpMs > nowMs + SAME_LINES * SAME_LINE_MS) {
+      known.missed++;
+      return;
+    }
+    say(known.missed > 0 ? `${line} (and ${known.missed} more)` : line);
+    lines.delete(line);
+    lines.set(line, { usedUpMs, missed: 0 });
+    if (lines.size > MAX_REMEMBERED) lines.delete(lines.keys().next().value!);
+  };
+  const { error, warn, info, debug } = limitedLevels(log, clock, LINES_PER_SECOND);
+  return { error: limited(error), warn: limited(warn), info: limited(info), debug };
+}

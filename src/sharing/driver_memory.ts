@@ -52,12 +52,19 @@ export function ownMemory(size: number): DriverMemory {
   };
 }
 
-/** Memory that the device side knows already; it stays the caller's. */
+/**
+ * Memory that the device side knows already; it stays the caller's.
+ *
+ * @param at bus address of its first byte; the page at 0 is left out
+ */
 export function knownMemory(memory: MappedMemory, at: number): DriverMemory {
   if (at % PAGE_SIZE !== 0) {
     throw new VmsgError("MEMORY", `the driver's memory must be at a multiple of ${PAGE_SIZE}`);
   }
-  return { memory, offset: 0, size: memory.size, at, regions: [], [Symbol.dispose]: () => {} };
+  // A ring at address 0 is one that was not set up, for QEMU and others.
+  const offset = at === 0 ? PAGE_SIZE : 0;
+  const size = memory.size - offset;
+  return { memory, offset, size, at: at + offset, regions: [], [Symbol.dispose]: () => {} };
 }
 
 /**

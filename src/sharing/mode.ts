@@ -47,7 +47,7 @@ export function openSharing(options: SharingOptions): SharingMode {
   if (pages === undefined && bus.carriesFds) {
     return { forDevice: (device) => new Descriptors(device), [Symbol.dispose]: () => {} };
   }
-  const place = pages ?? new Pages(bus, deviceCount, log, reactor);
+  const place = pages ?? new Pages(bus, deviceCount, log);
   side.listen(place);
   return forwarding(place);
 

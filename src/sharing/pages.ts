@@ -10,12 +10,11 @@
  */
 
 import type { Bus } from "../bus/bus.ts";
-import type { Clock } from "../linux/clock.ts";
 import { allocateHugePages, HUGE_PAGE_SIZE, type HugePages } from "../linux/huge_pages.ts";
 import { physicalRuns } from "../linux/page_map.ts";
 import { holdPins, type PinHolder } from "../linux/pin_holder.ts";
 import { MEMORY_WINDOW } from "../message/message.ts";
-import { limitedLevels, type Log } from "../observe/log.ts";
+import type { Log } from "../observe/log.ts";
 import type { PeerListener } from "../transport/driver_side.ts";
 import type { RemoteDevice } from "../transport/remote_device.ts";
 import { VmsgError } from "../linux/errors.ts";
@@ -27,9 +26,6 @@ import { PhysicalMap } from "./physical_map.ts";
 import { SILENCE_MS, waitForSilence } from "./silence.ts";
 import type { SharedRegion } from "./sharing.ts";
 import { TranslatedQueue } from "./translated_queue.ts";
-
-/** Log lines of one level: front ends can come and go, and change their memory, without end. */
-const LINES_PER_SECOND = 10;
 
 /** What pins, and what keeps it so when we are killed. */
 export type PagesBus = Pick<Bus, "pin" | "pinHandles" | "description">;
@@ -57,7 +53,6 @@ export class Pages implements ForwardingPlace, PeerListener, Disposable {
   readonly #stack: DisposableStack;
   readonly #pages: readonly HugePages[];
   readonly #bus: PagesBus;
-  readonly #log: Log;
   #holder: PinHolder | undefined;
   #holderTried = false;
 
@@ -70,13 +65,11 @@ export class Pages implements ForwardingPlace, PeerListener, Disposable {
   constructor(
     bus: PagesBus,
     deviceCount: number,
-    log: Log,
-    clock: Pick<Clock, "now">,
+    readonly log: Log,
     readonly memory: PagesMemory = OF_THE_KERNEL,
   ) {
     using stack = new DisposableStack();
     this.#bus = bus;
-    this.#log = limitedLevels(log, clock, LINES_PER_SECOND);
     this.physical = new PhysicalMap(bus, memory.locate);
     this.#pages = Array.from({ length: deviceCount }, () => {
       const page = stack.use(memory.allocate(HUGE_PAGE_SIZE));
@@ -131,7 +124,7 @@ export class Pages implements ForwardingPlace, PeerListener, Disposable {
     if (before.length > 0) return;
     const { length } = this.physical.runsOf(region);
     const { at, size } = region;
-    this.#log.info(
+    this.log.info(
       `${size} bytes of the guest's memory at 0x${at.toString(16)} lie in ` +
         `${length} ${length === 1 ? "piece" : "pieces"}`,
     );
@@ -148,7 +141,7 @@ export class Pages implements ForwardingPlace, PeerListener, Disposable {
     this.#holderTried = true;
     this.#holder = holdPins(this.#bus.pinHandles, SILENCE_MS);
     if (this.#holder !== undefined) return;
-    this.#log.warn(
+    this.log.warn(
       "no /bin/sh: if this process is killed, the device side may write for a moment to memory that " +
         "others get",
     );

@@ -195,16 +195,21 @@ export class RemoteDevice extends RemotePresence {
     const bytes = new Uint8Array(length);
     for (let attempt = 0; attempt < MAX_CONFIG_READS; attempt++) {
       const generations = new Set<number>();
+      let isSingly = false;
       for (let at = 0, part; at < length; at += part) {
-        part = this.#chunk(length - at);
+        part = isSingly ? 1 : this.#chunk(length - at);
         const asked = { offset: offset + at, length: part };
         const isWhole = await this.request(Kind.GET_CONFIG, asked, (answer) => {
-          bytes.set(answer.bytes.subarray(0, part), at);
+          bytes.set(answer.bytes.subarray(0, asked.length), at);
           generations.add(answer.generation);
           this.generation = answer.generation;
-          return answer.offset === asked.offset && answer.length === part;
+          return answer.offset === asked.offset && answer.length === asked.length;
         });
         this.#checkWhole(isWhole, Kind.GET_CONFIG);
+        // Perhaps across the end: the bytes before it are there when they are read singly.
+        if (isSingly || !this.#conduct.configPastEndReadsOnes) continue;
+        isSingly = bytes.subarray(at, at + part).every((byte) => byte === 0xff);
+        if (isSingly) part = 0;
       }
       if (generations.size <= 1) return bytes;
     }

@@ -180,7 +180,7 @@ cleanTest(
       await replace();
       assert(!session.runs(0));
       assertEquals(told, ["fail", "call"]);
-      assertEquals(lines.filter((line) => line.includes("restart the guest's driver")).length, 1);
+      assertEquals(lines.filter((line) => line.includes("restart our driver")).length, 1);
       // Nothing but memory: the ring stays as it is until the driver gives it up.
       await session.apply();
       assertEquals(asked().map(({ kind }) => kind), [Kind.ADD_MEMORY]);

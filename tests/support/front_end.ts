@@ -14,7 +14,7 @@ import { mapAnonymous, PAGE_SIZE } from "../../src/linux/mapping.ts";
 import { EPOLLIN, Reactor } from "../../src/linux/reactor.ts";
 import { connectUnix, type UnixStream } from "../../src/linux/unix_socket.ts";
 import { codecFor } from "../../src/message/codecs.ts";
-import { createLog } from "../../src/observe/log.ts";
+import { createLog, withoutRepeats } from "../../src/observe/log.ts";
 import { openSharing } from "../../src/sharing/mode.ts";
 import { Pages, type PagesBus, type PagesMemory } from "../../src/sharing/pages.ts";
 import { FLAG_VERSION, HEADER_SIZE, Request } from "../../src/drivers/vhost_user/protocol.ts";
@@ -230,7 +230,7 @@ export async function withProxy<Device extends FakeDevice = FakeDevice>(
     const pair = stack.use(inProcessBus(reactor));
     const codec = codecFor("v1");
     const lines: string[] = [];
-    const log = createLog("test", "info", (line) => lines.push(line));
+    const log = withoutRepeats(createLog("test", "info", (line) => lines.push(line)), reactor);
     const quiet = createLog("test", "error", () => {});
     const memory = stack.use(createSealedMemory("vmsg-test", MEMORY_SIZE));
     const kick = stack.use(createEventFd());
@@ -253,7 +253,7 @@ export async function withProxy<Device extends FakeDevice = FakeDevice>(
     const path = `${directory}/vu.sock`;
     const source = { kind: "listen", socket: path } as const;
     const { waitForSilence = () => {} } = options;
-    const pages = direct && new Pages(direct, 1, log, reactor, { ...MADE_UP, waitForSilence });
+    const pages = direct && new Pages(direct, 1, log, { ...MADE_UP, waitForSilence });
     const confined = options.confined === undefined ? undefined : { size: options.confined };
     const bus = pair.driver;
     const mode = stack.use(

@@ -1,5 +1,5 @@
 /**
- * A pinger on top of the user-space driver: ARP, ICMP echo, and two throughput figures.
+ * A pinger on top of the user-space driver: ARP in both directions, ICMP echo, and two throughput figures.
  *
  * Steps, each skipped when it is not asked for:
  *
@@ -16,8 +16,14 @@ import { NET_HEADER_SIZE } from "../../virtio/net_header.ts";
 import { allocate } from "../../linux/arena.ts";
 import type { Deferred, Reactor, Task } from "../../linux/reactor.ts";
 import type { IovecList } from "../../memory/mod.ts";
-import { readArpReply, writeArpRequest } from "../../network/protocols/arp.ts";
 import {
+  checkArpRequest,
+  readArpReply,
+  writeArpReply,
+  writeArpRequest,
+} from "../../network/protocols/arp.ts";
+import {
+  ETHERTYPE_ARP,
   ETHERTYPE_IPV4,
   readEthertype,
   writeEthernetHeader,
@@ -154,6 +160,7 @@ export class Pinger implements NetDriverListener {
       this.#targetMac = mac;
       return this.#resolved.resolve();
     }
+    if (readEthertype(bytes) === ETHERTYPE_ARP) return this.#answerArp(bytes, length);
     if (length < 34 || readEthertype(bytes) !== ETHERTYPE_IPV4) return;
     if (parseIpv4(this.#packet, bytes, length) !== "done") return;
     if (this.#packet.protocol === PROTOCOL_UDP) this.#generated++;
@@ -170,6 +177,14 @@ export class Pinger implements NetDriverListener {
       await this.reactor.sleep(ARP_RETRY_MS);
       this.#resolve();
     });
+  }
+
+  /** A kernel behind the device asks again and again where we are, and without an answer speaks no more to us. */
+  #answerArp(request: Uint8Array, length: number): void {
+    if (checkArpRequest(request, length, this.#address) !== "done") return;
+    const frame = this.#claim();
+    if (frame === undefined) return;
+    this.#send(writeArpReply(frame, this.#driver.mac, this.#address, request));
   }
 
   /** A transmit buffer without its header. */

@@ -32,6 +32,20 @@ import { checkSize, type Vring, type VringHost, Vrings } from "./vrings.ts";
 
 /** Bits that never reach the device: dirty logging, and the protocol's own. */
 const NOT_VIRTIO = (1 << 26) | (1 << protocol.FEATURE_PROTOCOL_FEATURES);
+/**
+ * Bits of the high half that no front end is offered, because it would acknowledge them for its guest and keep what
+ * follows of them to itself (docs/guests.md): no message tells us of a ring that is reset, and a kick carries no data.
+ */
+const HIDDEN = [
+  RingFeature.ACCESS_PLATFORM,
+  RingFeature.SR_IOV,
+  RingFeature.NOTIFICATION_DATA,
+  RingFeature.NOTIF_CONFIG_DATA,
+  RingFeature.RING_RESET,
+  RingFeature.ADMIN_VQ,
+].reduce((mask, bit) => mask | (1 << (bit - 32)), 0);
+/** A front end that leaves so soon after it was told how many queues there are wanted more. */
+const LEFT_SOON_MS = 1000;
 /** The most configuration bytes of one answer. */
 const MAX_CONFIG = 256;
 
@@ -49,6 +63,9 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
   /** A front end that negotiated status may still never use it; then the rings tell. */
   #statusUsed = false;
   #backendChannel: UnixStream | undefined;
+  /** When it was told how many queues there are. */
+  #toldQueuesMs = -Infinity;
+  #showedMemory = false;
   /** For what the device side can make us say as often as it likes. */
   readonly #complain: (line: string) => void;
 
@@ -190,6 +207,15 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
     this.#session.end();
   }
 
+  /** Why it may have hung up, for people; "" if nothing is known. */
+  get guess(): string {
+    const { info } = this.#session.told;
+    const isSoon = this.reactor.now() - this.#toldQueuesMs < LEFT_SOON_MS;
+    if (this.#showedMemory || !isSoon || info === undefined) return "";
+    return `, told that device ${this.device.number} has queues=${protocol.queueNumber(info)}: ` +
+      "perhaps it wants more (QEMU: leave out mq=on and queues=)";
+  }
+
   async #handle(message: FrontEndMessage): Promise<void> {
     const { request } = message;
     this.log.debug(`front end: ${protocol.requestName(request)}`);
@@ -220,6 +246,7 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
         return undefined;
       case Request.GET_QUEUE_NUM:
         await this.#deviceKnown();
+        this.#toldQueuesMs = this.reactor.now();
         return words(protocol.queueNumber(this.#session.told.info!), 0);
       case Request.SET_OWNER:
         return undefined;
@@ -284,14 +311,13 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
 
   #getFeatures(): Uint8Array {
     const [low, high] = this.#session.told.offered;
-    const hidden = 1 << (RingFeature.ACCESS_PLATFORM - 32);
-    return words(low | (1 << protocol.FEATURE_PROTOCOL_FEATURES), high & ~hidden);
+    return words((low & ~NOT_VIRTIO) | (1 << protocol.FEATURE_PROTOCOL_FEATURES), high & ~HIDDEN);
   }
 
   #setFeatures(payload: DataView): undefined {
     // A driver that negotiates while nothing runs starts over; one that runs only changes logging.
     if (!this.#isRunning) this.#session.told.forgetSession();
-    this.features = new Uint32Array([u32(payload, 0) & ~NOT_VIRTIO, u32(payload, 4)]);
+    this.features = Uint32Array.of(u32(payload, 0) & ~NOT_VIRTIO, u32(payload, 4) & ~HIDDEN);
   }
 
   async #setMemoryTable({ payload, fds }: FrontEndMessage): Promise<undefined> {
@@ -299,6 +325,7 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
     if (regions === undefined || regions.length !== fds.length) {
       throw new VmsgError("BAD_REQUEST", "the front end sent a malformed memory table");
     }
+    this.#showedMemory = true;
     this.#memory.set(regions, fds);
     await this.#apply();
     return undefined;
@@ -311,6 +338,7 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
     if (region === undefined || (adds && fds.length !== 1)) {
       throw new VmsgError("BAD_REQUEST", "the front end sent a malformed memory region");
     }
+    this.#showedMemory = true;
     if (adds) this.#memory.add(region, fds);
     else this.#memory.remove(region);
     await this.#apply();

@@ -5,16 +5,17 @@
  *     connect   a socket of QEMU's (`-chardev socket,server=on`); tried until somebody is there
  *     fd        a connection that was inherited; when it ends, so does the proxy
  *
- * One front end is served at a time; the next one waits in the socket's backlog until the first is gone
- * and the device has been reset.
+ * One front end is served at a time. Whoever connects to a socket of ours is served when it has spoken, so that a
+ * client that says nothing stands in nobody's way; it has some time, and is turned away then. One that speaks while
+ * another is served waits a moment, in case that one is about to leave, and is turned away too.
  */
 
 import { allocate } from "../../linux/arena.ts";
 import { VmsgError } from "../../linux/errors.ts";
 import { Fd, isSocket, setInherited } from "../../linux/fd.ts";
-import { EPOLLIN, type Reactor, type Timer } from "../../linux/reactor.ts";
+import { EPOLLERR, EPOLLHUP, EPOLLIN, type Reactor, type Timer } from "../../linux/reactor.ts";
 import { connectUnix, listenUnix, type UnixListener, UnixStream } from "../../linux/unix_socket.ts";
-import { limitedLevels, type Log } from "../../observe/log.ts";
+import type { Log } from "../../observe/log.ts";
 import type { DriverSide, PeerListener } from "../../transport/driver_side.ts";
 import type { RemoteDevice } from "../../transport/remote_device.ts";
 import type { Sharing } from "../../sharing/sharing.ts";
@@ -23,8 +24,13 @@ import { FrontEnd } from "./front_end.ts";
 
 /** How often a connecting back end tries. */
 const RETRY_MS = 50;
-/** Log lines of one level; a front end that behaves has three. */
-const LINES_PER_SECOND = 10;
+/** How soon the next is served after one that left at once: QEMU 7.2 asks for what is not there without a pause. */
+const PAUSE_MS = 200;
+/** How long a client may say nothing, and how long one may wait for another to leave. */
+const SILENT_MS = 10_000;
+const BUSY_MS = 500;
+/** Clients that are not served yet; the others stay in the socket's backlog. */
+const MAX_CALLERS = 8;
 
 /** Options of `--vhost-user ...`. */
 export interface VhostUserOptions {
@@ -36,33 +42,40 @@ export interface VhostUserOptions {
   readonly device: number;
 }
 
+/** Who has connected and is not served yet. */
+interface Caller {
+  readonly stream: UnixStream;
+  /** Its patience, or ours. */
+  readonly timer: Timer;
+  hasSpoken: boolean;
+}
+
 /** See the head of this file. */
 export class VhostUserServer implements PeerListener, Disposable {
   readonly #buffer = allocate(MESSAGE_BUFFER_SIZE);
   readonly #device: RemoteDevice;
   readonly #name: string;
   readonly #retry: Timer;
-  /** Lines for people, limited so that front ends that come and go cannot fill a disk. */
-  readonly log: Log;
   #listener: UnixListener | undefined;
+  readonly #callers = new Set<Caller>();
   #frontEnd: FrontEnd | undefined;
+  /** Since when it is served. */
+  #servedMs = 0;
 
   /** Opens the source; throws VmsgError SOCKET_IN_USE. */
   constructor(
     readonly reactor: Reactor,
     readonly side: DriverSide,
     readonly options: VhostUserOptions,
-    log: Log,
+    readonly log: Log,
     readonly sharing: Sharing,
   ) {
-    // A front end that comes and goes without end has a few lines each time.
-    this.log = limitedLevels(log, reactor, LINES_PER_SECOND);
     const { source, device } = options;
     this.#device = side.device(device);
     this.#name = source.kind === "fd"
       ? `vhost-user fd ${source.number}`
       : `vhost-user ${source.socket}`;
-    this.#retry = reactor.timer(() => this.#connect());
+    this.#retry = reactor.timer(() => source.kind === "connect" ? this.#connect() : this.#admit());
     this.#device.listen(this);
     if (source.kind === "fd") {
       const fd = new Fd(source.number);
@@ -91,10 +104,61 @@ export class VhostUserServer implements PeerListener, Disposable {
     this.#listener = listener;
     this.reactor.watch(listener.fd, EPOLLIN, () => {
       const stream = listener.accept();
-      if (stream === undefined) return;
-      this.reactor.rewatch(listener.fd, 0);
-      this.#serve(stream);
+      if (stream !== undefined) this.#called(stream);
     });
+  }
+
+  #called(stream: UnixStream): void {
+    const { reactor } = this;
+    const timer = reactor.timer(() => this.#outOfPatience(caller));
+    const caller: Caller = { stream, timer, hasSpoken: false };
+    this.#callers.add(caller);
+    this.#watchListener();
+    timer.arm(SILENT_MS);
+    reactor.watch(stream.fd, EPOLLIN, (events) => {
+      if ((events & EPOLLIN) === 0 && (events & (EPOLLHUP | EPOLLERR)) !== 0) {
+        return this.#letGo(caller)[Symbol.dispose]();
+      }
+      caller.hasSpoken = true;
+      reactor.rewatch(stream.fd, 0);
+      timer.arm(BUSY_MS);
+      this.#admit();
+    });
+  }
+
+  /** The stream of a client that is not waited for any more. */
+  #letGo(caller: Caller): UnixStream {
+    this.#callers.delete(caller);
+    this.reactor.unwatch(caller.stream.fd);
+    this.reactor.dropTimer(caller.timer);
+    this.#watchListener();
+    return caller.stream;
+  }
+
+  #watchListener(): void {
+    if (this.#listener === undefined) return;
+    this.reactor.rewatch(this.#listener.fd, this.#callers.size < MAX_CALLERS ? EPOLLIN : 0);
+  }
+
+  /** Serves the first that has spoken, if nobody is served. */
+  #admit(): void {
+    if (this.#frontEnd !== undefined || this.#retry.armed) return;
+    const caller = [...this.#callers].find(({ hasSpoken }) => hasSpoken);
+    if (caller !== undefined) this.#serve(this.#letGo(caller));
+  }
+
+  #outOfPatience(caller: Caller): void {
+    const isLeaving = this.#frontEnd?.connection.closed !== undefined;
+    if (caller.hasSpoken && (isLeaving || this.#frontEnd === undefined)) {
+      return caller.timer.arm(BUSY_MS);
+    }
+    this.log.warn(
+      `${this.#name}: ` +
+        (caller.hasSpoken
+          ? "one more front end is turned away, one is served at a time"
+          : `a client that said nothing for ${SILENT_MS / 1000} s is turned away`),
+    );
+    this.#letGo(caller)[Symbol.dispose]();
   }
 
   ready(): void {
@@ -123,14 +187,16 @@ export class VhostUserServer implements PeerListener, Disposable {
     const frontEnd = new FrontEnd(connection, this.#device, reactor, log, sharing);
     this.log.info(`${this.#name}: a front end is there`);
     this.#frontEnd = frontEnd;
+    this.#servedMs = reactor.now();
     if (this.#device.isReady) frontEnd.deviceReady();
     this.reactor.spawn(async () => {
       await frontEnd.serve();
       // Shut down: everything is closed already, and nothing is waited for any more.
       if (this.#frontEnd !== frontEnd) return;
       this.#frontEnd = undefined;
+      const { guess } = frontEnd;
       frontEnd[Symbol.dispose]();
-      this.#next(connection.closed ?? "done");
+      this.#next(`${connection.closed}${guess}`);
     });
   }
 
@@ -140,8 +206,10 @@ export class VhostUserServer implements PeerListener, Disposable {
       return this.reactor.stop();
     }
     this.log.info(`${this.#name}: ${reason}; waiting for a front end`);
-    if (this.#listener === undefined) this.#retry.arm(RETRY_MS);
-    else this.reactor.rewatch(this.#listener.fd, EPOLLIN);
+    const leftAtOnce = this.reactor.now() - this.#servedMs < PAUSE_MS;
+    if (leftAtOnce) this.#retry.arm(PAUSE_MS);
+    else if (this.#listener === undefined) this.#retry.arm(RETRY_MS);
+    else this.#admit();
   }
 
   /** Drops the front end and closes the socket. */
@@ -150,6 +218,7 @@ export class VhostUserServer implements PeerListener, Disposable {
     this.#frontEnd = undefined;
     frontEnd?.[Symbol.dispose]();
     this.reactor.dropTimer(this.#retry);
+    for (const caller of this.#callers) this.#letGo(caller)[Symbol.dispose]();
     const listener = this.#listener;
     this.#listener = undefined;
     if (listener === undefined) return;

@@ -183,8 +183,13 @@ export class Vrings implements Disposable {
   }
 }
 
-/** @throws VmsgError BAD_REQUEST for a size that no virtqueue has; what the device takes is asked when it starts */
+/**
+ * What the device takes is asked when a ring starts. One of size 0 is not used, and never starts: DPDK describes
+ * those beyond what a device has.
+ *
+ * @throws VmsgError BAD_REQUEST for a size that no virtqueue has
+ */
 export function checkSize(index: number, size: number): void {
-  if (size >= 1 && size <= MAX_QUEUE_SIZE) return;
+  if (size <= MAX_QUEUE_SIZE) return;
   throw new VmsgError("BAD_REQUEST", `front end: ring ${index} cannot have ${size} entries`);
 }

@@ -220,7 +220,6 @@ cleanTest(
         return true;
       };
       rig.replace();
-      await rig.wait(() => rig.asked.includes("GET_DEVICE_FEATURES"));
       await rig.front.ask(Request.GET_FEATURES);
       assert(blocks <= 64, `${blocks}`);
     }),

@@ -84,7 +84,6 @@ const ATTACKS: Readonly<Record<string, Attack>> = {
     front.send(Request.SET_MEM_TABLE, u32s(0xffff_ffff, 0, 0, 0)),
   "ring 129": (front) => front.send(Request.SET_VRING_NUM, u32s(129, 64)),
   "ring 2^32 - 1": (front) => front.send(Request.GET_VRING_BASE, u32s(0xffff_ffff, 0)),
-  "a ring of no entries": (front) => front.send(Request.SET_VRING_NUM, u32s(0, 0)),
   "a ring of 2^32 - 1 entries": (front) => front.send(Request.SET_VRING_NUM, u32s(0, 0xffff_ffff)),
   "a short payload": (front) => front.send(Request.SET_VRING_ADDR, u32s(0, 0)),
   "a payload of 2^32 - 1 bytes": (front) => front.sendBytes(u32s(1, 1, 0xffff_ffff)),
@@ -115,6 +114,67 @@ for (const [name, attack] of Object.entries(ATTACKS)) {
       await assertServes(rig);
     }));
 }
+
+cleanTest(
+  "proxy: an unused ring of no entries, also beyond the device's, is ignored",
+  () =>
+    withProxy(async (rig) => {
+      using front = rig.connect();
+      await front.setUp(rig.memory);
+      // DPDK virtio_user with queues=2, for which there is no pair.
+      for (const index of [2, 3]) front.startRing(index, rig.kick, 0, 0);
+      front.startRing(0, rig.kick);
+      await rig.wait(() => rig.device.calls.includes("start 0"));
+      await front.barrier();
+      assertEquals([front.hungUp, rig.device.calls.includes("start 3")], [false, false]);
+    }),
+);
+
+cleanTest(
+  "proxy: one more front end is turned away, and one that says nothing in time",
+  () =>
+    withProxy(async (rig) => {
+      const said = (text: string) => rig.lines.filter((line) => line.includes(text)).length;
+      await rig.wait(() => rig.driverSide.isReady);
+      // Those that say nothing stand in nobody's way.
+      const silent = Array.from({ length: 4 }, () => rig.connect());
+      await rig.reactor.sleep(10);
+      using front = rig.connect();
+      await front.setUp(rig.memory);
+      const second = rig.connect();
+      second.send(Request.GET_FEATURES, new Uint8Array());
+      await rig.wait(() => second.hungUp);
+      assertEquals(said("one more front end is turned away"), 1);
+      await rig.reactor.sleep(8000);
+      await rig.reactor.sleep(3000);
+      assertEquals(silent.map(({ hungUp }) => hungUp), [true, true, true, true]);
+      assertEquals(said("said nothing for 10 s"), 4);
+      await front.barrier();
+      // One that speaks while the one before leaves is served.
+      const next = rig.connect();
+      next.send(Request.GET_FEATURES, new Uint8Array());
+      await rig.reactor.sleep(300);
+      front[Symbol.dispose]();
+      assertEquals((await next.reply(Request.GET_FEATURES)).byteLength, 8);
+      next[Symbol.dispose]();
+      await assertServes(rig);
+    }),
+);
+
+cleanTest(
+  "proxy: one that leaves on hearing of the queues is told of, and not for ever",
+  () =>
+    withProxy(async (rig) => {
+      for (let i = 0; i < 100; i++) {
+        using front = rig.connect();
+        await front.ask(Request.GET_FEATURES);
+        await front.ask(Request.GET_QUEUE_NUM);
+      }
+      const told = rig.lines.filter((line) => line.includes("has queues=1: perhaps it wants more"));
+      assert(told.length >= 1 && told.length <= 15, rig.lines.join("\n"));
+      await assertServes(rig);
+    }),
+);
 
 cleanTest("proxy: a front end may go at any request", () =>
   withProxy(async (rig) => {
