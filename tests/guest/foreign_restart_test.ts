@@ -46,7 +46,7 @@ function inTheMiddle(kind: GuestKind): void {
       let memoryFile: string | undefined = `${vmsg.directory}/ram`;
       await Deno.writeFile(memoryFile, new Uint8Array());
       await Deno.truncate(memoryFile, MEMORY_MIB << 20);
-      const proxy = await vmsg.start("proxy", "--trace", ...bus, "--vhost-user", "socket=vu.sock");
+      const proxy = await vmsg.start("proxy", ...bus, "--vhost-user", "socket=vu.sock");
       await proxy.waitFor(/waiting for a front end/);
       const booting = boot({ socket, script: START_OVER, memoryMiB: MEMORY_MIB, memoryFile });
       if (kind === "uml") {
@@ -59,7 +59,7 @@ function inTheMiddle(kind: GuestKind): void {
       await device.end("SIGKILL");
       await delay(300);
       await start();
-      await proxy.waitFor(/restart the guest's driver/, 15_000);
+      await proxy.waitFor(/restart the guest's driver/, PATIENCE_MS);
       assertEquals(
         await guest.waitFor(/^AGAIN PING rc=/, GUEST_TIMEOUT_MS[kind]),
         "AGAIN PING rc=0",
@@ -79,15 +79,15 @@ guestTest("foreign device killed under uml, confined: it goes on", "uml", async 
   const { vmsg, boot } = test;
   await Deno.writeFile(`${vmsg.directory}/bus.shm`, new Uint8Array(2 << 20));
   const args = ["--bus", "shm,file=bus.shm,size=2M,dialect=proto", "--confined"];
-  const proxy = await vmsg.start("proxy", "--trace", ...args, "--vhost-user", "socket=vu.sock");
+  const proxy = await vmsg.start("proxy", ...args, "--vhost-user", "socket=vu.sock");
   await proxy.waitFor(/waiting for a front end/);
   const device = await vmsg.start("device", ...args);
   const guest = await boot({ socket: `${vmsg.directory}/vu.sock`, script: COME_BACK });
   await guest.waitFor(/^RUNNING/, GUEST_TIMEOUT_MS.uml);
   await device.end("SIGKILL");
-  await guest.waitFor(/^LOST/, 15_000);
+  await guest.waitFor(/^LOST/, PATIENCE_MS);
   await vmsg.start("device", ...args);
-  await proxy.waitFor(/was started anew|does not answer any more/, 15_000);
-  await guest.waitFor(/^BACK/, 15_000);
+  await proxy.waitFor(/was started anew|does not answer any more/, PATIENCE_MS);
+  await guest.waitFor(/^BACK/, PATIENCE_MS);
   console.log(proxy.stderr.slice(-4).join("\n"));
 });
