@@ -546,7 +546,8 @@ export class DeviceQueue {
   #lost(index: number, address: number, length: number, list: IovecList): number {
     // A list that ran full says nothing about the address; the next attempt, with room, will.
     if (list.count === list.capacity) return Pop.FULL;
-    if (this.#space.missed !== 0) return Pop.PARKED;
+    // A walk that collects passes over what is missing, so this is refused.
+    if (this.#space.missed !== 0 && !this.#space.collects) return Pop.PARKED;
     const where = `0x${address.toString(16)} (${length} bytes)`;
     return this.#break(`descriptor ${index}: ${where} ${this.#space.explain(address, length)}`);
   }
