@@ -1,8 +1,9 @@
 /** The command line: finds the subcommand, loads its file alone, turns errors into one line. */
 
+import { complaintOf } from "./cli/complaint.ts";
 import { parseOptions } from "./cli/command.ts";
 import { COMMANDS, type PlaneName } from "./cli/commands.ts";
-import { UsageError, VmsgError } from "./linux/errors.ts";
+import { UsageError } from "./linux/errors.ts";
 import { VERSION } from "./version.ts";
 
 /** The text of `vmsg --help`. */
@@ -45,10 +46,16 @@ export async function main(args: readonly string[]): Promise<number> {
   try {
     return await dispatch(args);
   } catch (error) {
-    if (!(error instanceof VmsgError)) throw error;
-    console.error(`vmsg: ${error.message}`);
+    console.error(`vmsg: ${complaintOf(error)}`);
     return error instanceof UsageError ? 2 : 1;
   }
 }
 
-if (import.meta.main) Deno.exit(await main(Deno.args));
+if (import.meta.main) {
+  // Nobody waited for what failed there, so it was seen by nobody.
+  addEventListener("unhandledrejection", ({ reason }) => {
+    console.error(`vmsg: ${complaintOf(reason)}`);
+    Deno.exit(1);
+  });
+  Deno.exit(await main(Deno.args));
+}

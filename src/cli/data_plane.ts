@@ -10,6 +10,7 @@
 import { VmsgError } from "../linux/errors.ts";
 import { createEventFd, signalEventFd } from "../linux/eventfd.ts";
 import { notifySystemd } from "../linux/sd_notify.ts";
+import { complaintOf } from "./complaint.ts";
 import type { Options } from "./command.ts";
 import type { PlaneName } from "./commands.ts";
 import { parseCommon } from "./plane.ts";
@@ -50,7 +51,7 @@ export async function runDataPlane(
   };
   worker.onerror = (event) => {
     event.preventDefault();
-    ended.reject(new VmsgError("INTERNAL", `internal error: ${event.message}`));
+    ended.reject(new VmsgError("INTERNAL", complaintOf(event.message)));
   };
   try {
     return await ended.promise;

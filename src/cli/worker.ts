@@ -11,8 +11,10 @@ import { VmsgError } from "../linux/errors.ts";
 import { Fd } from "../linux/fd.ts";
 import { Reactor, stopReactorFrom } from "../linux/reactor.ts";
 import { openCounterFile } from "../observe/counter_file.ts";
+import { LineWriter } from "../observe/line_writer.ts";
 import { createLog, withoutRepeats } from "../observe/log.ts";
 import { createTracer } from "../observe/trace.ts";
+import { complaintOf } from "./complaint.ts";
 import { type PlaneName, PLANES } from "./commands.ts";
 import type { CommonSettings, PlaneCommand, PlaneContext } from "./plane.ts";
 
@@ -35,16 +37,7 @@ export type WorkerMessage =
   | { readonly kind: "ended"; readonly exitCode: number }
   | { readonly kind: "failed"; readonly code: string; readonly message: string };
 
-const encoder = new TextEncoder();
-
-function writeLine(to: { writeSync(bytes: Uint8Array): number }, line: string): void {
-  const bytes = encoder.encode(line + "\n");
-  try {
-    for (let done = 0; done < bytes.length;) done += to.writeSync(bytes.subarray(done));
-  } catch {
-    // Nobody reads any more; what is said there is not worth ending for.
-  }
-}
+const STDERR = 2;
 
 async function run({ plane, settings, common, stopFd }: StartMessage): Promise<number> {
   const command: PlaneCommand = await PLANES[plane]();
@@ -52,13 +45,14 @@ async function run({ plane, settings, common, stopFd }: StartMessage): Promise<n
   // First, so that it is removed last: whatever counts is gone by then.
   stack.use(openCounterFile(plane));
   const reactor = stack.use(new Reactor());
-  const toStderr = (line: string) => writeLine(Deno.stderr, line);
+  const stderr = stack.use(new LineWriter(reactor, STDERR));
+  const toStderr = (line: string) => stderr.write(line);
   const context: PlaneContext = {
     reactor,
     log: withoutRepeats(createLog(`vmsg ${plane}`, common.logLevel, toStderr), reactor),
     tracer: common.trace ? createTracer(toStderr, reactor) : undefined,
     stack,
-    print: (line) => writeLine(Deno.stdout, line),
+    print: (line) => console.log(line),
   };
   // Borrowed: the main thread closes it, so it is not put on the stack.
   stopReactorFrom(reactor, new Fd(stopFd));
@@ -77,14 +71,9 @@ self.onmessage = async ({ data }: MessageEvent<StartMessage>) => {
   try {
     post({ kind: "ended", exitCode: await run(data) });
   } catch (error) {
-    if (error instanceof VmsgError && error.code === "STOPPED") {
-      post({ kind: "ended", exitCode: 0 });
-    } else if (error instanceof VmsgError) {
-      post({ kind: "failed", code: error.code, message: error.message });
-    } else {
-      const text = error instanceof Error ? error.stack ?? error.message : String(error);
-      post({ kind: "failed", code: "INTERNAL", message: `internal error: ${text}` });
-    }
+    const code = error instanceof VmsgError ? error.code : "INTERNAL";
+    if (code === "STOPPED") post({ kind: "ended", exitCode: 0 });
+    else post({ kind: "failed", code, message: complaintOf(error) });
   }
   self.close();
 };
