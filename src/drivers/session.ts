@@ -149,7 +149,7 @@ export class Session implements Disposable {
 
   /** The device side is gone; rings that ran go on from where they are. */
   lost(): void {
-    const { told, options: { sharing, owner } } = this;
+    const { told, options: { sharing, owner, device, log, whose } } = this;
     const { info, negotiated } = told;
     told.info = undefined;
     for (const ring of told.running()) {
@@ -159,7 +159,11 @@ export class Session implements Disposable {
       if (base !== undefined) {
         wanted.stopped(base);
       } else if (owner.regions.length > 0) {
-        this.#stick(wanted, "what became of the buffers that the lost device had is unknown", 0);
+        this.#stick(wanted);
+        log.warn(
+          `device ${device.number}, ring ${wanted.index}: what became of the buffers that the lost ` +
+            `device had is unknown: restart ${whose} driver`,
+        );
       }
       // Wakes a driver that waits for a used notification that the dead device still owed.
       wanted.call();
@@ -169,16 +173,20 @@ export class Session implements Disposable {
   }
 
   /** Nobody can go on with this ring: it stands still until the driver resets the device. */
-  #stick(wanted: WantedRing, why: string, patienceMs: number): void {
-    const { told: { stuck }, options: { reactor, device, log, whose } } = this;
-    const { index } = wanted;
-    stuck.add(index);
+  #stick(wanted: WantedRing): void {
+    this.told.stuck.add(wanted.index);
     wanted.fail();
-    reactor.spawn(async () => {
-      if (patienceMs > 0) await reactor.sleep(patienceMs);
-      if (this.#ended || !stuck.has(index)) return;
-      log.warn(`device ${device.number}, ring ${index}: ${why}: restart ${whose} driver`);
-    });
+  }
+
+  /** Tells of rings that a foreign device cannot go on with, if they are not given up soon. */
+  async #tellStuck(): Promise<void> {
+    const { told: { stuck }, options: { reactor, device, log, whose } } = this;
+    await reactor.sleep(TELL_STUCK_MS);
+    if (this.#ended || stuck.size === 0) return;
+    log.warn(
+      `device ${device.number}: a foreign device cannot go on in the middle of rings ` +
+        `${[...stuck].join(", ")}: restart ${whose} driver`,
+    );
   }
 
   /** Waits until a device is known; throws {@link SessionEnded} when nobody wants it any more. */
@@ -372,11 +380,8 @@ export class Session implements Disposable {
     const shared = sharing.open(wanted, setup, { features: told.negotiated!, maxSize });
     checkAddresses(index, shared.setup);
     if (shared.setup.base !== 0 && !this.#isVmsg) {
-      this.#stick(
-        wanted,
-        `it goes on from ${setup.base}, which a foreign device cannot`,
-        TELL_STUCK_MS,
-      );
+      if (told.stuck.size === 0) this.options.reactor.spawn(() => this.#tellStuck());
+      this.#stick(wanted);
       return undefined;
     }
     await device.startQueue(index, shared.setup);
