@@ -54,7 +54,7 @@ async function ask({ reactor, side }: Rig, count: number): Promise<Float64Array>
     dueMs = Math.max(dueMs + INTERVAL_MS, performance.now());
     await reactor.sleep(dueMs - performance.now());
     const sentMs = performance.now();
-    await side.request(side.device(0), Kind.GET_DEVICE_STATUS, {}, () => {
+    await side.requests.request(side.device(0), Kind.GET_DEVICE_STATUS, {}, () => {
       timesMs[n] = performance.now() - sentMs;
     });
   }

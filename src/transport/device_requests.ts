@@ -29,12 +29,7 @@ export class DeviceRequests {
   /** The queue that the device is being asked to start. */
   #starting: QueueSetup | undefined;
 
-  /** @param complain tells people what a driver side can make us say as often as it likes */
-  constructor(
-    readonly slot: DeviceSlot,
-    readonly link: Link,
-    readonly complain: (line: string) => void,
-  ) {}
+  constructor(readonly slot: DeviceSlot, readonly link: Link) {}
 
   /** Buffers are available: never waits, whatever the device is asked. */
   available(): void {
@@ -350,8 +345,9 @@ export class DeviceRequests {
       queue.isHeld = false;
       // GET_VQUEUE tells, where everything is as it was before (rule V50).
       const isStrict = codec.conduct.queueOperationIsNamed;
-      if (isStrict) this.complain(`device ${slot.number} does not take queue ${index}: ${problem}`);
-      else slot.needsReset(`queue ${index}: ${problem}`);
+      if (isStrict) {
+        slot.owner.complain(`device ${slot.number} does not take queue ${index}: ${problem}`);
+      } else slot.needsReset(`queue ${index}: ${problem}`);
     }
     this.#answerEmpty();
   };

@@ -24,6 +24,7 @@ import { limitedLog, type Log } from "../observe/log.ts";
 import type { Tracer } from "../observe/trace.ts";
 import type { DeviceHost, DeviceModel } from "../virtio/device.ts";
 import { Conversation } from "./conversation.ts";
+import type { DeviceContext } from "./device_context.ts";
 import { DeviceRequests } from "./device_requests.ts";
 import { DeviceSlot } from "./device_slot.ts";
 import { Link } from "./link.ts";
@@ -69,19 +70,28 @@ export class DeviceSide implements BusListener, Disposable {
   readonly #devices = new Map<number, Device>();
   readonly #link: Link;
   readonly #peer: Peer;
-  readonly #complain: (line: string) => void;
+  readonly #context: DeviceContext;
   #toldMalformed = false;
 
   /** Makes a side without devices; {@link open} starts it. */
   constructor(readonly options: DeviceSideOptions) {
-    const { reactor, bus, codec, log, tracer } = options;
-    this.#link = new Link(bus, codec, { reactor, tracer, pauses: true });
-    this.#notifications = new Notifications(this.#link, reactor, {
+    const { reactor, bus, codec, log, tracer, confined = false } = options;
+    const link = this.#link = new Link(bus, codec, { reactor, tracer, pauses: true });
+    this.#notifications = new Notifications(link, reactor, {
       atOnce: false,
       reserve: ANSWER_RESERVE,
     });
-    this.#complain = limitedLog(log.warn, reactor);
-    this.#peer = new Peer({ reactor, link: this.#link, log, complain: this.#complain }, {
+    this.#context = {
+      reactor,
+      link,
+      notifications: this.#notifications,
+      log,
+      complain: limitedLog(log.warn, reactor),
+      confined,
+      leaseHolds: () => this.#peer.leaseHolds(),
+      ownEpoch: () => this.#peer.ownEpoch,
+    };
+    this.#peer = new Peer(this.#context, {
       startOver: () => this.#startOver(),
       hasStartedOver: () => this.#every((slot) => slot.hasLeft),
       showForeignMemory: () => this.#forEach((slot) => slot.showForeignMemory()),
@@ -115,10 +125,8 @@ export class DeviceSide implements BusListener, Disposable {
    */
   add(number: number, model: DeviceModel, fixed: readonly MemoryRegion[] = []): DeviceHost {
     if (this.#devices.has(number)) throw new Error(`device number ${number} is given twice`);
-    const { bus, reactor, log, confined = false } = this.options;
-    const complain = this.#complain;
     const link = this.#link;
-    const conversation = new Conversation(reactor, {
+    const conversation = new Conversation(this.options.reactor, {
       takeUp: (request) => link.takeUp(request),
       handle: () => this.#answering(device).handle(),
       failed: (reason, hasRequest) => {
@@ -128,18 +136,12 @@ export class DeviceSide implements BusListener, Disposable {
       },
       settled: () => slot.advance(),
     });
-    const tables = new SlotMemory({ number, bus, fixed, confined, log, complain });
-    const slot = new DeviceSlot(number, model, conversation, tables, {
-      leaseHolds: () => this.#peer.leaseHolds(),
-      notifications: this.#notifications,
-      complain,
-      log,
-    });
-    const epoch = () => this.#peer.ownEpoch;
+    const tables = new SlotMemory(number, fixed, this.#context);
+    const slot = new DeviceSlot(number, model, conversation, tables, this.#context);
     const device: Device = {
       slot,
-      requests: new DeviceRequests(slot, link, complain),
-      privates: new PrivateRequests(slot, link, { epoch, confined, complain }),
+      requests: new DeviceRequests(slot, link),
+      privates: new PrivateRequests(slot, link),
     };
     this.#devices.set(number, device);
     model.connect(slot);
@@ -206,7 +208,9 @@ export class DeviceSide implements BusListener, Disposable {
   #take(device: Device, slot: DataView): void {
     if (device.slot.conversation.take(slot)) return;
     takeDescriptor(this.#link)?.[Symbol.dispose]();
-    this.#complain(`device ${device.slot.number} is busy, and too many requests wait for it`);
+    this.#context.complain(
+      `device ${device.slot.number} is busy, and too many requests wait for it`,
+    );
     this.#link.drop();
   }
 
@@ -248,7 +252,7 @@ export class DeviceSide implements BusListener, Disposable {
     const theirs = detectDialect(slot, 0);
     const ours = this.#link.codec.dialect;
     if (theirs === ours || theirs === "unknown") return false;
-    this.#complain(
+    this.#context.complain(
       `the driver side speaks ${theirs}, this device side speaks ${ours}: ` +
         `give both the same dialect=`,
     );

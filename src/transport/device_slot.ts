@@ -13,12 +13,12 @@
  */
 
 import { Kind, type Message } from "../message/message.ts";
-import type { Log } from "../observe/log.ts";
 import type { AddressSpace, MemoryRegion } from "../memory/mod.ts";
 import type { Answer, DeviceHost, DeviceModel, QueueSetup } from "../virtio/device.ts";
 import { hasFeature, RingFeature, Status } from "../virtio/features.ts";
 import type { Conversation } from "./conversation.ts";
-import { Notification, type Notifications, QueueNotification } from "./notifications.ts";
+import type { DeviceContext } from "./device_context.ts";
+import { Notification, QueueNotification } from "./notifications.ts";
 import type { SlotMemory } from "./slot_memory.ts";
 import { Translation } from "./translation.ts";
 
@@ -47,18 +47,6 @@ const UNSET: QueueSetup = {
   base: 0,
 };
 
-/** What a slot needs of the side it belongs to. */
-export interface SlotOwner {
-  /** May memory of the peer be touched at this moment? */
-  leaseHolds(): boolean;
-  /** What tells the driver side. */
-  readonly notifications: Notifications;
-  /** Tells people what a driver side can make us say as often as it likes. */
-  readonly complain: (line: string) => void;
-  /** Where lines for people go. */
-  readonly log: Log;
-}
-
 /** See the head of this file. */
 export class DeviceSlot implements DeviceHost {
   /** By index. */
@@ -85,7 +73,7 @@ export class DeviceSlot implements DeviceHost {
     readonly model: DeviceModel,
     readonly conversation: Conversation,
     readonly tables: SlotMemory,
-    readonly owner: SlotOwner,
+    readonly owner: DeviceContext,
   ) {
     this.queues = Array.from({ length: model.queueCount }, (_, index) => ({
       stored: UNSET,

@@ -23,21 +23,14 @@ import type { Bus, BusListener } from "../bus/bus.ts";
 import type { Reactor, Timer } from "../linux/reactor.ts";
 import type { Codec, Malformed } from "../message/codec.ts";
 import { dialectOfAnswer } from "../message/detect.ts";
-import {
-  DEVICE_ADDED,
-  DEVICE_REMOVED,
-  type Fields,
-  Kind,
-  type Message,
-} from "../message/message.ts";
+import { DEVICE_ADDED, DEVICE_REMOVED, Kind } from "../message/message.ts";
 import { limitedLog, type Log } from "../observe/log.ts";
 import type { Tracer } from "../observe/trace.ts";
 import { PRIVATE_VERSION, randomEpoch, randomToken } from "./epoch.ts";
 import { Link } from "./link.ts";
-import { type Notification, Notifications } from "./notifications.ts";
+import { Notifications } from "./notifications.ts";
 import { RemoteDevice } from "./remote_device.ts";
 import {
-  type Asker,
   OpenRequests,
   type PeerKind,
   type PeerListener,
@@ -76,8 +69,8 @@ export class DriverSide implements BusListener, Requests, Disposable {
   readonly link: Link;
   readonly #devices = new Map<number, RemoteDevice>();
   readonly #listeners: PeerListener[] = [];
-  readonly #requests: OpenRequests;
-  readonly #notifications: Notifications;
+  readonly requests: OpenRequests;
+  readonly notifications: Notifications;
   readonly #heartbeat: Timer;
   readonly complain: (line: string) => void;
   /** See {@link Requests.session}. */
@@ -96,8 +89,8 @@ export class DriverSide implements BusListener, Requests, Disposable {
     const { reactor, bus, codec, tracer, requestTimeoutMs = REQUEST_TIMEOUT_MS } = options;
     this.reactor = reactor;
     this.link = new Link(bus, codec, { reactor, tracer, pauses: false });
-    this.#requests = new OpenRequests(reactor, this.link, requestTimeoutMs);
-    this.#notifications = new Notifications(this.link, reactor, { atOnce: true, reserve: 0 });
+    this.requests = new OpenRequests(reactor, this.link, requestTimeoutMs);
+    this.notifications = new Notifications(this.link, reactor, { atOnce: true, reserve: 0 });
     this.#heartbeat = reactor.timer(() => this.#beat());
     this.complain = limitedLog(options.log.warn, reactor);
   }
@@ -142,24 +135,6 @@ export class DriverSide implements BusListener, Requests, Disposable {
     return device;
   }
 
-  /** See {@link Requests.request}. */
-  request<T>(
-    asker: Asker,
-    kind: Kind,
-    fields: Fields,
-    read: ((answer: Message) => T) | undefined,
-  ): Promise<T> {
-    return this.#requests.request(asker, kind, fields, read);
-  }
-
-  loseDevice(asker: Asker, reason: string): void {
-    this.#requests.lose(asker, reason);
-  }
-
-  notify(notification: Notification): void {
-    this.#notifications.raise(notification);
-  }
-
   // --- who is there ------------------------------------------------------------------------------
 
   attached(): void {
@@ -202,7 +177,7 @@ export class DriverSide implements BusListener, Requests, Disposable {
     this.#peer = "probing";
     this.session++;
     this.link.forget();
-    this.#notifications.cancelAll();
+    this.notifications.cancelAll();
     for (const device of this.#devices.values()) device.left(reason);
     if (wasReady) { for (const listener of this.#listeners) listener.lost(reason); }
   }
@@ -312,7 +287,7 @@ export class DriverSide implements BusListener, Requests, Disposable {
     const { kind, response } = link.in;
     if (!response) return this.#event();
     if (kind === Kind.HELLO) return this.#helloAnswered();
-    if (this.#peer !== "probing") return this.#requests.answered();
+    if (this.#peer !== "probing") return this.requests.answered();
     if (kind === Kind.GET_DEVICE_INFO) this.#probeAnswered();
     else link.drop();
   }
@@ -345,8 +320,8 @@ export class DriverSide implements BusListener, Requests, Disposable {
     this.#lose("shut down");
     this.#peer = "none";
     this.reactor.dropTimer(this.#heartbeat);
-    this.#requests[Symbol.dispose]();
-    this.#notifications[Symbol.dispose]();
+    this.requests[Symbol.dispose]();
+    this.notifications[Symbol.dispose]();
     this.link[Symbol.dispose]();
   }
 }

@@ -21,11 +21,11 @@
  * not, is known by its first message alone, and one that goes by its silence.
  */
 
-import type { Reactor, Timer } from "../linux/reactor.ts";
+import type { Timer } from "../linux/reactor.ts";
 import { Kind } from "../message/message.ts";
-import { limitedLog, type Log } from "../observe/log.ts";
+import { limitedLog } from "../observe/log.ts";
+import type { DeviceContext } from "./device_context.ts";
 import { PRIVATE_VERSION, randomEpoch, randomNonce } from "./epoch.ts";
-import type { Link } from "./link.ts";
 
 /** How long a returned nonce lets the device side touch memory, from when the nonce was issued. */
 export const LEASE_MS = 250;
@@ -48,17 +48,8 @@ export interface PeerOwner {
   resume(): void;
 }
 
-/** What a peer is made of. */
-export interface PeerOptions {
-  /** The loop. */
-  readonly reactor: Reactor;
-  /** Where HELLO is answered. */
-  readonly link: Link;
-  /** Where lines for people go. */
-  readonly log: Log;
-  /** The same for what a driver side can make us say as often as it likes. */
-  readonly complain: (line: string) => void;
-}
+/** What a peer needs of its side. */
+type PeerContext = Pick<DeviceContext, "reactor" | "link" | "log" | "complain">;
 
 /** See the head of this file. */
 export class Peer implements Disposable {
@@ -80,7 +71,7 @@ export class Peer implements Disposable {
   /** Says who comes, which a driver side can have us say with each message. */
   readonly tell: (line: string) => void;
 
-  constructor(readonly options: PeerOptions, readonly owner: PeerOwner) {
+  constructor(readonly options: PeerContext, readonly owner: PeerOwner) {
     this.#silence = options.reactor.timer(() => this.#tellSilence());
     this.tell = limitedLog(options.log.info, options.reactor, 1000, TOLD_PER_SECOND);
   }

@@ -23,16 +23,6 @@ const EPERM = linuxErrno("EPERM");
 const EPROTO = linuxErrno("EPROTO");
 const ETIMEDOUT = linuxErrno("ETIMEDOUT");
 
-/** What the answers need of the side. */
-export interface PrivateOptions {
-  /** The epoch of this side, which every answer names. */
-  readonly epoch: () => number;
-  /** Take no memory but the segment. */
-  readonly confined: boolean;
-  /** Tells people what a driver side can make us say as often as it likes. */
-  readonly complain: (line: string) => void;
-}
-
 /** Does a descriptor come with this request? */
 function carriesFd({ kind, flags }: Message, bus: Bus): boolean {
   if (kind !== Kind.ADD_MEMORY) return false;
@@ -59,11 +49,7 @@ export function answerPrivately(link: Link, epoch: number, result: number, base 
 
 /** See the head of this file; those about one device. */
 export class PrivateRequests {
-  constructor(
-    readonly slot: DeviceSlot,
-    readonly link: Link,
-    readonly options: PrivateOptions,
-  ) {}
+  constructor(readonly slot: DeviceSlot, readonly link: Link) {}
 
   /** Answers the request in hand. */
   handle(): void {
@@ -91,7 +77,7 @@ export class PrivateRequests {
   }
 
   #answer(result: number, base = 0): void {
-    answerPrivately(this.link, this.options.epoch(), result, base);
+    answerPrivately(this.link, this.slot.owner.ownEpoch(), result, base);
   }
 
   #addMemory(): void {
@@ -103,7 +89,7 @@ export class PrivateRequests {
   }
 
   #map(): number {
-    const { options: { confined, complain }, slot: { tables, conversation }, link } = this;
+    const { slot: { tables, conversation, owner: { confined, complain } }, link } = this;
     const { address, length, offset, flags } = link.in;
     const from = flags & (MEMORY_SEGMENT | MEMORY_WINDOW);
     const fd = takeDescriptor(link);

@@ -78,7 +78,7 @@ export class RemoteDevice extends RemotePresence {
     for (let index = this.#available.length; index <= queue; index++) {
       this.#available.push(new QueueNotification(Kind.EVENT_AVAIL, this.number, index));
     }
-    this.side.notify(this.#available[queue]);
+    this.side.notifications.raise(this.#available[queue]);
   }
 
   get #conduct(): Conduct {

@@ -66,7 +66,7 @@ export abstract class RemotePresence implements Asker {
     this.#state = "gone";
     this.#losses++;
     this.forget();
-    this.side.loseDevice(this, reason);
+    this.side.requests.lose(this, reason);
     if (wasThere) this.#listeners.forEach((listener) => listener.lost(reason));
   }
 
@@ -93,12 +93,12 @@ export abstract class RemotePresence implements Asker {
     }
   }
 
-  /** See {@link Requests.request}. */
+  /** See {@link OpenRequests.request}. */
   protected request<T = void>(
     kind: Kind,
     fields: Fields,
     read?: (answer: Message) => T,
   ): Promise<T> {
-    return this.side.request(this, kind, fields, read);
+    return this.side.requests.request(this, kind, fields, read);
   }
 }

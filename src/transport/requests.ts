@@ -16,7 +16,7 @@ import type { Fields, Kind, Message } from "../message/message.ts";
 import { isBusMessage, kindName } from "../message/table.ts";
 import { randomToken } from "./epoch.ts";
 import { FULL_RETRY_MS, type Link } from "./link.ts";
-import type { Notification } from "./notifications.ts";
+import type { Notifications } from "./notifications.ts";
 
 /** How long an answer may take; the Linux transport waits as long. */
 export const REQUEST_TIMEOUT_MS = 5000;
@@ -80,27 +80,14 @@ export interface Requests {
   readonly session: number;
   /** The epoch that private requests carry. */
   readonly epoch: number;
-  /**
-   * Sends one request and reads its answer.
-   *
-   * @param fields what the request says
-   * @param read takes what is wanted from the answer, if anything is; the record is reused afterwards
-   * @throws PeerLost
-   */
-  request<T>(
-    asker: Asker,
-    kind: Kind,
-    fields: Fields,
-    read: ((answer: Message) => T) | undefined,
-  ): Promise<T>;
-  /** Fails what one device was asked. */
-  loseDevice(asker: Asker, reason: string): void;
+  /** Those that were sent. */
+  readonly requests: OpenRequests;
+  /** What the device side is told as soon as there is room. */
+  readonly notifications: Notifications;
   /** The device side is not the one that it was, as whoever uses a device has found: it is looked for again. */
   replaced(reason: string): void;
   /** Tells people what a device side can make us say as often as it likes. */
   complain(line: string): void;
-  /** Tells the device side, as soon as there is room. */
-  notify(notification: Notification): void;
 }
 
 interface OpenRequest {
@@ -125,8 +112,14 @@ export class OpenRequests implements Disposable {
     this.#timeouts = reactor.timer(() => this.#failLate());
   }
 
-  /** See {@link Requests.request}. */
-  async request<T>(
+  /**
+   * Sends one request and reads its answer.
+   *
+   * @param fields what the request says
+   * @param read takes what is wanted from the answer, if anything is; the record is reused afterwards
+   * @throws PeerLost
+   */
+  async request<T = void>(
     asker: Asker,
     kind: Kind,
     fields: Fields,

@@ -10,12 +10,11 @@
  * device is told so, and only when it has answered is the memory unmapped and its file closed.
  */
 
-import type { Bus } from "../bus/bus.ts";
 import { linuxErrno } from "../linux/errors.ts";
 import { type Fd, fileSize } from "../linux/fd.ts";
 import { type Mapping, mapShared, PAGE_SIZE } from "../linux/mapping.ts";
 import { AddressSpace, type MemoryRegion } from "../memory/mod.ts";
-import type { Log } from "../observe/log.ts";
+import type { DeviceContext } from "./device_context.ts";
 
 const EBADF = linuxErrno("EBADF");
 const EEXIST = linuxErrno("EEXIST");
@@ -36,22 +35,6 @@ export interface MemoryTable {
   state: "shown" | "unwanted" | "hidden";
 }
 
-/** What a slot's memory is made of. */
-export interface SlotMemoryOptions {
-  /** The device number, for people. */
-  readonly number: number;
-  /** The bus whose segment the driver side may offer. */
-  readonly bus: Bus;
-  /** Memory that was given by `--memory`. */
-  readonly fixed: readonly MemoryRegion[];
-  /** Nothing but the segment is ever shown. */
-  readonly confined: boolean;
-  /** Where lines for people go. */
-  readonly log: Log;
-  /** The same for what a driver side can make us say as often as it likes. */
-  readonly complain: (line: string) => void;
-}
-
 function hex(address: number): string {
   return `0x${address.toString(16)}`;
 }
@@ -65,7 +48,15 @@ export class SlotMemory {
   /** By address, in the order they came. */
   readonly #tables = new Map<number, MemoryTable>();
 
-  constructor(readonly options: SlotMemoryOptions) {}
+  /**
+   * @param number the device number, for people
+   * @param fixed memory that was given by `--memory`
+   */
+  constructor(
+    readonly number: number,
+    readonly fixed: readonly MemoryRegion[],
+    readonly owner: DeviceContext,
+  ) {}
 
   /** The table with this address. */
   table(address: number): MemoryTable | undefined {
@@ -86,14 +77,14 @@ export class SlotMemory {
       if (result !== 0) memory[Symbol.dispose]();
       return result;
     } catch (error) {
-      this.options.log.warn(`device ${this.options.number}: memory refused: ${error}`);
+      this.owner.log.warn(`device ${this.number}: memory refused: ${error}`);
       return EINVAL;
     }
   }
 
   /** Part of the memory that holds the bus's queues, and none of the queues' own. */
   addSegment(address: number, length: number, offset: number): number {
-    const { segment } = this.options.bus;
+    const { segment } = this.owner.link.bus;
     if (segment === undefined) return EBADF;
     if (!(offset >= segment.start)) return EINVAL;
     const region = { at: address, size: length, memory: segment.memory, offset };
@@ -102,7 +93,7 @@ export class SlotMemory {
 
   /** Part of what was given by `--memory`, which may be in several pieces there; all of it for zeros. */
   addFixed(address: number, length: number, from: number): number {
-    const { fixed } = this.options;
+    const { fixed } = this;
     if (address === 0 && length === 0 && from === 0) {
       if (fixed.length > 0) return this.#add(0, 0, fixed);
       this.#complainUnseen("anywhere in RAM");
@@ -123,7 +114,7 @@ export class SlotMemory {
   }
 
   #complainUnseen(where: string): void {
-    const { number, fixed, complain } = this.options;
+    const { number, fixed, owner: { complain } } = this;
     complain(
       `device ${number}: the driver side's memory is ${where} of its machine, ` +
         (fixed.length === 0 ? "give --memory to see it" : "which no --memory covers"),
@@ -152,13 +143,13 @@ export class SlotMemory {
    * segment, where addresses are offsets in it.
    */
   addForForeign(): readonly MemoryRegion[] {
-    const { bus: { segment }, confined, fixed, log } = this.options;
+    const { fixed, owner: { link: { bus: { segment } }, confined, log } } = this;
     if (confined) {
       if (segment !== undefined) {
         this.addSegment(segment.start, segment.memory.size - segment.start, segment.start);
       }
     } else if (fixed.length > 0 && this.#add(0, 0, fixed) !== 0) {
-      log.error(`device ${this.options.number}: the pieces of --memory do not fit together`);
+      log.error(`device ${this.number}: the pieces of --memory do not fit together`);
     }
     return this.regions;
   }
