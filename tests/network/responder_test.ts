@@ -302,12 +302,11 @@ Deno.test("DHCP: DISCOVER, OFFER, REQUEST, ACK", () => {
 });
 
 Deno.test("DHCP: the longest client identifier comes back", () => {
-  const bench = new Bench({ dns: "10.0.2.3" });
+  const bench = new Bench();
   const identifier = "ab".repeat(255);
   bench.give(dhcp({ options: `${DISCOVER}3dff${identifier}` }));
   const [offer] = bench.takeAll().map(parseDhcp);
   assertEquals(offer.options[61], identifier);
-  assertEquals(offer.options[6], "0a000203");
 });
 
 Deno.test("DHCP: 64 clients get .15, .16, ... and keep them; the 65th gets nothing", () => {
@@ -535,7 +534,6 @@ Deno.test("wrong options are refused with one line", () => {
       { mac: "52:55:0a:00:02" },
       { mac: "53:55:0a:00:02:02" },
       { mac: "52:55:0a:00:02:0g" },
-      { dns: "nowhere" },
       { floodFramesPerSecond: -1 },
       { floodFramesPerSecond: NaN },
     ]

@@ -19,8 +19,10 @@ import { UDP_PAYLOAD, type UdpDatagram, writeUdpHeaders } from "./udp.ts";
 
 /** The server's port. */
 export const DHCP_SERVER_PORT = 67;
-/** The client's port. */
-export const DHCP_CLIENT_PORT = 68;
+const CLIENT_PORT = 68;
+
+/** Message types (RFC 2132 9.6): a client's DISCOVER and REQUEST; OFFER, ACK (yes) and NAK (no) of a server. */
+export const DhcpType = { DISCOVER: 1, OFFER: 2, REQUEST: 3, ACK: 5, NAK: 6 } as const;
 
 /** Offsets of the fixed fields (RFC 2131, figure 1). */
 const OP = 0;
@@ -45,27 +47,17 @@ const ETHERNET_6 = 0x0106;
 const FLAG_BROADCAST = 0x8000;
 const MAGIC_COOKIE = 0x63825363;
 
-const OPTION_PAD = 0;
-const OPTION_SUBNET_MASK = 1;
-const OPTION_ROUTER = 3;
-const OPTION_DNS = 6;
-const OPTION_REQUESTED_ADDRESS = 50;
-const OPTION_LEASE_TIME = 51;
-const OPTION_MESSAGE_TYPE = 53;
-const OPTION_SERVER_IDENTIFIER = 54;
-const OPTION_CLIENT_IDENTIFIER = 61;
-const OPTION_END = 255;
-
-/** Message types (RFC 2132 9.6). */
-export const DHCP_DISCOVER = 1;
-/** From a server, to DISCOVER. */
-export const DHCP_OFFER = 2;
-/** From a client. */
-export const DHCP_REQUEST = 3;
-/** From a server, to REQUEST: yes. */
-export const DHCP_ACK = 5;
-/** From a server, to REQUEST: no. */
-export const DHCP_NAK = 6;
+const Option = {
+  PAD: 0,
+  SUBNET_MASK: 1,
+  ROUTER: 3,
+  REQUESTED_ADDRESS: 50,
+  LEASE_TIME: 51,
+  MESSAGE_TYPE: 53,
+  SERVER_IDENTIFIER: 54,
+  CLIENT_IDENTIFIER: 61,
+  END: 255,
+} as const;
 
 /** A client's message, for Ethernet. One record serves all, one after the other; 0 for what is absent. */
 export class DhcpMessage {
@@ -78,25 +70,13 @@ export class DhcpMessage {
   requested = 0;
   /** The server it means. */
   server = 0;
-  /** Where in the frame its MAC address is (`chaddr`). */
-  macAt = 0;
   clientIdentifierAt = 0;
   clientIdentifierLength = 0;
-}
 
-/** What a server tells a client. */
-export interface DhcpAnswer {
-  readonly type: typeof DHCP_OFFER | typeof DHCP_ACK | typeof DHCP_NAK;
-  /** The client's address. */
-  readonly address: number;
-  /** The server, which is also the router. */
-  readonly server: number;
-  readonly serverMac: Uint8Array;
-  readonly leaseSeconds: number;
-  /** Subnet mask. */
-  readonly mask: number;
-  /** The name server, 0 for none. */
-  readonly dns: number;
+  /** Where in the frame its MAC address is (`chaddr`). */
+  get macAt(): number {
+    return this.start + CHADDR;
+  }
 }
 
 /** Checks a message and fills the record in. Messages through a relay are ignored. */
@@ -114,7 +94,6 @@ export function parseDhcp(
   if (readU32(frame, at + COOKIE) !== MAGIC_COOKIE) return "ignored";
   message.start = at;
   message.clientAddress = readU32(frame, at + CIADDR);
-  message.macAt = at + CHADDR;
   return parseOptions(message, frame, at + OPTIONS, datagram.end);
 }
 
@@ -133,25 +112,25 @@ function parseOptions(
   let at = start;
   while (at < end) {
     const option = frame[at++];
-    if (option === OPTION_PAD) continue;
-    if (option === OPTION_END) return "done";
+    if (option === Option.PAD) continue;
+    if (option === Option.END) return "done";
     if (at >= end) return "malformed";
     const length = frame[at++];
     if (length > end - at) return "malformed";
     switch (option) {
-      case OPTION_MESSAGE_TYPE:
+      case Option.MESSAGE_TYPE:
         if (length !== 1) return "malformed";
         message.type = frame[at];
         break;
-      case OPTION_REQUESTED_ADDRESS:
+      case Option.REQUESTED_ADDRESS:
         if (length !== 4) return "malformed";
         message.requested = readU32(frame, at);
         break;
-      case OPTION_SERVER_IDENTIFIER:
+      case Option.SERVER_IDENTIFIER:
         if (length !== 4) return "malformed";
         message.server = readU32(frame, at);
         break;
-      case OPTION_CLIENT_IDENTIFIER:
+      case Option.CLIENT_IDENTIFIER:
         message.clientIdentifierAt = at;
         message.clientIdentifierLength = length;
         break;
@@ -162,16 +141,24 @@ function parseOptions(
   return "done";
 }
 
-/** Writes the frame that answers a message. Returns its length. */
+/**
+ * Writes the frame that answers a message. Returns its length.
+ *
+ * @param server who answers, which is also the router
+ * @param address the client's
+ */
 export function writeDhcpReply(
   reply: Uint8Array,
-  answer: DhcpAnswer,
+  type: number,
+  server: { readonly mac: Uint8Array; readonly address: number; readonly mask: number },
+  address: number,
+  leaseSeconds: number,
   frame: Uint8Array,
   message: DhcpMessage,
 ): number {
-  const { type, address, server, serverMac } = answer;
-  const { start, clientAddress, macAt } = message;
+  const { start, clientAddress, macAt, clientIdentifierAt, clientIdentifierLength } = message;
   const flags = readU16(frame, start + FLAGS);
+  const isNak = type === DhcpType.NAK;
 
   const to = UDP_PAYLOAD;
   reply.fill(0, to, to + MESSAGE_SIZE_MAX);
@@ -179,61 +166,46 @@ export function writeDhcpReply(
   writeU16(reply, to + HTYPE_HLEN, ETHERNET_6);
   writeU32(reply, to + XID, readU32(frame, start + XID));
   writeU16(reply, to + FLAGS, flags);
-  if (type === DHCP_ACK) writeU32(reply, to + CIADDR, clientAddress);
-  if (type !== DHCP_NAK) writeU32(reply, to + YIADDR, address);
+  if (type === DhcpType.ACK) writeU32(reply, to + CIADDR, clientAddress);
+  if (!isNak) writeU32(reply, to + YIADDR, address);
   copyBytes(reply, to + CHADDR, frame, macAt, MAC_SIZE);
   writeU32(reply, to + COOKIE, MAGIC_COOKIE);
-  const end = writeOptions(reply, to + OPTIONS, answer, frame, message);
-  const size = Math.max(end - to, MESSAGE_SIZE_MIN);
 
-  let destination = address;
-  let toAll = false;
-  if (type === DHCP_NAK) toAll = true;
-  else if (clientAddress !== 0) destination = clientAddress;
-  else toAll = (flags & FLAG_BROADCAST) !== 0;
-  if (toAll) {
-    destination = IPV4_LIMITED_BROADCAST;
-    writeEthernetHeader(reply, MAC_BROADCAST, 0, serverMac, ETHERTYPE_IPV4);
-  } else {
-    writeEthernetHeader(reply, frame, macAt, serverMac, ETHERTYPE_IPV4);
+  // The options of RFC 2131, table 3.
+  let at = writeOption(reply, to + OPTIONS, Option.MESSAGE_TYPE, 1);
+  reply[at - 1] = type;
+  at = writeU32Option(reply, at, Option.SERVER_IDENTIFIER, server.address);
+  if (!isNak) {
+    at = writeU32Option(reply, at, Option.LEASE_TIME, leaseSeconds);
+    at = writeU32Option(reply, at, Option.SUBNET_MASK, server.mask);
+    at = writeU32Option(reply, at, Option.ROUTER, server.address);
   }
-  writeUdpHeaders(reply, size, server, DHCP_SERVER_PORT, destination, DHCP_CLIENT_PORT);
+  // RFC 6842: a client identifier comes back as it was sent.
+  if (clientIdentifierLength > 0) {
+    at = writeOption(reply, at, Option.CLIENT_IDENTIFIER, clientIdentifierLength);
+    const value = at - clientIdentifierLength;
+    copyBytes(reply, value, frame, clientIdentifierAt, clientIdentifierLength);
+  }
+  reply[at++] = Option.END;
+  const size = Math.max(at - to, MESSAGE_SIZE_MIN);
+
+  const hasAddress = clientAddress !== 0;
+  const toAll = isNak || (!hasAddress && (flags & FLAG_BROADCAST) !== 0);
+  const mac = toAll ? MAC_BROADCAST : frame;
+  writeEthernetHeader(reply, mac, toAll ? 0 : macAt, server.mac, ETHERTYPE_IPV4);
+  const destination = toAll ? IPV4_LIMITED_BROADCAST : hasAddress ? clientAddress : address;
+  writeUdpHeaders(reply, size, server.address, DHCP_SERVER_PORT, destination, CLIENT_PORT);
   return UDP_PAYLOAD + size;
 }
 
-/** Writes the options of an answer (RFC 2131, table 3) and returns the offset after them. */
-function writeOptions(
-  reply: Uint8Array,
-  start: number,
-  { type, server, leaseSeconds, mask, dns }: DhcpAnswer,
-  frame: Uint8Array,
-  message: DhcpMessage,
-): number {
-  let at = start;
-  reply[at++] = OPTION_MESSAGE_TYPE;
-  reply[at++] = 1;
-  reply[at++] = type;
-  at = writeU32Option(reply, at, OPTION_SERVER_IDENTIFIER, server);
-  if (type !== DHCP_NAK) {
-    at = writeU32Option(reply, at, OPTION_LEASE_TIME, leaseSeconds);
-    at = writeU32Option(reply, at, OPTION_SUBNET_MASK, mask);
-    at = writeU32Option(reply, at, OPTION_ROUTER, server);
-    if (dns !== 0) at = writeU32Option(reply, at, OPTION_DNS, dns);
-  }
-  // RFC 6842: a client identifier comes back as it was sent.
-  if (message.clientIdentifierLength > 0) {
-    reply[at++] = OPTION_CLIENT_IDENTIFIER;
-    reply[at++] = message.clientIdentifierLength;
-    copyBytes(reply, at, frame, message.clientIdentifierAt, message.clientIdentifierLength);
-    at += message.clientIdentifierLength;
-  }
-  reply[at++] = OPTION_END;
-  return at;
+/** Begins an option; returns the offset after its value of `length` bytes, which is the caller's to write. */
+function writeOption(reply: Uint8Array, at: number, option: number, length: number): number {
+  reply[at] = option;
+  reply[at + 1] = length;
+  return at + 2 + length;
 }
 
 function writeU32Option(reply: Uint8Array, at: number, option: number, value: number): number {
-  reply[at] = option;
-  reply[at + 1] = 4;
   writeU32(reply, at + 2, value);
-  return at + 6;
+  return writeOption(reply, at, option, 4);
 }

@@ -13,17 +13,7 @@
  */
 
 import { copyBytes } from "../protocols/byte_order.ts";
-import {
-  DHCP_ACK,
-  DHCP_DISCOVER,
-  DHCP_NAK,
-  DHCP_OFFER,
-  DHCP_REQUEST,
-  type DhcpAnswer,
-  DhcpMessage,
-  parseDhcp,
-  writeDhcpReply,
-} from "../protocols/dhcp.ts";
+import { DhcpMessage, DhcpType, parseDhcp, writeDhcpReply } from "../protocols/dhcp.ts";
 import { formatMac, MAC_SIZE } from "../protocols/ethernet.ts";
 import { formatIpv4Address } from "../protocols/ipv4.ts";
 import type { Verdict } from "../protocols/packet.ts";
@@ -59,19 +49,10 @@ export class DhcpServer {
   readonly #states = new Uint8Array(POOL_SIZE);
   readonly #macs = new Uint8Array(POOL_SIZE * MAC_SIZE);
   readonly #message = new DhcpMessage();
-  readonly #answer: { -readonly [Field in keyof DhcpAnswer]: DhcpAnswer[Field] };
 
-  /**
-   * A server whose pool is untouched.
-   *
-   * @param host the server, which is also the router that clients are told
-   * @param dns the name server that clients are told, 0 for none
-   */
-  constructor(host: Host, dns: number) {
+  /** A server whose pool is untouched; the host is also the router that clients are told. */
+  constructor(host: Host) {
     this.#host = host;
-    const { address, mac, mask } = host;
-    const own = { server: address, serverMac: mac, mask, dns };
-    this.#answer = { type: DHCP_NAK, address: 0, leaseSeconds: LEASE_SECONDS, ...own };
     this.#first = ((host.broadcast & host.mask) >>> 0) + DHCP_POOL_OFFSET;
     for (let i = 0; i < POOL_SIZE; i++) {
       const address = this.#first + i;
@@ -99,8 +80,8 @@ export class DhcpServer {
     if (verdict !== "done") return verdict;
     const { server, type } = this.#message;
     if (server !== 0 && server !== this.#host.address) return "ignored";
-    if (type === DHCP_DISCOVER) return this.#discover(frame);
-    if (type === DHCP_REQUEST) return this.#request(frame);
+    if (type === DhcpType.DISCOVER) return this.#discover(frame);
+    if (type === DhcpType.REQUEST) return this.#request(frame);
     return "ignored";
   }
 
@@ -109,7 +90,7 @@ export class DhcpServer {
     let place = this.#placeOf(frame, macAt);
     if (place < 0) place = this.#freePlace(requested);
     if (place < 0) return "dropped";
-    if (!this.#reply(frame, DHCP_OFFER, place)) return "dropped";
+    if (!this.#reply(frame, DhcpType.OFFER, place)) return "dropped";
     if (this.#states[place] === FREE) this.#assign(place, OFFERED, frame);
     return "done";
   }
@@ -125,9 +106,9 @@ export class DhcpServer {
       if (place < 0) return "dropped";
     }
     if (this.#first + place !== wanted) {
-      return this.#reply(frame, DHCP_NAK, place) ? "done" : "dropped";
+      return this.#reply(frame, DhcpType.NAK, place) ? "done" : "dropped";
     }
-    if (!this.#reply(frame, DHCP_ACK, place)) return "dropped";
+    if (!this.#reply(frame, DhcpType.ACK, place)) return "dropped";
     if (this.#states[place] !== LEASED) {
       this.#assign(place, LEASED, frame);
       this.#host.counters.dhcpLeases++;
@@ -160,10 +141,11 @@ export class DhcpServer {
   }
 
   /** Queues an answer to the message at hand; false if the ring is full. */
-  #reply(frame: Uint8Array, type: DhcpAnswer["type"], place: number): boolean {
-    this.#answer.type = type;
-    this.#answer.address = this.#first + place;
-    const length = writeDhcpReply(this.#host.ring.slot, this.#answer, frame, this.#message);
-    return queueAnswer(this.#host, length, "dhcpReplies") === "done";
+  #reply(frame: Uint8Array, type: number, place: number): boolean {
+    const host = this.#host;
+    const [slot, address] = [host.ring.slot, this.#first + place];
+    const message = this.#message;
+    const length = writeDhcpReply(slot, type, host, address, LEASE_SECONDS, frame, message);
+    return queueAnswer(host, length, "dhcpReplies") === "done";
   }
 }

@@ -32,8 +32,6 @@ export interface ResponderOptions {
   address6?: string;
   /** Its MAC address; default 52:55:0a:00:02:02. */
   mac?: string;
-  /** A name server for DHCP clients; without it they are told none. */
-  dns?: string;
   /** Broadcast frames a second that nobody asked for; default 0. */
   floodFramesPerSecond?: number;
 }

@@ -37,7 +37,6 @@ import {
   Ipv4Packet,
   isMartian,
   parseIpv4,
-  parseIpv4Address,
   PROTOCOL_ICMP,
   PROTOCOL_UDP,
 } from "../protocols/ipv4.ts";
@@ -102,8 +101,7 @@ export class Responder {
    */
   constructor(options: ResponderOptions, now: () => number) {
     const host = this.#host = createHost(options);
-    const dns = options.dns === undefined ? 0 : parseIpv4Address(options.dns);
-    this.#dhcp = new DhcpServer(host, dns);
+    this.#dhcp = new DhcpServer(host);
     this.#chargen = new Chargen(host);
     this.#unreachableLimit = new TokenBucket(
       UNREACHABLES_PER_SECOND,
