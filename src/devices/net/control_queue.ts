@@ -10,7 +10,7 @@
 import { allocate } from "../../linux/arena.ts";
 import { NetFeature } from "../../virtio/features.ts";
 import type { IovecList } from "../../memory/mod.ts";
-import { macKey, type ReceiveFilter } from "./receive_filter.ts";
+import { addressSet, macKey, type ReceiveFilter } from "./receive_filter.ts";
 
 const CLASS_RX = 0;
 const CLASS_MAC = 1;
@@ -112,8 +112,8 @@ function setMacTable(length: number, { filter, has }: ControlTarget): boolean {
   if (unicast === undefined) return false;
   const multicast = readTable(2 + 4 + 6 * unicast.length, length);
   if (multicast === undefined) return false;
-  filter.unicast.set(unicast);
-  filter.multicast.set(multicast);
+  filter.unicast = addressSet(unicast);
+  filter.multicast = addressSet(multicast);
   return true;
 }
 

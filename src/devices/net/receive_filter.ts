@@ -15,21 +15,12 @@ export function macKey(high: number, low: number): number {
   return high * 0x1_0000_0000 + low;
 }
 
-/** One half of the MAC table. */
-class AddressSet {
-  readonly #keys = new Set<number>();
-  #overflow = false;
+/** One half of the MAC table; undefined: all addresses. */
+type AddressSet = ReadonlySet<number> | undefined;
 
-  /** Replaces the table. */
-  set(keys: readonly number[]): void {
-    this.#keys.clear();
-    this.#overflow = keys.length > MAX_ADDRESSES;
-    if (!this.#overflow) { for (const key of keys) this.#keys.add(key); }
-  }
-
-  has(key: number): boolean {
-    return this.#overflow || this.#keys.has(key);
-  }
+/** Half a table of these addresses, or of all where they are too many. */
+export function addressSet(keys: readonly number[]): AddressSet {
+  return keys.length > MAX_ADDRESSES ? undefined : new Set(keys);
 }
 
 /** See the head of this file. */
@@ -42,8 +33,8 @@ export class ReceiveFilter {
   noMulticast = false;
   noUnicast = false;
   noBroadcast = false;
-  readonly unicast: AddressSet = new AddressSet();
-  readonly multicast: AddressSet = new AddressSet();
+  unicast: AddressSet = new Set();
+  multicast: AddressSet = new Set();
   /** Is the VLAN filter negotiated? Then tagged frames need their identifier in {@link vlans}. */
   filtersVlans = false;
   /** One bit per VLAN identifier. */
@@ -55,8 +46,8 @@ export class ReceiveFilter {
     this.promiscuous = true;
     this.allMulticast = this.allUnicast = false;
     this.noMulticast = this.noUnicast = this.noBroadcast = false;
-    this.unicast.set([]);
-    this.multicast.set([]);
+    this.unicast = new Set();
+    this.multicast = new Set();
     this.filtersVlans = false;
     this.#vlans.fill(0);
   }
@@ -86,13 +77,17 @@ export class ReceiveFilter {
     if (high === 0xffff && low === 0xffff_ffff) return !this.noBroadcast;
     const key = macKey(high, low);
     if ((high & 0x100) !== 0) {
-      return !this.noMulticast && (this.allMulticast || this.multicast.has(key));
+      return !this.noMulticast && (this.allMulticast || isIn(this.multicast, key));
     }
     if (this.noUnicast) return false;
-    return this.allUnicast || key === this.ownKey || this.unicast.has(key);
+    return this.allUnicast || key === this.ownKey || isIn(this.unicast, key);
   }
 
   #hasVlan(identifier: number): boolean {
     return (this.#vlans[identifier >> 5] & (1 << (identifier & 31))) !== 0;
   }
+}
+
+function isIn(addresses: AddressSet, key: number): boolean {
+  return addresses === undefined || addresses.has(key);
 }

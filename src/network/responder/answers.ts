@@ -32,18 +32,15 @@ import {
   writeRouterAdvertisement,
 } from "../protocols/ndp.ts";
 import type { Packet, Verdict } from "../protocols/packet.ts";
-import { type Host, queueAnswer } from "./host.ts";
+import type { Host } from "./host.ts";
 import type { TokenBucket } from "./token_bucket.ts";
 
 /** Answers an ARP request for the host's address. */
 export function answerArp(host: Host, frame: Uint8Array, length: number): Verdict {
   const verdict = checkArpRequest(frame, length, host.address);
   if (verdict !== "done") return verdict;
-  return queueAnswer(
-    host,
-    writeArpReply(host.ring.slot, host.mac, host.address, frame),
-    "arpReplies",
-  );
+  const { ring, mac, address } = host;
+  return host.answer(writeArpReply(ring.slot, mac, address, frame), "arpReplies");
 }
 
 /** Answers an echo request. */
@@ -55,7 +52,7 @@ export function answerIcmp(host: Host, frame: Uint8Array, packet: Ipv4Packet): V
 
 function answerEcho(host: Host, frame: Uint8Array, packet: Packet): Verdict {
   const length = writeEchoReply(host.ring.slot, host.mac, frame, packet);
-  return length === 0 ? "dropped" : queueAnswer(host, length, "echoReplies");
+  return length === 0 ? "dropped" : host.answer(length, "echoReplies");
 }
 
 /**
@@ -71,7 +68,7 @@ export function answerWithUnreachable(
   if (isGroupMac(frame, ETHERNET_DESTINATION)) return "ignored";
   if (!limit.take()) return "dropped";
   const length = writePortUnreachable(host.ring.slot, host.mac, frame, packet);
-  return queueAnswer(host, length, "portUnreachables");
+  return host.answer(length, "portUnreachables");
 }
 
 /** Answers an ICMPv6 message: echo request, neighbour or router solicitation. */
@@ -103,7 +100,7 @@ function answerNeighbourSolicitation(host: Host, frame: Uint8Array, packet: Ipv6
   const isOurs = isIpv6(frame, target, host.linkLocal) || isIpv6(frame, target, host.address6);
   if (!isOurs) return "ignored";
   const length = writeNeighbourAdvertisement(host.ring.slot, host.mac, frame, packet);
-  return queueAnswer(host, length, "neighbourAdvertisements");
+  return host.answer(length, "neighbourAdvertisements");
 }
 
 function answerRouterSolicitation(host: Host, frame: Uint8Array, packet: Ipv6Packet): Verdict {
@@ -111,5 +108,5 @@ function answerRouterSolicitation(host: Host, frame: Uint8Array, packet: Ipv6Pac
   if (verdict !== "done") return verdict;
   const { ring, mac, linkLocal, address6 } = host;
   const length = writeRouterAdvertisement(ring.slot, mac, linkLocal, address6, frame);
-  return queueAnswer(host, length, "routerAdvertisements");
+  return host.answer(length, "routerAdvertisements");
 }

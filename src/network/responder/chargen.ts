@@ -21,7 +21,7 @@ import {
   writePattern,
 } from "../protocols/traffic.ts";
 import { UDP_HEADER_SIZE, type UdpDatagram } from "../protocols/udp.ts";
-import { type Host, queueAnswer } from "./host.ts";
+import type { Host } from "./host.ts";
 import { NumberedDatagram } from "./numbered_datagram.ts";
 
 /** Senders with a pending request at most. */
@@ -35,7 +35,6 @@ class Sender {
   readonly datagram = new NumberedDatagram();
   port = 0;
   remaining = 0;
-  sequence = 0;
 }
 
 /** The generator and its pending requests. */
@@ -76,7 +75,6 @@ export class Chargen {
     if (sender === undefined) return "dropped";
     sender.port = port;
     sender.remaining = count;
-    sender.sequence = 0;
     const made = sender.datagram.prepare(udp, size);
     writeUdpAnswer(made, this.#host.mac, frame, packet, size, CHARGEN_PORT, port);
     this.#settleTurn();
@@ -91,24 +89,15 @@ export class Chargen {
 
   /**
    * Makes the next frame in `target` and returns its length; 0 if no request is pending, or if it does
-   * not fit: then the datagram is dropped and counted.
+   * not fit: then the datagram is lost.
    */
   next(target: Uint8Array): number {
     const sender = this.#senders[this.#turn];
     if (sender.remaining === 0) return 0;
-    const length = sender.datagram.length;
-    const fits = length <= target.length;
-    if (fits) {
-      sender.datagram.write(target, sender.sequence);
-      this.#host.counters.chargenFrames++;
-    } else {
-      this.#host.counters.dropped++;
-    }
-    sender.sequence++;
     sender.remaining--;
     this.#turn = (this.#turn + 1) % SENDERS;
     this.#settleTurn();
-    return fits ? length : 0;
+    return sender.datagram.next(target);
   }
 
   /** Forgets all requests. */
@@ -143,6 +132,6 @@ export class Chargen {
     const start = packet.version.payload + UDP_HEADER_SIZE;
     writePattern(ring.slot, start, start + LINE_SIZE);
     const length = writeUdpAnswer(ring.slot, mac, frame, packet, LINE_SIZE, CHARGEN_PORT, port);
-    return queueAnswer(this.#host, length, "chargenFrames");
+    return this.#host.answer(length, "chargenFrames");
   }
 }

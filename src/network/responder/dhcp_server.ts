@@ -18,7 +18,7 @@ import { formatMac, MAC_SIZE } from "../protocols/ethernet.ts";
 import { formatIpv4Address } from "../protocols/ipv4.ts";
 import type { Verdict } from "../protocols/packet.ts";
 import type { UdpDatagram } from "../protocols/udp.ts";
-import { DHCP_POOL_OFFSET, type Host, queueAnswer } from "./host.ts";
+import { DHCP_POOL_OFFSET, type Host } from "./host.ts";
 
 /** Clients at most. */
 const POOL_SIZE = 64;
@@ -146,6 +146,6 @@ export class DhcpServer {
     const [slot, address] = [host.ring.slot, this.#first + place];
     const message = this.#message;
     const length = writeDhcpReply(slot, type, host, address, LEASE_SECONDS, frame, message);
-    return queueAnswer(host, length, "dhcpReplies") === "done";
+    return host.answer(length, "dhcpReplies") === "done";
   }
 }

@@ -22,20 +22,17 @@ const BURST = 64;
 
 /** The flood's pace and its frame. */
 export class Flood {
-  readonly #host: Host;
   readonly #bucket: TokenBucket;
   readonly #datagram = new NumberedDatagram();
-  #sequence = 0;
 
   /**
    * Starts the flow; the first frame is due after the time of one.
    *
    * @param host whose address the frames come from
-   * @param framesPerSecond above 0
+   * @param framesPerSecond 0 for none
    * @param now milliseconds
    */
   constructor(host: Host, framesPerSecond: number, now: () => number) {
-    this.#host = host;
     this.#bucket = new TokenBucket(framesPerSecond, BURST, 0, now);
     const { mac, address, broadcast } = host;
     const frame = this.#datagram.prepare(IPV4_PAYLOAD, PAYLOAD_SIZE);
@@ -55,15 +52,6 @@ export class Flood {
 
   /** Makes the frame that is due in `target` and returns its length; 0 if none is, or if it was too long. */
   next(target: Uint8Array): number {
-    if (!this.#bucket.take()) return 0;
-    const sequence = this.#sequence;
-    this.#sequence = (sequence + 1) >>> 0;
-    if (this.#datagram.length > target.length) {
-      this.#host.counters.dropped++;
-      return 0;
-    }
-    this.#datagram.write(target, sequence);
-    this.#host.counters.floodFrames++;
-    return this.#datagram.length;
+    return this.#bucket.take() ? this.#datagram.next(target) : 0;
   }
 }

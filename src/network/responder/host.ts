@@ -72,7 +72,7 @@ const Counts = counterShape(
 export type ResponderCounters = InstanceType<typeof Counts>;
 
 /** The responder's identity, its outgoing ring and its counters. */
-export interface Host {
+export class Host {
   /** Six bytes. */
   readonly mac: Uint8Array;
   /** Its global IPv6 address, 16 bytes; the first 64 bits are the prefix that it advertises. */
@@ -88,55 +88,43 @@ export interface Host {
   /** The subnet's broadcast address. */
   readonly broadcast: number;
   /** Answers for the guest. */
-  readonly ring: FrameRing;
+  readonly ring: FrameRing = new FrameRing();
   /** What happened so far. */
   readonly counters: ResponderCounters;
-}
 
-/** Makes a host; throws a TypeError with one line for people if an option is wrong. */
-export function createHost(options: ResponderOptions): Host {
-  const prefix = options.prefix ?? 24;
-  // 27 is the longest prefix that has the pool's first address in it.
-  if (!(Number.isInteger(prefix) && prefix >= 8 && prefix <= 27)) {
-    throw new TypeError(`prefix ${prefix} is not a whole number from 8 to 27`);
+  /** Throws a TypeError with one line for people if an option is wrong. */
+  constructor(options: ResponderOptions) {
+    const { address = "10.0.2.2", prefix = 24, address6 = "fd00::2" } = options;
+    // 27 is the longest prefix that has the pool's first address in it.
+    if (!(Number.isInteger(prefix) && prefix >= 8 && prefix <= 27)) {
+      throw new TypeError(`prefix ${prefix} is not a whole number from 8 to 27`);
+    }
+    this.address = parseIpv4Address(address);
+    this.mask = (-1 << (32 - prefix)) >>> 0;
+    const network = (this.address & this.mask) >>> 0;
+    this.broadcast = (network | ~this.mask) >>> 0;
+    const isHost = this.address !== network && this.address !== this.broadcast;
+    if (!isHost || isMartian(this.address) || this.address === 0) {
+      throw new TypeError(`${address}/${prefix} is not an address of one host`);
+    }
+    this.mac = parseMac(options.mac ?? "52:55:0a:00:02:02");
+    const bytes = this.address6 = parseIpv6Address(address6);
+    // RFC 4862 5.5.3: nobody configures an address from a prefix of these.
+    const isLinkLocal = bytes[0] === 0xfe && (bytes[1] & 0xc0) === 0x80;
+    const isZero = bytes.subarray(0, 8).every((byte) => byte === 0);
+    if (isMulticast6(bytes, 0) || isLinkLocal || isZero) {
+      throw new TypeError(`${address6} is not a global IPv6 address of one host`);
+    }
+    this.linkLocal = linkLocalOf(this.mac);
+    const solicited = [solicitedNodeOf(this.address6), solicitedNodeOf(this.linkLocal)];
+    this.groups6 = [ALL_NODES, ALL_ROUTERS, ...solicited];
+    this.counters = new Counts("port", `responder ${address}`);
   }
-  const text = options.address ?? "10.0.2.2";
-  const address = parseIpv4Address(text);
-  const mask = (-1 << (32 - prefix)) >>> 0;
-  const network = (address & mask) >>> 0;
-  const broadcast = (network | ~mask) >>> 0;
-  if (address === network || address === broadcast || isMartian(address) || address === 0) {
-    throw new TypeError(`${text}/${prefix} is not an address of one host`);
-  }
-  if (network + DHCP_POOL_OFFSET >= broadcast) throw new Error("the DHCP pool is empty");
-  const mac = parseMac(options.mac ?? "52:55:0a:00:02:02");
-  const linkLocal = linkLocalOf(mac);
-  const address6 = parseIpv6Address(options.address6 ?? "fd00::2");
-  // RFC 4862 5.5.3: nobody configures an address from a prefix of these.
-  const linkLocalPrefix = address6[0] === 0xfe && (address6[1] & 0xc0) === 0x80;
-  if (isMulticast6(address6, 0) || linkLocalPrefix || address6.subarray(0, 8).every(isZero)) {
-    throw new TypeError(`${options.address6} is not a global IPv6 address of one host`);
-  }
-  return {
-    mac,
-    address6,
-    linkLocal,
-    groups6: [ALL_NODES, ALL_ROUTERS, solicitedNodeOf(address6), solicitedNodeOf(linkLocal)],
-    address,
-    mask,
-    broadcast,
-    ring: new FrameRing(),
-    counters: new Counts("port", `responder ${options.address}`),
-  };
-}
 
-/** Queues the frame of `length` bytes that was written into the ring's slot, and counts it. */
-export function queueAnswer(host: Host, length: number, name: keyof ResponderCounters): Verdict {
-  if (!host.ring.commit(length)) return "dropped";
-  host.counters[name]++;
-  return "done";
-}
-
-function isZero(byte: number): boolean {
-  return byte === 0;
+  /** Queues the frame of `length` bytes that was written into the ring's slot, and counts it. */
+  answer(length: number, name: keyof ResponderCounters): Verdict {
+    if (!this.ring.commit(length)) return "dropped";
+    this.counters[name]++;
+    return "done";
+  }
 }

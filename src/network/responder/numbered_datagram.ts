@@ -19,6 +19,7 @@ export class NumberedDatagram {
   #frame: Uint8Array = this.#memory;
   /** Where the UDP header is. */
   #udp = 0;
+  #sequence = 0;
 
   /** Bytes of the frame. */
   get length(): number {
@@ -27,13 +28,14 @@ export class NumberedDatagram {
 
   /**
    * Makes the payload, `size` bytes behind the UDP header at `udp`, which is within the limits for the
-   * protocol. Returns the frame, for the caller to write the headers.
+   * protocol; numbers begin with 0. Returns the frame, for the caller to write the headers.
    */
   prepare(udp: number, size: number): Uint8Array {
     const start = udp + UDP_HEADER_SIZE;
     const length = start + size;
     if (length !== this.#frame.length) this.#frame = this.#memory.subarray(0, length);
     this.#udp = udp;
+    this.#sequence = 0;
     writePattern(this.#frame, start, length);
     writeU32(this.#frame, start, 0);
     return this.#frame;
@@ -50,10 +52,14 @@ export class NumberedDatagram {
     return true;
   }
 
-  /** Copies the frame with this number into `target`, which is large enough. */
-  write(target: Uint8Array, sequence: number): void {
+  /** Copies the frame with the next number into `target`; returns its length, 0 if it does not fit. */
+  next(target: Uint8Array): number {
+    const sequence = this.#sequence;
+    this.#sequence = (sequence + 1) >>> 0;
+    if (this.length > target.length) return 0;
     target.set(this.#frame);
     writeU32(target, this.#udp + UDP_HEADER_SIZE, sequence);
     addToUdpChecksum(target, this.#udp, sequence);
+    return this.length;
   }
 }

@@ -58,7 +58,7 @@ import { answerArp, answerIcmp, answerIcmpv6, answerWithUnreachable } from "./an
 import { Chargen } from "./chargen.ts";
 import { type DhcpLease, DhcpServer } from "./dhcp_server.ts";
 import { Flood } from "./flood.ts";
-import { createHost, type Host, type ResponderCounters, type ResponderOptions } from "./host.ts";
+import { Host, type ResponderCounters, type ResponderOptions } from "./host.ts";
 import { TokenBucket } from "./token_bucket.ts";
 
 export type { ResponderOptions } from "./host.ts";
@@ -90,7 +90,7 @@ export class Responder {
   readonly #datagram = new UdpDatagram();
   readonly #dhcp: DhcpServer;
   readonly #chargen: Chargen;
-  readonly #flood: Flood | undefined;
+  readonly #flood: Flood;
   readonly #unreachableLimit: TokenBucket;
 
   /**
@@ -100,7 +100,7 @@ export class Responder {
    * @param now milliseconds from any start, never backwards
    */
   constructor(options: ResponderOptions, now: () => number) {
-    const host = this.#host = createHost(options);
+    const host = this.#host = new Host(options);
     this.#dhcp = new DhcpServer(host);
     this.#chargen = new Chargen(host);
     this.#unreachableLimit = new TokenBucket(
@@ -113,7 +113,7 @@ export class Responder {
     if (!(rate >= 0 && rate < Infinity)) {
       throw new TypeError(`${rate} is not a number of flood frames a second, 0 or more`);
     }
-    this.#flood = rate > 0 ? new Flood(host, rate, now) : undefined;
+    this.#flood = new Flood(host, rate, now);
   }
 
   /** Counts since the start; live, not a copy. */
@@ -147,11 +147,7 @@ export class Responder {
 
   /** Bytes of the next frame for the guest, 0 if there is none. */
   nextLength(): number {
-    const queued = this.#host.ring.peekLength();
-    if (queued > 0) return queued;
-    const generated = this.#chargen.nextLength();
-    if (generated > 0) return generated;
-    return this.#flood === undefined ? 0 : this.#flood.nextLength();
+    return this.#host.ring.peekLength() || this.#chargen.nextLength() || this.#flood.nextLength();
   }
 
   /**
@@ -160,26 +156,26 @@ export class Responder {
    * alone.
    */
   next(target: Uint8Array): number {
-    const ring = this.#host.ring;
+    const { ring, counters } = this.#host;
     let length = 0;
     if (ring.count > 0) {
       length = ring.shift(target);
-      if (length === 0) this.#host.counters.dropped++;
     } else if (this.#chargen.nextLength() > 0) {
       length = this.#chargen.next(target);
-    } else if (this.#flood !== undefined) {
+      if (length > 0) counters.chargenFrames++;
+    } else if (this.#flood.nextLength() > 0) {
       length = this.#flood.next(target);
-    }
-    if (length > 0) {
-      this.#host.counters.framesOut++;
-      this.#host.counters.bytesOut += length;
-    }
+      if (length > 0) counters.floodFrames++;
+    } else return 0;
+    if (length === 0) counters.dropped++;
+    else counters.framesOut++;
+    counters.bytesOut += length;
     return length;
   }
 
   /** Milliseconds until the next flood frame is due: 0 if one is, Infinity if the flood is off. */
   floodDelayMs(): number {
-    return this.#flood === undefined ? Infinity : this.#flood.delayMs();
+    return this.#flood.delayMs();
   }
 
   /** Ends the streams of datagrams that the guest has asked for. */

@@ -16,7 +16,7 @@ export class TokenBucket {
   /**
    * Starts the flow.
    *
-   * @param perSecond tokens a second, above 0
+   * @param perSecond tokens a second; 0 for none ever
    * @param burst tokens that are kept at most, at least 1
    * @param tokens tokens at the start
    * @param now milliseconds; a clock that goes backwards adds nothing
