@@ -1,12 +1,11 @@
 /** Asks a peer for one rule: all that tests and commands call. */
 
-import { type Asker, type Bodies, COMMON_BODIES, lookOn } from "./common_rules.ts";
-import { DeviceRole } from "./device_role.ts";
-import { DEVICE_BODIES, type DeviceBody } from "./device_rules.ts";
+import { type Bodies, type Body, COMMON_BODIES, lookOn } from "./common_rules.ts";
+import { DEVICE_BODIES } from "./device_rules.ts";
 import type { Dialogue } from "./dialogue.ts";
-import { DriverRole } from "./driver_role.ts";
-import { DRIVER_BODIES, type DriverBody } from "./driver_rules.ts";
+import { DRIVER_BODIES } from "./driver_rules.ts";
 import { type Outcome, outcomeOf, require } from "./outcome.ts";
+import { type Asker, DeviceRole, DriverRole } from "./roles.ts";
 import type { Rule, RuleSide } from "./rules.ts";
 
 const BODIES = {
@@ -25,7 +24,7 @@ function ask<Role extends Asker>(
   rule: Rule,
   side: RuleSide,
   role: Role,
-  body: ((role: Role) => Promise<void>) | undefined,
+  body: Body<Role> | undefined,
 ): Promise<Outcome> {
   const { number, sides, dialects, unasked } = rule;
   const { talk, talk: { codec } } = role;
@@ -41,13 +40,13 @@ function ask<Role extends Asker>(
 }
 
 /** Asks a device side, which must be a peer that knows us or has just attached; by a body of one's own. */
-export function askDevice(rule: Rule, talk: Dialogue, own?: DeviceBody): Promise<Outcome> {
+export function askDevice(rule: Rule, talk: Dialogue, own?: Body<DriverRole>): Promise<Outcome> {
   const body = own ?? (isAsked(rule, "device") ? BODIES.device[rule.number] : undefined);
   return ask(rule, "device", new DriverRole(rule.number, talk), body);
 }
 
 /** Asks a driver side, which must be about to begin with our device; by a body of one's own. */
-export function askDriver(rule: Rule, talk: Dialogue, own?: DriverBody): Promise<Outcome> {
+export function askDriver(rule: Rule, talk: Dialogue, own?: Body<DeviceRole>): Promise<Outcome> {
   const body = own ?? (isAsked(rule, "driver") ? BODIES.driver[rule.number] : undefined);
   return ask(rule, "driver", new DeviceRole(rule.number, talk), body);
 }

@@ -19,7 +19,6 @@ import { expect } from "./outcome.ts";
 const ANSWER_MS = 2000;
 /** Tokens of requests begin here, so that both bytes are used. */
 const FIRST_TOKEN = 0x1f0;
-const MAX_TOKEN = 0xffff;
 /** Messages that are kept for one rule. */
 const MAX_HEARD = 20_000;
 
@@ -32,8 +31,11 @@ export type Fields =
     readonly bytes?: ArrayLike<number>;
   };
 
+/** Changes the bytes of a slot. */
+export type Spoil = (bytes: Uint8Array) => void;
+
 /** A message of that kind, and its bytes in a slot. */
-function write(codec: Codec, kind: Kind, response: boolean, says: Fields): Written {
+function write(codec: Codec, kind: Kind, response: boolean, says: Fields) {
   const { words = [], bytes = [], ...fields } = says;
   const message = new Message();
   message.reset(kind, response);
@@ -43,12 +45,6 @@ function write(codec: Codec, kind: Kind, response: boolean, says: Fields): Writt
   const slot = new Uint8Array(SLOT_SIZE);
   codec.encode(message, new DataView(slot.buffer), 0);
   return { bytes: slot, token: message.token };
-}
-
-/** A request or an event to be sent. */
-interface Written {
-  readonly bytes: Uint8Array;
-  readonly token: number;
 }
 
 /** One message that came. */
@@ -145,17 +141,20 @@ export class Dialogue implements BusListener {
     return token;
   }
 
-  /** Answers a request. */
-  reply({ kind, device, token }: Message, fields: Fields = {}): void {
-    this.put(write(this.codec, fields.kind ?? kind, true, { device, token, ...fields }).bytes);
+  /** Answers a request, with bytes that may be spoilt. */
+  reply({ kind, device, token }: Message, fields: Fields = {}, spoil?: Spoil): void {
+    const says = { device, token, ...fields };
+    const { bytes } = write(this.codec, fields.kind ?? kind, true, says);
+    spoil?.(bytes);
+    this.put(bytes);
   }
 
   /** The bytes of a request or an event, and its token, to be changed and {@link put}. */
-  bytesOf(kind: Kind, fields: Fields = {}): Written {
+  bytesOf(kind: Kind, fields: Fields = {}) {
     const device = isBusMessage(kind) ? 0 : this.device;
     const hasToken = this.codec.answered(kind) && this.codec.conduct.hasTokens;
     const token = hasToken ? this.#nextToken : 0;
-    if (hasToken) this.#nextToken = token === MAX_TOKEN ? FIRST_TOKEN : token + 1;
+    if (hasToken) this.#nextToken = token === 0xffff ? FIRST_TOKEN : token + 1;
     return write(this.codec, kind, false, { device, token, ...fields });
   }
 

@@ -2,18 +2,16 @@
  * What a driver side must do, asked of it by one who plays its device: bodies by the rules of rules.ts that
  * they ask for. Where one bring-up shows several, each has its own claims. docs/wire.md, section 7.
  *
- * A body finds a driver that has not begun with this device and may leave it in any state; what it heard is
- * looked at behind it (common_rules.ts). What a driver must not do, it is given time for.
+ * A body finds a driver that has not begun with this device and may leave it in any state. What a driver must
+ * not do, it is given time for.
  */
 
 import { DEVICE_ADDED, DEVICE_REMOVED, Kind, type Message, QueueFlag } from "../message/message.ts";
 import { RingFeature, Status } from "../virtio/features.ts";
-import { type Bodies, byRule } from "./common_rules.ts";
-import type { DeviceRole } from "./device_role.ts";
+import { type Bodies, type Body, byRule } from "./common_rules.ts";
+import type { Spoil } from "./dialogue.ts";
 import { expect, expectSame } from "./outcome.ts";
-
-/** Asks for one rule. */
-export type DriverBody = (s: DeviceRole) => Promise<void>;
+import type { DeviceRole } from "./roles.ts";
 
 const { GET_DEVICE_INFO, GET_DEVICE_FEATURES, SET_DRIVER_FEATURES, GET_CONFIG, SET_CONFIG } = Kind;
 const { GET_DEVICE_STATUS, SET_DEVICE_STATUS, GET_VQUEUE, SET_VQUEUE, RESET_VQUEUE } = Kind;
@@ -24,16 +22,11 @@ const DRIVER_OK = (m: Message) => (m.status & Status.DRIVER_OK) !== 0;
 /** For how long a driver with half a device is watched: it may use it or give it up. */
 const HALF_MS = 5000;
 
-/** An answer that is a little strange is taken: status 0 is answered so, and the driver goes on. */
-const takes = (spoil: (bytes: Uint8Array) => void): DriverBody => async (s) => {
+/** An answer that is a little strange is taken: a status is answered so, and the driver goes on. */
+const takes = (spoil: Spoil): Body<DeviceRole> => async (s) => {
   s.override = (request) => {
     if (request.kind !== SET_DEVICE_STATUS) return false;
-    s.status = request.status;
-    const { device, token, status } = request;
-    const bytes = new Uint8Array(64);
-    bytes.set([1, 0x08, device & 0xff, device >> 8, token & 0xff, token >> 8, 12, 0, status]);
-    spoil(bytes);
-    s.talk.put(bytes);
+    s.answer(request, {}, spoil);
     return true;
   };
   await s.bringUp();
@@ -83,10 +76,6 @@ async function bringsUp(s: DeviceRole): Promise<void> {
       s.claim("R4 R30", fits, true, `${what} fits ${maxSizes[index]}`);
       const isKnown = flags <= QueueFlag.ALL && (flags & 3) !== 3 && mustBeZero === 0;
       s.claim("R30", isKnown && !isSetBefore, true, `${what} a known operation, once`);
-      const isSeen = said.slice(i, driverOk).some((m) =>
-        m.kind === GET_VQUEUE && m.index === index
-      );
-      s.claim("R31", isSeen, true, `${what} looked at before DRIVER_OK`);
       const { descriptorAddress, driverAddress, deviceAddress } = message;
       const beyond = [descriptorAddress % 16, driverAddress % 2, deviceAddress % 4];
       s.claim("R34", beyond, [0, 0, 0], `${what} bytes beyond alignment`);
@@ -103,8 +92,7 @@ export const DRIVER_BODIES: Bodies<DeviceRole> = byRule({
     s.override = (request) => {
       const { kind, token } = request;
       if (!s.talk.codec.answered(kind)) return false;
-      expect(token !== 0, "a request with token 0");
-      expect(!open.has(token), `token ${token} twice while it is open`);
+      expect(token !== 0 && !open.has(token), `token ${token}, which is 0 or open already`);
       open.add(token);
       // Answered behind what is there already, so that more than one may be open.
       s.talk.reactor.spawn(async () => {
@@ -122,16 +110,12 @@ export const DRIVER_BODIES: Bodies<DeviceRole> = byRule({
     s.override = (request) => {
       if (request.kind !== SET_DEVICE_STATUS || wrong++ > 0) return false;
       const { token, device } = request;
-      for (
-        const other of [{ token: token ^ 0x8000 }, { device: device ^ 4 }, {
-          kind: GET_DEVICE_STATUS,
-        }]
-      ) {
-        s.talk.reply(request, { status: 0x8f, ...other });
-      }
+      const wrongs = [{ token: token ^ 0x8000 }, { device: device ^ 4 }, {
+        kind: GET_DEVICE_STATUS,
+      }];
+      for (const other of wrongs) s.talk.reply(request, { status: 0x8f, ...other });
       for (const size of [7, 8, 11, 65, 0xffff]) {
-        const ids = [1, 0x08, device & 0xff, device >> 8, token & 0xff, token >> 8];
-        s.talk.put([...ids, size & 0xff, size >> 8, 0x8f]);
+        s.talk.reply(request, { status: 0x8f }, (bytes) => bytes.set([size & 0xff, size >> 8], 6));
       }
       return false;
     };
@@ -143,9 +127,9 @@ export const DRIVER_BODIES: Bodies<DeviceRole> = byRule({
   },
   // Of another size, they would have told of a reset that is needed.
   G19: (s) =>
-    s.unheeded("an event of another size", (n) => [
-      [0, 0x40, ...n, 0, 0, 25, 0, 0x4f],
-      [0, 0x40, ...n, 0, 0, 23, 0, 0x4f],
+    s.unheeded("an event of another size", [
+      [0, 0x40, ...s.number, 0, 0, 25, 0, 0x4f],
+      [0, 0x40, ...s.number, 0, 0, 23, 0, 0x4f],
     ]),
   G21: takes((bytes) => {
     bytes[6] = 60;
@@ -258,9 +242,10 @@ export const DRIVER_BODIES: Bodies<DeviceRole> = byRule({
   async R27(s) {
     await s.bringUp();
     const from = s.said.length;
-    const { device, status } = { ...s.talk, status: s.status | Status.DEVICE_NEEDS_RESET };
-    const head = [0, 0x40, device & 0xff, device >> 8, 0, 0, 24, 0];
-    s.talk.put([...head, status, 0, 0, 0, s.generation + 1, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0]);
+    const status = s.status | Status.DEVICE_NEEDS_RESET;
+    const { bytes } = s.talk.bytesOf(Kind.EVENT_CONFIG, { status, length: 6 });
+    bytes[6] = 24;
+    s.talk.put(bytes);
     await s.lookOn();
     expect(s.of(SET_DEVICE_STATUS, from).length > 0, "EVENT_CONFIG of 24 bytes is not taken");
   },
@@ -291,14 +276,10 @@ export const DRIVER_BODIES: Bodies<DeviceRole> = byRule({
     await s.until(() => s.at(EVENT_AVAIL) >= 0, "DRIVER_OK that is shown late is not seen");
   },
   async R37(s) {
-    let isLost = false;
-    s.override = ({ kind }) => {
-      isLost ||= kind === GET_DEVICE_FEATURES;
-      return isLost && kind === GET_DEVICE_FEATURES && s.of(SET_DEVICE_STATUS).length === 0;
-    };
-    await s.until(() => isLost, "no feature was asked for");
-    const isReset = () => s.of(SET_DEVICE_STATUS).length > 0;
-    await s.until(isReset, "a request that was not answered leads to no reset");
+    const isUnset = () => s.of(SET_DEVICE_STATUS).length === 0;
+    s.override = ({ kind }) => kind === GET_DEVICE_FEATURES && isUnset();
+    await s.until(() => s.at(GET_DEVICE_FEATURES) >= 0, "no feature was asked for");
+    await s.until(() => !isUnset(), "a request that was not answered leads to no reset");
     expectSame(s.of(SET_DEVICE_STATUS)[0]!.status, 0, "the status that is written first");
     await s.bringUp();
   },

@@ -60,26 +60,14 @@ const SHOULD =
 /** Why no body asks for rules: the side that cannot be asked, their numbers, the reason. */
 const UNASKED: readonly (readonly [keyof typeof SIDES, numbers: string, reason: string])[] = [
   // What no message leads to.
-  [
-    "device",
-    "G9 G19 V11 V15 V16 V17 V18 V26 V41 V57 V60 B32 P12",
-    "a device does this by itself, no message leads it to",
-  ],
-  [
-    "driver",
-    "R8 R9 R18 R20 R21 R24 R25 R29 R35 R36 B25 B27",
-    "a driver does this when its user wants it, no message leads it to",
-  ],
+  ["device", "G9 G19 V11 V15 V16 V17 V18 V26 V41 V57 V60 B32 P12", "no message leads it to this"],
+  ["driver", "R8 R9 R18 R20 R21 R24 R25 R29 R35 R36 B25 B27", "no message leads it to this"],
   // What no conversation shows.
   ["device", "V25", "what a device does with its memory is seen inside of it only"],
   ["driver", "R13", "whether a driver looks at its ring is seen inside of it only"],
   ["both", "B6", "what a side wants to notify is seen inside of it only"],
   ["both", "B1 B2 B17 B22 B24", "a property of the bus, which no message tells"],
-  [
-    "driver",
-    "G12",
-    "a driver's tokens are its own: it takes a relay between both sides to change them",
-  ],
+  ["driver", "G12", "its tokens are its own: it takes a relay to change them"],
   ["both", "B3 B26", "both ends of the bus have to be seen"],
   ["both", "P11", "doorbells are seen at the end of a bus, not in its messages"],
   // What vmsg does not offer.
@@ -115,10 +103,3 @@ function rule(number: string, sides: readonly RuleSide[], dialects: readonly Dia
 export const RULES: readonly Rule[] = TABLE.flatMap(([whose, dialects, numbers]) =>
   numbers.split(" ").map((number) => rule(number, SIDES[whose], dialects))
 ).sort((a, b) => place(a) - place(b));
-
-/** The rule with this number. */
-export function ruleOf(number: string): Rule {
-  const rule = RULES.find((rule) => rule.number === number);
-  if (rule === undefined) throw new Error(`there is no rule ${number}`);
-  return rule;
-}

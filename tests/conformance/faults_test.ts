@@ -2,12 +2,13 @@
 
 import { assertEquals } from "@std/assert";
 import { isAsked } from "../../src/check/check.ts";
-import { ruleOf, RULES } from "../../src/check/rules.ts";
+import { RULES } from "../../src/check/rules.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { DEVICE_FAULTS, DRIVER_FAULTS } from "./faults.ts";
 import { LED_DEVICE } from "./led_device.ts";
 import { LED_DRIVER } from "./led_driver.ts";
 import { askOurDevice, askOurDriver } from "./peers.ts";
+import { ruleOf } from "./wording.ts";
 
 for (const side of ["device", "driver"] as const) {
   const faults = side === "device" ? DEVICE_FAULTS : DRIVER_FAULTS;

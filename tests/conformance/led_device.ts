@@ -3,7 +3,7 @@
  * it to: bodies as those of src/check/device_rules.ts, with levers into a device of this process.
  */
 
-import { type DriverRole, RUNNING } from "../../src/check/driver_role.ts";
+import { type DriverRole, RUNNING } from "../../src/check/roles.ts";
 import { expect, expectSame } from "../../src/check/outcome.ts";
 import type { Heard } from "../../src/check/dialogue.ts";
 import { kindName } from "../../src/message/table.ts";

@@ -3,7 +3,7 @@
  * as those of src/check/driver_rules.ts, with a hand on the driver side of this process.
  */
 
-import type { DeviceRole } from "../../src/check/device_role.ts";
+import type { DeviceRole } from "../../src/check/roles.ts";
 import { expect, expectSame } from "../../src/check/outcome.ts";
 import { Kind, type Message } from "../../src/message/message.ts";
 import type { RemoteDevice } from "../../src/transport/remote_device.ts";

@@ -3,7 +3,7 @@
 import type { Bus } from "../../src/bus/bus.ts";
 import { askDevice, askDriver } from "../../src/check/check.ts";
 import { Dialogue } from "../../src/check/dialogue.ts";
-import type { DeviceRole } from "../../src/check/device_role.ts";
+import type { DeviceRole } from "../../src/check/roles.ts";
 import type { Outcome } from "../../src/check/outcome.ts";
 import type { Rule } from "../../src/check/rules.ts";
 import { NetDevice } from "../../src/devices/net/net_device.ts";

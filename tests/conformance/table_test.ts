@@ -3,11 +3,11 @@
 import { assert, assertEquals } from "@std/assert";
 import { askDevice, askDriver, isAsked } from "../../src/check/check.ts";
 import type { Dialogue } from "../../src/check/dialogue.ts";
-import { ruleOf, RULES } from "../../src/check/rules.ts";
+import { RULES } from "../../src/check/rules.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { LED_DEVICE } from "./led_device.ts";
 import { LED_DRIVER } from "./led_driver.ts";
-import { SECTIONS, WORDING } from "./wording.ts";
+import { ruleOf, SECTIONS, WORDING } from "./wording.ts";
 
 /** Rules that are seen from inside only: where a test looks, below tests/. */
 const SEEN_INSIDE: readonly (readonly [number: string, file: string, test: string])[] = [

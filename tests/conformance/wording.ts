@@ -1,4 +1,6 @@
-/** What the rules say, as docs/wire.md has it. */
+/** The rules by number, and what they say, as docs/wire.md has it. */
+
+import { type Rule, RULES } from "../../src/check/rules.ts";
 
 const TEXT = Deno.readTextFileSync(new URL("../../docs/wire.md", import.meta.url));
 
@@ -12,3 +14,10 @@ export const WORDING: ReadonlyMap<string, string> = new Map(
 export const SECTIONS: ReadonlySet<string> = new Set(
   TEXT.match(/^### (7\.\d)/gm)?.map((line) => line.slice(4)),
 );
+
+/** The rule with this number. */
+export function ruleOf(number: string): Rule {
+  const rule = RULES.find((rule) => rule.number === number);
+  if (rule === undefined) throw new Error(`there is no rule ${number}`);
+  return rule;
+}

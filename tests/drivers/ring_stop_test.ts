@@ -2,7 +2,7 @@
 
 import { assertEquals } from "@std/assert";
 import { Dialogue } from "../../src/check/dialogue.ts";
-import { DeviceRole } from "../../src/check/device_role.ts";
+import { DeviceRole } from "../../src/check/roles.ts";
 import { Session } from "../../src/drivers/session.ts";
 import { VirtualClock } from "../../src/linux/clock.ts";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
