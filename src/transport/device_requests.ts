@@ -12,9 +12,10 @@
 import { Kind, type Message, QUEUE_ENABLED, QueueFlag } from "../message/message.ts";
 import type { QueueSetup } from "../virtio/device.ts";
 import { RingFeature } from "../virtio/features.ts";
-import { isAligned, isQueueSize } from "../virtio/split/layout.ts";
-import type { DeviceSlot, QueueRecord } from "./device_slot.ts";
+import { ringViews } from "../virtio/split/ring_views.ts";
+import type { DeviceSlot } from "./device_slot.ts";
 import type { Link } from "./link.ts";
+import { described, operate } from "./queue_operation.ts";
 
 /** The revision of the device that `proto` names. */
 const DEVICE_REVISION = 1;
@@ -133,6 +134,8 @@ export class DeviceRequests {
     // Bits that are stored are judged when FEATURES_OK is set; afterwards they stay.
     for (let i = 0; i < count && !this.slot.featuresAreFixed; i++) {
       if (first + i < driverFeatures.length) driverFeatures[first + i] = words[i];
+      // What no device offers is kept as one bit that none offers either, to be refused.
+      else if (words[i] !== 0) driverFeatures[driverFeatures.length - 1] |= 1;
     }
     const out = link.answer();
     out.index = first;
@@ -161,6 +164,7 @@ export class DeviceRequests {
   /** The bytes that are asked for cannot be given. In the prototype's dialect no answer says so. */
   #answerNoConfig(): void {
     if (this.link.codec.conduct.configPastEndReadsOnes) return this.link.drop();
+    this.#generationAsked = this.slot.generation;
     this.#startConfigAnswer().length = 0;
     this.link.send();
   }
@@ -274,13 +278,13 @@ export class DeviceRequests {
     const { index, flags } = link.in;
     const queue = slot.queues[index];
     const isStrict = link.codec.conduct.queueOperationIsNamed;
-    const setup = queue && (isStrict ? this.#operate(queue) : this.#described());
+    const setup = queue && (isStrict ? operate(link.in, queue) : described(link.in));
     if (setup === undefined || setup.size > slot.maxQueueSize(index)) {
       link.drop();
       return this.#answerEmpty();
     }
     if (isStrict && (flags & QueueFlag.STATE) !== QUEUE_ENABLED) {
-      queue.stored = setup;
+      if (this.#mayLieThere(setup)) queue.stored = setup;
       return this.#answerEmpty();
     }
     if (slot.conversation.isHung) return this.fail();
@@ -289,32 +293,12 @@ export class DeviceRequests {
     else this.#startQueue();
   }
 
-  /** The queue that SET_VQUEUE describes. */
-  #described(): QueueSetup {
-    const { queueSize, descriptorAddress, driverAddress, deviceAddress } = this.link.in;
-    return { size: queueSize, descriptorAddress, driverAddress, deviceAddress, base: 0 };
-  }
-
-  /** What becomes of a queue by SET_VQUEUE in `v1`; undefined where nothing does (rules V45 to V50). */
-  #operate({ stored, isEnabled }: QueueRecord): QueueSetup | undefined {
-    const { flags, mustBeZero } = this.link.in;
-    const state = flags & QueueFlag.STATE;
-    const isReserved = state === QueueFlag.RESERVED_STATE || flags > QueueFlag.ALL;
-    if (isEnabled || isReserved || mustBeZero !== 0) return undefined;
-    const said = this.#described();
-    const from = (keeps: number) => (flags & keeps) !== 0 ? stored : said;
-    const { size } = from(QueueFlag.KEEP_SIZE);
-    const setup: QueueSetup = {
-      size,
-      descriptorAddress: from(QueueFlag.KEEP_DESCRIPTOR).descriptorAddress,
-      driverAddress: from(QueueFlag.KEEP_DRIVER).driverAddress,
-      deviceAddress: from(QueueFlag.KEEP_DEVICE).deviceAddress,
-      base: 0,
-    };
-    // None may be stored yet, but only a queue with one runs.
-    const mayBeUnset = (flags & QueueFlag.KEEP_SIZE) !== 0 && state !== QUEUE_ENABLED;
-    const canBe = (isQueueSize(size) || (size === 0 && mayBeUnset)) && isAligned(setup);
-    return canBe ? setup : undefined;
+  /** Is all of a queue in the driver side's memory, as far as that is known before the device opens it? */
+  #mayLieThere(setup: QueueSetup): boolean {
+    const { memory, regions } = this.slot;
+    if (regions.length === 0 || setup.size === 0) return true;
+    const config = { ...setup, eventIndex: false, indirect: false };
+    return typeof ringViews(memory, config) !== "string";
   }
 
   readonly #startQueue = (): void => {

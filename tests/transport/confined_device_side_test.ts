@@ -320,27 +320,34 @@ for (const [name, act, index] of DESCRIPTORS) {
   );
 }
 
-cleanTest("confined: rings outside the segment are none", () =>
-  withCard(async (rig) => {
-    assertEquals((await add(rig, START, SIZE, START)).result, 0);
-    for (const offset of [-START, SIZE - 16, 2 ** 40]) {
-      await rig.setStatus(0, CARD);
-      await negotiate(rig);
-      const driver = new MockDriver(rig.memory, { size: 8, eventIndex: true });
-      rig.peer.send(Kind.SET_VQUEUE, (m) => {
-        m.device = CARD;
-        m.index = TRANSMIT;
-        m.flags = QUEUE_ENABLED;
-        m.queueSize = 8;
-        m.descriptorAddress = driver.descriptorAddress + offset;
-        m.driverAddress = driver.driverAddress;
-        m.deviceAddress = driver.deviceAddress;
-      });
-      await rig.peer.nextOf(Kind.SET_VQUEUE);
-      const { queueSize, flags } = await rig.peer.ask(Kind.GET_VQUEUE, (m) => {
-        m.device = CARD;
-        m.index = TRANSMIT;
-      });
-      assertEquals([queueSize, flags, await statusOf(rig)], [0, 0, 0xb]);
-    }
-  }));
+cleanTest(
+  "V50, confined: rings outside the segment are none, neither enabled nor stored",
+  () =>
+    withCard(async (rig) => {
+      assertEquals((await add(rig, START, SIZE, START)).result, 0);
+      const cases = [-START, SIZE - 16, 2 ** 40].flatMap((offset) => [
+        { offset, flags: QUEUE_ENABLED },
+        { offset, flags: 0 },
+      ]);
+      for (const { offset, flags: asked } of cases) {
+        await rig.setStatus(0, CARD);
+        await negotiate(rig);
+        const driver = new MockDriver(rig.memory, { size: 8, eventIndex: true });
+        rig.peer.send(Kind.SET_VQUEUE, (m) => {
+          m.device = CARD;
+          m.index = TRANSMIT;
+          m.flags = asked;
+          m.queueSize = 8;
+          m.descriptorAddress = driver.descriptorAddress + offset;
+          m.driverAddress = driver.driverAddress;
+          m.deviceAddress = driver.deviceAddress;
+        });
+        await rig.peer.nextOf(Kind.SET_VQUEUE);
+        const { queueSize, flags } = await rig.peer.ask(Kind.GET_VQUEUE, (m) => {
+          m.device = CARD;
+          m.index = TRANSMIT;
+        });
+        assertEquals([queueSize, flags, await statusOf(rig)], [0, 0, 0xb]);
+      }
+    }),
+);

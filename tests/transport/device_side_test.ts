@@ -54,6 +54,25 @@ cleanTest(
 );
 
 cleanTest(
+  "V7: a bit of a block that no device has is not forgotten",
+  () =>
+    withForeign(async ({ peer, device, setStatus }) => {
+      for (const block of [2, 15, 16, 1000, 0xffff_ffff]) {
+        await setStatus(0x3);
+        for (const [index, word] of [[1, 1], [block, 0x8000]]) {
+          await peer.ask(Kind.SET_DRIVER_FEATURES, (m) => {
+            m.index = index!;
+            m.count = 1;
+            m.words[0] = word!;
+          });
+        }
+        assertEquals([await setStatus(0xb), device.takeCalls()], [0x3, []], `block ${block}`);
+        await setStatus(0);
+      }
+    }),
+);
+
+cleanTest(
   "V7: FEATURES_OK is refused when the device refuses",
   () =>
     withForeign(async ({ device, peer, setStatus }) => {
