@@ -68,11 +68,3 @@ export function parseMac(text: string): Uint8Array {
   }
   return bytes;
 }
-
-/** The address at `at` as text. */
-export function formatMac(bytes: Uint8Array, at: number): string {
-  return Array.from(
-    bytes.subarray(at, at + MAC_SIZE),
-    (byte) => byte.toString(16).padStart(2, "0"),
-  ).join(":");
-}

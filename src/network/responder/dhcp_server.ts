@@ -14,8 +14,7 @@
 
 import { copyBytes } from "../protocols/byte_order.ts";
 import { DhcpMessage, DhcpType, parseDhcp, writeDhcpReply } from "../protocols/dhcp.ts";
-import { formatMac, MAC_SIZE } from "../protocols/ethernet.ts";
-import { formatIpv4Address } from "../protocols/ipv4.ts";
+import { MAC_SIZE } from "../protocols/ethernet.ts";
 import type { Verdict } from "../protocols/packet.ts";
 import type { UdpDatagram } from "../protocols/udp.ts";
 import { DHCP_POOL_OFFSET, type Host } from "./host.ts";
@@ -31,16 +30,6 @@ const OFFERED = 1;
 const LEASED = 2;
 /** Ours, or outside the subnet. */
 const UNUSABLE = 3;
-
-/** A client and its address, for people and tests. */
-export interface DhcpLease {
-  /** As in 52:54:00:12:34:56. */
-  readonly mac: string;
-  /** As in 10.0.2.15. */
-  readonly address: string;
-  /** False while it is only offered. */
-  readonly acknowledged: boolean;
-}
 
 /** The server and its leases. */
 export class DhcpServer {
@@ -58,20 +47,6 @@ export class DhcpServer {
       const address = this.#first + i;
       if (address >= host.broadcast || address === host.address) this.#states[i] = UNUSABLE;
     }
-  }
-
-  /** The addresses that are offered or leased. */
-  leases(): DhcpLease[] {
-    const leases: DhcpLease[] = [];
-    this.#states.forEach((state, place) => {
-      if (state !== OFFERED && state !== LEASED) return;
-      leases.push({
-        mac: formatMac(this.#macs, place * MAC_SIZE),
-        address: formatIpv4Address(this.#first + place),
-        acknowledged: state === LEASED,
-      });
-    });
-    return leases;
   }
 
   /** Takes a datagram to the server's port. */

@@ -68,11 +68,6 @@ export class FrameRing {
     return length;
   }
 
-  /** Forgets all frames. */
-  clear(): void {
-    this.#count = 0;
-  }
-
   #tail(): number {
     const tail = this.#head - this.#count;
     return tail < 0 ? tail + this.#slots.length : tail;

@@ -56,7 +56,7 @@ import { CHARGEN_PORT, DISCARD_PORT } from "../protocols/traffic.ts";
 import { parseUdp, UdpDatagram } from "../protocols/udp.ts";
 import { answerArp, answerIcmp, answerIcmpv6, answerWithUnreachable } from "./answers.ts";
 import { Chargen } from "./chargen.ts";
-import { type DhcpLease, DhcpServer } from "./dhcp_server.ts";
+import { DhcpServer } from "./dhcp_server.ts";
 import { Flood } from "./flood.ts";
 import { Host, type ResponderCounters, type ResponderOptions } from "./host.ts";
 import { TokenBucket } from "./token_bucket.ts";
@@ -183,19 +183,14 @@ export class Responder {
     this.#chargen.clear();
   }
 
-  /** Forgets what waits for the guest, as when its device is reset. The rest stays. */
-  reset(): void {
-    this.#host.ring.clear();
-    this.#chargen.clear();
+  /** Answers that wait for the guest. */
+  get queuedFrames(): number {
+    return this.#host.ring.count;
   }
 
-  /** What waits for the guest, what chargen still owes it, and who was given an address. */
-  snapshot(): { queuedFrames: number; chargenPending: number; leases: DhcpLease[] } {
-    return {
-      queuedFrames: this.#host.ring.count,
-      chargenPending: this.#chargen.pending,
-      leases: this.#dhcp.leases(),
-    };
+  /** Datagrams that chargen still owes. */
+  get chargenPending(): number {
+    return this.#chargen.pending;
   }
 
   #receive(frame: Uint8Array, length: number): Verdict {
