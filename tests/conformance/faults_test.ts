@@ -23,6 +23,17 @@ for (const side of ["device", "driver"] as const) {
     });
   }
 
+  cleanTest(`a ${side} side with a relay that changes nothing is not wrong`, async () => {
+    for (const { number, dialects } of RULES) {
+      // What finds a queue full is lost there: G23 finds that.
+      const isAskedFor = isAsked(ruleOf(number), side) && number !== "G23";
+      for (const dialect of isAskedFor ? dialects : []) {
+        const outcome = await ask(ruleOf(number), dialect, (_, bytes) => [bytes]);
+        assertEquals(outcome?.verdict, "passed", `${number} in ${dialect}`);
+      }
+    }
+  });
+
   Deno.test(`every rule asked of a ${side} side has a fault that it must find`, () => {
     const found = new Set(faults.flatMap(({ breaks }) => breaks.split(" ")));
     const led = side === "device" ? LED_DEVICE : LED_DRIVER;

@@ -61,6 +61,20 @@ Deno.test("the table has the rules of docs/wire.md, each once, in its order", ()
   for (const { number, section } of RULES) assert(SECTIONS.has(section), number);
 });
 
+/** What the text of 2026 made rules was good conduct before: our sides keep it in `v1-2025` as well. */
+const ALSO_IN_2025 = "G17 G18 G20 G21 V30 V39 V40 V42 V43 R19 R21 R23 R24 R25 B20 B23".split(" ");
+/** `v1` too has a SET_CONFIG that is refused. */
+const ALSO_IN_V1 = ["R9"];
+
+Deno.test("a rule is asked in the dialects that docs/wire.md gives it, and in more as said", () => {
+  for (const { number, dialects } of RULES.filter(({ section }) => section < "7.5")) {
+    const [, mark = ""] = WORDING.get(number)!.match(/^(25|v1)\b.*?:/) ?? [];
+    const isBoth = mark === "" || [...ALSO_IN_2025, ...ALSO_IN_V1].includes(number);
+    const wanted = isBoth ? ["v1", "v1-2025"] : [mark === "v1" ? "v1" : "v1-2025"];
+    assertEquals<readonly string[]>(dialects, wanted, number);
+  }
+});
+
 /** Nobody is there: the rule is not to be asked. */
 const nobody = (dialect: "v1" | "proto") => ({ codec: codecFor(dialect) }) as unknown as Dialogue;
 
