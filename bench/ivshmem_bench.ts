@@ -22,14 +22,14 @@
  */
 
 import { compiledExecutable } from "../scripts/lab/executable.ts";
-import { openKeeper } from "../scripts/lab/keeper.ts";
+import { openKeeper } from "../src/cli/keeper.ts";
 import {
   type Measured,
   measureInner,
   measureMachines,
   type Measurement,
 } from "../scripts/lab/measured_pair.ts";
-import { eachLine, endChild } from "../src/cli/self.ts";
+import { eachLine } from "../src/cli/self.ts";
 import type { PingResult } from "../src/drivers/net/pinger.ts";
 import { isQuick, isSelected, loadLine, quantile } from "./harness.ts";
 
@@ -269,6 +269,21 @@ function printMeasured(what: string, title: string, measured: Measured | string)
     const cells = [...roundTripCells(timesMs), `${sent - timesMs.length} of ${sent}`, ...rates];
     console.log(row(name, cells, widths));
   });
+}
+
+/** Ends a child that obeys SIGTERM; one that does not within `timeoutMs` is killed. */
+async function endChild(child: Deno.ChildProcess, timeoutMs = 3000): Promise<void> {
+  const signal = (name: Deno.Signal) => {
+    try {
+      child.kill(name);
+    } catch {
+      // It has ended already.
+    }
+  };
+  signal("SIGTERM");
+  const killer = setTimeout(() => signal("SIGKILL"), timeoutMs);
+  await child.status;
+  clearTimeout(killer);
 }
 
 if (import.meta.main) {

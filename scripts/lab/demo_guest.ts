@@ -4,7 +4,7 @@
  */
 
 import { UsageError, VmsgError } from "../../src/linux/errors.ts";
-import { openKeeper } from "./keeper.ts";
+import { openKeeper } from "../../src/cli/keeper.ts";
 import {
   bootGuest,
   findGuests,

@@ -1,7 +1,7 @@
 /** A running guest: its console, its end, and how to end it early. */
 
 import { VmsgError } from "../../src/linux/errors.ts";
-import type { Keeper } from "./keeper.ts";
+import type { Keeper } from "../../src/cli/keeper.ts";
 
 /** The machines of QEMU that a guest may have; see `qemu.ts`. */
 export type QemuKind = "microvm" | "q35" | "arm64";

@@ -27,7 +27,7 @@
 
 import { UsageError } from "../../src/linux/errors.ts";
 import type { Guest, QemuKind } from "./guest.ts";
-import { openKeeper } from "./keeper.ts";
+import { openKeeper } from "../../src/cli/keeper.ts";
 import type { MachineArchitecture } from "./machine_image.ts";
 import { guestInitramfs } from "./machines.ts";
 import {

@@ -12,7 +12,7 @@
 
 import { VmsgError } from "../../src/linux/errors.ts";
 import { eachLine, selfCommand } from "../../src/cli/self.ts";
-import { type Keeper, openKeeper } from "./keeper.ts";
+import { type Keeper, openKeeper } from "../../src/cli/keeper.ts";
 import {
   DOORBELL_ADDRESS,
   type Machine,

@@ -20,7 +20,7 @@
 import { UsageError, VmsgError } from "../../src/linux/errors.ts";
 import { cacheDirectory } from "./cache.ts";
 import { type Guest, type GuestOptions, type QemuKind, startGuest } from "./guest.ts";
-import { type Keeper, openKeeper } from "./keeper.ts";
+import { type Keeper, openKeeper } from "../../src/cli/keeper.ts";
 
 /** What executes a guest's instructions. */
 export type Accelerator = "kvm" | "tcg";

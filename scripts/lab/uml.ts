@@ -9,7 +9,7 @@
 
 import { UsageError } from "../../src/linux/errors.ts";
 import { type Guest, type GuestOptions, startGuest } from "./guest.ts";
-import { openKeeper } from "./keeper.ts";
+import { openKeeper } from "../../src/cli/keeper.ts";
 
 /** Where the parts of a User-Mode Linux guest lie. */
 export interface UmlInstallation {

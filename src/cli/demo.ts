@@ -1,12 +1,13 @@
 /**
  * The subcommand `vmsg demo`: virtio-msg at work, with nothing installed. A device and a driver, two
- * processes on a linux-user bus, in a temporary directory; nothing is left behind, also when it fails or
- * is interrupted.
+ * processes on a linux-user bus, in a temporary directory; nothing is left behind, also when it fails, is
+ * interrupted or killed (keeper.ts).
  */
 
 import { VmsgError } from "../linux/errors.ts";
 import type { Command } from "./command.ts";
-import { eachLine, endChild, selfCommand, untilInterrupted } from "./self.ts";
+import { openKeeper } from "./keeper.ts";
+import { eachLine, selfCommand, untilInterrupted } from "./self.ts";
 
 /** Messages shown in words before the pings. */
 const SHOWN_MESSAGES = 32;
@@ -14,27 +15,25 @@ const SHOWN_MESSAGES = 32;
 /** A device and a driver in two processes: exit code 0 if pings were answered. */
 async function demoDriver(throughput: string): Promise<number> {
   using interrupted = untilInterrupted();
-  await using stack = new AsyncDisposableStack();
-  const directory = await Deno.makeTempDir({ prefix: "vmsg-demo-" });
-  stack.defer(() => Deno.remove(directory, { recursive: true }));
+  await using keeper = await openKeeper();
+  const { directory } = keeper;
+  const start = async (args: string[], options: Deno.CommandOptions) => {
+    // What they count goes with the directory.
+    const env = { XDG_RUNTIME_DIR: directory };
+    const child = selfCommand(args, { stdin: "null", detached: true, env, ...options }).spawn();
+    await keeper.keep(child.pid);
+    return child;
+  };
   const bus = ["--bus", `linux-user,name=demo,socket=${directory}/bus.sock,dir=${directory}`];
   console.log("vmsg demo: a virtio network card over messages, between two processes");
   console.log(`  vmsg device ${bus.join(" ")} --net responder`);
-  const device = selfCommand(["device", ...bus, "--net", "responder", "--log-level", "warn"], {
-    stdin: "null",
-    stdout: "null",
-    stderr: "inherit",
-  }).spawn();
-  stack.defer(() => endChild(device));
+  const deviceArgs = ["device", ...bus, "--net", "responder", "--log-level", "warn"];
+  const device = await start(deviceArgs, { stdout: "null", stderr: "inherit" });
   const pings = ["--count", "10", "--interval", "0.05"];
   const figures = ["--throughput", throughput];
   console.log(`  vmsg driver ${bus.join(" ")} ${pings.join(" ")} ${figures.join(" ")} --trace\n`);
-  const driver = selfCommand(["driver", ...bus, ...pings, ...figures, "--trace"], {
-    stdin: "null",
-    stdout: "piped",
-    stderr: "piped",
-  }).spawn();
-  stack.defer(() => endChild(driver));
+  const driverArgs = ["driver", ...bus, ...pings, ...figures, "--trace"];
+  const driver = await start(driverArgs, { stdout: "piped", stderr: "piped" });
   let shown = 0;
   const output = Promise.all([
     eachLine(driver.stdout, (line) => console.log(line)),
@@ -48,7 +47,7 @@ async function demoDriver(throughput: string): Promise<number> {
   const lost = device.status.then(({ code }) => {
     throw new VmsgError("DEMO_FAILED", `the device process ended early with exit code ${code}`);
   });
-  // It rejects also in the end, when the device is told to stop.
+  // It rejects also in the end, when the device is ended.
   lost.catch(() => {});
   const code = await Promise.race([interrupted, lost, driver.status.then(({ code }) => code)]);
   if (code !== 130) await output;

@@ -36,18 +36,3 @@ export async function eachLine(
   const lines: ReadableStream<string> = text.pipeThrough(new TextLineStream());
   for await (const line of lines) onLine(line);
 }
-
-/** Ends a child that obeys SIGTERM; one that does not within `timeoutMs` is killed. */
-export async function endChild(child: Deno.ChildProcess, timeoutMs = 3000): Promise<void> {
-  const signal = (name: Deno.Signal) => {
-    try {
-      child.kill(name);
-    } catch {
-      // It has ended already.
-    }
-  };
-  signal("SIGTERM");
-  const killer = setTimeout(() => signal("SIGKILL"), timeoutMs);
-  await child.status;
-  clearTimeout(killer);
-}

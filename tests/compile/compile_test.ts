@@ -6,7 +6,7 @@
  */
 
 import { assertEquals, assertMatch } from "@std/assert";
-import { openKeeper } from "../../scripts/lab/keeper.ts";
+import { openKeeper } from "../../src/cli/keeper.ts";
 import { VERSION } from "../../src/version.ts";
 import { arm64Command, findArm64 } from "../../scripts/fetch_arm64.ts";
 import { mustRun, runCommand } from "../../scripts/lab/run_command.ts";

@@ -2,7 +2,7 @@
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { type Guest, startGuest } from "../../scripts/lab/guest.ts";
-import { openKeeper } from "../../scripts/lab/keeper.ts";
+import { openKeeper } from "../../src/cli/keeper.ts";
 import { VmsgError } from "../../src/linux/errors.ts";
 
 const TIMEOUT_MS = 60_000;
@@ -101,7 +101,7 @@ Deno.test("a keeper ends one session when told, the others when it is disposed",
 for (const signal of ["SIGKILL", "SIGTERM", "SIGINT"] as const) {
   Deno.test(`nothing is left of an owner that gets ${signal}`, async () => {
     const owner = `
-      import { openKeeper } from "${new URL("../../scripts/lab/keeper.ts", import.meta.url)}";
+      import { openKeeper } from "${new URL("../../src/cli/keeper.ts", import.meta.url)}";
       import { startGuest } from "${new URL("../../scripts/lab/guest.ts", import.meta.url)}";
       const keeper = await openKeeper();
       const args = ["-c", ${JSON.stringify(STUBBORN)}];

@@ -4,7 +4,7 @@ import { elfNeeded, isStaticProgram } from "../../scripts/lab/elf.ts";
 import { buildInitramfs, type InitramfsParts } from "../../scripts/lab/initramfs.ts";
 import { loadModules, moduleDependencies } from "../../scripts/lab/kernel_modules.ts";
 import { compareVersions, DONE_LINE, findKernelBelow } from "../../scripts/lab/machines.ts";
-import { openKeeper } from "../../scripts/lab/keeper.ts";
+import { openKeeper } from "../../src/cli/keeper.ts";
 import { pingScript } from "../../scripts/lab/scripts.ts";
 import { UsageError, VmsgError } from "../../src/linux/errors.ts";
 import { GUEST_TIMEOUT_MS, guestTest } from "./support.ts";

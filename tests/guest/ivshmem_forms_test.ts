@@ -8,7 +8,7 @@
  */
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { openKeeper } from "../../scripts/lab/keeper.ts";
+import { openKeeper } from "../../src/cli/keeper.ts";
 import { DOORBELL_ADDRESS, OTHER_MEMORY_ADDRESS } from "../../scripts/lab/machine.ts";
 import {
   assertFailure,

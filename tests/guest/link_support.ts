@@ -4,7 +4,7 @@
  */
 
 import { assertEquals, assertMatch } from "@std/assert";
-import type { Keeper } from "../../scripts/lab/keeper.ts";
+import type { Keeper } from "../../src/cli/keeper.ts";
 import type { Machine, MachineOptions } from "../../scripts/lab/machine.ts";
 import type { VmsgProcess } from "../support/processes.ts";
 import type { MachineTest } from "./machine_support.ts";

@@ -5,7 +5,7 @@
 
 import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
 import { machineExecutable } from "../../scripts/lab/executable.ts";
-import { openKeeper } from "../../scripts/lab/keeper.ts";
+import { openKeeper } from "../../src/cli/keeper.ts";
 import { findProgram, withLibraries } from "../../scripts/lab/libraries.ts";
 import {
   DISK_ADDRESS,

@@ -7,7 +7,7 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { demoGuestTask } from "../../scripts/lab/demo_guest.ts";
 import { demoIvshmemTask } from "../../scripts/lab/demo_ivshmem.ts";
-import { openKeeper } from "../../scripts/lab/keeper.ts";
+import { openKeeper } from "../../src/cli/keeper.ts";
 import { DONE_LINE, guestInitramfs, type GuestKind } from "../../scripts/lab/machines.ts";
 import { pingScript } from "../../scripts/lab/scripts.ts";
 import { type Command, parseOptions } from "../../src/cli/command.ts";

@@ -13,7 +13,7 @@ import {
   type Installation,
   type QemuOptions,
 } from "../../scripts/lab/machines.ts";
-import { type Keeper, openKeeper } from "../../scripts/lab/keeper.ts";
+import { type Keeper, openKeeper } from "../../src/cli/keeper.ts";
 import { has } from "../network/support.ts";
 import { type Lack, testUnless } from "../support/needs.ts";
 import { type Processes, withProcesses } from "../support/processes.ts";

@@ -7,7 +7,7 @@
  */
 
 import { assertEquals } from "@std/assert";
-import { openKeeper } from "../../scripts/lab/keeper.ts";
+import { openKeeper } from "../../src/cli/keeper.ts";
 import { networkTest } from "../network/support.ts";
 import {
   type Ended,

@@ -2,7 +2,7 @@
  * vmsg subcommands as child processes, started as a user starts them: from a directory of the test's own,
  * with the permissions of `deno task vmsg`.
  *
- * A keeper (scripts/lab/keeper.ts) has charge of every process and of the directory, so nothing is left
+ * A keeper (src/cli/keeper.ts) has charge of every process and of the directory, so nothing is left
  * behind when a test fails, is interrupted, or is killed. When a test fails, all that its processes
  * have said is printed.
  */
@@ -10,7 +10,7 @@
 import { assert } from "@std/assert";
 import { fromFileUrl } from "@std/path";
 import { TextLineStream } from "@std/streams/text-line-stream";
-import { type Keeper, openKeeper } from "../../scripts/lab/keeper.ts";
+import { type Keeper, openKeeper } from "../../src/cli/keeper.ts";
 
 /** How long anything may take that is not timed by the test; a busy machine is slow. */
 export const PATIENCE_MS = 60_000;

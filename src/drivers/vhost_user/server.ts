@@ -10,11 +10,12 @@
  * another is served waits a moment, in case that one is about to leave, and is turned away too.
  */
 
+import { Acceptor } from "../../linux/acceptor.ts";
 import { allocate } from "../../linux/arena.ts";
 import { VmsgError } from "../../linux/errors.ts";
 import { Fd, isSocket, setInherited } from "../../linux/fd.ts";
 import { EPOLLERR, EPOLLHUP, EPOLLIN, type Reactor, type Timer } from "../../linux/reactor.ts";
-import { connectUnix, listenUnix, type UnixListener, UnixStream } from "../../linux/unix_socket.ts";
+import { connectUnix, listenUnix, UnixStream } from "../../linux/unix_socket.ts";
 import type { Log } from "../../observe/log.ts";
 import type { DriverSide, PeerListener } from "../../transport/driver_side.ts";
 import type { RemoteDevice } from "../../transport/remote_device.ts";
@@ -56,7 +57,7 @@ export class VhostUserServer implements PeerListener, Disposable {
   readonly #device: RemoteDevice;
   readonly #name: string;
   readonly #retry: Timer;
-  #listener: UnixListener | undefined;
+  #acceptor: Acceptor | undefined;
   readonly #callers = new Set<Caller>();
   #frontEnd: FrontEnd | undefined;
   /** Since when it is served. */
@@ -100,12 +101,12 @@ export class VhostUserServer implements PeerListener, Disposable {
   }
 
   #listen(path: string): void {
-    const listener = listenUnix(path);
-    this.#listener = listener;
-    this.reactor.watch(listener.fd, EPOLLIN, () => {
-      const stream = listener.accept();
-      if (stream !== undefined) this.#called(stream);
-    });
+    this.#acceptor = new Acceptor(
+      this.reactor,
+      listenUnix(path),
+      (stream) => this.#called(stream),
+      (problem) => this.log.warn(`${this.#name}: ${problem}`),
+    );
   }
 
   #called(stream: UnixStream): void {
@@ -113,7 +114,7 @@ export class VhostUserServer implements PeerListener, Disposable {
     const timer = reactor.timer(() => this.#outOfPatience(caller));
     const caller: Caller = { stream, timer, hasSpoken: false };
     this.#callers.add(caller);
-    this.#watchListener();
+    this.#acceptor?.hold(this.#callers.size >= MAX_CALLERS);
     timer.arm(SILENT_MS);
     reactor.watch(stream.fd, EPOLLIN, (events) => {
       if ((events & EPOLLIN) === 0 && (events & (EPOLLHUP | EPOLLERR)) !== 0) {
@@ -131,13 +132,8 @@ export class VhostUserServer implements PeerListener, Disposable {
     this.#callers.delete(caller);
     this.reactor.unwatch(caller.stream.fd);
     this.reactor.dropTimer(caller.timer);
-    this.#watchListener();
+    this.#acceptor?.hold(this.#callers.size >= MAX_CALLERS);
     return caller.stream;
-  }
-
-  #watchListener(): void {
-    if (this.#listener === undefined) return;
-    this.reactor.rewatch(this.#listener.fd, this.#callers.size < MAX_CALLERS ? EPOLLIN : 0);
   }
 
   /** Serves the first that has spoken, if nobody is served. */
@@ -208,7 +204,7 @@ export class VhostUserServer implements PeerListener, Disposable {
     this.log.info(`${this.#name}: ${reason}; waiting for a front end`);
     const leftAtOnce = this.reactor.now() - this.#servedMs < PAUSE_MS;
     if (leftAtOnce) this.#retry.arm(PAUSE_MS);
-    else if (this.#listener === undefined) this.#retry.arm(RETRY_MS);
+    else if (this.#acceptor === undefined) this.#retry.arm(RETRY_MS);
     else this.#admit();
   }
 
@@ -219,10 +215,7 @@ export class VhostUserServer implements PeerListener, Disposable {
     frontEnd?.[Symbol.dispose]();
     this.reactor.dropTimer(this.#retry);
     for (const caller of this.#callers) this.#letGo(caller)[Symbol.dispose]();
-    const listener = this.#listener;
-    this.#listener = undefined;
-    if (listener === undefined) return;
-    this.reactor.unwatch(listener.fd);
-    listener[Symbol.dispose]();
+    this.#acceptor?.[Symbol.dispose]();
+    this.#acceptor = undefined;
   }
 }

@@ -17,7 +17,8 @@
  * Not covered: a process that makes itself yet another session.
  */
 
-import { VmsgError } from "../../src/linux/errors.ts";
+import { TextLineStream } from "@std/streams/text-line-stream";
+import { VmsgError } from "../linux/errors.ts";
 
 const SCRIPT = `
 trap '' HUP INT QUIT TERM
@@ -93,28 +94,14 @@ export async function openKeeper(base?: string): Promise<Keeper> {
     detached: true,
   }).spawn();
   const commands = child.stdin.getWriter();
-  const answers = child.stdout.pipeThrough(new TextDecoderStream()).getReader();
-  const encoder = new TextEncoder();
-  let buffered = "";
-  let open = true;
+  const text: ReadableStream<string> = child.stdout.pipeThrough(new TextDecoderStream());
+  const lines: ReadableStream<string> = text.pipeThrough(new TextLineStream());
+  const answers = lines.getReader();
+  const say = (command: string) => commands.write(new TextEncoder().encode(`${command}\n`));
   /** Commands that are answered run one after the other. */
   let last: Promise<unknown> = Promise.resolve();
 
-  async function readLine(): Promise<string | undefined> {
-    while (!buffered.includes("\n")) {
-      const { value, done } = await answers.read();
-      if (done) return undefined;
-      buffered += value;
-    }
-    const end = buffered.indexOf("\n");
-    const line = buffered.slice(0, end);
-    buffered = buffered.slice(end + 1);
-    return line;
-  }
-
   async function close(): Promise<void> {
-    if (!open) return;
-    open = false;
     await last.catch(() => {});
     // A keeper that somebody killed has closed its side already.
     await commands.close().catch(() => {});
@@ -122,25 +109,21 @@ export async function openKeeper(base?: string): Promise<Keeper> {
     await child.status;
   }
 
-  const directory = await readLine();
-  if (directory === undefined) {
+  const directory = (await answers.read()).value ?? "";
+  if (directory === "") {
     await close();
-    throw new VmsgError(
-      "NO_TEMPORARY_DIRECTORY",
-      base === undefined
-        ? "cannot make a temporary directory: set TMPDIR to a directory you may write to"
-        : `cannot make a temporary directory in ${base}`,
-    );
+    const where = base === undefined
+      ? ": set TMPDIR to a directory you may write to"
+      : ` in ${base}`;
+    throw new VmsgError("NO_TEMPORARY_DIRECTORY", `cannot make a temporary directory${where}`);
   }
   return {
     directory,
-    async keep(pid) {
-      await commands.write(encoder.encode(`keep ${pid}\n`));
-    },
+    keep: (pid) => say(`keep ${pid}`),
     async end(pid) {
       const ended = last.then(async () => {
-        await commands.write(encoder.encode(`end ${pid}\n`));
-        await readLine();
+        await say(`end ${pid}`);
+        await answers.read();
       });
       last = ended;
       await ended;
