@@ -133,7 +133,7 @@ export class Forwarding implements Sharing {
     if (this.running === 0) {
       this.#parts = place.divide(device, position, queuesInUse(rings, terms), terms);
     }
-    const { session } = device.side;
+    const { session } = device;
     if (this.#announcedTo === session) return;
     await place.announce(device);
     this.#announcedTo = session;

@@ -73,10 +73,8 @@ export class DriverSide implements BusListener, Requests, Disposable {
   readonly notifications: Notifications;
   readonly #heartbeat: Timer;
   readonly complain: (line: string) => void;
-  /** See {@link Requests.session}. */
-  session = 0;
-  #peer: PeerKind = "none";
-  #ownEpoch = 0;
+  peer: PeerKind = "none";
+  epoch = 0;
   #peerEpoch = 0;
   #nonce = 0;
   #probeToken = 0;
@@ -100,19 +98,9 @@ export class DriverSide implements BusListener, Requests, Disposable {
     return this.link.counters;
   }
 
-  /** Who is at the other end. */
-  get peer(): PeerKind {
-    return this.#peer;
-  }
-
   /** True while requests can be sent. */
   get isReady(): boolean {
-    return this.#peer === "vmsg" || this.#peer === "foreign";
-  }
-
-  /** The epoch that private requests carry. */
-  get epoch(): number {
-    return this.#ownEpoch;
+    return this.peer === "vmsg" || this.peer === "foreign";
   }
 
   /** Starts to look for a device side. */
@@ -138,7 +126,7 @@ export class DriverSide implements BusListener, Requests, Disposable {
   // --- who is there ------------------------------------------------------------------------------
 
   attached(): void {
-    this.#ownEpoch = randomEpoch();
+    this.epoch = randomEpoch();
     this.#peerEpoch = 0;
     this.#nonce = 0;
     this.#probeToken = randomToken();
@@ -146,7 +134,7 @@ export class DriverSide implements BusListener, Requests, Disposable {
     this.#attachedMs = this.#heardMs = this.reactor.now();
     const { bus, codec } = this.options;
     if (!codec.has(Kind.HELLO) && bus.noticesPeers) return this.#becomeReady("foreign");
-    this.#peer = "probing";
+    this.peer = "probing";
     this.#probe();
     this.#heartbeat.arm(FIRST_HELLO_MS);
   }
@@ -155,7 +143,7 @@ export class DriverSide implements BusListener, Requests, Disposable {
     this.#heartbeat.cancel();
     this.options.log.info(`${this.options.bus.description}: ${reason}`);
     this.#lose(reason);
-    this.#peer = "none";
+    this.peer = "none";
   }
 
   replaced(reason: string): void {
@@ -165,7 +153,7 @@ export class DriverSide implements BusListener, Requests, Disposable {
   }
 
   #becomeReady(peer: PeerKind): void {
-    this.#peer = peer;
+    this.peer = peer;
     const who = peer === "vmsg" ? "a vmsg device side" : "a device side";
     this.options.log.info(`${this.options.bus.description}: ${who} is there`);
     for (const listener of this.#listeners) listener.ready();
@@ -174,8 +162,7 @@ export class DriverSide implements BusListener, Requests, Disposable {
 
   #lose(reason: string): void {
     const wasReady = this.isReady;
-    this.#peer = "probing";
-    this.session++;
+    this.peer = "probing";
     this.link.forget();
     this.notifications.cancelAll();
     for (const device of this.#devices.values()) device.left(reason);
@@ -185,8 +172,8 @@ export class DriverSide implements BusListener, Requests, Disposable {
   // --- heartbeat ---------------------------------------------------------------------------------
 
   #beat(): void {
-    if (this.#peer === "none" || this.#peer === "foreign") return;
-    const probing = this.#peer === "probing";
+    if (this.peer === "none" || this.peer === "foreign") return;
+    const probing = this.peer === "probing";
     // Early repeats for an attach that raced, a steady beat afterwards.
     const early = probing && this.reactor.now() - this.#attachedMs < HELLO_MS;
     if (early || (probing && !this.options.bus.noticesPeers)) this.#probe();
@@ -210,7 +197,7 @@ export class DriverSide implements BusListener, Requests, Disposable {
     if (this.#toldSilence || this.reactor.now() - this.#heardMs < SILENCE_MS) return;
     this.#toldSilence = true;
     const { bus, codec, log } = this.options;
-    if (this.#peer === "vmsg") {
+    if (this.peer === "vmsg") {
       log.warn(`${bus.description}: the device side is silent; waiting for it`);
     } else if (!bus.noticesPeers) {
       const hint = bus.silenceHint === "" ? "" : ` (${bus.silenceHint})`;
@@ -231,7 +218,7 @@ export class DriverSide implements BusListener, Requests, Disposable {
   #fillHello(): void {
     const out = this.link.start(Kind.HELLO, 0);
     out.token = randomToken();
-    out.epoch = this.#ownEpoch;
+    out.epoch = this.epoch;
     out.peerEpoch = this.#peerEpoch;
     out.nonce = this.#nonce;
     out.version = PRIVATE_VERSION;
@@ -248,18 +235,18 @@ export class DriverSide implements BusListener, Requests, Disposable {
     const { epoch, peerEpoch, nonce, version } = this.link.in;
     // Our epoch is new with every attachment, so this is no leftover of an earlier one. The answer may
     // be to any HELLO of this one: where a round trip is longer than a beat, no latest is ever answered.
-    if (peerEpoch !== this.#ownEpoch) return this.link.drop();
+    if (peerEpoch !== this.epoch) return this.link.drop();
     if (version !== PRIVATE_VERSION) {
       return this.complain(`the device side is a vmsg of another version (${version})`);
     }
-    if (this.#peer === "foreign") return this.link.drop();
+    if (this.peer === "foreign") return this.link.drop();
     this.#nonce = nonce;
-    if (this.#toldSilence && this.#peer === "vmsg") {
+    if (this.#toldSilence && this.peer === "vmsg") {
       this.options.log.info(`${this.options.bus.description}: the device side answers again`);
     }
     this.#toldSilence = false;
     if (epoch === this.#peerEpoch) return;
-    if (this.#peer === "vmsg") this.#lose("the device side was replaced");
+    if (this.peer === "vmsg") this.#lose("the device side was replaced");
     this.#peerEpoch = epoch;
     // The device side drops all else until a HELLO names its epoch; one queue keeps the order.
     this.#sendHello();
@@ -287,7 +274,7 @@ export class DriverSide implements BusListener, Requests, Disposable {
     const { kind, response } = link.in;
     if (!response) return this.#event();
     if (kind === Kind.HELLO) return this.#helloAnswered();
-    if (this.#peer !== "probing") return this.requests.answered();
+    if (this.peer !== "probing") return this.requests.answered();
     if (kind === Kind.GET_DEVICE_INFO) this.#probeAnswered();
     else link.drop();
   }
@@ -318,7 +305,7 @@ export class DriverSide implements BusListener, Requests, Disposable {
   /** Fails what is open. */
   [Symbol.dispose](): void {
     this.#lose("shut down");
-    this.#peer = "none";
+    this.peer = "none";
     this.reactor.dropTimer(this.#heartbeat);
     this.requests[Symbol.dispose]();
     this.notifications[Symbol.dispose]();

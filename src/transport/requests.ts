@@ -76,8 +76,6 @@ export interface Requests {
   readonly peer: PeerKind;
   /** True while requests can be sent. */
   readonly isReady: boolean;
-  /** Changes when the device side is lost; equal values are the same device side. */
-  readonly session: number;
   /** The epoch that private requests carry. */
   readonly epoch: number;
   /** Those that were sent. */
