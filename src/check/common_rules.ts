@@ -18,8 +18,7 @@ export function zeros(bytes: Uint8Array | Uint32Array, from: number): boolean {
 
 type Look = (heard: Heard, talk: Dialogue) => boolean;
 
-const paddingIsZero: Look = ({ bytes, message, malformed }) =>
-  malformed !== undefined || zeros(bytes, message.size);
+const paddingIsZero: Look = ({ bytes, message }) => zeros(bytes, message.size);
 const isOfItsDevice: Look = ({ message }, { device }) =>
   message.device === (isBusMessage(message.kind) ? 0 : device);
 const hasItsSize: Look = ({ message }, { codec }) =>
@@ -34,6 +33,7 @@ const saysNoMore: Look = ({ bytes, message }, { codec }) => {
 
 /** Rules by number: is it so of this message? */
 const LOOKS: Readonly<Record<string, Look>> = {
+  // No size is above 255, so its high byte is 0, and behind the low one.
   G1: ({ bytes }) => bytes[7] === 0,
   G2: hasItsSize,
   G3: ({ message }, { codec }) => message.size <= codec.maxSize,
@@ -64,10 +64,10 @@ export function lookOn(talk: Dialogue, rule: string): void {
 
 /** Asks for one rule. */
 export type Body<Role> = (role: Role) => Promise<void>;
-/** Bodies by the numbers of the rules that they ask for. */
+/** Bodies by the rules that they ask for. */
 export type Bodies<Role> = Readonly<Record<string, Body<Role>>>;
 
-/** The same by one number each. */
+/** Bodies whose names are several rules, under each of them. */
 export function byRule<Role>(bodies: Bodies<Role>): Bodies<Role> {
   return Object.fromEntries(
     Object.entries(bodies).flatMap(([rules, body]) => rules.split(" ").map((rule) => [rule, body])),

@@ -1,7 +1,7 @@
 /**
- * Who asks a peer for a rule. A device side is asked by one who speaks as a driver does ({@link DriverRole}), a
- * driver side by one who plays its device ({@link DeviceRole}): he answers every request as a good device does,
- * keeps what was said, and a rule changes what he is or what he answers. The rules are in device_rules.ts and
+ * Who asks a peer for a rule. A device side is asked by one that speaks as a driver does ({@link DriverRole}), a
+ * driver side by one that plays its device ({@link DeviceRole}): it answers every request as a good device does,
+ * keeps what was said, and a rule changes what it is or what it answers. The rules are in device_rules.ts and
  * driver_rules.ts, those for both ({@link Asker}) in common_rules.ts.
  */
 
@@ -71,7 +71,7 @@ export const UNSET: Fields = {
 
 /** Speaks as a driver. */
 export class DriverRole extends Asker {
-  /** Has the peer the first message that it expects, and an unconfigured device behind it. */
+  /** The peer gets the first message that it expects, and its device is unconfigured then. */
   override async begin(): Promise<void> {
     const { deviceId } = await this.ask(Kind.GET_DEVICE_INFO);
     require(deviceId !== 0, `there is no device ${this.talk.device}`);
