@@ -66,6 +66,12 @@ export class IovecList {
     this.length = 0;
   }
 
+  /** Forgets the newest segments: `count` of them stay, with `length` bytes in all. */
+  cut(count: number, length: number): void {
+    this.count = count;
+    this.length = length;
+  }
+
   /**
    * Appends `length` bytes at `offset` of a window, less than 2^32 of them; false when the list is full.
    */

@@ -249,12 +249,10 @@ export class DeviceQueue {
     if (this.#open !== undefined && outcome === Pop.CHAIN) outcome = this.#keep(head, capacity);
     if (outcome !== Pop.CHAIN) {
       if (outcome === Pop.PARKED) outcome = this.#park(head, chain);
-      readable.count = readableCount;
-      readable.length = readableLength;
-      writable.count = writableCount;
-      writable.length = writableLength;
-      return outcome === Pop.FULL && readableCount === 0 && writableCount === 0
-        ? this.#break(`chain ${head} has more segments than the device takes`)
+      readable.cut(readableCount, readableLength);
+      writable.cut(writableCount, writableLength);
+      return outcome === Pop.FULL && readableCount + writableCount === 0
+        ? this.#tooManySegments(head)
         : outcome;
     }
     chain.head = head;
@@ -532,6 +530,10 @@ export class DeviceQueue {
 
   #outOfOrder(index: number): number {
     return this.#break(`descriptor ${index} is readable but follows a writable one`);
+  }
+
+  #tooManySegments(head: number): number {
+    return this.#break(`chain ${head} has more segments than the device takes`);
   }
 
   #tooLong(): number {
