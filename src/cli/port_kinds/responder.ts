@@ -10,7 +10,7 @@ export const responderKind: PortKind<ResponderOptions> = {
   usage: "responder[,address=A][,address6=A][,flood=N]",
   help:
     "a host of our own at 10.0.2.2 that answers ARP, ping, DHCP and IPv6 discovery, discards port " +
-    "9, generates from port 19 and serves HTTP; flood sends N broadcast frames a second",
+    "9 and generates from port 19; flood sends N broadcast frames a second",
   keys: ["address", "address6", "flood"],
   parse: (group) => {
     const flood = group.number("flood", 0, 1_000_000, 0);

@@ -12,10 +12,9 @@
  * all big-endian. Their first four payload bytes are a sequence number from 0, the rest is RFC 864's pattern.
  */
 
-import { readU16, readU32, writeU16, writeU32 } from "./byte_order.ts";
+import { writeU16, writeU32 } from "./byte_order.ts";
 import { ETHERNET_FRAME_MAX } from "./ethernet.ts";
-import type { Verdict } from "./packet.ts";
-import { UDP_PAYLOAD, type UdpDatagram } from "./udp.ts";
+import { UDP_PAYLOAD } from "./udp.ts";
 
 /** UDP port of discard. */
 export const DISCARD_PORT = 9;
@@ -33,26 +32,6 @@ const PRINTABLE_CHARACTERS = 95;
 const SPACE = 0x20;
 const CARRIAGE_RETURN = 0x0d;
 const LINE_FEED = 0x0a;
-
-/** A request. One record serves all, one after the other. */
-export class ChargenRequest {
-  /** How many datagrams. */
-  count = 0;
-  /** UDP payload bytes of each. */
-  size = 0;
-}
-
-/** Reads a request of at least 8 bytes; "done" if it is one. Whether the size fits is not looked at. */
-export function parseChargenRequest(
-  request: ChargenRequest,
-  frame: Uint8Array,
-  datagram: UdpDatagram,
-): Verdict {
-  if (readU16(frame, datagram.start + 6) !== 0) return "malformed";
-  request.count = readU32(frame, datagram.start);
-  request.size = readU16(frame, datagram.start + 4);
-  return "done";
-}
 
 /** Writes a request as the payload of a UDP datagram at `at`. */
 export function writeChargenRequest(

@@ -9,15 +9,14 @@
  * for ever (CERT CA-1996-01).
  */
 
+import { readU16, readU32 } from "../protocols/byte_order.ts";
 import { writeUdpAnswer } from "../protocols/answer.ts";
 import { ETHERNET_FRAME_MAX } from "../protocols/ethernet.ts";
 import type { Packet, Verdict } from "../protocols/packet.ts";
 import {
   CHARGEN_PORT,
   CHARGEN_REQUEST_SIZE,
-  ChargenRequest,
   NUMBERED_SIZE_MIN,
-  parseChargenRequest,
   writePattern,
 } from "../protocols/traffic.ts";
 import { UDP_HEADER_SIZE, type UdpDatagram } from "../protocols/udp.ts";
@@ -41,7 +40,6 @@ class Sender {
 export class Chargen {
   readonly #host: Host;
   readonly #senders: Sender[] = Array.from({ length: SENDERS }, () => new Sender());
-  readonly #request = new ChargenRequest();
   /** Whose datagram is next; its `remaining` is 0 only if everyone's is. */
   #turn = 0;
 
@@ -64,12 +62,12 @@ export class Chargen {
     if (datagram.end - datagram.start < CHARGEN_REQUEST_SIZE) {
       return this.#sendLine(frame, packet, port);
     }
-    const verdict = parseChargenRequest(this.#request, frame, datagram);
-    if (verdict !== "done") return verdict;
-    const { count, size } = this.#request;
+    const at = datagram.start;
+    const count = readU32(frame, at);
+    const size = readU16(frame, at + 4);
     const udp = packet.version.payload;
     const room = ETHERNET_FRAME_MAX - udp - UDP_HEADER_SIZE;
-    if (size < NUMBERED_SIZE_MIN || size > room) return "malformed";
+    if (readU16(frame, at + 6) !== 0 || size < NUMBERED_SIZE_MIN || size > room) return "malformed";
 
     const sender = this.#senderFor(frame, packet, port);
     if (sender === undefined) return "dropped";
