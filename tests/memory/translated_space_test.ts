@@ -164,3 +164,24 @@ Deno.test("anonymous memory cannot be mapped again", () => {
   using memory = mapAnonymous(PAGE_SIZE);
   assertEquals(memory.file, undefined);
 });
+
+Deno.test("a machine with a hole: pages on both sides of it, in one ring; none in it", () => {
+  const fd = createSealedMemory("machine", 4 * PAGE_SIZE);
+  using memory = mapKept({ fd, offset: 0 }, 4 * PAGE_SIZE, fd);
+  const bytes = new Uint8Array(memory.buffer);
+  for (let page = 0; page < 4; page++) bytes.fill(page, page * PAGE_SIZE);
+  // As --memory at=0x1000,low=8K,hole=4K gives them.
+  const regions = [
+    { at: 0x1000, size: 0x2000, memory, offset: 0 },
+    { at: 0x4000, size: 0x2000, memory, offset: 0x2000 },
+  ];
+  using space = new TranslatedSpace(regions, () => {});
+  [0x5000, 0x2000, 0x4000].forEach((physical, page) => space.learn(page * PAGE_SIZE, physical));
+  assertEquals(space.prepare(0, [{ at: 0, size: 0x3000 }]), true);
+  assertEquals(runs(space.find(0, 0x3000)!), [3, 1, 2].map((page) => [page, PAGE_SIZE]));
+  space.learn(0x3000, 0x3000);
+  assertEquals(
+    space.explain(0x3000, 1),
+    "is 0x3000 in the driver side's machine, which no --memory covers",
+  );
+});
