@@ -115,6 +115,7 @@ export { ownMemory } from "./src/sharing/driver_memory.ts";
 export type { BusListener, SharedSegment } from "./src/bus/bus.ts";
 export type { Clock } from "./src/linux/clock.ts";
 export type { Fd } from "./src/linux/fd.ts";
+export type { OpenFile } from "./src/linux/mapping.ts";
 export type { Deferred, ReadyHandler } from "./src/linux/reactor.ts";
 export type {
   AddressSpace,

@@ -33,15 +33,15 @@ export type Answer<T> = T | Promise<T>;
 
 /** Where a queue lies and where it goes on. */
 export interface QueueSetup {
-  /** Entries. */
+  /** Entries: a power of two, at most 32768. */
   readonly size: number;
-  /** Bus address of the descriptor area. */
+  /** Bus address of the descriptor area (the descriptor table). */
   readonly descriptorAddress: number;
-  /** Bus address of the driver area. */
+  /** Bus address of the driver area (the available ring). */
   readonly driverAddress: number;
-  /** Bus address of the device area. */
+  /** Bus address of the device area (the used ring). */
   readonly deviceAddress: number;
-  /** The next available index; 0 unless the queue ran before. */
+  /** The available index to begin at: 0, or what the queue's predecessor ended with. */
   readonly base: number;
 }
 

@@ -150,12 +150,8 @@ export class NetDevice extends QueueDevice {
     this.port.open({
       readable: () => this.wake(RECEIVE),
       writable: () => this.wake(TRANSMIT),
-      link: (up) => this.#setLink(up),
+      link: (up) => this.#setStatusBit(NetStatus.LINK_UP, up),
     });
-  }
-
-  #setLink(up: boolean): void {
-    this.#setStatusBit(NetStatus.LINK_UP, up);
   }
 
   #setStatusBit(bit: number, on: boolean): void {

@@ -10,7 +10,7 @@
 import { addBytes, addU32, checksumOf, foldSum } from "./checksum.ts";
 import { ETHERNET_HEADER_SIZE, ETHERTYPE_IPV4 } from "./ethernet.ts";
 import { readU16, readU32, writeU16, writeU32 } from "./byte_order.ts";
-import type { InternetVersion, Packet, Verdict } from "./packet.ts";
+import { type InternetVersion, Packet, type Verdict } from "./packet.ts";
 
 const IPV4_HEADER: number = ETHERNET_HEADER_SIZE;
 /** Offset of the source address in a frame; the destination follows it. */
@@ -46,18 +46,15 @@ const DONT_FRAGMENT = 0x4000;
 const FRAGMENT_MASK = 0x3fff;
 const TTL_64 = 64;
 
-/** The fields of a received header. One record serves all frames, one after the other. */
-export class Ipv4Packet implements Packet {
-  readonly version: InternetVersion = IPV4;
-  /** Source address. */
+/** A received packet and its addresses. */
+export class Ipv4Packet extends Packet {
   source = 0;
-  /** Destination address. */
   destination = 0;
-  protocol = 0;
-  start = 0;
-  end = 0;
-  addressSum = 0;
-  trusted = false;
+
+  /** An empty record. */
+  constructor() {
+    super(IPV4);
+  }
 }
 
 /** Checks the header of an IPv4 frame and fills the record in; "done" means that it is whole. */

@@ -10,7 +10,7 @@
 import { addBytes } from "./checksum.ts";
 import { ETHERNET_HEADER_SIZE, ETHERTYPE_IPV6 } from "./ethernet.ts";
 import { copyBytes, readU16, writeU16, writeU32 } from "./byte_order.ts";
-import type { InternetVersion, Packet, Verdict } from "./packet.ts";
+import { type InternetVersion, Packet, type Verdict } from "./packet.ts";
 
 const IPV6_HEADER: number = ETHERNET_HEADER_SIZE;
 /** Bytes of a header. */
@@ -55,16 +55,15 @@ const OPTION_PAD_1 = 0;
 const OPTION_ACTION_MASK = 0xc0;
 const OPTION_PAD_N = 1;
 
-/** The fields of a received header. One record serves all frames, one after the other. */
-export class Ipv6Packet implements Packet {
-  readonly version: InternetVersion = IPV6;
-  protocol = 0;
-  start = 0;
-  end = 0;
-  addressSum = 0;
-  trusted = false;
+/** A received packet, whose addresses stay in the frame. */
+export class Ipv6Packet extends Packet {
   /** Hops that were left. */
   hopLimit = 0;
+
+  /** An empty record. */
+  constructor() {
+    super(IPV6);
+  }
 }
 
 /** Checks the header of an IPv6 frame and fills the record in; "done" means that it is whole. */

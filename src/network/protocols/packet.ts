@@ -26,19 +26,21 @@ export interface InternetVersion {
 }
 
 /** A received packet whose header was checked. One record of each version serves all frames. */
-export interface Packet {
-  readonly version: InternetVersion;
+export class Packet {
   /** Protocol number of the payload. */
-  protocol: number;
+  protocol = 0;
   /** Offset of the payload in the frame, behind all options. */
-  start: number;
+  start = 0;
   /** Offset of the first byte after the payload. */
-  end: number;
+  end = 0;
   /** One's complement sum of both addresses, a part of every pseudo header. */
-  addressSum: number;
+  addressSum = 0;
   /**
    * The payload's checksum need not be looked at: its field holds a partial sum (VIRTIO 1.2, 5.1.6.2,
    * NEEDS_CSUM), and between this guest and us there is no wire that could corrupt it.
    */
-  trusted: boolean;
+  trusted = false;
+
+  /** An empty record. */
+  constructor(readonly version: InternetVersion) {}
 }

@@ -64,8 +64,7 @@ import { TokenBucket } from "./token_bucket.ts";
 export type { ResponderOptions } from "./host.ts";
 
 /** "Port unreachable" messages a second, and at once. */
-const UNREACHABLES_PER_SECOND = 10;
-const UNREACHABLES_BURST = 10;
+const UNREACHABLES = 10;
 
 /**
  * A host that answers. The owner's loop:
@@ -103,12 +102,7 @@ export class Responder {
     const host = this.#host = new Host(options);
     this.#dhcp = new DhcpServer(host);
     this.#chargen = new Chargen(host);
-    this.#unreachableLimit = new TokenBucket(
-      UNREACHABLES_PER_SECOND,
-      UNREACHABLES_BURST,
-      UNREACHABLES_BURST,
-      now,
-    );
+    this.#unreachableLimit = new TokenBucket(UNREACHABLES, UNREACHABLES, UNREACHABLES, now);
     const rate = options.floodFramesPerSecond ?? 0;
     if (!(rate >= 0 && rate < Infinity)) {
       throw new TypeError(`${rate} is not a number of flood frames a second, 0 or more`);

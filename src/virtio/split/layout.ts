@@ -45,11 +45,9 @@ export function isQueueSize(size: number): boolean {
 
 /** Whether areas lie at addresses that can be (2.7). */
 export function isAligned(
-  { descriptorAddress, driverAddress, deviceAddress }: {
-    readonly descriptorAddress: number;
-    readonly driverAddress: number;
-    readonly deviceAddress: number;
-  },
+  { descriptorAddress, driverAddress, deviceAddress }: Readonly<
+    Record<"descriptorAddress" | "driverAddress" | "deviceAddress", number>
+  >,
 ): boolean {
   return isMultiple(descriptorAddress, AREAS.descriptor.alignment) &&
     isMultiple(driverAddress, AREAS.driver.alignment) &&

@@ -1,20 +1,11 @@
 /** What a queue is made from: its setup as the driver named it, and views over its three areas, checked. */
 
 import type { AddressSpace } from "../../memory/address_space.ts";
+import type { QueueSetup } from "../device.ts";
 import { AREAS, isQueueSize, MAX_QUEUE_SIZE, USED_ELEMENTS } from "./layout.ts";
 
-/** Where a queue lies and how it is used, as negotiated; nothing in it needs to be trusted. */
-export interface QueueConfig {
-  /** Entries: a power of two, at most 32768. */
-  readonly size: number;
-  /** Bus address of the descriptor table. */
-  readonly descriptorAddress: number;
-  /** Bus address of the available ring. */
-  readonly driverAddress: number;
-  /** Bus address of the used ring. */
-  readonly deviceAddress: number;
-  /** The available index to begin at: 0, or {@link DeviceQueue.base} of the queue's predecessor. */
-  readonly base: number;
+/** Where a queue lies, and how it is used, as negotiated; nothing in it needs to be trusted. */
+export interface QueueConfig extends QueueSetup {
   /** The used index to begin at; the base unless given. */
   readonly used?: number;
   /** Whether VIRTIO_F_EVENT_IDX was negotiated. */
