@@ -14,7 +14,8 @@ import { VmsgError } from "../src/linux/errors.ts";
 import { mustRun } from "./lab/run_command.ts";
 
 const EMULATOR_PACKAGE = "qemu-user-static";
-const LIBRARY_PACKAGES = ["libc6", "libgcc-s1"];
+/** The packages that hold the libraries of an arm64 vmsg. */
+export const LIBRARY_PACKAGES: readonly string[] = ["libc6", "libgcc-s1"];
 
 /** Where the parts lie. */
 export interface Arm64 {
@@ -69,7 +70,7 @@ async function fetch(cache: string): Promise<void> {
   try {
     const apt = await foreignApt("arm64", `${unfinished}/apt`);
     await mustRun(["apt-get", ...apt, "update"]);
-    const libraries = await download(`${unfinished}/libraries`, LIBRARY_PACKAGES, apt);
+    const libraries = await download(`${unfinished}/libraries`, [...LIBRARY_PACKAGES], apt);
     const [emulator = ""] = await download(`${unfinished}/emulator`, [EMULATOR_PACKAGE], []);
     const target = `${unfinished}/arm64`;
     await Deno.mkdir(`${target}/root`, { recursive: true });

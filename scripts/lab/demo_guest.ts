@@ -14,6 +14,7 @@ import {
   type Guests,
   type Installation,
 } from "./machines.ts";
+import { fetchMissing } from "./prepare.ts";
 import { pingScript } from "./scripts.ts";
 import { runTask } from "./task.ts";
 import type { Command } from "../../src/cli/command.ts";
@@ -22,12 +23,15 @@ import { eachLine, selfCommand, untilInterrupted } from "../../src/cli/self.ts";
 /** From power-on to the last ping, twenty times what it takes under emulation. */
 const GUEST_TIMEOUT_MS = 120_000;
 
-function choose(guests: Guests, wanted: string | undefined): Installation {
+function parseKinds(wanted: string | undefined): GuestKind[] {
   const named = GUEST_KINDS.find((kind) => kind === wanted);
   if (wanted !== undefined && named === undefined) {
     throw new UsageError(`--guest is one of ${GUEST_KINDS.join(", ")}, not ${wanted}`);
   }
-  const kinds: GuestKind[] = named === undefined ? ["uml", "microvm"] : [named];
+  return named === undefined ? ["uml", "microvm"] : [named];
+}
+
+function choose(guests: Guests, kinds: readonly GuestKind[]): Installation {
   for (const kind of kinds) {
     const installation = guests[kind];
     if (installation !== undefined) return installation;
@@ -48,7 +52,9 @@ async function demoGuest(
   confined: boolean,
   interrupted: Promise<number>,
 ): Promise<number> {
-  const installation = choose(await findGuests(), kind);
+  const kinds = parseKinds(kind);
+  await fetchMissing({ kinds });
+  const installation = choose(await findGuests(), kinds);
   await using keeper = await openKeeper();
   const bus = `linux-user,socket=${keeper.directory}/bus.sock,dir=${keeper.directory}`;
   const socket = `${keeper.directory}/vhost-user.sock`;
@@ -83,7 +89,7 @@ async function demoGuest(
   });
   pinged.catch(() => {});
   const code = await Promise.race([interrupted, pinged]);
-  console.log(code === 0 ? "\nDEMO PASSED" : `\nDEMO FAILED (${code})`);
+  if (code !== 130) console.log(code === 0 ? "\nDEMO PASSED" : `\nDEMO FAILED (${code})`);
   return code;
 }
 

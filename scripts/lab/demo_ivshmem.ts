@@ -3,14 +3,13 @@
  * kernel and vmsg. Machine B has no network card but the one whose device is in machine A; its pings
  * leave through A's own card to the user network of A's QEMU.
  *
- * The executable for the machines is compiled first, unless there is one of the same sources. For a
- * guest in an arm64 machine a QEMU is fetched, once.
+ * The executable for the machines is compiled first, unless there is one of the same sources. What is
+ * missing is fetched, once (prepare.ts).
  */
 
 import { UsageError, VmsgError } from "../../src/linux/errors.ts";
 import type { Command, Options } from "../../src/cli/command.ts";
 import { untilInterrupted } from "../../src/cli/self.ts";
-import { fetchArm64Qemu } from "../fetch_arm64_qemu.ts";
 import { machineExecutable } from "./executable.ts";
 import {
   MACHINE_KINDS,
@@ -26,6 +25,7 @@ import {
   innerVirt,
 } from "./inner.ts";
 import { findGuests } from "./machines.ts";
+import { fetchMissing } from "./prepare.ts";
 import { pingScript } from "./scripts.ts";
 import {
   deviceScript,
@@ -44,13 +44,15 @@ const TIMEOUT_MS = 600_000;
 /** Bytes of the file that an inner guest fetches through machine A's network card. */
 const FILE_SIZE = 4 << 20;
 
-async function findMachine(
-  wanted: string,
-): Promise<QemuInstallation & { readonly kind: MachineKind }> {
+function parseMachine(wanted: string): MachineKind {
   const kind = MACHINE_KINDS.find((name) => name === wanted);
-  if (kind === undefined) {
-    throw new UsageError(`--machine is one of ${MACHINE_KINDS.join(", ")}, not ${wanted}`);
-  }
+  if (kind !== undefined) return kind;
+  throw new UsageError(`--machine is one of ${MACHINE_KINDS.join(", ")}, not ${wanted}`);
+}
+
+async function findMachine(
+  kind: MachineKind,
+): Promise<QemuInstallation & { readonly kind: MachineKind }> {
   const guests = await findGuests();
   const found = guests[kind];
   if (found !== undefined) return { ...found as QemuInstallation, kind };
@@ -162,13 +164,17 @@ async function demoIvshmem(options: Options): Promise<number> {
     throw new UsageError(`--net is bridge or packet, not ${net}`);
   }
   const confined = options.flag("confined") || (inner && !direct);
-  const installation = await findMachine(options.text("machine")!);
-  const { kind } = installation;
+  const kind = parseMachine(options.text("machine")!);
+  await fetchMissing({
+    kinds: [kind],
+    arm64Libraries: kind === "arm64",
+    arm64Qemu: inner && kind === "arm64",
+  });
+  const installation = await findMachine(kind);
   const executable = await machineExecutable(
     options.text("executable"),
     machineArchitecture(kind),
   );
-  if (inner && kind === "arm64") await fetchArm64Qemu();
   using interrupted = untilInterrupted();
   await using server = await serveFile();
   const b = inner
@@ -201,7 +207,7 @@ async function demoIvshmem(options: Options): Promise<number> {
   ]).then(() => 1);
   for (const promise of [passed, failed]) promise.catch(() => {});
   const code = await Promise.race([interrupted, passed, failed]);
-  console.log(code === 0 ? "\nTEST PASSED" : `\nTEST FAILED (${code})`);
+  if (code !== 130) console.log(code === 0 ? "\nTEST PASSED" : `\nTEST FAILED (${code})`);
   return code;
 }
 

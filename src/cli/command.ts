@@ -33,9 +33,10 @@ export class Options {
     return this.values[name] === true;
   }
 
-  /** The value given last, or else the default. */
+  /** The value given last, or else the default; a flag has none. */
   text(name: string): string | undefined {
-    return this.values[name] as string | undefined;
+    const value = this.values[name];
+    return typeof value === "string" ? value : undefined;
   }
 
   /** The values of a repeated option, in the order of the command line. */

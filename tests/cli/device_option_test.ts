@@ -39,3 +39,13 @@ Deno.test("devices: more than 64 are refused", () => {
   assertEquals(devices(...many(64)).length, 64);
   assertThrows(() => devices(...many(64), "--net=hub"), UsageError, "at most 64");
 });
+
+Deno.test("options: a flag has no text, given or not", () => {
+  for (const args of [[], ["--confined"]]) {
+    const options = parseOptions(deviceCommand, ["--bus", "linux-user,socket=lu.sock", ...args]);
+    assertEquals([options.text("confined"), options.flag("confined")], [
+      undefined,
+      args.length > 0,
+    ]);
+  }
+});
