@@ -43,6 +43,7 @@ export class IvshmemBus extends PageBus implements EndListener {
   #rang = -1;
   #poller: Poller | undefined;
   #toldOther = false;
+  #isAway = false;
   /** A driver side's rings lie behind the queues. */
   readonly keptFrom: number | undefined;
 
@@ -122,7 +123,7 @@ export class IvshmemBus extends PageBus implements EndListener {
   }
 
   protected override attachIfThere(): void {
-    if (!this.isAttached && this.#isThere) this.attach();
+    if (!this.isAttached && !this.#isAway && this.#isThere) this.attach();
   }
 
   /** Is the peer, or anybody who may be it, in the server's list? At a function it may be. */
@@ -131,6 +132,16 @@ export class IvshmemBus extends PageBus implements EndListener {
     const { peer } = this.#options;
     if (peers === undefined) return true;
     return peer === undefined ? peers.size > 0 : peers.has(peer);
+  }
+
+  away(reason: string): void {
+    this.#isAway = true;
+    this.detach(reason);
+  }
+
+  back(): void {
+    this.#isAway = false;
+    this.attachIfThere();
   }
 
   joined(_peer: number): void {

@@ -42,6 +42,10 @@ export interface EndListener {
   joined(peer: number): void;
   /** It is gone. */
   left(peer: number): void;
+  /** The end can do nothing for a while: its memory is not shared. Only where a function can be taken away. */
+  away?(reason: string): void;
+  /** It can again. */
+  back?(): void;
   /** Should the memory be another one: from which byte on its content is taken along, if at all. */
   readonly keptFrom?: number | undefined;
 }

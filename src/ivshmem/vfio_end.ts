@@ -8,22 +8,26 @@
  *
  * VFIO maps BAR2 uncached; sysfs maps it write-combining, which is faster where the processor is the one
  * that decides, and is used where the kernel lets it be.
+ *
+ * States: held -> let go -> held ... The kernel may want the function back (unbind, hot-unplug). Then all
+ * of it is closed, and BAR2's addresses show private memory, which nobody looks at, until it is back.
  */
 
 import { clearEventFd, createEventFd } from "../linux/eventfd.ts";
-import { LinuxError } from "../linux/errors.ts";
+import { LinuxError, VmsgError } from "../linux/errors.ts";
 import { type Fd, openFile } from "../linux/fd.ts";
-import { mapKept, type Mapping } from "../linux/mapping.ts";
-import { EPOLLIN, type Reactor } from "../linux/reactor.ts";
+import { mapKept, type Mapping, remap } from "../linux/mapping.ts";
+import { EPOLLIN, type Reactor, type Timer } from "../linux/reactor.ts";
 import type { PciFunction } from "../linux/sysfs.ts";
 import {
   MAX_VECTORS,
   VFIO_PCI_INTX_IRQ_INDEX,
   VFIO_PCI_MSIX_IRQ_INDEX,
+  VFIO_PCI_REQ_IRQ_INDEX,
   VfioDevice,
 } from "../linux/vfio.ts";
 import type { Log } from "../observe/log.ts";
-import { bindToVfio, vfioGroup } from "./binding.ts";
+import { bindToVfio, VFIO_DRIVER, vfioGroup } from "./binding.ts";
 import { type EndListener, type IvshmemEnd, Register, STOCK_REGISTERS_SIZE } from "./end.ts";
 import {
   type FunctionMemory,
@@ -35,6 +39,8 @@ import {
 
 const BAR_REGISTERS = 0;
 const BAR_MEMORY = 2;
+/** How often a function that was let go is looked for. */
+const RETRY_MS = 200;
 
 /** How to open a function through VFIO. */
 export interface VfioOptions {
@@ -46,31 +52,42 @@ export interface VfioOptions {
   readonly sysfs?: string;
 }
 
-/** A function, the binding under it, and BAR2; `stack` owns them. */
+/** A function and BAR2. */
 interface Opened {
-  readonly pci: PciFunction;
   readonly device: VfioDevice;
   readonly memory: Mapping;
   readonly isDeviceMemory: boolean;
 }
 
-function openFunction(address: string, options: VfioOptions, stack: DisposableStack): Opened {
-  const pci = ivshmemFunction(address, options.sysfs);
-  if (options.bind === true) stack.use(bindToVfio(pci, options.log));
+/**
+ * @param stack owns the function
+ * @param owner owns the mapping of BAR2
+ * @param former the mapping that becomes this one's; it has its owner
+ */
+function openFunction(
+  pci: PciFunction,
+  stack: DisposableStack,
+  owner: DisposableStack,
+  former?: Mapping,
+): Opened {
   const device = stack.use(new VfioDevice(pci, vfioGroup(pci)));
-  const combining = mapCombining(pci);
-  const memory = stack.use(combining ?? device.map(device.region(BAR_MEMORY)));
-  return { pci, device, memory, isDeviceMemory: combining === undefined };
+  const combining = mapCombining(pci, former);
+  const memory = combining ?? device.map(device.region(BAR_MEMORY), former);
+  if (former === undefined) owner.use(memory);
+  return { device, memory, isDeviceMemory: combining === undefined };
 }
 
 /**
  * BAR2 write-combining, by sysfs: normal memory to an arm64, which VFIO's own uncached mapping is not.
  * The kernel allows it as long as VFIO has not mapped the BAR; undefined where it does not.
  */
-function mapCombining(pci: PciFunction): Mapping | undefined {
+function mapCombining(pci: PciFunction, former?: Mapping): Mapping | undefined {
   try {
     const fd = openFile(`${pci.path}/resource${BAR_MEMORY}_wc`);
-    return mapKept({ fd, offset: 0 }, pci.bars[BAR_MEMORY]!.size, fd);
+    if (former === undefined) return mapKept({ fd, offset: 0 }, pci.bars[BAR_MEMORY]!.size, fd);
+    using file = fd;
+    remap(former, file.number);
+    return former;
   } catch (error) {
     if (error instanceof LinuxError) return undefined;
     throw error;
@@ -89,6 +106,7 @@ function openRegisters(device: VfioDevice, stack: DisposableStack): Registers {
 
 /** How a function interrupts. */
 type Interrupts = "msix" | "intx" | "none";
+const INDEX_OF = { msix: VFIO_PCI_MSIX_IRQ_INDEX, intx: VFIO_PCI_INTX_IRQ_INDEX };
 
 function interruptsOf(device: VfioDevice): Interrupts {
   const patched = device.region(BAR_REGISTERS).size > STOCK_REGISTERS_SIZE;
@@ -96,78 +114,160 @@ function interruptsOf(device: VfioDevice): Interrupts {
   return device.interruptCount(VFIO_PCI_MSIX_IRQ_INDEX) > 0 ? "msix" : "none";
 }
 
+function inodeOf({ path }: PciFunction): number | null {
+  return Deno.statSync(path).ino;
+}
+
+/** What is closed when the function is let go; `stack` owns it. */
+interface Held {
+  readonly stack: DisposableStack;
+  readonly device: VfioDevice;
+  readonly registers: Registers;
+  readonly kind: Interrupts;
+  readonly eventFds: readonly Fd[];
+  /** Signalled when the kernel wants the function back. */
+  readonly request: Fd | undefined;
+}
+
 class VfioEnd implements IvshmemEnd {
   readonly description: string;
-  readonly id: number;
   readonly isDeviceMemory: boolean;
   readonly peers = undefined;
   readonly memory: Mapping;
+  /** What outlives the function: the binding, and addresses for BAR2. */
   readonly #stack: DisposableStack;
-  readonly #device: VfioDevice;
-  readonly #registers: Registers;
-  readonly #kind: Interrupts;
-  readonly #eventFds: readonly Fd[];
+  readonly #pci: PciFunction;
+  #binding: Disposable | undefined;
+  #id: number;
+  #held: Held | undefined;
+  #reactor: Reactor | undefined;
+  #listener: EndListener | undefined;
+  #retry: Timer | undefined;
+  /** Of its directory: another one is another function, plugged in since. */
+  #inode: number | null;
 
-  constructor(address: string, options: VfioOptions) {
+  constructor(address: string, readonly options: VfioOptions) {
     using stack = new DisposableStack();
-    const { pci, device, memory, isDeviceMemory } = openFunction(address, options, stack);
-    this.isDeviceMemory = isDeviceMemory;
-    this.description = `ivshmem ${pci.address}`;
-    this.#device = device;
+    this.#pci = ivshmemFunction(address, options.sysfs);
+    this.#inode = inodeOf(this.#pci);
+    this.description = `ivshmem ${this.#pci.address}`;
+    // Undone last: whoever unbinds a function that is open waits for ever.
+    stack.defer(() => this.#binding?.[Symbol.dispose]());
+    if (options.bind === true) this.#binding = bindToVfio(this.#pci, options.log);
+    const [held, { memory, isDeviceMemory }] = this.#hold(stack);
+    stack.defer(() => this.#held?.stack.dispose());
     this.memory = memory;
-    this.#registers = openRegisters(device, stack);
-    this.id = this.#registers.read(Register.IV_POSITION) & 0xffff;
-    this.#kind = interruptsOf(device);
-    this.#eventFds = this.#enableInterrupts(stack);
+    this.isDeviceMemory = isDeviceMemory;
+    this.#held = held;
+    this.#id = held.registers.read(Register.IV_POSITION) & 0xffff;
     this.#stack = stack.move();
   }
 
-  get interrupts(): boolean {
-    return this.#kind !== "none";
+  get id(): number {
+    return this.#id;
   }
 
-  #enableInterrupts(stack: DisposableStack): Fd[] {
-    if (this.#kind === "none") return [];
-    const index = this.#kind === "intx" ? VFIO_PCI_INTX_IRQ_INDEX : VFIO_PCI_MSIX_IRQ_INDEX;
-    const count = Math.min(this.#device.interruptCount(index), MAX_VECTORS);
-    const fds = Array.from({ length: count }, () => stack.use(createEventFd()));
-    this.#device.setEventFds(index, fds);
-    if (this.#kind === "intx") this.#registers.write(Register.INTERRUPT_MASK, 0xffff_ffff);
-    return fds;
+  get interrupts(): boolean {
+    return this.#held?.kind !== "none";
+  }
+
+  /** Opens the function; its memory stays when it is let go, because others have views of it. */
+  #hold(owner: DisposableStack, former?: Mapping): [Held, Opened] {
+    using stack = new DisposableStack();
+    const opened = openFunction(this.#pci, stack, owner, former);
+    const { device } = opened;
+    const registers = openRegisters(device, stack);
+    const kind = interruptsOf(device);
+    const eventFds = (index: number) => {
+      const count = Math.min(device.interruptCount(index), MAX_VECTORS);
+      const fds = Array.from({ length: count }, () => stack.use(createEventFd()));
+      if (count > 0) device.setEventFds(index, fds);
+      return fds;
+    };
+    const vectors = kind === "none" ? [] : eventFds(INDEX_OF[kind]);
+    const [request] = eventFds(VFIO_PCI_REQ_IRQ_INDEX);
+    if (kind === "intx") registers.write(Register.INTERRUPT_MASK, 0xffff_ffff);
+    return [{ stack: stack.move(), device, registers, kind, eventFds: vectors, request }, opened];
   }
 
   open(reactor: Reactor, listener: EndListener): void {
-    for (const fd of this.#eventFds) {
-      reactor.watch(fd, EPOLLIN, () => this.#interrupted(fd, listener));
-      this.#stack.defer(() => reactor.unwatch(fd));
-    }
+    this.#reactor = reactor;
+    this.#listener = listener;
+    this.#retry = reactor.timer(() => this.#comeBack());
+    this.#stack.defer(() => reactor.dropTimer(this.#retry!));
+    this.#watch(this.#held!);
   }
 
-  #interrupted(fd: Fd, listener: EndListener): void {
+  #watch(held: Held): void {
+    const reactor = this.#reactor!;
+    const watch = (fd: Fd, ready: () => void) => {
+      reactor.watch(fd, EPOLLIN, ready);
+      held.stack.defer(() => reactor.unwatch(fd));
+    };
+    for (const fd of held.eventFds) watch(fd, () => this.#interrupted(fd, held));
+    if (held.request !== undefined) watch(held.request, () => this.#letGo(held));
+  }
+
+  #interrupted(fd: Fd, { kind, registers, device }: Held): void {
     clearEventFd(fd);
-    if (this.#kind === "msix") {
-      listener.rung();
-      return;
+    if (kind === "intx") registers.read(Register.INTERRUPT_STATUS);
+    this.#listener?.rung();
+    // The listener may have disposed of this end meanwhile.
+    if (kind === "intx" && this.#held !== undefined) device.unmask(VFIO_PCI_INTX_IRQ_INDEX);
+  }
+
+  /** The kernel wants the function back; whoever unbinds it waits until nothing of it is open or mapped. */
+  #letGo(held: Held): void {
+    const asked = "was asked for by the kernel (unbind or hot-unplug)";
+    if (held.device.isPinning) {
+      const why = "with memory pinned by it: ended, start again when it is back";
+      const error = new VmsgError("FUNCTION_GONE", `${this.description} ${asked} ${why}`);
+      return this.#reactor!.fail(error);
     }
-    this.#registers.read(Register.INTERRUPT_STATUS);
-    listener.rung();
-    this.#device.unmask(VFIO_PCI_INTX_IRQ_INDEX);
+    this.#listener?.away?.(`the function ${asked} and was let go; waiting for it`);
+    this.#held = undefined;
+    remap(this.memory, undefined);
+    held.stack.dispose();
+    this.#retry!.arm(RETRY_MS);
+  }
+
+  /** It is back when it is bound to vfio-pci again; one that was unplugged is bound as at the start. */
+  #comeBack(): void {
+    const { options: { bind, log }, memory } = this;
+    const pci = this.#pci;
+    this.#retry!.arm(RETRY_MS);
+    if (!pci.exists) return;
+    try {
+      if (bind === true && inodeOf(pci) !== this.#inode) this.#binding = bindToVfio(pci, log);
+      this.#inode = inodeOf(pci);
+      if (pci.driver !== VFIO_DRIVER || pci.bars[BAR_MEMORY]!.size !== memory.size) return;
+      [this.#held] = this.#hold(this.#stack, memory);
+    } catch (error) {
+      if (!(error instanceof VmsgError)) throw error;
+      return log.debug(error.message);
+    }
+    this.#id = this.#held.registers.read(Register.IV_POSITION) & 0xffff;
+    this.#retry!.cancel();
+    this.#watch(this.#held);
+    this.#listener?.back?.();
   }
 
   ring(peer: number): void {
-    this.#registers.write(Register.DOORBELL, (peer << 16) >>> 0);
+    this.#held?.registers.write(Register.DOORBELL, (peer << 16) >>> 0);
   }
 
   pin(address: bigint, size: number): Disposable | undefined {
-    return this.#device.pin(address, size);
+    return this.#held?.device.pin(address, size);
   }
 
   get pinHandles(): readonly Fd[] {
-    return this.#device.pinHandles;
+    return this.#held?.device.pinHandles ?? [];
   }
 
   [Symbol.dispose](): void {
+    this.#listener = undefined;
     this.#stack.dispose();
+    this.#held = undefined;
   }
 }
 
@@ -184,6 +284,8 @@ export function openVfioEnd(address: string, options: VfioOptions): IvshmemEnd {
 /** Opens only the shared memory of a function, as memory; through VFIO, see {@link openVfioEnd}. */
 export function openVfioMemory(address: string, options: VfioOptions): FunctionMemory {
   using stack = new DisposableStack();
-  const { pci, memory, isDeviceMemory } = openFunction(address, options, stack);
+  const pci = ivshmemFunction(address, options.sysfs);
+  if (options.bind === true) stack.use(bindToVfio(pci, options.log));
+  const { memory, isDeviceMemory } = openFunction(pci, stack, stack);
   return functionMemory(pci, memory, isDeviceMemory, stack.move());
 }

@@ -17,7 +17,7 @@ import { MONOTONIC, pause } from "./clock.ts";
 import { linuxErrno, LinuxError, VmsgError } from "./errors.ts";
 import { Fd, openFile } from "./fd.ts";
 import { check, errno, libc } from "./libc.ts";
-import { mapKept, type Mapping, PAGE_SIZE } from "./mapping.ts";
+import { mapKept, type Mapping, PAGE_SIZE, remap } from "./mapping.ts";
 import { groupFunctions, type PciFunction } from "./sysfs.ts";
 
 const VFIO_CHECK_EXTENSION = 0x3b65n;
@@ -50,6 +50,8 @@ const VFIO_PCI_CONFIG_REGION_INDEX = 7;
 export const VFIO_PCI_INTX_IRQ_INDEX = 0;
 /** As above. */
 export const VFIO_PCI_MSIX_IRQ_INDEX = 2;
+/** Not the function's: the kernel asks for it, for an unbind or hot-unplug that waits until it is closed. */
+export const VFIO_PCI_REQ_IRQ_INDEX = 4;
 
 /** The most vectors {@link VfioDevice.setEventFds} takes. */
 export const MAX_VECTORS = 64;
@@ -333,8 +335,12 @@ export class VfioDevice implements Disposable {
     };
   }
 
-  /** Maps all of a region; a small one is rounded up to a page. */
-  map(region: VfioRegion): Mapping {
+  /** Maps all of a region, a small one as a page; with `former` at the addresses of its mapping before. */
+  map(region: VfioRegion, former?: Mapping): Mapping {
+    if (former !== undefined) {
+      remap(former, this.#fd.number, region.offset);
+      return former;
+    }
     const size = Math.ceil(region.size / PAGE_SIZE) * PAGE_SIZE;
     // The descriptor is the device's, which outlives its mappings.
     return mapKept({ fd: this.#fd, offset: region.offset }, size);
@@ -397,6 +403,11 @@ export class VfioDevice implements Disposable {
     };
     this.#pinned.add(pin);
     return pin;
+  }
+
+  /** Is memory pinned through this function? */
+  get isPinning(): boolean {
+    return this.#pinned.size > 0;
   }
 
   /** What is pinned outlives this process as long as another one has these descriptors. */

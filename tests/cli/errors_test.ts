@@ -341,9 +341,7 @@ processTest(
     await device.waitFor(/waiting for the driver side/);
     const driver = await vmsg.start("driver", "--bus", `${BUS},dir=other`, "--count", "1");
     const has = (pid: number, directory: string) =>
-      new RegExp(
-        `process ${pid}, has the queue files ${directory}/queue-linux-user-driver and .*both`,
-      );
+      new RegExp(`process ${pid}, has ${directory}/queue-linux-user-\\w+, this side has .*both`);
     await driver.waitFor(has(device.pid, vmsg.directory));
     await device.waitFor(has(driver.pid, `${vmsg.directory}/other`));
   },

@@ -73,6 +73,12 @@ end_child ${ACTIONS.map((action) => `'${action}'`).join(" ")}
 echo NOBODY
 start-stop-daemon -S -c nobody -x /bin/end_child -- \\
   open,vfio,${DOORBELL} open,bind,${PLAIN} open,sysfs,${PLAIN}
+echo GIVEN
+cd ${PCI}/devices/${PLAIN}
+chown nobody enable resource0 resource2 resource2_wc
+start-stop-daemon -S -c nobody -x /bin/end_child -- open,sysfs,${PLAIN}
+echo 1 >enable
+start-stop-daemon -S -c nobody -x /bin/end_child -- 'memory,sysfs,${PLAIN},by nobody,256' open,sysfs,${PLAIN}
 `;
 const SECOND = `
 end_child play,bind,${DOORBELL},pong,0 driver,${DOORBELL} play,sysfs,${DOORBELL},pong,1
@@ -236,7 +242,17 @@ function checkFirst(lines: readonly string[], plain: Uint8Array): void {
   assertLines(next(`open,bind,${PLAIN}`), [
     /^ERROR NO_PERMISSION: .* may not be bound to vfio-pci/,
   ]);
-  assertMatch(next(`open,sysfs,${PLAIN}`)[0] ?? "", /^ERROR NO_PERMISSION: .*resource0 may not/);
+  assertLines(next(`open,sysfs,${PLAIN}`), [
+    /^ERROR NO_PERMISSION: .*resource0 may not/,
+    /^GIVEN$/,
+  ]);
+  // The kernel lets no user enable, whoever has the file; what root has enabled may be used.
+  assertLines(next(`open,sysfs,${PLAIN}`), [
+    /^ERROR NO_PERMISSION: .* root do it: echo 1 > .*enable$/,
+  ]);
+  assertLines(next(`memory,sysfs,${PLAIN},by nobody,256`), [shown("sysfs", false)]);
+  written(256, "by nobody");
+  assertMatch(next(`open,sysfs,${PLAIN}`)[0] ?? "", /^OPENED sysfs .* size=1048576$/);
   assertEquals(all, []);
 }
 
