@@ -114,8 +114,13 @@ function interruptsOf(device: VfioDevice): Interrupts {
   return device.interruptCount(VFIO_PCI_MSIX_IRQ_INDEX) > 0 ? "msix" : "none";
 }
 
-function inodeOf({ path }: PciFunction): number | null {
-  return Deno.statSync(path).ino;
+/** Undefined for one that is gone. */
+function inodeOf({ path }: PciFunction): number | null | undefined {
+  try {
+    return Deno.statSync(path).ino;
+  } catch {
+    return undefined;
+  }
 }
 
 /** What is closed when the function is let go; `stack` owns it. */
@@ -144,7 +149,7 @@ class VfioEnd implements IvshmemEnd {
   #listener: EndListener | undefined;
   #retry: Timer | undefined;
   /** Of its directory: another one is another function, plugged in since. */
-  #inode: number | null;
+  #inode: number | null | undefined;
 
   constructor(address: string, readonly options: VfioOptions) {
     using stack = new DisposableStack();
@@ -244,6 +249,8 @@ class VfioEnd implements IvshmemEnd {
       [this.#held] = this.#hold(this.#stack, memory);
     } catch (error) {
       if (!(error instanceof VmsgError)) throw error;
+      // Half of it must not stay, or it could not be taken away again.
+      remap(memory, undefined);
       return log.debug(error.message);
     }
     this.#id = this.#held.registers.read(Register.IV_POSITION) & 0xffff;
