@@ -5,7 +5,7 @@
  */
 
 import { assertEquals, assertMatch } from "@std/assert";
-import { openKeeper } from "../../scripts/lab/keeper.ts";
+import { openKeeper } from "../../src/cli/keeper.ts";
 import { DOORBELL_ADDRESS } from "../../scripts/lab/machine.ts";
 import { linkScript, said, startHost, STEP_TIMEOUT_MS } from "./link_support.ts";
 import { machineTest } from "./machine_support.ts";
