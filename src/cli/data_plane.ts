@@ -13,6 +13,7 @@ import { notifySystemd } from "../linux/sd_notify.ts";
 import { complaintOf } from "./complaint.ts";
 import type { Options } from "./command.ts";
 import type { PlaneName } from "./commands.ts";
+import { limitsProblem } from "./needs.ts";
 import { parseCommon } from "./plane.ts";
 import type { StartMessage, WorkerMessage } from "./worker.ts";
 
@@ -31,6 +32,8 @@ export async function runDataPlane(
   options: Options,
 ): Promise<number> {
   const common = parseCommon(options);
+  const problem = limitsProblem();
+  if (problem !== undefined) throw new VmsgError("LIMITS", problem);
   using stop = createEventFd();
   const worker = new Worker(new URL("./worker.ts", import.meta.url).href, { type: "module" });
   const ended = Promise.withResolvers<number>();

@@ -8,7 +8,9 @@
 import { VFIO_DRIVER } from "../ivshmem/binding.ts";
 import { hasDoorbell, ivshmemFunctions } from "../ivshmem/function.ts";
 import { readOwnId } from "../ivshmem/sysfs_end.ts";
+import { softLimit } from "../linux/limits.ts";
 import type { PciFunction } from "../linux/sysfs.ts";
+import { limitsProblem, MIN_MEMORY, NEEDS } from "./needs.ts";
 import type { Command } from "./command.ts";
 
 /** What a check found. */
@@ -55,13 +57,21 @@ async function cannotOpen(path: string): Promise<string | undefined> {
 
 /** The first line of what a program prints about itself, undefined if there is no such program. */
 async function versionOf(program: string, ...args: string[]): Promise<string | undefined> {
+  return (await linesOf(program, args))?.[0];
+}
+
+async function lastLineOf(program: string, ...args: string[]): Promise<string | undefined> {
+  return (await linesOf(program, args))?.at(-1);
+}
+
+async function linesOf(program: string, args: string[]): Promise<string[] | undefined> {
   try {
     const { stdout } = await new Deno.Command(program, {
       args,
       stdin: "null",
       stderr: "null",
     }).output();
-    return new TextDecoder().decode(stdout).split("\n")[0].trim();
+    return new TextDecoder().decode(stdout).trim().split("\n");
   } catch {
     return undefined;
   }
@@ -196,7 +206,53 @@ const checkPasst: Check = async () => {
     : finding("passt", "yes", version);
 };
 
+const GIB = 2 ** 30;
+
+const checkLimits: Check = async () => {
+  const [files, address] = [softLimit("open files"), softLimit("address space")];
+  const group = /^0::(.*)$/m.exec(await readText("/proc/self/cgroup") ?? "")?.[1];
+  const memory = Number(await readText(`/sys/fs/cgroup${group}/memory.max`) || NaN);
+  const detail = [
+    `${files} open files`,
+    address === Infinity ? "all of the address space" : `${address / GIB} GiB of address space`,
+    Number.isNaN(memory) ? "memory without a limit" : `${sizeText(memory)} of memory`,
+  ].join(", ");
+  return limitsProblem() === undefined && !(memory < MIN_MEMORY)
+    ? finding("limits", "yes", detail)
+    : finding("limits", "no", detail, `a process needs ${NEEDS}`);
+};
+
+/** The demos that boot kernels make images; MiB. */
+const DEMO_ROOM = 512;
+
+const checkRoom: Check = async () => {
+  let directory = "/tmp";
+  try {
+    directory = Deno.env.get("TMPDIR") || directory;
+  } catch {
+    // The environment may not be read.
+  }
+  const line = await lastLineOf("df", "-P", "-m", directory);
+  const free = Number(/^\S+\s+\d+\s+\d+\s+(\d+)\s/.exec(line ?? "")?.[1] ?? NaN);
+  if (Number.isNaN(free)) {
+    return finding(
+      "room",
+      "no",
+      `${directory} cannot be used`,
+      "set TMPDIR to a directory you may write to",
+    );
+  }
+  return free >= DEMO_ROOM ? finding("room", "yes", `${free} MiB in ${directory}`) : finding(
+    "room",
+    "partly",
+    `${free} MiB in ${directory}`,
+    `demos with kernels need ${DEMO_ROOM} MiB`,
+  );
+};
+
 const CHECKS: readonly Check[] = [
+  checkLimits,
+  checkRoom,
   checkKvm,
   checkQemu,
   checkUml,

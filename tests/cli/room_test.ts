@@ -95,3 +95,23 @@ processTest("cli: a device out of descriptors says so, pauses, and goes on", asy
   waiting[Symbol.dispose]();
   assertEquals((await vmsg.run("driver", "--bus", BUS, "--count", "1")).code, 0);
 });
+
+processTest("cli: limits that are too low are told before anything is begun", async (vmsg) => {
+  const command = [...VMSG_COMMAND, "device", "--bus", BUS].join(" ");
+  for (
+    const [limit, pattern] of [
+      ["-n 26", /^vmsg: 48 open files are needed at least, the limit is 26: ulimit -n 1024$/],
+      [
+        "-v 67108864",
+        /^vmsg: more than 64 GiB of address space are needed, .*: ulimit -v unlimited$/,
+      ],
+    ] as const
+  ) {
+    await using process = await vmsg.startProgram("sh", "-c", `ulimit ${limit}; exec ${command}`);
+    const { code, stderr } = await process.ended();
+    assertEquals([code, stderr.length], [1, 1], stderr.join("\n"));
+    assertMatch(stderr[0]!, pattern);
+  }
+  await using process = await vmsg.startProgram("sh", "-c", `ulimit -n 48; exec ${command}`);
+  await process.waitFor(/waiting for the driver side/);
+});
