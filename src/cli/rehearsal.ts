@@ -18,6 +18,7 @@ import { Reactor } from "../linux/reactor.ts";
 import { type UnixStream, unixStreamPair } from "../linux/unix_socket.ts";
 import type { Codec } from "../message/codec.ts";
 import { Kind, Message, QUEUE_ENABLED } from "../message/message.ts";
+import { uncounted } from "../observe/counters.ts";
 import { createLog } from "../observe/log.ts";
 import { createTracer } from "../observe/trace.ts";
 import { DeviceSide } from "../transport/device_side.ts";
@@ -104,7 +105,7 @@ export function rehearse(codecs: readonly Codec[], isTraced: boolean): Outcome {
   const sum = { came: 0, lack: 0 };
   try {
     for (let round = 0; round < ROUNDS; round++) {
-      codecs.forEach((codec) => play(codec, isTraced, sum));
+      uncounted(() => codecs.forEach((codec) => play(codec, isTraced, sum)));
     }
   } catch (error) {
     if (!(error instanceof LinuxError)) throw error;

@@ -118,6 +118,17 @@ export function countIn(place: CounterMemory | undefined): void {
   memory = place;
 }
 
+/** Runs what is not for others to see: its groups go into memory of their own. */
+export function uncounted(work: () => void): void {
+  const place = memory;
+  memory = undefined;
+  try {
+    work();
+  } finally {
+    memory = place;
+  }
+}
+
 /** What instances of all shapes have; a shape adds its accessors. */
 class Group {
   /** Of each counter the first {@link COUNTER_WORDS}: low word, high word, name. */

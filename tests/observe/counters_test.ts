@@ -5,6 +5,7 @@ import {
   countIn,
   retire,
   snapshot,
+  uncounted,
 } from "../../src/observe/counters.ts";
 import { counterDirectories, openCounterFile } from "../../src/observe/counter_file.ts";
 import { VmsgError } from "../../src/linux/errors.ts";
@@ -103,6 +104,16 @@ cleanTest("counters: od shows a counter a line, its value first", async () => {
     const { stdout } = await new Deno.Command("od", { args }).output();
     const line = new TextDecoder().decode(stdout).split("\n").find((line) => /received/.test(line));
     assert(/^0000128 +123456 .*>.{8}received\.+<$/.test(line!), line);
+  });
+});
+
+cleanTest("counters: what is not for others to see is in no file", async () => {
+  await withDirectory((directory) => {
+    using file = openCounterFile("device", [directory]);
+    uncounted(() => new Traffic("bus", "rehearsal").sent++);
+    assertThrows(() => uncounted(() => assert(false)));
+    new Traffic("bus", "real");
+    assertEquals(groupsOf(file.path!).map(([, name]) => name), ["real"]);
   });
 });
 
