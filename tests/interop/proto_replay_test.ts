@@ -4,14 +4,14 @@
  */
 
 import { assert, assertEquals } from "@std/assert";
-import type { Bus, BusListener } from "../../src/bus/bus.ts";
+import type { Bus } from "../../src/bus/bus.ts";
 import { inProcessBus } from "../support/in_process_bus.ts";
 import { createSealedMemory } from "../../src/linux/fd.ts";
 import { mapAnonymous, mapShared } from "../../src/linux/mapping.ts";
 import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { codecFor } from "../../src/message/codecs.ts";
-import { RingFeature, Status } from "../../src/virtio/features.ts";
+import { RingFeature } from "../../src/virtio/features.ts";
 import { createLog } from "../../src/observe/log.ts";
 import { knownMemory } from "../../src/sharing/driver_memory.ts";
 import { NetDriver } from "../../src/drivers/net/net_driver.ts";
@@ -20,8 +20,8 @@ import { DeviceSide } from "../../src/transport/device_side.ts";
 import { DriverSide } from "../../src/transport/driver_side.ts";
 import { type DeviceQueue, openDeviceQueue } from "../../src/virtio/split/mod.ts";
 import { cleanTest } from "../support/leaks.ts";
+import { BytePeer, RecordedAnswers, wait } from "./recorded_answers.ts";
 import {
-  ANSWERED,
   exchanges,
   hex,
   idOf,
@@ -104,56 +104,6 @@ class RecordedDevice implements DeviceModel {
   resume(): void {}
 
   [Symbol.dispose](): void {}
-}
-
-/** The other end of the bus: bytes in, bytes out. */
-class BytePeer implements BusListener {
-  /** What came and was not taken. */
-  readonly messages: Uint8Array[] = [];
-  /** Takes what comes, instead of {@link messages}. */
-  onMessage: ((bytes: Uint8Array) => void) | undefined;
-
-  constructor(readonly reactor: Reactor, readonly bus: Bus) {}
-
-  open(): void {
-    this.bus.open(this);
-  }
-
-  attached(): void {}
-
-  detached(): void {}
-
-  discarded(): void {
-    throw new Error("in dialect proto the queues are used as found");
-  }
-
-  received(slot: DataView): void {
-    const bytes = Uint8Array.from({ length: MESSAGE_SIZE }, (_, i) => slot.getUint8(i));
-    if (this.onMessage !== undefined) this.onMessage(bytes);
-    else this.messages.push(bytes);
-  }
-
-  put(bytes: Uint8Array): void {
-    const offset = this.bus.claim();
-    assert(offset >= 0, "the queue is full");
-    for (let i = 0; i < MESSAGE_SIZE; i++) this.bus.view.setUint8(offset + i, bytes[i] ?? 0);
-    // QEMU leaves there what was there.
-    for (let i = MESSAGE_SIZE; i < 64; i++) this.bus.view.setUint8(offset + i, 0xaa);
-    this.bus.send();
-  }
-
-  async next(): Promise<Uint8Array> {
-    await wait(this.reactor, () => this.messages.length > 0);
-    return this.messages.shift()!;
-  }
-}
-
-async function wait(reactor: Reactor, condition: () => boolean): Promise<void> {
-  const endMs = reactor.now() + TIMEOUT_MS;
-  while (!condition()) {
-    if (reactor.now() > endMs) throw new Error(`never so: ${condition}`);
-    await reactor.sleep(0);
-  }
 }
 
 const PROTO_BUS = { discardOnAttach: false, ringPerMessage: true };
@@ -401,60 +351,6 @@ cleanTest(
       assertEquals([malformed, dropped], [0, 0]);
     }),
 );
-
-/** The prototype as a device: it answers with what the recording has for a request of this kind. */
-class RecordedAnswers {
-  readonly requests: Uint8Array[] = [];
-  #status = 0;
-  /** What would have made QEMU abort. */
-  readonly aborts: string[] = [];
-
-  constructor(readonly peer: BytePeer) {
-    peer.onMessage = (bytes) => this.#take(bytes);
-  }
-
-  #take(bytes: Uint8Array): void {
-    this.requests.push(bytes);
-    const id = idOf(bytes);
-    const fields = payload(bytes);
-    if (bytes[0] !== 0) this.aborts.push(`type ${bytes[0]}`);
-    if (id === 0x0a) this.#status = fields.getUint32(0, true);
-    if (id === 0x11 && (this.#status & Status.DRIVER_OK) === 0) this.aborts.push("early kick (P8)");
-    if (!ANSWERED.includes(id)) return;
-    if (id === 0x05) return this.peer.put(answerTo(bytes));
-    if (id === 0x06) return this.#config(bytes);
-    const same = exchanged.find(({ request, answer }) =>
-      hex(request) === hex(bytes) &&
-      (id !== 0x09 || payload(answer!).getUint32(0, true) === this.#status)
-    );
-    if (same === undefined) {
-      this.aborts.push(`QEMU never got ${hex(bytes)}`);
-      return;
-    }
-    this.peer.put(same.answer!);
-  }
-
-  /** The recorded guest read single bytes; what they were is what more of them are. */
-  #config(bytes: Uint8Array): void {
-    const [offset, size] = [payload(bytes).getUint16(0, true), payload(bytes).getUint8(3)];
-    if (![1, 2, 4].includes(size)) this.aborts.push(`GET_CONFIG of ${size} bytes (P4)`);
-    const answer = answerTo(bytes);
-    for (let i = 0; i < size; i++) {
-      const read = exchanged.find(({ request }) => {
-        const fields = payload(request);
-        return idOf(request) === 0x06 && fields.getUint16(0, true) === offset + i;
-      });
-      answer[8 + i] = read?.answer?.[8] ?? 0;
-    }
-    this.peer.put(answer);
-  }
-}
-
-function answerTo(request: Uint8Array): Uint8Array {
-  const answer = request.slice();
-  answer[0] = 1;
-  return answer;
-}
 
 /** The bytes of a message that carry the sender's own choice, by id. */
 const CHOICES: Readonly<Record<number, readonly (readonly [number, number])[]>> = {
