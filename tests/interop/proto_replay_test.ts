@@ -21,17 +21,8 @@ import { DriverSide } from "../../src/transport/driver_side.ts";
 import { type DeviceQueue, openDeviceQueue } from "../../src/virtio/split/mod.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { BytePeer, RecordedAnswers, wait } from "./recorded_answers.ts";
-import {
-  exchanges,
-  hex,
-  idOf,
-  isAnswer,
-  MESSAGE_SIZE,
-  payload,
-  readRecording,
-} from "./recording.ts";
+import { exchanges, hex, idOf, isAnswer, payload, readRecording } from "./recording.ts";
 
-const TIMEOUT_MS = 4000;
 /** The recorded guest's RAM up to here holds its rings. */
 const WINDOW = 256 << 20;
 
