@@ -126,15 +126,26 @@ export type {
   WindowRefusal,
 } from "./src/memory/mod.ts";
 export type { Codec, Conduct, Dialect, Limits, Malformed } from "./src/message/codec.ts";
-export type { Kind, Message } from "./src/message/message.ts";
+export type { Field, Fields, FIELDS, Kind, Message } from "./src/message/message.ts";
 export type { Counters } from "./src/observe/counters.ts";
 export type { Direction } from "./src/observe/trace.ts";
 export type { DriverMemory } from "./src/sharing/driver_memory.ts";
 export type { SharedRegion } from "./src/sharing/sharing.ts";
 export type { Link } from "./src/transport/link.ts";
-export type { Notification } from "./src/transport/notifications.ts";
+export type {
+  Notification,
+  NotificationOptions,
+  Notifications,
+} from "./src/transport/notifications.ts";
+export type { RemotePresence } from "./src/transport/remote_presence.ts";
 export type { DeviceInfo, QueueInfo } from "./src/transport/remote_device.ts";
-export type { PeerKind, Requests } from "./src/transport/requests.ts";
+export type {
+  Asker,
+  OpenRequests,
+  PeerKind,
+  PeerLost,
+  Requests,
+} from "./src/transport/requests.ts";
 export type { LinkOptions } from "./src/transport/link.ts";
 export type { Answer } from "./src/virtio/device.ts";
 export type { Place } from "./src/virtio/place.ts";

@@ -161,7 +161,6 @@ function circles(arrows: ReadonlyMap<string, readonly string[]>): string[][] {
  */
 const OWN_TIME: Readonly<Record<string, string>> = {
   "cli/data_plane.ts": "gives the Worker, which has the reactor, a moment to end",
-  "cli/self.ts": "gives a child process a moment to end",
 };
 
 /** Files whose code (comments and strings aside) matches. */

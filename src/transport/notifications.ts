@@ -58,6 +58,7 @@ export class Notifications implements Disposable {
   readonly #task = { run: (): boolean => this.#flush() };
   readonly #retry: Timer;
 
+  /** None waits yet. */
   constructor(
     readonly link: Link,
     readonly reactor: Reactor,

@@ -67,6 +67,7 @@ export class RemoteDevice extends RemotePresence {
   /** What GET_DEVICE_INFO said; `proto` does not say. */
   #configSize = Infinity;
 
+  /** The peer is gone: what it said does not hold for the next one. */
   protected override forget(): void {
     this.generation = 0;
     this.#configSize = Infinity;

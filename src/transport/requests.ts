@@ -105,7 +105,11 @@ export class OpenRequests implements Disposable {
   readonly #timeouts: Timer;
   #nextToken = randomToken();
 
-  /** @param timeoutMs how long an answer may take */
+  /**
+   * None is open yet.
+   *
+   * @param timeoutMs how long an answer may take
+   */
   constructor(readonly reactor: Reactor, readonly link: Link, readonly timeoutMs: number) {
     this.#timeouts = reactor.timer(() => this.#failLate());
   }
