@@ -126,7 +126,7 @@ export type {
   WindowRefusal,
 } from "./src/memory/mod.ts";
 export type { Codec, Conduct, Dialect, Limits, Malformed } from "./src/message/codec.ts";
-export type { Field, Fields, FIELDS, Kind, Message } from "./src/message/message.ts";
+export type { Field, FIELDS, Fields, Kind, Message } from "./src/message/message.ts";
 export type { Counters } from "./src/observe/counters.ts";
 export type { Direction } from "./src/observe/trace.ts";
 export type { DriverMemory } from "./src/sharing/driver_memory.ts";
