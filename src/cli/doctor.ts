@@ -222,7 +222,7 @@ const checkLimits: Check = async () => {
     : finding("limits", "no", detail, `a process needs ${NEEDS}`);
 };
 
-/** The demos that boot kernels make images; MiB. */
+/** The demos that boot kernels make images; MiB, an estimate. */
 const DEMO_ROOM = 512;
 
 const checkRoom: Check = async () => {

@@ -8,9 +8,9 @@ import { softLimit } from "../linux/limits.ts";
 
 /** Two threads, a bus, a port, a listener; a front end or a hub needs more. */
 const MIN_FILES = 48;
-/** V8 reserves two heaps of up to 32 GiB. */
+/** V8 reserves heaps of 32 GiB and more; below this it was seen to fail, but not each time. */
 const MIN_ADDRESS_SPACE = 64 * 2 ** 30;
-/** Measured, in bytes; whoever has less is killed. */
+/** In bytes: processes were seen to be killed below 90 MB, and this is a little more. It was not measured further. */
 export const MIN_MEMORY: number = 96 * 2 ** 20;
 
 /** All of it, for people. */
