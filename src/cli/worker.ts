@@ -11,7 +11,7 @@ import { VmsgError } from "../linux/errors.ts";
 import { Fd } from "../linux/fd.ts";
 import { Reactor, stopReactorFrom } from "../linux/reactor.ts";
 import { openCounterFile } from "../observe/counter_file.ts";
-import { LineWriter } from "../observe/line_writer.ts";
+import { LineWriter } from "../linux/line_writer.ts";
 import { createLog, withoutRepeats } from "../observe/log.ts";
 import { createTracer } from "../observe/trace.ts";
 import { complaintOf } from "./complaint.ts";

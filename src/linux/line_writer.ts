@@ -8,11 +8,11 @@
  * are dropped, and how many is said in their place.
  */
 
-import { allocate } from "../linux/arena.ts";
-import { EAGAIN, EINTR } from "../linux/errors.ts";
-import { Fd, isRegularFile, O_CLOEXEC } from "../linux/fd.ts";
-import { cString, errno, libc } from "../linux/libc.ts";
-import type { Reactor, Timer } from "../linux/reactor.ts";
+import { allocate } from "./arena.ts";
+import { EAGAIN, EINTR } from "./errors.ts";
+import { Fd, isRegularFile, O_CLOEXEC } from "./fd.ts";
+import { cString, errno, libc } from "./libc.ts";
+import type { Reactor, Timer } from "./reactor.ts";
 
 const O_WRONLY = 1;
 const O_NOCTTY = 0o400;
