@@ -40,7 +40,8 @@ const children = new Set<Deno.ChildProcess>();
 function endAll(): void {
   for (const child of children) {
     try {
-      child.kill("SIGKILL");
+      // Not SIGKILL: the tests pass it on to what they have started.
+      child.kill("SIGTERM");
     } catch {
       // It has ended already.
     }
