@@ -14,7 +14,7 @@
  * SIGKILL by their own id, found by their session in /proc. A session's id is not given to anybody
  * else while the session has a member, so it is forgotten as soon as it is seen empty.
  *
- * Not covered: a process that makes itself yet another session.
+ * Not covered: a process that makes itself yet another session; and where there is no shell, a SIGKILL of ours.
  */
 
 import { TextLineStream } from "@std/streams/text-line-stream";
@@ -85,6 +85,48 @@ export interface Keeper extends AsyncDisposable {
  * @param base where its directory is made: TMPDIR or /tmp, unless given
  */
 export async function openKeeper(base?: string): Promise<Keeper> {
+  try {
+    return await openShellKeeper(base);
+  } catch (error) {
+    // A root directory with nothing but vmsg in it.
+    if (error instanceof Deno.errors.NotFound) return await openOwnKeeper(base);
+    throw error;
+  }
+}
+
+function noDirectory(base: string | undefined): VmsgError {
+  const where = base === undefined ? ": set TMPDIR to a directory you may write to" : ` in ${base}`;
+  return new VmsgError("NO_TEMPORARY_DIRECTORY", `cannot make a temporary directory${where}`);
+}
+
+/** This process as the keeper. */
+async function openOwnKeeper(base: string | undefined): Promise<Keeper> {
+  const dir = base ?? (Deno.env.get("TMPDIR") || "/tmp");
+  const directory = await Deno.makeTempDir({ dir, prefix: "vmsg-" }).catch(() => {
+    throw noDirectory(base);
+  });
+  const kept = new Set<number>();
+  const end = (pid: number) => {
+    kept.delete(pid);
+    try {
+      Deno.kill(pid, "SIGKILL");
+    } catch {
+      // It has ended.
+    }
+    return Promise.resolve();
+  };
+  return {
+    directory,
+    keep: (pid) => Promise.resolve(void kept.add(pid)),
+    end,
+    async [Symbol.asyncDispose]() {
+      for (const pid of kept) await end(pid);
+      await Deno.remove(directory, { recursive: true });
+    },
+  };
+}
+
+async function openShellKeeper(base: string | undefined): Promise<Keeper> {
   const child = new Deno.Command("sh", {
     args: ["-c", SCRIPT, "vmsg-keeper"],
     env: base === undefined ? {} : { TMPDIR: base },
@@ -112,10 +154,7 @@ export async function openKeeper(base?: string): Promise<Keeper> {
   const directory = (await answers.read()).value ?? "";
   if (directory === "") {
     await close();
-    const where = base === undefined
-      ? ": set TMPDIR to a directory you may write to"
-      : ` in ${base}`;
-    throw new VmsgError("NO_TEMPORARY_DIRECTORY", `cannot make a temporary directory${where}`);
+    throw noDirectory(base);
   }
   return {
     directory,
