@@ -137,7 +137,7 @@ guestTest("README: User-Mode Linux as printed", "uml", async (test) => {
 const MACHINES: readonly (readonly [kind: GuestKind, start: string])[] = [
   ["q35", "qemu-system-x86_64 -M q35,memory-backend=ram -m 256 -kernel VMLINUZ -initrd INITRD -"],
   ["microvm", "qemu-system-x86_64 -M microvm"],
-  ["arm64", "qemu-system-aarch64 -M virt"],
+  ["arm64", "qemu-system-aarch64 -M virt,memory-backend=ram"],
 ];
 for (const [kind, start] of MACHINES) {
   guestTest(`README: QEMU ${kind} as printed`, kind, async (test) => {
