@@ -108,7 +108,10 @@ async function killed(path: string, holdMs: number): Promise<{ pid: number; atMs
   await child.status;
   // The pipe ends with the last who has it, and the holder has not: it may live for an hour yet.
   assertEquals((await reader.read()).done, true);
-  return { pid: Number(new TextDecoder().decode(value)), atMs };
+  const pid = Number(new TextDecoder().decode(value));
+  // A group is killed by it, and 0 would be our own.
+  assert(pid > 1, "it has started no holder");
+  return { pid, atMs };
 }
 
 cleanTest(
