@@ -166,6 +166,8 @@ export class LinuxUserBus extends StreamBus {
   }
 
   #take(stream: UnixStream): void {
+    // Whoever comes may be seen before the end of the one that went.
+    this.dropIfGone();
     if (!this.isAttached) return this.connected(stream);
     this.#tellProblem(`${this.description}: turned a second ${this.#otherSide} side away`);
     stream[Symbol.dispose]();
