@@ -11,6 +11,7 @@ import { TapPort } from "../../src/network/tap.ts";
 import { processTest, until } from "../support/processes.ts";
 import {
   bytes,
+  ENDS_LATER,
   ethernet,
   GuestMemory,
   ip,
@@ -316,6 +317,7 @@ processTest(
     await device.end("SIGKILL");
     await until(() => !isRunning(passt), 2000);
   },
+  ENDS_LATER,
 );
 
 /** Is there such a process? One that has ended and is not asked for is none. */

@@ -280,9 +280,14 @@ export async function withProcesses(
 }
 
 /** Registers a test that starts vmsg processes in an empty directory of its own. */
-export function processTest(name: string, body: (processes: Processes) => Promise<void>): void {
-  Deno.test(name, async () => {
+export function processTest(
+  name: string,
+  body: (processes: Processes) => Promise<void>,
+  options: Pick<Deno.TestDefinition, "sanitizeOps" | "sanitizeResources"> = {},
+): void {
+  const fn = async () => {
     await using keeper = await openKeeper();
     await withProcesses(keeper, body);
-  });
+  };
+  Deno.test({ name, fn, ...options });
 }
