@@ -1,7 +1,7 @@
 /**
- * Fuzz of both sides of a split ring: the other side's memory holds random bytes, among them plausible ones.
- * Nothing may throw; every segment lies inside the windows; no byte outside the windows changes.
- * Two seconds each, or FUZZ_SECONDS; the seed is printed, SEED=... repeats a run.
+ * Both sides of a split ring, and a ring that is carried over into another: the other side's memory holds random
+ * words, among them plausible ones, and changes while the ring is worked on. Nothing may throw; every segment lies
+ * inside the windows; no byte outside of them changes, and none of a guest's but those it lent for writing.
  */
 
 import { assert } from "@std/assert";
@@ -10,21 +10,17 @@ import { Chain } from "../../src/virtio/split/chain.ts";
 import { ChainSequence } from "../../src/virtio/split/chain_sequence.ts";
 import { openDeviceQueue, Pop } from "../../src/virtio/split/device_queue.ts";
 import { DriverQueue } from "../../src/virtio/split/driver_queue.ts";
-import { MockDriver, MockMemory, Random } from "../support/mock_driver.ts";
+import { MockDriver, MockMemory, type Random } from "../support/mock_driver.ts";
+import { segmentOf, segmentSize, shadowOf } from "../support/shadow_rig.ts";
+import { ScatteredMemory, translatedOf } from "../support/translated_rig.ts";
+import type { Fuzzer } from "./fuzzer.ts";
 
-const SECONDS = Number(Deno.env.get("FUZZ_SECONDS") ?? 2);
 const LOW = 0x4000_0000, HIGH = 0x7_0000_0000;
 const WINDOWS = [
   { at: LOW, size: 0x9000 },
   { at: HIGH, size: 0x1801 },
   { at: HIGH + 0x1801, size: 0x1000 },
 ];
-
-function seeded(): Random {
-  const seed = Random.seed();
-  console.log(`SEED=${seed}`);
-  return new Random(seed);
-}
 
 function randomU64(random: Random): bigint {
   return (BigInt(random.u32()) << 32n) | BigInt(random.u32());
@@ -56,16 +52,16 @@ function flags(random: Random, malice: number): number {
   return random.pick([0, 0, 2, 2, 2, 3, 3, 1, 4]);
 }
 
-Deno.test("fuzz: the device's side of a ring", () => {
-  const random = seeded();
-  const end = performance.now() + SECONDS * 1000;
+/** The rounds of {@link deviceRing} and {@link driverRing} until the guards are looked at. */
+const GUARD_ROUNDS = 64;
+
+const deviceRing: Fuzzer["open"] = async (use) => {
   using memory = new MockMemory(WINDOWS);
   using stable = mapAnonymous(65536);
   const chain = new Chain(16);
   const sequence = new ChainSequence(8, 24);
-  let rounds = 0, popped = 0, broken = 0;
-  while (performance.now() < end) {
-    rounds++;
+  let done = 0, popped = 0, broken = 0;
+  const round = (random: Random) => {
     const size = random.pick([1, 2, 8, 64]);
     const eventIndex = random.chance(0.5), indirect = random.chance(0.6);
     const start = random.u32() & 0xffff;
@@ -105,7 +101,7 @@ Deno.test("fuzz: the device's side of a ring", () => {
     driver.setUsedEvent(random.u32());
 
     const queue = openDeviceQueue(memory.space, config);
-    if (typeof queue === "string") continue;
+    if (typeof queue === "string") return;
     chain.clear();
     for (let step = 0; step < 20; step++) {
       switch (random.below(6)) {
@@ -145,6 +141,7 @@ Deno.test("fuzz: the device's side of a ring", () => {
         }
       }
       if (random.chance(malice / 4)) driver.setAvailableIndex(random.u32());
+      if (random.chance(malice)) scribble(memory, random, 0x3000);
       if (queue.broken !== undefined) {
         assert(queue.broken.length > 10);
         broken++;
@@ -152,21 +149,28 @@ Deno.test("fuzz: the device's side of a ring", () => {
       }
     }
     queue.stop();
-    if (rounds % 64 === 0) memory.checkGuards();
-  }
-  memory.checkGuards();
-  console.log(`${rounds} rings, ${popped} buffers, ${broken} broken`);
-  assert(popped > rounds / 10 && broken > rounds / 10, "the fuzz reaches both ends");
-});
+    if (++done % GUARD_ROUNDS === 0) memory.checkGuards();
+  };
+  const finish = (rounds: number) => {
+    memory.checkGuards();
+    assert(rounds < 1000 || popped > rounds / 10 && broken > rounds / 10, "both ends are reached");
+    return `${popped} buffers, ${broken} broken rings`;
+  };
+  await use({ round, finish });
+};
 
-Deno.test("fuzz: the driver's side of a ring", () => {
-  const random = seeded();
-  const end = performance.now() + SECONDS * 1000;
+/** One word of the first bytes of the memory becomes another. */
+function scribble(memory: MockMemory, random: Random, size: number): void {
+  const { at } = memory.windows[0];
+  memory.write16(at + 2 * random.below(size / 2), random.u32() & 0xffff);
+}
+
+const driverRing: Fuzzer["open"] = async (use) => {
   const size = 16;
   const needed = DriverQueue.bytesNeeded(size, true);
   using memory = new MockMemory([{ at: 0x10000, size: needed }]);
   const offset = memory.offset(0x10000);
-  let rounds = 0, taken = 0, broken = 0;
+  let done = 0, taken = 0, broken = 0;
   const queues = [false, true].flatMap((eventIndex) =>
     [false, true].map((indirect) =>
       new DriverQueue({
@@ -178,8 +182,7 @@ Deno.test("fuzz: the driver's side of a ring", () => {
     )
   );
   const addresses = new Float64Array(4), lengths = new Uint32Array(4).fill(100);
-  while (performance.now() < end) {
-    rounds++;
+  const round = (random: Random) => {
     const queue = random.pick(queues);
     queue.reset();
     const bytes = memory.bytes(0x10000, needed);
@@ -216,9 +219,100 @@ Deno.test("fuzz: the driver's side of a ring", () => {
       assert(queue.free >= 0 && queue.free <= size);
     }
     if (queue.broken !== undefined) broken++;
-    if (rounds % 64 === 0) memory.checkGuards();
-  }
-  memory.checkGuards();
-  console.log(`${rounds} rings, ${taken} buffers, ${broken} broken`);
-  assert(taken > rounds / 10 && broken > rounds / 10, "the fuzz reaches both ends");
-});
+    if (++done % GUARD_ROUNDS === 0) memory.checkGuards();
+  };
+  const finish = (rounds: number) => {
+    memory.checkGuards();
+    assert(rounds < 1000 || taken > rounds / 10 && broken > rounds / 10, "both ends are reached");
+    return `${taken} buffers, ${broken} broken rings`;
+  };
+  await use({ round, finish });
+};
+
+/** A guest's bytes that it lent for reading, lent for writing, and kept. */
+const SHOWN = 0x11, LENT = 0x22, SECRET = 0x5e;
+const SECRET_WORD = 0x5e5e_5e5e_5e5e_5e5en;
+const POOL = 4096;
+/** Buffers of the guest's lie behind its rings, a page each: the first half is read, some of the second written. */
+const LENT_AT = 2048;
+
+/**
+ * A ring that is carried over, with a guest and a device that both write what they like: into the segment (confined)
+ * or a page of rings that name the guest's own (direct).
+ */
+const carriedRing: Fuzzer["open"] = async (use) => {
+  let forwarded = 0, broken = 0;
+  const round = (random: Random) => {
+    const size = random.pick([2, 8, 64]);
+    using guest = new MockMemory([{ at: LOW, size: 0x80000 }]);
+    const { memory, place } = segmentOf(Math.max(segmentSize(size, POOL), 0x20000));
+    using segment = memory;
+    const driver = new MockDriver(guest, { size, eventIndex: random.chance(0.5), indirect: true });
+    const isConfined = random.chance(0.5);
+    const all = guest.bytes(driver.end, LOW + 0x80000 - driver.end);
+    all.fill(SECRET);
+    const shadow = isConfined ? shadowOf(driver, place) : translatedOf(
+      driver,
+      new ScatteredMemory(guest, random, 4).map,
+      { memory: segment, place },
+      256,
+    );
+    const malice = random.pick([0, 0.01, 0.1, 0.5]);
+    const lent: { at: number; length: number }[] = [];
+    let buffers = 0, used = 0;
+    for (let step = 0; step < 60; step++) {
+      const at = driver.end + 4096 * (buffers % 32);
+      if (random.chance(0.5) && buffers < 32 && driver.free >= 2) {
+        const length = 1 + random.below(1000);
+        const read = 1 + random.below(500);
+        guest.bytes(at, read).fill(SHOWN);
+        guest.bytes(at + LENT_AT, length).fill(LENT);
+        lent.push({ at: at + LENT_AT, length });
+        driver.add([{ address: at, length: read }], [{ address: at + LENT_AT, length }]);
+        driver.publish();
+        buffers++;
+      }
+      const { driverAddress, deviceAddress, size: entries } = shadow.setup;
+      // The device: used elements of plausible heads, and any word of the segment.
+      if (random.chance(0.5) && used !== segment.read16(driverAddress + 2)) {
+        const head = segment.read16(driverAddress + 4 + 2 * (used % entries));
+        const element = deviceAddress + 4 + 8 * (used % entries);
+        segment.write32(element, random.chance(malice) ? random.below(entries + 1) : head);
+        segment.write32(element + 4, random.chance(malice) ? random.u32() : random.below(1000));
+        used = (used + 1) & 0xffff;
+      }
+      if (random.chance(malice / 4)) used = random.u32() & 0xffff;
+      segment.write16(deviceAddress + 2, used);
+      if (random.chance(malice)) scribble(segment, random, place.size);
+      // The guest: any word of its rings. What it lends so is its own affair, but its secrets are not asked for.
+      const harmless = driver.driverAddress - LOW + random.below(0x1000);
+      if (random.chance(malice / 2)) guest.write16((LOW + harmless) & ~1, random.u32() & 0xffff);
+      shadow.giveBack();
+      shadow.forward();
+    }
+    forwarded += shadow.counters.forwarded;
+    if (shadow.broken !== undefined) broken++;
+    shadow.stop();
+    guest.checkGuards();
+    segment.checkGuards();
+    // Of the guest's memory only what it lent was written.
+    for (const { at, length } of lent) guest.bytes(at, length).fill(LENT);
+    const others = all.findIndex((byte) => byte !== SECRET && byte !== SHOWN && byte !== LENT);
+    assert(others < 0, `byte ${others} behind the guest's rings was not lent`);
+    if (!isConfined) return;
+    const words = new BigUint64Array(segment.bytes(place.at, place.size).slice().buffer);
+    assert(!words.includes(SECRET_WORD), "what the guest kept is in the segment");
+  };
+  const finish = (rounds: number) => {
+    assert(rounds < 1000 || forwarded > rounds && broken > rounds / 20, "both ends are reached");
+    return `${forwarded} buffers, ${broken} broken rings`;
+  };
+  await use({ round, finish });
+};
+
+/** See the head of this file. */
+export const RING_FUZZERS: readonly Fuzzer[] = [
+  { name: "device-ring", what: "any words under the device's side of a ring", open: deviceRing },
+  { name: "driver-ring", what: "any words under the driver's side of a ring", open: driverRing },
+  { name: "carried-ring", what: "a hostile guest and device around a shadow", open: carriedRing },
+];
