@@ -244,12 +244,12 @@ const carriedRing: Fuzzer["open"] = async (use) => {
   let forwarded = 0, broken = 0;
   const round = (random: Random) => {
     const size = random.pick([2, 8, 64]);
-    using guest = new MockMemory([{ at: LOW, size: 0x80000 }]);
+    using guest = new MockMemory([{ at: LOW, size: 0x28000 }]);
     const { memory, place } = segmentOf(Math.max(segmentSize(size, POOL), 0x20000));
     using segment = memory;
     const driver = new MockDriver(guest, { size, eventIndex: random.chance(0.5), indirect: true });
     const isConfined = random.chance(0.5);
-    const all = guest.bytes(driver.end, LOW + 0x80000 - driver.end);
+    const all = guest.bytes(driver.end, LOW + 0x28000 - driver.end);
     all.fill(SECRET);
     const shadow = isConfined ? shadowOf(driver, place) : translatedOf(
       driver,
@@ -261,8 +261,8 @@ const carriedRing: Fuzzer["open"] = async (use) => {
     const lent: { at: number; length: number }[] = [];
     let buffers = 0, used = 0;
     for (let step = 0; step < 60; step++) {
-      const at = driver.end + 4096 * (buffers % 32);
-      if (random.chance(0.5) && buffers < 32 && driver.free >= 2) {
+      const at = driver.end + 4096 * (buffers % 24);
+      if (random.chance(0.5) && buffers < 24 && driver.free >= 2) {
         const length = 1 + random.below(1000);
         const read = 1 + random.below(500);
         guest.bytes(at, read).fill(SHOWN);
@@ -278,7 +278,7 @@ const carriedRing: Fuzzer["open"] = async (use) => {
         const head = segment.read16(driverAddress + 4 + 2 * (used % entries));
         const element = deviceAddress + 4 + 8 * (used % entries);
         segment.write32(element, random.chance(malice) ? random.below(entries + 1) : head);
-        segment.write32(element + 4, random.chance(malice) ? random.u32() : random.below(1000));
+        segment.write32(element + 4, random.chance(malice) ? random.u32() : random.below(2));
         used = (used + 1) & 0xffff;
       }
       if (random.chance(malice / 4)) used = random.u32() & 0xffff;
