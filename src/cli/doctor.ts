@@ -9,6 +9,7 @@ import { VFIO_DRIVER } from "../ivshmem/binding.ts";
 import { hasDoorbell, ivshmemFunctions } from "../ivshmem/function.ts";
 import { readOwnId } from "../ivshmem/sysfs_end.ts";
 import { softLimit } from "../linux/limits.ts";
+import { findProgram, PROGRAM_ENVIRONMENT } from "../linux/programs.ts";
 import type { PciFunction } from "../linux/sysfs.ts";
 import { limitsProblem, MIN_MEMORY, NEEDS } from "./needs.ts";
 import type { Command } from "./command.ts";
@@ -65,8 +66,11 @@ async function lastLineOf(program: string, ...args: string[]): Promise<string | 
 }
 
 async function linesOf(program: string, args: string[]): Promise<string[] | undefined> {
+  const path = findProgram(program);
+  if (path === undefined) return undefined;
   try {
-    const { stdout } = await new Deno.Command(program, {
+    const { stdout } = await new Deno.Command(path, {
+      ...PROGRAM_ENVIRONMENT,
       args,
       stdin: "null",
       stderr: "null",

@@ -19,11 +19,12 @@
 
 import { TextLineStream } from "@std/streams/text-line-stream";
 import { VmsgError } from "../linux/errors.ts";
+import { PROGRAM_ENVIRONMENT, SHELL } from "../linux/programs.ts";
 
 const SCRIPT = `
 trap '' HUP INT QUIT TERM
 umask 077
-directory=$(mktemp -d "\${TMPDIR:-/tmp}/vmsg-XXXXXX") || exit 1
+directory=$(mktemp -d "$1/vmsg-XXXXXX") || exit 1
 printf '%s\\n' "$directory"
 
 # members SESSION: the ids of its living processes
@@ -99,9 +100,14 @@ function noDirectory(base: string | undefined): VmsgError {
   return new VmsgError("NO_TEMPORARY_DIRECTORY", `cannot make a temporary directory${where}`);
 }
 
+/** Where temporary files belong. */
+export function temporaryDirectory(): string {
+  return Deno.env.get("TMPDIR") || "/tmp";
+}
+
 /** This process as the keeper. */
 async function openOwnKeeper(base: string | undefined): Promise<Keeper> {
-  const dir = base ?? (Deno.env.get("TMPDIR") || "/tmp");
+  const dir = base ?? temporaryDirectory();
   const directory = await Deno.makeTempDir({ dir, prefix: "vmsg-" }).catch(() => {
     throw noDirectory(base);
   });
@@ -127,9 +133,9 @@ async function openOwnKeeper(base: string | undefined): Promise<Keeper> {
 }
 
 async function openShellKeeper(base: string | undefined): Promise<Keeper> {
-  const child = new Deno.Command("sh", {
-    args: ["-c", SCRIPT, "vmsg-keeper"],
-    env: base === undefined ? {} : { TMPDIR: base },
+  const child = new Deno.Command(SHELL, {
+    ...PROGRAM_ENVIRONMENT,
+    args: ["-c", SCRIPT, "vmsg-keeper", base ?? temporaryDirectory()],
     stdin: "piped",
     stdout: "piped",
     stderr: "null",

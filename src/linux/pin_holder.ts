@@ -14,8 +14,8 @@
 import { type Fd, openPipe, setInherited } from "./fd.ts";
 import { allocate } from "./arena.ts";
 import { libc } from "./libc.ts";
+import { PROGRAM_ENVIRONMENT, SHELL } from "./programs.ts";
 
-const SHELL = "/bin/sh";
 const line = allocate(1);
 line.bytes[0] = "\n".charCodeAt(0);
 
@@ -64,6 +64,7 @@ export function holdPins(handles: readonly Fd[], holdMs: number): PinHolder | un
   try {
     for (const fd of inherited) setInherited(fd, true);
     const child = new Deno.Command(SHELL, {
+      ...PROGRAM_ENVIRONMENT,
       args: ["-c", script(read, holdMs)],
       stdin: "null",
       stdout: "null",

@@ -3,15 +3,16 @@
  * connections become sockets of this user on the host.
  *
  * Theory of operation. passt speaks Ethernet frames on a Unix stream socket, each preceded by its length
- * as a 32-bit big-endian number, without a virtio-net header; so there are no offloads. The payload of a
- * frame that is sent goes from the guest's pages by one sendmsg; what the socket did not take of it is
- * copied and goes first next time. Received bytes are collected in a buffer, from which whole frames are
+ * as a 32-bit big-endian number, without a virtio-net header; so there are no offloads. The headers of a frame
+ * that is sent are copied and judged (loopback_frame.ts), so that the guest cannot change them afterwards; the rest
+ * goes from the guest's pages by the same sendmsg; what the socket did not take is copied and goes first next time. Received bytes are collected in a buffer, from which whole frames are
  * copied; the buffer is filled only while the guest takes frames, so passt feels it when it does not.
  *
  *     connected --end of file, or a length no frame has--> down --attached by path: every second--> connected
  *               --end of file, started here--> down, until it is started again: after 1 s, then 2, ... 30 s
  *
- * passt is attached to where it listens, or started here (passt_process.ts).
+ * passt is attached to where it listens, or started here (passt_process.ts). By itself it gives the guest the host's
+ * loopback at the gateway's address; one that is started here does so only where it is wanted.
  */
 
 import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../virtio/net_header.ts";
@@ -32,6 +33,7 @@ import type { IovecList } from "../memory/mod.ts";
 import { counterShape } from "../observe/counters.ts";
 import type { Log } from "../observe/log.ts";
 import { PasstProcess } from "./passt_process.ts";
+import { HEADERS_SIZE, isForLoopback } from "./loopback_frame.ts";
 import type { NetworkPort, PortListener } from "./port.ts";
 import { PrefixedSegments } from "./prefixed_segments.ts";
 
@@ -39,6 +41,8 @@ import { PrefixedSegments } from "./prefixed_segments.ts";
 export interface PasstOptions {
   /** The socket on which a passt listens that somebody else started; without it one is started here. */
   readonly socket?: string;
+  /** Whether the guest reaches what listens on the host's loopback; false by default. */
+  readonly loopback?: boolean;
   /** More arguments for the one that is started, e.g. `["--tcp-ports", "2222:22"]`. */
   readonly args?: readonly string[];
 }
@@ -74,7 +78,13 @@ export class PasstPort implements NetworkPort {
   readonly counters: InstanceType<typeof PasstCounters>;
   readonly #path: string | undefined;
   readonly #log: Log;
-  readonly #out = new PrefixedSegments(LENGTH_SIZE);
+  readonly #out = new PrefixedSegments(LENGTH_SIZE + HEADERS_SIZE, HEADERS_SIZE);
+  readonly #headers = this.#out.prefix.address + BigInt(LENGTH_SIZE);
+  readonly #headersView = new DataView(
+    this.#out.prefix.bytes.buffer,
+    this.#out.prefix.bytes.byteOffset + LENGTH_SIZE,
+  );
+  readonly #loopback: boolean;
   readonly #buffer: Mapping = mapAnonymous(BUFFER_SIZE);
   readonly #bytes: Uint8Array = new Uint8Array(this.#buffer.buffer);
   readonly #view: DataView = new DataView(this.#buffer.buffer);
@@ -108,7 +118,10 @@ export class PasstPort implements NetworkPort {
     this.#path = options.socket;
     this.#message.view.setBigUint64(16, this.#out.address, true);
     this.#header.view.setUint16(NUM_BUFFERS_OFFSET, 1, true);
-    this.#args = options.args ?? [];
+    // What listens on loopback was meant for this host alone, and often asks for no password.
+    this.#loopback = options.loopback === true;
+    const map = this.#loopback ? [] : ["--no-map-gw"];
+    this.#args = [...map, ...options.args ?? []];
     if (this.#path === undefined) {
       this.#start();
     } else {
@@ -166,15 +179,19 @@ export class PasstPort implements NetworkPort {
   }
 
   send(frame: IovecList): boolean {
-    const length = frame.length - NET_HEADER_SIZE;
+    const given = frame.length - NET_HEADER_SIZE;
+    // A shorter one is padded, as on a wire.
+    const length = given < HEADERS_SIZE ? HEADERS_SIZE : given;
     const stream = this.#stream;
-    if (stream === undefined || length < MIN_FRAME || length > MAX_FRAME) {
+    if (stream === undefined || given < MIN_FRAME || length > MAX_FRAME) {
       this.counters.lost++;
       return true;
     }
     if (this.#blocked) return false;
+    if (given < HEADERS_SIZE) this.#out.prefix.bytes.fill(0);
+    frame.copyOut(NET_HEADER_SIZE, this.#headers, HEADERS_SIZE);
     const count = this.#out.assemble(frame, 0);
-    if (count === 0) {
+    if (count === 0 || !this.#loopback && isForLoopback(this.#headersView)) {
       this.counters.lost++;
       return true;
     }
@@ -190,8 +207,10 @@ export class PasstPort implements NetworkPort {
     }
     this.counters.sent++;
     if (sent < total) {
-      libc.memcpy(this.#rest.address, this.#out.prefix.address, LENGTH_SIZE);
-      frame.copyOut(NET_HEADER_SIZE, this.#rest.address + BigInt(LENGTH_SIZE), length);
+      const prefix = LENGTH_SIZE + HEADERS_SIZE;
+      libc.memcpy(this.#rest.address, this.#out.prefix.address, prefix);
+      const payload = this.#rest.address + BigInt(prefix);
+      frame.copyOut(NET_HEADER_SIZE + HEADERS_SIZE, payload, length - HEADERS_SIZE);
       this.#restAt = sent;
       this.#restEnd = total;
       this.#blocked = true;

@@ -16,6 +16,7 @@ import { VmsgError } from "../linux/errors.ts";
 import { createSealedMemory, type Fd, openPipe, setInherited } from "../linux/fd.ts";
 import { libc } from "../linux/libc.ts";
 import { mapShared } from "../linux/mapping.ts";
+import { findProgram, PROGRAM_ENVIRONMENT, SHELL } from "../linux/programs.ts";
 import { type UnixStream, unixStreamPair } from "../linux/unix_socket.ts";
 
 const F_SETFL = 4;
@@ -39,7 +40,8 @@ export class PasstProcess implements Disposable {
 
   /** @throws VmsgError NO_PASST if there is none */
   constructor(args: readonly string[]) {
-    if (!isOnPath("passt")) {
+    const program = findProgram("passt");
+    if (program === undefined) {
       throw new VmsgError(
         "NO_PASST",
         "the program passt is not installed: apt install passt, or see https://passt.top",
@@ -54,9 +56,9 @@ export class PasstProcess implements Disposable {
     libc.fcntl(theirs.fd.number, F_SETFL, 0n);
     const fd = `${theirs.fd.number}`;
     // The shell opens standard error and is replaced by passt.
-    const script = `exec passt "$@" 2<>/proc/self/fd/${this.#words.number}`;
+    const script = `exec "$0" "$@" 2<>/proc/self/fd/${this.#words.number}`;
     const child = spawn(
-      [script, "passt", "--foreground", "--quiet", "--fd", fd, ...args],
+      [script, program, "--foreground", "--quiet", "--fd", fd, ...args],
       [this.#words, theirs.fd],
     );
     this.pid = child.pid;
@@ -104,7 +106,8 @@ line.bytes[0] = "\n".charCodeAt(0);
 function spawn(args: readonly string[], inherited: readonly Fd[]): Deno.ChildProcess {
   try {
     for (const fd of inherited) setInherited(fd, true);
-    const child = new Deno.Command("sh", {
+    const child = new Deno.Command(SHELL, {
+      ...PROGRAM_ENVIRONMENT,
       args: ["-c", ...args],
       stdin: "null",
       stdout: "null",
@@ -132,16 +135,6 @@ function killedWithUs(pid: number): Fd {
   libc.waitpid(spawn([script], [read]).pid, waited.address, 0);
   stack.move();
   return write;
-}
-
-function isOnPath(program: string): boolean {
-  return (Deno.env.get("PATH") ?? "").split(":").some((directory) => {
-    try {
-      return Deno.statSync(`${directory}/${program}`).isFile;
-    } catch {
-      return false;
-    }
-  });
 }
 
 /** The last line that passt said behind a colon, without its complaints about a missing syslog; "" for none. */

@@ -29,8 +29,13 @@ export class PrefixedSegments {
   readonly #iovecs: DataView;
   readonly #suffix: Block;
 
-  /** Takes its arrays from the arena, for good; the prefix has `prefixSize` bytes. */
-  constructor(prefixSize: number) {
+  /**
+   * Takes its arrays from the arena, for good.
+   *
+   * @param prefixSize bytes of the prefix
+   * @param copied how many of them stand for the bytes behind the virtio-net header, which are then left out
+   */
+  constructor(prefixSize: number, private readonly copied = 0) {
     this.prefix = allocate(prefixSize);
     this.#suffix = allocate(SUFFIX_SIZE);
     const block = allocate(IOVEC_SIZE * (MAX_SEGMENTS + 2));
@@ -57,7 +62,7 @@ export class PrefixedSegments {
     if (count > MAX_SEGMENTS) return 0;
     libc.memcpy(this.address + BigInt(IOVEC_SIZE), frame.addressFrom(first), count * IOVEC_SIZE);
     const iovecs = this.#iovecs;
-    let skip = NET_HEADER_SIZE;
+    let skip = NET_HEADER_SIZE + this.copied;
     for (let i = 1; skip > 0 && i <= count; i++) {
       const at = i * IOVEC_SIZE;
       const length = iovecs.getUint32(at + 8, true);

@@ -46,7 +46,7 @@ const NETWORKS: Readonly<Record<"tap" | "passt", Network>> = {
   // passt gives the guest the address of the interface with the default route, and takes what the guest
   // sends to the gateway to the host's loopback.
   passt: {
-    option: "passt",
+    option: "passt,loopback=on",
     guestAddress: "192.0.2.2/24",
     server: "192.0.2.1",
     listen: "127.0.0.1",

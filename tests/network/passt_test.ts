@@ -188,11 +188,12 @@ const ADDRESSES = ["-4", "-a", "10.9.0.2", "-n", "24", "-g", "10.9.0.1", "-D", "
 async function withPasst(
   args: readonly string[],
   body: (passt: PasstPort, reactor: Reactor, log: string[]) => Promise<void>,
+  loopback = false,
 ): Promise<void> {
   using reactor = new Reactor();
   let ended = false;
   const log: string[] = [];
-  const passt = new PasstPort({ args }, reactor, keepingLog(log));
+  const passt = new PasstPort({ args, loopback }, reactor, keepingLog(log));
   const noted = passt.process!.ended.then(() => void (ended = true));
   try {
     await body(passt, reactor, log);
@@ -203,41 +204,105 @@ async function withPasst(
   }
 }
 
-networkTest("passt: a TCP connection to the host's loopback", ["ip", "passt"], async () => {
-  using _host = routedNamespace();
-  await withPasst(ADDRESSES, async (passt, reactor, log) => {
-    using server = Tcp.listen("127.0.0.1", 8080);
-    using _guest = new Namespace();
-    using tap = new TapPort({ address: "10.9.0.2/24" }, reactor);
-    const relay = new Relay(reactor, [tap, passt]);
-    using client = Tcp.connect("10.9.0.1", 8080);
-    let accepted: Fd | undefined;
-    const request = new TextEncoder().encode("GET / HTTP/1.0\r\n\r\n");
-    client.buffer.set(request);
-    await turnUntil(reactor, () => client.write(0, request.length) > 0, "a connection");
-    await turnUntil(reactor, () => (accepted ??= server.accept()) !== undefined, "accept");
-    let length = 0;
-    await turnUntil(reactor, () => (length = server.read(4096, accepted)) > 0, "the request");
-    assertEquals(new TextDecoder().decode(server.buffer.subarray(0, length)).slice(0, 5), "GET /");
-    // 300 kB back, which is more than socket buffers hold.
-    let sent = 0;
-    let got = 0;
-    await turnUntil(
-      reactor,
-      () => {
-        if (sent < 300_000) {
-          sent += Math.max(0, server.write(0, Math.min(20_000, 300_000 - sent), accepted));
-        }
-        got += Math.max(0, client.read(65536));
-        return got === 300_000;
-      },
-      "the answer",
-    );
-    accepted![Symbol.dispose]();
-    assertEquals(log, []);
-    relay.dispose();
-  });
-});
+networkTest(
+  "passt: a TCP connection to the host's loopback, where it is wanted",
+  ["ip", "passt"],
+  async () => {
+    using _host = routedNamespace();
+    await withPasst(ADDRESSES, async (passt, reactor, log) => {
+      using server = Tcp.listen("127.0.0.1", 8080);
+      using _guest = new Namespace();
+      using tap = new TapPort({ address: "10.9.0.2/24" }, reactor);
+      const relay = new Relay(reactor, [tap, passt]);
+      using client = Tcp.connect("10.9.0.1", 8080);
+      let accepted: Fd | undefined;
+      const request = new TextEncoder().encode("GET / HTTP/1.0\r\n\r\n");
+      client.buffer.set(request);
+      await turnUntil(reactor, () => client.write(0, request.length) > 0, "a connection");
+      await turnUntil(reactor, () => (accepted ??= server.accept()) !== undefined, "accept");
+      let length = 0;
+      await turnUntil(reactor, () => (length = server.read(4096, accepted)) > 0, "the request");
+      assertEquals(
+        new TextDecoder().decode(server.buffer.subarray(0, length)).slice(0, 5),
+        "GET /",
+      );
+      // 300 kB back, which is more than socket buffers hold.
+      let sent = 0;
+      let got = 0;
+      await turnUntil(
+        reactor,
+        () => {
+          if (sent < 300_000) {
+            sent += Math.max(0, server.write(0, Math.min(20_000, 300_000 - sent), accepted));
+          }
+          got += Math.max(0, client.read(65536));
+          return got === 300_000;
+        },
+        "the answer",
+      );
+      accepted![Symbol.dispose]();
+      assertEquals(log, []);
+      relay.dispose();
+    }, true);
+  },
+);
+
+/** A frame that opens a TCP connection; passt looks at no sums. */
+function syn(to: string, port: number): Uint8Array {
+  const [ports, rest] = [port, port].map((n) => n.toString(16).padStart(4, "0"));
+  const tcp = `${rest} ${ports} 00000001 00000000 5002 ffff 0000 0000`;
+  const [head, source] = to.length === 8
+    ? ["0800 4500 0028 0000 4000 40 06 0000", "0a090002"]
+    : ["86dd 6000 0000 0014 06 40", "fd09 0000 0000 0000 0000 0000 0000 0002"];
+  return bytes(`ffffffffffff 020000000001 ${head} ${source} ${to} ${tcp}`);
+}
+
+/** Where a frame may go that is meant for the host's loopback, and where that is. */
+const LOOPBACKS: readonly [string, string][] = [
+  ["0a090001", "127.0.0.1"],
+  ["7f000002", "127.0.0.2"],
+  ["00000000", "127.0.0.1"],
+  ["00000000 00000000 0000ffff 7f000003", "127.0.0.3"],
+];
+
+for (const loopback of [false, true]) {
+  const what = `passt: with loopback=${loopback ? "on" : "off"} who forges frames`;
+  networkTest(
+    `${what} ${loopback ? "reaches" : "does not reach"} it`,
+    ["ip", "passt"],
+    async () => {
+      using _host = routedNamespace();
+      ip("addr add fd09::2/64 dev up0");
+      ip("route add default via fd09::1");
+      const both = ["-a", "10.9.0.2", "-n", "24", "-g", "10.9.0.1", "-D", "none"];
+      const body = async (passt: PasstPort, reactor: Reactor) => {
+        using memory = new GuestMemory();
+        using stack = new DisposableStack();
+        passt.open(new Listener());
+        const servers = LOOPBACKS.map(([, at], i) => stack.use(Tcp.listen(at, 8080 + i)));
+        // What anybody reaches comes last, so that the others have had their time.
+        const control = stack.use(Tcp.listen("192.0.2.2", 9000));
+        LOOPBACKS.forEach(([to], i) =>
+          passt.send(memory.frame(syn(to.replaceAll(" ", ""), 8080 + i)))
+        );
+        passt.send(memory.frame(syn("c0000202", 9000)));
+        const came = (server: Tcp) => {
+          const fd = server.accept();
+          if (fd !== undefined) stack.use(fd);
+          return fd !== undefined;
+        };
+        await turnUntil(reactor, () => came(control), "a connection that is nothing special");
+        const wanted = LOOPBACKS.map(() => loopback);
+        const seen = LOOPBACKS.map(() => false);
+        const look = () => servers.forEach((server, i) => seen[i] ||= came(server));
+        await turnUntil(reactor, () => (look(), seen.join() === wanted.join()), "those wanted");
+        assertEquals(seen, wanted);
+        assertEquals(passt.counters.lost, loopback ? 0 : LOOPBACKS.length - 1);
+      };
+      await withPasst(both, body, loopback);
+    },
+  );
+}
 
 networkTest("passt: it answers ARP and DHCP", ["ip", "passt"], async () => {
   using _host = routedNamespace();

@@ -6,13 +6,16 @@ import { DEFAULT_MTU, type PortKind } from "./port_kind.ts";
 /** A passt of our own, or one that runs. */
 export const passtKind: PortKind<PasstOptions> = {
   name: "passt",
-  usage: "passt[,socket=PATH]",
+  usage: "passt[,loopback=on][,socket=PATH]",
   help:
-    "the host's network without root, through the program passt; socket is that of one that runs",
-  keys: ["socket"],
+    "the host's network without root, through the program passt; with loopback the guest reaches what " +
+    "listens on the host's loopback, at its gateway's address; socket is that of one that runs, with " +
+    "its own arguments",
+  keys: ["loopback", "socket"],
   parse: (group) => {
     const socket = group.text("socket");
-    return socket === undefined ? {} : { socket };
+    const loopback = group.flag("loopback", false);
+    return socket === undefined ? { loopback } : { loopback, socket };
   },
   open: (options, { reactor, log }) => {
     // passt's own default of 65520 does not fit the device's. One that runs already has its arguments.
