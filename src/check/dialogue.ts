@@ -10,7 +10,7 @@ import type { Bus, BusListener } from "../bus/bus.ts";
 import { SLOT_SIZE } from "../bus/spsc_queue.ts";
 import type { Deferred, Reactor } from "../linux/reactor.ts";
 import type { Codec, Malformed } from "../message/codec.ts";
-import { type Field, type Kind, Message } from "../message/message.ts";
+import { type Fields as Said, type Kind, Message } from "../message/message.ts";
 import { isPrivate } from "../message/private.ts";
 import { isBusMessage, kindName } from "../message/table.ts";
 import { expect } from "./outcome.ts";
@@ -22,26 +22,17 @@ const FIRST_TOKEN = 0x1f0;
 /** Messages that are kept for one rule. */
 const MAX_HEARD = 20_000;
 
-/** What a message says: numbers of its payload, `words` and `bytes` from their beginning on; device and token. */
-export type Fields =
-  & Partial<Record<Field | "device" | "token" | "size", number>>
-  & {
-    readonly kind?: Kind;
-    readonly words?: ArrayLike<number>;
-    readonly bytes?: ArrayLike<number>;
-  };
+/** What a message says, or has to say. */
+export type Fields = Said & { readonly kind?: Kind; readonly size?: number };
 
 /** Changes the bytes of a slot. */
 export type Spoil = (bytes: Uint8Array) => void;
 
 /** A message of that kind, and its bytes in a slot. */
 function write(codec: Codec, kind: Kind, response: boolean, says: Fields) {
-  const { words = [], bytes = [], ...fields } = says;
   const message = new Message();
   message.reset(kind, response);
-  Object.assign(message, fields);
-  message.words.set(words);
-  message.bytes.set(bytes);
+  message.say(says);
   const slot = new Uint8Array(SLOT_SIZE);
   codec.encode(message, new DataView(slot.buffer), 0);
   return { bytes: slot, token: message.token };

@@ -86,47 +86,47 @@ export const MAX_MESSAGE = 128;
 const MAX_DATA = MAX_MESSAGE - 8;
 const UUID_BYTES = 16;
 
-/** The names of the numbers in a payload, in the order of their values. */
+/** The names of the numbers in a payload, in the order of their values, and what they mean. */
 export const FIELDS = [
-  "index",
-  "count",
-  "deviceId",
-  "vendorId",
-  "featureBlocks",
-  "configSize",
-  "maxQueues",
-  "adminStart",
-  "adminCount",
-  "offset",
-  "length",
-  "omitData",
-  "generation",
-  "status",
-  "maxSize",
-  "queueSize",
-  "flags",
-  "mustBeZero",
-  "descriptorAddress",
-  "driverAddress",
-  "deviceAddress",
-  "nextOffset",
-  "nextWrap",
-  "data",
-  "address",
-  "physicalAddress",
-  "prot",
-  "number",
-  "state",
-  "epoch",
-  "peerEpoch",
-  "nonce",
-  "version",
-  "capabilities",
-  "ordinal",
-  "memoryDevice",
-  "base",
-  "wrap",
-  "result",
+  "index", // Queue; first feature block; shared memory region
+  "count", // Feature blocks in feature messages, device bits in GET_DEVICES
+  "deviceId", // The kind of device, 1 = net
+  "vendorId", // Who made the device; 0x554d4551 is every QEMU device
+  "featureBlocks", // 32-bit feature blocks the device has; `v1-2025` writes 32 times that
+  "configSize", // Bytes of the configuration space
+  "maxQueues", // Queues of the device, administration queues included
+  "adminStart", // First administration queue
+  "adminCount", // Administration queues
+  "offset", // Byte in the configuration space or descriptor; GET_DEVICES: first device number
+  "length", // Bytes. In a SET_CONFIG answer 0 = not applied
+  "omitData", // 1 in a SET_CONFIG answer that has a length and no data (`v1`)
+  "generation", // The generation of the configuration space
+  "status", // Device status bits
+  "maxSize", // Most entries the queue may have, 0 = no such queue
+  "queueSize", // Entries the queue has
+  "flags", // QUEUE_ENABLED or MEMORY_SEGMENT
+  "mustBeZero", // SET_VQUEUE's word without a meaning, which `v1` looks at all the same
+  "descriptorAddress", // Bus address of the descriptor area
+  "driverAddress", // Bus address of the driver area (avail ring)
+  "deviceAddress", // Bus address of the device area (used ring)
+  "nextOffset", // EVENT_AVAIL: next offset or index; GET_DEVICES: where to go on, 0 = no more
+  "nextWrap", // EVENT_AVAIL: wrap counter of a packed ring
+  "data", // PING's word
+  "address", // Bus address of memory; the address to translate
+  "physicalAddress", // The translated address
+  "prot", // Access of a translation: bit 0 read, bit 1 write; 0 = not mapped
+  "number", // EVENT_DEVICE: the device number it is about
+  "state", // EVENT_DEVICE: DEVICE_ADDED or DEVICE_REMOVED. IOMMU_ENABLE: 1 = on
+  "epoch", // The sender's epoch, a random number below 2^53
+  "peerEpoch", // The receiver's epoch as the sender knows it
+  "nonce", // The lease's token, see private.ts
+  "version", // `proto`: revision of the device. HELLO: version of the private messages
+  "capabilities", // HELLO: what the sender can do, one bit each
+  "ordinal", // ADD_MEMORY: which descriptor of this connection
+  "memoryDevice", // The device number a memory table or a queue belongs to
+  "base", // A queue's next index
+  "wrap", // A packed queue's wrap counters
+  "result", // 0, or the errno of what failed
 ] as const;
 
 /** One of {@link FIELDS}. */
@@ -147,6 +147,9 @@ export function positionOf(field: Field): number {
 
 /** Zeros for all of a record: up to 512 bytes are copied in less time than fill() takes. */
 const ZEROS = new Float64Array(FIELDS.length + (MAX_DATA + UUID_BYTES) / 8);
+
+/** The numbers of a payload by name: {@link FIELDS} says what they mean, the accessors are made below. */
+export interface Message extends Record<Field, number> {}
 
 /** One message. Fields that its kind does not use are 0. */
 export class Message {
@@ -179,85 +182,6 @@ export class Message {
   readonly uuid: Uint8Array;
   /** All of the above, to be zeroed with one call. */
   readonly #everything: Float64Array;
-
-  /** Queue; first feature block; shared memory region. */
-  declare index: number;
-  /** Feature blocks in feature messages, device bits in GET_DEVICES. */
-  declare count: number;
-  /** The kind of device, 1 = net. */
-  declare deviceId: number;
-  /** Who made the device; 0x554d4551 is every QEMU device. */
-  declare vendorId: number;
-  /** 32-bit feature blocks the device has; `v1-2025` writes 32 times that. */
-  declare featureBlocks: number;
-  /** Bytes of the configuration space. */
-  declare configSize: number;
-  /** Queues of the device, administration queues included. */
-  declare maxQueues: number;
-  /** First administration queue. */
-  declare adminStart: number;
-  /** Administration queues. */
-  declare adminCount: number;
-  /** Byte in the configuration space; first device number in GET_DEVICES; byte in the descriptor. */
-  declare offset: number;
-  /** Bytes. In a SET_CONFIG answer 0 = not applied. */
-  declare length: number;
-  /** 1 in a SET_CONFIG answer that has a length but does not mirror the data (`v1`). */
-  declare omitData: number;
-  /** The generation of the configuration space. */
-  declare generation: number;
-  /** Device status bits. */
-  declare status: number;
-  /** Most entries the queue may have, 0 = no such queue. */
-  declare maxSize: number;
-  /** Entries the queue has. */
-  declare queueSize: number;
-  /** {@link QUEUE_ENABLED} or {@link MEMORY_SEGMENT}. */
-  declare flags: number;
-  /** SET_VQUEUE's word without a meaning, which `v1` looks at all the same. */
-  declare mustBeZero: number;
-  /** Bus address of the descriptor area. */
-  declare descriptorAddress: number;
-  /** Bus address of the driver area (avail ring). */
-  declare driverAddress: number;
-  /** Bus address of the device area (used ring). */
-  declare deviceAddress: number;
-  /** EVENT_AVAIL: next offset or available index. GET_DEVICES: where to go on, 0 = no more. */
-  declare nextOffset: number;
-  /** EVENT_AVAIL: wrap counter of a packed ring. */
-  declare nextWrap: number;
-  /** PING's word. */
-  declare data: number;
-  /** Bus address of memory; the address to translate. */
-  declare address: number;
-  /** The translated address. */
-  declare physicalAddress: number;
-  /** Access of a translation: bit 0 read, bit 1 write; 0 = not mapped. */
-  declare prot: number;
-  /** EVENT_DEVICE: the device number it is about. */
-  declare number: number;
-  /** EVENT_DEVICE: {@link DEVICE_ADDED} or {@link DEVICE_REMOVED}. IOMMU_ENABLE: 1 = on. */
-  declare state: number;
-  /** The sender's epoch, a random number below 2^53. */
-  declare epoch: number;
-  /** The receiver's epoch as the sender knows it. */
-  declare peerEpoch: number;
-  /** The lease's token, see private.ts. */
-  declare nonce: number;
-  /** `proto`: revision of the device. HELLO: version of the private messages. */
-  declare version: number;
-  /** HELLO: what the sender can do, one bit each. */
-  declare capabilities: number;
-  /** ADD_MEMORY: which descriptor of this connection. */
-  declare ordinal: number;
-  /** The device number a memory table or a queue belongs to. */
-  declare memoryDevice: number;
-  /** A queue's next index. */
-  declare base: number;
-  /** A packed queue's wrap counters. */
-  declare wrap: number;
-  /** 0, or the errno of what failed. */
-  declare result: number;
 
   /** Makes a record with every field 0. */
   constructor() {

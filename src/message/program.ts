@@ -7,8 +7,7 @@
  * peer's word and count for nothing until they fit in what arrived.
  */
 
-import type { Layout, LayoutField, Type } from "./layout.ts";
-import { isVariable } from "./layout.ts";
+import { isVariable, type Layout, type LayoutField, type Type } from "./layout.ts";
 import { type Message, positionOf } from "./message.ts";
 
 /**
@@ -65,16 +64,6 @@ const OPERATION: Readonly<Record<Type, number>> = {
   "bits[count]~": BYTES,
 };
 
-/** What the variable part's size is computed from. */
-type Tail =
-  | "none"
-  | "words[count]"
-  | "words[count]+"
-  | "bytes[length]"
-  | "bytes[length]?"
-  | "bits[count]"
-  | "bits[count]~";
-
 function operandOf(type: Type, name: LayoutField[2]): number {
   if (name === "words" || name === "bytes") return Number(/\d+/.exec(type)![0]);
   return name === "uuid" || name === "reserved" ? 0 : positionOf(name);
@@ -89,7 +78,8 @@ export class Program {
    * of a number or, for words and bytes that are not variable, how many there are.
    */
   readonly #steps: Uint8Array;
-  readonly #tail: Tail;
+  /** The type of the variable part at the end, or "none". */
+  readonly #tail: Type | "none";
   /** Most bytes that `length` may name where the layout holds a fixed number, else 0. */
   readonly #capacity: number;
   readonly #impliedPosition: number;
@@ -100,18 +90,14 @@ export class Program {
   readonly #below: number;
   readonly #exact: boolean;
 
-  /**
-   * Compiles a layout.
-   *
-   * @param exact refuse bytes behind the payload, as for events (rule G19)
-   */
+  /** @param exact refuse bytes behind the payload, as for events (rule G19) */
   constructor(layout: Layout, exact: boolean) {
     const steps = layout.fields.filter(([, type, name]) =>
       name !== "reserved" && !isVariable(type)
     );
     const last = layout.fields.at(-1);
     this.size = layout.size;
-    this.#tail = last !== undefined && isVariable(last[1]) ? last[1] as Tail : "none";
+    this.#tail = last !== undefined && isVariable(last[1]) ? last[1] : "none";
     this.#steps = Uint8Array.from(steps.flatMap(([offset, type, name]) => [
       OPERATION[type],
       offset,
@@ -133,8 +119,6 @@ export class Program {
 
   #tailSize(message: Message): number {
     switch (this.#tail) {
-      case "none":
-        return 0;
       case "words[count]":
       case "words[count]+":
         return 4 * message.count;
@@ -145,6 +129,8 @@ export class Program {
       case "bits[count]":
       case "bits[count]~":
         return Math.ceil(message.count / 8);
+      default:
+        return 0;
     }
   }
 
@@ -204,17 +190,8 @@ export class Program {
     }
   }
 
-  /**
-   * Reads a payload of which `available` bytes arrived.
-   *
-   * @param message reset by the caller
-   */
-  decode(
-    view: DataView,
-    at: number,
-    available: number,
-    message: Message,
-  ): Malformed | undefined {
+  /** Reads a payload of which `available` bytes arrived, into a message that is reset. */
+  decode(view: DataView, at: number, available: number, message: Message): Malformed | undefined {
     if (available < this.size) return "short";
     if (available >= this.#below) return "long";
     const steps = this.#steps;
