@@ -10,7 +10,8 @@
  *                                           '--- ring broken ---> DEVICE_NEEDS_RESET
  *
  * Before a batch the host is asked whether the driver's memory may be touched (DRIVER_OK, lease). After it
- * the used buffers are published once, and the driver is notified at most once. A queue is opened by
+ * the used buffers are published once, and the driver is notified at most once. A batch ends also when its buffers have had
+ * many segments (split/device_queue.ts): how long it takes is bounded, whatever a driver makes of them. A queue is opened by
  * `startQueue` and forgotten by `stopQueue`, which publishes what was completed, takes back what was not,
  * and answers the index where a successor goes on. A batch function touches a queue only while it runs:
  * whoever gets work done elsewhere keeps the results and calls `wake`.
@@ -215,7 +216,7 @@ export class QueueDevice implements DeviceModel {
     queue.noKicks();
     const more = this.#batches[index](queue, BUDGET);
     if (queue.publish()) this.host.used(index);
-    if (queue.broken === undefined) return more;
+    if (queue.broken === undefined) return more || queue.isSpent;
     this.host.needsReset(`queue ${index}: ${queue.broken}`);
     return false;
   }

@@ -26,6 +26,20 @@ export const MAX_WINDOWS = 509;
  */
 export type WindowRefusal = "range" | "overlap" | "too many";
 
+/**
+ * Where in an ascending list of ranges that do not overlap the first one is that ends behind an address; the list's length if
+ * none does. A driver chooses how many there are and which it uses, so it is found by halving.
+ */
+export function firstBehind(ranges: readonly { readonly end: number }[], address: number): number {
+  let low = 0, high = ranges.length;
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    if (ranges[middle]!.end > address) high = middle;
+    else low = middle + 1;
+  }
+  return low;
+}
+
 /** The windows through which one device sees the other side's memory. */
 export class AddressSpace {
   readonly #windows: MemoryWindow[] = [];
@@ -51,8 +65,7 @@ export class AddressSpace {
     if (!numbers.every((n) => Number.isSafeInteger(n) && n >= 0) || size === 0) return "range";
     if (offset + size > memory.size) return "range";
     if (this.#windows.length >= MAX_WINDOWS) return "too many";
-    const position = this.#windows.findIndex((w) => w.end > at);
-    const index = position < 0 ? this.#windows.length : position;
+    const index = firstBehind(this.#windows, at);
     const next = this.#windows[index];
     if (next !== undefined && next.at < at + size) return "overlap";
     this.#windows.splice(index, 0, new MemoryWindow(at, size, memory, offset));
@@ -62,8 +75,9 @@ export class AddressSpace {
 
   /** Removes the window that starts at `at` and has `size` bytes; false if there is none. */
   remove(at: number, size: number): boolean {
-    const index = this.#windows.findIndex((w) => w.at === at && w.size === size);
-    if (index < 0) return false;
+    const index = firstBehind(this.#windows, at);
+    const window = this.#windows[index];
+    if (window?.at !== at || window.size !== size) return false;
     this.#windows.splice(index, 1);
     this.last = undefined;
     return true;
@@ -157,12 +171,9 @@ export class AddressSpace {
 
   /** The window that contains an address. */
   protected containing(address: number): MemoryWindow | undefined {
-    for (const window of this.#windows) {
-      if (address >= window.at && address < window.end) {
-        this.last = window;
-        return window;
-      }
-    }
-    return undefined;
+    const window = this.#windows[firstBehind(this.#windows, address)];
+    if (window === undefined || address < window.at) return undefined;
+    this.last = window;
+    return window;
   }
 }

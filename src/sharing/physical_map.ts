@@ -4,7 +4,7 @@
  * The other machine reads and writes our RAM by physical address, so each page's place has to be known and
  * must not change. A region of the guest's is pinned as a whole (a DMA mapping of VFIO: neither mlock nor
  * a lock on the file keeps a page in its place), then /proc/self/pagemap tells the frame of each page, once.
- * From then on a lookup is two array accesses.
+ * From then on a lookup is two array accesses, or in another region than the last one a search by halving.
  *
  * A region that goes is let go when the device side touches it no more. It said so if its queues were stopped; if
  * it did not answer, or is silent, or is gone as far as we know, it may still write, until its lease has run out,
@@ -22,7 +22,7 @@ import type { Bus } from "../bus/bus.ts";
 import { VmsgError } from "../linux/errors.ts";
 import { PAGE_SIZE } from "../linux/mapping.ts";
 import { type PhysicalRun, physicalRuns } from "../linux/page_map.ts";
-import { type IovecList, loadAcquire16 } from "../memory/mod.ts";
+import { firstBehind, type IovecList, loadAcquire16 } from "../memory/mod.ts";
 import type { SharedRegion } from "./sharing.ts";
 
 /** A region that is pinned. */
@@ -82,6 +82,8 @@ export type PinningBus = Pick<Bus, "pin" | "description">;
 /** See the head of this file. */
 export class PhysicalMap implements Disposable {
   readonly #regions = new Map<SharedRegion, PinnedRegion>();
+  /** The same in ascending order. */
+  #ascending: readonly PinnedRegion[] = [];
   /** Regions that went in doubt. */
   readonly #kept = new Set<PinnedRegion>();
   #inDoubt = false;
@@ -119,6 +121,7 @@ export class PhysicalMap implements Disposable {
       const touch = (offset: number) => void loadAcquire16(halves, offset / 2);
       const runs = this.locate(address, size, PAGE_SIZE, touch);
       this.#regions.set(region, new PinnedRegion(runs, address, size, pin));
+      this.#sort();
     } catch (error) {
       pin[Symbol.dispose]();
       throw error;
@@ -129,7 +132,7 @@ export class PhysicalMap implements Disposable {
   remove(region: SharedRegion): void {
     const pinned = this.#regions.get(region);
     this.#regions.delete(region);
-    this.#last = undefined;
+    this.#sort();
     if (pinned === undefined) return;
     if (this.#inDoubt) this.#kept.add(pinned);
     else pinned[Symbol.dispose]();
@@ -157,6 +160,11 @@ export class PhysicalMap implements Disposable {
     this.trust();
     for (const region of this.#regions.values()) region[Symbol.dispose]();
     this.#regions.clear();
+    this.#sort();
+  }
+
+  #sort(): void {
+    this.#ascending = [...this.#regions.values()].sort((a, b) => a.start - b.start);
     this.#last = undefined;
   }
 
@@ -207,9 +215,8 @@ export class PhysicalMap implements Disposable {
   }
 
   #find(address: number): PinnedRegion {
-    for (const region of this.#regions.values()) {
-      if (address >= region.start && address < region.end) return region;
-    }
+    const region = this.#ascending[firstBehind(this.#ascending, address)];
+    if (region !== undefined && address >= region.start) return region;
     // Segments come from the guest's memory table, whose regions are all here.
     throw new Error(`address 0x${address.toString(16)} is in no pinned region`);
   }

@@ -14,6 +14,7 @@
  * that was negotiated.
  */
 
+import { PAGE_SIZE } from "../linux/mapping.ts";
 import type { Place } from "../virtio/place.ts";
 import { type Chain, type DeviceQueue, DriverQueue } from "../virtio/split/mod.ts";
 import type { OpenTerms } from "./forwarding.ts";
@@ -66,6 +67,8 @@ export class TranslatedQueue extends ForwardingQueue {
       guest.refuse(`a buffer of ${length} bytes, at most ${MAX_BYTES} are taken`);
       return false;
     }
+    // Each of its pages is looked up.
+    guest.charge(Math.floor(length / PAGE_SIZE));
     pieces.count = 0;
     let fits = physical.translate(readable, pieces);
     const reads = pieces.count;

@@ -3,7 +3,7 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { type Batch, QueueDevice, take } from "../../src/devices/queue_device.ts";
 import { hasFeature, RingFeature } from "../../src/virtio/features.ts";
-import { Chain } from "../../src/virtio/split/mod.ts";
+import { Chain, SEGMENT_BUDGET } from "../../src/virtio/split/mod.ts";
 import { BUFFERS, QueueRig } from "../support/queue_rig.ts";
 
 const NOTHING = new Uint8Array();
@@ -68,6 +68,34 @@ Deno.test("queue device: a full budget means another batch, in a turn of its own
   for (let i = 0; i < 40; i++) rig.offer(0, BUFFERS, NOTHING, 8);
   rig.settle();
   assertEquals([budgets.length, budgets[0], rig.queues[0].usedIndex], [3, 64, 40]);
+});
+
+Deno.test("queue device: buffers of many segments make a batch shorter, and none is left lying", () => {
+  // In one table, one after another, 8 bytes each.
+  const elements = Array.from({ length: 50 }, (_, i) => ({ address: BUFFERS + 16 * i, length: 8 }));
+  const chain = new Chain();
+  const segments: number[] = [];
+  using rig = rigOf([(queue, budget) => {
+    segments.push(0);
+    for (let i = 0; i < budget; i++) {
+      if (!take(queue, chain)) return false;
+      segments[segments.length - 1] += chain.writable.count;
+      queue.complete(chain.head, 400);
+    }
+    return true;
+  }], [RingFeature.INDIRECT_DESC]);
+  const [driver] = rig.queues;
+  for (let i = 0; i < 64; i++) driver.add([], elements, BUFFERS + 0x1000);
+  driver.publish();
+  rig.device.available(0);
+  rig.settle();
+  assertEquals(driver.usedIndex, 64);
+  assert(Math.max(...segments) < SEGMENT_BUDGET + 50, `${segments}`);
+  // Awake no longer than it had something to do, and asleep with a kick asked for.
+  assertEquals(segments.length, 2);
+  while (driver.takeUsed() !== undefined);
+  driver.add([], elements, BUFFERS + 0x1000);
+  assert(driver.publish());
 });
 
 Deno.test("queue device: queues are independent, each with its own batch function", () => {

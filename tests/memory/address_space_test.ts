@@ -1,4 +1,4 @@
-import { assertEquals } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
 import { createSealedMemory } from "../../src/linux/fd.ts";
 import { mapAnonymous, mapShared } from "../../src/linux/mapping.ts";
 import { AddressSpace, type MappedMemory, MAX_WINDOWS } from "../../src/memory/mod.ts";
@@ -247,5 +247,28 @@ cleanTest("windows above 4 GiB on the bus and in the memory", () => {
   }
   for (const offset of [-(2 ** 32), -1, size - 99, size, 2 * 2 ** 32]) {
     assertEquals(translated(space, at + offset, 100), undefined, `offset ${offset}`);
+  }
+});
+
+Deno.test("find: with as many windows as there can be few of them are looked at", () => {
+  const space = new AddressSpace();
+  const memory = paper(0x1000);
+  // Neighbours are joined by nobody: every second one is missing.
+  for (let i = 0; i < MAX_WINDOWS; i++) {
+    assertEquals(space.add(0x2000 * (MAX_WINDOWS - i), 0x1000, memory), undefined);
+  }
+  let looks = 0;
+  for (const window of space.windows) {
+    const { end } = window;
+    Object.defineProperty(window, "end", { get: () => (looks++, end) });
+  }
+  for (let i = 1; i <= MAX_WINDOWS; i++) {
+    for (const at of [0x2000 * i, 0x2000 * (MAX_WINDOWS + 1 - i)]) {
+      looks = 0;
+      assertEquals(space.find(at, 0x1000)?.at, at);
+      // The last one, those of the search, and the end of the one that was found.
+      assert(looks <= 2 + Math.ceil(Math.log2(MAX_WINDOWS + 1)), `${looks} looks`);
+      assertEquals([space.find(at - 1, 1), space.find(at + 0x1000, 1)], [undefined, undefined]);
+    }
   }
 });

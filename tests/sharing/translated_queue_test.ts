@@ -169,6 +169,26 @@ Deno.test("direct: elements are joined where pages lie so, but never what is rea
   ]);
 });
 
+Deno.test("direct: long buffers make a batch shorter, for each of their pages is looked up", () => {
+  using guest = new MockMemory([{ at: GUEST_AT, size: 4 * GUEST_SIZE }]);
+  const rings = segmentOf(RINGS_SIZE);
+  using _rings = rings.memory;
+  const driver = new MockDriver(guest, { size: SIZE });
+  const { map } = new ScatteredMemory(guest, new Random(1), 1 << 20);
+  const queue = translatedOf(driver, map, rings, 256);
+  // 1024 pages each, all in one piece.
+  for (let i = 0; i < SIZE; i++) {
+    driver.add([{ address: driver.end, length: 1024 * PAGE_SIZE }], []);
+  }
+  driver.publish();
+  for (const forwarded of [2, 4, 6, 8]) {
+    move(queue);
+    assertEquals([queue.counters.forwarded, queue.more], [forwarded, true]);
+  }
+  move(queue);
+  assertEquals(queue.more, false);
+});
+
 Deno.test("direct: a ring that is too small delays, and the first buffer used moves on", () =>
   withRig(
     ({ driver, queue, device, data }) => {

@@ -317,6 +317,7 @@ export class NetDevice extends QueueDevice {
     if (queue.broken !== undefined || !queue.wantKicks()) return false;
     const held = buffers.buffers;
     if (buffers.fill(queue, wanted) || buffers.buffers > held) return true;
+    if (queue.isSpent) return false;
     // There are buffers and none can be taken: the sequence is full of too small ones.
     queue.refuse("receive buffers are too small for a frame");
     return false;

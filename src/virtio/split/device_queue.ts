@@ -55,6 +55,11 @@ import { type QueueConfig, type RingViews, ringViews } from "./ring_views.ts";
 /** A chain's bytes must be countable in a used element's 32-bit length. */
 const MAX_CHAIN_BYTES = 0xffff_ffff;
 const TWO_TO_32 = 0x1_0000_0000;
+/**
+ * Segments of the buffers of one batch: what a driver makes of its buffers must not let others wait. Frames of 64 KiB
+ * in pages, as many as a batch has, are fewer. One buffer may go beyond it.
+ */
+export const SEGMENT_BUDGET = 2048;
 
 /** What popping a buffer can come to. */
 export const Pop: {
@@ -150,6 +155,8 @@ export class DeviceQueue {
   #stopped = false;
   /** In this batch: the next buffer cannot be popped before its addresses are known. */
   #parked = false;
+  /** In this batch: segments that were popped, and what else was charged. */
+  #spent = 0;
   /** The buffers in flight, where they are completed in any order. */
   readonly #open: OpenBuffers | undefined;
 
@@ -182,6 +189,16 @@ export class DeviceQueue {
   /** The available index of the next buffer to pop; after {@link stop} what a successor begins at. */
   get base(): number {
     return this.#base;
+  }
+
+  /** Has this batch had its segments? Then no more buffers are in it: others come first. */
+  get isSpent(): boolean {
+    return this.#spent >= SEGMENT_BUDGET;
+  }
+
+  /** The batch does other work for each piece of a buffer, as if it had so many more segments. */
+  charge(segments: number): void {
+    this.#spent += segments;
   }
 
   /** How many buffers are popped and not completed. */
@@ -233,6 +250,7 @@ export class DeviceQueue {
    * @returns one of {@link Pop}; unless it is CHAIN, `chain` is as before
    */
   append(chain: Chain): number {
+    if (this.#spent >= SEGMENT_BUDGET) return Pop.EMPTY;
     if (this.#left === 0 && this.pending() === 0) {
       return this.#broken === undefined ? Pop.EMPTY : Pop.BROKEN;
     }
@@ -255,6 +273,7 @@ export class DeviceQueue {
         ? this.#tooManySegments(head)
         : outcome;
     }
+    this.#spent += readable.count + writable.count - readableCount - writableCount;
     chain.head = head;
     this.#heads[slot] = head;
     this.#capacities[slot] = capacity;
@@ -370,11 +389,12 @@ export class DeviceQueue {
    * Asks the driver for a notification (a kick) with the next buffer it makes available. A ring is also
    * looked at when it starts: until this was called once, nobody promised a kick.
    *
-   * @returns true if there are buffers already, for which the driver may not kick: pop them first. Also
-   * false where the next one is parked, which no kick changes
+   * @returns true if there are buffers already, for which the driver may not kick, or may be, because this batch
+   * {@link isSpent}: pop them first. Also false where the next one is parked, which no kick changes
    */
   wantKicks(): boolean {
     if (this.#broken !== undefined || this.#stopped || this.#parked) return false;
+    if (this.isSpent) return true;
     if (this.#eventIndex) this.#used[this.#availEvent] = (this.#base + this.#left) & 0xffff;
     else this.#used[RING_FLAGS] = 0;
     // Full: the mirror image of `publish`. The request is visible before the ring is looked at again.
@@ -388,6 +408,7 @@ export class DeviceQueue {
    */
   noKicks(): void {
     this.#parked = false;
+    this.#spent = 0;
     if (this.#eventIndex || this.#broken !== undefined || this.#stopped) return;
     // Plain: whether the driver sees it soon or late is a matter of cost only.
     this.#used[RING_FLAGS] = USED_NO_NOTIFY;
