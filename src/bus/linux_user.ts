@@ -19,19 +19,11 @@
  */
 
 import { Acceptor } from "../linux/acceptor.ts";
-import {
-  type Fd,
-  fileSize,
-  lockByteWaiting,
-  O_CREAT,
-  openFile,
-  reserveFile,
-  resizeFile,
-  tryLockByte,
-  unlockByte,
-} from "../linux/fd.ts";
+import { MONOTONIC, pause } from "../linux/clock.ts";
 import { VmsgError } from "../linux/errors.ts";
+import { type Fd, tryLockByte, unlockByte } from "../linux/fd.ts";
 import { type Mapping, mapShared } from "../linux/mapping.ts";
+import { type Access, openOwnFileOf } from "../linux/own_file.ts";
 import { lockHolder, type MappedFile, mappedFiles } from "../linux/process_files.ts";
 import type { Reactor, Timer } from "../linux/reactor.ts";
 import { connectUnix, listenUnix, type UnixStream } from "../linux/unix_socket.ts";
@@ -44,6 +36,9 @@ import { StreamBus } from "./stream_bus.ts";
 const CAPACITY = 4096;
 /** How often a connecting side tries. */
 const RETRY_MS = 50;
+/** For how long one who opens the files, too, is waited for. */
+const LOCK_MS = 2000;
+const LOCK_RETRY_MS = 5;
 
 const BYTE_OPENING = 0;
 const BYTE_OF = { driver: 1, device: 2 } as const;
@@ -56,6 +51,8 @@ export interface LinuxUserOptions extends BusOptions {
   readonly directory: string;
   /** The path of the socket. */
   readonly socket: string;
+  /** Who else may use the socket and the files. */
+  readonly access?: Access;
   /** Listen on the socket, or connect to it. */
   readonly listen: boolean;
   /** A connecting side that finds nobody: wait, or fail. */
@@ -78,16 +75,15 @@ interface QueueFiles extends Disposable {
 function openQueueFiles(side: Side, options: LinuxUserOptions): QueueFiles {
   using stack = new DisposableStack();
   const path = (which: Side) => `${options.directory}/queue-${options.name}-${which}`;
-  const driverFile = stack.use(openFile(path("driver"), O_CREAT));
-  using deviceFile = openFile(path("device"), O_CREAT);
+  const size = spscSize(CAPACITY);
+  const open = (which: Side) =>
+    openOwnFileOf(size, path(which), { ...options.access, what: "queue file" });
+  const driverFile = stack.use(open("driver"));
+  using deviceFile = open("device");
   // With locks the files of a living peer stay as they are, whatever was asked for.
   const empty = options.lock ? takeRole(side, driverFile, options) : options.reset;
-  for (const [which, file] of [["driver", driverFile], ["device", deviceFile]] as const) {
-    reserveFile(file, `queue file ${path(which)}`, spscSize(CAPACITY));
-    if (fileSize(file) !== spscSize(CAPACITY)) resizeFile(file, spscSize(CAPACITY));
-  }
-  const driver = stack.use(mapShared(driverFile.number, spscSize(CAPACITY)));
-  const device = stack.use(mapShared(deviceFile.number, spscSize(CAPACITY)));
+  const driver = stack.use(mapShared(driverFile.number, size));
+  const device = stack.use(mapShared(deviceFile.number, size));
   if (empty) { for (const { buffer } of [driver, device]) new Uint8Array(buffer).fill(0); }
   if (options.lock) unlockByte(driverFile, BYTE_OPENING);
   const owner = stack.move();
@@ -96,14 +92,21 @@ function openQueueFiles(side: Side, options: LinuxUserOptions): QueueFiles {
 
 /** Takes this side's lock; returns true if the other side's is free, so the files may be emptied. */
 function takeRole(side: Side, file: Fd, options: LinuxUserOptions): boolean {
-  if (!options.lock) return false;
-  lockByteWaiting(file, BYTE_OPENING);
+  const complaint = (byte: number, what: string) => {
+    const holder = lockHolder(file, byte) ?? "of another user";
+    const bus = `bus linux-user,name=${options.name}`;
+    return new VmsgError("BUS_IN_USE", `${bus}: process ${holder} ${what}`);
+  };
+  // It is held for moments only, but whoever may open the file may hold it for ever.
+  const endMs = MONOTONIC.now() + LOCK_MS;
+  while (!tryLockByte(file, BYTE_OPENING)) {
+    if (MONOTONIC.now() > endMs) {
+      throw complaint(BYTE_OPENING, `has locked ${options.directory}/queue-${options.name}-driver`);
+    }
+    pause(LOCK_RETRY_MS);
+  }
   if (!tryLockByte(file, BYTE_OF[side])) {
-    const holder = lockHolder(file, BYTE_OF[side]) ?? "of another user";
-    throw new VmsgError(
-      "BUS_IN_USE",
-      `bus linux-user,name=${options.name}: process ${holder} is the ${side} side already`,
-    );
+    throw complaint(BYTE_OF[side], `is the ${side} side already`);
   }
   const other = BYTE_OF[side === "driver" ? "device" : "driver"];
   const alone = tryLockByte(file, other);
@@ -148,7 +151,7 @@ export class LinuxUserBus extends StreamBus {
     if (!this.#options.listen) return this.#connect();
     this.#acceptor = new Acceptor(
       this.reactor,
-      listenUnix(this.#options.socket),
+      listenUnix(this.#options.socket, this.#options.access),
       (stream) => this.#take(stream),
       (problem) => this.#tellProblem(`${this.description}: ${problem}`),
     );

@@ -11,14 +11,8 @@
 
 import { allocate } from "../linux/arena.ts";
 import { LinuxError, VmsgError } from "../linux/errors.ts";
-import {
-  type Fd,
-  fileSize,
-  isRegularFile,
-  openFile,
-  reserveFile,
-  tryLockByte,
-} from "../linux/fd.ts";
+import { type Fd, fileSize, isRegularFile, reserveFile, tryLockByte } from "../linux/fd.ts";
+import { isSystemPath, openOwnFile } from "../linux/own_file.ts";
 import { libc } from "../linux/libc.ts";
 import { type Mapping, mapShared, PAGE_SIZE } from "../linux/mapping.ts";
 import { lockHolder } from "../linux/process_files.ts";
@@ -43,6 +37,8 @@ export interface Doorbell {
 export interface ShmBusOptions extends BusOptions {
   /** The file or device that holds the memory. */
   readonly file: string;
+  /** The number of the user whose file it is, if it is not this one's. */
+  readonly owner?: number | undefined;
   /** Of the bus in the file, in bytes. */
   readonly offset: number;
   /** Bytes of the memory; what lies behind the queues can hold buffers. */
@@ -62,6 +58,10 @@ export const SHM_MINIMUM: number = 2 * QUEUE_PAGE;
 
 const word = allocate(8);
 word.view.setUint32(0, 1, true);
+
+function openPart(path: string, owner: number | undefined): Fd {
+  return openOwnFile(path, { what: "bus shm: file", owner, make: "never" }).fd;
+}
 
 /** Maps a part of a file, from a page's start on. */
 function mapPart(fd: Fd, file: string, offset: number, size: number): Mapping {
@@ -127,7 +127,7 @@ export class ShmBus extends PageBus {
       throw new VmsgError("BUS_MEMORY", `${where}: ${name}= must be a multiple of ${PAGE_SIZE}`);
     }
     assertEnabled(file);
-    const fd = stack.use(openFile(file));
+    const fd = stack.use(openPart(file, options.owner));
     const memory = stack.use(mapPart(fd, file, offset, size));
     lockPlace(side, fd, offset, where);
     super(side, reactor, {
@@ -137,10 +137,12 @@ export class ShmBus extends PageBus {
       where,
       id: () => 0,
       // Only a file's memory is sure to be ordinary memory.
-      isDeviceMemory: /^\/(dev|sys)\//.test(file) && !file.startsWith("/dev/shm/"),
+      isDeviceMemory: isSystemPath(file),
     });
     this.#options = options;
-    this.#doorbell = doorbell === undefined ? undefined : registerOf(doorbell, stack);
+    this.#doorbell = doorbell === undefined
+      ? undefined
+      : registerOf(doorbell, options.owner, stack);
     this.#stack = stack.move();
   }
 
@@ -152,8 +154,8 @@ export class ShmBus extends PageBus {
   /** Attaches, and begins to look or listen. */
   override open(listener: BusListener): void {
     super.open(listener);
-    const { uio } = this.#options;
-    if (uio !== undefined) this.#watch(this.#stack.use(openFile(uio)));
+    const { uio, owner } = this.#options;
+    if (uio !== undefined) this.#watch(this.#stack.use(openPart(uio, owner)));
     this.attach();
     if (uio === undefined) this.#poller = new Poller(this.reactor, () => this.rung());
   }
@@ -194,9 +196,13 @@ export class ShmBus extends PageBus {
   }
 }
 
-function registerOf({ file, offset }: Doorbell, stack: DisposableStack): Uint32Array {
+function registerOf(
+  { file, offset }: Doorbell,
+  owner: number | undefined,
+  stack: DisposableStack,
+): Uint32Array {
   const page = Math.floor(offset / PAGE_SIZE) * PAGE_SIZE;
-  using fd = openFile(file);
+  using fd = openPart(file, owner);
   const { buffer } = stack.use(mapPart(fd, file, page, PAGE_SIZE));
   return new Uint32Array(buffer, offset - page, 1);
 }

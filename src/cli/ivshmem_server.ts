@@ -8,7 +8,9 @@ import {
   memorySizeProblem,
 } from "../ivshmem/server.ts";
 import { UsageError } from "../linux/errors.ts";
+import { parseAccess, parseOwner } from "./access_option.ts";
 import { Group } from "./groups.ts";
+import type { Options } from "./command.ts";
 import { type PlaneCommand, planeCommand } from "./plane.ts";
 
 type IvshmemServerSettings = Omit<IvshmemServerOptions, "log" | "trace">;
@@ -19,6 +21,12 @@ function parseSize(text: string): number {
   const problem = memorySizeProblem(size);
   if (problem !== undefined) throw new UsageError(`--size ${text}: ${problem}`);
   return size;
+}
+
+/** One of the options that are keys of a group elsewhere. */
+function asKey(options: Options, key: string): Group {
+  const text = options.text(key);
+  return new Group(`--${key}`, "", new Map(text === undefined ? [] : [[key, text]]));
 }
 
 /** See `vmsg ivshmem-server --help`. */
@@ -51,10 +59,16 @@ export const ivshmemServerCommand: PlaneCommand<IvshmemServerSettings> = planeCo
     {
       name: "file",
       value: "PATH",
-      help:
-        "share this file, as in /dev/shm or on a hugetlbfs; it is made or extended if need be, " +
+      help: "share this file, as in /dev/shm or on a hugetlbfs; it is made if there is none, " +
         "and stays (default: anonymous memory that nobody can cut off)",
     },
+    { name: "owner", value: "USER", help: "whose the file is, if it is not this user's" },
+    {
+      name: "mode",
+      value: "OCTAL",
+      help: "the permissions of the socket (default: 0600, or 0660 with --group)",
+    },
+    { name: "group", value: "GROUP", help: "the group that the socket is given to" },
   ],
   examples: [
     "vmsg ivshmem-server --socket shm.sock --size 1M --vectors 2",
@@ -66,6 +80,11 @@ export const ivshmemServerCommand: PlaneCommand<IvshmemServerSettings> = planeCo
     size: parseSize(options.text("size")!),
     vectors: options.wholeNumber("vectors", 0, MAX_VECTORS)!,
     file: options.text("file"),
+    owner: parseOwner(asKey(options, "owner")),
+    access: {
+      mode: parseAccess(asKey(options, "mode")).mode,
+      group: parseAccess(asKey(options, "group")).group,
+    },
   }),
   open: (settings, { reactor, log, tracer, stack }) => {
     // The tracer knows virtio-msg; of it counts here that one is wanted.

@@ -12,7 +12,8 @@
 import type { Bus } from "../bus/bus.ts";
 import { openSysfsMemory } from "../ivshmem/sysfs_end.ts";
 import { openVfioMemory } from "../ivshmem/vfio_end.ts";
-import { fileSize, openFile, reserveFile } from "../linux/fd.ts";
+import { fileSize, reserveFile } from "../linux/fd.ts";
+import { openOwnFile } from "../linux/own_file.ts";
 import { UsageError, VmsgError } from "../linux/errors.ts";
 import { mapKept } from "../linux/mapping.ts";
 import { pciAddress } from "../linux/sysfs.ts";
@@ -28,13 +29,22 @@ import {
 } from "../sharing/driver_memory.ts";
 import { DRIVER_MEMORY_SIZE } from "../drivers/net/net_buffers.ts";
 import type { MemoryRegion } from "../memory/mod.ts";
+import { parseOwner } from "./access_option.ts";
 import type { Option, Options } from "./command.ts";
 import { type Group, parseGroup } from "./groups.ts";
 
-/** Memory in a file. */
-export interface FileSettings {
+/** A file whose bytes are memory. */
+interface FileSource {
   readonly kind: "file";
   readonly file: string;
+  /** The number of the user whose file it is, if it is not this one's. */
+  readonly owner?: number | undefined;
+  /** It gets all its room at once, unless that is false. */
+  readonly reserve?: boolean;
+}
+
+/** Memory in a file. */
+export interface FileSettings extends FileSource {
   /** Bus address of the file's first byte. */
   readonly at: number;
   /** Bytes; 0 is the whole file. */
@@ -45,7 +55,7 @@ export interface FileSettings {
 export interface DeviceMemorySettings {
   /** The file, or the PCI function. */
   readonly source:
-    | { readonly kind: "file"; readonly file: string }
+    | FileSource
     | { readonly kind: "pci"; readonly address: string; readonly via: "wc" | "uc" | "vfio" };
   /** Bus address of the first byte. */
   readonly at: number;
@@ -67,18 +77,21 @@ export type DriverMemorySettings =
 /** The option's entry in the table of `vmsg device`. */
 export const DEVICE_MEMORY_OPTION: Option = {
   name: "memory",
-  value: "file=PATH|pci=ADDRESS[,via=wc|uc|vfio],at=ADDRESS[,size=N][,low=N,hole=N]",
+  value: "file=PATH[,owner=USER][,reserve=off] | pci=ADDRESS[,via=wc|uc|vfio], " +
+    "with at=ADDRESS[,size=N][,low=N,hole=N]",
   repeated: true,
   help: "memory of the other side by its addresses, needed where the bus carries no files or the " +
     "dialect cannot announce them: the shared file that holds it, or the ivshmem function whose BAR2 " +
     "shows it (by sysfs, write-combining or uncached, or by vfio), the address of its first byte, and " +
-    "on a PC the bytes below the hole and the hole's size (numbers as 4096, 0x40000000 or 512M)",
+    "on a PC the bytes below the hole and the hole's size (numbers as 4096, 0x40000000 or 512M). " +
+    "A file is this user's or owner's, and gets all its room at once, unless reserve is off",
 };
 
 /** The option's entry in the table of `vmsg driver`. */
 export const DRIVER_MEMORY_OPTION: Option = {
   name: "memory",
-  value: "segment[,offset=N][,size=N] | hugepages=SIZE | file=PATH,at=ADDRESS[,size=N]",
+  value: "segment[,offset=N][,size=N] | hugepages=SIZE | " +
+    "file=PATH,at=ADDRESS[,size=N][,owner=USER][,reserve=off]",
   help:
     "where rings and buffers are: in the bus's own shared memory (default on ivshmem and shm), in " +
     "huge pages of this machine, whose RAM the device side's machine sees by its --memory, or in a " +
@@ -87,7 +100,7 @@ export const DRIVER_MEMORY_OPTION: Option = {
 
 /** Parses one `--memory` of a device side. */
 export function parseDeviceMemory(text: string): DeviceMemorySettings {
-  const keys = ["file", "pci", "via", "at", "size", "low", "hole"];
+  const keys = ["file", "owner", "reserve", "pci", "via", "at", "size", "low", "hole"];
   const group = parseGroup("--memory", text, keys);
   const settings = {
     source: parseSource(group),
@@ -104,16 +117,21 @@ function parseSource(group: Group): DeviceMemorySettings["source"] {
   if (group.text("pci") === undefined) {
     if (group.text("file") === undefined) throw group.error("give either file= or pci=");
     if (group.text("via") !== undefined) throw group.error("via goes with pci=");
-    return { kind: "file", file: group.required("file") };
+    return parseFile(group);
   }
   if (group.text("file") !== undefined) throw group.error("give either file= or pci=");
   const address = pciAddress(group.required("pci"));
   return { kind: "pci", address, via: group.choice("via", ["wc", "uc", "vfio"], "wc") };
 }
 
+function parseFile(group: Group): FileSource {
+  const file = group.required("file");
+  return { kind: "file", file, owner: parseOwner(group), reserve: group.flag("reserve", true) };
+}
+
 /** Parses the `--memory` of a driver. */
 export function parseDriverMemory(text: string): DriverMemorySettings {
-  const keys = ["segment", "offset", "hugepages", "file", "at", "size"];
+  const keys = ["segment", "offset", "hugepages", "file", "owner", "reserve", "at", "size"];
   const group = parseGroup("--memory", text, keys);
   const kinds = ["segment", "hugepages", "file"] as const;
   const given = kinds.filter((kind) => group.text(kind) !== undefined);
@@ -128,7 +146,7 @@ export function parseDriverMemory(text: string): DriverMemorySettings {
     if (wanted === 0) throw group.error("hugepages=0 is no memory, hugepages=10M is plenty");
     return { kind: "hugepages", size: wanted };
   }
-  return { kind: "file", file: group.required("file"), at: group.bytes("at"), size };
+  return { ...parseFile(group), at: group.bytes("at"), size };
 }
 
 /** The options of confined mode, for both driver sides. */
@@ -156,19 +174,17 @@ export function parseConfined(options: Options): { size: number | undefined } | 
   return { size: parseGroup("--segment", `size=${text}`, ["size"]).bytes("size") };
 }
 
-/**
- * Opens and maps a file.
- *
- * @param used how much of it we are the first to touch; the RAM of a machine is not filled for its sake
- */
-function openFileMemory(path: string, wanted: number, used = 0): MappedMemory & Disposable {
+/** Opens and maps a file, with room for all of it: whoever shares it may not have touched a page that we write. */
+function openFileMemory(
+  { file, owner, reserve }: FileSource,
+  wanted: number,
+): MappedMemory & Disposable {
   using stack = new DisposableStack();
-  const fd = stack.use(openFile(path));
+  const name = `memory file ${file}`;
+  const fd = stack.use(openOwnFile(file, { what: "memory file", owner, make: "never" }).fd);
   const size = fileSize(fd);
-  if (size === 0 || wanted > size) {
-    throw new VmsgError("MEMORY", `memory file ${path} has only ${size} bytes`);
-  }
-  if (used > 0) reserveFile(fd, `memory file ${path}`, Math.min(used, wanted || size));
+  if (size === 0 || wanted > size) throw new VmsgError("MEMORY", `${name} has only ${size} bytes`);
+  if (reserve !== false) reserveFile(fd, name, wanted || size);
   return mapKept({ fd, offset: 0 }, wanted || size, stack.move());
 }
 
@@ -178,7 +194,7 @@ export function openDeviceMemory(
   log: Log,
 ): MappedMemory & Disposable {
   const { source, size } = settings;
-  if (source.kind === "file") return openFileMemory(source.file, size);
+  if (source.kind === "file") return openFileMemory(source, size);
   const { address, via } = source;
   const memory = via === "vfio"
     ? openVfioMemory(address, { log })
@@ -216,8 +232,8 @@ export function openDriverMemory(
   if (settings.kind === "segment") return segmentMemory(bus, settings.offset, settings.size);
   if (settings.kind === "confined") return stack.use(confinedMemory(bus, settings.size));
   if (settings.kind === "file") {
-    const { file, size, at } = settings;
-    return knownMemory(stack.use(openFileMemory(file, size, DRIVER_MEMORY_SIZE)), at);
+    const { size, at } = settings;
+    return knownMemory(stack.use(openFileMemory(settings, size)), at);
   }
   return stack.use(pageMemory(settings.size, bus));
 }

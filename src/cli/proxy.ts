@@ -5,6 +5,7 @@ import { UsageError } from "../linux/errors.ts";
 import { codecFor } from "../message/codecs.ts";
 import { openSharing } from "../sharing/mode.ts";
 import { DriverSide } from "../transport/driver_side.ts";
+import { ACCESS_HELP, ACCESS_KEYS, ACCESS_USAGE, parseAccess } from "./access_option.ts";
 import { BUS_OPTION, BUS_SECTION, type BusSettings, openBus, parseBus } from "./bus_option.ts";
 import { DEFAULT_DEVICE } from "./device_kinds/device_kind.ts";
 import { parseGroup } from "./groups.ts";
@@ -20,14 +21,18 @@ interface ProxySettings {
 
 /** Parses one `--vhost-user`. */
 function parseVhostUser(text: string, index: number): VhostUserOptions {
-  const group = parseGroup("--vhost-user", text, ["socket", "connect", "fd", "device"]);
+  const group = parseGroup("--vhost-user", text, [
+    ...["socket", "connect", "fd", "device"],
+    ...ACCESS_KEYS,
+  ]);
   const device = group.number("device", 0, 65535, index);
   if (group.text("fd") !== undefined) {
     if (group.text("socket") !== undefined) throw group.error("give either socket= or fd=");
     return { source: { kind: "fd", number: group.number("fd", 3, 1 << 20, 3) }, device };
   }
   const kind = group.flag("connect", false) ? "connect" : "listen";
-  return { source: { kind, socket: group.required("socket") }, device };
+  const source = { kind, socket: group.required("socket") } as const;
+  return { source, device, access: parseAccess(group) };
 }
 
 /** See `vmsg proxy --help`. */
@@ -41,11 +46,12 @@ export const proxyCommand: PlaneCommand<ProxySettings> = planeCommand({
     BUS_OPTION,
     {
       name: "vhost-user",
-      value: "socket=PATH[,connect][,device=N] or fd=N[,device=N]",
+      value: `socket=PATH[,connect][,device=N]${ACCESS_USAGE} or fd=N[,device=N]`,
       repeated: true,
       required: true,
       help: "listen on PATH, or connect to it, for the front end that shall have device number N " +
-        "(default: 0, 1, ... in the order given); fd is a connection that the caller made",
+        "(default: 0, 1, ... in the order given); fd is a connection that the caller made. " +
+        ACCESS_HELP,
     },
     ...CONFINED_OPTIONS,
     {

@@ -23,15 +23,8 @@ import { Acceptor } from "../linux/acceptor.ts";
 import { allocate } from "../linux/arena.ts";
 import { LinuxError, VmsgError } from "../linux/errors.ts";
 import { createEventFd } from "../linux/eventfd.ts";
-import {
-  createSealedMemory,
-  type Fd,
-  fileSize,
-  O_CREAT,
-  openFile,
-  reserveFile,
-  unlinkFile,
-} from "../linux/fd.ts";
+import { createSealedMemory, type Fd } from "../linux/fd.ts";
+import { type Access, openOwnFileOf } from "../linux/own_file.ts";
 import { EPOLLIN, EPOLLOUT, type Reactor } from "../linux/reactor.ts";
 import { listenUnix, type UnixStream } from "../linux/unix_socket.ts";
 import { limitedLevels, type Log } from "../observe/log.ts";
@@ -70,8 +63,12 @@ export interface IvshmemServerOptions {
   readonly size: number;
   /** Eventfds per client, 0 to {@link MAX_VECTORS}. With 0 nobody can ring or see anybody. */
   readonly vectors: number;
-  /** The file that is the memory, made or extended as needed; otherwise it is anonymous and sealed. */
+  /** Who may connect besides this user. */
+  readonly access?: Access;
+  /** The file that is the memory, made if there is none; otherwise it is anonymous and sealed. */
   readonly file?: string | undefined;
+  /** The number of the user whose file it is, if it is not this one's. */
+  readonly owner?: number | undefined;
   /** Joins and leaves are told at "info". */
   readonly log: Log;
   /** Takes a line for each message that is out. */
@@ -145,9 +142,11 @@ export class IvshmemServer implements Disposable {
     this.#longestList = LIST_HEAD + MAX_CLIENTS * vectors;
     using stack = new DisposableStack();
     // The socket first: a file in use by a server that runs is left alone.
-    const listener = stack.use(listenUnix(socket));
+    const listener = stack.use(listenUnix(socket, options.access));
     this.#memory = stack.use(
-      file === undefined ? createSealedMemory("vmsg-ivshmem", size) : openMemoryFile(file, size),
+      file === undefined
+        ? createSealedMemory("vmsg-ivshmem", size)
+        : openOwnFileOf(size, file, { what: "memory file", owner: options.owner }),
     );
     this.#acceptor = new Acceptor(
       reactor,
@@ -298,38 +297,4 @@ export class IvshmemServer implements Disposable {
     this.#acceptor[Symbol.dispose]();
     this.#memory[Symbol.dispose]();
   }
-}
-
-/** Opens the file, makes it if there is none, and gives it the size; it is never cut. */
-function openMemoryFile(path: string, size: number): Fd {
-  using stack = new DisposableStack();
-  let isNew = false;
-  let fd: Fd;
-  try {
-    fd = openFile(path);
-  } catch (error) {
-    if (!(error instanceof LinuxError && error.code === "ENOENT")) throw error;
-    fd = openFile(path, O_CREAT);
-    isNew = true;
-  }
-  stack.use(fd);
-  const before = fileSize(fd);
-  if (before > size) {
-    throw new VmsgError(
-      "MEMORY",
-      `memory file ${path} has ${before} bytes, more than ${size}: give its size or another file`,
-    );
-  }
-  try {
-    reserveFile(fd, `memory file ${path}`, size);
-  } catch (error) {
-    if (isNew) unlinkFile(path);
-    throw error;
-  }
-  const after = fileSize(fd);
-  if (after !== size) {
-    throw new VmsgError("MEMORY", `memory file ${path} has ${after} bytes, not ${size}`);
-  }
-  stack.move();
-  return fd;
 }

@@ -2,7 +2,7 @@
 
 import { allocate } from "./arena.ts";
 import { EAGAIN, linuxErrno, VmsgError } from "./errors.ts";
-import { softLimit } from "./limits.ts";
+import { availableMemory, softLimit } from "./limits.ts";
 import { check, cString, errno, lastError, libc, uninterrupted } from "./libc.ts";
 
 export const O_RDWR = 0o2;
@@ -19,7 +19,6 @@ const F_ADD_SEALS = 1033;
 const F_GET_SEALS = 1034;
 const F_OFD_GETLK = 36;
 const F_OFD_SETLK = 37;
-const F_OFD_SETLKW = 38;
 const F_RDLCK = 0;
 const F_WRLCK = 1;
 const F_UNLCK = 2;
@@ -105,15 +104,18 @@ function fillStat(fd: Fd): void {
   check(result, `fstat fd ${fd.number}`);
 }
 
-// st_mode: behind a 64-bit link count on x86-64, in front of a 32-bit one on arm64
-const STAT_MODE = Deno.build.arch === "x86_64" ? 24 : 16;
+// What follows device and inode. x86-64: u64 links, u32 mode, owner, group; arm64: u32 mode, links, owner, group
+const [STAT_LINKS, STAT_MODE, STAT_OWNER, STAT_GROUP] = Deno.build.arch === "x86_64"
+  ? [16, 24, 28, 32]
+  : [20, 16, 24, 28];
 const S_IFMT = 0o170000;
+const S_IFIFO = 0o010000;
 const S_IFSOCK = 0o140000;
 const S_IFREG = 0o100000;
 
 /** What is at this path, to be looked at and not to be read; undefined if there is nothing. */
-export function openPath(path: string): Fd | undefined {
-  const number = libc.open(cString(path), O_PATH | O_CLOEXEC, 0);
+export function openPath(path: string, flags = 0): Fd | undefined {
+  const number = libc.open(cString(path), O_PATH | O_CLOEXEC | flags, 0);
   return number < 0 ? undefined : new Fd(number);
 }
 
@@ -125,17 +127,45 @@ export function isSocketFile(path: string): boolean {
 
 /** Is this descriptor a socket? */
 export function isSocket(fd: Fd): boolean {
-  return fileKind(fd) === S_IFSOCK;
+  return fileStatus(fd).kind === "socket";
 }
 
 /** Is this descriptor a file that has a size (and not a device)? */
 export function isRegularFile(fd: Fd): boolean {
-  return fileKind(fd) === S_IFREG;
+  return fileStatus(fd).kind === "file";
 }
 
-function fileKind(fd: Fd): number {
+/** Who may do what with a file. */
+export interface FileStatus {
+  readonly kind: "file" | "socket" | "pipe" | "other";
+  /** The lower nine bits of its mode. */
+  readonly mode: number;
+  /** User and group, by number. */
+  readonly owner: number;
+  readonly group: number;
+  /** How many names it has. */
+  readonly links: number;
+}
+
+/** See {@link FileStatus}. */
+export function fileStatus(fd: Fd): FileStatus {
   fillStat(fd);
-  return stat.view.getUint32(STAT_MODE, true) & S_IFMT;
+  const { view } = stat;
+  const mode = view.getUint32(STAT_MODE, true);
+  const kind = mode & S_IFMT;
+  return {
+    kind: kind === S_IFREG
+      ? "file"
+      : kind === S_IFSOCK
+      ? "socket"
+      : kind === S_IFIFO
+      ? "pipe"
+      : "other",
+    mode: mode & 0o777,
+    owner: view.getUint32(STAT_OWNER, true),
+    group: view.getUint32(STAT_GROUP, true),
+    links: view.getUint32(STAT_LINKS, true),
+  };
 }
 
 /** Sets the size of an open file in bytes; new bytes are zero, and have no room of their own yet. */
@@ -208,8 +238,15 @@ export function createSealedMemory(name: string, size: number): Fd {
   const number = libc.memfd_create(cString(name), MFD_CLOEXEC | MFD_ALLOW_SEALING);
   using stack = new DisposableStack();
   const fd = stack.use(new Fd(check(number, "memfd_create")));
-  // Its room is that of memory: where it is short, the kernel ends a process, whatever was reserved.
+  // Reserved now: a page that cannot be had at the first access ends this process, or a peer. Where memory
+  // is short the kernel does not refuse, but ends some process.
+  const available = availableMemory();
+  if (size > available) {
+    const problem = `needs ${size} bytes, and this machine has ${available} left`;
+    throw new VmsgError("ENOMEM", `memory ${name} ${problem}: give less`);
+  }
   resizeFile(fd, size, `memory ${name}`);
+  if (size > 0) reserveFile(fd, `memory ${name}`, size);
   const seals = BigInt(F_SEAL_SHRINK | F_SEAL_GROW);
   check(libc.fcntl(fd.number, F_ADD_SEALS, seals), "seal a memfd");
   stack.move();
@@ -264,11 +301,6 @@ function lockByte(fd: Fd, command: number, type: number, byte: number | bigint):
  */
 export function tryLockByte(fd: Fd, byte: number): boolean {
   return lockByte(fd, F_OFD_SETLK, F_WRLCK, byte);
-}
-
-/** As {@link tryLockByte}, but waits; only for locks that are held for moments. */
-export function lockByteWaiting(fd: Fd, byte: number): void {
-  lockByte(fd, F_OFD_SETLKW, F_WRLCK, byte);
 }
 
 /** Gives a lock of {@link tryLockByte} back. */

@@ -55,6 +55,14 @@ const library = Deno.dlopen("libc.so.6", {
   closedir: { parameters: ["u64"], result: "i32" },
   /** int unlink(const char *path) */
   unlink: { parameters: ["buffer"], result: "i32" },
+  /** int fchmod(int fd, mode_t mode) */
+  fchmod: { parameters: ["i32", "u32"], result: "i32" },
+  /** int chmod(const char *path, mode_t mode) */
+  chmod: { parameters: ["buffer", "u32"], result: "i32" },
+  /** int chown(const char *path, uid_t owner, gid_t group) */
+  chown: { parameters: ["buffer", "u32", "u32"], result: "i32" },
+  /** uid_t geteuid(void) */
+  geteuid: { parameters: [], result: "u32" },
   /** int fcntl(int fd, int cmd, void *arg): F_OFD_SETLK and its kind */
   fcntl: { parameters: ["i32", "i32", "u64"], result: "i32" },
   /** int ioctl(int fd, unsigned long request, void *arg): requests are 32 bits long */

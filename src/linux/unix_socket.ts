@@ -20,6 +20,7 @@ import {
   unlinkFile,
 } from "./fd.ts";
 import { check, cString, errno, lastError, libc } from "./libc.ts";
+import { type Access, giveAccess, modeOf, O_NOFOLLOW } from "./own_file.ts";
 
 const EADDRINUSE = linuxErrno("EADDRINUSE");
 /** Of accept: nobody is there, or not any more. */
@@ -206,7 +207,7 @@ export class UnixListener implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    using here = openPath(this.path);
+    using here = openPath(this.path, O_NOFOLLOW);
     // A successor may have been told to take the path: what is there then is not ours.
     if (here !== undefined && fileIdentity(here) === this.file) unlinkFile(this.path);
     this.fd[Symbol.dispose]();
@@ -222,8 +223,13 @@ export class UnixListener implements Disposable {
  * nothing behind: the directory is locked (flock) while the path is looked at and taken, so that of two
  * who start at once one is first; afterwards a byte with the number of the socket's inode stays locked.
  * Listeners that know nothing of this are found by connecting.
+ *
+ * The umask is the whole process's, and says nothing about who may connect. The mode that a socket has before
+ * it is bound is that of its file, but for what the umask takes away; the rest is given before anybody is listened to.
+ *
+ * @param access who may connect: this user, unless more are named
  */
-export function listenUnix(path: string): UnixListener {
+export function listenUnix(path: string, access: Access = {}): UnixListener {
   const length = fillAddress(path);
   const what = `listen on socket ${path}`;
   using stack = new DisposableStack();
@@ -231,6 +237,7 @@ export function listenUnix(path: string): UnixListener {
   const place = cString(`${path.slice(0, path.lastIndexOf("/") + 1)}.`);
   const directory = stack.use(new Fd(check(libc.open(place, O_CLOEXEC, 0), what)));
   lockDirectory(directory, path);
+  check(libc.fchmod(fd.number, modeOf(access) & 0o700), what);
   let result = libc.bind(fd.number, socketAddress.address, length);
   if (result < 0 && errno() === EADDRINUSE) {
     assertAbandoned(path, directory);
@@ -238,9 +245,10 @@ export function listenUnix(path: string): UnixListener {
     result = libc.bind(fd.number, socketAddress.address, length);
   }
   check(result, what);
-  check(libc.listen(fd.number, 4), what);
-  using file = openPath(path);
+  using file = openPath(path, O_NOFOLLOW);
   if (file === undefined) throw lastError(what);
+  giveAccess(file, access, 0o777, `socket ${path}`);
+  check(libc.listen(fd.number, 4), what);
   shareByte(directory, byteOf(file));
   check(libc.flock(directory.number, LOCK_UN), what);
   stack.move();
@@ -262,7 +270,7 @@ function lockDirectory(directory: Fd, path: string): void {
 }
 
 function assertAbandoned(path: string, directory: Fd): void {
-  using file = openPath(path);
+  using file = openPath(path, O_NOFOLLOW);
   if (file === undefined) return;
   // Connecting to any other file is refused as well, and it is not ours to remove.
   if (!isSocket(file)) {

@@ -15,9 +15,10 @@
 import { NET_HEADER_SIZE } from "../virtio/net_header.ts";
 import { allocate, type Block } from "../linux/arena.ts";
 import { linuxErrno, LinuxError, VmsgError } from "../linux/errors.ts";
-import { type Fd, O_CREAT, openFile } from "../linux/fd.ts";
+import { type Fd, fileStatus, resizeFile } from "../linux/fd.ts";
 import { errno, libc, linuxError } from "../linux/libc.ts";
 import { mapAnonymous, type Mapping } from "../linux/mapping.ts";
+import { openOwnFile } from "../linux/own_file.ts";
 import type { Reactor, Timer } from "../linux/reactor.ts";
 import type { IovecList } from "../memory/mod.ts";
 import { counterShape } from "../observe/counters.ts";
@@ -45,8 +46,6 @@ const DEFAULT_SIZE_LIMIT = 1 << 30;
 const BUFFER_SIZE = 512 << 10;
 const FLUSH_MS = 200;
 const CLOCK_REALTIME = 0;
-const O_TRUNC = 0o1000;
-const O_NONBLOCK = 0o4000;
 const EINTR = linuxErrno("EINTR");
 
 const CaptureCounters = counterShape("captured");
@@ -200,7 +199,9 @@ export class CapturingPort implements NetworkPort {
 
 function open(path: string): Fd {
   try {
-    return openFile(path, O_CREAT | O_TRUNC | O_NONBLOCK, 0o600);
+    const { fd } = openOwnFile(path, { what: "capture file", mayBePipe: true });
+    if (fileStatus(fd).kind === "file") resizeFile(fd, 0);
+    return fd;
   } catch (error) {
     if (!(error instanceof LinuxError)) throw error;
     throw new VmsgError("CAPTURE_FILE", `cannot capture to ${path}: ${error.message}`);

@@ -7,13 +7,15 @@
  * count in memory of their own.
  *
  * The directory has to be ours and nobody else's to write, so that no other user can put a symbolic link or a
- * file in our way; the file has mode 0600. It is written in full before it is mapped: a hole that a full
+ * file in our way; the file has mode 0600. It has all its room before it is mapped: a hole that a full
  * file system cannot fill would end the process at a `++`, with SIGBUS.
  */
 
 import { dateMs } from "../linux/clock.ts";
-import { openFile, unlinkFile } from "../linux/fd.ts";
+import { LinuxError } from "../linux/errors.ts";
+import { reserveFile, unlinkFile } from "../linux/fd.ts";
 import { mapShared } from "../linux/mapping.ts";
+import { openOwnFile } from "../linux/own_file.ts";
 import { CounterMemory, countIn } from "./counters.ts";
 
 /** Bytes of a file: about 150 groups. */
@@ -75,10 +77,8 @@ function create(directory: string, subcommand: string): CounterFile | undefined 
   for (let n = 1; n <= MAX_SAME; n++) {
     const path = `${directory}/${subcommand}.${Deno.pid}${n > 1 ? `.${n}` : ""}`;
     try {
-      using file = Deno.openSync(path, { write: true, createNew: true, mode: 0o600 });
-      const zeros = new Uint8Array(FILE_SIZE);
-      for (let done = 0; done < zeros.length;) done += file.writeSync(zeros.subarray(done));
-      using fd = openFile(path);
+      using fd = openOwnFile(path, { what: "counter file", make: "always" }).fd;
+      reserveFile(fd, `counter file ${path}`, FILE_SIZE);
       const mapping = mapShared(fd.number, FILE_SIZE);
       countIn(new CounterMemory(mapping.buffer, subcommand, Deno.pid, dateMs()));
       const close = () => {
@@ -88,7 +88,7 @@ function create(directory: string, subcommand: string): CounterFile | undefined 
       };
       return { path, [Symbol.dispose]: close };
     } catch (error) {
-      if (error instanceof Deno.errors.AlreadyExists) continue;
+      if (error instanceof LinuxError && error.code === "EEXIST") continue;
       // A full file system, or no permission: nobody is to go without a network for want of counters.
       unlinkFile(path);
       return undefined;

@@ -253,18 +253,22 @@ cleanTest(
 );
 
 cleanTest(
-  "linux-user: files of a wrong size get the right one",
+  "linux-user: files of another size are refused, and keep it; empty ones were just made",
   () =>
-    withRig(async ({ open, directory }) => {
+    withRig(({ open, directory }) => {
       const [driver, device] = filesOf(directory);
-      Deno.writeFileSync(driver!, new Uint8Array(100));
-      Deno.writeFileSync(device!, new Uint8Array(FILE_SIZE + 64));
-      open("device", { dialect: "proto" });
-      assertEquals([driver!, device!].map((path) => Deno.statSync(path).size), [
-        FILE_SIZE,
-        FILE_SIZE,
-      ]);
-      await Promise.resolve();
+      const make = (path: string, size: number) =>
+        Deno.writeFileSync(path, new Uint8Array(size), { mode: 0o600 });
+      make(driver!, 0);
+      for (const size of [100, FILE_SIZE + 64]) {
+        make(device!, size);
+        assertThrows(() => open("device"), VmsgError, `has ${size} bytes, not ${FILE_SIZE}`);
+        assertEquals(Deno.statSync(device!).size, size);
+      }
+      make(device!, 0);
+      open("device");
+      for (const path of [driver!, device!]) assertEquals(Deno.statSync(path).size, FILE_SIZE);
+      return Promise.resolve();
     }),
 );
 

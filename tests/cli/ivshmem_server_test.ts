@@ -32,7 +32,7 @@ const COMPLAINTS: readonly [string[], number, RegExp][] = [
   [
     onSocket("--file", "file", "--size", "4K"),
     1,
-    /memory file file has 5000 bytes, more than 4096/,
+    /memory file file has 5000 bytes, not 4096/,
   ],
   [onSocket("--file", "/dev/null"), 1, /memory file \/dev\/null has 0 bytes and cannot be given/],
 ];

@@ -48,6 +48,11 @@ const NO_ROOM: readonly [string, string[], RegExp][] = [
     ["driver", "--bus", PEER, "--memory", "file=small/memory,at=0x1000"],
     /^vmsg: memory file small\/memory needs \d+ bytes and its file system has no room \(ENOSPC\)/,
   ],
+  [
+    "truncate -s 1M small/memory",
+    ["device", "--bus", BUS, "--memory", "file=small/memory,at=0x40000000"],
+    /^vmsg: memory file small\/memory needs 1048576 bytes and its file system has no room \(ENOSPC\)/,
+  ],
 ];
 
 processTest("cli: a full file system is told before its files are used", async (vmsg) => {

@@ -8,7 +8,6 @@ import {
   fileSeals,
   fileSize,
   isSocketFile,
-  lockByteWaiting,
   O_CREAT,
   openFile,
   resizeFile,
@@ -22,6 +21,7 @@ import { createEventFd } from "../../src/linux/eventfd.ts";
 import { cString } from "../../src/linux/libc.ts";
 import { listenUnix } from "../../src/linux/unix_socket.ts";
 import { cleanTest, withDirectory } from "../support/leaks.ts";
+import { until } from "../support/processes.ts";
 
 cleanTest("fd: dispose closes once, also when the number is somebody else's by then", () => {
   const first = createSealedMemory("vmsg-test", 4096);
@@ -185,7 +185,7 @@ cleanTest(
       assertEquals(tryLockByte(fd, 1), false);
       assertEquals(tryLockByte(fd, 0), true);
       await first.letGo();
-      lockByteWaiting(fd, 1);
+      await until(() => tryLockByte(fd, 1));
       using other = openFile(path);
       assertEquals(tryLockByte(other, 1), false);
       unlockByte(fd, 1);

@@ -1,12 +1,15 @@
 /** `--bus linux-user`: two processes of one host. */
 
 import { LinuxUserBus } from "../../bus/linux_user.ts";
+import type { Access } from "../../linux/own_file.ts";
+import { ACCESS_HELP, ACCESS_KEYS, ACCESS_USAGE, parseAccess } from "../access_option.ts";
 import type { BusKind } from "./bus_kind.ts";
 
 interface LinuxUserSettings {
   readonly name: string;
   readonly directory: string;
   readonly socket: string;
+  readonly access: Access;
   readonly listen: boolean;
   readonly wait: boolean;
 }
@@ -14,15 +17,17 @@ interface LinuxUserSettings {
 /** Two queue files and a socket. */
 export const linuxUserKind: BusKind<LinuxUserSettings> = {
   name: "linux-user",
-  usage: "linux-user,socket=PATH[,name=NAME][,dir=DIR][,listen[=off]][,wait=off]",
+  usage: "linux-user,socket=PATH[,name=NAME][,dir=DIR][,listen[=off]][,wait=off]" +
+    ACCESS_USAGE,
   help: "two queue files (queue-NAME-driver, queue-NAME-device in DIR, by default the current " +
     "directory) and a socket on which the device side listens unless told otherwise; wait=off fails " +
-    "at once when nobody is there",
-  keys: ["name", "dir", "socket", "listen", "wait"],
+    `at once when nobody is there. ${ACCESS_HELP}, and use the files`,
+  keys: ["name", "dir", "socket", "listen", "wait", ...ACCESS_KEYS],
   parse: (group, side) => ({
     name: group.text("name") ?? "linux-user",
     directory: group.text("dir") ?? ".",
     socket: group.required("socket"),
+    access: parseAccess(group),
     listen: group.flag("listen", side === "device"),
     wait: group.flag("wait", true),
   }),

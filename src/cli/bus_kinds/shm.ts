@@ -1,10 +1,12 @@
 /** `--bus shm`: any memory that both sides share. */
 
 import { type Doorbell, SHM_MINIMUM, ShmBus } from "../../bus/shm.ts";
+import { parseOwner } from "../access_option.ts";
 import { type BusKind, unseenPeerOptions } from "./bus_kind.ts";
 
 interface ShmSettings {
   readonly file: string;
+  readonly owner: number | undefined;
   readonly offset: number;
   readonly size: number;
   readonly uio: string | undefined;
@@ -14,14 +16,14 @@ interface ShmSettings {
 /** The queues at an offset of a file, polled or with interrupts. */
 export const shmKind: BusKind<ShmSettings> = {
   name: "shm",
-  usage: "shm,file=PATH[,offset=N][,size=N][,notify=poll|uio][,uio=/dev/uioN]" +
+  usage: "shm,file=PATH[,owner=USER][,offset=N][,size=N][,notify=poll|uio][,uio=/dev/uioN]" +
     "[,doorbell=OFFSET[,doorbell-file=PATH][,doorbell-value=N]]",
   help:
     "the same queues at an offset of any memory that both sides map: a file, /dev/mem, /dev/uioN. " +
     "The other side is heard by polling, or by the interrupts of a UIO device (by default the file), " +
-    "and rung by writing a 32-bit register, if there is one",
+    "and rung by writing a 32-bit register, if there is one. A file outside of /dev is this user's or owner's",
   keys: [
-    ...["file", "offset", "size", "notify", "uio"],
+    ...["file", "owner", "offset", "size", "notify", "uio"],
     ...["doorbell", "doorbell-file", "doorbell-value"],
   ],
   parse: (group) => {
@@ -32,6 +34,7 @@ export const shmKind: BusKind<ShmSettings> = {
     }
     return {
       file,
+      owner: parseOwner(group),
       offset: group.bytes("offset", 0),
       size: group.bytes("size", SHM_MINIMUM),
       uio: notify === "uio" ? group.text("uio") ?? file : undefined,

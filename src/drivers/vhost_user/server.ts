@@ -14,6 +14,7 @@ import { Acceptor } from "../../linux/acceptor.ts";
 import { allocate } from "../../linux/arena.ts";
 import { VmsgError } from "../../linux/errors.ts";
 import { Fd, isSocket, setInherited } from "../../linux/fd.ts";
+import type { Access } from "../../linux/own_file.ts";
 import { EPOLLERR, EPOLLHUP, EPOLLIN, type Reactor, type Timer } from "../../linux/reactor.ts";
 import { connectUnix, listenUnix, UnixStream } from "../../linux/unix_socket.ts";
 import type { Log } from "../../observe/log.ts";
@@ -39,6 +40,8 @@ export interface VhostUserOptions {
   readonly source:
     | { readonly kind: "listen" | "connect"; readonly socket: string }
     | { readonly kind: "fd"; readonly number: number };
+  /** Who else may connect to a socket of ours. */
+  readonly access?: Access;
   /** The device number on the bus. */
   readonly device: number;
 }
@@ -103,7 +106,7 @@ export class VhostUserServer implements PeerListener, Disposable {
   #listen(path: string): void {
     this.#acceptor = new Acceptor(
       this.reactor,
-      listenUnix(path),
+      listenUnix(path, this.options.access),
       (stream) => this.#called(stream),
       (problem) => this.log.warn(`${this.#name}: ${problem}`),
     );
