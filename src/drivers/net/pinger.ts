@@ -22,21 +22,15 @@ import {
   writeArpReply,
   writeArpRequest,
 } from "../../network/protocols/arp.ts";
-import {
-  ETHERTYPE_ARP,
-  ETHERTYPE_IPV4,
-  readEthertype,
-  writeEthernetHeader,
-} from "../../network/protocols/ethernet.ts";
+import { EtherType, readEthertype, writeEthernetHeader } from "../../network/protocols/ethernet.ts";
 import { readEchoReply, writeEchoRequest } from "../../network/protocols/icmp.ts";
 import {
   formatIpv4Address,
   Ipv4Packet,
   parseIpv4,
   parseIpv4Address,
-  PROTOCOL_ICMP,
-  PROTOCOL_UDP,
 } from "../../network/protocols/ipv4.ts";
+import { Protocol, type Station } from "../../network/protocols/packet.ts";
 import {
   CHARGEN_PORT,
   CHARGEN_REQUEST_SIZE,
@@ -160,19 +154,17 @@ export class Pinger implements NetDriverListener {
       this.#targetMac = mac;
       return this.#resolved.resolve();
     }
-    if (readEthertype(bytes) === ETHERTYPE_ARP) return this.#answerArp(bytes, length);
-    if (length < 34 || readEthertype(bytes) !== ETHERTYPE_IPV4) return;
+    if (readEthertype(bytes) === EtherType.ARP) return this.#answerArp(bytes, length);
+    if (length < 34 || readEthertype(bytes) !== EtherType.IPV4) return;
     if (parseIpv4(this.#packet, bytes, length) !== "done") return;
-    if (this.#packet.protocol === PROTOCOL_UDP) this.#generated++;
-    if (this.#packet.protocol === PROTOCOL_ICMP) this.#echoReply(bytes);
+    if (this.#packet.protocol === Protocol.UDP) this.#generated++;
+    if (this.#packet.protocol === Protocol.ICMP) this.#echoReply();
   }
 
   #resolve(): void {
     if (!this.#driver.isUp || this.#targetMac !== undefined) return;
     const frame = this.#claim();
-    if (frame !== undefined) {
-      this.#send(writeArpRequest(frame, this.#driver.mac, this.#address, this.#target));
-    }
+    if (frame !== undefined) this.#send(writeArpRequest(this.#station(frame), this.#target));
     this.reactor.spawn(async () => {
       await this.reactor.sleep(ARP_RETRY_MS);
       this.#resolve();
@@ -184,7 +176,11 @@ export class Pinger implements NetDriverListener {
     if (checkArpRequest(request, length, this.#address) !== "done") return;
     const frame = this.#claim();
     if (frame === undefined) return;
-    this.#send(writeArpReply(frame, this.#driver.mac, this.#address, request));
+    this.#send(writeArpReply(this.#station(frame), request));
+  }
+
+  #station(slot: Uint8Array): Station {
+    return { mac: this.#driver.mac, address: this.#address, slot };
   }
 
   /** A transmit buffer without its header. */
@@ -196,8 +192,8 @@ export class Pinger implements NetDriverListener {
     this.#driver.send(NET_HEADER_SIZE + length);
   }
 
-  #echoReply(bytes: Uint8Array): void {
-    const sequence = readEchoReply(bytes, this.#packet, this.#identifier);
+  #echoReply(): void {
+    const sequence = readEchoReply(this.#packet, this.#identifier);
     const sentMs = this.#sentMs.get(sequence);
     if (sentMs === undefined) return;
     this.#sentMs.delete(sequence);
@@ -252,15 +248,9 @@ export class Pinger implements NetDriverListener {
     const frame = this.#targetMac === undefined ? undefined : this.#claim();
     // Without a device side the ping is lost, as with a pulled cable.
     if (frame === undefined) return;
-    writeEthernetHeader(frame, this.#targetMac!, 0, this.#driver.mac, ETHERTYPE_IPV4);
-    const length = writeEchoRequest(
-      frame,
-      ECHO_SIZE,
-      this.#address,
-      this.#target,
-      this.#identifier,
-      sequence,
-    );
+    writeEthernetHeader(frame, this.#targetMac!, 0, this.#driver.mac, EtherType.IPV4);
+    const by = this.#station(frame);
+    const length = writeEchoRequest(by, this.#target, ECHO_SIZE, this.#identifier, sequence);
     this.#sentMs.set(sequence, this.reactor.now());
     // An answer that is overdue is not waited for.
     this.#sentMs.delete((sequence - Math.ceil(ECHO_TIMEOUT_MS / this.options.intervalMs)) & 0xffff);
@@ -293,8 +283,8 @@ export class Pinger implements NetDriverListener {
   }
 
   #datagram(frame: Uint8Array, port: number, size: number): number {
-    writeEthernetHeader(frame, this.#targetMac!, 0, this.#driver.mac, ETHERTYPE_IPV4);
-    writeUdpHeaders(frame, size, this.#address, SOURCE_PORT, this.#target, port);
+    writeEthernetHeader(frame, this.#targetMac!, 0, this.#driver.mac, EtherType.IPV4);
+    writeUdpHeaders(frame, size, [this.#address, SOURCE_PORT], [this.#target, port]);
     return UDP_PAYLOAD + size;
   }
 

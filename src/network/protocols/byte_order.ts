@@ -13,7 +13,7 @@ export function readU16(bytes: Uint8Array, at: number): number {
 
 /** Reads 32 bits, unsigned. */
 export function readU32(bytes: Uint8Array, at: number): number {
-  return ((bytes[at] << 24) | (bytes[at + 1] << 16) | (bytes[at + 2] << 8) | bytes[at + 3]) >>> 0;
+  return ((readU16(bytes, at) << 16) | readU16(bytes, at + 2)) >>> 0;
 }
 
 /** Writes the low 16 bits of a number. */
@@ -24,10 +24,8 @@ export function writeU16(bytes: Uint8Array, at: number, value: number): void {
 
 /** Writes the low 32 bits of a number. */
 export function writeU32(bytes: Uint8Array, at: number, value: number): void {
-  bytes[at] = value >>> 24;
-  bytes[at + 1] = value >>> 16;
-  bytes[at + 2] = value >>> 8;
-  bytes[at + 3] = value;
+  writeU16(bytes, at, value >>> 16);
+  writeU16(bytes, at + 2, value);
 }
 
 /** Copies bytes from one frame to another; a loop, because set() would need a view of the part. */

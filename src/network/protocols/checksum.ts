@@ -1,9 +1,8 @@
 /**
  * The Internet checksum (RFC 1071): the one's complement of the one's complement sum of 16-bit words.
  *
- * Sums are kept wide and folded at the end, so parts can be added in any order (RFC 1071, section 2):
- * the pseudo header of UDP (RFC 768), a header, a payload whose sum is known. A sum of 65535 bytes and a
- * few folded parts stays below 2^32, which is what the unsigned shift in {@link foldSum} needs.
+ * Sums are kept wide and folded at the end, so parts can be added in any order (RFC 1071, section 2). A sum of
+ * 65535 bytes and a few folded parts stays below 2^32, which is what the unsigned shift in {@link foldSum} needs.
  */
 
 import { readU16 } from "./byte_order.ts";

@@ -6,15 +6,9 @@
  */
 
 import { copyBytes, readU16, readU32, writeU16, writeU32 } from "./byte_order.ts";
-import {
-  ETHERTYPE_IPV4,
-  isGroupMac,
-  MAC_BROADCAST,
-  MAC_SIZE,
-  writeEthernetHeader,
-} from "./ethernet.ts";
+import { EtherType, isGroupMac, MAC_BROADCAST, MAC_SIZE, writeEthernetHeader } from "./ethernet.ts";
 import { IPV4_LIMITED_BROADCAST } from "./ipv4.ts";
-import type { Verdict } from "./packet.ts";
+import type { Station, Verdict } from "./packet.ts";
 import { UDP_PAYLOAD, type UdpDatagram, writeUdpHeaders } from "./udp.ts";
 
 /** The server's port. */
@@ -41,8 +35,7 @@ const MESSAGE_SIZE_MIN = 300;
 /** The fixed part, our options and the longest client identifier; below the 548 every client takes. */
 const MESSAGE_SIZE_MAX = 540;
 
-const BOOTREQUEST = 1;
-const BOOTREPLY = 2;
+const [BOOTREQUEST, BOOTREPLY] = [1, 2];
 const ETHERNET_6 = 0x0106;
 const FLAG_BROADCAST = 0x8000;
 const MAGIC_COOKIE = 0x63825363;
@@ -61,7 +54,8 @@ const Option = {
 
 /** A client's message, for Ethernet. One record serves all, one after the other; 0 for what is absent. */
 export class DhcpMessage {
-  /** Where the message begins in its frame. */
+  /** What it lies in, and where it begins there. */
+  frame: Uint8Array = new Uint8Array();
   start = 0;
   type = 0;
   /** The address the client has (`ciaddr`). */
@@ -80,36 +74,24 @@ export class DhcpMessage {
 }
 
 /** Checks a message and fills the record in. Messages through a relay are ignored. */
-export function parseDhcp(
-  message: DhcpMessage,
-  frame: Uint8Array,
-  datagram: UdpDatagram,
-): Verdict {
-  const at = datagram.start;
-  if (datagram.end - at < OPTIONS) return "malformed";
+export function parseDhcp(message: DhcpMessage, { frame, start: at, end }: UdpDatagram): Verdict {
+  if (end - at < OPTIONS) return "malformed";
   if (frame[at + OP] !== BOOTREQUEST) return "ignored";
   if (readU16(frame, at + HTYPE_HLEN) !== ETHERNET_6) return "malformed";
   if (isGroupMac(frame, at + CHADDR)) return "malformed";
   if (readU32(frame, at + GIADDR) !== 0) return "ignored";
   if (readU32(frame, at + COOKIE) !== MAGIC_COOKIE) return "ignored";
+  message.frame = frame;
   message.start = at;
   message.clientAddress = readU32(frame, at + CIADDR);
-  return parseOptions(message, frame, at + OPTIONS, datagram.end);
+  return parseOptions(message, at + OPTIONS, end);
 }
 
 /** Reads the options that matter; malformed if one of them is cut off or has the wrong length. */
-function parseOptions(
-  message: DhcpMessage,
-  frame: Uint8Array,
-  start: number,
-  end: number,
-): Verdict {
-  message.type =
-    message.requested =
-    message.server =
-    message.clientIdentifierLength =
-      0;
-  let at = start;
+function parseOptions(message: DhcpMessage, at: number, end: number): Verdict {
+  const { frame } = message;
+  message.type = message.requested = message.server = 0;
+  message.clientIdentifierLength = 0;
   while (at < end) {
     const option = frame[at++];
     if (option === Option.PAD) continue;
@@ -144,19 +126,19 @@ function parseOptions(
 /**
  * Writes the frame that answers a message. Returns its length.
  *
- * @param server who answers, which is also the router
+ * @param by who answers, which is also the router
  * @param address the client's
  */
 export function writeDhcpReply(
-  reply: Uint8Array,
+  by: Station & { readonly mask: number },
   type: number,
-  server: { readonly mac: Uint8Array; readonly address: number; readonly mask: number },
   address: number,
   leaseSeconds: number,
-  frame: Uint8Array,
   message: DhcpMessage,
 ): number {
-  const { start, clientAddress, macAt, clientIdentifierAt, clientIdentifierLength } = message;
+  const { slot: reply, address: server } = by;
+  const { frame, start, clientAddress, macAt, clientIdentifierAt, clientIdentifierLength } =
+    message;
   const flags = readU16(frame, start + FLAGS);
   const isNak = type === DhcpType.NAK;
 
@@ -174,11 +156,11 @@ export function writeDhcpReply(
   // The options of RFC 2131, table 3.
   let at = writeOption(reply, to + OPTIONS, Option.MESSAGE_TYPE, 1);
   reply[at - 1] = type;
-  at = writeU32Option(reply, at, Option.SERVER_IDENTIFIER, server.address);
+  at = writeU32Option(reply, at, Option.SERVER_IDENTIFIER, server);
   if (!isNak) {
     at = writeU32Option(reply, at, Option.LEASE_TIME, leaseSeconds);
-    at = writeU32Option(reply, at, Option.SUBNET_MASK, server.mask);
-    at = writeU32Option(reply, at, Option.ROUTER, server.address);
+    at = writeU32Option(reply, at, Option.SUBNET_MASK, by.mask);
+    at = writeU32Option(reply, at, Option.ROUTER, server);
   }
   // RFC 6842: a client identifier comes back as it was sent.
   if (clientIdentifierLength > 0) {
@@ -192,9 +174,9 @@ export function writeDhcpReply(
   const hasAddress = clientAddress !== 0;
   const toAll = isNak || (!hasAddress && (flags & FLAG_BROADCAST) !== 0);
   const mac = toAll ? MAC_BROADCAST : frame;
-  writeEthernetHeader(reply, mac, toAll ? 0 : macAt, server.mac, ETHERTYPE_IPV4);
+  writeEthernetHeader(reply, mac, toAll ? 0 : macAt, by.mac, EtherType.IPV4);
   const destination = toAll ? IPV4_LIMITED_BROADCAST : hasAddress ? clientAddress : address;
-  writeUdpHeaders(reply, size, server.address, DHCP_SERVER_PORT, destination, CLIENT_PORT);
+  writeUdpHeaders(reply, size, [server, DHCP_SERVER_PORT], [destination, CLIENT_PORT]);
   return UDP_PAYLOAD + size;
 }
 

@@ -12,18 +12,12 @@ import { copyBytes, readU16, writeU16 } from "./byte_order.ts";
 export const ETHERNET_HEADER_SIZE = 14;
 /** The longest frame on an Ethernet, without its check sequence: the header and 1500 bytes. */
 export const ETHERNET_FRAME_MAX = 1514;
+/** Offsets of the addresses. */
+export const [ETHERNET_DESTINATION, ETHERNET_SOURCE] = [0, 6];
+/** What a frame carries. */
+export const EtherType = { IPV4: 0x0800, ARP: 0x0806, IPV6: 0x86dd } as const;
 /** Bytes of a MAC address. */
 export const MAC_SIZE = 6;
-/** Offset of the destination address. */
-export const ETHERNET_DESTINATION = 0;
-/** Offset of the source address. */
-export const ETHERNET_SOURCE = 6;
-/** Ethertype of IPv4. */
-export const ETHERTYPE_IPV4 = 0x0800;
-/** Ethertype of ARP. */
-export const ETHERTYPE_ARP = 0x0806;
-/** Ethertype of IPv6. */
-export const ETHERTYPE_IPV6 = 0x86dd;
 /** The address of all stations. */
 export const MAC_BROADCAST: Uint8Array = new Uint8Array(MAC_SIZE).fill(0xff);
 
@@ -39,10 +33,11 @@ export function isGroupMac(frame: Uint8Array, at: number): boolean {
   return (frame[at] & 1) !== 0;
 }
 
-/** Whether the address at `at` is `mac`. */
-export function isMac(frame: Uint8Array, at: number, mac: Uint8Array): boolean {
-  return frame[at] === mac[0] && frame[at + 1] === mac[1] && frame[at + 2] === mac[2] &&
-    frame[at + 3] === mac[3] && frame[at + 4] === mac[4] && frame[at + 5] === mac[5];
+/** Whether the `address.length` bytes at `at` are this address, of any protocol. */
+export function isAddress(frame: Uint8Array, at: number, address: Uint8Array): boolean {
+  // Addresses differ in their last bytes, if they do.
+  for (let i = address.length - 1; i >= 0; i--) if (frame[at + i] !== address[i]) return false;
+  return true;
 }
 
 /** Writes the header; the destination is the address at `destinationAt` of another frame or array. */
@@ -60,10 +55,8 @@ export function writeEthernetHeader(
 
 /** "52:55:0a:00:02:02" as six bytes; throws a TypeError for what is not a station's address. */
 export function parseMac(text: string): Uint8Array {
-  const bytes = new Uint8Array(MAC_SIZE);
-  const valid = /^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/i.test(text);
-  text.split(":").forEach((part, index) => bytes[index] = parseInt(part, 16));
-  if (!valid || isGroupMac(bytes, 0)) {
+  const bytes = Uint8Array.from(text.split(":"), (part) => parseInt(part, 16));
+  if (!/^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/i.test(text) || isGroupMac(bytes, 0)) {
     throw new TypeError(`"${text}" is not a MAC address of one station, as in 52:55:0a:00:02:02`);
   }
   return bytes;

@@ -3,31 +3,28 @@
  * ICMPv6 besides, neighbour discovery, is in ndp.ts.
  */
 
-import { writeAnswerHeaders } from "./answer.ts";
+import { writeAnswer } from "./answer.ts";
 import { copyBytes, readU16, writeU16, writeU32 } from "./byte_order.ts";
 import { addBytes, checksumOf, foldSum } from "./checksum.ts";
 import { ETHERNET_FRAME_MAX, ETHERNET_HEADER_SIZE } from "./ethernet.ts";
-import { IPV4, IPV4_PAYLOAD, type Ipv4Packet, PROTOCOL_ICMP, writeIpv4Header } from "./ipv4.ts";
+import { IPV4, IPV4_PAYLOAD, type Ipv4Packet, writeIpv4Header } from "./ipv4.ts";
 import { IPV6_HEADER_SIZE } from "./ipv6.ts";
-import type { InternetVersion, Packet, Verdict } from "./packet.ts";
+import {
+  type InternetVersion,
+  type Packet,
+  Protocol,
+  type Station,
+  type Verdict,
+} from "./packet.ts";
 
 const HEADER_SIZE = 8;
-/** Type and code of an echo request over IPv4, as one number; the others likewise. */
-export const ECHO_REQUEST = 0x0800;
-const ECHO_REPLY = 0x0000;
-const PORT_UNREACHABLE = 0x0303;
-/** The same over IPv6. */
-export const ECHO6_REQUEST = 0x8000;
-const ECHO6_REPLY = 0x8100;
-const PORT6_UNREACHABLE = 0x0104;
-
 /** What an error quotes after the offender's IPv4 header: "the first 64 bits of the original data". */
 const QUOTED_PAYLOAD_SIZE = 8;
 /** Over IPv6 an error is at most as long as the smallest MTU (RFC 4443 2.4 c), header included. */
 const QUOTED6_SIZE_MAX = 1280 - IPV6_HEADER_SIZE - HEADER_SIZE;
 
 /** Checks length and checksum of a message; "done" means that its type and code are there to be read. */
-export function checkIcmp(frame: Uint8Array, packet: Packet): Verdict {
+export function checkIcmp(packet: Packet): Verdict {
   const length = packet.end - packet.start;
   if (length < HEADER_SIZE) return "malformed";
   let sum = 0;
@@ -36,53 +33,39 @@ export function checkIcmp(frame: Uint8Array, packet: Packet): Verdict {
     if (packet.trusted) return "done";
     sum = packet.addressSum + packet.version.control + length;
   }
-  return foldSum(addBytes(sum, frame, packet.start, packet.end)) === 0xffff ? "done" : "checksum";
+  const whole = addBytes(sum, packet.frame, packet.start, packet.end);
+  return foldSum(whole) === 0xffff ? "done" : "checksum";
 }
 
 /** Type and code, as one number. */
-export function readIcmpKind(frame: Uint8Array, packet: Packet): number {
-  return readU16(frame, packet.start);
+export function readIcmpKind({ frame, start }: Packet): number {
+  return readU16(frame, start);
 }
 
 /**
  * Writes the frame that answers an echo request: identifier, sequence number and data come back, IP
  * options do not. Returns its length, 0 if that is more than one frame can have: we do not fragment.
  */
-export function writeEchoReply(
-  reply: Uint8Array,
-  mac: Uint8Array,
-  frame: Uint8Array,
-  packet: Packet,
-): number {
-  const { version, start, end } = packet;
+export function writeEchoReply(by: Station, packet: Packet): number {
+  const { frame, version, start, end } = packet;
   const length = end - start;
   if (version.payload + length > ETHERNET_FRAME_MAX) return 0;
-  copyBytes(reply, version.payload + 4, frame, start + 4, length - 4);
-  writeAnswerHeaders(reply, mac, frame, packet, version.control, length);
-  return finishIcmp(reply, version, version === IPV4 ? ECHO_REPLY : ECHO6_REPLY, length);
+  copyBytes(by.slot, version.payload + 4, frame, start + 4, length - 4);
+  writeAnswer(by, packet, version.control, length);
+  return finishIcmp(by.slot, version, version.echoReply, length);
 }
 
 /** Writes the frame that tells the sender of a UDP datagram that nobody listens. Returns its length. */
-export function writePortUnreachable(
-  reply: Uint8Array,
-  mac: Uint8Array,
-  frame: Uint8Array,
-  packet: Packet,
-): number {
-  const { version, start, end } = packet;
+export function writePortUnreachable(by: Station, packet: Packet): number {
+  const { frame, version, start, end } = packet;
   const quoted = version === IPV4
     ? start - ETHERNET_HEADER_SIZE + QUOTED_PAYLOAD_SIZE
     : Math.min(end - ETHERNET_HEADER_SIZE, QUOTED6_SIZE_MAX);
   const length = HEADER_SIZE + quoted;
-  writeU32(reply, version.payload + 4, 0);
-  copyBytes(reply, version.payload + HEADER_SIZE, frame, ETHERNET_HEADER_SIZE, quoted);
-  writeAnswerHeaders(reply, mac, frame, packet, version.control, length);
-  return finishIcmp(
-    reply,
-    version,
-    version === IPV4 ? PORT_UNREACHABLE : PORT6_UNREACHABLE,
-    length,
-  );
+  writeU32(by.slot, version.payload + 4, 0);
+  copyBytes(by.slot, version.payload + HEADER_SIZE, frame, ETHERNET_HEADER_SIZE, quoted);
+  writeAnswer(by, packet, version.control, length);
+  return finishIcmp(by.slot, version, version.portUnreachable, length);
 }
 
 /**
@@ -107,27 +90,25 @@ export function finishIcmp(
   return end;
 }
 
-/**
- * Writes an IPv4 echo request of `size` data bytes, but for the Ethernet header. Returns the frame's length.
- */
+/** Writes an IPv4 echo request of `size` data bytes, but for the Ethernet header. Returns the frame's length. */
 export function writeEchoRequest(
-  frame: Uint8Array,
+  { slot, address }: Station,
+  to: number,
   size: number,
-  source: number,
-  destination: number,
   identifier: number,
   sequence: number,
 ): number {
-  writeU16(frame, IPV4_PAYLOAD + 4, identifier);
-  writeU16(frame, IPV4_PAYLOAD + 6, sequence);
-  for (let i = 0; i < size; i++) frame[IPV4_PAYLOAD + HEADER_SIZE + i] = i & 0xff;
-  writeIpv4Header(frame, HEADER_SIZE + size, PROTOCOL_ICMP, source, destination);
-  return finishIcmp(frame, IPV4, ECHO_REQUEST, HEADER_SIZE + size);
+  writeU16(slot, IPV4_PAYLOAD + 4, identifier);
+  writeU16(slot, IPV4_PAYLOAD + 6, sequence);
+  for (let i = 0; i < size; i++) slot[IPV4_PAYLOAD + HEADER_SIZE + i] = i & 0xff;
+  writeIpv4Header(slot, HEADER_SIZE + size, Protocol.ICMP, address, to);
+  return finishIcmp(slot, IPV4, IPV4.echoRequest, HEADER_SIZE + size);
 }
 
 /** The sequence number of an IPv4 echo reply with our identifier, or -1. */
-export function readEchoReply(frame: Uint8Array, packet: Ipv4Packet, identifier: number): number {
-  const isOurs = checkIcmp(frame, packet) === "done" &&
-    readIcmpKind(frame, packet) === ECHO_REPLY && readU16(frame, packet.start + 4) === identifier;
-  return isOurs ? readU16(frame, packet.start + 6) : -1;
+export function readEchoReply(packet: Ipv4Packet, identifier: number): number {
+  const { frame, start } = packet;
+  const isOurs = checkIcmp(packet) === "done" && readIcmpKind(packet) === IPV4.echoReply &&
+    readU16(frame, start + 4) === identifier;
+  return isOurs ? readU16(frame, start + 6) : -1;
 }

@@ -8,9 +8,9 @@
  */
 
 import { addBytes, addU32, checksumOf, foldSum } from "./checksum.ts";
-import { ETHERNET_HEADER_SIZE, ETHERTYPE_IPV4 } from "./ethernet.ts";
+import { ETHERNET_HEADER_SIZE, EtherType } from "./ethernet.ts";
 import { readU16, readU32, writeU16, writeU32 } from "./byte_order.ts";
-import { type InternetVersion, Packet, type Verdict } from "./packet.ts";
+import { type InternetVersion, Packet, Protocol, type Verdict } from "./packet.ts";
 
 const IPV4_HEADER: number = ETHERNET_HEADER_SIZE;
 /** Offset of the source address in a frame; the destination follows it. */
@@ -19,16 +19,15 @@ export const IPV4_SOURCE: number = IPV4_HEADER + 12;
 const IPV4_HEADER_SIZE = 20;
 /** Where the payload of a frame that we write starts. */
 export const IPV4_PAYLOAD: number = IPV4_HEADER + IPV4_HEADER_SIZE;
-/** Protocol number of ICMP. */
-export const PROTOCOL_ICMP = 1;
-/** Protocol number of UDP. */
-export const PROTOCOL_UDP = 17;
-/** See {@link InternetVersion}. */
+/** See {@link InternetVersion}; control messages of RFC 792. */
 export const IPV4: InternetVersion = {
-  ethertype: ETHERTYPE_IPV4,
-  control: PROTOCOL_ICMP,
+  ethertype: EtherType.IPV4,
   addresses: IPV4_SOURCE,
   payload: IPV4_PAYLOAD,
+  control: Protocol.ICMP,
+  echoRequest: 0x0800,
+  echoReply: 0x0000,
+  portUnreachable: 0x0303,
 };
 /** The limited broadcast address, 255.255.255.255. */
 export const IPV4_LIMITED_BROADCAST = 0xffffffff;
@@ -40,11 +39,11 @@ const TIME_TO_LIVE = IPV4_HEADER + 8;
 const CHECKSUM = IPV4_HEADER + 10;
 
 const VERSION_4 = 4;
-const VERSION_4_NO_OPTIONS = 0x4500;
+const NO_OPTIONS = 5;
 const DONT_FRAGMENT = 0x4000;
 /** "More fragments" and the offset; any of them set means a fragment. */
 const FRAGMENT_MASK = 0x3fff;
-const TTL_64 = 64;
+const TTL = 64;
 
 /** A received packet and its addresses. */
 export class Ipv4Packet extends Packet {
@@ -60,9 +59,8 @@ export class Ipv4Packet extends Packet {
 /** Checks the header of an IPv4 frame and fills the record in; "done" means that it is whole. */
 export function parseIpv4(packet: Ipv4Packet, frame: Uint8Array, length: number): Verdict {
   if (length < IPV4_PAYLOAD) return "malformed";
-  const versionAndWords = frame[IPV4_HEADER];
-  if (versionAndWords >>> 4 !== VERSION_4) return "malformed";
-  const headerSize = (versionAndWords & 15) * 4;
+  if (frame[IPV4_HEADER] >>> 4 !== VERSION_4) return "malformed";
+  const headerSize = (frame[IPV4_HEADER] & 15) * 4;
   const totalLength = readU16(frame, TOTAL_LENGTH);
   if (headerSize < IPV4_HEADER_SIZE || totalLength < headerSize) return "malformed";
   if (totalLength > length - IPV4_HEADER) return "malformed";
@@ -70,6 +68,7 @@ export function parseIpv4(packet: Ipv4Packet, frame: Uint8Array, length: number)
     return "checksum";
   }
   if ((readU16(frame, FRAGMENT) & FRAGMENT_MASK) !== 0) return "dropped";
+  packet.frame = frame;
   packet.source = readU32(frame, IPV4_SOURCE);
   packet.destination = readU32(frame, IPV4_SOURCE + 4);
   packet.addressSum = addU32(addU32(0, packet.source), packet.destination);
@@ -87,11 +86,11 @@ export function writeIpv4Header(
   source: number,
   destination: number,
 ): void {
-  writeU16(frame, IPV4_HEADER, VERSION_4_NO_OPTIONS);
+  writeU16(frame, IPV4_HEADER, VERSION_4 << 12 | NO_OPTIONS << 8);
   writeU16(frame, TOTAL_LENGTH, IPV4_HEADER_SIZE + payloadLength);
   writeU16(frame, IDENTIFICATION, 0);
   writeU16(frame, FRAGMENT, DONT_FRAGMENT);
-  writeU16(frame, TIME_TO_LIVE, TTL_64 << 8 | protocol);
+  writeU16(frame, TIME_TO_LIVE, TTL << 8 | protocol);
   writeU16(frame, CHECKSUM, 0);
   writeU32(frame, IPV4_SOURCE, source);
   writeU32(frame, IPV4_SOURCE + 4, destination);

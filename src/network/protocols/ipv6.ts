@@ -8,9 +8,9 @@
  */
 
 import { addBytes } from "./checksum.ts";
-import { ETHERNET_HEADER_SIZE, ETHERTYPE_IPV6 } from "./ethernet.ts";
+import { ETHERNET_HEADER_SIZE, EtherType, isAddress } from "./ethernet.ts";
 import { copyBytes, readU16, writeU16, writeU32 } from "./byte_order.ts";
-import { type InternetVersion, Packet, type Verdict } from "./packet.ts";
+import { type InternetVersion, Packet, Protocol, type Verdict } from "./packet.ts";
 
 const IPV6_HEADER: number = ETHERNET_HEADER_SIZE;
 /** Bytes of a header. */
@@ -23,22 +23,20 @@ export const IPV6_SOURCE: number = IPV6_HEADER + 8;
 export const IPV6_DESTINATION: number = IPV6_HEADER + 24;
 /** Bytes of an address. */
 export const IPV6_ADDRESS_SIZE = 16;
-/** Protocol number of ICMPv6. */
-export const PROTOCOL_ICMPV6 = 58;
-/** See {@link InternetVersion}. */
+/** See {@link InternetVersion}; control messages of RFC 4443. */
 export const IPV6: InternetVersion = {
-  ethertype: ETHERTYPE_IPV6,
-  control: PROTOCOL_ICMPV6,
+  ethertype: EtherType.IPV6,
   addresses: IPV6_SOURCE,
   payload: IPV6_PAYLOAD,
+  control: Protocol.ICMPV6,
+  echoRequest: 0x8000,
+  echoReply: 0x8100,
+  portUnreachable: 0x0104,
 };
-/** What neighbour discovery is sent with, and must be received with: no router has touched it. */
-export const HOP_LIMIT_MAX = 255;
-/** What everything else is sent with. */
+/** What everything but neighbour discovery is sent with. */
 export const HOP_LIMIT = 64;
-/** ff02::1. */
+/** The groups of all nodes and of all routers on a link. */
 export const ALL_NODES: Uint8Array = parseIpv6Address("ff02::1");
-/** ff02::2. */
 export const ALL_ROUTERS: Uint8Array = parseIpv6Address("ff02::2");
 
 const UNSPECIFIED = parseIpv6Address("::");
@@ -50,15 +48,19 @@ const HOP_LIMIT_FIELD = IPV6_HEADER + 7;
 
 const VERSION_6 = 6;
 const HOP_BY_HOP = 0;
-const OPTION_PAD_1 = 0;
+/** Options that fill up: of one byte, and of more. */
+const [OPTION_PAD_1, OPTION_PAD_N] = [0, 1];
 /** The two bits of an option's type that say what to do with an unknown one; 0 is "skip". */
 const OPTION_ACTION_MASK = 0xc0;
-const OPTION_PAD_N = 1;
 
 /** A received packet, whose addresses stay in the frame. */
 export class Ipv6Packet extends Packet {
   /** Hops that were left. */
   hopLimit = 0;
+  /** Its sender has no address yet (::). */
+  fromNobody = false;
+  /** It is for a group of hosts. */
+  toGroup = false;
 
   /** An empty record. */
   constructor() {
@@ -68,8 +70,7 @@ export class Ipv6Packet extends Packet {
 
 /** Checks the header of an IPv6 frame and fills the record in; "done" means that it is whole. */
 export function parseIpv6(packet: Ipv6Packet, frame: Uint8Array, length: number): Verdict {
-  if (length < IPV6_PAYLOAD) return "malformed";
-  if (frame[IPV6_HEADER] >>> 4 !== VERSION_6) return "malformed";
+  if (length < IPV6_PAYLOAD || frame[IPV6_HEADER] >>> 4 !== VERSION_6) return "malformed";
   const payloadLength = readU16(frame, PAYLOAD_LENGTH);
   if (payloadLength > length - IPV6_PAYLOAD) return "malformed";
   const end = IPV6_PAYLOAD + payloadLength;
@@ -84,6 +85,12 @@ export function parseIpv6(packet: Ipv6Packet, frame: Uint8Array, length: number)
     if (verdict !== "done") return verdict;
     start = optionsEnd;
   }
+  // Of a group nothing comes, and ::1 may be on no link (RFC 4291 2.7, 2.5.3).
+  if (isMulticast6(frame, IPV6_SOURCE)) return "malformed";
+  if (isAddress(frame, IPV6_SOURCE, LOOPBACK)) return "malformed";
+  packet.fromNobody = isAddress(frame, IPV6_SOURCE, UNSPECIFIED);
+  packet.toGroup = isMulticast6(frame, IPV6_DESTINATION);
+  packet.frame = frame;
   packet.protocol = protocol;
   packet.start = start;
   packet.end = end;
@@ -129,28 +136,9 @@ export function writeIpv6Header(
   copyBytes(frame, IPV6_DESTINATION, destination, destinationAt, IPV6_ADDRESS_SIZE);
 }
 
-/** Whether the 16 bytes at `at` are this address. */
-export function isIpv6(bytes: Uint8Array, at: number, address: Uint8Array): boolean {
-  // Addresses differ in their last bytes, if they do.
-  for (let i = IPV6_ADDRESS_SIZE - 1; i >= 0; i--) {
-    if (bytes[at + i] !== address[i]) return false;
-  }
-  return true;
-}
-
-/** Whether the 16 bytes at `at` are the unspecified address, ::. */
-export function isUnspecified(bytes: Uint8Array, at: number): boolean {
-  return isIpv6(bytes, at, UNSPECIFIED);
-}
-
 /** Whether the address at `at` names a group of hosts. */
 export function isMulticast6(bytes: Uint8Array, at: number): boolean {
   return bytes[at] === 0xff;
-}
-
-/** Whether the address at `at` is ::1, which no packet on a link may carry (RFC 4291 2.5.3). */
-export function isLoopback6(bytes: Uint8Array, at: number): boolean {
-  return isIpv6(bytes, at, LOOPBACK);
 }
 
 /** The group that asks for `address` go to (RFC 4291 2.7.1). */

@@ -1,6 +1,6 @@
 /**
- * What all protocols share: what became of a received frame, and what those above the Internet protocol see
- * of a packet of either version, where it lies and from whom.
+ * What all protocols share: what became of a received frame, who answers it, and what those above the Internet
+ * protocol see of a packet of either version.
  */
 
 /**
@@ -14,19 +14,36 @@
  */
 export type Verdict = "done" | "ignored" | "dropped" | "malformed" | "checksum";
 
+/** Who sends a frame. */
+export interface Station {
+  readonly mac: Uint8Array;
+  /** Its IPv4 address. */
+  readonly address: number;
+  /** Where it writes the frame. */
+  readonly slot: Uint8Array;
+}
+
+/** Protocol numbers. */
+export const Protocol = { ICMP: 1, UDP: 17, ICMPV6: 58 } as const;
+
 /** A version of the Internet protocol: where things lie in its frames, if its header has no options. */
 export interface InternetVersion {
   readonly ethertype: number;
-  /** Protocol number of its control messages, ICMP or ICMPv6. */
-  readonly control: number;
   /** Offset of the source address; the destination follows it, and the payload follows that. */
   readonly addresses: number;
   /** Offset of the payload. */
   readonly payload: number;
+  /** Protocol number of its control messages, and type and code of some of them as one number. */
+  readonly control: number;
+  readonly echoRequest: number;
+  readonly echoReply: number;
+  readonly portUnreachable: number;
 }
 
 /** A received packet whose header was checked. One record of each version serves all frames. */
 export class Packet {
+  /** The frame that it lies in. */
+  frame: Uint8Array = new Uint8Array();
   /** Protocol number of the payload. */
   protocol = 0;
   /** Offset of the payload in the frame, behind all options. */

@@ -16,10 +16,8 @@ import { writeU16, writeU32 } from "./byte_order.ts";
 import { ETHERNET_FRAME_MAX } from "./ethernet.ts";
 import { UDP_PAYLOAD } from "./udp.ts";
 
-/** UDP port of discard. */
-export const DISCARD_PORT = 9;
-/** UDP port of the character generator. */
-export const CHARGEN_PORT = 19;
+/** UDP ports of discard and of the character generator. */
+export const [DISCARD_PORT, CHARGEN_PORT] = [9, 19];
 /** Bytes of a request. */
 export const CHARGEN_REQUEST_SIZE = 8;
 /** UDP payload bytes at least: a frame of 60 bytes, the shortest on an Ethernet. */
@@ -29,17 +27,10 @@ export const NUMBERED_SIZE_MAX: number = ETHERNET_FRAME_MAX - UDP_PAYLOAD;
 
 const LINE_CHARACTERS = 72;
 const PRINTABLE_CHARACTERS = 95;
-const SPACE = 0x20;
-const CARRIAGE_RETURN = 0x0d;
-const LINE_FEED = 0x0a;
+const [SPACE, CARRIAGE_RETURN, LINE_FEED] = [0x20, 0x0d, 0x0a];
 
 /** Writes a request as the payload of a UDP datagram at `at`. */
-export function writeChargenRequest(
-  frame: Uint8Array,
-  at: number,
-  count: number,
-  size: number,
-): void {
+export function writeChargenRequest(frame: Uint8Array, at: number, count: number, size: number) {
   writeU32(frame, at, count);
   writeU16(frame, at + 4, size);
   writeU16(frame, at + 6, 0);
@@ -47,17 +38,10 @@ export function writeChargenRequest(
 
 /** Writes the pattern of RFC 864: lines of 72 characters, each line starting one character later. */
 export function writePattern(target: Uint8Array, start: number, end: number): void {
-  let line = 0;
-  let column = 0;
-  for (let at = start; at < end; at++) {
-    if (column < LINE_CHARACTERS) {
-      target[at] = SPACE + (line + column++) % PRINTABLE_CHARACTERS;
-    } else if (column++ === LINE_CHARACTERS) {
-      target[at] = CARRIAGE_RETURN;
-    } else {
-      target[at] = LINE_FEED;
-      column = 0;
-      line++;
-    }
+  for (let at = start, line = 0; at < end; line++) {
+    const length = Math.min(LINE_CHARACTERS, end - at);
+    for (let i = 0; i < length; i++) target[at++] = SPACE + (line + i) % PRINTABLE_CHARACTERS;
+    if (at < end) target[at++] = CARRIAGE_RETURN;
+    if (at < end) target[at++] = LINE_FEED;
   }
 }

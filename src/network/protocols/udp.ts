@@ -7,9 +7,9 @@
  */
 
 import { addBytes, addU32, checksumOf, foldSum } from "./checksum.ts";
-import { IPV4, IPV4_PAYLOAD, PROTOCOL_UDP, writeIpv4Header } from "./ipv4.ts";
+import { IPV4, IPV4_PAYLOAD, writeIpv4Header } from "./ipv4.ts";
 import { readU16, writeU16 } from "./byte_order.ts";
-import type { InternetVersion, Packet, Verdict } from "./packet.ts";
+import { type InternetVersion, type Packet, Protocol, type Verdict } from "./packet.ts";
 
 /** Bytes of the header. */
 export const UDP_HEADER_SIZE = 8;
@@ -18,8 +18,13 @@ export const UDP_PAYLOAD: number = IPV4_PAYLOAD + UDP_HEADER_SIZE;
 
 const CHECKSUM = 6;
 
+/** An IPv4 address and a port. */
+export type Endpoint = readonly [address: number, port: number];
+
 /** The fields of a received header. One record serves all frames, one after the other. */
 export class UdpDatagram {
+  /** What it lies in. */
+  frame: Uint8Array = new Uint8Array();
   /** Where an answer goes; 0 if none is wanted. */
   sourcePort = 0;
   /** What it is for. */
@@ -31,17 +36,18 @@ export class UdpDatagram {
 }
 
 /** Checks the header and the checksum and fills the record in; "done" means that it is whole. */
-export function parseUdp(datagram: UdpDatagram, frame: Uint8Array, packet: Packet): Verdict {
-  const header = packet.start;
+export function parseUdp(datagram: UdpDatagram, packet: Packet): Verdict {
+  const { frame, start: header } = packet;
   if (packet.end - header < UDP_HEADER_SIZE) return "malformed";
   const length = readU16(frame, header + 4);
   if (length < UDP_HEADER_SIZE || length > packet.end - header) return "malformed";
   const none = readU16(frame, header + CHECKSUM) === 0;
   if (!packet.trusted && !(none && packet.version === IPV4)) {
     if (none) return "checksum";
-    const sum = packet.addressSum + PROTOCOL_UDP + length;
+    const sum = packet.addressSum + Protocol.UDP + length;
     if (foldSum(addBytes(sum, frame, header, header + length)) !== 0xffff) return "checksum";
   }
+  datagram.frame = frame;
   datagram.sourcePort = readU16(frame, header);
   datagram.destinationPort = readU16(frame, header + 2);
   datagram.start = header + UDP_HEADER_SIZE;
@@ -49,18 +55,11 @@ export function parseUdp(datagram: UdpDatagram, frame: Uint8Array, packet: Packe
   return "done";
 }
 
-/** Writes the IPv4 and UDP headers around a payload that is in place, checksums included. */
-export function writeUdpHeaders(
-  frame: Uint8Array,
-  payloadLength: number,
-  source: number,
-  sourcePort: number,
-  destination: number,
-  destinationPort: number,
-): void {
-  const length = UDP_HEADER_SIZE + payloadLength;
-  writeIpv4Header(frame, length, PROTOCOL_UDP, source, destination);
-  writeUdpHeader(frame, IPV4, length, sourcePort, destinationPort);
+/** Writes the IPv4 and UDP headers around `size` bytes that are in place, checksums included. */
+export function writeUdpHeaders(frame: Uint8Array, size: number, from: Endpoint, to: Endpoint) {
+  const length = UDP_HEADER_SIZE + size;
+  writeIpv4Header(frame, length, Protocol.UDP, from[0], to[0]);
+  writeUdpHeader(frame, IPV4, length, from[1], to[1]);
 }
 
 /** Writes the header of a datagram of `length` bytes, checksum included; all else is in place. */
@@ -76,7 +75,7 @@ export function writeUdpHeader(
   writeU16(frame, payload + 4, length);
   writeU16(frame, payload + CHECKSUM, 0);
   // The addresses of the pseudo header lie right before the datagram: one sum over both.
-  const sum = addBytes(PROTOCOL_UDP + length, frame, addresses, payload + length);
+  const sum = addBytes(Protocol.UDP + length, frame, addresses, payload + length);
   writeChecksum(frame, payload, sum);
 }
 

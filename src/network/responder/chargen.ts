@@ -50,31 +50,26 @@ export class Chargen {
 
   /** Datagrams that are still owed, over all senders. */
   get pending(): number {
-    let pending = 0;
-    for (const sender of this.#senders) pending += sender.remaining;
-    return pending;
+    return this.#senders.reduce((sum, { remaining }) => sum + remaining, 0);
   }
 
   /** Takes a datagram to the port. */
-  receive(frame: Uint8Array, packet: Packet, datagram: UdpDatagram): Verdict {
-    const port = datagram.sourcePort;
+  receive(packet: Packet, { frame, sourcePort: port, start: at, end }: UdpDatagram): Verdict {
     if (port === 0 || port === ECHO_PORT || port === CHARGEN_PORT) return "dropped";
-    if (datagram.end - datagram.start < CHARGEN_REQUEST_SIZE) {
-      return this.#sendLine(frame, packet, port);
-    }
-    const at = datagram.start;
+    if (end - at < CHARGEN_REQUEST_SIZE) return this.#sendLine(packet, port);
     const count = readU32(frame, at);
     const size = readU16(frame, at + 4);
     const udp = packet.version.payload;
     const room = ETHERNET_FRAME_MAX - udp - UDP_HEADER_SIZE;
     if (readU16(frame, at + 6) !== 0 || size < NUMBERED_SIZE_MIN || size > room) return "malformed";
 
-    const sender = this.#senderFor(frame, packet, port);
+    const sender = this.#senderFor(packet, port);
     if (sender === undefined) return "dropped";
     sender.port = port;
     sender.remaining = count;
-    const made = sender.datagram.prepare(udp, size);
-    writeUdpAnswer(made, this.#host.mac, frame, packet, size, CHARGEN_PORT, port);
+    const { mac, address } = this.#host;
+    const by = { mac, address, slot: sender.datagram.prepare(udp, size) };
+    writeUdpAnswer(by, packet, size, CHARGEN_PORT, port);
     this.#settleTurn();
     return "done";
   }
@@ -115,21 +110,20 @@ export class Chargen {
   }
 
   /** The sender's own place, or a free one. */
-  #senderFor(frame: Uint8Array, packet: Packet, port: number): Sender | undefined {
+  #senderFor(packet: Packet, port: number): Sender | undefined {
     let free: Sender | undefined;
-    for (let i = 0; i < SENDERS; i++) {
-      const sender = this.#senders[i];
+    for (const sender of this.#senders) {
       if (sender.remaining === 0) free ??= sender;
-      else if (sender.port === port && sender.datagram.answers(frame, packet)) return sender;
+      else if (sender.port === port && sender.datagram.answers(packet)) return sender;
     }
     return free;
   }
 
-  #sendLine(frame: Uint8Array, packet: Packet, port: number): Verdict {
-    const { ring, mac } = this.#host;
+  #sendLine(packet: Packet, port: number): Verdict {
+    const host = this.#host;
     const start = packet.version.payload + UDP_HEADER_SIZE;
-    writePattern(ring.slot, start, start + LINE_SIZE);
-    const length = writeUdpAnswer(ring.slot, mac, frame, packet, LINE_SIZE, CHARGEN_PORT, port);
-    return this.#host.answer(length, "chargenFrames");
+    writePattern(host.slot, start, start + LINE_SIZE);
+    const length = writeUdpAnswer(host, packet, LINE_SIZE, CHARGEN_PORT, port);
+    return host.answer(length, "chargenFrames");
   }
 }

@@ -24,12 +24,8 @@ const POOL_SIZE = 64;
 /** What a client is told. */
 const LEASE_SECONDS = 86400;
 
-/** State of an address of the pool. */
-const FREE = 0;
-const OFFERED = 1;
-const LEASED = 2;
-/** Ours, or outside the subnet. */
-const UNUSABLE = 3;
+/** States of an address of the pool; one that is unusable is ours, or outside the subnet. */
+const [FREE, OFFERED, LEASED, UNUSABLE] = [0, 1, 2, 3];
 
 /** The server and its leases. */
 export class DhcpServer {
@@ -50,49 +46,38 @@ export class DhcpServer {
   }
 
   /** Takes a datagram to the server's port. */
-  receive(frame: Uint8Array, datagram: UdpDatagram): Verdict {
-    const verdict = parseDhcp(this.#message, frame, datagram);
+  receive(datagram: UdpDatagram): Verdict {
+    const verdict = parseDhcp(this.#message, datagram);
     if (verdict !== "done") return verdict;
-    const { server, type } = this.#message;
+    const { server, type, requested, clientAddress } = this.#message;
     if (server !== 0 && server !== this.#host.address) return "ignored";
-    if (type === DhcpType.DISCOVER) return this.#discover(frame);
-    if (type === DhcpType.REQUEST) return this.#request(frame);
-    return "ignored";
+    if (type === DhcpType.DISCOVER) return this.#discover(requested);
+    return type === DhcpType.REQUEST ? this.#request(requested || clientAddress) : "ignored";
   }
 
-  #discover(frame: Uint8Array): Verdict {
-    const { macAt, requested } = this.#message;
-    let place = this.#placeOf(frame, macAt);
-    if (place < 0) place = this.#freePlace(requested);
-    if (place < 0) return "dropped";
-    if (!this.#reply(frame, DhcpType.OFFER, place)) return "dropped";
-    if (this.#states[place] === FREE) this.#assign(place, OFFERED, frame);
-    return "done";
+  #discover(wanted: number): Verdict {
+    const place = this.#placeFor(wanted);
+    const verdict = this.#reply(DhcpType.OFFER, place);
+    if (verdict === "done" && this.#states[place] === FREE) this.#assign(place, OFFERED);
+    return verdict;
   }
 
-  #request(frame: Uint8Array): Verdict {
-    const { macAt, requested, clientAddress } = this.#message;
-    const wanted = requested !== 0 ? requested : clientAddress;
+  #request(wanted: number): Verdict {
     if (wanted === 0) return "malformed";
-    let place = this.#placeOf(frame, macAt);
-    if (place < 0) {
-      place = this.#freePlace(wanted);
-      // Only a client for whom there is no room at all is left to others.
-      if (place < 0) return "dropped";
-    }
-    if (this.#first + place !== wanted) {
-      return this.#reply(frame, DhcpType.NAK, place) ? "done" : "dropped";
-    }
-    if (!this.#reply(frame, DhcpType.ACK, place)) return "dropped";
-    if (this.#states[place] !== LEASED) {
-      this.#assign(place, LEASED, frame);
+    const place = this.#placeFor(wanted);
+    // A client for whom there is no room at all is left to others.
+    const isNak = place >= 0 && this.#first + place !== wanted;
+    const verdict = this.#reply(isNak ? DhcpType.NAK : DhcpType.ACK, place);
+    if (verdict === "done" && !isNak && this.#states[place] !== LEASED) {
+      this.#assign(place, LEASED);
       this.#host.counters.dhcpLeases++;
     }
-    return "done";
+    return verdict;
   }
 
-  /** The client's place in the pool, -1 if it has none. */
-  #placeOf(frame: Uint8Array, macAt: number): number {
+  /** The client's place in the pool, else that of the wanted address or the first one that is free; or -1. */
+  #placeFor(wanted: number): number {
+    const { frame, macAt } = this.#message;
     for (let place = 0; place < POOL_SIZE; place++) {
       const state = this.#states[place];
       if (state !== OFFERED && state !== LEASED) continue;
@@ -100,27 +85,22 @@ export class DhcpServer {
       while (i < MAC_SIZE && this.#macs[place * MAC_SIZE + i] === frame[macAt + i]) i++;
       if (i === MAC_SIZE) return place;
     }
-    return -1;
-  }
-
-  /** The place of the wanted address if that is free, else the first free one, -1 if there is none. */
-  #freePlace(wanted: number): number {
     const place = wanted - this.#first;
-    if (place >= 0 && place < POOL_SIZE && this.#states[place] === FREE) return place;
-    return this.#states.indexOf(FREE);
+    return this.#states[place] === FREE ? place : this.#states.indexOf(FREE);
   }
 
-  #assign(place: number, state: number, frame: Uint8Array): void {
+  #assign(place: number, state: number): void {
+    const { frame, macAt } = this.#message;
     this.#states[place] = state;
-    copyBytes(this.#macs, place * MAC_SIZE, frame, this.#message.macAt, MAC_SIZE);
+    copyBytes(this.#macs, place * MAC_SIZE, frame, macAt, MAC_SIZE);
   }
 
-  /** Queues an answer to the message at hand; false if the ring is full. */
-  #reply(frame: Uint8Array, type: number, place: number): boolean {
+  /** Queues an answer to the message at hand. */
+  #reply(type: number, place: number): Verdict {
+    if (place < 0) return "dropped";
     const host = this.#host;
-    const [slot, address] = [host.ring.slot, this.#first + place];
     const message = this.#message;
-    const length = writeDhcpReply(slot, type, host, address, LEASE_SECONDS, frame, message);
-    return host.answer(length, "dhcpReplies") === "done";
+    const length = writeDhcpReply(host, type, this.#first + place, LEASE_SECONDS, message);
+    return host.answer(length, "dhcpReplies");
   }
 }

@@ -7,7 +7,7 @@
  * 3.2.2), so a guest without a listener stays quiet.
  */
 
-import { ETHERTYPE_IPV4, MAC_BROADCAST, writeEthernetHeader } from "../protocols/ethernet.ts";
+import { EtherType, MAC_BROADCAST, writeEthernetHeader } from "../protocols/ethernet.ts";
 import { IPV4_PAYLOAD } from "../protocols/ipv4.ts";
 import { DISCARD_PORT } from "../protocols/traffic.ts";
 import { writeUdpHeaders } from "../protocols/udp.ts";
@@ -25,19 +25,13 @@ export class Flood {
   readonly #bucket: TokenBucket;
   readonly #datagram = new NumberedDatagram();
 
-  /**
-   * Starts the flow; the first frame is due after the time of one.
-   *
-   * @param host whose address the frames come from
-   * @param framesPerSecond 0 for none
-   * @param now milliseconds
-   */
+  /** Starts the flow, from the host's address; the first frame is due after the time of one. */
   constructor(host: Host, framesPerSecond: number, now: () => number) {
     this.#bucket = new TokenBucket(framesPerSecond, BURST, 0, now);
     const { mac, address, broadcast } = host;
     const frame = this.#datagram.prepare(IPV4_PAYLOAD, PAYLOAD_SIZE);
-    writeEthernetHeader(frame, MAC_BROADCAST, 0, mac, ETHERTYPE_IPV4);
-    writeUdpHeaders(frame, PAYLOAD_SIZE, address, DISCARD_PORT, broadcast, DISCARD_PORT);
+    writeEthernetHeader(frame, MAC_BROADCAST, 0, mac, EtherType.IPV4);
+    writeUdpHeaders(frame, PAYLOAD_SIZE, [address, DISCARD_PORT], [broadcast, DISCARD_PORT]);
   }
 
   /** Milliseconds until a frame is due, 0 if one is. */

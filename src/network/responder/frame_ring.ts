@@ -1,10 +1,9 @@
 /**
  * Frames that wait for the guest: a fixed ring of preallocated slots, first in, first out.
  *
- * Theory of operation. A writer builds the frame in {@link FrameRing.slot}, which is always there, and commits
- * its length; what is not committed costs nothing. The reader copies the oldest frame out. When all slots are
- * taken a commit is refused, as a switch does with a full port: nothing that the guest sends can make the ring
- * grow.
+ * A writer builds the frame in {@link FrameRing.slot}, which is always there, and commits its length; what is not
+ * committed costs nothing. When all slots are taken a commit is refused, as a switch does with a full port:
+ * nothing that the guest sends can make the ring grow.
  */
 
 import { copyBytes } from "../protocols/byte_order.ts";
@@ -12,7 +11,7 @@ import { copyBytes } from "../protocols/byte_order.ts";
 /** Bytes of a slot. The responder writes no frame above 1514 bytes; the rest keeps slots page-friendly. */
 const SLOT_SIZE = 2048;
 
-/** A first-in, first-out queue of frames in memory that is allocated once. */
+/** See the head of this file. */
 export class FrameRing {
   /** One more than frames can wait: the one that is written. */
   readonly #slots: Uint8Array[] = [];
@@ -54,10 +53,7 @@ export class FrameRing {
     return this.#count === 0 ? 0 : this.#lengths[this.#tail()];
   }
 
-  /**
-   * Moves the oldest frame into `target` and returns its length. Returns 0 if none waits, or if it does
-   * not fit: then it is dropped, for it would hold up all others.
-   */
+  /** Moves the oldest frame into `target`; its length, 0 if none waits or it is too long: that one is dropped. */
   shift(target: Uint8Array): number {
     if (this.#count === 0) return 0;
     const tail = this.#tail();

@@ -6,7 +6,7 @@
  */
 
 import { counterShape } from "../../observe/counters.ts";
-import { parseMac } from "../protocols/ethernet.ts";
+import { isAddress, parseMac } from "../protocols/ethernet.ts";
 import { isMartian, parseIpv4Address } from "../protocols/ipv4.ts";
 import {
   ALL_NODES,
@@ -16,7 +16,7 @@ import {
   parseIpv6Address,
   solicitedNodeOf,
 } from "../protocols/ipv6.ts";
-import type { Verdict } from "../protocols/packet.ts";
+import type { Station, Verdict } from "../protocols/packet.ts";
 import { FrameRing } from "./frame_ring.ts";
 
 /** The first DHCP client's place in the subnet, as QEMU's user network has it. */
@@ -72,7 +72,7 @@ const Counts = counterShape(
 export type ResponderCounters = InstanceType<typeof Counts>;
 
 /** The responder's identity, its outgoing ring and its counters. */
-export class Host {
+export class Host implements Station {
   /** Six bytes. */
   readonly mac: Uint8Array;
   /** Its global IPv6 address, 16 bytes; the first 64 bits are the prefix that it advertises. */
@@ -119,6 +119,16 @@ export class Host {
     const solicited = [solicitedNodeOf(this.address6), solicitedNodeOf(this.linkLocal)];
     this.groups6 = [ALL_NODES, ALL_ROUTERS, ...solicited];
     this.counters = new Counts("port", `responder ${address}`);
+  }
+
+  /** Where the next answer is written. */
+  get slot(): Uint8Array {
+    return this.ring.slot;
+  }
+
+  /** Whether one of its IPv6 addresses is at `at` of a frame. */
+  has6(frame: Uint8Array, at: number): boolean {
+    return isAddress(frame, at, this.address6) || isAddress(frame, at, this.linkLocal);
   }
 
   /** Queues the frame of `length` bytes that was written into the ring's slot, and counts it. */

@@ -1,9 +1,7 @@
 /**
- * A UDP frame that is sent many times and differs in one number: the first four payload bytes.
- *
- * Theory of operation. The frame is built once; the rest of its payload is the character pattern of RFC
- * 864. Sending copies it and writes the sequence number, and the checksum follows from that of number 0
- * by adding the two halves (RFC 1071, section 2), so the cost of a frame is one memory copy.
+ * A UDP frame that is sent many times and differs in one number: the first four payload bytes. The rest is the
+ * character pattern of RFC 864. Sending copies the frame, writes the number and adds its two halves to the checksum
+ * of number 0 (RFC 1071, section 2), so the cost of a frame is one memory copy.
  */
 
 import { writeU32 } from "../protocols/byte_order.ts";
@@ -12,7 +10,7 @@ import type { Packet } from "../protocols/packet.ts";
 import { writePattern } from "../protocols/traffic.ts";
 import { addToUdpChecksum, UDP_HEADER_SIZE } from "../protocols/udp.ts";
 
-/** A frame made once and sent with rising sequence numbers. */
+/** See the head of this file. */
 export class NumberedDatagram {
   readonly #memory = new Uint8Array(ETHERNET_FRAME_MAX);
   /** Exactly the frame, so that set() copies it without a view made on the way. */
@@ -42,7 +40,7 @@ export class NumberedDatagram {
   }
 
   /** Whether it answers whoever sent a packet, which may have another MAC address by now. */
-  answers(frame: Uint8Array, { version }: Packet): boolean {
+  answers({ frame, version }: Packet): boolean {
     if (this.#udp !== version.payload) return false;
     const { addresses, payload } = version;
     const size = (payload - addresses) / 2;

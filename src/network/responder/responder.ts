@@ -24,11 +24,9 @@ import {
   ETHERNET_DESTINATION,
   ETHERNET_HEADER_SIZE,
   ETHERNET_SOURCE,
-  ETHERTYPE_ARP,
-  ETHERTYPE_IPV4,
-  ETHERTYPE_IPV6,
+  EtherType,
+  isAddress,
   isGroupMac,
-  isMac,
   readEthertype,
 } from "../protocols/ethernet.ts";
 import {
@@ -37,21 +35,9 @@ import {
   Ipv4Packet,
   isMartian,
   parseIpv4,
-  PROTOCOL_ICMP,
-  PROTOCOL_UDP,
 } from "../protocols/ipv4.ts";
-import {
-  IPV6_DESTINATION,
-  IPV6_SOURCE,
-  Ipv6Packet,
-  isIpv6,
-  isLoopback6,
-  isMulticast6,
-  isUnspecified,
-  parseIpv6,
-  PROTOCOL_ICMPV6,
-} from "../protocols/ipv6.ts";
-import type { Packet, Verdict } from "../protocols/packet.ts";
+import { IPV6_DESTINATION, IPV6_SOURCE, Ipv6Packet, parseIpv6 } from "../protocols/ipv6.ts";
+import { type Packet, Protocol, type Verdict } from "../protocols/packet.ts";
 import { CHARGEN_PORT, DISCARD_PORT } from "../protocols/traffic.ts";
 import { parseUdp, UdpDatagram } from "../protocols/udp.ts";
 import { answerArp, answerIcmp, answerIcmpv6, answerWithUnreachable } from "./answers.ts";
@@ -188,24 +174,15 @@ export class Responder {
   }
 
   #receive(frame: Uint8Array, length: number): Verdict {
-    if (
-      !isGroupMac(frame, ETHERNET_DESTINATION) &&
-      !isMac(frame, ETHERNET_DESTINATION, this.#host.mac)
-    ) {
-      return "ignored";
-    }
+    const isForUs = isGroupMac(frame, ETHERNET_DESTINATION) ||
+      isAddress(frame, ETHERNET_DESTINATION, this.#host.mac);
+    if (!isForUs) return "ignored";
     // An answer to a group would be a storm.
     if (isGroupMac(frame, ETHERNET_SOURCE)) return "malformed";
-    switch (readEthertype(frame)) {
-      case ETHERTYPE_ARP:
-        return answerArp(this.#host, frame, length);
-      case ETHERTYPE_IPV4:
-        return this.#receiveIpv4(frame, length);
-      case ETHERTYPE_IPV6:
-        return this.#receiveIpv6(frame, length);
-      default:
-        return "ignored";
-    }
+    const ethertype = readEthertype(frame);
+    if (ethertype === EtherType.ARP) return answerArp(this.#host, frame, length);
+    if (ethertype === EtherType.IPV4) return this.#receiveIpv4(frame, length);
+    return ethertype === EtherType.IPV6 ? this.#receiveIpv6(frame, length) : "ignored";
   }
 
   #receiveIpv4(frame: Uint8Array, length: number): Verdict {
@@ -213,18 +190,16 @@ export class Responder {
     const packet = this.#packet;
     const verdict = parseIpv4(packet, frame, length);
     if (verdict !== "done") return verdict;
-    const source = packet.source;
+    const { source, destination, protocol } = packet;
     if (isMartian(source) || source === host.address || source === host.broadcast) {
       return "malformed";
     }
-    const destination = packet.destination;
     const toAll = destination === IPV4_LIMITED_BROADCAST || destination === host.broadcast;
     if (!toAll && destination !== host.address) return "ignored";
     // A broadcast ping may be ignored (RFC 1122 3.2.2.6), and a sender without an address not answered.
     const silent = toAll || source === 0;
-    if (packet.protocol === PROTOCOL_UDP) return this.#receiveUdp(frame, packet, silent);
-    if (silent || packet.protocol !== PROTOCOL_ICMP) return "ignored";
-    return answerIcmp(host, frame, packet);
+    if (protocol === Protocol.UDP) return this.#receiveUdp(packet, silent);
+    return silent || protocol !== Protocol.ICMP ? "ignored" : answerIcmp(host, packet);
   }
 
   #receiveIpv6(frame: Uint8Array, length: number): Verdict {
@@ -232,46 +207,31 @@ export class Responder {
     const packet = this.#packet6;
     const verdict = parseIpv6(packet, frame, length);
     if (verdict !== "done") return verdict;
-    if (
-      isMulticast6(frame, IPV6_SOURCE) || isLoopback6(frame, IPV6_SOURCE) ||
-      isIpv6(frame, IPV6_SOURCE, host.address6) || isIpv6(frame, IPV6_SOURCE, host.linkLocal)
-    ) return "malformed";
-    const toGroup = isMulticast6(frame, IPV6_DESTINATION);
-    if (!(toGroup ? isOurGroup(host, frame) : isOurs(host, frame))) return "ignored";
-    if (packet.protocol === PROTOCOL_ICMPV6) return answerIcmpv6(host, frame, packet, toGroup);
+    if (host.has6(frame, IPV6_SOURCE)) return "malformed";
+    const isForUs = packet.toGroup
+      ? host.groups6.some((group) => isAddress(frame, IPV6_DESTINATION, group))
+      : host.has6(frame, IPV6_DESTINATION);
+    if (!isForUs) return "ignored";
+    if (packet.protocol === Protocol.ICMPV6) return answerIcmpv6(host, packet);
     // Nobody else has a reason to speak to a group, or without an address.
-    if (toGroup || isUnspecified(frame, IPV6_SOURCE)) return "ignored";
-    return packet.protocol === PROTOCOL_UDP ? this.#receiveUdp(frame, packet, false) : "ignored";
+    const isUdp = packet.protocol === Protocol.UDP && !packet.toGroup && !packet.fromNobody;
+    return isUdp ? this.#receiveUdp(packet, false) : "ignored";
   }
 
   /** Takes a datagram; a `silent` one was sent to all or by nobody, and only DHCP answers such. */
-  #receiveUdp(frame: Uint8Array, packet: Packet, silent: boolean): Verdict {
+  #receiveUdp(packet: Packet, silent: boolean): Verdict {
     const datagram = this.#datagram;
-    const verdict = parseUdp(datagram, frame, packet);
+    const verdict = parseUdp(datagram, packet);
     if (verdict !== "done") return verdict;
     const port = datagram.destinationPort;
-    if (port === DHCP_SERVER_PORT && packet.version === IPV4) {
-      return this.#dhcp.receive(frame, datagram);
-    }
+    if (port === DHCP_SERVER_PORT && packet.version === IPV4) return this.#dhcp.receive(datagram);
     if (silent) return "ignored";
     if (port === DISCARD_PORT) {
       this.#host.counters.discardedFrames++;
       this.#host.counters.discardedBytes += datagram.end - datagram.start;
       return "done";
     }
-    if (port === CHARGEN_PORT) return this.#chargen.receive(frame, packet, datagram);
-    return answerWithUnreachable(this.#host, frame, packet, this.#unreachableLimit);
+    if (port === CHARGEN_PORT) return this.#chargen.receive(packet, datagram);
+    return answerWithUnreachable(this.#host, packet, this.#unreachableLimit);
   }
-}
-
-/** Whether a frame's destination is one of our IPv6 addresses. */
-function isOurs(host: Host, frame: Uint8Array): boolean {
-  return isIpv6(frame, IPV6_DESTINATION, host.address6) ||
-    isIpv6(frame, IPV6_DESTINATION, host.linkLocal);
-}
-
-/** Whether a frame's destination is a group that we are in. */
-function isOurGroup(host: Host, frame: Uint8Array): boolean {
-  for (const group of host.groups6) if (isIpv6(frame, IPV6_DESTINATION, group)) return true;
-  return false;
 }

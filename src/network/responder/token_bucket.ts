@@ -14,12 +14,9 @@ export class TokenBucket {
   #lastMs: number;
 
   /**
-   * Starts the flow.
-   *
-   * @param perSecond tokens a second; 0 for none ever
    * @param burst tokens that are kept at most, at least 1
    * @param tokens tokens at the start
-   * @param now milliseconds; a clock that goes backwards adds nothing
+   * @param now milliseconds
    */
   constructor(
     readonly perSecond: number,
@@ -33,7 +30,10 @@ export class TokenBucket {
 
   /** Whether a token is there now. Stays true until it is taken. */
   available(): boolean {
-    this.#refill();
+    const nowMs = this.now();
+    const elapsedMs = Math.max(0, nowMs - this.#lastMs);
+    this.#lastMs = nowMs;
+    this.#tokens = Math.min(this.burst, this.#tokens + elapsedMs * this.perSecond / 1000);
     return this.#tokens >= 1 - TOLERANCE;
   }
 
@@ -47,14 +47,5 @@ export class TokenBucket {
   /** Milliseconds until a token is there, 0 if one is. */
   delayMs(): number {
     return this.available() ? 0 : (1 - this.#tokens) * 1000 / this.perSecond;
-  }
-
-  #refill(): void {
-    const nowMs = this.now();
-    const elapsedMs = nowMs - this.#lastMs;
-    this.#lastMs = nowMs;
-    if (elapsedMs > 0) {
-      this.#tokens = Math.min(this.burst, this.#tokens + elapsedMs * this.perSecond / 1000);
-    }
   }
 }
