@@ -2,6 +2,7 @@
 
 import type { Fuzzer } from "./fuzzer.ts";
 import { RING_FUZZERS } from "./rings.ts";
+import { SLOT_FUZZERS } from "./slots.ts";
 
 /** In the order in which they run. */
-export const FUZZERS: readonly Fuzzer[] = [...RING_FUZZERS];
+export const FUZZERS: readonly Fuzzer[] = [...RING_FUZZERS, ...SLOT_FUZZERS];

@@ -5,8 +5,8 @@
 
 import { assertEquals } from "@std/assert";
 
-/** What belongs to us: sockets, eventfds, epolls, memfds and files of a test's directory. */
-function held(): string[] {
+/** What belongs to us: sockets, eventfds, epolls, memfds and files of a test's directory; mappings of the latter. */
+export function held(): string[] {
   const found: string[] = [];
   for (const { name } of Deno.readDirSync("/proc/self/fd")) {
     try {
