@@ -7,8 +7,6 @@
  * long run (leaks, lines, memory) when it is finished.
  */
 
-import { assert, assertEquals } from "@std/assert";
-import { held } from "../support/leaks.ts";
 import { Random } from "../support/mock_driver.ts";
 
 /** What is fuzzed, with what lasts from round to round. */
@@ -34,35 +32,6 @@ export interface Bounds {
   readonly seed: number;
   readonly rounds: number;
   readonly seconds: number;
-}
-
-/** Sockets that Deno opens by itself while a program runs. */
-const SOCKETS_OF_DENO = 4;
-/** What a garbage collector may leave for later, and more. */
-const MOST_GROWTH_MIB = 512;
-const isSocket = (target: string) => target.startsWith("socket:");
-const socketCount = () => held().filter(isSocket).length;
-const others = () => held().filter((target) => !isSocket(target));
-
-/** Descriptors and mappings of this process before the first round, to which all later ones are compared. */
-export class Holdings {
-  readonly #others = others();
-  readonly #sockets = socketCount();
-  readonly #bytes = Deno.memoryUsage().rss;
-
-  /** After a round. */
-  check(): void {
-    assertEquals(others(), this.#others, "descriptors or mappings were left behind");
-  }
-
-  /** After the last round: memory too, and sockets, of which a few are not ours. */
-  finish(reached: string): string {
-    const grownMiB = (Deno.memoryUsage().rss - this.#bytes) >> 20;
-    assert(grownMiB < MOST_GROWTH_MIB, `this process has grown by ${grownMiB} MiB`);
-    const more = socketCount() - this.#sockets;
-    assert(more <= SOCKETS_OF_DENO, `${more} sockets were left behind`);
-    return reached;
-  }
 }
 
 /** A seed for a run that was given none. */

@@ -35,6 +35,12 @@ class InProcessBus extends StreamBus {
 
   protected override disconnected(): void {}
 
+  /** Attaches anew, to another peer for all that it knows. */
+  attachAgain(stream: UnixStream): void {
+    this.drop("the rig attaches it anew");
+    this.connected(stream);
+  }
+
   override [Symbol.dispose](): void {
     super[Symbol.dispose]();
     // One that was never opened still has its end of the socket pair.
@@ -43,12 +49,14 @@ class InProcessBus extends StreamBus {
   }
 }
 
-/** The two ends of an in-process bus. Each attaches when it is opened; there is no second peer. */
+/** The two ends of an in-process bus. Each attaches when it is opened. */
 export interface InProcessPair extends Disposable {
   /** The driver side's end. */
   readonly driver: StreamBus;
   /** The device side's end. */
   readonly device: StreamBus;
+  /** Detaches both ends, if they are attached, and attaches them again; whoever is to listen has opened them. */
+  attachAgain(): void;
 }
 
 /**
@@ -75,5 +83,10 @@ export function inProcessBus(
     new InProcessBus("device", reactor, options, queue(size), queue(0), b, segment),
   );
   const owner = stack.move();
-  return { driver, device, [Symbol.dispose]: () => owner.dispose() };
+  const attachAgain = () => {
+    const [a, b] = unixStreamPair();
+    driver.attachAgain(a);
+    device.attachAgain(b);
+  };
+  return { driver, device, attachAgain, [Symbol.dispose]: () => owner.dispose() };
 }
