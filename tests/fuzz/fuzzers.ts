@@ -1,8 +1,13 @@
 /** Every fuzzer there is. */
 
 import type { Fuzzer } from "./fuzzer.ts";
+import { HOSTILE_DEVICE_FUZZERS } from "./hostile_device.ts";
 import { RING_FUZZERS } from "./rings.ts";
 import { SLOT_FUZZERS } from "./slots.ts";
 
 /** In the order in which they run. */
-export const FUZZERS: readonly Fuzzer[] = [...RING_FUZZERS, ...SLOT_FUZZERS];
+export const FUZZERS: readonly Fuzzer[] = [
+  ...RING_FUZZERS,
+  ...SLOT_FUZZERS,
+  ...HOSTILE_DEVICE_FUZZERS,
+];

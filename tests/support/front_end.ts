@@ -46,8 +46,12 @@ const outgoing = allocate(8192);
 const incoming = allocate(8192);
 
 /** Waits until something is so; to be awaited inside `reactor.until`. */
-export async function waitUntil(reactor: Reactor, condition: () => boolean): Promise<void> {
-  const endMs = reactor.now() + TIMEOUT_MS;
+export async function waitUntil(
+  reactor: Reactor,
+  condition: () => boolean,
+  timeoutMs = TIMEOUT_MS,
+): Promise<void> {
+  const endMs = reactor.now() + timeoutMs;
   while (!condition()) {
     if (reactor.now() > endMs) throw new Error(`never so: ${condition}`);
     await reactor.sleep(1);
@@ -73,7 +77,8 @@ export class RawFrontEnd implements Disposable {
   hungUp = false;
   #received = new Uint8Array();
 
-  constructor(readonly reactor: Reactor, path: string) {
+  /** @param timeoutMs how long a reply may take */
+  constructor(readonly reactor: Reactor, path: string, readonly timeoutMs = TIMEOUT_MS) {
     const stream = connectUnix(path);
     if (stream === undefined) throw new Error("nobody listens");
     this.stream = stream;
@@ -122,7 +127,8 @@ export class RawFrontEnd implements Disposable {
       this.#received.length < HEADER_SIZE
         ? HEADER_SIZE
         : HEADER_SIZE + new DataView(this.#received.buffer).getUint32(8, true);
-    await waitUntil(this.reactor, () => this.hungUp || this.#received.length >= size());
+    const isThere = () => this.hungUp || this.#received.length >= size();
+    await waitUntil(this.reactor, isThere, this.timeoutMs);
     if (this.hungUp) throw new Error("the back end hung up");
     const whole = this.#received.slice(0, size());
     this.#received = this.#received.slice(size());
@@ -210,7 +216,7 @@ export interface ProxyRig<Device = FakeDevice> {
 }
 
 /** A "huge page" of ordinary memory, and every page at the address it has in this process. */
-const MADE_UP: Omit<PagesMemory, "waitForSilence"> = {
+export const MADE_UP: Omit<PagesMemory, "waitForSilence"> = {
   allocate(size) {
     const mapping = mapAnonymous(size);
     const runs = [{ offset: 0, physical: 0x4000_0000, length: size }];
