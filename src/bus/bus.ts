@@ -109,6 +109,10 @@ export interface Bus extends Disposable {
   takeFd(ordinal: number): Fd | undefined;
   /** Drops the peer, because it broke the rules; the bus waits for the next one. */
   drop(reason: string): void;
+  /** Driver side: has {@link granted} show a number, 0 for nothing. Only a vmsg may be shown another. */
+  grant(number: number): void;
+  /** Device side: what the driver side grants at this moment, in a word of its own that both see. */
+  readonly granted: number;
   /** Continues where the memory says, dropping nothing: whoever came may have emptied the queues. */
   resume(): void;
 }
@@ -256,6 +260,14 @@ export abstract class QueueBus implements Bus {
     if (!this.#attached) return;
     this.outgoing.attachProducer();
     this.incoming.attachConsumer(false);
+  }
+
+  grant(number: number): void {
+    this.outgoing.grant(number);
+  }
+
+  get granted(): number {
+    return this.incoming.granted;
   }
 
   abstract sendFd(fd: Fd): number;

@@ -3,6 +3,7 @@
  * consumer, 64-byte slots in shared memory (docs/wire.md 4.1).
  *
  *     0    u32 head: the slot the producer writes next; only the producer writes it
+ *     12   u32 grant: between two vmsg sides, and written by the driver side only (docs/wire.md 6)
  *     64   u32 tail: the slot the consumer reads next; only the consumer writes it
  *     128  slots of 64 bytes, capacity = floor((size - 128) / 64)
  *
@@ -19,6 +20,7 @@ import { loadAcquire32, type MappedMemory, storeRelease32 } from "../memory/mod.
 
 /** Bytes of one slot, and so of the longest message. */
 export const SLOT_SIZE = 64;
+const GRANT_WORD = 3;
 const TAIL_WORD = 16;
 const SLOTS_OFFSET = 128;
 const WORDS = SLOT_SIZE / 4;
@@ -168,6 +170,18 @@ export class SpscQueue {
     // Release: the slot has been read before the producer may write it again.
     storeRelease32(this.#words, TAIL_WORD, this.#own);
     return true;
+  }
+
+  /** Producer: says what is granted, before what follows here. What is said already is not stored again. */
+  grant(number: number): void {
+    if (loadAcquire32(this.#words, GRANT_WORD) !== number) {
+      storeRelease32(this.#words, GRANT_WORD, number);
+    }
+  }
+
+  /** Consumer: what the producer grants at this moment. */
+  get granted(): number {
+    return loadAcquire32(this.#words, GRANT_WORD);
   }
 
   #next(): number {

@@ -120,6 +120,8 @@ export const driverCommand: PlaneCommand<DriverSettings> = planeCommand({
     const codec = codecFor(settings.bus.dialect);
     const side = stack.use(new DriverSide({ reactor, bus, codec, log, tracer }));
     const memory = openDriverMemory(settings.memory, bus, stack);
+    // Before the memory goes.
+    stack.defer(() => side.revoke());
     if (settings.tap !== undefined) {
       const bridge = stack.use(
         new PortBridge(reactor, tapKind.open(settings.tap, context).port, log.info),

@@ -97,6 +97,8 @@ export const proxyCommand: PlaneCommand<ProxySettings> = planeCommand({
       const sharing = mode.forDevice(side.device(options.device), position);
       stack.use(new VhostUserServer(reactor, side, options, log, sharing));
     }
+    // The first that is done at the end: then the front ends get their memory back.
+    stack.defer(() => side.revoke());
     side.open();
     return {};
   },

@@ -13,6 +13,8 @@
  *                  makes the device side stop all queues, drop memory and pending events and set
  *                  status 0 before it answers. The nonce is a lease: the device side touches the
  *                  driver side's memory until 250 ms after it issued the one that came back.
+ *                  Bit 0 of `capabilities`, if both have it: the driver side keeps a grant in its queue, which the
+ *                  device side looks at as well.
  * ADD_MEMORY       `length` bytes of the `ordinal`th descriptor of this connection, from `offset`, are
  *                  at bus address `address` for device number `memoryDevice`. Where no descriptor can
  *                  come, a flag says what is meant instead: MEMORY_SEGMENT the shared memory that holds

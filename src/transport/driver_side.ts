@@ -26,7 +26,7 @@ import { dialectOfAnswer } from "../message/detect.ts";
 import { DEVICE_ADDED, DEVICE_REMOVED, Kind } from "../message/message.ts";
 import { limitedLog, type Log } from "../observe/log.ts";
 import type { Tracer } from "../observe/trace.ts";
-import { PRIVATE_VERSION, randomEpoch, randomToken } from "./epoch.ts";
+import { CAPABILITY_GRANT, grantOf, PRIVATE_VERSION, randomEpoch, randomToken } from "./epoch.ts";
 import { Link } from "./link.ts";
 import { Notifications } from "./notifications.ts";
 import { RemoteDevice } from "./remote_device.ts";
@@ -76,6 +76,8 @@ export class DriverSide implements BusListener, Requests, Disposable {
   peer: PeerKind = "none";
   epoch = 0;
   #peerEpoch = 0;
+  /** What a device side that heeds it is granted; 0 for nothing. */
+  #grant = 0;
   #nonce = 0;
   #probeToken = 0;
   #attachedMs = 0;
@@ -126,6 +128,8 @@ export class DriverSide implements BusListener, Requests, Disposable {
   // --- who is there ------------------------------------------------------------------------------
 
   attached(): void {
+    // In memory that outlives us, an earlier process of ours may have left one.
+    this.revoke();
     this.epoch = randomEpoch();
     this.#peerEpoch = 0;
     this.#nonce = 0;
@@ -160,7 +164,17 @@ export class DriverSide implements BusListener, Requests, Disposable {
     for (const device of this.#devices.values()) device.arrived();
   }
 
+  /**
+   * Takes the grant back: a device side that looks at it from here on touches no memory any more, however late. Called
+   * before anybody who listens may let memory go, and by who is about to end.
+   */
+  revoke(): void {
+    this.#grant = 0;
+    this.options.bus.grant(0);
+  }
+
   #lose(reason: string): void {
+    this.revoke();
     const wasReady = this.isReady;
     this.peer = "probing";
     this.link.forget();
@@ -211,6 +225,8 @@ export class DriverSide implements BusListener, Requests, Disposable {
   }
 
   #sendHello(): void {
+    // Said with each: somebody may have emptied the queues.
+    this.options.bus.grant(this.#grant);
     this.#fillHello();
     this.link.send();
   }
@@ -222,6 +238,7 @@ export class DriverSide implements BusListener, Requests, Disposable {
     out.peerEpoch = this.#peerEpoch;
     out.nonce = this.#nonce;
     out.version = PRIVATE_VERSION;
+    out.capabilities = CAPABILITY_GRANT;
   }
 
   /** GET_DEVICE_INFO, which every device side answers, also one that knows no HELLO. */
@@ -232,7 +249,7 @@ export class DriverSide implements BusListener, Requests, Disposable {
   }
 
   #helloAnswered(): void {
-    const { epoch, peerEpoch, nonce, version } = this.link.in;
+    const { epoch, peerEpoch, nonce, version, capabilities } = this.link.in;
     // Our epoch is new with every attachment, so this is no leftover of an earlier one. The answer may
     // be to any HELLO of this one: where a round trip is longer than a beat, no latest is ever answered.
     if (peerEpoch !== this.epoch) return this.link.drop();
@@ -248,6 +265,7 @@ export class DriverSide implements BusListener, Requests, Disposable {
     if (epoch === this.#peerEpoch) return;
     if (this.peer === "vmsg") this.#lose("the device side was replaced");
     this.#peerEpoch = epoch;
+    if ((capabilities & CAPABILITY_GRANT) !== 0) this.#grant = grantOf(this.epoch);
     // The device side drops all else until a HELLO names its epoch; one queue keeps the order.
     this.#sendHello();
     this.#heartbeat.arm(HELLO_MS);

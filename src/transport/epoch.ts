@@ -3,6 +3,14 @@
 /** The version of the private messages that HELLO carries. */
 export const PRIVATE_VERSION = 1;
 
+/** A capability in HELLO: the driver side keeps a grant (docs/wire.md 6), the device side heeds it. */
+export const CAPABILITY_GRANT = 1;
+
+/** What stands for the memory of an epoch where the driver side grants it: never 0. */
+export function grantOf(epoch: number): number {
+  return epoch % 0x1_0000_0000 || 1;
+}
+
 const words = new Uint32Array(2);
 
 /** A random epoch: a safe integer, never 0, which means "none known". */

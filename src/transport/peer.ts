@@ -17,6 +17,10 @@
  * stands still (a paused machine, a dead kernel) is left alone in time. A stall of this process between
  * that check and the last store of a batch is not covered.
  *
+ * The grant. A machine that is paused does not count the time, and its lease holds when it goes on. So a driver side that
+ * can (HELLO's capabilities) keeps a word that names its epoch, and takes it back before it lets memory go. It is
+ * looked at with the lease, and stands closer to the stores: no clock has to be right.
+ *
  * A bus that notices no peers (two machines) is attached once; there a driver side that comes, vmsg or
  * not, is known by its first message alone, and one that goes by its silence.
  */
@@ -25,7 +29,7 @@ import type { Timer } from "../linux/reactor.ts";
 import { Kind } from "../message/message.ts";
 import { limitedLog } from "../observe/log.ts";
 import type { DeviceContext } from "./device_context.ts";
-import { PRIVATE_VERSION, randomEpoch, randomNonce } from "./epoch.ts";
+import { CAPABILITY_GRANT, grantOf, PRIVATE_VERSION, randomEpoch, randomNonce } from "./epoch.ts";
 
 /** How long a returned nonce lets the device side touch memory, from when the nonce was issued. */
 export const LEASE_MS = 250;
@@ -62,6 +66,8 @@ export class Peer implements Disposable {
   /** A driver side was seen to go. */
   #isSuccessor = false;
   #leaseEndMs = 0;
+  /** What the driver side has to grant; undefined if it keeps no grant. */
+  #grant: number | undefined;
   readonly #nonces = new Float64Array(NONCES);
   readonly #issuedMs = new Float64Array(NONCES);
   #nextNonce = 0;
@@ -117,7 +123,9 @@ export class Peer implements Disposable {
   /** May memory of the peer be touched at this moment? */
   leaseHolds(): boolean {
     if (this.state === "foreign") return true;
-    return this.state === "vmsg" && this.options.reactor.now() < this.#leaseEndMs;
+    const { reactor, link: { bus } } = this.options;
+    return this.state === "vmsg" && reactor.now() < this.#leaseEndMs &&
+      (this.#grant === undefined || bus.granted === this.#grant);
   }
 
   /**
@@ -159,7 +167,7 @@ export class Peer implements Disposable {
   /** Answers the HELLO in hand. */
   hello(): void {
     const { link, complain } = this.options;
-    const { epoch, peerEpoch, nonce, version } = link.in;
+    const { epoch, peerEpoch, nonce, version, capabilities } = link.in;
     if (version !== PRIVATE_VERSION) {
       complain(`the driver side is a vmsg of another version (${version})`);
       return link.drop();
@@ -172,6 +180,7 @@ export class Peer implements Disposable {
       this.state = "greeted";
       this.#tellCame("a vmsg driver side");
     }
+    this.#grant = (capabilities & CAPABILITY_GRANT) === 0 ? undefined : grantOf(epoch);
     this.#heard();
     if (!this.owner.hasStartedOver()) return link.drop();
     if (peerEpoch === this.ownEpoch && this.#renewLease(nonce)) this.state = "vmsg";
@@ -180,6 +189,7 @@ export class Peer implements Disposable {
     out.peerEpoch = epoch;
     out.nonce = this.#issueNonce();
     out.version = PRIVATE_VERSION;
+    out.capabilities = capabilities & CAPABILITY_GRANT;
     link.send();
     this.owner.resume();
   }

@@ -29,6 +29,11 @@ export class LinkedPageBus extends PageBus {
     return this.namedPeer;
   }
 
+  /** Looks at its queue, as if it had been rung. */
+  look(): void {
+    this.rung();
+  }
+
   protected override ring(): void {
     this.rings++;
     if (this.other !== undefined) this.reactor.schedule(this.other.#heard);

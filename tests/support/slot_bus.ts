@@ -70,6 +70,10 @@ export class SlotBus implements Bus {
 
   drop(): void {}
 
+  readonly granted = 0;
+
+  grant(): void {}
+
   resume(): void {}
 
   [Symbol.dispose](): void {
