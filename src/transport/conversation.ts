@@ -7,8 +7,8 @@
  *     idle --a promise--> busy --it settles--> idle, and the requests that waited are taken in turn
  *                         busy --{@link ANSWER_LIMIT_MS}--> hung --it settles--> idle
  *
- * - busy: further requests for the device wait, at most {@link MAX_WAITING}. The request in flight is kept as
- *   the bytes it came in; when the answer comes it is the message in hand again, so that whoever goes on
+ * - busy: further requests for the device wait, and each gets its answer in its turn; of all devices of a bus as many as
+ *   there are tokens ({@link MAX_WAITING}). The request in flight is kept as the bytes it came in; when the answer comes it is the message in hand again, so that whoever goes on
  *   finds everything as if the device had answered at once.
  * - hung: the request is answered as failed, and so is every other that needs the device. The answer, when
  *   it comes, is only a sign that the device can be asked again.
@@ -18,13 +18,18 @@
  * and no copy.
  */
 
-import type { Reactor, Timer } from "../linux/reactor.ts";
+import type { Reactor, Task, Timer } from "../linux/reactor.ts";
 import type { Answer } from "../virtio/device.ts";
 
 /** How long a device may take for a request; a driver side waits 5 s. */
 export const ANSWER_LIMIT_MS = 4000;
-/** Requests that wait for one device; a driver has few open at once. */
-export const MAX_WAITING = 16;
+/**
+ * Requests that wait for the devices of one bus. Each open request has a token of its own (rule G8), so whoever has
+ * more than these has given one twice; a driver has few.
+ */
+export const MAX_WAITING = 0xffff;
+/** Waiting requests that are handled before others have their turn: all of them may be failed at once. */
+const BATCH = 64;
 
 /** Who leads the conversation. */
 export interface Party {
@@ -55,10 +60,18 @@ export class Conversation implements Disposable {
   #abandoned = 0;
   #hasRequest = false;
   #isOver = false;
-  readonly #waiting: DataView[] = [];
+  #waiting: DataView[] = [];
+  /** How many of those have been taken up. */
+  #taken = 0;
+  readonly #task: Task = { run: () => this.#handleWaiting() };
   #limit: Timer | undefined;
 
-  constructor(readonly reactor: Reactor, readonly party: Party) {}
+  /** @param all how many requests wait for all devices of the bus; shared by them */
+  constructor(
+    readonly reactor: Reactor,
+    readonly party: Party,
+    readonly all: { waiting: number },
+  ) {}
 
   /** Has the device been asked something that it has not answered? */
   get isAsked(): boolean {
@@ -82,11 +95,11 @@ export class Conversation implements Disposable {
    * @returns false if too many wait
    */
   take(request: DataView): boolean {
-    if (this.isBusy) {
-      if (this.#waiting.length === MAX_WAITING) return false;
+    if (!this.isBusy && this.#waiting.length === 0) this.#handle(request);
+    else if (this.all.waiting === MAX_WAITING) return false;
+    else {
       this.#waiting.push(copyOf(request));
-    } else {
-      this.#handle(request);
+      this.all.waiting++;
     }
     return true;
   }
@@ -137,7 +150,7 @@ export class Conversation implements Disposable {
     else this.party.settled();
     if (this.#isAsked) return;
     this.#limit!.cancel();
-    this.#handleWaiting();
+    this.#goOnWaiting();
   }
 
   /** Goes on with the request that the device was asked for. */
@@ -154,16 +167,31 @@ export class Conversation implements Disposable {
     this.#hasRequest = false;
     if (hasRequest) this.party.takeUp(this.#kept!);
     this.party.failed(`no answer within ${ANSWER_LIMIT_MS} ms`, hasRequest);
-    this.#handleWaiting();
+    this.#goOnWaiting();
   }
 
-  #handleWaiting(): void {
-    while (!this.isBusy) {
-      const request = this.#waiting.shift();
-      if (request === undefined) return;
+  #goOnWaiting(): void {
+    if (this.#handleWaiting()) this.reactor.schedule(this.#task);
+  }
+
+  /** A batch of what waits; true if there is more that can be handled now. */
+  #handleWaiting(): boolean {
+    for (let i = 0; i < BATCH && this.#taken < this.#waiting.length; i++) {
+      if (this.isBusy) return false;
+      const request = this.#waiting[this.#taken++]!;
+      this.all.waiting--;
       this.party.takeUp(request);
       this.#handle(request);
     }
+    if (this.#taken < this.#waiting.length) return true;
+    this.#forgetWaiting();
+    return false;
+  }
+
+  #forgetWaiting(): void {
+    this.all.waiting -= this.#waiting.length - this.#taken;
+    this.#waiting = [];
+    this.#taken = 0;
   }
 
   /** A copy of the request that is being handled, to {@link take} it later. */
@@ -175,7 +203,7 @@ export class Conversation implements Disposable {
   abandon(): void {
     this.#abandoned++;
     this.#hasRequest = false;
-    this.#waiting.length = 0;
+    this.#forgetWaiting();
   }
 
   /** The device is gone as well: what it answers is not heard. */

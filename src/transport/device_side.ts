@@ -71,6 +71,8 @@ export class DeviceSide implements BusListener, Disposable {
   readonly #link: Link;
   readonly #peer: Peer;
   readonly #context: DeviceContext;
+  /** Those that wait for any of the devices. */
+  readonly #requests = { waiting: 0 };
   #toldMalformed = false;
 
   /** Makes a side without devices; {@link open} starts it. */
@@ -135,7 +137,7 @@ export class DeviceSide implements BusListener, Disposable {
         slot.advance();
       },
       settled: () => slot.advance(),
-    });
+    }, this.#requests);
     const tables = new SlotMemory(number, fixed, this.#context);
     const slot = new DeviceSlot(number, model, conversation, tables, this.#context);
     const device: Device = {
