@@ -27,7 +27,12 @@ import { FrameQueue } from "./frame_queue.ts";
 import { MacTable } from "./mac_table.ts";
 import { frameRoom } from "./frame_size.ts";
 import type { NetworkPort, PortListener } from "./port.ts";
-import { ETHERNET_HEADER_SIZE } from "./protocols/ethernet.ts";
+import {
+  ETHERNET_DESTINATION,
+  ETHERNET_HEADER_SIZE,
+  ETHERNET_SOURCE,
+  isGroupMac,
+} from "./protocols/ethernet.ts";
 
 /** The most devices on one hub. */
 export const MAX_PORTS = 64;
@@ -87,26 +92,22 @@ export class Hub implements Disposable {
       this.#table.forgetPort(number);
     };
     const queue = new FrameQueue(QUEUE_FRAMES, this.#slotSize);
-    const port = new HubPort(`hub port ${number}`, queue, forward, leave);
-    this.#ports[number] = port;
-    return port;
+    return this.#ports[number] = new HubPort(`hub port ${number}`, queue, forward, leave);
   }
 
   #forward(source: number, frame: IovecList, length: number): void {
     const size = length - NET_HEADER_SIZE;
-    const header = this.#header.view;
-    if (size >= ETHERNET_HEADER_SIZE) {
-      frame.copyOut(NET_HEADER_SIZE, this.#header.address, ETHERNET_HEADER_SIZE);
-    }
-    // The lowest bit of a first byte marks a group, which sends nothing itself.
-    if (size < ETHERNET_HEADER_SIZE || (header.getUint8(6) & 1) !== 0) {
+    const { address, bytes, view } = this.#header;
+    if (size >= ETHERNET_HEADER_SIZE) frame.copyOut(NET_HEADER_SIZE, address, ETHERNET_HEADER_SIZE);
+    // A group sends nothing itself.
+    if (size < ETHERNET_HEADER_SIZE || isGroupMac(bytes, ETHERNET_SOURCE)) {
       this.counters.malformed++;
       return;
     }
     const nowSeconds = this.reactor.now() / 1000;
-    this.#table.learn(readMac(header, 6), source, nowSeconds);
-    const isGroup = (header.getUint8(0) & 1) !== 0;
-    const target = isGroup ? -1 : this.#table.find(readMac(header, 0), nowSeconds);
+    this.#table.learn(readMac(view, ETHERNET_SOURCE), source, nowSeconds);
+    const isGroup = isGroupMac(bytes, ETHERNET_DESTINATION);
+    const target = isGroup ? -1 : this.#table.find(readMac(view, ETHERNET_DESTINATION), nowSeconds);
     if (target >= 0) {
       this.counters.forwarded++;
       // Behind the port it came from there is a network of its own, which has delivered it.
@@ -150,10 +151,6 @@ class HubPort implements NetworkPort {
     readonly forward: Forward,
     readonly leave: () => void,
   ) {}
-
-  setFeatures(): void {
-    // There are no offloads to switch.
-  }
 
   open(listener: PortListener): void {
     this.#listener = listener;
@@ -214,7 +211,7 @@ class Uplink implements Disposable {
   ) {
     this.#memory = mapAnonymous(queue.slotSize);
     this.#window = new MemoryWindow(0, queue.slotSize, this.#memory, 0);
-    port.setFeatures(new Uint32Array(2));
+    port.setFeatures?.(new Uint32Array(2));
     port.open({
       readable: () => reactor.schedule(this.#receiveTask),
       writable: () => reactor.schedule(this.#sendTask),

@@ -90,10 +90,8 @@ export class PacketPort implements NetworkPort {
   readonly #warn: (line: string) => void;
   #merging: ReceiveMerging | undefined;
   #room: number;
-  #checksums = false;
-  #tcp4 = false;
-  #tcp6 = false;
-  #ecn = false;
+  /** What the driver accepted. */
+  #accepted = new Uint32Array(2);
   #listener: PortListener | undefined;
   readonly #watch: LinkWatch;
   #isUp = false;
@@ -137,10 +135,7 @@ export class PacketPort implements NetworkPort {
   setFeatures(words: Uint32Array): void {
     const large = takesLargeFrames(words);
     this.#room = large ? LARGE_FRAME_ROOM : frameRoom(this.mtu);
-    this.#checksums = hasFeature(words, NetFeature.GUEST_CSUM);
-    this.#tcp4 = hasFeature(words, NetFeature.GUEST_TSO4);
-    this.#tcp6 = hasFeature(words, NetFeature.GUEST_TSO6);
-    this.#ecn = hasFeature(words, NetFeature.GUEST_ECN);
+    this.#accepted = words.slice();
     if (!large && this.#merging === undefined) {
       this.#merging = receiveMerging(this.#name);
       setReceiveMerging(this.#name, { gro: false, lro: false });
@@ -195,7 +190,9 @@ export class PacketPort implements NetworkPort {
         );
         continue;
       }
-      if (!this.#checksums) this.#finishChecksum(into, first, length);
+      if (!hasFeature(this.#accepted, NetFeature.GUEST_CSUM)) {
+        this.#finishChecksum(into, first, length);
+      }
       into.copyIn(0, this.#in.prefix.address, PACKET_HEADER_SIZE, first);
       into.setUint16(NUM_BUFFERS_OFFSET, 1, first);
       return length;
@@ -208,9 +205,11 @@ export class PacketPort implements NetworkPort {
   #isTaken(): boolean {
     const type = this.#in.prefix.view.getUint8(GSO_TYPE_OFFSET);
     if (type === 0) return true;
-    if ((type & GsoType.ECN) !== 0 && !this.#ecn) return false;
+    const has = (feature: number) => hasFeature(this.#accepted, feature);
+    if ((type & GsoType.ECN) !== 0 && !has(NetFeature.GUEST_ECN)) return false;
     const protocol = type & ~GsoType.ECN;
-    return (protocol === GsoType.TCPV4 && this.#tcp4) || (protocol === GsoType.TCPV6 && this.#tcp6);
+    return (protocol === GsoType.TCPV4 && has(NetFeature.GUEST_TSO4)) ||
+      (protocol === GsoType.TCPV6 && has(NetFeature.GUEST_TSO6));
   }
 
   /** Fills in the checksum that the sender left to us; the header then says nothing. */

@@ -149,10 +149,6 @@ export class PasstPort implements NetworkPort {
     this.#stream = this.process.stream;
   }
 
-  setFeatures(): void {
-    // There are no offloads to switch.
-  }
-
   open(listener: PortListener): void {
     this.#listener = listener;
     listener.link(this.#stream !== undefined);

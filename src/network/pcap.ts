@@ -105,7 +105,7 @@ export class CapturingPort implements NetworkPort {
   }
 
   setFeatures(words: Uint32Array): void {
-    this.port.setFeatures(words);
+    this.port.setFeatures?.(words);
   }
 
   startOver(): void {

@@ -33,7 +33,7 @@ export interface NetworkPort extends Disposable {
    *
    * @param words feature bits in blocks of 32
    */
-  setFeatures(words: Uint32Array): void;
+  setFeatures?(words: Uint32Array): void;
   /** A driver starts: what the one before it asked for, such as a stream of datagrams, ends. */
   startOver?(): void;
   /** Gives the interface behind the port an address, where it is one and has none of its own. */

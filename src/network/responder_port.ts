@@ -1,7 +1,8 @@
 /**
  * The built-in responder as a network port: frames are copied out of and into the guest's memory.
  *
- * The guest may leave checksums to us: there is no wire between it and us that could corrupt a frame.
+ * The guest may leave checksums to us, and each of its frames says whether it does: there is no wire between it and
+ * us that could corrupt a frame.
  */
 
 import {
@@ -40,10 +41,6 @@ export class ResponderPort implements NetworkPort {
     this.#floodTimer = reactor.timer(() => this.#listener?.readable());
   }
 
-  setFeatures(): void {
-    // What is offered concerns frames from the guest, and each of those says itself what it leaves to us.
-  }
-
   startOver(): void {
     this.responder.stopDatagrams();
   }
@@ -62,12 +59,11 @@ export class ResponderPort implements NetworkPort {
 
   send(frame: IovecList): boolean {
     const length = frame.length - NET_HEADER_SIZE;
-    if (length > 0 && length <= MAX_FRAME) {
-      const partial = (frame.getUint8(FLAGS_OFFSET) & NEEDS_CSUM) !== 0;
-      frame.copyOut(NET_HEADER_SIZE, this.#in.address, length);
-      this.responder.handle(this.#in.bytes, length, partial);
-      if (this.responder.nextLength() > 0) this.#listener?.readable();
-    }
+    if (length <= 0 || length > MAX_FRAME) return true;
+    const partial = (frame.getUint8(FLAGS_OFFSET) & NEEDS_CSUM) !== 0;
+    frame.copyOut(NET_HEADER_SIZE, this.#in.address, length);
+    this.responder.handle(this.#in.bytes, length, partial);
+    if (this.responder.nextLength() > 0) this.#listener?.readable();
     return true;
   }
 
@@ -88,7 +84,6 @@ export class ResponderPort implements NetworkPort {
     this.responder.next(this.#outFrame);
   }
 
-  /** Ends the flood's timer. */
   [Symbol.dispose](): void {
     this.reactor.dropTimer(this.#floodTimer);
   }

@@ -172,7 +172,7 @@ export class NetDevice extends QueueDevice {
     this.#filter.reset(this.#filter.ownKey);
     this.#filter.filtersVlans = this.has(NetFeature.CTRL_VLAN);
     this.port.startOver?.();
-    this.port.setFeatures(words);
+    this.port.setFeatures?.(words);
     return true;
   }
 
@@ -306,7 +306,7 @@ export class NetDevice extends QueueDevice {
         const word = bit < 32 ? low : high;
         if ((word & (1 << (bit & 31))) === 0) words[bit >> 5] &= ~(1 << (bit & 31));
       }
-      this.port.setFeatures(words);
+      this.port.setFeatures?.(words);
       return true;
     },
   };

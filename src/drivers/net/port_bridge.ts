@@ -71,7 +71,7 @@ export class PortBridge implements NetDriverListener, Disposable {
       if (hasFeature(accepted, host)) words[guest >> 5] |= 1 << (guest & 31);
       if (hasFeature(accepted, guest)) words[host >> 5] |= 1 << (host & 31);
     }
-    this.port.setFeatures(words);
+    this.port.setFeatures?.(words);
     this.port.setMac?.(this.#driver.mac);
     this.print(`${this.port.description}: connected; features ${features.join(" ")}`);
     this.reactor.schedule(this.#task);
