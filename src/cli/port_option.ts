@@ -1,11 +1,10 @@
 /** Network ports and hubs: what `--net`, `--device net` and `--hub` name. */
 
-import type { Reactor } from "../linux/reactor.ts";
 import { Hub } from "../network/hub.ts";
-import type { Log } from "../observe/log.ts";
 import type { Option, Section } from "./command.ts";
 import type { Group } from "./groups.ts";
 import { type Chosen, findKind, kindsSection, parseKind } from "./kinds.ts";
+import type { PlaneContext } from "./plane.ts";
 import { hubKind } from "./port_kinds/hub.ts";
 import { packetKind } from "./port_kinds/packet.ts";
 import { passtKind } from "./port_kinds/passt.ts";
@@ -71,11 +70,7 @@ export class Hubs implements HubLinks {
   /** @param stack owns the hubs */
   constructor(
     private readonly settings: readonly HubSettings[],
-    private readonly context: {
-      readonly reactor: Reactor;
-      readonly log: Log;
-      readonly stack: DisposableStack;
-    },
+    private readonly context: Pick<PlaneContext, "reactor" | "log" | "stack">,
   ) {}
 
   /** See {@link HubLinks}. */
@@ -83,11 +78,9 @@ export class Hubs implements HubLinks {
     const { reactor, log, stack } = this.context;
     let hub = this.#hubs.get(name);
     if (hub === undefined) {
-      const uplink = this.settings.find((hub) => hub.name === name)?.uplink;
-      const options = uplink === undefined
-        ? { name }
-        : { name, uplink: openPort(uplink, { reactor, log, card }).port };
-      hub = stack.use(new Hub(reactor, options));
+      const wanted = this.settings.find((hub) => hub.name === name)?.uplink;
+      const uplink = wanted && openPort(wanted, { reactor, log, card }).port;
+      hub = stack.use(new Hub(reactor, { name, uplink }));
       this.#hubs.set(name, hub);
     }
     return { port: hub.connect(), mtu: hub.mtu };

@@ -12,7 +12,7 @@
  * whose {@link codecFor} gives the codec of a dialect.
  */
 
-import { type Conduct, conductOf } from "./conduct.ts";
+import { type Conduct, CONDUCTS } from "./conduct.ts";
 import type { Definition } from "./layout.ts";
 import { type Dialect, type Kind, KIND_COUNT, MAX_MESSAGE, type Message } from "./message.ts";
 import { type Malformed, Program } from "./program.ts";
@@ -36,21 +36,16 @@ export interface Limits {
   readonly deviceBits: number;
 }
 
-/** The bytes before the payload. All headers begin with u8 type, u8 id, u16 device. */
-export interface Header {
-  /** Bytes of it. */
-  readonly size: number;
+/** How a dialect frames its messages. All headers begin with u8 type, u8 id, u16 device. */
+export interface Form {
+  /** Bytes of the header. */
+  readonly headerSize: number;
   /** Where the u16 token is; 0: answers are paired with requests by kind alone. */
   readonly tokenAt: number;
   /** Where the u16 size of header and payload is; 0: messages have {@link Form.fixedSize}. */
   readonly sizeAt: number;
   /** The bit of the type that marks a bus message; 0: there are none. */
   readonly busBit: number;
-}
-
-/** How a dialect frames its messages. */
-export interface Form {
-  readonly header: Header;
   /** Bytes of every message, of which a payload uses some; undefined: as many as it needs. */
   readonly fixedSize: number | undefined;
   /** Whether an event with bytes behind its payload is refused (rule G19). */
@@ -94,15 +89,15 @@ export class Codec {
    *   multiple of 8. {@link decode} is given that many
    */
   constructor(readonly dialect: Dialect, form: Form, readonly slotSize: number) {
-    const { header, fixedSize } = form;
-    this.headerSize = header.size;
+    const { fixedSize } = form;
+    this.headerSize = form.headerSize;
     this.maxSize = fixedSize ?? slotSize;
-    this.conduct = conductOf(dialect);
+    this.conduct = CONDUCTS[dialect];
     this.limits = form.limits(this.maxSize);
     this.#fixedSize = fixedSize ?? 0;
-    this.#tokenAt = header.tokenAt;
-    this.#sizeAt = header.sizeAt;
-    this.#busBit = header.busBit;
+    this.#tokenAt = form.tokenAt;
+    this.#sizeAt = form.sizeAt;
+    this.#busBit = form.busBit;
     if (slotSize % 8 !== 0 || slotSize < this.maxSize || slotSize > MAX_MESSAGE) {
       throw new Error(`slots of ${slotSize} bytes for messages of ${this.maxSize}`);
     }

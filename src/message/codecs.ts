@@ -11,20 +11,18 @@
  * without an answer, and QEMU aborts on an answer it does not wait for: the codec refuses to write one.
  */
 
-import { Codec, type Form, type Header } from "./codec.ts";
+import { Codec, type Form } from "./codec.ts";
 import type { Dialect } from "./message.ts";
 
 /** Bytes of a slot of an SPSC queue, which is also the longest message there. */
 export const QUEUE_SLOT = 64;
-
-const REVISION_1: Header = { size: 8, tokenAt: 4, sizeAt: 6, busBit: 2 };
 
 /** QEMU has 48-byte buffers in `v1-2025` and answers to no access to more (docs/wire.md 3.4). */
 const QEMU_CONFIG = 48 - 20;
 
 function revision1(exactEvents: boolean, mostConfig: number): Form {
   return {
-    header: REVISION_1,
+    ...{ headerSize: 8, tokenAt: 4, sizeAt: 6, busBit: 2 },
     fixedSize: undefined,
     exactEvents,
     limits: (maxSize) => ({
@@ -41,7 +39,7 @@ const FORMS: Readonly<Record<Dialect, Form>> = {
   v1: revision1(true, Infinity),
   "v1-2025": revision1(false, QEMU_CONFIG),
   proto: {
-    header: { size: 4, tokenAt: 0, sizeAt: 0, busBit: 0 },
+    ...{ headerSize: 4, tokenAt: 0, sizeAt: 0, busBit: 0 },
     fixedSize: 40,
     exactEvents: false,
     // QEMU aborts on configuration accesses of other than 1, 2 or 4 bytes (2.3).

@@ -8,7 +8,7 @@
 
 import type { Dialect } from "./message.ts";
 
-/** The habits of one dialect. */
+/** See the head of this file. */
 export interface Conduct {
   /** A token pairs an answer with its request; otherwise kind and device number do (2.1). */
   readonly hasTokens: boolean;
@@ -52,7 +52,8 @@ const V1: Conduct = {
   nextOffsetIsAligned: false,
 };
 
-const CONDUCTS: Readonly<Record<Dialect, Conduct>> = {
+/** The habits of each dialect. */
+export const CONDUCTS: Readonly<Record<Dialect, Conduct>> = {
   v1: V1,
   "v1-2025": {
     ...V1,
@@ -73,8 +74,3 @@ const CONDUCTS: Readonly<Record<Dialect, Conduct>> = {
     queueStateIsNamed: false,
   },
 };
-
-/** The habits of a dialect. */
-export function conductOf(dialect: Dialect): Conduct {
-  return CONDUCTS[dialect];
-}

@@ -48,7 +48,7 @@ interface HubOptions {
   /** What its counters are called. */
   readonly name?: string;
   /** The port to the rest of the world; the hub disposes it. */
-  readonly uplink?: NetworkPort;
+  readonly uplink?: NetworkPort | undefined;
   /** The largest payload of a frame, in bytes; default 1500. Longer ones are dropped. */
   readonly mtu?: number;
 }

@@ -64,20 +64,20 @@ export interface TapOptions {
    * The interface's name, at most 15 bytes; made if it is not there. "tap%d", the default, takes the
    * first number that is free.
    */
-  readonly name?: string;
+  readonly name?: string | undefined;
   /** Whether an interface stays after the process; what it was before unless given. */
-  readonly persistent?: boolean;
+  readonly persistent?: boolean | undefined;
   /** A bridge to add it to. */
-  readonly bridge?: string;
+  readonly bridge?: string | undefined;
   /** The host's IPv4 address on it, with prefix: "10.0.2.2/24". */
-  readonly address?: string;
+  readonly address?: string | undefined;
   /**
    * The interface's own MAC address if it is made here: without it the kernel draws one. An interface that
    * is made again under another address is not found by peers that have the old one in their ARP caches.
    */
   readonly mac?: Uint8Array;
   /** The largest payload of a frame; the interface's (1500) unless given. */
-  readonly mtu?: number;
+  readonly mtu?: number | undefined;
   /** False to offer the guest no checksum and segmentation offloads; default true. */
   readonly offloads?: boolean;
 }

@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
 import { codecFor } from "../../src/message/codecs.ts";
-import { type Conduct, conductOf } from "../../src/message/conduct.ts";
+import { type Conduct, CONDUCTS } from "../../src/message/conduct.ts";
 import { dialectOfAnswer } from "../../src/message/detect.ts";
 import { Kind, Message } from "../../src/message/message.ts";
 import type { Dialect } from "../../src/message/message.ts";
@@ -8,8 +8,8 @@ import { slotOf } from "./vectors.ts";
 
 /** Habits by name that a dialect has and `v1` has not, or the other way round. */
 function differences(dialect: Dialect): string[] {
-  const v1 = conductOf("v1");
-  const other = conductOf(dialect);
+  const v1 = CONDUCTS["v1"];
+  const other = CONDUCTS[dialect];
   return (Object.keys(v1) as (keyof Conduct)[]).filter((habit) => v1[habit] !== other[habit]);
 }
 
@@ -19,7 +19,7 @@ Deno.test("conduct: what each dialect does otherwise than v1", () => {
   assertEquals(differences("proto").length, 9);
   for (const dialect of ["v1", "v1-2025", "proto"] as const) {
     const { conduct } = codecFor(dialect);
-    assertEquals(conduct, conductOf(dialect));
+    assertEquals(conduct, CONDUCTS[dialect]);
     const queue = new Message();
     queue.reset(Kind.GET_VQUEUE, true);
     queue.token = 7;

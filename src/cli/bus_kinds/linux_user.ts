@@ -1,18 +1,11 @@
 /** `--bus linux-user`: two processes of one host. */
 
-import { LinuxUserBus } from "../../bus/linux_user.ts";
-import type { Access } from "../../linux/own_file.ts";
+import type { BusOptions } from "../../bus/bus.ts";
+import { LinuxUserBus, type LinuxUserOptions } from "../../bus/linux_user.ts";
 import { ACCESS_HELP, ACCESS_KEYS, ACCESS_USAGE, parseAccess } from "../access_option.ts";
 import type { BusKind } from "./bus_kind.ts";
 
-interface LinuxUserSettings {
-  readonly name: string;
-  readonly directory: string;
-  readonly socket: string;
-  readonly access: Access;
-  readonly listen: boolean;
-  readonly wait: boolean;
-}
+type LinuxUserSettings = Omit<LinuxUserOptions, keyof BusOptions | "reset" | "lock" | "log">;
 
 /** Two queue files and a socket. */
 export const linuxUserKind: BusKind<LinuxUserSettings> = {

@@ -1,17 +1,11 @@
 /** `--bus shm`: any memory that both sides share. */
 
-import { type Doorbell, SHM_MINIMUM, ShmBus } from "../../bus/shm.ts";
+import type { BusOptions } from "../../bus/bus.ts";
+import { SHM_MINIMUM, ShmBus, type ShmBusOptions } from "../../bus/shm.ts";
 import { parseOwner } from "../access_option.ts";
 import { type BusKind, unseenPeerOptions } from "./bus_kind.ts";
 
-interface ShmSettings {
-  readonly file: string;
-  readonly owner: number | undefined;
-  readonly offset: number;
-  readonly size: number;
-  readonly uio: string | undefined;
-  readonly doorbell: Doorbell | undefined;
-}
+type ShmSettings = Omit<ShmBusOptions, keyof BusOptions | "reset" | "named">;
 
 /** The queues at an offset of a file, polled or with interrupts. */
 export const shmKind: BusKind<ShmSettings> = {

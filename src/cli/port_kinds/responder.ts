@@ -13,12 +13,10 @@ export const responderKind: PortKind<ResponderOptions> = {
     "9 and generates from port 19; flood sends N broadcast frames a second",
   keys: ["address", "address6", "flood"],
   parse: (group) => {
-    const flood = group.number("flood", 0, 1_000_000, 0);
-    const [address, address6] = [group.text("address"), group.text("address6")];
     const options = {
-      ...(address === undefined ? {} : { address }),
-      ...(address6 === undefined ? {} : { address6 }),
-      ...(flood > 0 ? { floodFramesPerSecond: flood } : {}),
+      address: group.text("address"),
+      address6: group.text("address6"),
+      floodFramesPerSecond: group.number("flood", 0, 1_000_000, 0),
     };
     try {
       // It knows what is wrong with an address.

@@ -20,16 +20,14 @@ export const tapKind: PortKind<TapOptions> = {
   help: "the kernel's network, with all offloads unless they are off",
   keys: ["bridge", "address", "persistent", "offloads"],
   parse: (group) => {
-    const mtu = parseMtu(group);
-    const name = group.text("tap") ?? "on";
-    const [bridge, address] = [group.text("bridge"), group.text("address")];
+    const name = group.text("tap");
     const isPersistenceGiven = group.text("persistent") !== undefined;
     return {
-      ...(name === "on" ? {} : { name }),
-      ...(bridge === undefined ? {} : { bridge }),
-      ...(address === undefined ? {} : { address }),
-      ...(isPersistenceGiven ? { persistent: group.flag("persistent", false) } : {}),
-      ...(mtu === undefined ? {} : { mtu }),
+      name: name === "on" ? undefined : name,
+      bridge: group.text("bridge"),
+      address: group.text("address"),
+      persistent: isPersistenceGiven ? group.flag("persistent", false) : undefined,
+      mtu: parseMtu(group),
       offloads: group.flag("offloads", true),
     };
   },

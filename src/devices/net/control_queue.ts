@@ -12,16 +12,9 @@ import { NetFeature } from "../../virtio/features.ts";
 import type { IovecList } from "../../memory/mod.ts";
 import { addressSet, macKey, type ReceiveFilter } from "./receive_filter.ts";
 
-const CLASS_RX = 0;
-const CLASS_MAC = 1;
-const CLASS_VLAN = 2;
-const CLASS_ANNOUNCE = 3;
-const CLASS_GUEST_OFFLOADS = 5;
-
-const MAC_TABLE_SET = 0;
-const MAC_ADDR_SET = 1;
-const VLAN_ADD = 0;
-const VLAN_DEL = 1;
+const Class = { RX: 0, MAC: 1, VLAN: 2, ANNOUNCE: 3, GUEST_OFFLOADS: 5 } as const;
+const [MAC_TABLE_SET, MAC_ADDR_SET] = [0, 1];
+const [VLAN_ADD, VLAN_DEL] = [0, 1];
 
 /** What the commands of CLASS_RX switch, in their order. */
 const RECEIVE_MODES = [
@@ -50,7 +43,7 @@ const command = allocate(MAX_COMMAND);
 
 /** What commands can do to the card. */
 export interface ControlTarget {
-  readonly filter: ReceiveFilter;
+  filter: ReceiveFilter;
   /** Is this feature negotiated? */
   readonly has: (feature: number) => boolean;
   /** CTRL_MAC_ADDR. */
@@ -69,26 +62,26 @@ export function runCommand(request: IovecList, target: ControlTarget): boolean {
   const data = length - 2;
   const number = bytes[1];
   switch (bytes[0]) {
-    case CLASS_RX:
+    case Class.RX:
       return data >= 1 && setReceiveMode(number, bytes[2] !== 0, target);
-    case CLASS_MAC:
+    case Class.MAC:
       if (number === MAC_TABLE_SET) return setMacTable(length, target);
       if (number !== MAC_ADDR_SET || data < 6 || !target.has(NetFeature.CTRL_MAC_ADDR)) {
         return false;
       }
       target.setMac(bytes.slice(2, 8));
       return true;
-    case CLASS_VLAN:
+    case Class.VLAN:
       if (data < 2 || !target.has(NetFeature.CTRL_VLAN)) return false;
       if (number !== VLAN_ADD && number !== VLAN_DEL) return false;
       if (view.getUint16(2, true) >= 4096) return false;
       target.filter.setVlan(view.getUint16(2, true), number === VLAN_ADD);
       return true;
-    case CLASS_ANNOUNCE:
+    case Class.ANNOUNCE:
       if (number !== 0 || !target.has(NetFeature.GUEST_ANNOUNCE)) return false;
       target.announced();
       return true;
-    case CLASS_GUEST_OFFLOADS:
+    case Class.GUEST_OFFLOADS:
       if (number !== 0 || data < 8 || !target.has(NetFeature.CTRL_GUEST_OFFLOADS)) return false;
       return target.setGuestOffloads(view.getUint32(2, true), view.getUint32(6, true));
     default:
@@ -97,10 +90,9 @@ export function runCommand(request: IovecList, target: ControlTarget): boolean {
 }
 
 function setReceiveMode(mode: number, on: boolean, { filter, has }: ControlTarget): boolean {
-  if (!has(NetFeature.CTRL_RX)) return false;
-  if (mode >= 2 && !has(NetFeature.CTRL_RX_EXTRA)) return false;
   const name = RECEIVE_MODES[mode];
-  if (name === undefined) return false;
+  if (name === undefined || !has(NetFeature.CTRL_RX)) return false;
+  if (mode >= 2 && !has(NetFeature.CTRL_RX_EXTRA)) return false;
   filter[name] = on;
   return true;
 }

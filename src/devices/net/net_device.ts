@@ -104,7 +104,7 @@ export class NetDevice extends QueueDevice {
   declare readonly counters: NetCounters;
   readonly #chain = new Chain();
   readonly #sequence = new ChainSequence();
-  readonly #filter = new ReceiveFilter();
+  #filter = new ReceiveFilter();
   readonly #configView = new DataView(this.config.buffer);
   readonly #ownMac: Uint8Array;
   #receive: Batch = this.#receiveSingle;
@@ -169,8 +169,8 @@ export class NetDevice extends QueueDevice {
     this.#setMac(this.#ownMac);
     // Asked of the driver before this one, which took the request with it.
     this.#setStatusBit(NetStatus.ANNOUNCE, false);
-    this.#filter.reset(this.#filter.ownKey);
-    this.#filter.filtersVlans = this.has(NetFeature.CTRL_VLAN);
+    this.#filter = new ReceiveFilter(this.#filter.ownKey, this.has(NetFeature.CTRL_VLAN));
+    this.#controlTarget.filter = this.#filter;
     this.port.startOver?.();
     this.port.setFeatures?.(words);
     return true;

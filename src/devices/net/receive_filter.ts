@@ -25,8 +25,6 @@ export function addressSet(keys: readonly number[]): AddressSet {
 
 /** See the head of this file. */
 export class ReceiveFilter {
-  /** The card's own address. */
-  ownKey = 0;
   promiscuous = true;
   allMulticast = false;
   allUnicast = false;
@@ -35,22 +33,16 @@ export class ReceiveFilter {
   noBroadcast = false;
   unicast: AddressSet = new Set();
   multicast: AddressSet = new Set();
-  /** Is the VLAN filter negotiated? Then tagged frames need their identifier in {@link vlans}. */
-  filtersVlans = false;
   /** One bit per VLAN identifier. */
   readonly #vlans = new Uint32Array(128);
 
-  /** Back to what a reset card does. */
-  reset(ownKey: number): void {
-    this.ownKey = ownKey;
-    this.promiscuous = true;
-    this.allMulticast = this.allUnicast = false;
-    this.noMulticast = this.noUnicast = this.noBroadcast = false;
-    this.unicast = new Set();
-    this.multicast = new Set();
-    this.filtersVlans = false;
-    this.#vlans.fill(0);
-  }
+  /**
+   * That of a card that was reset.
+   *
+   * @param ownKey the card's own address
+   * @param filtersVlans is the VLAN filter negotiated? Then tagged frames need their identifier
+   */
+  constructor(public ownKey: number = 0, public filtersVlans: boolean = false) {}
 
   /** Lets a VLAN in or keeps it out. */
   setVlan(identifier: number, accepted: boolean): void {

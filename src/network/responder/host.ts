@@ -25,11 +25,11 @@ export const DHCP_POOL_OFFSET = 15;
 /** Who the responder is. */
 export interface ResponderOptions {
   /** Its IPv4 address; default 10.0.2.2. */
-  address?: string;
+  address?: string | undefined;
   /** Length of the subnet's prefix, 8 to 27; default 24. */
   prefix?: number;
   /** Its IPv6 address, in a prefix of 64 bits that it advertises; default fd00::2. */
-  address6?: string;
+  address6?: string | undefined;
   /** Its MAC address; default 52:55:0a:00:02:02. */
   mac?: string;
   /** Broadcast frames a second that nobody asked for; default 0. */
