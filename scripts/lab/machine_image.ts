@@ -33,6 +33,8 @@ export interface MachineImageOptions {
    * libraries see `withLibraries`. Where a place is named twice, the first counts.
    */
   readonly files?: readonly (PlacedFile | GuestFile)[];
+  /** Where the machine's other programs need libraries of their own, those for all: instead of this host's. */
+  readonly libraries?: readonly PlacedFile[];
 }
 
 /** e_machine of an ELF file. */
@@ -53,9 +55,8 @@ export async function buildMachineImage(options: MachineImageOptions): Promise<s
     const advice = "apt-get install erofs-utils";
     throw new VmsgError("NO_MKFS", `the program mkfs.erofs is missing: ${advice}`);
   }
-  const libraries = architecture === "aarch64" ? await arm64Libraries() : placed(
-    await librariesOf(executable),
-  );
+  const libraries = options.libraries ??
+    (architecture === "aarch64" ? await arm64Libraries() : placed(await librariesOf(executable)));
   const tree = await Deno.makeTempDir({ dir: directory, prefix: "image-" });
   const image = `${directory}/machine-${architecture}.erofs`;
   try {

@@ -20,5 +20,6 @@ export type PlaneName = keyof typeof PLANES;
 export const COMMANDS: Readonly<Record<string, Load<Command | PlaneCommand>>> = {
   ...PLANES,
   demo: async () => (await import("./demo.ts")).demoCommand,
+  "xen-acpi": async () => (await import("./xen_acpi.ts")).xenAcpiCommand,
   doctor: async () => (await import("./doctor.ts")).doctorCommand,
 };

@@ -1,4 +1,4 @@
-/** `vmsg proxy`: vhost-user front ends -> driver side of the transport -> bus. */
+/** `vmsg proxy`: vhost-user front ends, or domains of Xen -> driver side of the transport -> bus. */
 
 import { type VhostUserOptions, VhostUserServer } from "../drivers/vhost_user/server.ts";
 import { UsageError } from "../linux/errors.ts";
@@ -11,10 +11,12 @@ import { DEFAULT_DEVICE } from "./device_kinds/device_kind.ts";
 import { parseGroup } from "./groups.ts";
 import { CONFINED_OPTIONS, parseConfined } from "./memory_option.ts";
 import { type PlaneCommand, planeCommand } from "./plane.ts";
+import { openXen, parseXen, XEN_OPTION, type XenDomainSettings } from "./xen_option.ts";
 
 interface ProxySettings {
   readonly bus: BusSettings;
   readonly vhostUsers: readonly VhostUserOptions[];
+  readonly domains: readonly XenDomainSettings[];
   /** Confined mode: bytes of the segment, undefined for all that the bus has. */
   readonly confined: { readonly size: number | undefined } | undefined;
 }
@@ -38,21 +40,23 @@ function parseVhostUser(text: string, index: number): VhostUserOptions {
 /** See `vmsg proxy --help`. */
 export const proxyCommand: PlaneCommand<ProxySettings> = planeCommand({
   name: "proxy",
-  summary: "the driver side: lends a stock QEMU or User-Mode Linux guest a device elsewhere",
+  summary:
+    "the driver side: lends a guest of a stock QEMU, User-Mode Linux or Xen a device elsewhere",
   description:
-    "Offers vhost-user sockets to stock front ends and carries what their guests' drivers do over a " +
-    "virtio-msg bus to a device side. The guest's memory must be shared. Runs until it is told to stop.",
+    "Offers vhost-user sockets to stock front ends, or in Dom0 virtio-mmio devices to domains of Xen, and " +
+    "carries what their guests' drivers do over a virtio-msg bus to a device side. The memory of a front " +
+    "end's guest must be shared. Runs until it is told to stop.",
   options: [
     BUS_OPTION,
     {
       name: "vhost-user",
       value: `socket=PATH[,connect][,device=N]${ACCESS_USAGE} or fd=N[,device=N]`,
       repeated: true,
-      required: true,
       help: "listen on PATH, or connect to it, for the front end that shall have device number N " +
         "(default: 0, 1, ... in the order given); fd is a connection that the caller made. " +
         ACCESS_HELP,
     },
+    XEN_OPTION,
     ...CONFINED_OPTIONS,
     {
       name: "print-capabilities",
@@ -76,27 +80,36 @@ export const proxyCommand: PlaneCommand<ProxySettings> = planeCommand({
   },
   parse: (options) => {
     const vhostUsers = options.list("vhost-user").map(parseVhostUser);
-    const numbers = new Set(vhostUsers.map(({ device }) => device));
-    if (numbers.size < vhostUsers.length) {
+    const confined = parseConfined(options);
+    const domains = parseXen(options, vhostUsers.length, confined !== undefined);
+    const devices = [...vhostUsers, ...domains.flatMap(({ cards }) => cards)];
+    if (devices.length === 0) {
+      throw new UsageError("--vhost-user or --xen is missing; see: vmsg proxy --help");
+    }
+    if (new Set(devices.map(({ device }) => device)).size < devices.length) {
       throw new UsageError(
-        "--vhost-user: a device number belongs to one guest, one is given twice",
+        "--vhost-user, --xen: a device number belongs to one guest, one is given twice",
       );
     }
-    const confined = parseConfined(options);
-    return { bus: parseBus(options.text("bus")!, "driver"), vhostUsers, confined };
+    return { bus: parseBus(options.text("bus")!, "driver"), vhostUsers, domains, confined };
   },
   open: (settings, context) => {
     const { reactor, log, tracer, stack } = context;
     const bus = stack.use(openBus(settings.bus, "driver", reactor, log));
     const codec = codecFor(settings.bus.dialect);
     const side = stack.use(new DriverSide({ reactor, bus, codec, log, tracer }));
-    const { confined, vhostUsers } = settings;
-    const deviceCount = vhostUsers.length;
+    const { confined, vhostUsers, domains } = settings;
+    const deviceCount = vhostUsers.length + domains.flatMap(({ cards }) => cards).length;
     const mode = stack.use(openSharing({ reactor, bus, side, confined, deviceCount, log }));
-    for (const [position, options] of vhostUsers.entries()) {
-      const sharing = mode.forDevice(side.device(options.device), position);
-      stack.use(new VhostUserServer(reactor, side, options, log, sharing));
+    let position = 0;
+    const lend = (device: number) => {
+      const remote = side.device(device);
+      return { remote, sharing: mode.forDevice(remote, position++) };
+    };
+    for (const options of vhostUsers) {
+      stack.use(new VhostUserServer(reactor, side, options, log, lend(options.device).sharing));
     }
+    openXen(domains, lend, context);
     // The first that is done at the end: then the front ends get their memory back.
     stack.defer(() => side.revoke());
     side.open();

@@ -230,6 +230,22 @@ export class Session implements Disposable {
     return this.#exclusively(() => this.#bring(this.options.owner.mayRun));
   }
 
+  /**
+   * Has the device agree to features before any ring may run, for a driver that waits to be told.
+   *
+   * @returns false if the device side was lost meanwhile
+   * @throws VmsgError FEATURES_REFUSED
+   */
+  async agree(features: Uint32Array): Promise<boolean> {
+    let isAgreed = false;
+    await this.#exclusively(async () => {
+      if (this.told.info === undefined) return;
+      await this.#negotiate(features);
+      isAgreed = true;
+    });
+    return isAgreed;
+  }
+
   /** The driver is gone or has reset the device: no ring runs, status 0. Its memory is as it wants it. */
   reset(): Promise<void> {
     return this.#exclusively(async () => {

@@ -59,7 +59,7 @@ export function openCounterFile(
 }
 
 /** Makes the directory if there is none; false if it is not ours alone. */
-function isOurs(directory: string): boolean {
+export function isOurs(directory: string): boolean {
   try {
     Deno.mkdirSync(directory, { mode: 0o700 });
   } catch {
