@@ -75,15 +75,10 @@ export class IoreqServer implements Disposable {
     /** Its number, which is what a next process needs. */
     readonly id: number,
     page: Mapping,
-    processors: number,
+    private readonly processors: number,
     private readonly owned: DisposableStack,
   ) {
     this.#words = new Uint32Array(page.buffer);
-    for (let processor = 0; processor < processors; processor++) {
-      const port = channels.bind(this.#words[processor * WORDS + PORT]!);
-      this.#processors.set(port, processor);
-      this.#ports.push(port);
-    }
   }
 
   /**
@@ -126,8 +121,14 @@ export class IoreqServer implements Disposable {
 
   /** Switches it on, looks at what was asked already, and gives up what it may of other domains. */
   serve(): void {
-    const { privcmd, channels, reactor } = this;
+    const { privcmd, channels, reactor, processors } = this;
+    // With this the page says which channels there are.
     privcmd.enableServer(this.id);
+    for (let processor = 0; processor < processors; processor++) {
+      const port = channels.bind(this.#words[processor * WORDS + PORT]!);
+      this.#processors.set(port, processor);
+      this.#ports.push(port);
+    }
     privcmd.restrict();
     channels.restrict();
     this.owned.defer(() => reactor.unwatch(channels.fd));
