@@ -10,15 +10,31 @@ import { UsageError } from "../linux/errors.ts";
 
 /** A parsed group. */
 export class Group {
-  readonly #values: ReadonlyMap<string, string>;
+  readonly #values = new Map<string, string>();
 
+  /**
+   * Parses the parts of a group; a usage error for a key that is unknown or given twice.
+   *
+   * @param option what it was given to, as in `--net` or `--device net`, for messages, as `text` is
+   * @param kind is a key besides
+   */
   constructor(
-    /** What it was given to, as in `--net` or `--device net`, for messages. */
     readonly option: string,
     readonly kind: string,
-    values: ReadonlyMap<string, string>,
+    text: string,
+    parts: readonly string[],
+    keys: readonly string[],
   ) {
-    this.#values = values;
+    const wrong = (problem: string) => new UsageError(`${asGiven(option, text)}: ${problem}`);
+    for (const part of parts) {
+      const [key, value] = /^([^=]*)=?(.*)$/s.exec(part)!.slice(1) as [string, string];
+      if (key !== kind && !keys.includes(key)) {
+        const known = keys.length === 0 ? "there are none" : `known are ${keys.join(", ")}`;
+        throw wrong(`unknown key ${key}, ${known}`);
+      }
+      if (this.#values.has(key)) throw wrong(`${key} is given twice`);
+      this.#values.set(key, part === key ? "on" : value);
+    }
   }
 
   /** A value, or undefined when the key was not given. */
@@ -90,36 +106,10 @@ export function asGiven(option: string, text: string): string {
 
 /** Parses a group without a kind; it may be empty. */
 export function parseGroup(option: string, text: string, keys: readonly string[]): Group {
-  const parts = text === "" ? [] : text.split(",");
-  return new Group(option, "", readPairs(option, text, parts, keys));
+  return new Group(option, "", text, text === "" ? [] : text.split(","), keys);
 }
 
-/**
- * The keys and values of a group's parts; a usage error for what is unknown or given twice.
- *
- * @param option and `text` are for messages
- * @param kind a key that is known besides
- */
-export function readPairs(
-  option: string,
-  text: string,
-  parts: readonly string[],
-  keys: readonly string[],
-  kind?: string,
-): Map<string, string> {
-  const values = new Map<string, string>();
-  const wrong = (problem: string) => new UsageError(`${asGiven(option, text)}: ${problem}`);
-  for (const part of parts) {
-    const equals = part.indexOf("=");
-    const [key, value] = equals < 0
-      ? [part, "on"]
-      : [part.slice(0, equals), part.slice(equals + 1)];
-    if (key !== kind && !keys.includes(key)) {
-      const known = keys.length === 0 ? "there are none" : `known are ${keys.join(", ")}`;
-      throw wrong(`unknown key ${key}, ${known}`);
-    }
-    if (values.has(key)) throw wrong(`${key} is given twice`);
-    values.set(key, value);
-  }
-  return values;
+/** A number of bytes that is an option's whole value. */
+export function parseBytes(option: string, text: string): number {
+  return parseGroup(option, `size=${text}`, ["size"]).bytes("size");
 }

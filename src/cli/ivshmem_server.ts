@@ -9,7 +9,7 @@ import {
 } from "../ivshmem/server.ts";
 import { UsageError } from "../linux/errors.ts";
 import { parseAccess, parseOwner } from "./access_option.ts";
-import { Group } from "./groups.ts";
+import { type Group, parseBytes, parseGroup } from "./groups.ts";
 import type { Options } from "./command.ts";
 import { type PlaneCommand, planeCommand } from "./plane.ts";
 
@@ -17,7 +17,7 @@ type IvshmemServerSettings = Omit<IvshmemServerOptions, "log" | "trace">;
 
 /** Bytes as they are given everywhere, and of a size that the memory can have. */
 function parseSize(text: string): number {
-  const size = new Group("--size", "", new Map([["it", text]])).bytes("it");
+  const size = parseBytes("--size", text);
   const problem = memorySizeProblem(size);
   if (problem !== undefined) throw new UsageError(`--size ${text}: ${problem}`);
   return size;
@@ -26,7 +26,7 @@ function parseSize(text: string): number {
 /** One of the options that are keys of a group elsewhere. */
 function asKey(options: Options, key: string): Group {
   const text = options.text(key);
-  return new Group(`--${key}`, "", new Map(text === undefined ? [] : [[key, text]]));
+  return parseGroup(`--${key}`, text === undefined ? "" : `${key}=${text}`, [key]);
 }
 
 /** See `vmsg ivshmem-server --help`. */

@@ -2,7 +2,7 @@
 
 import { UsageError } from "../linux/errors.ts";
 import type { Section } from "./command.ts";
-import { asGiven, Group, readPairs } from "./groups.ts";
+import { asGiven, Group } from "./groups.ts";
 
 /**
  * One kind of something that an option chooses: a bus, a port, a device. All that the command line says
@@ -62,5 +62,5 @@ export function parseKind<K extends GroupKind>(
   // A kind alone has no value; with one it is a key like others.
   const values = parts[0] === name ? parts.slice(1) : parts;
   const keys = [...kind.keys, ...common];
-  return { kind, group: new Group(option, name, readPairs(option, text, values, keys, name)) };
+  return { kind, group: new Group(option, name, text, values, keys) };
 }

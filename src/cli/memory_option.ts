@@ -31,7 +31,7 @@ import { DRIVER_MEMORY_SIZE } from "../drivers/net/net_buffers.ts";
 import type { MemoryRegion } from "../memory/mod.ts";
 import { parseOwner } from "./access_option.ts";
 import type { Option, Options } from "./command.ts";
-import { type Group, parseGroup } from "./groups.ts";
+import { type Group, parseBytes, parseGroup } from "./groups.ts";
 
 /** A file whose bytes are memory. */
 interface FileSource {
@@ -171,7 +171,7 @@ export function parseConfined(options: Options): { size: number | undefined } | 
     return undefined;
   }
   if (text === undefined) return { size: undefined };
-  return { size: parseGroup("--segment", `size=${text}`, ["size"]).bytes("size") };
+  return { size: parseBytes("--segment", text) };
 }
 
 /** Opens and maps a file, with room for all of it: whoever shares it may not have touched a page that we write. */

@@ -10,46 +10,29 @@
 
 import { type Dialect, type Field, FIELDS, Kind } from "./message.ts";
 
-/**
- * What a field's bytes are.
- *
- * | type | bytes |
- * |---|---|
- * | u8 u16 u24 u32 u64 | a number |
- * | u32/32 | u32: 32 times the number, rounded up when read |
- * | next | u32: bits 0-30 `nextOffset`, bit 31 `nextWrap` (docs/wire.md 3.6) |
- * | uuid | 16 bytes |
- * | words[2] | two u32 feature blocks, `proto`'s u64 |
- * | bytes[8] bytes[16] | that many bytes, of which `length` are meant |
- * | words[count] | `count` u32 feature blocks |
- * | words[count]+ | the same, and when read, all further blocks that arrived as well |
- * | bytes[length] | `length` bytes |
- * | bytes[length]? | `length` bytes or, with `omitData`, none |
- * | bits[count] | ceil(`count` / 8) bytes |
- * | bits[count]~ | the same, but when read, a `count` that is no multiple of 8 means: as many as arrived |
- */
-export type Type = keyof typeof SIZES;
-
-/** Bytes of a type; a variable one counts 0, its minimum. */
+/** What a field's bytes are, and how many; a variable type counts 0, its minimum. */
 const SIZES = {
-  u8: 1,
+  u8: 1, // a number, as the others
   u16: 2,
   u24: 3,
   u32: 4,
-  "u32/32": 4,
-  next: 4,
   u64: 8,
-  "words[2]": 8,
-  "bytes[8]": 8,
+  "u32/32": 4, // 32 times the number, rounded up when read
+  next: 4, // bits 0-30 `nextOffset`, bit 31 `nextWrap` (docs/wire.md 3.6)
   uuid: 16,
+  "words[2]": 8, // two u32 feature blocks, `proto`'s u64
+  "bytes[8]": 8, // that many bytes, of which `length` are meant
   "bytes[16]": 16,
-  "words[count]": 0,
-  "words[count]+": 0,
-  "bytes[length]": 0,
-  "bytes[length]?": 0,
-  "bits[count]": 0,
-  "bits[count]~": 0,
+  "words[count]": 0, // `count` u32 feature blocks
+  "words[count]+": 0, // the same, and when read, all further blocks that arrived as well
+  "bytes[length]": 0, // `length` bytes
+  "bytes[length]?": 0, // `length` bytes or, with `omitData`, none
+  "bits[count]": 0, // ceil(`count` / 8) bytes
+  "bits[count]~": 0, // the same; when read, a `count` that is no multiple of 8 is all that arrived
 } as const;
+
+/** What a field's bytes are. */
+export type Type = keyof typeof SIZES;
 
 /** Arrays, and what means nothing. */
 const NOT_NUMBERS: readonly string[] = ["words", "bytes", "uuid", "reserved"];

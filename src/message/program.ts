@@ -10,35 +10,16 @@
 import { isVariable, type Layout, type LayoutField, type Type } from "./layout.ts";
 import { type Message, positionOf } from "./message.ts";
 
-/**
- * Why a slot holds no message:
- *
- * - "bad size": the size in the header is below the header's or above the bus maximum
- * - "unknown id": no such message in this dialect
- * - "no answer exists": an answer to an event, or to a request that is not answered
- * - "short": fewer bytes than its layout, or its own count, needs
- * - "long": an event with bytes behind its payload (rule G19), or `v1`'s GET_DEVICE_INFO answer where
- *   `v1-2025` is spoken
- * - "bad length": more data named than the layout can hold
- */
+/** Why a slot holds no message. */
 export type Malformed =
-  | "bad size"
-  | "unknown id"
-  | "no answer exists"
-  | "short"
-  | "long"
-  | "bad length";
+  | "bad size" // the size in the header is below the header's or above the bus maximum
+  | "unknown id" // no such message in this dialect
+  | "no answer exists" // an answer to an event, or to a request that is not answered
+  | "short" // fewer bytes than its layout, or its own count, needs
+  | "long" // an event with more bytes (rule G19), or `v1`'s GET_DEVICE_INFO answer in `v1-2025`
+  | "bad length"; // more data named than the layout can hold
 
-const U8 = 0;
-const U16 = 1;
-const U24 = 2;
-const U32 = 3;
-const U64 = 4;
-const NEXT = 5;
-const UUID = 6;
-const WORDS = 7;
-const BYTES = 8;
-const TIMES_32 = 9;
+const [U8, U16, U24, U32, U64, NEXT, UUID, WORDS, BYTES, TIMES_32] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
 
 const TWO_32 = 4294967296;
 const NEXT_OFFSET = positionOf("nextOffset");

@@ -14,7 +14,7 @@ const COMPLAINTS: readonly [string[], number, RegExp][] = [
   [["ivshmem-server", "--socket"], 2, /--socket needs PATH/],
   [onSocket("--frob"), 2, /unknown option --frob; see: vmsg ivshmem-server --help/],
   [onSocket("more"), 2, /unexpected argument more/],
-  [onSocket("--size", "large"), 2, /--size: it is a number of bytes such as .*, not large/],
+  [onSocket("--size", "large"), 2, /--size: size is a number of bytes such as .*, not large/],
   [onSocket("--size", "3M"), 2, /--size 3M: the memory has a power of two .*, not 3145728/],
   [
     onSocket("--size", "2K"),

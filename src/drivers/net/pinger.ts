@@ -68,11 +68,9 @@ export interface PingOptions {
   readonly print: (line: string) => void;
 }
 
-/** Frames per second and their bits, one direction. */
+/** Frames of 1514 bytes a second and their bits, in one direction. */
 export interface Throughput {
-  /** Frames of 1514 bytes. */
   readonly framesPerSecond: number;
-  /** Their bits, in millions. */
   readonly megabitsPerSecond: number;
 }
 
@@ -84,9 +82,8 @@ export interface PingResult {
   readonly received: number;
   /** Round trips in microseconds, ascending. */
   readonly roundTripsUs: readonly number[];
-  /** The send figure, if it was measured. */
+  /** The figures, if they were measured. */
   readonly toDevice?: Throughput;
-  /** The receive figure, if it was measured. */
   readonly fromDevice?: Throughput;
 }
 
@@ -220,14 +217,10 @@ export class Pinger implements NetDriverListener {
   async run(): Promise<PingResult> {
     await this.#resolved.promise;
     await this.#ping();
-    let figures = {};
-    if (this.options.throughputMs > 0) {
-      figures = {
-        toDevice: await this.#measureSending(),
-        fromDevice: await this.#measureReceiving(),
-      };
-    }
-    return { ...this.result(), ...figures };
+    if (this.options.throughputMs === 0) return this.result();
+    const toDevice = await this.#measureSending();
+    const fromDevice = await this.#measureReceiving();
+    return { ...this.result(), toDevice, fromDevice };
   }
 
   async #ping(): Promise<void> {
@@ -312,7 +305,7 @@ export class Pinger implements NetDriverListener {
 }
 
 function throughput(frames: number, elapsedMs: number): Throughput {
-  const framesPerSecond = Math.round(frames / (elapsedMs / 1000));
+  const framesPerSecond = Math.round(1000 * frames / elapsedMs);
   const bits = framesPerSecond * (UDP_PAYLOAD + NUMBERED_SIZE_MAX) * 8;
   return { framesPerSecond, megabitsPerSecond: Math.round(bits / 1e6) };
 }
@@ -331,13 +324,12 @@ export function describeResult(result: PingResult): string[] {
     const times = [0, 0.5, 0.99, 1].map((share) => quantile(roundTripsUs, share).toFixed(0));
     lines.push(`round trip min/median/p99/max = ${times.join("/")} us`);
   }
-  const figure = (name: string, value: Throughput | undefined) => {
-    if (value === undefined) return;
+  for (const [to, figure] of [["to", toDevice], ["from", fromDevice]] as const) {
+    if (figure === undefined) continue;
+    const { framesPerSecond, megabitsPerSecond } = figure;
     lines.push(
-      `${name}: ${value.framesPerSecond} frames/s of 1514 bytes, ${value.megabitsPerSecond} Mbit/s`,
+      `${to} the device: ${framesPerSecond} frames/s of 1514 bytes, ${megabitsPerSecond} Mbit/s`,
     );
-  };
-  figure("to the device", toDevice);
-  figure("from the device", fromDevice);
+  }
   return lines;
 }

@@ -3,16 +3,13 @@
  * protocol see of a packet of either version.
  */
 
-/**
- * What became of a frame:
- *
- * - `done`: whole; answered or consumed
- * - `ignored`: well-formed, but not for us, or nothing that we speak
- * - `dropped`: for us, but a limit or a full ring forbade it
- * - `malformed`: its bytes contradict its protocol
- * - `checksum`: its checksum is wrong
- */
-export type Verdict = "done" | "ignored" | "dropped" | "malformed" | "checksum";
+/** What became of a frame. */
+export type Verdict =
+  | "done" // whole; answered or consumed
+  | "ignored" // well-formed, but not for us, or nothing that we speak
+  | "dropped" // for us, but a limit or a full ring forbade it
+  | "malformed" // its bytes contradict its protocol
+  | "checksum"; // its checksum is wrong
 
 /** Who sends a frame. */
 export interface Station {

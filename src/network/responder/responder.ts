@@ -5,8 +5,7 @@
  * Theory of operation. The owner hands in each frame that the guest sent ({@link Responder.handle}) and
  * takes frames for the guest when the guest has room for them ({@link Responder.next}). Answers wait in a
  * fixed ring; generated traffic (chargen.ts, flood.ts) is not stored at all but made when it is taken, and
- * only when no answer waits. There are no timers inside: the owner arms one with
- * {@link Responder.floodDelayMs} if it wants the flood.
+ * only when no answer waits. There are no timers inside: {@link Responder.floodDelayMs} is for the owner's.
  *
  * It speaks ARP (RFC 826), IPv4 (RFC 791) with ICMP echo (RFC 792), and UDP (RFC 768) with DHCP (RFC
  * 2131), discard (RFC 863) and an adapted chargen (RFC 864); a datagram to another port gets "port
@@ -52,22 +51,7 @@ export type { ResponderOptions } from "./host.ts";
 /** "Port unreachable" messages a second, and at once. */
 const UNREACHABLES = 10;
 
-/**
- * A host that answers. The owner's loop:
- *
- * @example
- * ```ts
- * const responder = new Responder({ address: "10.0.2.2" }, () => performance.now());
- * const buffer = new Uint8Array(2048);
- * const arpRequest = new Uint8Array(42); // a frame that the guest sent
- *
- * responder.handle(arpRequest, arpRequest.length);
- * while (responder.nextLength() > 0) { // and the guest has a buffer of that length
- *   const length = responder.next(buffer);
- *   console.log(`${length} bytes of buffer go to the guest`);
- * }
- * ```
- */
+/** See the head of this file. */
 export class Responder {
   readonly #host: Host;
   readonly #packet = new Ipv4Packet();
@@ -78,12 +62,7 @@ export class Responder {
   readonly #flood: Flood;
   readonly #unreachableLimit: TokenBucket;
 
-  /**
-   * Throws a TypeError with one line for people if an option is wrong.
-   *
-   * @param options who the responder is
-   * @param now milliseconds from any start, never backwards
-   */
+  /** Throws a TypeError with one line for people if an option is wrong. @param now milliseconds */
   constructor(options: ResponderOptions, now: () => number) {
     const host = this.#host = new Host(options);
     this.#dhcp = new DhcpServer(host);
@@ -102,11 +81,8 @@ export class Responder {
   }
 
   /**
-   * Takes a frame from the guest: Ethernet, no virtio header, no check sequence. The buffer is the
-   * caller's again when this returns.
+   * Takes a frame from the guest: Ethernet, no virtio header, no check sequence.
    *
-   * @param frame begins with the frame
-   * @param length bytes of the frame
    * @param trusted the checksum of the packet's payload need not be right: the virtio header said that it
    * is partial (NEEDS_CSUM), or valid
    */
@@ -132,8 +108,7 @@ export class Responder {
 
   /**
    * Copies the next frame for the guest into `target` and returns its length, 0 if there is none. A frame
-   * that is longer than `target` is dropped and counted, and 0 returned. Bytes after the frame are left
-   * alone.
+   * that is longer than `target` is dropped and counted, and 0 returned.
    */
   next(target: Uint8Array): number {
     const { ring, counters } = this.#host;
