@@ -132,6 +132,7 @@ export abstract class QueueBus implements Bus {
   ringPerMessage: boolean;
   #attached = false;
   #isPaused = false;
+  #hasHeard = false;
   #claimed = false;
   readonly #slotWords = new Uint32Array(SLOT_SIZE / 4);
   readonly #slot = new DataView(this.#slotWords.buffer);
@@ -162,6 +163,11 @@ export abstract class QueueBus implements Bus {
   /** See {@link Bus.isAttached}. */
   get isAttached(): boolean {
     return this.#attached;
+  }
+
+  /** Has the peer that is attached said anything? */
+  protected get hasHeard(): boolean {
+    return this.#hasHeard;
   }
 
   get view(): DataView {
@@ -217,6 +223,7 @@ export abstract class QueueBus implements Bus {
   #receive(): number {
     for (let i = 0; i < RECEIVE_BUDGET; i++) {
       if (!this.#attached || this.#isPaused || !this.incoming.receive(this.#slotWords)) return i;
+      this.#hasHeard = true;
       this.listener?.received(this.#slot);
     }
     return RECEIVE_BUDGET;
@@ -232,6 +239,7 @@ export abstract class QueueBus implements Bus {
     this.outgoing.attachProducer();
     const discarded = this.incoming.attachConsumer(this.discards, this.#slotWords);
     this.#attached = true;
+    this.#hasHeard = false;
     this.listener?.attached();
     if (discarded) this.listener?.discarded?.(this.#slot);
     // What was found in the queue may have been announced to an earlier process.

@@ -6,7 +6,8 @@
  *     socket                                     one side listens, the other connects
  *
  * States: waiting (listening, or trying to connect every {@link RETRY_MS}) -> attached -> waiting ...
- * A listener has one peer; while it is attached, others are turned away. Whoever comes first creates
+ * A listener has one peer; while it is attached, others are turned away, unless it has said nothing for
+ * {@link SILENT_MS}: then the next one takes its place. After one that left without a word, the next waits a moment. Whoever comes first creates
  * the files; whoever comes later, or again, finds the other side by itself, so the start order does
  * not matter and a killed process is simply replaced.
  *
@@ -27,7 +28,6 @@ import { type Access, openOwnFileOf } from "../linux/own_file.ts";
 import { lockHolder, type MappedFile, mappedFiles } from "../linux/process_files.ts";
 import type { Reactor, Timer } from "../linux/reactor.ts";
 import { connectUnix, listenUnix, type UnixStream } from "../linux/unix_socket.ts";
-import { limitedLog } from "../observe/log.ts";
 import type { BusListener, BusOptions, Side } from "./bus.ts";
 import { SpscQueue, spscSize } from "./spsc_queue.ts";
 import { StreamBus } from "./stream_bus.ts";
@@ -36,6 +36,8 @@ import { StreamBus } from "./stream_bus.ts";
 const CAPACITY = 4096;
 /** How often a connecting side tries. */
 const RETRY_MS = 50;
+/** For how long a peer may say nothing where another one wants its place. */
+const SILENT_MS = 5000;
 /** For how long one who opens the files, too, is waited for. */
 const LOCK_MS = 2000;
 const LOCK_RETRY_MS = 5;
@@ -123,9 +125,10 @@ export class LinuxUserBus extends StreamBus {
   readonly #files: QueueFiles;
   readonly #options: LinuxUserOptions;
   readonly #retry: Timer;
-  readonly #tellProblem: (line: string) => void;
   #acceptor: Acceptor | undefined;
   #told = false;
+  /** Since when a peer is attached. */
+  #attachedMs = 0;
 
   /** Opens the queue files; throws VmsgError BUS_IN_USE if another process has this side. */
   constructor(side: Side, reactor: Reactor, options: LinuxUserOptions) {
@@ -136,8 +139,10 @@ export class LinuxUserBus extends StreamBus {
     super(side, reactor, options, outgoing, incoming);
     this.#files = files;
     this.#options = options;
-    this.#tellProblem = limitedLog(options.log, reactor);
-    this.#retry = reactor.timer(() => this.#connect());
+    this.#retry = reactor.timer(() => {
+      if (this.#options.listen) this.#acceptor?.hold(false);
+      else this.#connect();
+    });
   }
 
   /** For log lines. */
@@ -153,7 +158,7 @@ export class LinuxUserBus extends StreamBus {
       this.reactor,
       listenUnix(this.#options.socket, this.#options.access),
       (stream) => this.#take(stream),
-      (problem) => this.#tellProblem(`${this.description}: ${problem}`),
+      (problem) => this.#tell(problem),
     );
     this.#tellWaiting();
   }
@@ -169,11 +174,18 @@ export class LinuxUserBus extends StreamBus {
   }
 
   #take(stream: UnixStream): void {
-    // Whoever comes may be seen before the end of the one that went.
+    // Whoever comes may be seen before the end of the one that went, and after its own.
     this.dropIfGone();
+    if (stream.isPeerGone) return stream[Symbol.dispose]();
+    const isSilent = !this.hasHeard && this.reactor.now() - this.#attachedMs > SILENT_MS;
+    if (this.isAttached && isSilent) this.drop("it said nothing, and another one is there");
     if (!this.isAttached) return this.connected(stream);
-    this.#tellProblem(`${this.description}: turned a second ${this.#otherSide} side away`);
+    this.#tell(`turned a second ${this.#otherSide} side away`);
     stream[Symbol.dispose]();
+  }
+
+  #tell(line: string): void {
+    this.#options.log(`${this.description}: ${line}`);
   }
 
   #connect(): void {
@@ -200,13 +212,12 @@ export class LinuxUserBus extends StreamBus {
     const ours = new Set(queueFilesOf("self").map(({ identity }) => identity));
     const theirs = queueFilesOf(process);
     if (theirs.length > 0 && !theirs.some(({ identity }) => ours.has(identity))) {
-      this.#tellProblem(
-        `${this.description}: the ${this.#otherSide} side, process ${process}, has ${
-          theirs[0].path
-        }, ` +
+      this.#tell(
+        `the ${this.#otherSide} side, process ${process}, has ${theirs[0].path}, ` +
           `this side has dir=${directory},name=${name}: give both the same`,
       );
     }
+    this.#attachedMs = this.reactor.now();
     super.connected(stream);
   }
 
@@ -221,7 +232,9 @@ export class LinuxUserBus extends StreamBus {
     this.#told = false;
     this.#tellWaiting();
     // A peer that closes at once must not make this a busy loop, so never reconnect on the spot.
-    if (!this.#options.listen) this.#retry.arm(RETRY_MS);
+    if (this.#options.listen && this.hasHeard) return;
+    this.#acceptor?.hold(true);
+    this.#retry.arm(RETRY_MS);
   }
 
   /** Closes the stream, removes the socket, unmaps the files, drops the locks. */

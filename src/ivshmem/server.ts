@@ -8,10 +8,12 @@
  * last; a freed one comes up again when all 65536 have been through. Whatever a client sends ends its
  * connection, as does its end of file; those who were told of it are told that it is gone.
  *
- * A client that does not read never holds the others. What its socket does not take waits in a queue,
- * sent when there is room; news of a peer that leaves before they are out are taken back (its eventfds
- * are closed by then). So a queue holds little more than the peers there are, and a client whose queue
- * is longer than the longest list a newcomer can get is dropped.
+ * A client that does not read never holds the others. Its socket keeps little, so that few of the descriptors
+ * that a user may have under way are its own; what that does not take waits in a queue, sent when there is room. News
+ * of a peer that leaves before they are out are taken back (its eventfds are closed by then). So a queue
+ * holds little more than the peers there are, and a client whose queue is longer than the longest list a
+ * newcomer can get is dropped. Clients say nothing, so one that does not read is known by that alone: it goes when
+ * its place, or what waits in its socket, is wanted by another.
  *
  * The memory is a sealed memfd, which no client can cut off under the others (SIGBUS), or a file of the
  * user's, which anybody can who may open it.
@@ -25,9 +27,9 @@ import { LinuxError, VmsgError } from "../linux/errors.ts";
 import { createEventFd } from "../linux/eventfd.ts";
 import { createSealedMemory, type Fd } from "../linux/fd.ts";
 import { type Access, openOwnFileOf } from "../linux/own_file.ts";
-import { EPOLLIN, EPOLLOUT, type Reactor } from "../linux/reactor.ts";
+import { EPOLLIN, EPOLLOUT, type Reactor, type Timer } from "../linux/reactor.ts";
 import { listenUnix, type UnixStream } from "../linux/unix_socket.ts";
-import { limitedLevels, type Log } from "../observe/log.ts";
+import type { Log } from "../observe/log.ts";
 import {
   MAX_ID,
   MAX_VECTORS,
@@ -45,15 +47,18 @@ export const MIN_MEMORY = 4096;
 export const MAX_MEMORY = 2 ** 36;
 /** The messages in front of the vectors in a newcomer's list: version, id, memory. */
 const LIST_HEAD = 3;
-/** Log lines of one level, so that clients that come and go without end cannot fill a disk. */
-const LINES_PER_SECOND = 20;
+/** For how long a client may leave unread what it was sent, where that is in another's way. */
+const UNREAD_MS = 5000;
+/** How often descriptors are sent again that could not be. */
+const RETRY_MS = 100;
 
 /**
  * unix(7), ETOOMANYREFS: for anybody but root, all descriptors that were sent and not yet read count against
- * the limit of open files. Who is told when it is reached goes, and takes what it has not read along.
+ * the limit of open files. Who cannot be told for so long goes.
  */
-const REFUSED = "was dropped: more descriptors wait to be read than this user may send " +
-  "(ETOOMANYREFS): raise the limit of open files (ulimit -n), give fewer --vectors, or be root";
+const REFUSED_MS = 2 * UNREAD_MS;
+const REFUSED = "more descriptors wait to be read than this user may send (ETOOMANYREFS): " +
+  "raise the limit of open files (ulimit -n), give fewer --vectors, or be root";
 
 /** What a server is made of. */
 export interface IvshmemServerOptions {
@@ -85,8 +90,11 @@ interface Client {
   readonly queue: OutgoingMessage[];
   /** Messages that are out. */
   told: number;
-  /** It waits for room in its socket. */
+  /** It waits for room in its socket, or among the descriptors that are under way. */
   isFull: boolean;
+  /** When it was sent something last, and since when nothing more can be because of {@link REFUSED}. */
+  sentMs: number;
+  refusedMs: number | undefined;
   /** Why it is to be dropped, as soon as nobody walks the list of clients any more. */
   problem: string | undefined;
 }
@@ -120,6 +128,7 @@ export class IvshmemServer implements Disposable {
   readonly #longestList: number;
   readonly #memory: Fd;
   readonly #acceptor: Acceptor;
+  readonly #retry: Timer;
   readonly #clients = new Map<number, Client>();
   readonly #lastId: number;
   #nextId = 0;
@@ -135,7 +144,7 @@ export class IvshmemServer implements Disposable {
     if (!(lastId >= MAX_CLIENTS && lastId <= MAX_ID)) throw new Error(`ids up to ${lastId}`);
     this.#lastId = lastId;
     this.#reactor = reactor;
-    this.#log = limitedLevels(log, reactor, LINES_PER_SECOND);
+    this.#log = log;
     this.#trace = options.trace;
     this.#name = `ivshmem server ${socket}`;
     this.#vectors = vectors;
@@ -154,6 +163,7 @@ export class IvshmemServer implements Disposable {
       (stream) => this.#join(stream),
       (problem) => this.#log.warn(`${this.#name}: ${problem}`),
     );
+    this.#retry = reactor.timer(() => this.#sendAgain());
     stack.move();
     const backing = file === undefined ? "sealed" : file;
     const doorbells = `${vectors} vector${vectors === 1 ? "" : "s"}`;
@@ -168,8 +178,10 @@ export class IvshmemServer implements Disposable {
   #join(stream: UnixStream): void {
     using stack = new DisposableStack();
     stack.use(stream);
+    if (this.#clients.size >= MAX_CLIENTS) this.#dropUnread();
     if (this.#clients.size >= MAX_CLIENTS) {
-      this.#log.warn(`${this.#name}: turned a client away, ${MAX_CLIENTS} are there already`);
+      const { size } = this.#clients;
+      this.#log.warn(`${this.#name}: full, turned a client away: ${size} are there already`);
       return;
     }
     const vectors: Fd[] = [];
@@ -177,11 +189,17 @@ export class IvshmemServer implements Disposable {
       while (vectors.length < this.#vectors) vectors.push(stack.use(createEventFd()));
     } catch (error) {
       if (!(error instanceof LinuxError)) throw error;
-      this.#log.warn(`${this.#name}: turned a client away: ${error.message}`);
-      return;
+      this.#log.warn(`${this.#name}: full, turned a client away: ${error.message}`);
+      // The next one has a place, if there is anybody who does not read.
+      stack.dispose();
+      return this.#dropUnread();
     }
     const id = this.#takeId();
-    const client = { id, stream, vectors, queue: [], told: 0, isFull: false, problem: undefined };
+    stream.keepLittle();
+    const client: Client = {
+      ...{ id, stream, vectors, queue: [], told: 0, isFull: false },
+      ...{ sentMs: this.#reactor.now(), refusedMs: undefined, problem: undefined },
+    };
     this.#reactor.watch(stream.fd, EPOLLIN, (events) => this.#ready(client, events));
     stack.move();
     for (const other of this.#clients.values()) {
@@ -238,16 +256,50 @@ export class IvshmemServer implements Disposable {
       const line = this.#trace === undefined ? "" : inWords(client, message);
       const result = sendMessage(client.stream, message);
       if (result === "gone") client.problem ??= "left";
-      if (result === "refused") client.problem ??= REFUSED;
+      if (result === "refused") this.#refused(client);
       if (result === "full") {
         client.isFull = true;
         this.#reactor.rewatch(client.stream.fd, EPOLLIN | EPOLLOUT);
       }
       if (result !== "sent") break;
       client.told++;
+      client.sentMs = this.#reactor.now();
+      client.refusedMs = undefined;
       this.#trace?.(line);
     }
     client.queue.splice(0, done);
+  }
+
+  #refused(client: Client): void {
+    const nowMs = this.#reactor.now();
+    if (client.refusedMs === undefined) {
+      client.refusedMs = nowMs;
+      this.#log.warn(`${this.#name}: full, peer ${client.id} has to wait: ${REFUSED}`);
+    } else if (nowMs - client.refusedMs > REFUSED_MS) client.problem ??= `was dropped: ${REFUSED}`;
+    client.isFull = true;
+    // Its socket has room, which is of no use.
+    this.#reactor.rewatch(client.stream.fd, EPOLLIN);
+    if (!this.#retry.armed) this.#retry.arm(RETRY_MS);
+  }
+
+  #sendAgain(): void {
+    this.#dropUnread();
+    for (const client of this.#clients.values()) {
+      if (client.refusedMs === undefined) continue;
+      client.isFull = false;
+      this.#send(client);
+    }
+    this.#dropWithProblems();
+  }
+
+  /** Drops who does not read, for the sake of somebody else. */
+  #dropUnread(): void {
+    const beforeMs = this.#reactor.now() - UNREAD_MS;
+    for (const client of this.#clients.values()) {
+      if (client.sentMs >= beforeMs || client.stream.isRead) continue;
+      client.problem ??= "does not read and was dropped, its place is wanted";
+    }
+    this.#dropWithProblems();
   }
 
   /** Whoever cannot be told that one is gone goes as well, so this takes rounds. */
@@ -294,6 +346,7 @@ export class IvshmemServer implements Disposable {
     this.#isClosed = true;
     for (const client of this.#clients.values()) this.#close(client);
     this.#clients.clear();
+    this.#reactor.dropTimer(this.#retry);
     this.#acceptor[Symbol.dispose]();
     this.#memory[Symbol.dispose]();
   }

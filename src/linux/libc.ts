@@ -109,6 +109,8 @@ const library = Deno.dlopen("libc.so.6", {
   socketpair: { parameters: ["i32", "i32", "i32", "u64"], result: "i32" },
   /** pid_t waitpid(pid_t pid, int *wstatus, int options) */
   waitpid: { parameters: ["i32", "u64", "i32"], result: "i32" },
+  /** ssize_t send(int sockfd, const void *buf, size_t len, int flags) */
+  send: { parameters: ["i32", "u64", "u32", "i32"], result: "i32" },
   /** ssize_t sendmsg(int sockfd, const struct msghdr *msg, int flags) */
   sendmsg: { parameters: ["i32", "u64", "i32"], result: "i32" },
   /** ssize_t recvmsg(int sockfd, struct msghdr *msg, int flags) */

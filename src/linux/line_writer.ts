@@ -4,13 +4,13 @@
  * A pipe that nobody reads and a terminal that was stopped (Ctrl-S) would block whoever writes. The mark that
  * prevents it, O_NONBLOCK, belongs to the open file description, which other processes may share; so the pipe
  * or terminal is opened once more where that is allowed, and asked before each write in any case: what poll(2)
- * calls writable takes PIPE_BUF bytes at once. What it does not take waits in a bounded buffer; beyond that, lines
+ * calls writable takes PIPE_BUF bytes at once. A socket, as that of systemd's journal, is told with each write. What it does not take waits in a bounded buffer; beyond that, lines
  * are dropped, and how many is said in their place.
  */
 
 import { allocate } from "./arena.ts";
 import { EAGAIN, EINTR } from "./errors.ts";
-import { Fd, isRegularFile, O_CLOEXEC } from "./fd.ts";
+import { Fd, fileStatus, O_CLOEXEC } from "./fd.ts";
 import { cString, errno, libc } from "./libc.ts";
 import type { Reactor, Timer } from "./reactor.ts";
 
@@ -18,6 +18,8 @@ const O_WRONLY = 1;
 const O_NOCTTY = 0o400;
 const O_NONBLOCK = 0o4000;
 const POLLOUT = 4;
+const MSG_DONTWAIT = 0x40;
+const MSG_NOSIGNAL = 0x4000;
 /** Written at once; Linux's PIPE_BUF. */
 const PIECE = 4096;
 /** Bytes that wait at most: a thousand lines. */
@@ -32,6 +34,7 @@ const encoder = new TextEncoder();
 export class LineWriter implements Disposable {
   readonly #target: number;
   readonly #opened: Fd | undefined;
+  readonly #isSocket: boolean;
   readonly #retry: Timer;
   readonly #piece = allocate(PIECE);
   readonly #pollfd = allocate(8);
@@ -42,7 +45,11 @@ export class LineWriter implements Disposable {
 
   /** @param number the descriptor to write to; it stays the caller's */
   constructor(private readonly reactor: Reactor, number: number) {
-    this.#opened = openAgain(number);
+    // Not an owner: it is only asked what it is.
+    const { kind } = fileStatus(new Fd(number));
+    this.#isSocket = kind === "socket";
+    // A file takes all at once, at a position of its own.
+    this.#opened = kind === "file" ? undefined : openAgain(number);
     this.#target = this.#opened?.number ?? number;
     this.#pollfd.view.setInt32(0, this.#target, true);
     this.#pollfd.view.setInt16(4, POLLOUT, true);
@@ -79,7 +86,10 @@ export class LineWriter implements Disposable {
       const first = this.#waiting[0]!;
       const piece = first.subarray(0, PIECE);
       this.#piece.bytes.set(piece);
-      const written = libc.write(this.#target, this.#piece.address, piece.length);
+      const { address } = this.#piece;
+      const written = this.#isSocket
+        ? libc.send(this.#target, address, piece.length, MSG_DONTWAIT | MSG_NOSIGNAL)
+        : libc.write(this.#target, address, piece.length);
       if (written < 0) {
         if (errno() === EAGAIN || errno() === EINTR) break;
         // Nobody will ever read it; what is said there is not worth ending for.
@@ -108,10 +118,8 @@ export class LineWriter implements Disposable {
   }
 }
 
-/** Undefined for a file, which takes all at once at a position of its own, and where it is not allowed. */
+/** Undefined where it is not allowed, and for a socket, which cannot be opened. */
 function openAgain(number: number): Fd | undefined {
-  // Not an owner: it is only asked what it is.
-  if (isRegularFile(new Fd(number))) return undefined;
   const flags = O_WRONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC;
   const opened = libc.open(cString(`/proc/self/fd/${number}`), flags, 0);
   return opened < 0 ? undefined : new Fd(opened);

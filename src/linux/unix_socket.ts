@@ -81,7 +81,10 @@ function createSocket(): Fd {
   return new Fd(check(libc.socket(AF_UNIX, type, 0), "socket"));
 }
 
+const SO_SNDBUF = 7;
 const SO_PEERCRED = 17;
+/** Of ioctl: what was sent and is not read yet. */
+const SIOCOUTQ = 0x5411n;
 /** struct ucred: pid, uid, gid. */
 const CREDENTIALS_SIZE = 12;
 const peer = allocate(CREDENTIALS_SIZE + 4);
@@ -150,6 +153,22 @@ export class UnixStream implements Disposable {
       }
     }
     return received;
+  }
+
+  /** Has everything been read that was sent? */
+  get isRead(): boolean {
+    check(libc.ioctl(this.fd.number, SIOCOUTQ, peer.address), "SIOCOUTQ");
+    return peer.view.getInt32(0, true) === 0;
+  }
+
+  /**
+   * Has the kernel keep as little as it can of what is sent and not read: six messages or so. With every message
+   * a descriptor may be under way, of which there are few.
+   */
+  keepLittle(): void {
+    peer.view.setInt32(0, 1, true);
+    const { number } = this.fd;
+    check(libc.setsockopt(number, SOL_SOCKET, SO_SNDBUF, peer.address, 4), "SO_SNDBUF");
   }
 
   /** The process at the other end when it connected or began to listen; 0 for one that is not seen from here. */

@@ -1,6 +1,7 @@
 /** Log lines for people: what a process does and waits for, on standard error. */
 
 import type { Clock } from "../linux/clock.ts";
+import type { Reactor } from "../linux/reactor.ts";
 
 /** How talkative a log is. */
 export type LogLevel = "error" | "warn" | "info" | "debug";
@@ -65,11 +66,19 @@ export function limitedLog(
   };
 }
 
-/** A log of which each level but "debug", which is asked for, says at most `burst` lines a second. */
-export function limitedLevels(log: Log, clock: Pick<Clock, "now">, burst: number): Log {
-  const limited = (level: (line: string) => void) => limitedLog(level, clock, 1000, burst);
-  const { error, warn, info, debug } = log;
-  return { error: limited(error), warn: limited(warn), info: limited(info), debug };
+/** Turns that come back with time: `burst` at once, then one each `everyMs`. */
+class Allowance {
+  #usedUpMs = -Infinity;
+
+  constructor(readonly everyMs: number, readonly burst: number) {}
+
+  /** Takes one, if there is one. */
+  take(nowMs: number): boolean {
+    const usedUpMs = Math.max(this.#usedUpMs, nowMs) + this.everyMs;
+    if (usedUpMs > nowMs + this.burst * this.everyMs) return false;
+    this.#usedUpMs = usedUpMs;
+    return true;
+  }
 }
 
 /** The same line is said that often, and once more each time so much time has passed. */
@@ -77,31 +86,52 @@ const SAME_LINES = 10;
 const SAME_LINE_MS = 10_000;
 /** Lines that are remembered. */
 const MAX_REMEMBERED = 64;
-/** Lines of one level a second, whatever they say. */
-const LINES_PER_SECOND = 30;
+/** Lines of one level, whatever they say: at once, and then one in so much time. A day of it is some 10 MB. */
+const LINES = 100;
+const LINE_MS = 1000;
+/** When nothing was left out for so long, it is said how much was. */
+const QUIET_MS = 10_000;
 
 /**
- * A log that nobody can have fill a disk, to be put around that of a process. What goes wrong again and again, each
- * time that somebody tries, is soon said rarely, with how often it was not said. "debug" is asked for, and left alone.
- *
- * @param clock the reactor
+ * A log that nobody can have fill a disk, to be put around that of a process, once. What goes wrong again and again,
+ * each time that somebody tries, is soon said rarely, and whatever is not said is counted. "debug" is asked for, and
+ * left alone.
  */
-export function withoutRepeats(log: Log, clock: Pick<Clock, "now">): Log {
-  // By line: until when its turns are used up. The first is the one that was not said for longest.
-  const lines = new Map<string, { usedUpMs: number; missed: number }>();
-  const limited = (say: (line: string) => void) => (line: string): void => {
-    const nowMs = clock.now();
-    const known = lines.get(line) ?? { usedUpMs: nowMs, missed: 0 };
-    const usedUpMs = Math.max(known.usedUpMs, nowMs) + SAME_LINE_MS;
-    if (usedUpMs > nowMs + SAME_LINES * SAME_LINE_MS) {
-      known.missed++;
-      return;
-    }
-    say(known.missed > 0 ? `${line} (and ${known.missed} more)` : line);
-    lines.delete(line);
-    lines.set(line, { usedUpMs, missed: 0 });
-    if (lines.size > MAX_REMEMBERED) lines.delete(lines.keys().next().value!);
+export function withoutRepeats(log: Log, reactor: Pick<Reactor, "now" | "timer">): Log {
+  const limited = (say: (line: string) => void) => {
+    // By line. The first is the one that was not said for longest.
+    const lines = new Map<string, { allowance: Allowance; missed: number }>();
+    const allowance = new Allowance(LINE_MS, LINES);
+    let missed = 0;
+    const quiet = reactor.timer(() => {
+      for (const known of lines.values()) {
+        missed += known.missed;
+        known.missed = 0;
+      }
+      if (missed > 0) say(`${missed} more line${missed === 1 ? "" : "s"} like these were left out`);
+      missed = 0;
+    });
+    return (line: string): void => {
+      const nowMs = reactor.now();
+      const known = lines.get(line) ??
+        { allowance: new Allowance(SAME_LINE_MS, SAME_LINES), missed: 0 };
+      const isRepeat = !known.allowance.take(nowMs);
+      if (isRepeat || !allowance.take(nowMs)) {
+        if (isRepeat) known.missed++;
+        else missed++;
+        return quiet.arm(QUIET_MS);
+      }
+      missed += known.missed;
+      say(missed > 0 ? `${line} (and ${missed} more)` : line);
+      missed = known.missed = 0;
+      lines.delete(line);
+      lines.set(line, known);
+      if (lines.size <= MAX_REMEMBERED) return;
+      const [[oldest, { missed: rest }]] = lines;
+      lines.delete(oldest);
+      missed += rest;
+    };
   };
-  const { error, warn, info, debug } = limitedLevels(log, clock, LINES_PER_SECOND);
+  const { error, warn, info, debug } = log;
   return { error: limited(error), warn: limited(warn), info: limited(info), debug };
 }

@@ -1,10 +1,10 @@
-import { assert, assertEquals, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import type { Side } from "../../src/bus/bus.ts";
 import { LinuxUserBus, type LinuxUserOptions } from "../../src/bus/linux_user.ts";
 import { SpscQueue } from "../../src/bus/spsc_queue.ts";
 import { allocate } from "../../src/linux/arena.ts";
 import { VmsgError } from "../../src/linux/errors.ts";
-import { openFile, resizeFile } from "../../src/linux/fd.ts";
+import { openFile, resizeFile, tryLockByte } from "../../src/linux/fd.ts";
 import { mapShared } from "../../src/linux/mapping.ts";
 import { type Clock, MONOTONIC, VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
@@ -195,7 +195,7 @@ cleanTest(
 );
 
 cleanTest(
-  "linux-user: a second peer is turned away, said once, and harms nobody",
+  "linux-user: a second peer is turned away, and harms nobody",
   () =>
     withRig(async ({ open, wait, directory, lines, reactor }) => {
       const device = open("device");
@@ -208,11 +208,76 @@ cleanTest(
       }
       assertEquals(
         lines.filter((line) => line.includes("turned a second driver side away")).length,
-        1,
+        5,
       );
       driver.send(Kind.PING, (m) => m.data = 2);
       assertEquals((await device.nextOf(Kind.PING)).data, 2);
       assertEquals([device.attachments, driver.attachments], [1, 1]);
+    }),
+);
+
+cleanTest(
+  "linux-user: a client that says nothing makes room for the next, after a while",
+  () =>
+    withRig(async ({ open, wait, directory, lines, reactor }) => {
+      const device = open("device");
+      using idle = connectUnix(`${directory}/socket`);
+      await wait(() => device.bus.isAttached);
+      // It rings, but there is no message.
+      idle!.send(allocate(16).address, 1);
+      const driver = open("driver");
+      await reactor.sleep(4000);
+      assertEquals(device.attachments, 1);
+      await wait(() => device.attachments === 2 && driver.bus.isAttached);
+      assertEquals(idle!.receive(allocate(16).address, 1), 0, "closed");
+      assertEquals(device.detachReasons, ["it said nothing, and another one is there"]);
+      // Who has spoken keeps its place, however long ago.
+      driver.send(Kind.PING, (m) => m.data = 3);
+      assertEquals((await device.nextOf(Kind.PING)).data, 3);
+      await reactor.sleep(60_000);
+      using second = connectUnix(`${directory}/socket`);
+      await reactor.sleep(2);
+      assertEquals(second!.receive(allocate(16).address, 1), 0, "closed at once");
+      assertEquals(device.attachments, 2);
+      assert(lines.some((line) => line.includes("turned a second driver side away")));
+    }),
+);
+
+cleanTest(
+  "linux-user: clients that come and go attach rarely, and keep nobody out",
+  () =>
+    withRig(async ({ open, wait, directory, reactor }) => {
+      const device = open("device");
+      // Gone before they are seen, and gone as soon as they are let in.
+      for (let n = 0; n < 100; n++) connectUnix(`${directory}/socket`)?.[Symbol.dispose]();
+      await reactor.sleep(1);
+      assertEquals(device.attachments, 0);
+      const endMs = reactor.now() + 2000;
+      while (reactor.now() < endMs) {
+        using stream = connectUnix(`${directory}/socket`);
+        await reactor.sleep(1);
+      }
+      assert(device.attachments > 3 && device.attachments < 45, `${device.attachments} times`);
+      const driver = open("driver");
+      await wait(bothAttached(driver, device));
+      driver.send(Kind.PING, (m) => m.data = 4);
+      assertEquals((await device.nextOf(Kind.PING)).data, 4);
+    }),
+);
+
+cleanTest(
+  "linux-user v1: who holds the files' lock is named, and not waited for for ever",
+  () =>
+    withRig(({ open, directory }) => {
+      open("device").bus[Symbol.dispose]();
+      using hostile = openFile(filesOf(directory)[0]!);
+      assertEquals(tryLockByte(hostile, 0), true);
+      const startMs = MONOTONIC.now();
+      const error = assertThrows(() => open("device"), VmsgError, "has locked");
+      assertEquals(error.code, "BUS_IN_USE");
+      assertMatch(error.message, new RegExp(`process ${Deno.pid} has locked ${directory}/queue-`));
+      assert(MONOTONIC.now() - startMs < 30_000);
+      return Promise.resolve();
     }),
 );
 

@@ -1,12 +1,40 @@
 import { assert, assertEquals } from "@std/assert";
 import { VirtualClock } from "../../src/linux/clock.ts";
-import {
-  createLog,
-  limitedLevels,
-  limitedLog,
-  LOG_LEVELS,
-  withoutRepeats,
-} from "../../src/observe/log.ts";
+import type { Timer } from "../../src/linux/reactor.ts";
+import { createLog, limitedLog, LOG_LEVELS, withoutRepeats } from "../../src/observe/log.ts";
+
+/** A limited log, and how to let time pass for it. */
+function limited() {
+  const lines: string[] = [];
+  const clock = new VirtualClock();
+  const timers: { atMs: number; fire: () => void }[] = [];
+  const timer = (fire: () => void): Timer => {
+    const made = { atMs: Infinity, fire };
+    timers.push(made);
+    return {
+      arm: (delayMs) => made.atMs = clock.nowMs + delayMs,
+      cancel: () => made.atMs = Infinity,
+      get armed() {
+        return made.atMs < Infinity;
+      },
+    };
+  };
+  return {
+    lines,
+    log: withoutRepeats(createLog("x", "debug", (line) => lines.push(line)), {
+      now: () => clock.nowMs,
+      timer,
+    }),
+    count: (text: string) => lines.filter((line) => line.includes(text)).length,
+    advance(ms: number) {
+      clock.advance(ms);
+      for (const timer of timers.filter(({ atMs }) => atMs <= clock.nowMs)) {
+        timer.atMs = Infinity;
+        timer.fire();
+      }
+    },
+  };
+}
 
 Deno.test("log: lines at and above the level, with the name in front", () => {
   for (const [position, level] of LOG_LEVELS.entries()) {
@@ -41,35 +69,34 @@ Deno.test("limitedLog: once per interval, and how many were left out", () => {
   assertEquals(lines, ["first", "fourth (and 3 more)"]);
 });
 
-Deno.test("limitedLevels: each level for itself, all but debug", () => {
-  const lines: string[] = [];
-  const all = createLog("vmsg test", "debug", (line) => lines.push(line));
-  const log = limitedLevels(all, new VirtualClock(), 2);
-  for (const level of LOG_LEVELS) for (let n = 0; n < 3; n++) log[level](level);
-  const [error, warn, info, debug] = LOG_LEVELS.map((level) => `vmsg test: ${level}`);
-  assertEquals(lines, [error, error, warn, warn, info, info, debug, debug, debug]);
-});
-
 Deno.test("withoutRepeats: the same line is soon said rarely, other lines as before", () => {
-  const lines: string[] = [];
-  let nowMs = 0;
-  const log = withoutRepeats(createLog("x", "debug", (line) => lines.push(line)), {
-    now: () => nowMs,
-  });
-  const count = (text: string) => lines.filter((line) => line.includes(text)).length;
+  const { log, lines, count, advance } = limited();
   // A line a second for ten minutes, and another one beside it from time to time.
   for (let second = 0; second < 600; second++) {
-    nowMs = second * 1000;
+    advance(1000);
     log.error("refused");
     if (second % 60 === 0) log.error("something else");
   }
   assert(count("refused") >= 10 && count("refused") <= 71, `${count("refused")} lines`);
   assert(count("(and 9 more)") > 40, lines.join("\n"));
   assertEquals(count("something else"), 10);
-  // Whatever it says.
-  lines.length = 0;
-  for (let i = 0; i < 1000; i++) log.warn(`ring ${i}`);
-  assertEquals(lines.length, 30);
-  for (let i = 0; i < 100; i++) log.debug("detail");
-  assertEquals(count("detail"), 100);
+});
+
+Deno.test("withoutRepeats: whatever is said, at most so many lines of a level; what is not said is counted", () => {
+  const { log, lines, count, advance } = limited();
+  for (const level of LOG_LEVELS) for (let i = 0; i < 1000; i++) log[level](`${level} ${i}`);
+  for (const level of ["error", "warn", "info"]) assertEquals(count(level), 100);
+  assertEquals(count("debug"), 1000);
+  // One a second from then on, for an hour of a flood; what was not said is told with the next, or at the end.
+  for (let second = 0; second < 3600; second++) {
+    advance(1000);
+    for (let i = 0; i < 5; i++) log.warn(`ring ${second}.${i}`);
+  }
+  assert(count("ring") >= 3590 && count("ring") <= 3601, `${count("ring")} lines`);
+  advance(10_001);
+  advance(60_000);
+  assertEquals(count("more lines like these were left out"), 3);
+  const counted = lines.map((line) => Number(/(\d+) more/.exec(line)?.[1] ?? 0));
+  const all = 3 * 1000 + 3600 * 5;
+  assertEquals(lines.length - 1000 - 3 + counted.reduce((sum, n) => sum + n, 0), all);
 });
