@@ -254,7 +254,7 @@ cleanTest(
       assertEquals(device.attachments, 0);
       const endMs = reactor.now() + 2000;
       while (reactor.now() < endMs) {
-        using stream = connectUnix(`${directory}/socket`);
+        using _stream = connectUnix(`${directory}/socket`);
         await reactor.sleep(1);
       }
       assert(device.attachments > 3 && device.attachments < 45, `${device.attachments} times`);

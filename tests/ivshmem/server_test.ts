@@ -345,7 +345,8 @@ cleanTest(
       first.ring(63, 7);
       assertEquals(countOf(second.fds.get(63)![7]!), 1);
       await reactor.sleep(6000);
-      const next = await join();
+      const next = connect();
+      await wait(() => (next.read(), next.fds.get(64)?.length === 8));
       assertEquals(server.peers, [0, 63, 64]);
       assertEquals(
         lines.filter((line) => line.includes("does not read and was dropped")).length,
