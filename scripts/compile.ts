@@ -16,10 +16,9 @@ const ROOT = fromFileUrl(new URL("..", import.meta.url));
 
 const FLAGS: readonly string[] = [
   "--quiet",
-  // FFI cannot be narrowed to a library and is as good as everything; and Deno lets nobody with less
-  // read /proc, /sys and /dev, which doctor does. device, proxy and driver would do
-  // with --allow-ffi --allow-env=NOTIFY_SOCKET, demo with --allow-write --allow-run besides.
-  "--allow-all",
+  // What all subcommands together need; each gives up what it does not (src/cli/permissions.ts). FFI cannot be narrowed
+  // to a library.
+  ...["--no-prompt", "--allow-ffi", "--allow-env", "--allow-run", "--allow-write"],
   // The cache would lie in /tmp under a name anybody can take, and saves nothing (measured).
   "--no-code-cache",
   `--include=${ROOT}src/cli/worker.ts`,

@@ -3,6 +3,7 @@
 import { complaintOf } from "./cli/complaint.ts";
 import { parseOptions } from "./cli/command.ts";
 import { COMMANDS, type PlaneName } from "./cli/commands.ts";
+import { enterOpening } from "./cli/permissions.ts";
 import { UsageError } from "./linux/errors.ts";
 import { VERSION } from "./version.ts";
 
@@ -34,6 +35,7 @@ async function dispatch(args: readonly string[]): Promise<number> {
     console.log(helpText(command, terminalWidth()));
     return 0;
   }
+  enterOpening(name);
   return await command.run(options, async (settings) => {
     const { runDataPlane } = await import("./cli/data_plane.ts");
     // Only the commands of PLANES ask for it.

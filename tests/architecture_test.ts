@@ -241,6 +241,13 @@ Deno.test("architecture: only src/linux calls Deno.dlopen", () => {
   assertEquals(filesWith(/\bdlopen\b/), ["linux/libc.ts"]);
 });
 
+Deno.test("architecture: files are not Deno's, for which there is no permission", () => {
+  const api =
+    /\bDeno\.(open|read|write|l?stat|mkdir|remove(?!Signal)|rename|link|symlink|truncate|real|make|copy|ch(own|mod|dir)|[ug]id|network|host|listen|connect)/;
+  // Without a shell it keeps the demo's directory itself.
+  assertEquals(filesWith(api), ["cli/keeper.ts"]);
+});
+
 Deno.test("architecture: only src/memory uses Atomics", () => {
   assertEquals(filesWith(/\bAtomics\b/, ({ room }) => room === "memory"), []);
   assertEquals(filesWith(/\bAtomics\b/), ["memory/atomics.ts"]);

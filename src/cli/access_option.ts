@@ -1,6 +1,7 @@
 /** `mode=`, `group=` and `owner=`: who besides this user may use a socket, and whose a file is. */
 
 import type { Access } from "../linux/own_file.ts";
+import { readText } from "../linux/sysfs.ts";
 import type { Group } from "./groups.ts";
 
 /** The keys of {@link parseAccess}. */
@@ -16,12 +17,8 @@ function numberOf(group: Group, key: "owner" | "group", file: string): number | 
   const text = group.text(key);
   if (text === undefined) return undefined;
   if (/^\d{1,9}$/.test(text)) return Number(text);
-  let lines: string[] = [];
-  try {
-    lines = Deno.readTextFileSync(file).split("\n");
-  } catch {
-    // A root directory without one.
-  }
+  // A root directory may be without one.
+  const lines = (readText(file) ?? "").split("\n");
   const found = lines.map((line) => line.split(":")).find(([name]) => name === text)?.[2];
   if (found === undefined) throw group.error(`${key}=${text} is not in ${file}: give its number`);
   return Number(found);

@@ -16,13 +16,18 @@ export function complaintOf(error: unknown): string {
   return /\(os error \d+\)/.test(line) ? line : `internal error: ${line} (VMSG_DEBUG=1 says where)`;
 }
 
+function isDebugged(): boolean {
+  const variable = "VMSG_DEBUG";
+  // Asked for, because to try might ask the user.
+  if (Deno.permissions.querySync({ name: "env", variable }).state !== "granted") return false;
+  return (Deno.env.get(variable) ?? "") !== "";
+}
+
+/** A process that is ready may not look any more. */
+const wasDebugged = isDebugged();
+
 function isStackWanted(): boolean {
   const level = Deno.args[Deno.args.indexOf("--log-level") + 1];
-  if (level === "debug" || Deno.args.includes("--log-level=debug")) return true;
-  try {
-    return (Deno.env.get("VMSG_DEBUG") ?? "") !== "";
-  } catch {
-    // The environment may not be read.
-    return false;
-  }
+  return wasDebugged || isDebugged() || level === "debug" ||
+    Deno.args.includes("--log-level=debug");
 }

@@ -9,11 +9,12 @@
 
 import { VmsgError } from "../linux/errors.ts";
 import { createEventFd, signalEventFd } from "../linux/eventfd.ts";
-import { notifySystemd } from "../linux/sd_notify.ts";
+import { notifySystemd, systemdSocket } from "../linux/sd_notify.ts";
 import { complaintOf } from "./complaint.ts";
 import type { Options } from "./command.ts";
 import type { PlaneName } from "./commands.ts";
 import { limitsProblem } from "./needs.ts";
+import { forbidNewPrivileges } from "./permissions.ts";
 import { parseCommon } from "./plane.ts";
 import type { StartMessage, WorkerMessage } from "./worker.ts";
 
@@ -34,6 +35,8 @@ export async function runDataPlane(
   const common = parseCommon(options);
   const problem = limitsProblem();
   if (problem !== undefined) throw new VmsgError("LIMITS", problem);
+  const systemd = systemdSocket();
+  forbidNewPrivileges();
   using stop = createEventFd();
   const worker = new Worker(new URL("./worker.ts", import.meta.url).href, { type: "module" });
   const ended = Promise.withResolvers<number>();
@@ -48,7 +51,7 @@ export async function runDataPlane(
     if (data.kind === "loaded") {
       const start: StartMessage = { plane, settings, common, stopFd: stop.number };
       worker.postMessage(start);
-    } else if (data.kind === "ready") notifySystemd("READY=1");
+    } else if (data.kind === "ready") notifySystemd(systemd, "READY=1");
     else if (data.kind === "ended") ended.resolve(data.exitCode);
     else ended.reject(new VmsgError(data.code, data.message));
   };

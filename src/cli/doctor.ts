@@ -8,9 +8,12 @@
 import { VFIO_DRIVER } from "../ivshmem/binding.ts";
 import { hasDoorbell, ivshmemFunctions } from "../ivshmem/function.ts";
 import { readOwnId } from "../ivshmem/sysfs_end.ts";
+import { LinuxError } from "../linux/errors.ts";
+import { openFile } from "../linux/fd.ts";
 import { softLimit } from "../linux/limits.ts";
 import { findProgram, PROGRAM_ENVIRONMENT } from "../linux/programs.ts";
-import type { PciFunction } from "../linux/sysfs.ts";
+import { directoryNames, type PciFunction, readText } from "../linux/sysfs.ts";
+import { temporaryDirectory } from "./keeper.ts";
 import { limitsProblem, MIN_MEMORY, NEEDS } from "./needs.ts";
 import type { Command } from "./command.ts";
 
@@ -27,32 +30,17 @@ export interface Finding {
 
 /** What came of a check: is it there, what is there, and what to do about it. */
 type Found = readonly [state: Finding["state"], detail: string, advice?: string];
-type Check = () => Promise<Found | Found[]>;
-
-async function readText(path: string): Promise<string | undefined> {
-  try {
-    return await Deno.readTextFile(path);
-  } catch {
-    return undefined;
-  }
-}
-
-async function entries(path: string): Promise<string[]> {
-  try {
-    return (await Array.fromAsync(Deno.readDir(path), ({ name }) => name)).sort();
-  } catch {
-    return [];
-  }
-}
+type Check = () => Found | Found[] | Promise<Found>;
 
 /** Opens a file for reading and writing; undefined if that works, otherwise why not. */
-async function cannotOpen(path: string): Promise<string | undefined> {
+function cannotOpen(path: string): string | undefined {
   try {
-    (await Deno.open(path, { read: true, write: true })).close();
+    openFile(path)[Symbol.dispose]();
     return undefined;
   } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return `${path}: not there`;
-    return `${path}: ${error instanceof Deno.errors.PermissionDenied ? "no permission" : error}`;
+    if (!(error instanceof LinuxError)) throw error;
+    if (error.code === "ENOENT") return `${path}: not there`;
+    return `${path}: ${["EACCES", "EPERM"].includes(error.code) ? "no permission" : error.code}`;
   }
 }
 
@@ -107,10 +95,10 @@ const GIB = 2 ** 30;
 
 /** What is looked for, in this order. */
 const CHECKS: Readonly<Record<string, Check>> = {
-  async limits() {
+  limits() {
     const [files, address] = [softLimit("open files"), softLimit("address space")];
-    const group = /^0::(.*)$/m.exec(await readText("/proc/self/cgroup") ?? "")?.[1];
-    const memory = Number(await readText(`/sys/fs/cgroup${group}/memory.max`) || NaN);
+    const group = /^0::(.*)$/m.exec(readText("/proc/self/cgroup") ?? "")?.[1];
+    const memory = Number(readText(`/sys/fs/cgroup${group}/memory.max`) || NaN);
     const detail = [
       `${files} open files`,
       address === Infinity ? "all of the address space" : `${address / GIB} GiB of address space`,
@@ -120,12 +108,7 @@ const CHECKS: Readonly<Record<string, Check>> = {
     return isEnough ? ["yes", detail] : ["no", detail, `a process needs ${NEEDS}`];
   },
   async room() {
-    let directory = "/tmp";
-    try {
-      directory = Deno.env.get("TMPDIR") || directory;
-    } catch {
-      // The environment may not be read.
-    }
+    const directory = temporaryDirectory();
     const line = (await linesOf("df", "-P", "-m", directory)).at(-1) ?? "";
     const free = Number(/^\S+\s+\d+\s+\d+\s+(\d+)\s/.exec(line)?.[1] ?? NaN);
     if (Number.isNaN(free)) {
@@ -135,8 +118,8 @@ const CHECKS: Readonly<Record<string, Check>> = {
     if (free >= DEMO_ROOM) return ["yes", detail];
     return ["partly", detail, `demos with kernels need ${DEMO_ROOM} MiB`];
   },
-  async kvm() {
-    const problem = await cannotOpen("/dev/kvm");
+  kvm() {
+    const problem = cannotOpen("/dev/kvm");
     if (problem === undefined) return ["yes", "/dev/kvm can be opened"];
     return ["no", problem, "guests run under emulation (TCG), slower"];
   },
@@ -157,18 +140,18 @@ const CHECKS: Readonly<Record<string, Check>> = {
     "apt-get install user-mode-linux (a guest without KVM)",
     "linux.uml ",
   ),
-  async tap() {
-    const problem = await cannotOpen("/dev/net/tun");
+  tap() {
+    const problem = cannotOpen("/dev/net/tun");
     if (problem !== undefined) return ["no", problem, "modprobe tun, and be root"];
-    const capabilities = /CapEff:\s*([0-9a-f]+)/.exec(await readText("/proc/self/status") ?? "");
+    const capabilities = /CapEff:\s*([0-9a-f]+)/.exec(readText("/proc/self/status") ?? "");
     const netAdmin = (BigInt(`0x${capabilities?.[1] ?? 0}`) & (1n << 12n)) !== 0n;
     if (netAdmin) return ["yes", "/dev/net/tun and CAP_NET_ADMIN"];
     return ["partly", "no CAP_NET_ADMIN", "use an existing persistent TAP, or be root"];
   },
   passt: program("passt", "apt-get install passt (user-mode networking, no root)"),
-  async vfio() {
-    const groups = await entries("/sys/kernel/iommu_groups");
-    const problem = await cannotOpen("/dev/vfio/vfio");
+  vfio() {
+    const groups = directoryNames("/sys/kernel/iommu_groups");
+    const problem = cannotOpen("/dev/vfio/vfio");
     if (problem !== undefined) return ["no", problem, "modprobe vfio-pci (for ivshmem)"];
     if (groups.length > 0) return ["yes", `${groups.length} IOMMU groups`];
     const advice = "boot with intel_iommu=on or amd_iommu=on; under QEMU add -device intel-iommu";
@@ -177,12 +160,12 @@ const CHECKS: Readonly<Record<string, Check>> = {
   ivshmem() {
     const found = ivshmemFunctions().map(describeFunction);
     const none: Found = ["no", "no ivshmem PCI function", "only virtual machines have one"];
-    return Promise.resolve(found.length > 0 ? found : none);
+    return found.length > 0 ? found : none;
   },
-  async hugepages() {
+  hugepages() {
     const sizes: string[] = [];
-    for (const name of await entries("/sys/kernel/mm/hugepages")) {
-      const total = Number(await readText(`/sys/kernel/mm/hugepages/${name}/nr_hugepages`) ?? 0);
+    for (const name of directoryNames("/sys/kernel/mm/hugepages")) {
+      const total = Number(readText(`/sys/kernel/mm/hugepages/${name}/nr_hugepages`) ?? 0);
       if (total > 0) sizes.push(`${total} of ${name.replace("hugepages-", "")}`);
     }
     if (sizes.length > 0) return ["yes", sizes.join(", ")];

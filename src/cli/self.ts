@@ -3,8 +3,8 @@
 import { fromFileUrl } from "@std/path";
 import { TextLineStream } from "@std/streams/text-line-stream";
 
-/** What a data plane subcommand may do; FFI cannot be narrowed, reading is for the Worker's module. */
-const PERMISSIONS = ["--allow-ffi", "--allow-read", "--allow-env"];
+/** What a data plane subcommand without programs may do; reading is for the Worker's module. */
+const PERMISSIONS = ["--no-prompt", "--allow-ffi", "--allow-read", "--allow-env"];
 
 /** The command that runs this program, compiled or not, with these arguments. */
 export function selfCommand(args: readonly string[], options: Deno.CommandOptions): Deno.Command {

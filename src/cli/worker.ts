@@ -16,6 +16,7 @@ import { createLog, withoutRepeats } from "../observe/log.ts";
 import { createTracer } from "../observe/trace.ts";
 import { complaintOf } from "./complaint.ts";
 import { type PlaneName, PLANES } from "./commands.ts";
+import { enterRunning } from "./permissions.ts";
 import type { CommonSettings, PlaneCommand, PlaneContext } from "./plane.ts";
 
 /** The first message to a Worker. */
@@ -57,6 +58,7 @@ async function run({ plane, settings, common, stopFd }: StartMessage): Promise<n
   // Borrowed: the main thread closes it, so it is not put on the stack.
   stopReactorFrom(reactor, new Fd(stopFd));
   const running = command.open(settings, context);
+  enterRunning(plane);
   post({ kind: "ready" });
   await reactor.run();
   running.finish?.();

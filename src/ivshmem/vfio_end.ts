@@ -15,7 +15,7 @@
 
 import { clearEventFd, createEventFd } from "../linux/eventfd.ts";
 import { LinuxError, VmsgError } from "../linux/errors.ts";
-import { type Fd, openFile } from "../linux/fd.ts";
+import { type Fd, inodeNumber, openFile, openPath } from "../linux/fd.ts";
 import { mapKept, type Mapping, remap } from "../linux/mapping.ts";
 import { EPOLLIN, type Reactor, type Timer } from "../linux/reactor.ts";
 import type { PciFunction } from "../linux/sysfs.ts";
@@ -115,12 +115,9 @@ function interruptsOf(device: VfioDevice): Interrupts {
 }
 
 /** Undefined for one that is gone. */
-function inodeOf({ path }: PciFunction): number | null | undefined {
-  try {
-    return Deno.statSync(path).ino;
-  } catch {
-    return undefined;
-  }
+function inodeOf({ path }: PciFunction): bigint | undefined {
+  using directory = openPath(path);
+  return directory === undefined ? undefined : inodeNumber(directory);
 }
 
 /** What is closed when the function is let go; `stack` owns it. */
@@ -149,7 +146,7 @@ class VfioEnd implements IvshmemEnd {
   #listener: EndListener | undefined;
   #retry: Timer | undefined;
   /** Of its directory: another one is another function, plugged in since. */
-  #inode: number | null | undefined;
+  #inode: bigint | undefined;
 
   constructor(address: string, readonly options: VfioOptions) {
     using stack = new DisposableStack();

@@ -108,10 +108,16 @@ function fillStat(fd: Fd): void {
 const [STAT_LINKS, STAT_MODE, STAT_OWNER, STAT_GROUP] = Deno.build.arch === "x86_64"
   ? [16, 24, 28, 32]
   : [20, 16, 24, 28];
+/** struct timespec: s64 seconds, s64 nanoseconds. */
+const STAT_MODIFIED = 88;
 const S_IFMT = 0o170000;
-const S_IFIFO = 0o010000;
-const S_IFSOCK = 0o140000;
-const S_IFREG = 0o100000;
+/** By the type in the mode. */
+const KINDS: Readonly<Record<number, FileStatus["kind"]>> = {
+  0o010000: "pipe",
+  0o040000: "directory",
+  0o100000: "file",
+  0o140000: "socket",
+};
 
 /** What is at this path, to be looked at and not to be read; undefined if there is nothing. */
 export function openPath(path: string, flags = 0): Fd | undefined {
@@ -137,7 +143,7 @@ export function isRegularFile(fd: Fd): boolean {
 
 /** Who may do what with a file. */
 export interface FileStatus {
-  readonly kind: "file" | "socket" | "pipe" | "other";
+  readonly kind: "file" | "directory" | "socket" | "pipe" | "other";
   /** The lower nine bits of its mode. */
   readonly mode: number;
   /** User and group, by number. */
@@ -145,6 +151,8 @@ export interface FileStatus {
   readonly group: number;
   /** How many names it has. */
   readonly links: number;
+  /** The second of its last change. */
+  readonly modified: number;
 }
 
 /** See {@link FileStatus}. */
@@ -152,19 +160,13 @@ export function fileStatus(fd: Fd): FileStatus {
   fillStat(fd);
   const { view } = stat;
   const mode = view.getUint32(STAT_MODE, true);
-  const kind = mode & S_IFMT;
   return {
-    kind: kind === S_IFREG
-      ? "file"
-      : kind === S_IFSOCK
-      ? "socket"
-      : kind === S_IFIFO
-      ? "pipe"
-      : "other",
+    kind: KINDS[mode & S_IFMT] ?? "other",
     mode: mode & 0o777,
     owner: view.getUint32(STAT_OWNER, true),
     group: view.getUint32(STAT_GROUP, true),
     links: view.getUint32(STAT_LINKS, true),
+    modified: Number(view.getBigInt64(STAT_MODIFIED, true)),
   };
 }
 

@@ -53,6 +53,12 @@ const library = Deno.dlopen("libc.so.6", {
   readdir: { parameters: ["u64"], result: "pointer" },
   /** int closedir(DIR *dirp) */
   closedir: { parameters: ["u64"], result: "i32" },
+  /** int mkdir(const char *path, mode_t mode) */
+  mkdir: { parameters: ["buffer", "u32"], result: "i32" },
+  /** int prctl(int op, unsigned long arg2, ... arg5) */
+  prctl: { parameters: ["i32", "u64", "u64", "u64", "u64"], result: "i32" },
+  /** int rename(const char *oldpath, const char *newpath) */
+  rename: { parameters: ["buffer", "buffer"], result: "i32" },
   /** int unlink(const char *path) */
   unlink: { parameters: ["buffer"], result: "i32" },
   /** int fchmod(int fd, mode_t mode) */

@@ -14,6 +14,7 @@
  * `owner=` names the user whose file it is. They can cut it off then; docs/security.md says so.
  */
 
+import { allocate } from "./arena.ts";
 import { linuxErrno, VmsgError } from "./errors.ts";
 import {
   Fd,
@@ -181,4 +182,20 @@ function problemOf(status: FileStatus, options: OwnFileOptions): string | undefi
   if (others === 0) return undefined;
   const who = (others & 0o002) !== 0 ? "everybody" : "its group";
   return `can be written by ${who}: chmod go-w it, if that is not meant`;
+}
+
+const chunk = allocate(4096);
+
+/** Replaces a file as a whole: whoever reads it finds the former text or this one, also after a SIGKILL. */
+export function replaceFile(path: string, text: string): void {
+  const unfinished = `${path}.new`;
+  unlinkFile(unfinished);
+  using fd = openOwnFile(unfinished, { what: "file", make: "always" }).fd;
+  const bytes = new TextEncoder().encode(text);
+  for (let at = 0; at < bytes.length;) {
+    const part = bytes.subarray(at, at + chunk.bytes.length);
+    chunk.bytes.set(part);
+    at += check(libc.write(fd.number, chunk.address, part.length), `write ${unfinished}`);
+  }
+  check(libc.rename(cString(unfinished), cString(path)), `rename ${unfinished} to ${path}`);
 }

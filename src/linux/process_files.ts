@@ -6,15 +6,9 @@
  */
 
 import { type Fd, fileIdentity } from "./fd.ts";
-import { directoryNames } from "./sysfs.ts";
+import { directoryNames, readText } from "./sysfs.ts";
 
-function textOf(path: string): string {
-  try {
-    return Deno.readTextFileSync(path);
-  } catch {
-    return "";
-  }
-}
+const textOf = (path: string) => readText(path) ?? "";
 
 /** A file that a process has mapped. */
 export interface MappedFile {

@@ -17,6 +17,18 @@ export const PROGRAM_ENVIRONMENT = {
   env: { PATH: DIRECTORIES.join(":"), LC_ALL: "C" },
 } as const;
 
+let later = false;
+
+/** Called by whoever may start a program while others are served: until then it is allowed. */
+export function startProgramsLater(): void {
+  later = true;
+}
+
+/** Whether that was called on this thread. */
+export function startsProgramsLater(): boolean {
+  return later;
+}
+
 /** A program's absolute path, or undefined if the system has none of that name. */
 export function findProgram(name: string): string | undefined {
   return DIRECTORIES.map((directory) => `${directory}/${name}`).find((path) => {

@@ -9,11 +9,21 @@ const SOCK_DGRAM = 2;
 const SOCK_CLOEXEC = 0o2000000;
 const MAX_PATH = 107;
 
-/** @param state as sd_notify takes it, e.g. "READY=1" */
-export function notifySystemd(state: string): void {
+/** Where systemd hears of this service; to be asked for while the environment may be read. */
+export function systemdSocket(): string | undefined {
+  return Deno.env.get("NOTIFY_SOCKET");
+}
+
+/**
+ * Tells a state.
+ *
+ * @param socket see {@link systemdSocket}
+ * @param state as sd_notify takes it, e.g. "READY=1"
+ */
+export function notifySystemd(socket: string | undefined, state: string): void {
+  if (socket === undefined) return;
   // A leading @ stands for the NUL of an abstract address.
-  const name = Deno.env.get("NOTIFY_SOCKET")?.replace(/^@/, "\0");
-  if (name === undefined) return;
+  const name = socket.replace(/^@/, "\0");
   const path = new TextEncoder().encode(name);
   if (path.length > MAX_PATH) return;
   const address = allocate(2 + MAX_PATH + 1);

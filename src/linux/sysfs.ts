@@ -43,6 +43,25 @@ export function readAttribute(path: string): string | undefined {
   return bufferText(check(length, `read ${path}`)).trim();
 }
 
+/** Larger than the memory map of any process here. */
+const MAX_TEXT = 4 << 20;
+
+/** The text of a file as the kernel makes them, of any length; undefined for one that cannot be read. */
+export function readText(path: string): string | undefined {
+  const number = libc.open(cString(path), O_RDONLY | O_CLOEXEC, 0);
+  if (number < 0) return undefined;
+  using fd = new Fd(number);
+  const decoder = new TextDecoder();
+  let text = "";
+  while (text.length < MAX_TEXT) {
+    const length = libc.read(fd.number, buffer.address, buffer.bytes.length);
+    if (length < 0) return undefined;
+    if (length === 0) break;
+    text += decoder.decode(buffer.bytes.slice(0, length), { stream: true });
+  }
+  return text;
+}
+
 /** Writes an attribute; it must be there. */
 export function writeAttribute(path: string, text: string): void {
   const flags = O_WRONLY | O_TRUNC | O_CLOEXEC;

@@ -20,6 +20,7 @@ import { allocate } from "../linux/arena.ts";
 import { UsageError, VmsgError } from "../linux/errors.ts";
 import { libc } from "../linux/libc.ts";
 import { mapAnonymous, type Mapping } from "../linux/mapping.ts";
+import { startProgramsLater } from "../linux/programs.ts";
 import {
   EPOLLERR,
   EPOLLHUP,
@@ -123,6 +124,7 @@ export class PasstPort implements NetworkPort {
     const map = this.#loopback ? [] : ["--no-map-gw"];
     this.#args = [...map, ...options.args ?? []];
     if (this.#path === undefined) {
+      startProgramsLater();
       this.#start();
     } else {
       this.#stream = connectUnix(this.#path);

@@ -38,6 +38,7 @@ import {
   setInterfaceMtu,
 } from "../linux/netdev.ts";
 import type { Reactor } from "../linux/reactor.ts";
+import { linkName } from "../linux/sysfs.ts";
 import {
   attachTap,
   openTun,
@@ -316,7 +317,7 @@ function advising<T>(
 /** The bridge an interface is in, if sysfs shows it. */
 function bridgeOf(name: string): string | undefined {
   try {
-    return Deno.readLinkSync(`/sys/class/net/${name}/master`).split("/").pop();
+    return linkName(`/sys/class/net/${name}/master`);
   } catch {
     return undefined;
   }

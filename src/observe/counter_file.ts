@@ -13,9 +13,11 @@
 
 import { dateMs } from "../linux/clock.ts";
 import { LinuxError } from "../linux/errors.ts";
-import { reserveFile, unlinkFile } from "../linux/fd.ts";
+import { fileStatus, openPath, reserveFile, unlinkFile } from "../linux/fd.ts";
+import { cString, libc } from "../linux/libc.ts";
 import { mapShared } from "../linux/mapping.ts";
-import { openOwnFile } from "../linux/own_file.ts";
+import { O_NOFOLLOW, openOwnFile } from "../linux/own_file.ts";
+import { directoryNames } from "../linux/sysfs.ts";
 import { CounterMemory, countIn } from "./counters.ts";
 
 /** Bytes of a file: about 150 groups. */
@@ -60,17 +62,12 @@ export function openCounterFile(
 
 /** Makes the directory if there is none; false if it is not ours alone. */
 export function isOurs(directory: string): boolean {
-  try {
-    Deno.mkdirSync(directory, { mode: 0o700 });
-  } catch {
-    // It is there, or it is not going to be: what is there counts.
-  }
-  try {
-    const { isDirectory, uid, mode } = Deno.lstatSync(directory);
-    return isDirectory && uid === Deno.uid() && (mode! & 0o022) === 0;
-  } catch {
-    return false;
-  }
+  // It is there, or it is not going to be: what is there counts.
+  libc.mkdir(cString(directory), 0o700);
+  using fd = openPath(directory, O_NOFOLLOW);
+  if (fd === undefined) return false;
+  const { kind, owner, mode } = fileStatus(fd);
+  return kind === "directory" && owner === libc.geteuid() && (mode & 0o022) === 0;
 }
 
 function create(directory: string, subcommand: string): CounterFile | undefined {
@@ -100,28 +97,20 @@ function create(directory: string, subcommand: string): CounterFile | undefined 
 /** Removes what processes that are gone left behind, but for the newest. */
 function cleanUp(directory: string): void {
   const dead: { path: string; at: number }[] = [];
-  let entries = 0;
-  try {
-    for (const { name, isFile } of Deno.readDirSync(directory)) {
-      if (++entries > MAX_ENTRIES) break;
-      const pid = /^[a-z-]+\.(\d+)(\.\d+)?$/.exec(name)?.[1];
-      if (!isFile || pid === undefined || isRunning(Number(pid))) continue;
-      const path = `${directory}/${name}`;
-      dead.push({ path, at: Deno.lstatSync(path).mtime?.getTime() ?? 0 });
-    }
-  } catch {
+  for (const name of directoryNames(directory).slice(0, MAX_ENTRIES)) {
+    const pid = /^[a-z-]+\.(\d+)(\.\d+)?$/.exec(name)?.[1];
+    if (pid === undefined || isRunning(pid)) continue;
+    const path = `${directory}/${name}`;
+    using fd = openPath(path, O_NOFOLLOW);
     // Another one cleans up at the same time, which is as good.
+    if (fd !== undefined) dead.push({ path, at: fileStatus(fd).modified });
   }
   dead.sort((a, b) => b.at - a.at);
   for (const { path } of dead.slice(KEPT)) unlinkFile(path);
 }
 
 /** Whether there is a process of this number: it may be another one than that which wrote a file. */
-function isRunning(pid: number): boolean {
-  try {
-    Deno.statSync(`/proc/${pid}`);
-    return true;
-  } catch {
-    return false;
-  }
+function isRunning(pid: string): boolean {
+  using fd = openPath(`/proc/${pid}`);
+  return fd !== undefined;
 }

@@ -13,6 +13,7 @@ import type { Bus } from "../bus/bus.ts";
 import { allocateHugePages, HUGE_PAGE_SIZE, type HugePages } from "../linux/huge_pages.ts";
 import { physicalRuns } from "../linux/page_map.ts";
 import { holdPins, type PinHolder } from "../linux/pin_holder.ts";
+import { startProgramsLater } from "../linux/programs.ts";
 import { MEMORY_WINDOW } from "../message/message.ts";
 import type { Log } from "../observe/log.ts";
 import type { PeerListener } from "../transport/driver_side.ts";
@@ -69,6 +70,8 @@ export class Pages implements ForwardingPlace, PeerListener, Disposable {
     readonly memory: PagesMemory = OF_THE_KERNEL,
   ) {
     using stack = new DisposableStack();
+    // A holder of pins.
+    startProgramsLater();
     this.#bus = bus;
     this.physical = new PhysicalMap(bus, memory.locate);
     this.#pages = Array.from({ length: deviceCount }, () => {

@@ -8,7 +8,9 @@
 
 import { VmsgError } from "../../linux/errors.ts";
 import { type Fd, O_CREAT, openFile, tryLockByte, unlinkFile } from "../../linux/fd.ts";
+import { replaceFile } from "../../linux/own_file.ts";
 import { lockHolder } from "../../linux/process_files.ts";
+import { readText } from "../../linux/sysfs.ts";
 import type { RegisterState } from "../mmio/registers.ts";
 import type { IoapicState } from "./ioapic.ts";
 
@@ -48,7 +50,7 @@ export class StateFile implements Disposable {
   /** What was left of this domain. */
   read(vm: string): XenState | undefined {
     try {
-      const state: XenState = JSON.parse(Deno.readTextFileSync(`${this.#path}.json`));
+      const state: XenState = JSON.parse(readText(`${this.#path}.json`) ?? "");
       return state.vm === vm ? state : undefined;
     } catch {
       // There is none, or it is none.
@@ -58,14 +60,12 @@ export class StateFile implements Disposable {
 
   /** Replaces what is left. */
   write(state: XenState): void {
-    const unfinished = `${this.#path}.new`;
-    Deno.writeTextFileSync(unfinished, JSON.stringify(state), { mode: 0o600 });
-    Deno.renameSync(unfinished, `${this.#path}.json`);
+    replaceFile(`${this.#path}.json`, JSON.stringify(state));
   }
 
   /** The domain is gone, and nothing is left. */
   remove(): void {
-    for (const end of ["new", "json", "lock"]) unlinkFile(`${this.#path}.${end}`);
+    for (const end of ["json.new", "json", "lock"]) unlinkFile(`${this.#path}.${end}`);
   }
 
   [Symbol.dispose](): void {
