@@ -42,12 +42,11 @@ function assertDisjoint(windows: readonly MemoryRegion[]): void {
     const problem = space.add(at, size, memory, offset);
     if (problem === undefined) continue;
     const where = `0x${at.toString(16)}`;
-    throw new VmsgError(
-      "MEMORY",
-      problem === "overlap"
-        ? `--memory at ${where} overlaps another --memory`
-        : `--memory: ${size} bytes cannot lie at ${where}`,
-    );
+    const overlaps = `--memory at ${where} overlaps another --memory`;
+    const line = problem === "overlap"
+      ? overlaps
+      : `--memory: ${size} bytes cannot lie at ${where}`;
+    throw new VmsgError("MEMORY", line);
   }
 }
 

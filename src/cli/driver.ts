@@ -123,21 +123,18 @@ export const driverCommand: PlaneCommand<DriverSettings> = planeCommand({
     // Before the memory goes.
     stack.defer(() => side.revoke());
     if (settings.tap !== undefined) {
-      const bridge = stack.use(
-        new PortBridge(reactor, tapKind.open(settings.tap, context).port, log.info),
-      );
-      const offloads = mirrored(bridge.port.features);
-      const options = { memory, offloads };
+      const { port } = tapKind.open(settings.tap, context);
+      const bridge = stack.use(new PortBridge(reactor, port, log.info));
+      const options = { memory, offloads: mirrored(port.features) };
       bridge.use(stack.use(new NetDriver(reactor, side, settings.device, bridge, log, options)));
       side.open();
       return {};
     }
     const print = settings.json ? () => {} : context.print;
     const pinger = new Pinger(reactor, { ...settings.ping, print });
-    const driver = stack.use(
-      new NetDriver(reactor, side, settings.device, pinger, log, { memory }),
+    pinger.use(
+      stack.use(new NetDriver(reactor, side, settings.device, pinger, log, { memory })),
     );
-    pinger.use(driver);
     let result: PingResult | undefined;
     reactor.spawn(async () => {
       result = await pinger.run();

@@ -1,18 +1,16 @@
 /**
  * A keeper sees to it that nothing is left behind, whatever happens to this process.
  *
- * Guests live in sessions of their own (Ctrl-C in our terminal does not reach them), ignore
- * SIGTERM (User-Mode Linux), leave helper processes and files. Handlers in this process cannot
- * clean up after a SIGKILL, and `deno test` runs none on Ctrl-C. So a small shell process does it.
- * It makes a directory, then reads commands from a pipe whose other end only this process holds:
+ * Guests live in sessions of their own, which Ctrl-C does not reach, ignore SIGTERM (User-Mode Linux), leave
+ * helpers and files; and handlers in this process do not run after a SIGKILL. So a small shell process makes
+ * a directory, then reads commands from a pipe whose other end only this process holds:
  *
  *     keep PID    PID leads a session (it was started with `detached: true`): end it when we go
  *     end PID     end that session now
  *     (the end)   end what is kept, remove the directory
  *
- * States: open, until it is disposed or this process is gone; then closed. Processes are ended with
- * SIGKILL by their own id, found by their session in /proc. A session's id is not given to anybody
- * else while the session has a member, so it is forgotten as soon as it is seen empty.
+ * Processes are ended with SIGKILL by their own id, found by their session in /proc. A session's id is not
+ * given to anybody else while the session has a member, so it is forgotten as soon as it is seen empty.
  *
  * Not covered: a process that makes itself yet another session; and where there is no shell, a SIGKILL of ours.
  */
@@ -80,11 +78,7 @@ export interface Keeper extends AsyncDisposable {
   end(pid: number): Promise<void>;
 }
 
-/**
- * Starts a keeper.
- *
- * @param base where its directory is made: TMPDIR or /tmp, unless given
- */
+/** Starts a keeper; its directory is made in `base`: TMPDIR or /tmp, unless given. */
 export async function openKeeper(base?: string): Promise<Keeper> {
   try {
     return await openShellKeeper(base);

@@ -41,11 +41,7 @@ export class FrameDescriptor implements Disposable {
   #blocked = false;
   #listener: PortListener | undefined;
 
-  /**
-   * Takes a non-blocking descriptor, which stays the caller's.
-   *
-   * @param name of the port, for its counters
-   */
+  /** Takes a non-blocking descriptor, which stays the caller's, and the port's name for the counters. */
   constructor(readonly fd: Fd, readonly reactor: Reactor, name = "") {
     this.counters = new FrameCounters("port", name);
   }
@@ -68,12 +64,7 @@ export class FrameDescriptor implements Disposable {
     }
   }
 
-  /**
-   * Writes one frame.
-   *
-   * @param iovecs address of struct iovec, `count` of them
-   * @returns false if there is no room now; the listener is told when there is
-   */
+  /** Writes one frame of `count` iovecs; false if there is no room now: the listener is told when there is. */
   write(iovecs: bigint, count: number): boolean {
     if (libc.writev(this.fd.number, iovecs, count) >= 0) {
       this.counters.sent++;
@@ -88,11 +79,8 @@ export class FrameDescriptor implements Disposable {
   }
 
   /**
-   * Reads the next frame.
-   *
-   * @param iovecs address of struct iovec, `count` of them
-   * @returns its length, 0 if there is none; {@link readable} is false then, unless the listener was
-   * told to come again
+   * Reads the next frame into `count` iovecs; its length, 0 if there is none: {@link readable} is false then,
+   * unless the listener was told to come again.
    */
   read(iovecs: bigint, count: number): number {
     for (let failures = 0; failures < MAX_FAILURES; failures++) {

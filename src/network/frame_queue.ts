@@ -17,12 +17,7 @@ export class FrameQueue implements Disposable {
   #tail = 0;
   #count = 0;
 
-  /**
-   * Maps the slots.
-   *
-   * @param capacity how many frames
-   * @param slotSize the longest frame, with its virtio-net header, in bytes
-   */
+  /** Maps `capacity` slots for frames of at most `slotSize` bytes, their virtio-net header among them. */
   constructor(readonly capacity: number, readonly slotSize: number) {
     this.#memory = mapAnonymous(capacity * slotSize);
     this.#lengths = new Uint32Array(capacity);
@@ -37,12 +32,7 @@ export class FrameQueue implements Disposable {
     return this.#count;
   }
 
-  /**
-   * Queues a copy of a frame.
-   *
-   * @param length with its virtio-net header, in bytes
-   * @returns false if there is no room for it
-   */
+  /** Queues a copy of a frame of `length` bytes, its virtio-net header among them; false if there is no room. */
   push(frame: IovecList, length: number): boolean {
     if (this.#count === this.capacity || length > this.slotSize) return false;
     const slot = (this.#tail + this.#count) % this.capacity;

@@ -28,6 +28,6 @@ export function frameRoom(mtu: number): number {
 
 /** Whether frames for the guest may be larger than the MTU. */
 export function takesLargeFrames(words: Uint32Array): boolean {
-  return hasFeature(words, NetFeature.GUEST_TSO4) || hasFeature(words, NetFeature.GUEST_TSO6) ||
-    hasFeature(words, NetFeature.GUEST_USO4) || hasFeature(words, NetFeature.GUEST_USO6);
+  const { GUEST_TSO4, GUEST_TSO6, GUEST_USO4, GUEST_USO6 } = NetFeature;
+  return [GUEST_TSO4, GUEST_TSO6, GUEST_USO4, GUEST_USO6].some((bit) => hasFeature(words, bit));
 }

@@ -51,10 +51,8 @@ export class PrefixedSegments {
   }
 
   /**
-   * Makes the array.
+   * Makes the array of a frame of at least 12 bytes that begins with segment `first`.
    *
-   * @param frame at least 12 bytes from segment `first` on
-   * @param first the segment whose first byte is the first of the virtio-net header
    * @returns how many iovecs there are, or 0 for a frame in too many pieces
    */
   assemble(frame: IovecList, first: number): number {

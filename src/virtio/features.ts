@@ -79,12 +79,12 @@ export const DEVICE_NET = 1;
 /** The device id of an entropy device. */
 export const DEVICE_RNG = 4;
 
-const RING_NAMES = byBit(RingFeature);
-const NET_NAMES = byBit(NetFeature);
-const STATUS_NAMES = new Map(Object.entries(Status).map(([name, mask]) => [mask as number, name]));
+const RING_NAMES = byNumber(RingFeature);
+const NET_NAMES = byNumber(NetFeature);
+const STATUS_NAMES = byNumber(Status);
 
-function byBit(bits: Readonly<Record<string, number>>): ReadonlyMap<number, string> {
-  return new Map(Object.entries(bits).map(([name, bit]) => [bit, name]));
+function byNumber(names: Readonly<Record<string, number>>): ReadonlyMap<number, string> {
+  return new Map(Object.entries(names).map(([name, number]) => [number, name]));
 }
 
 /**
@@ -94,21 +94,19 @@ function byBit(bits: Readonly<Record<string, number>>): ReadonlyMap<number, stri
  * @param deviceId whose feature bits they are, 1 = net
  * @param firstBlock which block words[0] is
  */
-export function featureNames(
-  words: ArrayLike<number>,
-  deviceId: number,
-  firstBlock: number = 0,
-): string[] {
+export function featureNames(words: ArrayLike<number>, deviceId: number, firstBlock = 0): string[] {
   const device = deviceId === DEVICE_NET ? NET_NAMES : undefined;
-  const names: string[] = [];
-  for (let n = 0; n < words.length; n++) {
-    for (let bit = 0; bit < 32; bit++) {
-      if (((words[n]! >>> bit) & 1) === 0) continue;
+  return Array.from(words).flatMap((word, n) =>
+    bitsOf(word).map((bit) => {
       const number = 32 * (firstBlock + n) + bit;
-      names.push(RING_NAMES.get(number) ?? device?.get(number) ?? `bit ${number}`);
-    }
-  }
-  return names;
+      return RING_NAMES.get(number) ?? device?.get(number) ?? `bit ${number}`;
+    })
+  );
+}
+
+/** The bits of a word that are set, in ascending order. */
+function bitsOf(word: number): number[] {
+  return Array.from({ length: 32 }, (_, bit) => bit).filter((bit) => (word >>> bit & 1) !== 0);
 }
 
 /** Is a feature bit set in blocks of 32? */
@@ -118,9 +116,5 @@ export function hasFeature(words: Uint32Array, bit: number): boolean {
 
 /** Names of the status bits that are set, in ascending order; none for status 0. */
 export function statusNames(status: number): string[] {
-  const names: string[] = [];
-  for (let bit = 0; bit < 32; bit++) {
-    if (((status >>> bit) & 1) !== 0) names.push(STATUS_NAMES.get(2 ** bit) ?? `bit ${bit}`);
-  }
-  return names;
+  return bitsOf(status).map((bit) => STATUS_NAMES.get(2 ** bit) ?? `bit ${bit}`);
 }

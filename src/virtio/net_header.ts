@@ -2,15 +2,11 @@
 
 /** flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers; in bytes. */
 export const NET_HEADER_SIZE = 12;
-/** Where flags lies in it. */
+// Where fields lie in it.
 export const FLAGS_OFFSET = 0;
-/** Where gso_type lies. */
 export const GSO_TYPE_OFFSET = 1;
-/** Where csum_start lies. */
 export const CSUM_START_OFFSET = 6;
-/** Where csum_offset lies. */
 export const CSUM_OFFSET_OFFSET = 8;
-/** Where num_buffers lies. */
 export const NUM_BUFFERS_OFFSET = 10;
 
 /** Of the flags: the checksum is only that of the pseudo header; somebody has to add the rest. */

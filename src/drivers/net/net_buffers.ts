@@ -40,9 +40,8 @@ export const DRIVER_MEMORY_SIZE: number = RINGS_SIZE + QUEUE_SIZE * RECEIVE_SIZE
 export class NetBuffers {
   /** All of the memory, for segments of frames. */
   readonly window: MemoryWindow;
-  /** How many receive buffers there are. */
+  /** How many buffers there are. */
   readonly receiveCount: number;
-  /** How many transmit buffers there are. */
   readonly transmitCount: number;
   /** The virtio-net header of each transmit buffer. */
   readonly transmitHeaders: readonly Uint8Array[];
@@ -54,10 +53,8 @@ export class NetBuffers {
   constructor(readonly place: Place) {
     const { memory, offset, size, at } = place;
     if (size < MINIMUM) {
-      throw new VmsgError(
-        "MEMORY",
-        `the driver needs at least ${MINIMUM} bytes of shared memory, not ${size}: 1M is enough`,
-      );
+      const needs = `the driver needs at least ${MINIMUM} bytes of shared memory`;
+      throw new VmsgError("MEMORY", `${needs}, not ${size}: 1M is enough`);
     }
     this.window = new MemoryWindow(at, size, memory, offset);
     // Where memory is short, half of it is for either direction.

@@ -220,10 +220,8 @@ export class NetDriver implements PeerListener, Disposable {
     const { info, offered } = this.#session.told;
     const { deviceId } = info!;
     if (deviceId !== DEVICE_NET) {
-      throw new VmsgError(
-        "NO_DEVICE",
-        `device ${device.number} is no network card but has device id ${deviceId}`,
-      );
+      const what = `is no network card but has device id ${deviceId}`;
+      throw new VmsgError("NO_DEVICE", `device ${device.number} ${what}`);
     }
     const accepted = this.#choose(offered);
     this.features = featureNames(accepted, DEVICE_NET);

@@ -36,12 +36,7 @@ export class ChainSequence {
   #first = 0;
   #count = 0;
 
-  /**
-   * Takes the iovec array from the arena, for good.
-   *
-   * @param maxBuffers how many buffers it holds
-   * @param capacity how many segments, at most 1024 (IOV_MAX)
-   */
+  /** @param capacity how many segments, at most 1024 (IOV_MAX) */
   constructor(maxBuffers = 256, capacity = 1024) {
     // Readable descriptors do not belong here; room for one shows that there are some.
     this.#chain = new Chain(1, capacity);

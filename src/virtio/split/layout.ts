@@ -18,24 +18,17 @@ export const MAX_QUEUE_SIZE = 32768;
 /** The size of one descriptor, in bytes. */
 export const DESCRIPTOR_SIZE = 16;
 
-/** Descriptor flag VIRTQ_DESC_F_NEXT: the buffer goes on at `next` (2.7.5). */
-export const DESCRIPTOR_NEXT = 1;
-/** Descriptor flag VIRTQ_DESC_F_WRITE: the device writes, otherwise it reads (2.7.5). */
-export const DESCRIPTOR_WRITE = 2;
-/** Descriptor flag VIRTQ_DESC_F_INDIRECT: it names a table of descriptors (2.7.5.3). */
-export const DESCRIPTOR_INDIRECT = 4;
-/** Flag of the available ring, VIRTQ_AVAIL_F_NO_INTERRUPT: no used buffer notifications (2.7.7). */
-export const AVAIL_NO_INTERRUPT = 1;
-/** Flag of the used ring, VIRTQ_USED_F_NO_NOTIFY: no available buffer notifications (2.7.10). */
-export const USED_NO_NOTIFY = 1;
+// Flags, VIRTQ_DESC_F_, VIRTQ_AVAIL_F_ and VIRTQ_USED_F_ in the specification.
+export const DESCRIPTOR_NEXT = 1; // the buffer goes on at `next` (2.7.5)
+export const DESCRIPTOR_WRITE = 2; // the device writes, otherwise it reads (2.7.5)
+export const DESCRIPTOR_INDIRECT = 4; // it names a table of descriptors (2.7.5.3)
+export const AVAIL_NO_INTERRUPT = 1; // no used buffer notifications (2.7.7)
+export const USED_NO_NOTIFY = 1; // no available buffer notifications (2.7.10)
 
-/** Where both rings keep their flags, as an index of 16-bit words. */
+// Where things lie in the rings, as indices of 16-bit words; elements, of two words each, of 32-bit ones.
 export const RING_FLAGS = 0;
-/** Where both rings keep their index, as an index of 16-bit words. */
 export const RING_INDEX = 1;
-/** Where the available ring's heads begin, as an index of 16-bit words. */
 export const AVAIL_HEADS = 2;
-/** Where the used ring's elements begin, as an index of 32-bit words; each takes two. */
 export const USED_ELEMENTS = 1;
 
 /** Whether a number can be a queue size: a power of two, at most {@link MAX_QUEUE_SIZE}. */
@@ -43,15 +36,13 @@ export function isQueueSize(size: number): boolean {
   return Number.isInteger(size) && size > 0 && size <= MAX_QUEUE_SIZE && (size & (size - 1)) === 0;
 }
 
+type AreaAddress = "descriptorAddress" | "driverAddress" | "deviceAddress";
+
 /** Whether areas lie at addresses that can be (2.7). */
-export function isAligned(
-  { descriptorAddress, driverAddress, deviceAddress }: Readonly<
-    Record<"descriptorAddress" | "driverAddress" | "deviceAddress", number>
-  >,
-): boolean {
-  return isMultiple(descriptorAddress, AREAS.descriptor.alignment) &&
-    isMultiple(driverAddress, AREAS.driver.alignment) &&
-    isMultiple(deviceAddress, AREAS.device.alignment);
+export function isAligned(queue: Readonly<Record<AreaAddress, number>>): boolean {
+  return isMultiple(queue.descriptorAddress, AREAS.descriptor.alignment) &&
+    isMultiple(queue.driverAddress, AREAS.driver.alignment) &&
+    isMultiple(queue.deviceAddress, AREAS.device.alignment);
 }
 
 function isMultiple(address: number, alignment: number): boolean {

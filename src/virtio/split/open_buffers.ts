@@ -2,10 +2,8 @@
  * The buffers that a device has popped and not completed, where it completes them in any order: a disk's
  * requests, or whatever a device in another process is at work on.
  *
- * What in-order completion gets from two indices is remembered here by head: is it open, at which available
- * index was it popped, how many bytes may be written. A driver that offers a head again that is still open
- * breaks the queue: completing it would say nothing of which of the two buffers is meant. (In order, the
- * position tells them apart.)
+ * What in-order completion gets from two indices is remembered here by head. A driver that offers a head again
+ * that is still open breaks the queue: completing it would not say which of the two buffers is meant.
  *
  * What follows for stopping and restarting. The driver knows an index only, the base: whatever came before it
  * was used, whatever comes from it on was not. In any order that is true only if no open buffer was overtaken:
