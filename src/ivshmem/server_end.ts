@@ -10,8 +10,8 @@
  * then nothing rings this end. From {@link ServerEnd.open} on the socket is followed by the reactor. A
  * server that goes away, or says what it must not, leaves the end on its own: it keeps memory, peers and
  * doorbells, and learns of no further joins and leaves; lasting_end.ts looks for the next server. Nothing a server says is trusted: numbers are
- * checked, descriptors counted, surplus ones closed, and what looks like an eventfd cannot block us. But
- * memory that is not sealed (QEMU's server does not) can be cut off, which is a SIGBUS for all its peers.
+ * checked, descriptors counted, surplus ones closed, only eventfds and pipes ring and are rung (peer_event.ts), and
+ * memory is what memory_file.ts takes.
  *
  * Of each peer only vector 0 is kept, to ring it; of our own vectors each is listened to.
  *
@@ -20,11 +20,12 @@
 
 import { allocate } from "../linux/arena.ts";
 import { type Clock, MONOTONIC, pause } from "../linux/clock.ts";
-import { LinuxError, VmsgError } from "../linux/errors.ts";
-import { clearEventFd, signalEventFd } from "../linux/eventfd.ts";
-import { dataOf, type Fd, fileSize, isSocketFile, setNonBlocking } from "../linux/fd.ts";
+import { VmsgError } from "../linux/errors.ts";
+import { dataOf, type Fd, isSocketFile } from "../linux/fd.ts";
 import { libc } from "../linux/libc.ts";
-import { type Mapping, mapShared, PAGE_SIZE, remap } from "../linux/mapping.ts";
+import { type Mapping, PAGE_SIZE, remap } from "../linux/mapping.ts";
+import { mapMemoryFile } from "../linux/memory_file.ts";
+import { PeerEvent } from "../linux/peer_event.ts";
 import { EPOLLERR, EPOLLHUP, EPOLLIN, type Reactor } from "../linux/reactor.ts";
 import { connectUnix, type UnixStream } from "../linux/unix_socket.ts";
 import type { MappedMemory } from "../memory/mod.ts";
@@ -112,8 +113,8 @@ export class ServerEnd implements IvshmemEnd {
   #gone: (() => void) | undefined;
   readonly #peers = new Set<number>();
   /** Vector 0 of each peer. */
-  readonly #doorbells = new Map<number, Fd>();
-  readonly #vectors: Fd[] = [];
+  readonly #doorbells = new Map<number, PeerEvent>();
+  readonly #vectors: PeerEvent[] = [];
   readonly #isWatched: boolean[] = [];
 
   /**
@@ -219,18 +220,26 @@ export class ServerEnd implements IvshmemEnd {
     if (!isOurs && this.#doorbells.size >= MAX_PEERS) {
       return `has more than ${MAX_PEERS} peers`;
     }
-    // Who knows what it is: a full pipe would stop us for ever.
-    setNonBlocking(fd);
-    stack.move();
-    if (isOurs) {
-      this.#vectors.push(fd);
-      this.#listenTo(this.#vectors.length - 1);
-    } else {
-      this.#doorbells.set(value, fd);
-      this.#peers.add(value);
-      this.#listener?.joined(value);
+    try {
+      const role = isOurs ? `vector ${this.#vectors.length}` : `the doorbell of peer ${value}`;
+      this.#keep(value, new PeerEvent(fd, isOurs ? "wait" : "signal", role));
+    } catch (error) {
+      if (!(error instanceof VmsgError)) throw error;
+      return `sent something that does not work: ${error.message}`;
     }
+    stack.move();
     return undefined;
+  }
+
+  #keep(id: number, event: PeerEvent): void {
+    if (id === this.#id) {
+      this.#vectors.push(event);
+      this.#listenTo(this.#vectors.length - 1);
+      return;
+    }
+    this.#doorbells.set(id, event);
+    this.#peers.add(id);
+    this.#listener?.joined(id);
   }
 
   #takeLeave(peer: number): string | undefined {
@@ -250,13 +259,14 @@ export class ServerEnd implements IvshmemEnd {
   #map(fd: Fd): Mapping {
     const problem = (what: string) => new VmsgError("MEMORY", `${this.description}: ${what}`);
     try {
-      const size = fileSize(fd);
-      if (size < PAGE_SIZE) throw problem(`its memory has only ${size} bytes`);
-      return mapShared(fd.number, size);
+      const { memory } = mapMemoryFile(fd);
+      if (memory.size >= PAGE_SIZE) return memory;
+      memory[Symbol.dispose]();
     } catch (error) {
-      if (!(error instanceof LinuxError || error instanceof RangeError)) throw error;
+      if (!(error instanceof VmsgError || error instanceof RangeError)) throw error;
       throw problem(`its memory cannot be mapped: ${error.message}`);
     }
+    throw problem(`its memory has less than ${PAGE_SIZE} bytes`);
   }
 
   /**
@@ -277,26 +287,21 @@ export class ServerEnd implements IvshmemEnd {
   #listenTo(index: number): void {
     const reactor = this.#reactor;
     if (reactor === undefined) return;
-    const fd = this.#vectors[index]!;
-    try {
-      reactor.watch(fd, EPOLLIN, (events) => this.#rung(index, events));
-      this.#isWatched[index] = true;
-    } catch (error) {
-      if (!(error instanceof LinuxError)) throw error;
-      this.#log.warn(`${this.description}: vector ${index} cannot ring: ${error.message}`);
-    }
+    reactor.watch(this.#vectors[index]!.fd, EPOLLIN, (events) => this.#rung(index, events));
+    this.#isWatched[index] = true;
   }
 
-  #rung(index: number, events: number): void {
-    const fd = this.#vectors[index]!;
-    // No eventfd does that; something else in its place would wake us without end.
-    if ((events & (EPOLLERR | EPOLLHUP)) !== 0) {
+  #rung(index: number, events: number): boolean {
+    const event = this.#vectors[index]!;
+    const isRung = event.clear();
+    // Only a pipe does that, and what hung up stays ready. (An eventfd whose count ran over is cleared.)
+    if (!isRung && (events & (EPOLLERR | EPOLLHUP)) !== 0) {
       this.#isWatched[index] = false;
-      this.#reactor?.unwatch(fd);
+      this.#reactor?.unwatch(event.fd);
       this.#log.warn(`${this.description}: vector ${index} is broken and rings no more`);
     }
-    clearEventFd(fd);
     this.#listener?.rung();
+    return isRung;
   }
 
   #ready(): void {
@@ -306,20 +311,8 @@ export class ServerEnd implements IvshmemEnd {
       const result = this.#reader.read();
       if (result === "nothing") return;
       if (result === "closed") return this.#alone("is gone");
-      const problem = result === "bad"
-        ? "sent two file descriptors with one number"
-        : this.#follow();
+      const problem = result === "bad" ? "sent two file descriptors with one number" : this.#take();
       if (problem !== undefined) return this.#alone(problem);
-    }
-  }
-
-  /** As {@link ServerEnd.#take}, for a loop that must not be thrown through by a server. */
-  #follow(): string | undefined {
-    try {
-      return this.#take();
-    } catch (error) {
-      if (!(error instanceof LinuxError)) throw error;
-      return `sent something that does not work: ${error.message}`;
     }
   }
 
@@ -372,8 +365,7 @@ export class ServerEnd implements IvshmemEnd {
   }
 
   ring(peer: number): void {
-    const fd = peer === this.#id ? this.#vectors[0] : this.#doorbells.get(peer);
-    if (fd !== undefined) signalEventFd(fd);
+    (peer === this.#id ? this.#vectors[0] : this.#doorbells.get(peer))?.signal();
   }
 
   /** A process's memory stays where it is only for vfio. */
@@ -388,13 +380,13 @@ export class ServerEnd implements IvshmemEnd {
   [Symbol.dispose](): void {
     this.#listener = undefined;
     this.#closeStream();
-    this.#vectors.forEach((fd, index) => {
-      if (this.#isWatched[index]) this.#reactor?.unwatch(fd);
-      fd[Symbol.dispose]();
+    this.#vectors.forEach((event, index) => {
+      if (this.#isWatched[index]) this.#reactor?.unwatch(event.fd);
+      event[Symbol.dispose]();
     });
     this.#vectors.length = 0;
     this.#isWatched.length = 0;
-    for (const fd of this.#doorbells.values()) fd[Symbol.dispose]();
+    for (const event of this.#doorbells.values()) event[Symbol.dispose]();
     this.#doorbells.clear();
     this.#peers.clear();
     this.#memory?.[Symbol.dispose]();

@@ -1,4 +1,4 @@
-/** eventfd(2): a counter that wakes an epoll loop; kicks, calls and doorbells are made of it. */
+/** eventfd(2): a counter that wakes an epoll loop. Those of our own making; a peer's are in peer_event.ts. */
 
 import { allocate } from "./arena.ts";
 import { check, libc } from "./libc.ts";
@@ -15,10 +15,7 @@ export function createEventFd(): Fd {
   return new Fd(check(libc.eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), "eventfd"));
 }
 
-/**
- * Adds 1. A count that is full, or a pipe in an eventfd's place that is full (User-Mode Linux gives
- * one as call descriptor), already wakes the reader, so a failure means nothing.
- */
+/** Adds 1. A count that is full already wakes the reader, so a failure means nothing. */
 export function signalEventFd(fd: Fd): void {
   libc.write(fd.number, word.address, 8);
 }

@@ -8,7 +8,9 @@ import { check, cString, errno, lastError, libc, uninterrupted } from "./libc.ts
 export const O_RDWR = 0o2;
 export const O_CREAT = 0o100;
 export const O_CLOEXEC = 0o2000000;
-const O_NONBLOCK = 0o4000;
+export const O_NONBLOCK = 0o4000;
+export const O_RDONLY = 0;
+export const O_WRONLY = 0o1;
 const O_PATH = 0o10000000;
 
 const F_SETFD = 2;
@@ -47,9 +49,14 @@ export class Fd implements Disposable {
     return this.#number;
   }
 
+  /** Does the closing. */
+  protected close(): void {
+    libc.close(this.number);
+  }
+
   /** Closes it, if it is open. */
   [Symbol.dispose](): void {
-    if (this.#number >= 0) libc.close(this.#number);
+    if (this.#number >= 0) this.close();
     this.#number = -1;
   }
 }

@@ -21,6 +21,8 @@ const library = Deno.dlopen("libc.so.6", {
   open: { parameters: ["buffer", "i32", "u32"], result: "i32" },
   /** int close(int fd) */
   close: { parameters: ["i32"], result: "i32" },
+  /** The same in another thread: a peer's file may wait for the peer */
+  close_elsewhere: { name: "close", parameters: ["i32"], result: "i32", nonblocking: true },
   /** ssize_t read(int fd, void *buf, size_t count) */
   read: { parameters: ["i32", "u64", "u32"], result: "i32" },
   /** ssize_t write(int fd, const void *buf, size_t count) */
@@ -33,6 +35,8 @@ const library = Deno.dlopen("libc.so.6", {
   readv: { parameters: ["i32", "u64", "i32"], result: "i32" },
   /** ssize_t writev(int fd, const struct iovec *iov, int iovcnt) */
   writev: { parameters: ["i32", "u64", "i32"], result: "i32" },
+  /** ssize_t preadv2(int fd, const struct iovec *iov, int iovcnt, off_t offset, int flags) */
+  preadv2: { parameters: ["i32", "u64", "i32", "i64", "i32"], result: "i32" },
   /** int getsockopt(int sockfd, int level, int optname, void *optval, socklen_t *optlen) */
   getsockopt: { parameters: ["i32", "i32", "i32", "u64", "u64"], result: "i32" },
   /** off_t lseek(int fd, off_t offset, int whence) */
@@ -77,8 +81,12 @@ const library = Deno.dlopen("libc.so.6", {
   getrandom: { parameters: ["u64", "u32", "u32"], result: "i32" },
   /** int clock_gettime(clockid_t clockid, struct timespec *tp) */
   clock_gettime: { parameters: ["i32", "u64"], result: "i32" },
-  /** long syscall(long number, ...): fstat, which older glibc does not export */
+  /** long syscall(long number, ...): fstat, which older glibc does not export; io_setup */
   syscall: { parameters: ["i64", "i64", "u64"], result: "i32" },
+  /** The same for io_submit(aio_context_t ctx, long nr, struct iocb **iocbs) */
+  io_submit: { name: "syscall", parameters: ["i64", "u64", "i64", "u64"], result: "i32" },
+  /** int fstatfs(int fd, struct statfs *buf) */
+  fstatfs: { parameters: ["i32", "u64"], result: "i32" },
   /** int memfd_create(const char *name, unsigned int flags) */
   memfd_create: { parameters: ["buffer", "u32"], result: "i32" },
   /** void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset) */

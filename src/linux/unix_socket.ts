@@ -21,6 +21,7 @@ import {
 } from "./fd.ts";
 import { check, cString, errno, lastError, libc } from "./libc.ts";
 import { type Access, giveAccess, modeOf, O_NOFOLLOW } from "./own_file.ts";
+import { mayReceive, ReceivedFd } from "./received_fd.ts";
 
 const EADDRINUSE = linuxErrno("EADDRINUSE");
 /** Of accept: nobody is there, or not any more. */
@@ -140,7 +141,7 @@ export class UnixStream implements Disposable {
   receive(address: bigint, length: number): number {
     this.fds.length = 0;
     this.truncated = false;
-    fillHeader(address, length, CMSG_HEADER + 4 * MAX_FDS);
+    fillHeader(address, length, mayReceive() ? CMSG_HEADER + 4 * MAX_FDS : 0);
     const flags = MSG_CMSG_CLOEXEC | MSG_DONTWAIT;
     const received = libc.recvmsg(this.fd.number, header.address, flags);
     if (received < 0) return isRetry(errno()) ? -1 : 0;
@@ -149,7 +150,7 @@ export class UnixStream implements Disposable {
     if (controlLength >= CMSG_HEADER && control.view.getInt32(12, true) === SCM_RIGHTS) {
       const end = Number(control.view.getBigUint64(0, true));
       for (let at = CMSG_HEADER; at + 4 <= end; at += 4) {
-        this.fds.push(new Fd(control.view.getInt32(at, true)));
+        this.fds.push(new ReceivedFd(control.view.getInt32(at, true)));
       }
     }
     return received;

@@ -11,8 +11,9 @@
  */
 
 import { linuxErrno } from "../linux/errors.ts";
-import { type Fd, fileSize } from "../linux/fd.ts";
-import { type Mapping, mapShared, PAGE_SIZE } from "../linux/mapping.ts";
+import type { Fd } from "../linux/fd.ts";
+import type { Mapping } from "../linux/mapping.ts";
+import { mapMemoryFile } from "../linux/memory_file.ts";
 import { AddressSpace, type MemoryRegion } from "../memory/mod.ts";
 import type { DeviceContext } from "./device_context.ts";
 
@@ -66,13 +67,9 @@ export class SlotMemory {
   /** Maps part of a file; the table owns `fd` if it was added. */
   addFile(fd: Fd, address: number, length: number, fileOffset: number): number {
     if (![address, length, fileOffset].every(Number.isSafeInteger) || length === 0) return EINVAL;
-    // A mapping starts at a page; a region of the front end need not.
-    const slack = fileOffset % PAGE_SIZE;
     try {
-      // Beyond the end of the file every access would be a SIGBUS.
-      if (fileOffset + length > fileSize(fd)) return EINVAL;
-      const memory = mapShared(fd.number, length + slack, fileOffset - slack);
-      const region = { at: address, size: length, memory, offset: slack, fd, fileOffset };
+      const { memory, offset } = mapMemoryFile(fd, fileOffset, length);
+      const region = { at: address, size: length, memory, offset, fd, fileOffset };
       const result = this.#add(address, length, [region], memory);
       if (result !== 0) memory[Symbol.dispose]();
       return result;

@@ -2,14 +2,14 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { linuxErrno } from "../../src/linux/errors.ts";
-import { createSealedMemory, type Fd, O_CREAT, openFile, resizeFile } from "../../src/linux/fd.ts";
+import { createSealedMemory, type Fd, openFile } from "../../src/linux/fd.ts";
 import { mapAnonymous, mapShared } from "../../src/linux/mapping.ts";
 import { unixStreamPair } from "../../src/linux/unix_socket.ts";
 import { Kind, MEMORY_SEGMENT } from "../../src/message/message.ts";
 import { LEASE_MS } from "../../src/transport/peer.ts";
 import { PRIVATE_VERSION } from "../../src/transport/epoch.ts";
 import { EPOCH, getQueue, type Rig, UNSET, withSide, withVmsg } from "../support/device_rig.ts";
-import { cleanTest, withDirectory } from "../support/leaks.ts";
+import { cleanTest } from "../support/leaks.ts";
 import type { Fill } from "../support/raw_peer.ts";
 
 // --- who is there --------------------------------------------------------------------------------
@@ -352,12 +352,9 @@ cleanTest("ADD_MEMORY: a descriptor of another kind is refused", () =>
     using _b = b;
     using zero = openFile("/dev/zero");
     for (const fd of [a.fd, zero]) assertEquals(await add(fd, 0, 4096), linuxErrno("EINVAL"));
-    await withDirectory(async (directory) => {
-      using file = openFile(`${directory}/file`, O_CREAT);
-      resizeFile(file, 100);
-      assertEquals(await add(file, 0, 101), linuxErrno("EINVAL"), "beyond the end is a SIGBUS");
-      assertEquals(await add(file, 0, 100), 0);
-    });
+    using file = createSealedMemory("vmsg-test", 100);
+    assertEquals(await add(file, 0, 101), linuxErrno("EINVAL"), "beyond the end is a SIGBUS");
+    assertEquals(await add(file, 0, 100), 0);
   }));
 
 cleanTest(

@@ -14,8 +14,8 @@
  */
 
 import { VmsgError } from "../../linux/errors.ts";
-import { setNonBlocking } from "../../linux/fd.ts";
 import type { Reactor } from "../../linux/reactor.ts";
+import { describeFd, kindOf } from "../../linux/received_fd.ts";
 import { UnixStream } from "../../linux/unix_socket.ts";
 import { MAX_WINDOWS } from "../../memory/mod.ts";
 import { RingFeature, Status } from "../../virtio/features.ts";
@@ -283,9 +283,16 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
         return undefined;
       }
       case Request.SET_BACKEND_REQ_FD: {
-        const [fd] = message.fds.splice(0, 1);
+        const [fd] = message.fds;
+        if (fd !== undefined && kindOf(fd) !== "unix stream socket") {
+          throw new VmsgError(
+            "CHANNEL",
+            `the back-end channel is no socket, but ${describeFd(fd)}`,
+          );
+        }
         this.#backendChannel?.[Symbol.dispose]();
-        this.#backendChannel = fd === undefined ? undefined : new UnixStream(fd);
+        this.#backendChannel = fd && new UnixStream(fd);
+        message.fds.shift();
         return undefined;
       }
       case Request.GET_CONFIG:
@@ -375,23 +382,16 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
     const value = u32(message.payload, 0);
     const vring = this.#vring(value & protocol.VRING_INDEX_MASK);
     const fd = (value & protocol.VRING_NO_FD) === 0 ? message.fds[0] : undefined;
-    // A pipe (User-Mode Linux) or a full eventfd must not block the loop.
-    if (fd !== undefined) setNonBlocking(fd);
-    // Ours from here on; before, the message closes what could not be used.
-    if (fd !== undefined) message.fds.shift();
-    if (message.request === Request.SET_VRING_CALL) {
-      vring.setCall(fd);
-      return undefined;
-    }
-    if (message.request === Request.SET_VRING_ERR) {
-      vring.setError(fd);
-      return undefined;
-    }
-    if (fd === undefined) {
+    const isKick = message.request === Request.SET_VRING_KICK;
+    if (isKick && fd === undefined) {
       throw new VmsgError("NO_KICK", "the front end gives no kick descriptor: polling is not done");
     }
-    vring.setKick(fd);
-    await this.#apply();
+    if (isKick) vring.setKick(fd);
+    else if (message.request === Request.SET_VRING_CALL) vring.setCall(fd);
+    else vring.setError(fd);
+    // Taken; what could not be used is closed with the message.
+    if (fd !== undefined) message.fds.shift();
+    if (isKick) await this.#apply();
     return undefined;
   }
 

@@ -11,8 +11,8 @@
  */
 
 import { VmsgError } from "../../linux/errors.ts";
-import { type Fd, fileIdentity, fileSize } from "../../linux/fd.ts";
-import { mapShared, PAGE_SIZE } from "../../linux/mapping.ts";
+import { type Fd, fileIdentity } from "../../linux/fd.ts";
+import { assertMemoryFile, mapMemoryFile } from "../../linux/memory_file.ts";
 import { AddressSpace, type MappedMemory } from "../../memory/mod.ts";
 import type { SharedRegion } from "../../sharing/sharing.ts";
 import type { FrontEndRegion } from "./protocol.ts";
@@ -28,7 +28,7 @@ export class TableRegion implements SharedRegion, Disposable {
   readonly userAddress: number;
 
   /**
-   * Takes the descriptor unless it throws: a LinuxError or a range error in words.
+   * Takes the descriptor unless it throws: VmsgError or a range error in words.
    *
    * @param identity of the file
    */
@@ -36,14 +36,11 @@ export class TableRegion implements SharedRegion, Disposable {
     const { size, fileOffset, guestAddress, userAddress } = region;
     const numbers = [size, fileOffset + size, guestAddress + size, userAddress + size];
     if (!numbers.every(Number.isSafeInteger) || size === 0) throw new RangeError("bad region");
-    if (fileOffset + size > fileSize(fd)) throw new RangeError("region larger than its file");
     this.at = guestAddress;
     this.size = size;
     this.fileOffset = fileOffset;
     this.userAddress = userAddress;
-    // A mapping begins at a page.
-    this.offset = fileOffset % PAGE_SIZE;
-    this.memory = mapShared(fd.number, size + this.offset, fileOffset - this.offset);
+    ({ memory: this.memory, offset: this.offset } = mapMemoryFile(fd, fileOffset, size));
   }
 
   /** True if it shows the bytes that the front end describes, in the file of this identity, where it says. */
@@ -61,6 +58,12 @@ export class TableRegion implements SharedRegion, Disposable {
     this.memory[Symbol.dispose]();
     this.fd[Symbol.dispose]();
   }
+}
+
+/** Of a file of the front end's, which may be of a kind that never answers. */
+function identityOf(fd: Fd): string {
+  assertMemoryFile(fd);
+  return fileIdentity(fd);
 }
 
 /** See the head of this file. */
@@ -84,7 +87,7 @@ export class MemoryTable implements Disposable {
     // By what stands beside it, because descriptors that are taken leave the list.
     const pairs = regions.map((region, i) => ({ region, fd: fds[i]! }));
     this.#replace(pairs.map(({ region, fd }) => {
-      const identity = fileIdentity(fd);
+      const identity = identityOf(fd);
       return this.regions.find((old) => old.shows(region, identity)) ??
         this.#map(region, fd, identity, fds);
     }));
@@ -92,7 +95,7 @@ export class MemoryTable implements Disposable {
 
   /** ADD_MEM_REG. Arguments and errors as {@link set}. */
   add(region: FrontEndRegion, fds: Fd[]): void {
-    this.#replace([...this.regions, this.#map(region, fds[0]!, fileIdentity(fds[0]!), fds)]);
+    this.#replace([...this.regions, this.#map(region, fds[0]!, identityOf(fds[0]!), fds)]);
   }
 
   /** REM_MEM_REG. */

@@ -2,13 +2,13 @@
  * The vrings of one front end: what it has said of each, its eventfds, and when its rings may run.
  *
  * Front ends differ in how they start a ring. With a status it is DRIVER_OK. Without, a ring that is enabled and
- * has been kicked once, or all that are described being enabled, or another one that runs already. User-Mode Linux
- * gives a pipe as call descriptor; a kick descriptor that hangs up is no eventfd and ends the connection.
+ * has been kicked once, or all that are described being enabled, or another one that runs already. A kick
+ * that is neither eventfd nor pipe, or hangs up, ends the connection.
  */
 
 import { VmsgError } from "../../linux/errors.ts";
-import { clearEventFd, signalEventFd } from "../../linux/eventfd.ts";
 import type { Fd } from "../../linux/fd.ts";
+import { PeerEvent } from "../../linux/peer_event.ts";
 import { EPOLLERR, EPOLLHUP, EPOLLIN, type Reactor } from "../../linux/reactor.ts";
 import type { QueueSetup } from "../../virtio/device.ts";
 import type { WantedRing } from "../wanted.ts";
@@ -52,9 +52,9 @@ export class Vring implements WantedRing, Disposable {
   enabled = false;
   /** The front end has kicked since the ring was last stopped. */
   kicked = false;
-  #kick: Fd | undefined;
-  #call: Fd | undefined;
-  #error: Fd | undefined;
+  #kick: PeerEvent | undefined;
+  #call: PeerEvent | undefined;
+  #error: PeerEvent | undefined;
 
   /** Nothing is said of it yet. */
   constructor(readonly host: VringHost, readonly index: number) {}
@@ -81,53 +81,51 @@ export class Vring implements WantedRing, Disposable {
   }
 
   call(): void {
-    if (this.#call !== undefined) signalEventFd(this.#call);
+    this.#call?.signal();
   }
 
   fail(): void {
-    if (this.#error !== undefined) signalEventFd(this.#error);
+    this.#error?.signal();
   }
 
-  /** SET_VRING_CALL; takes the descriptor. */
+  /** SET_VRING_CALL; takes the descriptor, unless it throws. */
   setCall(fd: Fd | undefined): void {
+    const event = fd && new PeerEvent(fd, "signal", `the call of ring ${this.index}`);
     this.#call?.[Symbol.dispose]();
-    this.#call = fd;
+    this.#call = event;
   }
 
-  /** SET_VRING_ERR; takes the descriptor. */
+  /** SET_VRING_ERR; takes the descriptor, unless it throws. */
   setError(fd: Fd | undefined): void {
+    const event = fd && new PeerEvent(fd, "signal", `the error descriptor of ring ${this.index}`);
     this.#error?.[Symbol.dispose]();
-    this.#error = fd;
+    this.#error = event;
   }
 
-  /** SET_VRING_KICK; takes the descriptor. Without one the ring is stopped. */
+  /** SET_VRING_KICK; takes the descriptor, unless it throws. Without one the ring is stopped. */
   setKick(fd: Fd | undefined): void {
     const { reactor } = this.host;
+    const event = fd && new PeerEvent(fd, "wait", `the kick of ring ${this.index}`);
     const old = this.#kick;
     if (old !== undefined) {
-      reactor.unwatch(old);
+      reactor.unwatch(old.fd);
       old[Symbol.dispose]();
     }
-    this.#kick = undefined;
-    if (fd === undefined) return;
-    try {
-      reactor.watch(fd, EPOLLIN, (events) => this.#ready(fd, events));
-    } catch (error) {
-      // Files of some kinds cannot be watched; what is not watched must not be unwatched later.
-      fd[Symbol.dispose]();
-      throw error;
+    this.#kick = event;
+    if (event !== undefined) {
+      reactor.watch(event.fd, EPOLLIN, (events) => this.#ready(event, events));
     }
-    this.#kick = fd;
   }
 
-  #ready(fd: Fd, events: number): void {
-    if ((events & (EPOLLHUP | EPOLLERR)) !== 0) {
-      // Never an eventfd; what hung up stays ready and would keep the loop from sleeping.
+  #ready(event: PeerEvent, events: number): boolean {
+    const isKicked = event.clear();
+    if (isKicked) this.host.kicked(this);
+    else if ((events & (EPOLLHUP | EPOLLERR)) !== 0) {
+      // What hung up stays ready and would keep the loop from sleeping.
       this.setKick(undefined);
-      return this.host.kickLost(`the kick descriptor of ring ${this.index} hung up`);
+      this.host.kickLost(`the kick descriptor of ring ${this.index} hung up`);
     }
-    clearEventFd(fd);
-    this.host.kicked(this);
+    return isKicked;
   }
 
   [Symbol.dispose](): void {

@@ -1,0 +1,112 @@
+/**
+ * Every kind of descriptor in every role in which a front end hands one over. Whatever it is, the other guest goes on
+ * being answered, and when the front ends are gone neither process holds anything of theirs.
+ */
+
+import { assert, assertEquals } from "@std/assert";
+import { createEventFd, signalEventFd } from "../../src/linux/eventfd.ts";
+import type { Fd } from "../../src/linux/fd.ts";
+import { createSealedMemory } from "../../src/linux/fd.ts";
+import { mapShared } from "../../src/linux/mapping.ts";
+import { Request } from "../../src/drivers/vhost_user/protocol.ts";
+import { everyKind } from "../support/descriptor_kinds.ts";
+import {
+  MEMORY_SIZE,
+  type RawFrontEnd,
+  regionBytes,
+  u32s,
+  USER_ADDRESS,
+} from "../support/front_end.ts";
+import { processTest, until } from "../support/processes.ts";
+import { type Attack, withTwoGuests } from "../support/two_guests.ts";
+
+/** Where {@link RawFrontEnd.startRing} puts the available ring of ring 1. */
+const AVAILABLE = 0x4000 + 0x2000;
+
+/** A front end whose ring 1 has more buffers than it can hold: the device wants a reset, and both call and error are told. */
+async function runBroken(front: RawFrontEnd, request: number, fd: Fd): Promise<void> {
+  using memory = createSealedMemory("vmsg-test", MEMORY_SIZE);
+  using guest = mapShared(memory.number, MEMORY_SIZE);
+  using kick = createEventFd();
+  await front.setUp(memory);
+  front.send(request, u32s(1, 0), [fd]);
+  new DataView(guest.buffer).setUint16(AVAILABLE + 2, 1, true);
+  front.startRing(1, kick);
+  signalEventFd(kick);
+  await front.barrier();
+  new DataView(guest.buffer).setUint16(AVAILABLE + 2, 30_000, true);
+  signalEventFd(kick);
+}
+
+/** What is done with the descriptor. */
+const ROLES: Readonly<Record<string, (front: RawFrontEnd, fd: Fd) => Promise<void>>> = {
+  memory: async (front, fd) => {
+    using kick = createEventFd();
+    await front.setUp(fd);
+    front.startRing(0, kick);
+    signalEventFd(kick);
+  },
+  kick: async (front, fd) => {
+    using memory = createSealedMemory("vmsg-test", MEMORY_SIZE);
+    await front.setUp(memory);
+    front.startRing(0, fd);
+  },
+  call: (front, fd) => runBroken(front, Request.SET_VRING_CALL, fd),
+  error: (front, fd) => runBroken(front, Request.SET_VRING_ERR, fd),
+  "back-end channel": async (front, fd) =>
+    front.send(Request.SET_BACKEND_REQ_FD, new Uint8Array(), [fd]),
+  "a region that is added": async (front, fd) => {
+    const region = regionBytes(0, MEMORY_SIZE, USER_ADDRESS, 0);
+    front.send(Request.ADD_MEM_REG, new Uint8Array([...u32s(0, 0), ...region]), [fd]);
+  },
+};
+
+/** Descriptors of a process, and what it has mapped of files of the test's. */
+function heldBy(pid: number): string[] {
+  const fds = [...Deno.readDirSync(`/proc/${pid}/fd`)].length;
+  const maps = Deno.readTextFileSync(`/proc/${pid}/maps`).split("\n")
+    .filter((line) => /vmsg-test|hugepage|fuse/.test(line)).length;
+  return [`${fds} descriptors`, `${maps} mappings`];
+}
+
+async function play(attack: Attack, role: keyof typeof ROLES, fd: Fd): Promise<void> {
+  using front = attack.connect();
+  try {
+    await ROLES[role]!(front, fd);
+    await front.barrier();
+    // Long enough for what was accepted to be used.
+    await attack.reactor.sleep(20);
+  } catch (error) {
+    assert(/hung up|EPIPE|ECONNRESET/.test(String(error)), String(error));
+  }
+}
+
+processTest(
+  "two guests: no kind of descriptor in any role disturbs the other, and nothing of it stays",
+  (vmsg) =>
+    withTwoGuests(vmsg, async (guests) => {
+      const processes = { proxy: guests.proxy.pid, device: guests.device.pid };
+      // The first that is closed elsewhere starts threads that stay.
+      const held = () => Object.values(processes).map(heldBy);
+      let before: string[][] = [];
+      {
+        await using kinds = await everyKind(vmsg.directory, MEMORY_SIZE);
+        for (const line of kinds.missing) console.log(`LEFT OUT: ${line}`);
+        if (Deno.uid() === 0) assertEquals(kinds.missing, []);
+        await guests.attack((attack) => play(attack, "memory", kinds.fds.get("sealed memfd")!));
+        await guests.answered(1);
+        before = held();
+        for (const role of Object.keys(ROLES)) {
+          for (const [kind, fd] of kinds.fds) {
+            await guests.attack((attack) => play(attack, role, fd));
+            await guests.answered(1).catch((error) => {
+              throw new Error(`${kind} as ${role}: ${error.message}`);
+            });
+          }
+        }
+      }
+      await guests.answered();
+      await until(() => JSON.stringify(held()) === JSON.stringify(before), 10_000).catch(() => {});
+      assertEquals(held(), before);
+    }),
+);
