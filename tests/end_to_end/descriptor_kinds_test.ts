@@ -39,7 +39,7 @@ async function runBroken(front: RawFrontEnd, request: number, fd: Fd): Promise<v
 }
 
 /** What is done with the descriptor. */
-const ROLES: Readonly<Record<string, (front: RawFrontEnd, fd: Fd) => Promise<void>>> = {
+const ROLES: Readonly<Record<string, (front: RawFrontEnd, fd: Fd) => Promise<void> | void>> = {
   memory: async (front, fd) => {
     using kick = createEventFd();
     await front.setUp(fd);
@@ -53,9 +53,8 @@ const ROLES: Readonly<Record<string, (front: RawFrontEnd, fd: Fd) => Promise<voi
   },
   call: (front, fd) => runBroken(front, Request.SET_VRING_CALL, fd),
   error: (front, fd) => runBroken(front, Request.SET_VRING_ERR, fd),
-  "back-end channel": async (front, fd) =>
-    front.send(Request.SET_BACKEND_REQ_FD, new Uint8Array(), [fd]),
-  "a region that is added": async (front, fd) => {
+  "back-end channel": (front, fd) => front.send(Request.SET_BACKEND_REQ_FD, new Uint8Array(), [fd]),
+  "a region that is added": (front, fd) => {
     const region = regionBytes(0, MEMORY_SIZE, USER_ADDRESS, 0);
     front.send(Request.ADD_MEM_REG, new Uint8Array([...u32s(0, 0), ...region]), [fd]);
   },
