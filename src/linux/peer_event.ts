@@ -22,6 +22,7 @@ import { signalEventFd } from "./eventfd.ts";
 import { Fd, O_CLOEXEC, O_NONBLOCK, O_RDONLY, O_WRONLY, setNonBlocking } from "./fd.ts";
 import { check, cString, libc } from "./libc.ts";
 import { describeFd, kindOf } from "./received_fd.ts";
+import { readText } from "./sysfs.ts";
 
 /** Taken from a pipe at a time. */
 const PIPE_BATCH = 4096;
@@ -122,7 +123,7 @@ export class PeerEvent implements Disposable {
 
 /** One that is read by ones and was filled before would wake us for ever. */
 function isSemaphore(fd: Fd): boolean {
-  return /^eventfd-semaphore: 1$/m.test(Deno.readTextFileSync(`/proc/self/fdinfo/${fd.number}`));
+  return /^eventfd-semaphore: 1$/m.test(readText(`/proc/self/fdinfo/${fd.number}`) ?? "");
 }
 
 function openAnew(pipe: Fd, direction: "signal" | "wait", role: string): Fd {
