@@ -13,7 +13,6 @@ const BODIES = {
   driver: { ...COMMON_BODIES, ...DRIVER_BODIES } as Bodies<DeviceRole>,
 };
 
-/** Does any body ask that side for the rule? */
 export function isAsked(rule: Rule, side: RuleSide): boolean {
   const { number, sides, unasked } = rule;
   return sides.includes(side) && unasked[side] === undefined && BODIES[side][number] !== undefined;

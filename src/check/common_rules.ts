@@ -11,7 +11,6 @@ import type { Asker } from "./roles.ts";
 /** The prototype's IOMMU_TRANSLATE, which is for drivers, and IOMMU_INVALIDATE, which nobody sends. */
 const [PROTO_TRANSLATE, PROTO_INVALIDATE] = [0x21, 0x22];
 
-/** Is all of it zero from there on? */
 export function zeros(bytes: Uint8Array | Uint32Array, from: number): boolean {
   return bytes.subarray(from).every((byte) => byte === 0);
 }
@@ -62,9 +61,7 @@ export function lookOn(talk: Dialogue, rule: string): void {
   }
 }
 
-/** Asks for one rule. */
 export type Body<Role> = (role: Role) => Promise<void>;
-/** Bodies by the rules that they ask for. */
 export type Bodies<Role> = Readonly<Record<string, Body<Role>>>;
 
 /** Bodies whose names are several rules, under each of them. */
@@ -74,7 +71,6 @@ export function byRule<Role>(bodies: Bodies<Role>): Bodies<Role> {
   );
 }
 
-/** Bodies for both roles. */
 export const COMMON_BODIES: Bodies<Asker> = byRule({
   "G1 G2 G3 G5 G9 G16 V1 V28 B16": (asker) => asker.converse(),
   async G7(asker) {

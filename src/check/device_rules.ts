@@ -40,13 +40,11 @@ async function offers(d: DriverRole, bit: number): Promise<boolean> {
   return ((await d.features())[bit >> 5]! >>> (bit & 31) & 1) !== 0;
 }
 
-/** All queues must read as not set up. */
 async function showsUnset(d: DriverRole, rules?: string): Promise<void> {
   const { maxQueues } = await d.ask(GET_DEVICE_INFO);
   for (let index = 0; index < maxQueues; index++) await d.shows(index, UNSET, rules);
 }
 
-/** SET_CONFIG. */
 function writing(offset: number, bytes: readonly number[], generation: number): Fields {
   return { offset, bytes, length: bytes.length, generation };
 }
@@ -113,7 +111,6 @@ async function numbersShown(d: DriverRole, count: number): Promise<number[]> {
   return numbers;
 }
 
-/** The bodies by the rule's number. */
 export const DEVICE_BODIES: Bodies<DriverRole> = byRule({
   async G1(d) {
     const { bytes } = await d.talk.ask(GET_DEVICE_FEATURES, { index: 0x0107, count: 4 });

@@ -15,7 +15,6 @@ import { isPrivate } from "../message/private.ts";
 import { isBusMessage, kindName } from "../message/table.ts";
 import { expect } from "./outcome.ts";
 
-/** How long a message may take to come. */
 const ANSWER_MS = 2000;
 /** Tokens of requests begin here, so that both bytes are used. */
 const FIRST_TOKEN = 0x1f0;
@@ -25,7 +24,6 @@ const MAX_HEARD = 20_000;
 /** What a message says, or has to say. */
 export type Fields = Said & { readonly kind?: Kind; readonly size?: number };
 
-/** Changes the bytes of a slot. */
 export type Spoil = (bytes: Uint8Array) => void;
 
 /** A message of that kind, and its bytes in a slot. */
@@ -38,21 +36,16 @@ function write(codec: Codec, kind: Kind, response: boolean, says: Fields) {
   return { bytes: slot, token: message.token };
 }
 
-/** One message that came. */
 export interface Heard {
-  /** The whole slot. */
   readonly bytes: Uint8Array;
   /** What it means, if it means anything. */
   readonly message: Message;
-  /** Why it means nothing. */
   readonly malformed: Malformed | undefined;
-  /** When it came, in milliseconds of the reactor. */
   readonly atMs: number;
 }
 
 /** See the head of this file. */
 export class Dialogue implements BusListener {
-  /** Everything that was heard, in order. */
   readonly heard: Heard[] = [];
   /** What was heard and not taken. */
   readonly #waiting: Heard[] = [];
@@ -75,7 +68,6 @@ export class Dialogue implements BusListener {
     readonly memory: { readonly at: number; readonly size: number },
   ) {}
 
-  /** Opens the bus. */
   open(): void {
     this.bus.open(this);
   }
@@ -102,7 +94,6 @@ export class Dialogue implements BusListener {
     this.#arrival = undefined;
   }
 
-  /** Forgets what was heard. */
   startOver(): void {
     this.heard.length = 0;
     this.#waiting.length = 0;

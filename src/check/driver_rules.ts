@@ -83,7 +83,6 @@ async function bringsUp(s: DeviceRole): Promise<void> {
   }
 }
 
-/** The bodies by the rule's number. */
 export const DRIVER_BODIES: Bodies<DeviceRole> = byRule({
   G4: takes((bytes) => bytes[0]! |= 0xfc),
   G6: takes((bytes) => bytes.fill(0xee, 12)),

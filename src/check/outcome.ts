@@ -5,14 +5,12 @@
  * A rule's body says the latter two by throwing, so that it reads as a list of what must be so.
  */
 
-/** What came of it. */
 export type Outcome =
   | { readonly verdict: "passed" }
   | { readonly verdict: "failed" | "not applicable"; readonly reason: string };
 
 /** The end of a body before its end. */
 class Ended extends Error {
-  /** @param reason for the peer's people */
   constructor(readonly verdict: "failed" | "not applicable", readonly reason: string) {
     super(reason);
   }

@@ -51,11 +51,9 @@ const CALM_MS = 20;
 /** Where the three areas of a queue lie, and how far the next queue is. */
 const AREA = 0x4000;
 const QUEUE_SPAN = 4 * AREA;
-/** Entries that fit into an area. */
 const QUEUE_SIZE = 64;
 /** A number that nobody gives a device. */
 export const NOBODY = 0xfffe;
-/** RING_RESET in block 1. */
 export const RING_RESET: number = 1 << (RingFeature.RING_RESET & 31);
 /** What a driver that only looks accepts of block 1. */
 const ACCEPTED = 1 << (RingFeature.VERSION_1 & 31) | 1 << (RingFeature.ACCESS_PLATFORM & 31) |
@@ -69,7 +67,6 @@ export const UNSET: Fields = {
   deviceAddress: 0,
 };
 
-/** Speaks as a driver. */
 export class DriverRole extends Asker {
   /** The peer gets the first message that it expects, and its device is unconfigured then. */
   override async begin(): Promise<void> {
@@ -105,12 +102,10 @@ export class DriverRole extends Asker {
     return this.must(Kind.GET_VQUEUE, { index }, { ...fields, index }, rules);
   }
 
-  /** The status. */
   async status(): Promise<number> {
     return (await this.ask(Kind.GET_DEVICE_STATUS)).status;
   }
 
-  /** Writes the status; the resulting one. */
   async setStatus(status: number): Promise<number> {
     return (await this.ask(Kind.SET_DEVICE_STATUS, { status })).status;
   }
@@ -121,7 +116,6 @@ export class DriverRole extends Asker {
     return [...words.subarray(0, 2)];
   }
 
-  /** Blocks of what is accepted. */
   async setFeatures(words: readonly number[], index = 0): Promise<void> {
     await this.ask(Kind.SET_DRIVER_FEATURES, { index, count: words.length, words });
   }
@@ -137,7 +131,6 @@ export class DriverRole extends Asker {
     return words;
   }
 
-  /** Up to DRIVER_OK, without queues. */
   async start(): Promise<void> {
     await this.negotiate();
     await this.setStatus(RUNNING);
@@ -213,7 +206,6 @@ const STEP_MS = 10;
 /** A MAC address, link up, one queue pair, an MTU of 1500. */
 const NET_CONFIG = [0x52, 0x54, 0, 0x12, 0x34, 0x56, 1, 0, 1, 0, 0xdc, 5];
 
-/** Plays a device. */
 export class DeviceRole extends Asker {
   /** Every message that came, but answers, in order. */
   readonly said: Message[] = [];

@@ -8,10 +8,8 @@
 
 import type { Dialect } from "../message/codec.ts";
 
-/** The side of a peer. */
 export type RuleSide = "device" | "driver";
 
-/** One rule. */
 export interface Rule {
   /** A letter and a number: G framing, V device, R driver, B bus, P dialect proto, U kernel's bridge. */
   readonly number: string;
@@ -19,9 +17,7 @@ export interface Rule {
   readonly section: string;
   /** A MUST of the specification; otherwise a SHOULD. */
   readonly must: boolean;
-  /** Whose peer has to keep it. */
   readonly sides: readonly RuleSide[];
-  /** The dialects that have it. */
   readonly dialects: readonly Dialect[];
   /** Why no body asks that side for it. */
   readonly unasked: Readonly<Partial<Record<RuleSide, string>>>;
@@ -53,7 +49,6 @@ const TABLE: readonly (readonly [keyof typeof SIDES, readonly Dialect[], numbers
   ["driver", PROTO, "P4 P5 P6 P8 P9 P14"],
 ];
 
-/** Rules that are a SHOULD. */
 const SHOULD =
   "G11 G14 G21 V4 V10 V17 V26 V43 V44 V61 V62 R12 R14 R16 R21 B5 B7 B11 B14 B19 B22 B28 B34 B36";
 
@@ -99,7 +94,6 @@ function rule(number: string, sides: readonly RuleSide[], dialects: readonly Dia
   return { number, section, must: !has(SHOULD, number), sides, dialects, unasked };
 }
 
-/** Every rule, in the order of docs/wire.md. */
 export const RULES: readonly Rule[] = TABLE.flatMap(([whose, dialects, numbers]) =>
   numbers.split(" ").map((number) => rule(number, SIDES[whose], dialects))
 ).sort((a, b) => place(a) - place(b));

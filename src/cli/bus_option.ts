@@ -20,14 +20,12 @@ const DIALECTS: readonly Dialect[] = ["v1", "v1-2025", "proto"];
 /** A parsed `--bus`; plain data, so that it can be sent to a Worker. */
 export interface BusSettings {
   readonly bus: Chosen;
-  /** Empty the queues first. */
   readonly reset: boolean;
   readonly dialect: Dialect;
   /** `dialect=auto`: the driver side's first message tells. */
   readonly auto: boolean;
 }
 
-/** The option's entry in a command's table. */
 export const BUS_OPTION: Option = {
   name: "bus",
   value: "KIND,...[,reset][,dialect=D]",
@@ -36,7 +34,6 @@ export const BUS_OPTION: Option = {
     "dialect is v1 (default), v1-2025, proto, or on the device side auto (v1 or proto)",
 };
 
-/** What the help of a command with {@link BUS_OPTION} says at its end. */
 export const BUS_SECTION: Section = kindsSection("Buses", BUS_KINDS);
 
 function parseDialect(group: Group, side: Side): { dialect: Dialect; auto: boolean } {
@@ -49,7 +46,6 @@ function parseDialect(group: Group, side: Side): { dialect: Dialect; auto: boole
   return { dialect: "v1", auto: true };
 }
 
-/** Parses `--bus`. */
 export function parseBus(text: string, side: Side): BusSettings {
   const { kind, group } = parseKind("--bus", text, BUS_KINDS, ["reset", "dialect"]);
   return {
@@ -64,7 +60,6 @@ export function detectable(settings: BusSettings): Codec[] {
   return settings.auto ? [codecFor("proto")] : [];
 }
 
-/** Opens the bus for the caller to own. */
 export function openBus(
   { bus, reset, dialect, auto }: BusSettings,
   side: Side,

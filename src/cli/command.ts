@@ -8,7 +8,6 @@
 import { parseArgs } from "@std/cli/parse-args";
 import { UsageError } from "../linux/errors.ts";
 
-/** One option of a subcommand. */
 export interface Option {
   readonly name: string;
   /** What stands for the value in the help; a flag has none. */
@@ -23,12 +22,10 @@ export interface Option {
   readonly help: string;
 }
 
-/** The parsed options by name. */
 export class Options {
   /** Called by {@link parseOptions}, with what the parser gave. */
   constructor(private readonly values: Readonly<Record<string, unknown>>) {}
 
-  /** Whether a flag was given. */
   flag(name: string): boolean {
     return this.values[name] === true;
   }
@@ -77,7 +74,6 @@ export interface Section {
   readonly rows: readonly { readonly term: string; readonly text: string }[];
 }
 
-/** What is parsed and shown of a subcommand. */
 export interface CommandText {
   readonly name: string;
   /** One line for the list of subcommands. */
@@ -97,7 +93,6 @@ export interface CommandText {
 
 /** A subcommand that needs no Worker; those with one are in plane.ts. */
 export interface Command extends CommandText {
-  /** Runs it; the result is the exit code. */
   run(options: Options): Promise<number>;
 }
 

@@ -5,7 +5,6 @@ import type { PlaneCommand } from "./plane.ts";
 
 type Load<C> = () => Promise<C>;
 
-/** Those that a Worker runs. */
 export const PLANES = {
   device: async () => (await import("./device.ts")).deviceCommand,
   proxy: async () => (await import("./proxy.ts")).proxyCommand,
@@ -13,7 +12,6 @@ export const PLANES = {
   "ivshmem-server": async () => (await import("./ivshmem_server.ts")).ivshmemServerCommand,
 } as const satisfies Readonly<Record<string, Load<PlaneCommand>>>;
 
-/** What a Worker can be told to run. */
 export type PlaneName = keyof typeof PLANES;
 
 /** All of them, in the order of `vmsg --help`. */

@@ -18,7 +18,6 @@ import { forbidNewPrivileges } from "./permissions.ts";
 import { parseCommon } from "./plane.ts";
 import type { StartMessage, WorkerMessage } from "./worker.ts";
 
-/** How long a Worker may take to end. */
 const STOP_TIMEOUT_MS = 2000;
 
 /**

@@ -30,7 +30,6 @@ interface DeviceSettings {
   /** In order of their device numbers, from 0. */
   readonly devices: readonly Chosen[];
   readonly hubs: readonly HubSettings[];
-  /** Touch the bus's segment only. */
   readonly confined: boolean;
   readonly memories: readonly DeviceMemorySettings[];
 }

@@ -17,7 +17,6 @@ const DEVICE_KINDS: readonly DeviceKind[] = [netKind, rngKind];
 /** Devices of one process: more than anybody's guests have. */
 const MAX_DEVICES = 64;
 
-/** The options' entries in the table of `vmsg device`. */
 export const DEVICE_OPTIONS: readonly Option[] = [
   {
     name: "device",
@@ -36,7 +35,6 @@ export const DEVICE_OPTIONS: readonly Option[] = [
   },
 ];
 
-/** What the help of a command with {@link DEVICE_OPTIONS} says at its end. */
 export const DEVICE_SECTION: Section = kindsSection("Devices", DEVICE_KINDS);
 
 /** Parses {@link DEVICE_OPTIONS}: the devices in the order of their numbers, as plain data. */
@@ -56,7 +54,6 @@ function parseDevice(value: string, number: number): Chosen {
   return { kind: name, settings: kind.parse(rest.join(","), `--device ${name}`, number) };
 }
 
-/** Makes a parsed device for its device side to own. */
 export function openDevice({ kind, settings }: Chosen, context: DeviceContext): OpenDevice {
   return findKind(DEVICE_KINDS, "--device", kind).open(settings, context);
 }

@@ -17,12 +17,10 @@ import { temporaryDirectory } from "./keeper.ts";
 import { limitsProblem, MIN_MEMORY, NEEDS } from "./needs.ts";
 import type { Command } from "./command.ts";
 
-/** What a check found. */
 export interface Finding {
   /** What was looked for, stable for programs. */
   readonly name: string;
   readonly state: "yes" | "no" | "partly";
-  /** What is there. */
   readonly detail: string;
   /** What it is good for, or how to get it, when it is not there. */
   readonly advice?: string;
@@ -57,7 +55,6 @@ async function linesOf(program: string, ...args: string[]): Promise<string[]> {
   }
 }
 
-/** A program that has to be there. */
 const program = (name: string, advice: string, prefix = ""): Check => async () => {
   const [version] = await linesOf(name, "--version");
   return version === undefined ? ["no", `no ${name}`, advice] : ["yes", `${prefix}${version}`];
@@ -173,7 +170,6 @@ const CHECKS: Readonly<Record<string, Check>> = {
   },
 };
 
-/** Runs all checks. */
 export async function examine(): Promise<Finding[]> {
   const findings = Object.entries(CHECKS).map(async ([name, check]) => {
     const found = await check();

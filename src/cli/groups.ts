@@ -8,7 +8,6 @@
 
 import { UsageError } from "../linux/errors.ts";
 
-/** A parsed group. */
 export class Group {
   readonly #values = new Map<string, string>();
 
@@ -37,19 +36,16 @@ export class Group {
     }
   }
 
-  /** A value, or undefined when the key was not given. */
   text(key: string): string | undefined {
     return this.#values.get(key);
   }
 
-  /** A value that must be there. */
   required(key: string): string {
     const value = this.#values.get(key);
     if (value === undefined || value === "") throw this.error(`${key}= is missing`);
     return value;
   }
 
-  /** A switch. */
   flag(key: string, otherwise: boolean): boolean {
     const value = this.#values.get(key);
     if (value === undefined) return otherwise;
@@ -57,7 +53,6 @@ export class Group {
     return value === "on";
   }
 
-  /** A whole number within limits. */
   number(key: string, min: number, max: number, otherwise: number): number {
     const text = this.#values.get(key);
     if (text === undefined) return otherwise;
@@ -81,7 +76,6 @@ export class Group {
     return value;
   }
 
-  /** One of a few words. */
   choice<T extends string>(key: string, choices: readonly T[], otherwise: T): T {
     const text = this.#values.get(key);
     if (text === undefined) return otherwise;
@@ -92,7 +86,6 @@ export class Group {
     return found;
   }
 
-  /** A usage error that names the group. */
   error(problem: string): UsageError {
     return new UsageError(`${asGiven(this.option, this.kind)}: ${problem}`);
   }

@@ -8,7 +8,6 @@
 
 import { allOptions, callOf, type CommandText, type Option, type Section } from "./command.ts";
 
-/** Where there is no terminal. */
 const DEFAULT_WIDTH = 80;
 /** A text in a narrower column could not be read. */
 const MIN_WIDTH = 30;

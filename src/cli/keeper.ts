@@ -99,7 +99,6 @@ export function temporaryDirectory(): string {
   return Deno.env.get("TMPDIR") || "/tmp";
 }
 
-/** This process as the keeper. */
 async function openOwnKeeper(base: string | undefined): Promise<Keeper> {
   const dir = base ?? temporaryDirectory();
   const directory = await Deno.makeTempDir({ dir, prefix: "vmsg-" }).catch(() => {

@@ -15,13 +15,10 @@ export interface Kind {
   readonly name: string;
   /** How it is written, for the help: `shm,file=PATH[,offset=N]`. */
   readonly usage: string;
-  /** What it is, for the help. */
   readonly help: string;
 }
 
-/** A kind whose value is a group. */
 export interface GroupKind extends Kind {
-  /** The keys that it knows. */
   readonly keys: readonly string[];
 }
 
@@ -39,7 +36,6 @@ export function findKind<K extends Kind>(kinds: readonly K[], option: string, na
   throw new UsageError(`${asGiven(option, name)}: unknown, one of ${names} is expected`);
 }
 
-/** The kinds as a part of a help text. */
 export function kindsSection(title: string, kinds: readonly Kind[]): Section {
   return { title, rows: kinds.map(({ usage, help }) => ({ term: usage, text: help })) };
 }

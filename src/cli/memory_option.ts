@@ -43,7 +43,6 @@ interface FileSource {
   readonly reserve?: boolean;
 }
 
-/** Memory in a file. */
 export interface FileSettings extends FileSource {
   /** Bus address of the file's first byte. */
   readonly at: number;
@@ -51,9 +50,7 @@ export interface FileSettings extends FileSource {
   readonly size: number;
 }
 
-/** A parsed `--memory` of a device side. */
 export interface DeviceMemorySettings {
-  /** The file, or the PCI function. */
   readonly source:
     | FileSource
     | { readonly kind: "pci"; readonly address: string; readonly via: "wc" | "uc" | "vfio" };
@@ -67,14 +64,12 @@ export interface DeviceMemorySettings {
   readonly hole: number;
 }
 
-/** A parsed `--memory` of a driver. */
 export type DriverMemorySettings =
   | FileSettings
   | { readonly kind: "segment"; readonly offset: number | undefined; readonly size: number }
   | { readonly kind: "hugepages"; readonly size: number }
   | { readonly kind: "confined"; readonly size: number | undefined };
 
-/** The option's entry in the table of `vmsg device`. */
 export const DEVICE_MEMORY_OPTION: Option = {
   name: "memory",
   value: "file=PATH[,owner=USER][,reserve=off] | pci=ADDRESS[,via=wc|uc|vfio], " +
@@ -87,7 +82,6 @@ export const DEVICE_MEMORY_OPTION: Option = {
     "A file is this user's or owner's, and gets all its room at once, unless reserve is off",
 };
 
-/** The option's entry in the table of `vmsg driver`. */
 export const DRIVER_MEMORY_OPTION: Option = {
   name: "memory",
   value: "segment[,offset=N][,size=N] | hugepages=SIZE | " +
@@ -98,7 +92,6 @@ export const DRIVER_MEMORY_OPTION: Option = {
     "shared file that the device side knows by the same --memory; on linux-user in memory of its own",
 };
 
-/** Parses one `--memory` of a device side. */
 export function parseDeviceMemory(text: string): DeviceMemorySettings {
   const keys = ["file", "owner", "reserve", "pci", "via", "at", "size", "low", "hole"];
   const group = parseGroup("--memory", text, keys);
@@ -129,7 +122,6 @@ function parseFile(group: Group): FileSource {
   return { kind: "file", file, owner: parseOwner(group), reserve: group.flag("reserve", true) };
 }
 
-/** Parses the `--memory` of a driver. */
 export function parseDriverMemory(text: string): DriverMemorySettings {
   const keys = ["segment", "offset", "hugepages", "file", "owner", "reserve", "at", "size"];
   const group = parseGroup("--memory", text, keys);

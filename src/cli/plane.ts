@@ -9,22 +9,18 @@ import { type Log, LOG_LEVELS, type LogLevel } from "../observe/log.ts";
 import type { Tracer } from "../observe/trace.ts";
 import type { CommandText, Option, Options } from "./command.ts";
 
-/** What a plane is opened with. */
 export interface PlaneContext {
   readonly reactor: Reactor;
   readonly log: Log;
   readonly tracer: Tracer | undefined;
-  /** Owns what the plane opens. */
   readonly stack: DisposableStack;
   /** Writes a line of results to standard output. */
   readonly print: (line: string) => void;
 }
 
-/** What a plane gives back. */
 export interface RunningPlane {
   /** Called when a signal ends the run, before everything is disposed; what it prints is shown. */
   finish?(): void;
-  /** The exit code, asked for at the end. */
   exitCode?(): number;
 }
 
@@ -39,7 +35,6 @@ export interface PlaneCommand<Settings = unknown> extends CommandText {
   open(settings: Settings, context: PlaneContext): RunningPlane;
   /** Answers an option that stands alone, and tells whether one was given. */
   inform?(options: Options): boolean;
-  /** Runs it; the result is the exit code. */
   run(options: Options, runPlane: RunPlane): Promise<number>;
 }
 

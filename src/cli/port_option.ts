@@ -16,7 +16,6 @@ import { tapKind } from "./port_kinds/tap.ts";
 const UPLINK_KINDS: readonly PortKind[] = [responderKind, tapKind, packetKind, passtKind];
 const PORT_KINDS: readonly PortKind[] = [...UPLINK_KINDS, hubKind];
 
-/** What the help of a command with network cards says at its end. */
 export const PORT_SECTION: Section = kindsSection(
   "What the frames of a network card reach",
   PORT_KINDS,
@@ -28,7 +27,6 @@ export interface HubSettings {
   readonly uplink: Chosen;
 }
 
-/** The option's entry in the table of `vmsg device`. */
 export const HUB_OPTION: Option = {
   name: "hub",
   value: "PORT[=VALUE],name=NAME[,...]",
@@ -52,28 +50,23 @@ export function parsePort(
   return { group, port: { kind: kind.name, settings: kind.parse(group) } };
 }
 
-/** Opens a parsed port for the card to own. */
 export function openPort({ kind, settings }: Chosen, context: PortContext): OpenPort {
   return findKind(PORT_KINDS, "--net", kind).open(settings, context);
 }
 
-/** Parses one `--hub`. */
 export function parseHub(text: string): HubSettings {
   const { group, port: uplink } = parsePort("--hub", text, ["name"], UPLINK_KINDS);
   return { name: group.required("name"), uplink };
 }
 
-/** The hubs of one process. */
 export class Hubs implements HubLinks {
   readonly #hubs = new Map<string, Hub>();
 
-  /** @param stack owns the hubs */
   constructor(
     private readonly settings: readonly HubSettings[],
     private readonly context: Pick<PlaneContext, "reactor" | "log" | "stack">,
   ) {}
 
-  /** See {@link HubLinks}. */
   connect(name: string, card: Uint8Array): OpenPort {
     const { reactor, log, stack } = this.context;
     let hub = this.#hubs.get(name);

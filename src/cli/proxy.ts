@@ -21,7 +21,6 @@ interface ProxySettings {
   readonly confined: { readonly size: number | undefined } | undefined;
 }
 
-/** Parses one `--vhost-user`. */
 function parseVhostUser(text: string, index: number): VhostUserOptions {
   const group = parseGroup("--vhost-user", text, [
     ...["socket", "connect", "fd", "device"],

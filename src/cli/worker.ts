@@ -19,7 +19,6 @@ import { type PlaneName, PLANES } from "./commands.ts";
 import { enterRunning } from "./permissions.ts";
 import type { CommonSettings, PlaneCommand, PlaneContext } from "./plane.ts";
 
-/** The first message to a Worker. */
 export interface StartMessage {
   readonly plane: PlaneName;
   /** What this plane's `parse` gave. */
@@ -29,7 +28,6 @@ export interface StartMessage {
   readonly stopFd: number;
 }
 
-/** What a Worker says. */
 export type WorkerMessage =
   /** The module is loaded and listens. */
   | { readonly kind: "loaded" }

@@ -52,7 +52,6 @@ const V1: Conduct = {
   nextOffsetIsAligned: false,
 };
 
-/** The habits of each dialect. */
 export const CONDUCTS: Readonly<Record<Dialect, Conduct>> = {
   v1: V1,
   "v1-2025": {

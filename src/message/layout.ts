@@ -31,7 +31,6 @@ const SIZES = {
   "bits[count]~": 0, // the same; when read, a `count` that is no multiple of 8 is all that arrived
 } as const;
 
-/** What a field's bytes are. */
 export type Type = keyof typeof SIZES;
 
 /** Arrays, and what means nothing. */
@@ -44,7 +43,6 @@ export type LayoutField = readonly [
   name: Field | "words" | "bytes" | "uuid" | "reserved",
 ];
 
-/** One payload. */
 export interface Layout {
   /** Bytes without a part of variable length. */
   readonly size: number;
@@ -58,7 +56,6 @@ export interface Layout {
   readonly below?: number;
 }
 
-/** How a dialect writes one message. */
 export interface Wire {
   /** The byte behind the type. */
   readonly id: number;
@@ -70,7 +67,6 @@ export interface Wire {
 
 /** One message of the table. */
 export interface Definition {
-  /** Its number. */
   readonly kind: Kind;
   /** Its name in the specification's words. */
   readonly name: string;
@@ -104,13 +100,11 @@ function parseField(field: string): LayoutField {
   return [Number(offset), type, name];
 }
 
-/** No payload. */
 export const EMPTY: Layout = { size: 0, fields: [] };
 
 /** What an entry of the table is unless it says otherwise: a transport message of the driver side. */
 type Traits = Partial<Pick<Definition, "bus" | "sender">>;
 
-/** An entry for a request. */
 export function request(
   name: keyof typeof Kind,
   wire: Definition["wire"],

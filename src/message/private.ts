@@ -52,7 +52,6 @@ function privateRequest(
   return request(name, { v1: { id, request: payload, response } }, { bus: true });
 }
 
-/** The private part of the table. */
 export const PRIVATE_MESSAGES: readonly Definition[] = [
   privateRequest("HELLO", 0x90, HELLO, HELLO),
   privateRequest(

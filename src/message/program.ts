@@ -50,7 +50,6 @@ function operandOf(type: Type, name: LayoutField[2]): number {
   return name === "uuid" || name === "reserved" ? 0 : positionOf(name);
 }
 
-/** One compiled payload. */
 export class Program {
   /** Bytes without the variable part. */
   readonly size: number;
@@ -93,7 +92,6 @@ export class Program {
     this.#exact = exact;
   }
 
-  /** Bytes this message's payload has. */
   sizeOf(message: Message): number {
     return this.size + this.#tailSize(message);
   }

@@ -271,7 +271,6 @@ export function wireOf(definition: Definition, dialect: Dialect): Wire | undefin
   return wire["v1-2025"] ?? wire.v1;
 }
 
-/** The name of a message. */
 export function kindName(kind: Kind): string {
   return MESSAGES[kind]?.name ?? `kind ${kind}`;
 }

@@ -46,7 +46,6 @@ export class FrameDescriptor implements Disposable {
     this.counters = new FrameCounters("port", name);
   }
 
-  /** Starts watching. */
   open(listener: PortListener): void {
     this.#listener = listener;
     const events = EPOLLIN | EPOLLOUT | EPOLLET;
@@ -116,7 +115,6 @@ export class FrameDescriptor implements Disposable {
     }
   }
 
-  /** Stops watching. */
   [Symbol.dispose](): void {
     if (this.#listener !== undefined) this.reactor.unwatch(this.fd);
     this.#listener = undefined;

@@ -27,7 +27,6 @@ export class FrameQueue implements Disposable {
     }
   }
 
-  /** How many frames wait. */
   get count(): number {
     return this.#count;
   }
@@ -59,14 +58,12 @@ export class FrameQueue implements Disposable {
     return into.copyIn(0, source, this.frontLength, first);
   }
 
-  /** Forgets the oldest frame. */
   shift(): void {
     if (this.#count === 0) return;
     this.#tail = (this.#tail + 1) % this.capacity;
     this.#count--;
   }
 
-  /** Unmaps the slots. */
   [Symbol.dispose](): void {
     this.#count = 0;
     this.#memory[Symbol.dispose]();

@@ -34,18 +34,13 @@ import {
   isGroupMac,
 } from "./protocols/ethernet.ts";
 
-/** The most devices on one hub. */
 export const MAX_PORTS = 64;
-/** Frames that wait for one port at most. */
 export const QUEUE_FRAMES = 256;
 
-/** Frames per task run. */
 const BATCH = 64;
 const UPLINK = 0;
 
-/** What the hub is. */
 interface HubOptions {
-  /** What its counters are called. */
   readonly name?: string;
   /** The port to the rest of the world; the hub disposes it. */
   readonly uplink?: NetworkPort | undefined;
@@ -59,7 +54,6 @@ const HubCounters = counterShape("forwarded", "flooded", "dropped", "malformed")
 export class Hub implements Disposable {
   /** What went through, and what found a full queue or made no sense. */
   readonly counters: InstanceType<typeof HubCounters>;
-  /** The largest payload of a frame, in bytes. */
   readonly mtu: number;
   readonly #slotSize: number;
   readonly #table = new MacTable();
@@ -67,7 +61,6 @@ export class Hub implements Disposable {
   readonly #header = allocate(ETHERNET_HEADER_SIZE);
   #uplink: Uplink | undefined;
 
-  /** Opens the uplink, if there is one. */
   constructor(readonly reactor: Reactor, options: HubOptions = {}) {
     this.counters = new HubCounters("hub", options.name ?? "");
     this.mtu = options.mtu ?? 1500;
@@ -125,7 +118,6 @@ export class Hub implements Disposable {
     if (port !== undefined && !port.deliver(frame, length)) this.counters.dropped++;
   }
 
-  /** Disposes all ports, the uplink too. */
   [Symbol.dispose](): void {
     for (const port of this.#ports) port?.[Symbol.dispose]();
     this.#uplink?.[Symbol.dispose]();
@@ -137,7 +129,6 @@ function readMac(view: DataView, at: number): number {
   return view.getUint16(at, false) * 0x1_0000_0000 + view.getUint32(at + 2, false);
 }
 
-/** Brings a port's frame to where it belongs. */
 type Forward = (frame: IovecList, length: number) => void;
 
 class HubPort implements NetworkPort {

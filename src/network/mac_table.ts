@@ -20,7 +20,6 @@ export class MacTable {
   readonly #ports = new Int32Array(SETS * WAYS);
   readonly #seen = new Float64Array(SETS * WAYS);
 
-  /** The most stations it knows. */
   static readonly capacity: number = SETS * WAYS;
 
   static #set(address: number): number {
@@ -29,7 +28,6 @@ export class MacTable {
     return (Math.imul((address | 0) ^ high, 0x9e37_79b1) >>> 24) * WAYS;
   }
 
-  /** Notes that a station sent from a port. */
   learn(address: number, port: number, nowSeconds: number): void {
     const set = MacTable.#set(address);
     let chosen = set;

@@ -59,9 +59,7 @@ import type { NetworkPort, PortListener } from "./port.ts";
 import { PrefixedSegments } from "./prefixed_segments.ts";
 import { addBytes, checksumOf } from "./protocols/checksum.ts";
 
-/** What the port is. */
 export interface PacketOptions {
-  /** The interface's name. */
   readonly name: string;
   /** False to offer the guest no checksum and segmentation offloads; default true. */
   readonly offloads?: boolean;

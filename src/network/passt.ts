@@ -38,7 +38,6 @@ import { HEADERS_SIZE, isForLoopback } from "./loopback_frame.ts";
 import type { NetworkPort, PortListener } from "./port.ts";
 import { PrefixedSegments } from "./prefixed_segments.ts";
 
-/** Which passt. */
 export interface PasstOptions {
   /** The socket on which a passt listens that somebody else started; without it one is started here. */
   readonly socket?: string;

@@ -25,7 +25,6 @@ import { counterShape } from "../observe/counters.ts";
 import type { Log } from "../observe/log.ts";
 import type { NetworkPort, PortListener } from "./port.ts";
 
-/** Where frames are captured to. */
 export interface CaptureOptions {
   /** The file, which is replaced. */
   readonly path: string;
@@ -54,7 +53,6 @@ const CaptureCounters = counterShape("captured");
 export class CapturingPort implements NetworkPort {
   readonly description: string;
   readonly features: readonly number[];
-  /** Frames captured. */
   readonly counters: InstanceType<typeof CaptureCounters>;
   readonly #path: string;
   readonly #snapLength: number;

@@ -22,9 +22,7 @@ const SUFFIX_SIZE = 64;
 
 /** See the head of this file; reused for every frame. */
 export class PrefixedSegments {
-  /** What goes in front. */
   readonly prefix: Block;
-  /** The address of the iovec array. */
   readonly address: bigint;
   readonly #iovecs: DataView;
   readonly #suffix: Block;

@@ -25,7 +25,6 @@ const MAX_FRAME = 2048;
 export class ResponderPort implements NetworkPort {
   readonly description: string = "responder";
   readonly features: readonly number[] = [NetFeature.CSUM];
-  /** Who answers. */
   readonly responder: Responder;
   readonly #in = allocate(MAX_FRAME);
   readonly #out = allocate(NET_HEADER_SIZE + MAX_FRAME);

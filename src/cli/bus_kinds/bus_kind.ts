@@ -6,7 +6,6 @@ import type { Log } from "../../observe/log.ts";
 import type { Group } from "../groups.ts";
 import type { GroupKind } from "../kinds.ts";
 
-/** What a bus is opened with. */
 export interface BusContext {
   readonly side: Side;
   readonly reactor: Reactor;
@@ -15,9 +14,7 @@ export interface BusContext {
   readonly isV1: boolean;
   /** `dialect=auto`: the driver side's first message tells. */
   readonly isAuto: boolean;
-  /** `reset` was given. */
   readonly reset: boolean;
-  /** What is the same for all buses. */
   readonly common: {
     readonly ringPerMessage: boolean;
     readonly named: boolean;
@@ -27,9 +24,7 @@ export interface BusContext {
 
 /** A record of the table; see `Kind` for which thread uses what. */
 export interface BusKind<Settings = unknown> extends GroupKind {
-  /** Plain data of what was given. */
   parse(group: Group, side: Side): Settings;
-  /** Opens it for the caller to own. */
   open(settings: Settings, context: BusContext): Bus;
 }
 

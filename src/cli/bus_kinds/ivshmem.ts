@@ -46,7 +46,6 @@ function openEnd(end: EndSettings, { log, reactor }: BusContext): IvshmemEnd {
   return via === "vfio" ? openVfioEnd(address, { log, bind }) : openSysfsEnd(address, { log });
 }
 
-/** A PCI function of this machine, or a process at the server's socket. */
 export const ivshmemKind: BusKind<IvshmemSettings> = {
   name: "ivshmem",
   usage: "ivshmem,pci=ADDRESS[,via=vfio|sysfs][,bind][,peer=ID][,poll] or " +

@@ -7,7 +7,6 @@ import type { BusKind } from "./bus_kind.ts";
 
 type LinuxUserSettings = Omit<LinuxUserOptions, keyof BusOptions | "reset" | "lock" | "log">;
 
-/** Two queue files and a socket. */
 export const linuxUserKind: BusKind<LinuxUserSettings> = {
   name: "linux-user",
   usage: "linux-user,socket=PATH[,name=NAME][,dir=DIR][,listen[=off]][,wait=off]" +

@@ -7,7 +7,6 @@ import { type BusKind, unseenPeerOptions } from "./bus_kind.ts";
 
 type ShmSettings = Omit<ShmBusOptions, keyof BusOptions | "reset" | "named">;
 
-/** The queues at an offset of a file, polled or with interrupts. */
 export const shmKind: BusKind<ShmSettings> = {
   name: "shm",
   usage: "shm,file=PATH[,owner=USER][,offset=N][,size=N][,notify=poll|uio][,uio=/dev/uioN]" +

@@ -9,7 +9,6 @@ import type { HubLinks } from "../port_kinds/port_kind.ts";
 /** What a device side has unless it is told otherwise. */
 export const DEFAULT_DEVICE = "net";
 
-/** What a device is opened with. */
 export interface DeviceContext {
   readonly reactor: Reactor;
   readonly log: Log;
@@ -19,12 +18,10 @@ export interface DeviceContext {
   readonly hubs: HubLinks;
 }
 
-/** A device, and what is said of it. */
 export interface OpenDevice {
   readonly model: DeviceModel;
   /** What it is, or works with, for people. */
   readonly description: string;
-  /** What it has done, if it counts that. */
   readonly counters?: object;
 }
 

@@ -14,7 +14,6 @@ interface NetSettings {
   /** The largest payload of a frame; the port's unless given. */
   readonly mtu: number | undefined;
   readonly port: Chosen;
-  /** A capture file. */
   readonly capture: string | undefined;
 }
 
@@ -32,7 +31,6 @@ function parseCardMac(group: Group, number: number): Uint8Array {
   }
 }
 
-/** A card on a port; without one it is on `responder`. */
 export const netKind: DeviceKind<NetSettings> = {
   name: "net",
   usage: "net[,PORT[=VALUE][,mac=MAC][,mtu=N][,pcap=FILE][,...]]",

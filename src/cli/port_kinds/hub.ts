@@ -2,7 +2,6 @@
 
 import type { PortKind } from "./port_kind.ts";
 
-/** A port of a link; `--hub` joins the link to the world. */
 export const hubKind: PortKind<{ readonly link: string }> = {
   name: "hub",
   usage: "hub[=NAME]",

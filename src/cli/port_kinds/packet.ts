@@ -3,7 +3,6 @@
 import { type PacketOptions, PacketPort } from "../../network/packet.ts";
 import type { PortKind } from "./port_kind.ts";
 
-/** A real interface of the host. */
 export const packetKind: PortKind<PacketOptions> = {
   name: "packet",
   usage: "packet=INTERFACE[,offloads=off]",

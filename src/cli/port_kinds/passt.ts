@@ -3,7 +3,6 @@
 import { type PasstOptions, PasstPort } from "../../network/passt.ts";
 import { DEFAULT_MTU, type PortKind } from "./port_kind.ts";
 
-/** A passt of our own, or one that runs. */
 export const passtKind: PortKind<PasstOptions> = {
   name: "passt",
   usage: "passt[,loopback=on][,socket=PATH]",

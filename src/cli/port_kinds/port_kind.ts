@@ -24,13 +24,11 @@ export interface HubLinks {
   connect(name: string, card: Uint8Array): OpenPort;
 }
 
-/** What a port is opened with. */
 export interface PortContext {
   readonly reactor: Reactor;
   readonly log: Log;
   /** The MAC address of the card that it is opened for, if it is for one. */
   readonly card?: Uint8Array | undefined;
-  /** Where there are hubs to join. */
   readonly hubs?: HubLinks | undefined;
 }
 
@@ -41,7 +39,6 @@ export function parseMtu(group: Group): number | undefined {
 
 /** A record of the table; see `Kind` for which thread uses what. */
 export interface PortKind<Settings = unknown> extends GroupKind {
-  /** Plain data of what was given. */
   parse(group: Group): Settings;
   /** Opens it for the card to own. */
   open(settings: Settings, context: PortContext): OpenPort;

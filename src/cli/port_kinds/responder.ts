@@ -4,7 +4,6 @@ import { Responder, type ResponderOptions } from "../../network/responder/respon
 import { ResponderPort } from "../../network/responder_port.ts";
 import { DEFAULT_MTU, type PortKind } from "./port_kind.ts";
 
-/** Needs nothing of the host. */
 export const responderKind: PortKind<ResponderOptions> = {
   name: "responder",
   usage: "responder[,address=A][,address6=A][,flood=N]",

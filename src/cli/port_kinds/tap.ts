@@ -13,7 +13,6 @@ function hostMac(card: Uint8Array): Uint8Array {
   return mac;
 }
 
-/** An interface that is made, or one that is there. */
 export const tapKind: PortKind<TapOptions> = {
   name: "tap",
   usage: "tap[=NAME][,bridge=BR][,address=A/P][,persistent][,offloads=off]",

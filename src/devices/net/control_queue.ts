@@ -41,14 +41,10 @@ export const GUEST_OFFLOADS: readonly number[] = [
 const MAX_COMMAND = 4096;
 const command = allocate(MAX_COMMAND);
 
-/** What commands can do to the card. */
 export interface ControlTarget {
   filter: ReceiveFilter;
-  /** Is this feature negotiated? */
   readonly has: (feature: number) => boolean;
-  /** CTRL_MAC_ADDR. */
   setMac(bytes: Uint8Array): void;
-  /** The driver has announced itself. */
   announced(): void;
   /** Guest offloads, one bit per feature in two words; false if one was not negotiated. */
   setGuestOffloads(low: number, high: number): boolean;

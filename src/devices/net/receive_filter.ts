@@ -33,7 +33,6 @@ export class ReceiveFilter {
   noBroadcast = false;
   unicast: AddressSet = new Set();
   multicast: AddressSet = new Set();
-  /** One bit per VLAN identifier. */
   readonly #vlans = new Uint32Array(128);
 
   /**
@@ -44,7 +43,6 @@ export class ReceiveFilter {
    */
   constructor(public ownKey: number = 0, public filtersVlans: boolean = false) {}
 
-  /** Lets a VLAN in or keeps it out. */
   setVlan(identifier: number, accepted: boolean): void {
     const bit = 1 << (identifier & 31);
     if (accepted) this.#vlans[(identifier & 0xfff) >> 5] |= bit;

@@ -15,9 +15,7 @@ import { NET_HEADER_SIZE } from "../../virtio/net_header.ts";
 import type { Place } from "../../virtio/place.ts";
 import { DriverQueue } from "../../virtio/split/mod.ts";
 
-/** Entries of either queue. */
 export const QUEUE_SIZE = 256;
-/** Bytes of a receive buffer. */
 export const RECEIVE_SIZE = 4096;
 /** The largest frame with its header: 64 KiB of payload for segmentation offload, and the headers. */
 export const TRANSMIT_SIZE = 66_048;
@@ -32,7 +30,6 @@ const RING_SIZE = DriverQueue.bytesNeeded(QUEUE_SIZE, true);
 const RINGS_SIZE = Math.ceil(2 * RING_SIZE / PAGE_SIZE) * PAGE_SIZE;
 const MINIMUM = RINGS_SIZE + MIN_RECEIVE * RECEIVE_SIZE + MIN_TRANSMIT * TRANSMIT_SIZE;
 
-/** The memory that a driver makes use of. */
 export const DRIVER_MEMORY_SIZE: number = RINGS_SIZE + QUEUE_SIZE * RECEIVE_SIZE +
   TRANSMIT_BUFFERS * TRANSMIT_SIZE;
 
@@ -40,7 +37,6 @@ export const DRIVER_MEMORY_SIZE: number = RINGS_SIZE + QUEUE_SIZE * RECEIVE_SIZE
 export class NetBuffers {
   /** All of the memory, for segments of frames. */
   readonly window: MemoryWindow;
-  /** How many buffers there are. */
   readonly receiveCount: number;
   readonly transmitCount: number;
   /** The virtio-net header of each transmit buffer. */
@@ -81,12 +77,10 @@ export class NetBuffers {
     return { memory, offset: offset + start, size: RING_SIZE, at: at + start };
   }
 
-  /** Where a receive buffer begins. */
   receiveOffset(buffer: number): number {
     return RINGS_SIZE + buffer * RECEIVE_SIZE;
   }
 
-  /** Where a transmit buffer begins. */
   transmitOffset(buffer: number): number {
     return this.#transmitOffset + buffer * TRANSMIT_SIZE;
   }

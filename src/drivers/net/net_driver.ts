@@ -52,7 +52,6 @@ import {
 
 const RECEIVE = 0;
 const TRANSMIT = 1;
-/** Frames taken per task run. */
 const BATCH = 64;
 
 /** What is taken if offered. The last two are what a modern device cannot do without. */
@@ -67,7 +66,6 @@ const WANTED = [
   RingFeature.ACCESS_PLATFORM,
 ];
 
-/** What a driver may be given. */
 export interface NetDriverOptions {
   /** Where rings and buffers go, the caller's own; otherwise the driver makes its own memory. */
   readonly memory?: DriverMemory | undefined;
@@ -75,7 +73,6 @@ export interface NetDriverOptions {
   readonly offloads?: readonly number[];
 }
 
-/** Who uses the driver. */
 export interface NetDriverListener {
   /** Frames can be sent. */
   up(): void;
@@ -106,7 +103,6 @@ export class NetDriver implements PeerListener, Disposable {
   features: string[] = [];
   /** The same as bits, in blocks of 32. */
   accepted: Uint32Array = new Uint32Array(2);
-  /** What went through. */
   readonly counters: InstanceType<typeof DriverCounters>;
   readonly #memory: DriverMemory;
   readonly #ownsMemory: boolean;
@@ -460,7 +456,6 @@ export class NetDriver implements PeerListener, Disposable {
     return false;
   }
 
-  /** Unmaps memory of its own. */
   [Symbol.dispose](): void {
     this.isUp = false;
     this.#session[Symbol.dispose]();

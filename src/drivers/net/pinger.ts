@@ -43,7 +43,6 @@ import type { NetDriver, NetDriverListener } from "./net_driver.ts";
 
 const ARP_RETRY_MS = 200;
 const ECHO_SIZE = 56;
-/** A reply later than this is lost. */
 const ECHO_TIMEOUT_MS = 1000;
 const SOURCE_PORT = 0xc000;
 const BATCH = 64;
@@ -52,19 +51,15 @@ const MAX_FRAME = 1514;
 /** Datagrams asked for in the receive figure; more than any machine sends in the time. */
 const CHARGEN_COUNT = 0x0fff_ffff;
 
-/** What the pinger does. */
 export interface PingOptions {
   /** Whom to ping, an IPv4 address. */
   readonly target: string;
-  /** Our own address. */
   readonly address: string;
   /** How many pings; Infinity goes on until stopped. */
   readonly count: number;
-  /** Between two pings. */
   readonly intervalMs: number;
   /** How long each throughput figure takes; 0 leaves them out. */
   readonly throughputMs: number;
-  /** Prints one line. */
   readonly print: (line: string) => void;
 }
 
@@ -74,11 +69,9 @@ export interface Throughput {
   readonly megabitsPerSecond: number;
 }
 
-/** What came of it. */
 export interface PingResult {
   /** Pings that were due. */
   readonly sent: number;
-  /** Pings that were answered. */
   readonly received: number;
   /** Round trips in microseconds, ascending. */
   readonly roundTripsUs: readonly number[];
@@ -204,7 +197,6 @@ export class Pinger implements NetDriverListener {
     if (this.#sentMs.size === 0) this.#allAnswered?.resolve();
   }
 
-  /** What came of the pings so far. */
   result(): PingResult {
     return {
       sent: this.#sent,
@@ -213,7 +205,6 @@ export class Pinger implements NetDriverListener {
     };
   }
 
-  /** Runs all steps and resolves with what came of them. */
   async run(): Promise<PingResult> {
     await this.#resolved.promise;
     await this.#ping();

@@ -18,7 +18,6 @@ import { hasFeature, NetFeature } from "../../virtio/features.ts";
 import type { NetworkPort } from "../../network/port.ts";
 import type { NetDriver, NetDriverListener } from "./net_driver.ts";
 
-/** Frames per task run. */
 const BATCH = 64;
 
 /** An offload of frames to the device, and the same of frames from it. */

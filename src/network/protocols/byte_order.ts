@@ -6,23 +6,19 @@
  * nothing, so even a forgotten check cannot throw; the checks belong to the callers all the same.
  */
 
-/** Reads 16 bits, unsigned. */
 export function readU16(bytes: Uint8Array, at: number): number {
   return (bytes[at] << 8) | bytes[at + 1];
 }
 
-/** Reads 32 bits, unsigned. */
 export function readU32(bytes: Uint8Array, at: number): number {
   return ((readU16(bytes, at) << 16) | readU16(bytes, at + 2)) >>> 0;
 }
 
-/** Writes the low 16 bits of a number. */
 export function writeU16(bytes: Uint8Array, at: number, value: number): void {
   bytes[at] = value >>> 8;
   bytes[at + 1] = value;
 }
 
-/** Writes the low 32 bits of a number. */
 export function writeU32(bytes: Uint8Array, at: number, value: number): void {
   writeU16(bytes, at, value >>> 16);
   writeU16(bytes, at + 2, value);

@@ -19,7 +19,6 @@ export function addBytes(sum: number, bytes: Uint8Array, start: number, end: num
   return at < end ? sum + (bytes[at] << 8) : sum;
 }
 
-/** Adds a 32-bit number to a sum. */
 export function addU32(sum: number, value: number): number {
   return sum + (value >>> 16) + (value & 0xffff);
 }

@@ -11,7 +11,6 @@ import { IPV4_LIMITED_BROADCAST } from "./ipv4.ts";
 import type { Station, Verdict } from "./packet.ts";
 import { UDP_PAYLOAD, type UdpDatagram, writeUdpHeaders } from "./udp.ts";
 
-/** The server's port. */
 export const DHCP_SERVER_PORT = 67;
 const CLIENT_PORT = 68;
 
@@ -60,9 +59,7 @@ export class DhcpMessage {
   type = 0;
   /** The address the client has (`ciaddr`). */
   clientAddress = 0;
-  /** The address it asks for. */
   requested = 0;
-  /** The server it means. */
   server = 0;
   clientIdentifierAt = 0;
   clientIdentifierLength = 0;

@@ -12,13 +12,9 @@ import { copyBytes, readU16, writeU16 } from "./byte_order.ts";
 export const ETHERNET_HEADER_SIZE = 14;
 /** The longest frame on an Ethernet, without its check sequence: the header and 1500 bytes. */
 export const ETHERNET_FRAME_MAX = 1514;
-/** Offsets of the addresses. */
 export const [ETHERNET_DESTINATION, ETHERNET_SOURCE] = [0, 6];
-/** What a frame carries. */
 export const EtherType = { IPV4: 0x0800, ARP: 0x0806, IPV6: 0x86dd } as const;
-/** Bytes of a MAC address. */
 export const MAC_SIZE = 6;
-/** The address of all stations. */
 export const MAC_BROADCAST: Uint8Array = new Uint8Array(MAC_SIZE).fill(0xff);
 
 const ETHERTYPE = 12;

@@ -37,7 +37,6 @@ export function checkIcmp(packet: Packet): Verdict {
   return foldSum(whole) === 0xffff ? "done" : "checksum";
 }
 
-/** Type and code, as one number. */
 export function readIcmpKind({ frame, start }: Packet): number {
   return readU16(frame, start);
 }

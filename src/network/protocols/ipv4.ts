@@ -29,7 +29,6 @@ export const IPV4: InternetVersion = {
   echoReply: 0x0000,
   portUnreachable: 0x0303,
 };
-/** The limited broadcast address, 255.255.255.255. */
 export const IPV4_LIMITED_BROADCAST = 0xffffffff;
 
 const TOTAL_LENGTH = IPV4_HEADER + 2;
@@ -45,12 +44,10 @@ const DONT_FRAGMENT = 0x4000;
 const FRAGMENT_MASK = 0x3fff;
 const TTL = 64;
 
-/** A received packet and its addresses. */
 export class Ipv4Packet extends Packet {
   source = 0;
   destination = 0;
 
-  /** An empty record. */
   constructor() {
     super(IPV4);
   }
@@ -113,7 +110,6 @@ export function parseIpv4Address(text: string): number {
   return address;
 }
 
-/** An address as text. */
 export function formatIpv4Address(address: number): string {
   return [address >>> 24, address >>> 16 & 255, address >>> 8 & 255, address & 255].join(".");
 }

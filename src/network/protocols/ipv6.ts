@@ -13,15 +13,10 @@ import { copyBytes, readU16, writeU16, writeU32 } from "./byte_order.ts";
 import { type InternetVersion, Packet, Protocol, type Verdict } from "./packet.ts";
 
 const IPV6_HEADER: number = ETHERNET_HEADER_SIZE;
-/** Bytes of a header. */
 export const IPV6_HEADER_SIZE = 40;
-/** Where the payload of a frame that we write starts. */
 export const IPV6_PAYLOAD: number = IPV6_HEADER + IPV6_HEADER_SIZE;
-/** Offset of the source address in a frame. */
 export const IPV6_SOURCE: number = IPV6_HEADER + 8;
-/** Offset of the destination address in a frame. */
 export const IPV6_DESTINATION: number = IPV6_HEADER + 24;
-/** Bytes of an address. */
 export const IPV6_ADDRESS_SIZE = 16;
 /** See {@link InternetVersion}; control messages of RFC 4443. */
 export const IPV6: InternetVersion = {
@@ -62,7 +57,6 @@ export class Ipv6Packet extends Packet {
   /** It is for a group of hosts. */
   toGroup = false;
 
-  /** An empty record. */
   constructor() {
     super(IPV6);
   }

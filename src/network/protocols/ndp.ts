@@ -77,7 +77,6 @@ export function writeNeighbourAdvertisement(by: Station, packet: Ipv6Packet): nu
   return finishIcmp(slot, IPV6, Ndp.NEIGHBOUR_ADVERTISEMENT, length);
 }
 
-/** Checks a router solicitation. */
 export function checkRouterSolicitation(packet: Ipv6Packet): Verdict {
   return checkOptions(packet, SOLICITATION_SIZE);
 }

@@ -11,7 +11,6 @@ export type Verdict =
   | "malformed" // its bytes contradict its protocol
   | "checksum"; // its checksum is wrong
 
-/** Who sends a frame. */
 export interface Station {
   readonly mac: Uint8Array;
   /** Its IPv4 address. */
@@ -20,7 +19,6 @@ export interface Station {
   readonly slot: Uint8Array;
 }
 
-/** Protocol numbers. */
 export const Protocol = { ICMP: 1, UDP: 17, ICMPV6: 58 } as const;
 
 /** A version of the Internet protocol: where things lie in its frames, if its header has no options. */
@@ -28,7 +26,6 @@ export interface InternetVersion {
   readonly ethertype: number;
   /** Offset of the source address; the destination follows it, and the payload follows that. */
   readonly addresses: number;
-  /** Offset of the payload. */
   readonly payload: number;
   /** Protocol number of its control messages, and type and code of some of them as one number. */
   readonly control: number;
@@ -41,7 +38,6 @@ export interface InternetVersion {
 export class Packet {
   /** The frame that it lies in. */
   frame: Uint8Array = new Uint8Array();
-  /** Protocol number of the payload. */
   protocol = 0;
   /** Offset of the payload in the frame, behind all options. */
   start = 0;
@@ -55,6 +51,5 @@ export class Packet {
    */
   trusted = false;
 
-  /** An empty record. */
   constructor(readonly version: InternetVersion) {}
 }

@@ -18,7 +18,6 @@ import { UDP_PAYLOAD } from "./udp.ts";
 
 /** UDP ports of discard and of the character generator. */
 export const [DISCARD_PORT, CHARGEN_PORT] = [9, 19];
-/** Bytes of a request. */
 export const CHARGEN_REQUEST_SIZE = 8;
 /** UDP payload bytes at least: a frame of 60 bytes, the shortest on an Ethernet. */
 export const NUMBERED_SIZE_MIN = 18;

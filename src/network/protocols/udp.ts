@@ -11,14 +11,12 @@ import { IPV4, IPV4_PAYLOAD, writeIpv4Header } from "./ipv4.ts";
 import { readU16, writeU16 } from "./byte_order.ts";
 import { type InternetVersion, type Packet, Protocol, type Verdict } from "./packet.ts";
 
-/** Bytes of the header. */
 export const UDP_HEADER_SIZE = 8;
 /** Where the UDP payload of an IPv4 frame that we write starts. */
 export const UDP_PAYLOAD: number = IPV4_PAYLOAD + UDP_HEADER_SIZE;
 
 const CHECKSUM = 6;
 
-/** An IPv4 address and a port. */
 export type Endpoint = readonly [address: number, port: number];
 
 /** The fields of a received header. One record serves all frames, one after the other. */
@@ -27,11 +25,8 @@ export class UdpDatagram {
   frame: Uint8Array = new Uint8Array();
   /** Where an answer goes; 0 if none is wanted. */
   sourcePort = 0;
-  /** What it is for. */
   destinationPort = 0;
-  /** Offset of the payload in the frame. */
   start = 0;
-  /** Offset of the first byte after the payload. */
   end = 0;
 }
 

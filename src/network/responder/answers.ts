@@ -25,13 +25,11 @@ import type { Packet, Verdict } from "../protocols/packet.ts";
 import type { Host } from "./host.ts";
 import type { TokenBucket } from "./token_bucket.ts";
 
-/** Answers an ARP request for the host's address. */
 export function answerArp(host: Host, frame: Uint8Array, length: number): Verdict {
   const verdict = checkArpRequest(frame, length, host.address);
   return verdict === "done" ? host.answer(writeArpReply(host, frame), "arpReplies") : verdict;
 }
 
-/** Answers an echo request. */
 export function answerIcmp(host: Host, packet: Ipv4Packet): Verdict {
   const verdict = checkIcmp(packet);
   return verdict === "done" ? answerEcho(host, packet) : verdict;

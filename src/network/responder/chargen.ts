@@ -23,7 +23,6 @@ import { UDP_HEADER_SIZE, type UdpDatagram } from "../protocols/udp.ts";
 import type { Host } from "./host.ts";
 import { NumberedDatagram } from "./numbered_datagram.ts";
 
-/** Senders with a pending request at most. */
 const SENDERS = 4;
 
 const ECHO_PORT = 7;
@@ -36,14 +35,12 @@ class Sender {
   remaining = 0;
 }
 
-/** The generator and its pending requests. */
 export class Chargen {
   readonly #host: Host;
   readonly #senders: Sender[] = Array.from({ length: SENDERS }, () => new Sender());
   /** Whose datagram is next; its `remaining` is 0 only if everyone's is. */
   #turn = 0;
 
-  /** A generator without requests, for the host whose address its datagrams come from. */
   constructor(host: Host) {
     this.#host = host;
   }
@@ -53,7 +50,6 @@ export class Chargen {
     return this.#senders.reduce((sum, { remaining }) => sum + remaining, 0);
   }
 
-  /** Takes a datagram to the port. */
   receive(packet: Packet, { frame, sourcePort: port, start: at, end }: UdpDatagram): Verdict {
     if (port === 0 || port === ECHO_PORT || port === CHARGEN_PORT) return "dropped";
     if (end - at < CHARGEN_REQUEST_SIZE) return this.#sendLine(packet, port);
@@ -93,7 +89,6 @@ export class Chargen {
     return sender.datagram.next(target);
   }
 
-  /** Forgets all requests. */
   clear(): void {
     for (const sender of this.#senders) sender.remaining = 0;
   }

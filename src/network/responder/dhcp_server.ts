@@ -19,15 +19,12 @@ import type { Verdict } from "../protocols/packet.ts";
 import type { UdpDatagram } from "../protocols/udp.ts";
 import { DHCP_POOL_OFFSET, type Host } from "./host.ts";
 
-/** Clients at most. */
 const POOL_SIZE = 64;
-/** What a client is told. */
 const LEASE_SECONDS = 86400;
 
 /** States of an address of the pool; one that is unusable is ours, or outside the subnet. */
 const [FREE, OFFERED, LEASED, UNUSABLE] = [0, 1, 2, 3];
 
-/** The server and its leases. */
 export class DhcpServer {
   readonly #host: Host;
   readonly #first: number;
@@ -45,7 +42,6 @@ export class DhcpServer {
     }
   }
 
-  /** Takes a datagram to the server's port. */
   receive(datagram: UdpDatagram): Verdict {
     const verdict = parseDhcp(this.#message, datagram);
     if (verdict !== "done") return verdict;

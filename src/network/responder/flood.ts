@@ -17,10 +17,8 @@ import { TokenBucket } from "./token_bucket.ts";
 
 /** UDP payload bytes of a flood frame; the frame is 42 bytes longer. */
 const PAYLOAD_SIZE = 1400;
-/** Frames that may be due at once. */
 const BURST = 64;
 
-/** The flood's pace and its frame. */
 export class Flood {
   readonly #bucket: TokenBucket;
   readonly #datagram = new NumberedDatagram();

@@ -28,7 +28,6 @@ export class FrameRing {
     this.#lengths = new Uint16Array(capacity + 1);
   }
 
-  /** Frames that wait. */
   get count(): number {
     return this.#count;
   }
@@ -48,7 +47,6 @@ export class FrameRing {
     return true;
   }
 
-  /** Bytes of the oldest frame, 0 if none waits. */
   peekLength(): number {
     return this.#count === 0 ? 0 : this.#lengths[this.#tail()];
   }

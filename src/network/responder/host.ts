@@ -22,7 +22,6 @@ import { FrameRing } from "./frame_ring.ts";
 /** The first DHCP client's place in the subnet, as QEMU's user network has it. */
 export const DHCP_POOL_OFFSET = 15;
 
-/** Who the responder is. */
 export interface ResponderOptions {
   /** Its IPv4 address; default 10.0.2.2. */
   address?: string | undefined;
@@ -68,28 +67,20 @@ const Counts = counterShape(
   "floodFrames",
 );
 
-/** See {@link Counts}. */
 export type ResponderCounters = InstanceType<typeof Counts>;
 
 /** The responder's identity, its outgoing ring and its counters. */
 export class Host implements Station {
-  /** Six bytes. */
   readonly mac: Uint8Array;
   /** Its global IPv6 address, 16 bytes; the first 64 bits are the prefix that it advertises. */
   readonly address6: Uint8Array;
-  /** Its link-local IPv6 address. */
   readonly linkLocal: Uint8Array;
-  /** The IPv6 groups that it is in. */
   readonly groups6: readonly Uint8Array[];
   /** IPv4 address; this and the next two are numbers, most significant byte first. */
   readonly address: number;
-  /** Subnet mask. */
   readonly mask: number;
-  /** The subnet's broadcast address. */
   readonly broadcast: number;
-  /** Answers for the guest. */
   readonly ring: FrameRing = new FrameRing();
-  /** What happened so far. */
   readonly counters: ResponderCounters;
 
   /** Throws a TypeError with one line for people if an option is wrong. */

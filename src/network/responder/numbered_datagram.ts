@@ -15,11 +15,9 @@ export class NumberedDatagram {
   readonly #memory = new Uint8Array(ETHERNET_FRAME_MAX);
   /** Exactly the frame, so that set() copies it without a view made on the way. */
   #frame: Uint8Array = this.#memory;
-  /** Where the UDP header is. */
   #udp = 0;
   #sequence = 0;
 
-  /** Bytes of the frame. */
   get length(): number {
     return this.#frame.length;
   }

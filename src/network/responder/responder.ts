@@ -75,7 +75,6 @@ export class Responder {
     this.#flood = new Flood(host, rate, now);
   }
 
-  /** Counts since the start; live, not a copy. */
   get counters(): Readonly<ResponderCounters> {
     return this.#host.counters;
   }
@@ -133,7 +132,6 @@ export class Responder {
     return this.#flood.delayMs();
   }
 
-  /** Ends the streams of datagrams that the guest has asked for. */
   stopDatagrams(): void {
     this.#chargen.clear();
   }

@@ -8,7 +8,6 @@
 /** Tokens shy of one that still count as one: a sum of floating-point parts may miss it by this much. */
 const TOLERANCE = 1e-6;
 
-/** A rate limit with a bounded burst, on an injected clock. */
 export class TokenBucket {
   #tokens: number;
   #lastMs: number;

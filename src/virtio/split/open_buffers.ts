@@ -19,7 +19,6 @@
  *   outside of the rings (vhost-user's inflight memory) the driver has to reset such a device.
  */
 
-/** Open buffers of one queue, by head. */
 export class OpenBuffers {
   /** 1 where a head is open. */
   readonly #isOpen: Uint8Array;
@@ -28,7 +27,6 @@ export class OpenBuffers {
   /** By head: writable bytes. */
   readonly #capacities: Uint32Array;
 
-  /** @param size the queue's entries */
   constructor(size: number) {
     this.#isOpen = new Uint8Array(size);
     this.#indices = new Uint16Array(size);
@@ -44,7 +42,6 @@ export class OpenBuffers {
     return true;
   }
 
-  /** A buffer is completed. */
   close(head: number, written: number): void {
     // Of any number: heads that are not in the table are not open.
     if (this.#isOpen[head] !== 1) throw new Error(`head ${head} is not in flight`);
