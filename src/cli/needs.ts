@@ -7,7 +7,7 @@
 import { softLimit } from "../linux/limits.ts";
 
 /** Two threads, a bus, a port, a listener; a front end or a hub needs more. */
-const MIN_FILES = 48;
+export const MIN_FILES = 48;
 /** V8 reserves heaps of 32 GiB and more; below this it was seen to fail, but not each time. */
 const MIN_ADDRESS_SPACE = 64 * 2 ** 30;
 /** In bytes: processes were seen to be killed below 90 MB, and this is a little more. It was not measured further. */
