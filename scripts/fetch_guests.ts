@@ -24,6 +24,7 @@ const PACKAGES = [
   "busybox-static",
   "dpdk-dev",
   "erofs-utils",
+  "ethtool",
   "iperf3",
   "iproute2",
   "iputils-ping",

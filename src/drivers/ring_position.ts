@@ -5,12 +5,12 @@
  * they were made available, that is also where the ring goes on: the device types in {@link IN_ORDER} do so in
  * every vmsg device side, and what was used but not yet shown is done once more. Of any other device the used index
  * says how many buffers came back, but not which. If it was all of them the ring goes on there; else nobody knows
- * what became of the rest, and the driver has to start over. A packed ring (VIRTIO 1.2, 2.8) has no used index.
+ * what became of the rest, and the driver has to start over. No driver is offered packed rings, which have no used index.
  */
 
 import type { MemoryRegion } from "../memory/mod.ts";
 import type { QueueSetup } from "../virtio/device.ts";
-import { DEVICE_NET, DEVICE_RNG, hasFeature, RingFeature } from "../virtio/features.ts";
+import { DEVICE_NET, DEVICE_RNG } from "../virtio/features.ts";
 
 /** Device types whose buffers come back in order: an entropy device answers one request after another. */
 const IN_ORDER: ReadonlySet<number> = new Set([DEVICE_NET, DEVICE_RNG]);
@@ -38,15 +38,12 @@ export function usedIndex(
  * Where a ring goes on whose device died; undefined if nobody can tell.
  *
  * @param deviceId the type of the device
- * @param features what was negotiated
  */
 export function positionAfterLoss(
   regions: readonly MemoryRegion[],
   setup: QueueSetup,
   deviceId: number,
-  features: Uint32Array,
 ): number | undefined {
-  if (hasFeature(features, RingFeature.RING_PACKED)) return undefined;
   const used = usedIndex(regions, setup);
   if (IN_ORDER.has(deviceId) || used === readIndex(regions, setup.driverAddress)) return used;
   return undefined;

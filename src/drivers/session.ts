@@ -150,12 +150,12 @@ export class Session implements Disposable {
   /** The device side is gone; rings that ran go on from where they are. */
   lost(): void {
     const { told, options: { sharing, owner, device, log, whose } } = this;
-    const { info, negotiated } = told;
+    const { info } = told;
     told.info = undefined;
     for (const ring of told.running()) {
       const { wanted, setup } = ring;
       const base = this.#forget(ring) ??
-        positionAfterLoss(owner.regions, setup, info!.deviceId, negotiated!);
+        positionAfterLoss(owner.regions, setup, info!.deviceId);
       if (base !== undefined) {
         wanted.stopped(base);
       } else if (owner.regions.length > 0) {

@@ -11,7 +11,6 @@ import { mapAnonymous } from "../../src/linux/mapping.ts";
 import { Kind, MEMORY_WINDOW, type Message } from "../../src/message/message.ts";
 import { createLog } from "../../src/observe/log.ts";
 import { Descriptors } from "../../src/sharing/descriptors.ts";
-import { RingFeature } from "../../src/virtio/features.ts";
 import { answerHello, type DriverRig, withDriverSide } from "../support/driver_rig.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { SetQueues } from "../support/raw_peer.ts";
@@ -27,7 +26,6 @@ const SETUP = {
   deviceAddress: AT + 0x2000,
   base: 0,
 };
-const NO_FEATURES = new Uint32Array(2);
 
 /** Memory with a ring of which so many buffers were made available, and so many used. */
 function ringMemory(available: number, used: number) {
@@ -48,16 +46,14 @@ function ringMemory(available: number, used: number) {
 Deno.test("position after a loss: in order, all used, or unknown", () => {
   using busy = ringMemory(5, 3);
   using idle = ringMemory(7, 7);
-  const at = (region: typeof busy, deviceId: number, features = NO_FEATURES) =>
-    positionAfterLoss([region], SETUP, deviceId, features);
+  const at = (region: typeof busy, deviceId: number) =>
+    positionAfterLoss([region], SETUP, deviceId);
   assertEquals([at(busy, NET), at(busy, ENTROPY), at(busy, BLOCK)], [3, 3, undefined]);
   assertEquals([at(idle, NET), at(idle, ENTROPY), at(idle, BLOCK)], [7, 7, 7]);
-  const packed = Uint32Array.of(0, 1 << (RingFeature.RING_PACKED - 32));
-  assertEquals([at(idle, NET, packed), at(idle, BLOCK, packed)], [undefined, undefined]);
-  assertEquals(positionAfterLoss([], SETUP, NET, NO_FEATURES), undefined);
+  assertEquals(positionAfterLoss([], SETUP, NET), undefined);
   // The index itself has to lie in the memory.
   const short = { ...idle, size: 0x2003 };
-  assertEquals(positionAfterLoss([short], SETUP, NET, NO_FEATURES), undefined);
+  assertEquals(positionAfterLoss([short], SETUP, NET), undefined);
 });
 
 interface Rig extends DriverRig {

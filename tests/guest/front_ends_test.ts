@@ -1,8 +1,9 @@
 /** What real front ends do that a proxy cannot give them, each as it was met: rows of the table in docs/guests.md. */
 
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertMatch } from "@std/assert";
 import { pingScript } from "../../scripts/lab/scripts.ts";
 import { delay, PATIENCE_MS, type Processes } from "../support/processes.ts";
+import { programFiles } from "./program_files.ts";
 import { GUEST_TIMEOUT_MS, guestlessTest, guestTest } from "./support.ts";
 
 const BUS = ["--bus", "linux-user,socket=lu.sock"];
@@ -25,6 +26,35 @@ function startQemu(vmsg: Processes, netdev = "", card = "") {
 }
 
 const QEMU = { programs: { "qemu-system-x86_64": "qemu-system-x86" } };
+
+const ETHTOOL = { programs: { ethtool: "ethtool", ldd: "libc-bin" } };
+
+guestTest(
+  "A: ethtool -G fails, and the card goes on answering",
+  { guest: "q35", ...ETHTOOL },
+  async (test) => {
+    await startProxy(test.vmsg);
+    const guest = await test.boot({
+      socket: `${test.vmsg.directory}/vu.sock`,
+      files: await programFiles("ethtool"),
+      script: pingScript({ address: "dhcp", peer: "10.0.2.2", count: 1 }) + `
+echo "BEFORE $(ethtool -g $interface | tail -n 4 | tr -s '\\n\\t ' ' ')"
+ethtool -G $interface rx 64 tx 32 2>&1
+echo "RESIZED rc=$?"
+echo "AFTER $(ethtool -g $interface | tail -n 4 | tr -s '\\n\\t ' ' ')"
+ping -c 20 -i 0.1 -W 2 10.0.2.2
+echo "AGAIN rc=$?"
+`,
+    });
+    await guest.waitFor(/^AGAIN/, GUEST_TIMEOUT_MS.q35);
+    const said = (word: string) =>
+      guest.console().split("\n").find((line) => line.startsWith(word));
+    assertMatch(said("RESIZED")!, /rc=[1-9]/);
+    assertEquals(said("AFTER")?.slice("AFTER".length), said("BEFORE")?.slice("BEFORE".length));
+    assertEquals([said("PING rc"), said("AGAIN")], ["PING rc=0", "AGAIN rc=0"]);
+    assertMatch(guest.console(), /^20 packets transmitted, 20 packets received/m);
+  },
+);
 
 guestTest(
   "C: a legacy virtio-mmio card: the line names VERSION_1 and the option",

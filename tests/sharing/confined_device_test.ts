@@ -381,15 +381,14 @@ confinedTest(
 );
 
 for (const confined of [undefined, SEGMENT_SIZE]) {
-  const shown = confined === undefined ? "shown" : "not shown, for shadows are none";
-  // NOTIFICATION_DATA is never shown: rule B7.
-  cleanTest(`confined ${confined !== undefined}: packed rings of a device are ${shown}`, () => {
-    // VERSION_1, RING_PACKED, IN_ORDER; and NOTIFICATION_DATA, RING_RESET, which no front end passes on
+  const shown = confined === undefined ? "shown" : "not shown, for shadows are not";
+  cleanTest(`confined ${confined !== undefined}: buffers in order are ${shown}`, () => {
+    // VERSION_1, IN_ORDER; and RING_PACKED, NOTIFICATION_DATA, RING_RESET, which no front end is offered
     const device = new QueueDevice(3, 0x14d);
     return withProxy(async (rig) => {
       using front = rig.connect();
       const offered = await front.ask(Request.GET_FEATURES);
-      assertEquals(offered.getUint32(4, true), confined === undefined ? 0x0d : 0x01);
+      assertEquals(offered.getUint32(4, true), confined === undefined ? 0x09 : 0x01);
     }, { device, ...confined !== undefined && { confined } });
   });
 }

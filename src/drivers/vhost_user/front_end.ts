@@ -18,7 +18,7 @@ import type { Reactor } from "../../linux/reactor.ts";
 import { describeFd, kindOf } from "../../linux/received_fd.ts";
 import { UnixStream } from "../../linux/unix_socket.ts";
 import { MAX_WINDOWS } from "../../memory/mod.ts";
-import { RingFeature, Status } from "../../virtio/features.ts";
+import { Status } from "../../virtio/features.ts";
 import { limitedLog, type Log } from "../../observe/log.ts";
 import type { Sharing } from "../../sharing/sharing.ts";
 import type { RemoteDevice } from "../../transport/remote_device.ts";
@@ -26,24 +26,11 @@ import { PeerLost } from "../../transport/requests.ts";
 import { Session, SessionEnded, type SessionOwner } from "../session.ts";
 import { type FrontEndConnection, type FrontEndMessage, sendMessage } from "./connection.ts";
 import { MemoryTable, type TableRegion } from "./memory_table.ts";
+import { carriedFeatures } from "./offer.ts";
 import * as protocol from "./protocol.ts";
 import { ProtocolFeature, Request } from "./protocol.ts";
 import { checkSize, type Vring, type VringHost, Vrings } from "./vrings.ts";
 
-/** Bits that never reach the device: dirty logging, and the protocol's own. */
-const NOT_VIRTIO = (1 << 26) | (1 << protocol.FEATURE_PROTOCOL_FEATURES);
-/**
- * Bits of the high half that no front end is offered, because it would acknowledge them for its guest and keep what
- * follows of them to itself (docs/guests.md): no message tells us of a ring that is reset, and a kick carries no data.
- */
-const HIDDEN = [
-  RingFeature.ACCESS_PLATFORM,
-  RingFeature.SR_IOV,
-  RingFeature.NOTIFICATION_DATA,
-  RingFeature.NOTIF_CONFIG_DATA,
-  RingFeature.RING_RESET,
-  RingFeature.ADMIN_VQ,
-].reduce((mask, bit) => mask | (1 << (bit - 32)), 0);
 /** A front end that leaves so soon after it was told how many queues there are wanted more. */
 const LEFT_SOON_MS = 1000;
 /** The most configuration bytes of one answer. */
@@ -59,6 +46,8 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
   readonly #vrings = new Vrings(this);
   readonly #session: Session;
   #protocolFeatures: number | undefined;
+  /** What this front end may acknowledge. */
+  #carried = carriedFeatures(0);
   #status = 0;
   /** A front end that negotiated status may still never use it; then the rings tell. */
   #statusUsed = false;
@@ -317,14 +306,16 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
   }
 
   #getFeatures(): Uint8Array {
-    const [low, high] = this.#session.told.offered;
-    return words((low & ~NOT_VIRTIO) | (1 << protocol.FEATURE_PROTOCOL_FEATURES), high & ~HIDDEN);
+    const { offered, info } = this.#session.told;
+    if (info !== undefined) this.#carried = carriedFeatures(info.deviceId);
+    const [low, high] = offered.map((word, i) => word & this.#carried[i]!);
+    return words(low | (1 << protocol.FEATURE_PROTOCOL_FEATURES), high);
   }
 
   #setFeatures(payload: DataView): undefined {
     // A driver that negotiates while nothing runs starts over; one that runs only changes logging.
     if (!this.#isRunning) this.#session.told.forgetSession();
-    this.features = Uint32Array.of(u32(payload, 0) & ~NOT_VIRTIO, u32(payload, 4) & ~HIDDEN);
+    this.features = this.#carried.map((word, i) => word & u32(payload, 4 * i));
   }
 
   async #setMemoryTable({ payload, fds }: FrontEndMessage): Promise<undefined> {
