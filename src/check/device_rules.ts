@@ -97,7 +97,7 @@ async function window(d: DriverRole, offset: number, count: number): Promise<Mes
   return answer;
 }
 
-/** The numbers that GET_DEVICES of `v1-2025` shows, in windows of so many. */
+/** The numbers that GET_DEVICES shows, in windows of so many. */
 async function numbersShown(d: DriverRole, count: number): Promise<number[]> {
   const numbers: number[] = [];
   for (let offset = 0, next = -1; next !== 0; offset = next) {
@@ -164,14 +164,12 @@ export const DEVICE_BODIES: Bodies<DriverRole> = byRule({
   },
 
   /** GET_DEVICE_INFO, at status 0, and what can be seen of what it says. */
-  async "V2 V3 V19 V29 V30 V31 V55 V56"(d) {
+  async "V2 V3 V19 V29 V30 V31 V55"(d) {
     d.claim("V30", await d.status(), 0, "the status");
     const { bytes, message } = await d.talk.ask(GET_DEVICE_INFO);
-    const { configSize, maxQueues, featureBlocks, adminStart, adminCount, uuid } = message;
+    const { configSize, maxQueues, featureBlocks, adminStart, adminCount } = message;
     d.claim("V3", bytes[16]! % 32, 0, "feature bits beyond whole blocks");
     d.claim("V29", message.size, 52, "the size of GET_DEVICE_INFO's answer");
-    const isUuid = zeros(uuid, 0) || (uuid[8]! & 0xc0) === 0x80;
-    d.claim("V56", isUuid, true, `${uuid.toHex()} is nil or a UUID`);
     const hasAdmin = await offers(d, RingFeature.ADMIN_VQ);
     d.claim("V31", adminStart + adminCount <= maxQueues, true, "admin queues lie inside");
     d.claim("V31", hasAdmin || adminStart + adminCount === 0, true, "admin queues have their bit");
@@ -188,9 +186,24 @@ export const DEVICE_BODIES: Bodies<DriverRole> = byRule({
     await d.must(SET_CONFIG, writing(configSize, [0], generation), { length: 0 }, "V2");
     const behind = { index: featureBlocks, count: 4 };
     await d.must(GET_DEVICE_FEATURES, behind, { words: [0, 0, 0, 0] }, "V2 V55");
+  },
+  /** Nil, or one that is a UUID (RFC 4122), stays, and is no other device's. */
+  async V56(d) {
+    const uuidOf = async (device: number) =>
+      (await d.ask(GET_DEVICE_INFO, { device })).uuid.slice();
+    const uuid = await uuidOf(d.talk.device);
+    const isUuid = (uuid[8]! & 0xc0) === 0x80 && uuid[6]! >> 4 >= 1 && uuid[6]! >> 4 <= 8;
+    expect(zeros(uuid, 0) || isUuid, `${uuid.toHex()} is neither nil nor a UUID`);
+    await d.start();
     await d.setStatus(0);
-    const { uuid: then } = await d.ask(GET_DEVICE_INFO);
-    d.claim("V56", then.toHex(), uuid.toHex(), "the UUID after a reset");
+    expectSame((await uuidOf(d.talk.device)).toHex(), uuid.toHex(), "the UUID after a reset");
+    const seen = new Set([uuid.toHex()]);
+    for (const number of await numbersShown(d, 32)) {
+      if (number === d.talk.device) continue;
+      const other = await uuidOf(number);
+      expect(zeros(other, 0) || !seen.has(other.toHex()), `device ${number} has another's UUID`);
+      seen.add(other.toHex());
+    }
   },
   async "V5 V6"(d) {
     for (const [index, count] of [[0, 2], [1, 3], [70, 4], [0, 0], [NOWHERE, 2]] as const) {

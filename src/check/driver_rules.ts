@@ -41,6 +41,14 @@ function acceptedOf(s: DeviceRole): number[] {
   return accepted;
 }
 
+/** Is the queue of the message at that place in the order set up there, since the last reset? */
+function isSetUp({ said }: DeviceRole, place: number): boolean {
+  const before = said.slice(0, place);
+  const reset = before.findLastIndex((m) => m.kind === SET_DEVICE_STATUS && m.status === 0);
+  const { index } = said[place]!;
+  return before.slice(reset + 1).some((m) => m.kind === SET_VQUEUE && m.index === index);
+}
+
 /** A bring-up, and what its messages and their order must be. */
 async function bringsUp(s: DeviceRole): Promise<void> {
   const { said, maxSizes } = s;
@@ -57,9 +65,9 @@ async function bringsUp(s: DeviceRole): Promise<void> {
   s.claim("R6 R10 P8", s.at(EVENT_AVAIL) > driverOk, true, "notified behind DRIVER_OK");
   for (const [i, message] of said.entries()) {
     const { kind, index, flags, mustBeZero, queueSize, length } = message;
-    const isSetBefore = said.slice(0, i).some((m) => m.kind === SET_VQUEUE && m.index === index);
+    const isSetBefore = isSetUp(s, i);
     if (kind === EVENT_AVAIL) {
-      s.claim("R10 R32", isSetBefore, true, `queue ${index}, which was notified of, is set up`);
+      s.claim("R10", isSetBefore, true, `queue ${index}, which was notified of, is set up`);
       s.claim("R11", message.nextOffset, 0, "EVENT_AVAIL's next");
     } else if (kind === GET_CONFIG || kind === SET_CONFIG) {
       s.claim("P4", [1, 2, 4].includes(length), true, `${length} bytes are 1, 2 or 4`);
@@ -134,7 +142,7 @@ export const DRIVER_BODIES: Bodies<DeviceRole> = byRule({
     bytes.fill(0xee, 12, 60);
   }),
 
-  "B5 R1 R2 R4 R6 R10 R11 R30 R32 R34 P3 P4 P5 P6 P7 P8 P10": bringsUp,
+  "B5 R1 R2 R4 R6 R10 R11 R30 R34 P3 P4 P5 P6 P7 P8 P10": bringsUp,
   async "B7 B34 R26"(s) {
     s.features = [0xffff_ffff, 0xffff_ffff];
     await s.bringUp();
@@ -257,6 +265,18 @@ export const DRIVER_BODIES: Bodies<DeviceRole> = byRule({
     await s.refuse();
     expect(s.at(SET_VQUEUE) >= 0, "no queue was set up");
     expectSame(s.of(EVENT_AVAIL).length, 0, "notifications of queues that were not taken");
+  },
+  /** Also behind a reset: the queues of before are none then. */
+  async R32(s) {
+    await s.bringUp();
+    for (let from = 0, round = 1; round <= 2; from = s.said.length, round++) {
+      if (round === 2) await s.announce({ status: s.status | Status.DEVICE_NEEDS_RESET });
+      await s.until(() => s.of(EVENT_AVAIL, from).length > 0, "the driver gives no buffers");
+    }
+    for (const [i, { kind, index }] of s.said.entries()) {
+      if (kind !== EVENT_AVAIL) continue;
+      expect(isSetUp(s, i), `queue ${index} is notified of, which is not set up`);
+    }
   },
   /** DRIVER_OK is answered without it at first: until it is shown, nothing is used. */
   async R33(s) {

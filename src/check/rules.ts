@@ -63,10 +63,9 @@ const UNASKED: readonly (readonly [keyof typeof SIDES, numbers: string, reason: 
   ["both", "B6", "what a side wants to notify is seen inside of it only"],
   ["both", "B1 B2 B17 B22 B24", "a property of the bus, which no message tells"],
   ["driver", "G12", "its tokens are its own: it takes a relay to change them"],
-  ["both", "B3 B26", "both ends of the bus have to be seen"],
+  ["both", "B3 B21 B26 B29", "both ends of the bus have to be seen"],
   ["both", "P11", "doorbells are seen at the end of a bus, not in its messages"],
   // What vmsg does not offer.
-  ["both", "B21 B29", "notifications are messages; the doorbell is no notification"],
   ["device", "V36 V62", "the profile is a feature bit of the bus, and vmsg's buses have none"],
   ["device", "V44", "NOTIFICATION_DATA is never offered (B7), so the field says nothing"],
   ["device", "V61", "Linux drops an EVENT_CONFIG that names a range without its data"],

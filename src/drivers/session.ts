@@ -402,6 +402,7 @@ export class Session implements Disposable {
     }
     await device.startQueue(index, shared.setup);
     shared.start();
+    wanted.started?.();
     const ring = { wanted, shared, setup };
     told.rings[index] = ring;
     return ring;

@@ -19,6 +19,8 @@ export interface WantedRing extends RingOwner {
    * @throws VmsgError if it lies nowhere
    */
   setup(): QueueSetup;
+  /** The device has taken it. A driver of our own gives its first buffers now, not before (rule R32). */
+  started?(): void;
   /** The device works on it no more; it goes on from `base` when it starts again. */
   stopped(base: number): void;
 }

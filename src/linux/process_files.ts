@@ -5,7 +5,7 @@
  * Source: proc_pid_maps(5), proc_pid_fdinfo(5).
  */
 
-import { type Fd, fileIdentity } from "./fd.ts";
+import { type Fd, fileIdentity, inodeNumber } from "./fd.ts";
 import { directoryNames, readText } from "./sysfs.ts";
 
 const textOf = (path: string) => readText(path) ?? "";
@@ -23,6 +23,18 @@ export function mappedFiles(pid: number | "self"): MappedFile[] {
   const line = /^\S+ \S+ \S+ (\S+ [1-9]\d*) +(\/.*)$/gm;
   const found = textOf(`/proc/${pid}/maps`).matchAll(line);
   return [...found].map(([, identity, path]) => ({ identity: identity!, path: path! }));
+}
+
+/**
+ * Does a process have a file mapped at this address for itself alone, so that nobody else sees what it writes there?
+ * False where we may not look.
+ */
+export function mapsPrivately(pid: number, fd: Fd, address: number): boolean {
+  const inode = inodeNumber(fd).toString();
+  const line = /^([\da-f]+)-([\da-f]+) ...(.) \S+ \S+ (\d+)/gm;
+  return [...textOf(`/proc/${pid}/maps`).matchAll(line)].some(([, from, to, share, of]) =>
+    share === "p" && of === inode && parseInt(from!, 16) <= address && address < parseInt(to!, 16)
+  );
 }
 
 /** The process that has a lock on this byte of a file, or undefined. */

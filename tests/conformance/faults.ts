@@ -400,6 +400,10 @@ export const DEVICE_FAULTS: readonly Fault[] = [
     change: editAnswer(Id.INFO, (v) => v.setUint32(32, 1, true)),
   }),
   fault("V56", "a UUID that is none", { change: editAnswer(Id.INFO, (_, b) => b[16] = 1) }),
+  fault("V56", "a UUID without a version", { change: editAnswer(Id.INFO, (_, b) => b[24] = 0x80) }),
+  fault("V56", "one UUID for all devices", {
+    change: editAnswer(Id.INFO, (_, b) => b.set([0x40, 0, 0x80], 22)),
+  }),
   fault("V56", "another UUID each time", {
     change: () => {
       let count = 1;
@@ -569,6 +573,15 @@ export const DRIVER_FAULTS: readonly Fault[] = [
   }),
   fault("R6 R10 R32", "EVENT_AVAIL before any queue is set up", {
     change: add("driver", status(0x0b), () => kick(0)),
+  }),
+  fault("R32", "EVENT_AVAIL behind a reset of a queue that was set up before it", {
+    change: () => {
+      let resets = 0;
+      return (from, bytes) => {
+        if (from === "driver" && status(0)(bytes)) resets++;
+        return resets > 1 && status(0x0b)(bytes) && from === "driver" ? [kick(0), bytes] : [bytes];
+      };
+    },
   }),
   fault("R33", "EVENT_AVAIL before DRIVER_OK was answered", {
     change: add("driver", status(0x0f), () => kick(0)),

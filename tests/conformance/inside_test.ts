@@ -2,19 +2,73 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { VirtualClock } from "../../src/linux/clock.ts";
+import { mapAnonymous } from "../../src/linux/mapping.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { Kind } from "../../src/message/message.ts";
+import { createLog } from "../../src/observe/log.ts";
+import { DeviceSide } from "../../src/transport/device_side.ts";
+import { DriverSide } from "../../src/transport/driver_side.ts";
+import type { RemoteDevice } from "../../src/transport/remote_device.ts";
 import { withForeign } from "../support/device_rig.ts";
+import { FakeDevice } from "../support/fake_device.ts";
 import { withReady } from "../support/driver_rig.ts";
 import { inProcessBus } from "../support/in_process_bus.ts";
 import { cleanTest } from "../support/leaks.ts";
-import { withWhole } from "./whole.ts";
+import { relay } from "./relay.ts";
+import { AT, withWhole } from "./whole.ts";
 
 const FORMS = ["v1", "v1-2025"] as const;
 const u16 = (bytes: Uint8Array, at: number) => bytes[at]! + 256 * bytes[at + 1]!;
 const isAnswer = (bytes: Uint8Array) => (bytes[0]! & 1) !== 0;
 const isEvent = (bytes: Uint8Array) => (bytes[1]! & 0x40) !== 0;
+
+/** A device whose queue 0 runs, with its driver side, and what passes between them. */
+async function withNotifications(
+  form: typeof FORMS[number],
+  body: (rig: {
+    readonly reactor: Reactor;
+    readonly model: FakeDevice;
+    readonly remote: RemoteDevice;
+    /** Ring each doorbell, although no message is there. */
+    readonly rings: readonly (() => void)[];
+    readonly passed: readonly Uint8Array[];
+  }) => Promise<void>,
+): Promise<void> {
+  using reactor = new Reactor(new VirtualClock());
+  using stack = new DisposableStack();
+  const memory = stack.use(mapAnonymous(1 << 20));
+  const [front, back] = [stack.use(inProcessBus(reactor)), stack.use(inProcessBus(reactor))];
+  const [codec, log] = [codecFor(form), createLog("test", "error", () => {})];
+  const deviceSide = stack.use(new DeviceSide({ reactor, bus: back.device, codec, log }));
+  const model = new FakeDevice();
+  deviceSide.add(0, model, [{ at: AT, size: 1 << 20, memory, offset: 0 }]);
+  const side = stack.use(new DriverSide({ reactor, bus: front.driver, codec, log }));
+  const remote = side.device(0);
+  const passed: Uint8Array[] = [];
+  const record = (_: string, bytes: Uint8Array) => {
+    passed.push(bytes);
+    return [bytes];
+  };
+  deviceSide.open();
+  relay("device", back.driver, front.device, record);
+  relay("driver", front.device, back.driver, record);
+  side.open();
+  const rings = [front.driver, back.device].map((bus) => () =>
+    void (bus as unknown as { rung(): boolean }).rung()
+  );
+  await reactor.until((async () => {
+    while (!side.isReady) await reactor.sleep(1);
+    await remote.reset();
+    for (const status of [1, 3]) await remote.setStatus(status);
+    await remote.setFeatures(Uint32Array.of(0, 1));
+    await remote.setStatus(0x0b);
+    const areas = { descriptorAddress: AT, driverAddress: AT + 0x1000, deviceAddress: AT + 0x2000 };
+    await remote.startQueue(0, { size: 16, ...areas, base: 0 });
+    await remote.start(0x0f);
+    await body({ reactor, model, remote, rings, passed });
+  })());
+}
 
 Deno.test("B1 B2 B17 B22 B24: the greatest message is known, large enough, and all that is known", () => {
   for (const form of FORMS) {
@@ -90,6 +144,62 @@ for (const form of FORMS) {
         const requests = tokens(said.filter((bytes) => !isAnswer(bytes)));
         assertEquals(tokens(said.filter(isAnswer)), requests);
         assertEquals(requests.length, new Set(requests).size);
+      }),
+  );
+}
+
+cleanTest(
+  "R32: a queue is empty when SET_VQUEUE is sent, and has buffers when the device is started",
+  async () => {
+    const buffers: number[][] = [[], []];
+    let shown = (_: number): number => 0;
+    const areas = [0, 0];
+    await withWhole(
+      "v1",
+      async ({ ping, memory }) => {
+        shown = (queue) => new DataView(memory.buffer).getUint16(areas[queue]! + 2, true);
+        assertEquals(await ping(), 3);
+        assertEquals(buffers[0]![0], 0);
+        assertEquals(buffers[1]![0], 0);
+        assert(buffers[0]![1]! > 0, "no receive buffers behind SET_VQUEUE");
+      },
+      (from, bytes) => {
+        const view = new DataView(bytes.buffer);
+        if (from === "driver" && bytes[1] === 0x0a) {
+          areas[bytes[8]!] = Number(view.getBigUint64(32, true)) - AT;
+          buffers[bytes[8]!]!.push(shown(bytes[8]!));
+        }
+        if (from === "driver" && bytes[1] === 0x08 && (bytes[8]! & 4) !== 0) {
+          for (const queue of [0, 1]) buffers[queue]!.push(shown(queue));
+        }
+        return [bytes];
+      },
+    );
+  },
+);
+
+for (const form of FORMS) {
+  cleanTest(
+    `B21 B29: a notification is its message, once, and a doorbell alone is none, ${form}`,
+    () =>
+      withNotifications(form, async ({ reactor, model, remote, rings, passed }) => {
+        const seen = { used: 0, config: 0 };
+        remote.onUsed = () => seen.used++;
+        remote.onConfig = () => seen.config++;
+        for (let n = 0; n < 5; n++) {
+          remote.available(0);
+          model.host.used(0);
+          model.host.configChanged();
+          await reactor.sleep(1);
+          // Nothing is there: an interrupt is a hint to look.
+          for (const ring of rings) ring();
+          await reactor.sleep(1);
+        }
+        const calls = model.takeCalls().filter((call) => call === "available 0").length;
+        const count = (id: number) => passed.filter((bytes) => bytes[1] === id).length;
+        assertEquals([count(0x41), count(0x42), count(0x40)], [5, 5, 5]);
+        // A ring is looked at once more when it is set up.
+        assertEquals([calls, seen.used, seen.config], [5 + 1, 5, 5]);
       }),
   );
 }

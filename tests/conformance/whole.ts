@@ -6,7 +6,7 @@
 import { inProcessBus } from "../support/in_process_bus.ts";
 import { NetDevice } from "../../src/devices/net/net_device.ts";
 import { VirtualClock } from "../../src/linux/clock.ts";
-import { mapAnonymous } from "../../src/linux/mapping.ts";
+import { mapAnonymous, type Mapping } from "../../src/linux/mapping.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import type { Dialect } from "../../src/message/codec.ts";
 import { codecFor } from "../../src/message/codecs.ts";
@@ -20,7 +20,8 @@ import { DriverSide } from "../../src/transport/driver_side.ts";
 import { type Change, type From, relay } from "./relay.ts";
 
 const MEMORY = 16 << 20;
-const AT = 0x4000_0000;
+/** Where the driver's memory lies on the bus. */
+export const AT = 0x4000_0000;
 const SHOWN_DEVICE = 0;
 
 /** One message as it passed the relay. */
@@ -37,6 +38,8 @@ export interface Whole {
   readonly deviceSide: DeviceSide;
   readonly device: NetDevice;
   readonly driver: NetDriver;
+  /** The driver's. */
+  readonly memory: Mapping;
   /** What passed, in order, after the change. */
   readonly passed: Passed[];
   /** Bring-up, ARP and pings; how many were answered. */
@@ -91,6 +94,7 @@ export async function withWhole(
     deviceSide,
     device,
     driver,
+    memory,
     passed,
     ping: async () => (await pinger.run()).received,
   }));

@@ -19,11 +19,12 @@ guestTest(
     await vmsg.start("device", ...BUS);
     const proxy = await vmsg.start("proxy", ...BUS, "--vhost-user", "socket=vu.sock");
     await proxy.waitFor(/waiting for a front end/);
-    const boot = (sharedMemory: boolean) =>
+    const boot = (sharedMemory: boolean, ...extraArgs: string[]) =>
       test.boot({
         socket: `${vmsg.directory}/vu.sock`,
         script: pingScript({ address: "dhcp", peer: "10.0.2.2", count: 3 }),
         sharedMemory,
+        extraArgs,
       });
     const wrong = await boot(false);
     await proxy.waitFor(/shared/, GUEST_TIMEOUT_MS.microvm);
@@ -33,6 +34,16 @@ guestTest(
       "(QEMU: -object memory-backend-memfd,...,share=on)",
     ]);
     await wrong[Symbol.asyncDispose]();
+
+    // The default of memory-backend-file, too.
+    const backend = "memory-backend-memfd,id=own,size=256M,share=off";
+    const own = await boot(false, "-object", backend, "-machine", "memory-backend=own");
+    await proxy.waitFor(
+      /memory at 0x0 \(256 MiB\) is not shared, .*share=on/,
+      GUEST_TIMEOUT_MS.microvm,
+    );
+    await proxy.waitFor(/ring \d lies outside the memory that the front end shares: .*share=on/);
+    await own[Symbol.asyncDispose]();
 
     const right = await boot(true);
     assertEquals(await right.waitFor(/^PING rc=/, GUEST_TIMEOUT_MS.microvm), "PING rc=0");

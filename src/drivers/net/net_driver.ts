@@ -292,6 +292,7 @@ export class NetDriver implements PeerListener, Disposable {
     return {
       index,
       setup: () => this.#makeQueue(index),
+      started: () => this.#fill(index),
       // It is made anew for the next device.
       stopped: () => {},
       call: () => this.#used(index),
@@ -299,7 +300,7 @@ export class NetDriver implements PeerListener, Disposable {
     };
   }
 
-  /** Makes a queue, empty or with all receive buffers in it; the session kicks it when the device is ready. */
+  /** Makes a queue, empty; the session kicks it when the device is ready. */
   #makeQueue(index: number): QueueSetup {
     const queue = new DriverQueue({
       place: this.#buffers.ring(index),
@@ -308,7 +309,14 @@ export class NetDriver implements PeerListener, Disposable {
       indirect: hasFeature(this.accepted, RingFeature.INDIRECT_DESC),
     });
     this.#queues[index] = queue;
+    const { size, descriptorAddress, driverAddress, deviceAddress } = queue;
+    return { size, descriptorAddress, driverAddress, deviceAddress, base: 0 };
+  }
+
+  /** All receive buffers go to the device, all transmit buffers are free. */
+  #fill(index: number): void {
     if (index === RECEIVE) {
+      const queue = this.#queues[RECEIVE]!;
       this.#held = false;
       for (let i = 0; i < this.#buffers.receiveCount; i++) this.#giveReceiveBuffer(queue, i);
       queue.publish();
@@ -317,8 +325,6 @@ export class NetDriver implements PeerListener, Disposable {
       this.#freeTransmit.length = 0;
       for (let i = this.#buffers.transmitCount - 1; i >= 0; i--) this.#freeTransmit.push(i);
     }
-    const { size, descriptorAddress, driverAddress, deviceAddress } = queue;
-    return { size, descriptorAddress, driverAddress, deviceAddress, base: 0 };
   }
 
   #giveReceiveBuffer(queue: DriverQueue, buffer: number): void {

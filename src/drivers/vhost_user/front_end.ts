@@ -14,6 +14,8 @@
  */
 
 import { VmsgError } from "../../linux/errors.ts";
+import type { Fd } from "../../linux/fd.ts";
+import { mapsPrivately } from "../../linux/process_files.ts";
 import type { Reactor } from "../../linux/reactor.ts";
 import { describeFd, kindOf } from "../../linux/received_fd.ts";
 import { UnixStream } from "../../linux/unix_socket.ts";
@@ -42,7 +44,7 @@ type Reply = Uint8Array | undefined;
 /** See the head of this file. */
 export class FrontEnd implements SessionOwner, VringHost, Disposable {
   features: Uint32Array | undefined;
-  readonly #memory = new MemoryTable();
+  readonly #memory = new MemoryTable((region, fd) => this.#isShared(region, fd));
   readonly #vrings = new Vrings(this);
   readonly #session: Session;
   #protocolFeatures: number | undefined;
@@ -341,6 +343,17 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
     else this.#memory.remove(region);
     await this.#apply();
     return undefined;
+  }
+
+  #isShared({ guestAddress, size, userAddress }: protocol.FrontEndRegion, fd: Fd): boolean {
+    if (!mapsPrivately(this.connection.stream.peerProcess, fd, userAddress)) return true;
+    this.#complain(
+      `the guest's memory at 0x${guestAddress.toString(16)} (${
+        Math.round(size / 2 ** 20)
+      } MiB) is not shared, and not used: ` +
+        "share it (QEMU: share=on on its memory-backend, also for a DIMM that is plugged in later)",
+    );
+    return false;
   }
 
   #setVringSize(index: number, size: number): undefined {

@@ -8,6 +8,9 @@
  * A region that the front end shows once more, the same bytes of the same file at the same addresses, stays what
  * it is: its file is only looked at. A region that is not in the table any more is closed when the device side
  * does not need it either.
+ *
+ * QEMU 7.2 shows files that it has mapped for itself alone as well (`share=off`): what the guest writes is not in
+ * them. Such a region is left out, so that nobody reads there what is not so.
  */
 
 import { VmsgError } from "../../linux/errors.ts";
@@ -72,6 +75,9 @@ export class MemoryTable implements Disposable {
   /** Every region that is open: in the table, or still mapped by the device side. */
   readonly #open = new Set<TableRegion>();
 
+  /** @param isShared does the front end write into the file itself? One that does not is left out */
+  constructor(readonly isShared: (region: FrontEndRegion, fd: Fd) => boolean = () => true) {}
+
   /** The regions of the table; none before there is one. */
   get regions(): readonly TableRegion[] {
     return this.#regions ?? [];
@@ -86,16 +92,17 @@ export class MemoryTable implements Disposable {
   set(regions: readonly FrontEndRegion[], fds: Fd[]): void {
     // By what stands beside it, because descriptors that are taken leave the list.
     const pairs = regions.map((region, i) => ({ region, fd: fds[i]! }));
-    this.#replace(pairs.map(({ region, fd }) => {
+    this.#replace(pairs.flatMap(({ region, fd }) => {
       const identity = identityOf(fd);
-      return this.regions.find((old) => old.shows(region, identity)) ??
-        this.#map(region, fd, identity, fds);
+      const same = this.regions.find((old) => old.shows(region, identity));
+      return same ?? this.#map(region, fd, identity, fds);
     }));
   }
 
   /** ADD_MEM_REG. Arguments and errors as {@link set}. */
   add(region: FrontEndRegion, fds: Fd[]): void {
-    this.#replace([...this.regions, this.#map(region, fds[0]!, identityOf(fds[0]!), fds)]);
+    const added = this.#map(region, fds[0]!, identityOf(fds[0]!), fds);
+    this.#replace([...this.regions, ...added]);
   }
 
   /** REM_MEM_REG. */
@@ -103,11 +110,13 @@ export class MemoryTable implements Disposable {
     this.#replace(this.regions.filter((other) => !other.isAt(region)));
   }
 
-  #map(region: FrontEndRegion, fd: Fd, identity: string, fds: Fd[]): TableRegion {
+  /** In a list of its own, or none. */
+  #map(region: FrontEndRegion, fd: Fd, identity: string, fds: Fd[]): TableRegion[] {
+    if (!this.isShared(region, fd)) return [];
     const mapped = new TableRegion(region, fd, identity);
     fds.splice(fds.indexOf(fd), 1);
     this.#open.add(mapped);
-    return mapped;
+    return [mapped];
   }
 
   #replace(regions: readonly TableRegion[]): void {
