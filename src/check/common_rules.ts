@@ -64,7 +64,6 @@ export function lookOn(talk: Dialogue, rule: string): void {
 export type Body<Role> = (role: Role) => Promise<void>;
 export type Bodies<Role> = Readonly<Record<string, Body<Role>>>;
 
-/** Bodies whose names are several rules, under each of them. */
 export function byRule<Role>(bodies: Bodies<Role>): Bodies<Role> {
   return Object.fromEntries(
     Object.entries(bodies).flatMap(([rules, body]) => rules.split(" ").map((rule) => [rule, body])),

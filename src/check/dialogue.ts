@@ -116,14 +116,12 @@ export class Dialogue implements BusListener {
     return heard;
   }
 
-  /** Sends an event, or a request without waiting; its token. */
   send(kind: Kind, fields?: Fields): number {
     const { bytes, token } = this.bytesOf(kind, fields);
     this.put(bytes);
     return token;
   }
 
-  /** Answers a request, with bytes that may be spoilt. */
   reply({ kind, device, token }: Message, fields: Fields = {}, spoil?: Spoil): void {
     const says = { device, token, ...fields };
     const { bytes } = write(this.codec, fields.kind ?? kind, true, says);
@@ -140,7 +138,6 @@ export class Dialogue implements BusListener {
     return write(this.codec, kind, false, { device, token, ...fields });
   }
 
-  /** Sends any bytes; behind them the slot is zeros. */
   put(bytes: ArrayLike<number>): void {
     const offset = this.bus.claim();
     expect(offset >= 0, "the peer does not take our messages: its queue is full, or it is gone");

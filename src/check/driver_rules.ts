@@ -32,7 +32,6 @@ const takes = (spoil: Spoil): Body<DeviceRole> => async (s) => {
   await s.bringUp();
 };
 
-/** The feature blocks that were written, as one list. */
 function acceptedOf(s: DeviceRole): number[] {
   const accepted: number[] = s.features.map(() => 0);
   for (const { index, count, words } of s.of(SET_DRIVER_FEATURES)) {

@@ -21,7 +21,6 @@ export function expect(condition: boolean, otherwise: string): asserts condition
   if (!condition) throw new Ended("failed", otherwise);
 }
 
-/** Two plain values, or lists of them, that must be the same. */
 export function expectSame(actual: unknown, expected: unknown, what: string): void {
   const [is, wanted] = [JSON.stringify(actual), JSON.stringify(expected)];
   expect(is === wanted, `${what}: ${is} instead of ${wanted}`);

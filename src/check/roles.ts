@@ -46,7 +46,6 @@ export const KNOWN: number = Status.ACKNOWLEDGE | Status.DRIVER;
 export const NEARLY: number = KNOWN | Status.FEATURES_OK;
 /** And DRIVER_OK. */
 export const RUNNING: number = NEARLY | Status.DRIVER_OK;
-/** How long a message that should not come is waited for. */
 const CALM_MS = 20;
 /** Where the three areas of a queue lie, and how far the next queue is. */
 const AREA = 0x4000;
@@ -97,7 +96,6 @@ export class DriverRole extends Asker {
     return answer;
   }
 
-  /** GET_VQUEUE must show this of a queue, by these rules. */
   shows(index: number, fields: Fields = UNSET, rules?: string): Promise<Message> {
     return this.must(Kind.GET_VQUEUE, { index }, { ...fields, index }, rules);
   }
@@ -144,12 +142,10 @@ export class DriverRole extends Asker {
     return { index, flags: QUEUE_ENABLED, queueSize: QUEUE_SIZE, ...at };
   }
 
-  /** SET_VQUEUE, with what a rule wants otherwise. */
   async setQueue(index: number, other: Fields = {}): Promise<void> {
     await this.ask(Kind.SET_VQUEUE, { ...this.ring(index), ...other });
   }
 
-  /** Configuration bytes, as many as one message holds. */
   config(offset: number, length: number): Promise<Message> {
     return this.ask(Kind.GET_CONFIG, { offset, length });
   }
@@ -187,7 +183,6 @@ export class DriverRole extends Asker {
     await this.calm("one request of every kind");
   }
 
-  /** What the transport of this dialect answers. */
   get requests(): readonly Kind[] {
     const { codec } = this.talk;
     return Object.values(Kind).filter((kind) => kind <= Kind.GET_SHM && codec.answered(kind));
@@ -197,11 +192,8 @@ export class DriverRole extends Asker {
 /** VERSION_1, ACCESS_PLATFORM, RING_RESET; of a network card MAC, STATUS, MRG_RXBUF; EVENT_IDX. */
 const OFFERED = [0x2001_8020, 0x0000_0103];
 const VENDOR = 0x1af4;
-/** How long a driver may take for a bring-up, and for what it was led to do. */
 const PATIENCE_MS = 10_000;
-/** How long to look on for what a driver should not do. */
 const SPELL_MS = 100;
-/** How often a condition is looked at while nothing comes. */
 const STEP_MS = 10;
 /** A MAC address, link up, one queue pair, an MTU of 1500. */
 const NET_CONFIG = [0x52, 0x54, 0, 0x12, 0x34, 0x56, 1, 0, 1, 0, 0xdc, 5];
@@ -246,7 +238,6 @@ export class DeviceRole extends Asker {
     return true;
   }
 
-  /** Answers until something is so, which must be. */
   async until(condition: () => boolean, otherwise: string): Promise<void> {
     expect(await this.serve(condition, PATIENCE_MS), otherwise);
   }

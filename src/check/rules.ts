@@ -13,7 +13,6 @@ export type RuleSide = "device" | "driver";
 export interface Rule {
   /** A letter and a number: G framing, V device, R driver, B bus, P dialect proto, U kernel's bridge. */
   readonly number: string;
-  /** The section of docs/wire.md that says it. */
   readonly section: string;
   /** A MUST of the specification; otherwise a SHOULD. */
   readonly must: boolean;

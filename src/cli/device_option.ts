@@ -14,7 +14,6 @@ import { type Chosen, findKind, kindsSection } from "./kinds.ts";
 
 const DEVICE_KINDS: readonly DeviceKind[] = [netKind, rngKind];
 
-/** Devices of one process: more than anybody's guests have. */
 const MAX_DEVICES = 64;
 
 export const DEVICE_OPTIONS: readonly Option[] = [

@@ -141,7 +141,6 @@ export function parseDriverMemory(text: string): DriverMemorySettings {
   return { ...parseFile(group), at: group.bytes("at"), size };
 }
 
-/** The options of confined mode, for both driver sides. */
 export const CONFINED_OPTIONS: readonly Option[] = [
   {
     name: "confined",
@@ -180,7 +179,6 @@ function openFileMemory(
   return mapKept({ fd, offset: 0 }, wanted || size, stack.move());
 }
 
-/** Opens and maps what a device side was told of. */
 export function openDeviceMemory(
   settings: DeviceMemorySettings,
   log: Log,

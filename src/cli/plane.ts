@@ -14,7 +14,6 @@ export interface PlaneContext {
   readonly log: Log;
   readonly tracer: Tracer | undefined;
   readonly stack: DisposableStack;
-  /** Writes a line of results to standard output. */
   readonly print: (line: string) => void;
 }
 
@@ -24,12 +23,10 @@ export interface RunningPlane {
   exitCode?(): number;
 }
 
-/** Runs a plane with these settings in a Worker; gives the exit code. */
 export type RunPlane = (settings: unknown) => Promise<number>;
 
 /** A subcommand with a Worker. */
 export interface PlaneCommand<Settings = unknown> extends CommandText {
-  /** Plain data of what was given, which can be sent to the Worker. */
   parse(options: Options): Settings;
   /** Builds the parts, for the context's stack to own. */
   open(settings: Settings, context: PlaneContext): RunningPlane;
@@ -54,7 +51,6 @@ const COMMON_OPTIONS: readonly Option[] = [
   },
 ];
 
-/** Parses the options that every {@link planeCommand} has. */
 export function parseCommon(options: Options): CommonSettings {
   const text = options.text("log-level") ?? "info";
   const logLevel = LOG_LEVELS.find((level) => level === text);

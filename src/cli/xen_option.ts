@@ -12,7 +12,6 @@ import type { Option, Options } from "./command.ts";
 import { parseGroup } from "./groups.ts";
 import type { PlaneContext } from "./plane.ts";
 
-/** The option's entry in the table of `vmsg proxy`. */
 export const XEN_OPTION: Option = {
   name: "xen",
   value: "domain=NAME|ID[,device=N][,base=ADDRESS,irq=N]",
@@ -22,7 +21,6 @@ export const XEN_OPTION: Option = {
     "what libxl says (arm64) or what vmsg xen-acpi writes (x86), unless given",
 };
 
-/** A domain and its cards, as plain data. */
 export interface XenDomainSettings {
   readonly domain: string;
   readonly cards: readonly XenCard[];

@@ -16,7 +16,6 @@
 import type { Malformed } from "./codec.ts";
 import type { Dialect } from "./message.ts";
 
-/** The family a first message belongs to. */
 export type DetectedDialect = "v1" | "proto" | "rfc" | "rfc1-spec" | "unknown";
 
 const GET_DEVICE_INFO = 0x02;

@@ -36,7 +36,6 @@ export type Type = keyof typeof SIZES;
 /** Arrays, and what means nothing. */
 const NOT_NUMBERS: readonly string[] = ["words", "bytes", "uuid", "reserved"];
 
-/** Offset behind the header, type, and what it is. */
 export type LayoutField = readonly [
   offset: number,
   type: Type,
@@ -44,7 +43,6 @@ export type LayoutField = readonly [
 ];
 
 export interface Layout {
-  /** Bytes without a part of variable length. */
   readonly size: number;
   /** In ascending order; only the last may have a variable length. */
   readonly fields: readonly LayoutField[];
@@ -59,7 +57,6 @@ export interface Layout {
 export interface Wire {
   /** The byte behind the type. */
   readonly id: number;
-  /** Payload of the request or event. */
   readonly request: Layout;
   /** Payload of the answer; without it the message is never answered. */
   readonly response?: Layout;
@@ -68,7 +65,6 @@ export interface Wire {
 /** One message of the table. */
 export interface Definition {
   readonly kind: Kind;
-  /** Its name in the specification's words. */
   readonly name: string;
   /** A bus message; otherwise a transport message, about one device. */
   readonly bus: boolean;

@@ -36,7 +36,6 @@ const FrameCounters = counterShape("sent", "received", "sendErrors", "receiveErr
 export class FrameDescriptor implements Disposable {
   /** A frame may be there to read. */
   readable = false;
-  /** What went through, and what the kernel refused. */
   readonly counters: InstanceType<typeof FrameCounters>;
   #blocked = false;
   #listener: PortListener | undefined;

@@ -52,7 +52,6 @@ export class FrameQueue implements Disposable {
     return this.#tail * this.slotSize;
   }
 
-  /** Copies the oldest frame, header first, into segments; returns its length. */
   copyFront(into: IovecList, first: number): number {
     const source = this.window.address + BigInt(this.frontOffset);
     return into.copyIn(0, source, this.frontLength, first);

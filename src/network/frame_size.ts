@@ -26,7 +26,6 @@ export function frameRoom(mtu: number): number {
   return NET_HEADER_SIZE + 18 + mtu;
 }
 
-/** Whether frames for the guest may be larger than the MTU. */
 export function takesLargeFrames(words: Uint32Array): boolean {
   const { GUEST_TSO4, GUEST_TSO6, GUEST_USO4, GUEST_USO6 } = NetFeature;
   return [GUEST_TSO4, GUEST_TSO6, GUEST_USO4, GUEST_USO6].some((bit) => hasFeature(words, bit));

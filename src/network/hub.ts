@@ -52,7 +52,6 @@ const HubCounters = counterShape("forwarded", "flooded", "dropped", "malformed")
 
 /** See the head of this file. */
 export class Hub implements Disposable {
-  /** What went through, and what found a full queue or made no sense. */
   readonly counters: InstanceType<typeof HubCounters>;
   readonly mtu: number;
   readonly #slotSize: number;
@@ -72,7 +71,6 @@ export class Hub implements Disposable {
     }
   }
 
-  /** A new port, for one device, which disposes it. */
   connect(): NetworkPort {
     const free = this.#ports.findIndex((port, number) => number !== UPLINK && port === undefined);
     const number = free < 0 ? this.#ports.length : free;
@@ -149,7 +147,6 @@ class HubPort implements NetworkPort {
     if (this.queue.count > 0) listener.readable();
   }
 
-  /** Queues a frame for the guest; false if there is no room. */
   deliver(frame: IovecList, length: number): boolean {
     if (!this.queue.push(frame, length)) return false;
     this.#listener?.readable();

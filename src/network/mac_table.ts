@@ -48,7 +48,6 @@ export class MacTable {
     return this.#addresses[a] === 0 || this.#seen[a] < this.#seen[b];
   }
 
-  /** The port a station is behind, -1 if that is not known. */
   find(address: number, nowSeconds: number): number {
     const set = MacTable.#set(address);
     for (let i = set; i < set + WAYS; i++) {
@@ -58,7 +57,6 @@ export class MacTable {
     return -1;
   }
 
-  /** Forgets the stations behind a port that goes away. */
   forgetPort(port: number): void {
     for (let i = 0; i < SETS * WAYS; i++) {
       if (this.#ports[i] === port) this.#addresses[i] = 0;

@@ -231,7 +231,6 @@ export class PacketPort implements NetworkPort {
     this.#frames.discard();
   }
 
-  /** Closes the socket and has frames merged again if they were. */
   [Symbol.dispose](): void {
     this.#restoreMerging();
     this.#watch[Symbol.dispose]();

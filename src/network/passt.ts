@@ -74,7 +74,6 @@ export class PasstPort implements NetworkPort {
   /** When it was started, and how long it is waited before the next start. */
   #startedMs = 0;
   #pauseMs = PAUSE_MS;
-  /** Frames that went through, and those that could not. */
   readonly counters: InstanceType<typeof PasstCounters>;
   readonly #path: string | undefined;
   readonly #log: Log;
@@ -266,7 +265,6 @@ export class PasstPort implements NetworkPort {
     }
   }
 
-  /** Whether the frame at the beginning has a possible length. */
   #isSane(): boolean {
     if (this.#end - this.#begin < LENGTH_SIZE) return true;
     const length = this.#view.getUint32(this.#begin, false);
@@ -368,7 +366,6 @@ export class PasstPort implements NetworkPort {
     this.#listener?.link(true);
   }
 
-  /** Closes the connection, and ends a passt that was started here. */
   [Symbol.dispose](): void {
     this.#isDisposed = true;
     this.process?.[Symbol.dispose]();

@@ -38,7 +38,6 @@ export class PasstProcess implements Disposable {
   #pipe: Fd | undefined;
   #how: string | undefined;
 
-  /** @throws VmsgError NO_PASST if there is none */
   constructor(args: readonly string[]) {
     const program = findProgram("passt");
     if (program === undefined) {

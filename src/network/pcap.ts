@@ -184,7 +184,6 @@ export class CapturingPort implements NetworkPort {
     this.log.warn(`capture ${this.#path} ends, it ${why}; the traffic goes on`);
   }
 
-  /** Writes what is left and disposes the port. */
   [Symbol.dispose](): void {
     this.#flush();
     this.#fd?.[Symbol.dispose]();

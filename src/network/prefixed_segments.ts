@@ -73,7 +73,6 @@ export class PrefixedSegments {
     return count + 1;
   }
 
-  /** As {@link assemble}, with the suffix at the end. */
   assembleWithSuffix(frame: IovecList, first: number): number {
     const count = this.assemble(frame, first);
     if (count === 0) return 0;

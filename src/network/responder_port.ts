@@ -32,7 +32,6 @@ export class ResponderPort implements NetworkPort {
   readonly #floodTimer: Timer;
   #listener: PortListener | undefined;
 
-  /** Makes the host; a wrong option is a TypeError with one line. */
   constructor(options: ResponderOptions, readonly reactor: Reactor) {
     this.responder = new Responder(options, () => reactor.now());
     this.#out.view.setUint16(NUM_BUFFERS_OFFSET, 1, true);

@@ -14,7 +14,6 @@ export interface DeviceContext {
   readonly log: Log;
   /** What the device's counters are called, in front of what it is. */
   readonly number: number;
-  /** The links that network cards of this process share. */
   readonly hubs: HubLinks;
 }
 
@@ -35,6 +34,5 @@ export interface DeviceKind<Settings = unknown> extends Kind {
    * @param number the device's number on the bus
    */
   parse(text: string, option: string, number: number): Settings;
-  /** Makes the device, for its device side to own. */
   open(settings: Settings, context: DeviceContext): OpenDevice;
 }

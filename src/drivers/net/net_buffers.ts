@@ -35,11 +35,9 @@ export const DRIVER_MEMORY_SIZE: number = RINGS_SIZE + QUEUE_SIZE * RECEIVE_SIZE
 
 /** See the head of this file. Offsets count in {@link window}. */
 export class NetBuffers {
-  /** All of the memory, for segments of frames. */
   readonly window: MemoryWindow;
   readonly receiveCount: number;
   readonly transmitCount: number;
-  /** The virtio-net header of each transmit buffer. */
   readonly transmitHeaders: readonly Uint8Array[];
   /** The frame behind it. */
   readonly transmitFrames: readonly Uint8Array[];
@@ -70,7 +68,6 @@ export class NetBuffers {
     this.transmitFrames = views(NET_HEADER_SIZE, TRANSMIT_SIZE);
   }
 
-  /** Where the rings of a queue lie, 0 or 1. */
   ring(queue: number): Place {
     const { memory, offset, at } = this.place;
     const start = queue * RING_SIZE;

@@ -105,7 +105,6 @@ export class Pinger implements NetDriverListener {
   #flooding = false;
   #flooded: Uint8Array = new Uint8Array();
 
-  /** Waits for {@link use} and {@link run}. */
   constructor(readonly reactor: Reactor, readonly options: PingOptions) {
     this.#target = parseIpv4Address(options.target);
     this.#address = parseIpv4Address(options.address);
@@ -333,7 +332,6 @@ function throughput(frames: number, elapsedMs: number): Throughput {
   return { framesPerSecond, megabitsPerSecond: Math.round(bits / 1e6) };
 }
 
-/** The value below which `share` of an ascending list lies; 0 for an empty one. */
 function quantile(ascending: readonly number[], share: number): number {
   return ascending[Math.min(ascending.length - 1, Math.floor(share * ascending.length))] ?? 0;
 }

@@ -43,7 +43,6 @@ export function writeArpReply(by: Station, request: Uint8Array): number {
   return writeFields(by, REPLY);
 }
 
-/** Asks who has an address. Returns the frame's length. */
 export function writeArpRequest(by: Station, wanted: number): number {
   writeEthernetHeader(by.slot, MAC_BROADCAST, 0, by.mac, EtherType.ARP);
   by.slot.fill(0, TARGET_MAC, TARGET_ADDRESS);

@@ -57,7 +57,6 @@ export class DhcpMessage {
   frame: Uint8Array = new Uint8Array();
   start = 0;
   type = 0;
-  /** The address the client has (`ciaddr`). */
   clientAddress = 0;
   requested = 0;
   server = 0;

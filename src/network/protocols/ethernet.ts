@@ -8,7 +8,6 @@
 
 import { copyBytes, readU16, writeU16 } from "./byte_order.ts";
 
-/** Bytes of the header; the payload starts here. */
 export const ETHERNET_HEADER_SIZE = 14;
 /** The longest frame on an Ethernet, without its check sequence: the header and 1500 bytes. */
 export const ETHERNET_FRAME_MAX = 1514;
@@ -24,7 +23,6 @@ export function readEthertype(frame: Uint8Array): number {
   return readU16(frame, ETHERTYPE);
 }
 
-/** Whether the address at `at` names a group of stations (multicast or broadcast). */
 export function isGroupMac(frame: Uint8Array, at: number): boolean {
   return (frame[at] & 1) !== 0;
 }

@@ -13,11 +13,9 @@ import { readU16, readU32, writeU16, writeU32 } from "./byte_order.ts";
 import { type InternetVersion, Packet, Protocol, type Verdict } from "./packet.ts";
 
 const IPV4_HEADER: number = ETHERNET_HEADER_SIZE;
-/** Offset of the source address in a frame; the destination follows it. */
 export const IPV4_SOURCE: number = IPV4_HEADER + 12;
 /** Bytes of a header without options, the only kind that we write. */
 const IPV4_HEADER_SIZE = 20;
-/** Where the payload of a frame that we write starts. */
 export const IPV4_PAYLOAD: number = IPV4_HEADER + IPV4_HEADER_SIZE;
 /** See {@link InternetVersion}; control messages of RFC 792. */
 export const IPV4: InternetVersion = {
@@ -75,7 +73,6 @@ export function parseIpv4(packet: Ipv4Packet, frame: Uint8Array, length: number)
   return "done";
 }
 
-/** Writes a header without options for a payload of `payloadLength` bytes. */
 export function writeIpv4Header(
   frame: Uint8Array,
   payloadLength: number,

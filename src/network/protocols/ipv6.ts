@@ -30,7 +30,6 @@ export const IPV6: InternetVersion = {
 };
 /** What everything but neighbour discovery is sent with. */
 export const HOP_LIMIT = 64;
-/** The groups of all nodes and of all routers on a link. */
 export const ALL_NODES: Uint8Array = parseIpv6Address("ff02::1");
 export const ALL_ROUTERS: Uint8Array = parseIpv6Address("ff02::2");
 
@@ -130,7 +129,6 @@ export function writeIpv6Header(
   copyBytes(frame, IPV6_DESTINATION, destination, destinationAt, IPV6_ADDRESS_SIZE);
 }
 
-/** Whether the address at `at` names a group of hosts. */
 export function isMulticast6(bytes: Uint8Array, at: number): boolean {
   return bytes[at] === 0xff;
 }

@@ -39,9 +39,7 @@ export class Packet {
   /** The frame that it lies in. */
   frame: Uint8Array = new Uint8Array();
   protocol = 0;
-  /** Offset of the payload in the frame, behind all options. */
   start = 0;
-  /** Offset of the first byte after the payload. */
   end = 0;
   /** One's complement sum of both addresses, a part of every pseudo header. */
   addressSum = 0;

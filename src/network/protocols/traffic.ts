@@ -16,7 +16,6 @@ import { writeU16, writeU32 } from "./byte_order.ts";
 import { ETHERNET_FRAME_MAX } from "./ethernet.ts";
 import { UDP_PAYLOAD } from "./udp.ts";
 
-/** UDP ports of discard and of the character generator. */
 export const [DISCARD_PORT, CHARGEN_PORT] = [9, 19];
 export const CHARGEN_REQUEST_SIZE = 8;
 /** UDP payload bytes at least: a frame of 60 bytes, the shortest on an Ethernet. */
@@ -28,7 +27,6 @@ const LINE_CHARACTERS = 72;
 const PRINTABLE_CHARACTERS = 95;
 const [SPACE, CARRIAGE_RETURN, LINE_FEED] = [0x20, 0x0d, 0x0a];
 
-/** Writes a request as the payload of a UDP datagram at `at`. */
 export function writeChargenRequest(frame: Uint8Array, at: number, count: number, size: number) {
   writeU32(frame, at, count);
   writeU16(frame, at + 4, size);

@@ -12,7 +12,6 @@ import { readU16, writeU16 } from "./byte_order.ts";
 import { type InternetVersion, type Packet, Protocol, type Verdict } from "./packet.ts";
 
 export const UDP_HEADER_SIZE = 8;
-/** Where the UDP payload of an IPv4 frame that we write starts. */
 export const UDP_PAYLOAD: number = IPV4_PAYLOAD + UDP_HEADER_SIZE;
 
 const CHECKSUM = 6;

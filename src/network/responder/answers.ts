@@ -51,7 +51,6 @@ export function answerWithUnreachable(host: Host, packet: Packet, limit: TokenBu
   return host.answer(writePortUnreachable(host, packet), "portUnreachables");
 }
 
-/** Answers an ICMPv6 message: echo request, neighbour or router solicitation. */
 export function answerIcmpv6(host: Host, packet: Ipv6Packet): Verdict {
   const verdict = checkIcmp(packet);
   if (verdict !== "done") return verdict;

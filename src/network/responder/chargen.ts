@@ -45,7 +45,6 @@ export class Chargen {
     this.#host = host;
   }
 
-  /** Datagrams that are still owed, over all senders. */
   get pending(): number {
     return this.#senders.reduce((sum, { remaining }) => sum + remaining, 0);
   }
@@ -70,7 +69,6 @@ export class Chargen {
     return "done";
   }
 
-  /** Bytes of the next frame, 0 if no request is pending. */
   nextLength(): number {
     const sender = this.#senders[this.#turn];
     return sender.remaining === 0 ? 0 : sender.datagram.length;

@@ -32,7 +32,6 @@ export class DhcpServer {
   readonly #macs = new Uint8Array(POOL_SIZE * MAC_SIZE);
   readonly #message = new DhcpMessage();
 
-  /** A server whose pool is untouched; the host is also the router that clients are told. */
   constructor(host: Host) {
     this.#host = host;
     this.#first = ((host.broadcast & host.mask) >>> 0) + DHCP_POOL_OFFSET;
@@ -91,7 +90,6 @@ export class DhcpServer {
     copyBytes(this.#macs, place * MAC_SIZE, frame, macAt, MAC_SIZE);
   }
 
-  /** Queues an answer to the message at hand. */
   #reply(type: number, place: number): Verdict {
     if (place < 0) return "dropped";
     const host = this.#host;

@@ -32,12 +32,10 @@ export class Flood {
     writeUdpHeaders(frame, PAYLOAD_SIZE, [address, DISCARD_PORT], [broadcast, DISCARD_PORT]);
   }
 
-  /** Milliseconds until a frame is due, 0 if one is. */
   delayMs(): number {
     return this.#bucket.delayMs();
   }
 
-  /** Bytes of the next frame, 0 if none is due. */
   nextLength(): number {
     return this.#bucket.available() ? this.#datagram.length : 0;
   }

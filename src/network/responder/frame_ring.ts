@@ -19,7 +19,6 @@ export class FrameRing {
   #head = 0;
   #count = 0;
 
-  /** Allocates room for `capacity` frames, at least 1. */
   constructor(readonly capacity: number = 256) {
     const memory = new Uint8Array((capacity + 1) * SLOT_SIZE);
     for (let at = 0; at < memory.length; at += SLOT_SIZE) {

@@ -29,7 +29,6 @@ export interface ResponderOptions {
   prefix?: number;
   /** Its IPv6 address, in a prefix of 64 bits that it advertises; default fd00::2. */
   address6?: string | undefined;
-  /** Its MAC address; default 52:55:0a:00:02:02. */
   mac?: string;
   /** Broadcast frames a second that nobody asked for; default 0. */
   floodFramesPerSecond?: number;
@@ -69,7 +68,6 @@ const Counts = counterShape(
 
 export type ResponderCounters = InstanceType<typeof Counts>;
 
-/** The responder's identity, its outgoing ring and its counters. */
 export class Host implements Station {
   readonly mac: Uint8Array;
   /** Its global IPv6 address, 16 bytes; the first 64 bits are the prefix that it advertises. */

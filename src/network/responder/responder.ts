@@ -100,7 +100,6 @@ export class Responder {
     counters[verdict === "checksum" ? "dropped" : verdict]++;
   }
 
-  /** Bytes of the next frame for the guest, 0 if there is none. */
   nextLength(): number {
     return this.#host.ring.peekLength() || this.#chargen.nextLength() || this.#flood.nextLength();
   }

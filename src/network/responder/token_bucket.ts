@@ -36,14 +36,12 @@ export class TokenBucket {
     return this.#tokens >= 1 - TOLERANCE;
   }
 
-  /** Takes a token; false if none was there. */
   take(): boolean {
     if (!this.available()) return false;
     this.#tokens = Math.max(0, this.#tokens - 1);
     return true;
   }
 
-  /** Milliseconds until a token is there, 0 if one is. */
   delayMs(): number {
     return this.available() ? 0 : (1 - this.#tokens) * 1000 / this.perSecond;
   }

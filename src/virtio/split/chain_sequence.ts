@@ -20,7 +20,6 @@ import type { IovecList } from "../../memory/iovec_list.ts";
 import { Chain } from "./chain.ts";
 import { type DeviceQueue, Pop } from "./device_queue.ts";
 
-/** Popped buffers in a row, most of them still to be used. */
 export class ChainSequence {
   /** The segments of all buffers held, used ones too; see {@link firstSegment}. */
   readonly writable: IovecList;
@@ -123,7 +122,6 @@ export class ChainSequence {
     return new Error(`${written} bytes written to buffers of ${this.bytes}`);
   }
 
-  /** Gives the unused buffers back to the queue. */
   release(queue: DeviceQueue): void {
     queue.rewind(this.buffers);
     this.clear();

@@ -56,7 +56,6 @@ export class OpenBuffers {
     return this.#isOpen[head] === 1 && this.#indices[head] === index;
   }
 
-  /** A buffer is taken back as if it had not been popped. */
   takeBack(head: number, index: number): void {
     if (!this.isOpen(head, index)) {
       throw new Error(`cannot take head ${head} back: it was completed`);
