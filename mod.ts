@@ -121,6 +121,8 @@ export type {
   AddressSpace,
   IovecList,
   MappedMemory,
+  MemoryLimits,
+  MemoryQuota,
   MemoryRegion,
   MemoryWindow,
   WindowRefusal,

@@ -1,7 +1,7 @@
 /** `vmsg device`: bus -> device side of the transport -> devices. */
 
 import { UsageError, VmsgError } from "../linux/errors.ts";
-import { AddressSpace, type MemoryRegion } from "../memory/mod.ts";
+import { AddressSpace, type MemoryLimits, MemoryQuota, type MemoryRegion } from "../memory/mod.ts";
 import { codecFor } from "../message/codecs.ts";
 import { DeviceSide } from "../transport/device_side.ts";
 import {
@@ -17,8 +17,10 @@ import type { Chosen } from "./kinds.ts";
 import {
   DEVICE_MEMORY_OPTION,
   type DeviceMemorySettings,
+  memoryLimitOption,
   openDeviceMemory,
   parseDeviceMemory,
+  parseMemoryLimit,
   windowsOf,
 } from "./memory_option.ts";
 import { type PlaneCommand, planeCommand } from "./plane.ts";
@@ -32,6 +34,7 @@ interface DeviceSettings {
   readonly hubs: readonly HubSettings[];
   readonly confined: boolean;
   readonly memories: readonly DeviceMemorySettings[];
+  readonly limits: MemoryLimits;
 }
 
 /** Each device shows the windows only when a driver side needs them; what is wrong is said before. */
@@ -61,6 +64,7 @@ export const deviceCommand: PlaneCommand<DeviceSettings> = planeCommand({
     ...DEVICE_OPTIONS,
     HUB_OPTION,
     DEVICE_MEMORY_OPTION,
+    memoryLimitOption("the driver side", false),
     {
       name: "confined",
       help: "touch no memory of the other side but the bus's segment (proxy and driver --confined)",
@@ -87,6 +91,7 @@ export const deviceCommand: PlaneCommand<DeviceSettings> = planeCommand({
       confined,
       bus: parseBus(options.text("bus")!, "device"),
       memories: options.list("memory").map(parseDeviceMemory),
+      limits: parseMemoryLimit(options, false),
       hubs: options.list("hub").map(parseHub),
       devices,
     };
@@ -98,7 +103,10 @@ export const deviceCommand: PlaneCommand<DeviceSettings> = planeCommand({
     rehearse([codec, ...detect], tracer !== undefined);
     const bus = stack.use(openBus(settings.bus, "device", reactor, log));
     const { confined } = settings;
-    const side = stack.use(new DeviceSide({ reactor, bus, codec, detect, log, tracer, confined }));
+    const quota = new MemoryQuota(settings.limits);
+    const side = stack.use(
+      new DeviceSide({ reactor, bus, codec, detect, log, tracer, confined, quota }),
+    );
     const windows = settings.memories.flatMap((memory) =>
       windowsOf(memory, stack.use(openDeviceMemory(memory, log)))
     );

@@ -17,7 +17,7 @@ import { openOwnFile } from "../linux/own_file.ts";
 import { UsageError, VmsgError } from "../linux/errors.ts";
 import { mapKept } from "../linux/mapping.ts";
 import { pciAddress } from "../linux/sysfs.ts";
-import type { MappedMemory } from "../memory/mod.ts";
+import { type MappedMemory, MAX_WINDOWS, type MemoryLimits, memoryLimits } from "../memory/mod.ts";
 import type { Log } from "../observe/log.ts";
 import {
   confinedMemory,
@@ -153,6 +153,39 @@ export const CONFINED_OPTIONS: readonly Option[] = [
     help: "of the segment: by default all of the bus's shared memory, or 4M on linux-user",
   },
 ];
+
+const LIMIT_KEYS = ["size", "regions", "total"] as const;
+
+/**
+ * How much memory others may show.
+ *
+ * @param whose memory it is, for people
+ * @param pins does this side pin memory?
+ */
+export function memoryLimitOption(whose: string, pins: boolean): Option {
+  return {
+    name: "memory-limit",
+    value: `[size=SIZE][,regions=N][,total=SIZE]${pins ? "[,pinned=SIZE]" : ""}`,
+    help:
+      `how much memory ${whose} may have mapped here: bytes (default: as much as this machine has) and regions (64, ` +
+      "at most 509) of one device number, bytes of all of them (four times that)" +
+      (pins ? ", and what direct mode may pin (three quarters of it)" : ""),
+  };
+}
+
+/** Parses {@link memoryLimitOption}. */
+export function parseMemoryLimit(options: Options, pins: boolean): MemoryLimits {
+  const keys = [...LIMIT_KEYS, ...pins ? ["pinned"] as const : []];
+  const group = parseGroup("--memory-limit", options.text("memory-limit") ?? "", keys);
+  const size = group.bytes("size", memoryLimits().size);
+  const { regions, total, pinned } = memoryLimits({ size });
+  return {
+    size,
+    regions: group.number("regions", 1, MAX_WINDOWS, regions),
+    total: group.bytes("total", total),
+    pinned: group.bytes("pinned", pinned),
+  };
+}
 
 /** Parses {@link CONFINED_OPTIONS}; undefined without --confined. */
 export function parseConfined(options: Options): { size: number | undefined } | undefined {

@@ -2,6 +2,7 @@
 
 import { type VhostUserOptions, VhostUserServer } from "../drivers/vhost_user/server.ts";
 import { UsageError } from "../linux/errors.ts";
+import { type MemoryLimits, MemoryQuota } from "../memory/mod.ts";
 import { codecFor } from "../message/codecs.ts";
 import { openSharing } from "../sharing/mode.ts";
 import { DriverSide } from "../transport/driver_side.ts";
@@ -9,7 +10,12 @@ import { ACCESS_HELP, ACCESS_KEYS, ACCESS_USAGE, parseAccess } from "./access_op
 import { BUS_OPTION, BUS_SECTION, type BusSettings, openBus, parseBus } from "./bus_option.ts";
 import { DEFAULT_DEVICE } from "./device_kinds/device_kind.ts";
 import { parseGroup } from "./groups.ts";
-import { CONFINED_OPTIONS, parseConfined } from "./memory_option.ts";
+import {
+  CONFINED_OPTIONS,
+  memoryLimitOption,
+  parseConfined,
+  parseMemoryLimit,
+} from "./memory_option.ts";
 import { type PlaneCommand, planeCommand } from "./plane.ts";
 import { openXen, parseXen, XEN_OPTION, type XenDomainSettings } from "./xen_option.ts";
 
@@ -19,6 +25,7 @@ interface ProxySettings {
   readonly domains: readonly XenDomainSettings[];
   /** Confined mode: bytes of the segment, undefined for all that the bus has. */
   readonly confined: { readonly size: number | undefined } | undefined;
+  readonly limits: MemoryLimits;
 }
 
 function parseVhostUser(text: string, index: number): VhostUserOptions {
@@ -57,6 +64,7 @@ export const proxyCommand: PlaneCommand<ProxySettings> = planeCommand({
     },
     XEN_OPTION,
     ...CONFINED_OPTIONS,
+    memoryLimitOption("front ends", true),
     {
       name: "print-capabilities",
       alone: true,
@@ -90,7 +98,9 @@ export const proxyCommand: PlaneCommand<ProxySettings> = planeCommand({
         "--vhost-user, --xen: a device number belongs to one guest, one is given twice",
       );
     }
-    return { bus: parseBus(options.text("bus")!, "driver"), vhostUsers, domains, confined };
+    const limits = parseMemoryLimit(options, true);
+    const bus = parseBus(options.text("bus")!, "driver");
+    return { bus, vhostUsers, domains, confined, limits };
   },
   open: (settings, context) => {
     const { reactor, log, tracer, stack } = context;
@@ -99,14 +109,16 @@ export const proxyCommand: PlaneCommand<ProxySettings> = planeCommand({
     const side = stack.use(new DriverSide({ reactor, bus, codec, log, tracer }));
     const { confined, vhostUsers, domains } = settings;
     const deviceCount = vhostUsers.length + domains.flatMap(({ cards }) => cards).length;
-    const mode = stack.use(openSharing({ reactor, bus, side, confined, deviceCount, log }));
+    const quota = new MemoryQuota(settings.limits);
+    const mode = stack.use(openSharing({ reactor, bus, side, confined, deviceCount, log, quota }));
     let position = 0;
     const lend = (device: number) => {
       const remote = side.device(device);
       return { remote, sharing: mode.forDevice(remote, position++) };
     };
     for (const options of vhostUsers) {
-      stack.use(new VhostUserServer(reactor, side, options, log, lend(options.device).sharing));
+      const { sharing } = lend(options.device);
+      stack.use(new VhostUserServer(reactor, side, options, log, sharing, quota));
     }
     openXen(domains, lend, context);
     // The first that is done at the end: then the front ends get their memory back.

@@ -20,11 +20,20 @@ const text = allocate(1024);
 
 /** Bytes that the kernel can still give without ending a process for it, by its own estimate; Infinity if unknown. */
 export function availableMemory(): number {
+  return bytesOf("MemAvailable");
+}
+
+/** Bytes of memory that this machine has; Infinity if unknown. */
+export function totalMemory(): number {
+  return bytesOf("MemTotal");
+}
+
+function bytesOf(what: string): number {
   const file = libc.open(cString("/proc/meminfo"), O_CLOEXEC, 0);
   if (file < 0) return Infinity;
   const length = libc.read(file, text.address, text.bytes.length);
   libc.close(file);
   const words = new TextDecoder().decode(text.bytes.slice(0, Math.max(0, length)));
-  const kilobytes = /^MemAvailable: +(\d+) kB$/m.exec(words)?.[1];
+  const kilobytes = new RegExp(`^${what}: +(\\d+) kB$`, "m").exec(words)?.[1];
   return kilobytes === undefined ? Infinity : Number(kilobytes) * 1024;
 }

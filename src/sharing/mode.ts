@@ -2,6 +2,7 @@
 
 import type { Bus } from "../bus/bus.ts";
 import type { Reactor } from "../linux/reactor.ts";
+import type { MemoryQuota } from "../memory/mod.ts";
 import type { Log } from "../observe/log.ts";
 import type { DriverSide } from "../transport/driver_side.ts";
 import type { RemoteDevice } from "../transport/remote_device.ts";
@@ -25,6 +26,8 @@ export interface SharingOptions {
   readonly deviceCount: number;
   /** Where lines for people go. */
   readonly log: Log;
+  /** How much of the guests' memory may be pinned. */
+  readonly quota?: MemoryQuota | undefined;
   /** Where direct mode's rings go, instead of huge pages of the bus's machine; for tests. */
   readonly pages?: Pages | undefined;
 }
@@ -42,12 +45,12 @@ export interface SharingMode extends Disposable {
  * @throws VmsgError SEGMENT, HUGE_PAGES
  */
 export function openSharing(options: SharingOptions): SharingMode {
-  const { reactor, bus, side, confined, deviceCount, log, pages } = options;
+  const { reactor, bus, side, confined, deviceCount, log, pages, quota } = options;
   if (confined !== undefined) return forwarding(new Segment(bus, confined.size, deviceCount));
   if (pages === undefined && bus.carriesFds) {
     return { forDevice: (device) => new Descriptors(device), [Symbol.dispose]: () => {} };
   }
-  const place = pages ?? new Pages(bus, deviceCount, log);
+  const place = pages ?? new Pages(bus, deviceCount, log, undefined, quota?.limits.pinned);
   side.listen(place);
   return forwarding(place);
 

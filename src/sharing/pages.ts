@@ -61,6 +61,7 @@ export class Pages implements ForwardingPlace, PeerListener, Disposable {
    * Takes the huge pages.
    *
    * @param deviceCount how many device numbers there are
+   * @param pinLimit how many bytes of guests' memory may be pinned
    * @throws VmsgError HUGE_PAGES if there are none
    */
   constructor(
@@ -68,12 +69,13 @@ export class Pages implements ForwardingPlace, PeerListener, Disposable {
     deviceCount: number,
     readonly log: Log,
     readonly memory: PagesMemory = OF_THE_KERNEL,
+    pinLimit?: number,
   ) {
     using stack = new DisposableStack();
     // A holder of pins.
     startProgramsLater();
     this.#bus = bus;
-    this.physical = new PhysicalMap(bus, memory.locate);
+    this.physical = new PhysicalMap(bus, memory.locate, pinLimit);
     this.#pages = Array.from({ length: deviceCount }, () => {
       const page = stack.use(memory.allocate(HUGE_PAGE_SIZE));
       const pin = bus.pin(page.mapping.address, page.mapping.size);
@@ -129,7 +131,9 @@ export class Pages implements ForwardingPlace, PeerListener, Disposable {
     const { at, size } = region;
     this.log.info(
       `${size} bytes of the guest's memory at 0x${at.toString(16)} lie in ` +
-        `${length} ${length === 1 ? "piece" : "pieces"}`,
+        `${length} ${
+          length === 1 ? "piece" : "pieces"
+        } and are pinned (${this.physical.pinned} in all)`,
     );
     this.#hold();
   }

@@ -22,7 +22,7 @@ import type { Bus } from "../bus/bus.ts";
 import { VmsgError } from "../linux/errors.ts";
 import { PAGE_SIZE } from "../linux/mapping.ts";
 import { type PhysicalRun, physicalRuns } from "../linux/page_map.ts";
-import { firstBehind, type IovecList, loadAcquire16 } from "../memory/mod.ts";
+import { firstBehind, type IovecList, loadAcquire16, memoryLimits } from "../memory/mod.ts";
 import type { SharedRegion } from "./sharing.ts";
 
 /** A region that is pinned. */
@@ -94,18 +94,37 @@ export class PhysicalMap implements Disposable {
    *
    * @param bus what pins
    * @param locate tells where memory lies; the kernel, except in tests
+   * @param limit bytes that may be pinned: a pinned page of a hole is allocated
    */
-  constructor(readonly bus: PinningBus, readonly locate: typeof physicalRuns = physicalRuns) {}
+  constructor(
+    readonly bus: PinningBus,
+    readonly locate: typeof physicalRuns = physicalRuns,
+    readonly limit: number = memoryLimits().pinned,
+  ) {}
+
+  /** Bytes that are pinned, also those that are only kept. */
+  get pinned(): number {
+    const all = [...this.#regions.values(), ...this.#kept];
+    return all.reduce((sum, { start, end }) => sum + end - start, 0);
+  }
 
   /**
    * Pins all of the memory that a region lies in, and learns where it lies.
    *
-   * @throws VmsgError PIN where nothing can pin, or the limit of locked memory is reached
+   * @throws VmsgError PIN where nothing can pin, or ours or the limit of locked memory is reached
    */
   add(region: SharedRegion): void {
     if (this.#regions.has(region)) return;
     const { address } = region.memory;
     const size = Math.ceil(region.memory.size / PAGE_SIZE) * PAGE_SIZE;
+    const { pinned, limit } = this;
+    if (!(pinned + size <= limit)) {
+      throw new VmsgError(
+        "PIN",
+        `direct mode would pin ${size} bytes of the guest's memory besides ${pinned}, at most ${limit} are: give ` +
+          "--memory-limit pinned=, or --confined",
+      );
+    }
     const pin = this.bus.pin(address, size);
     if (pin === undefined) {
       throw new VmsgError(

@@ -1,6 +1,7 @@
 /** What the parts of a device side have in common. */
 
 import type { Reactor } from "../linux/reactor.ts";
+import type { MemoryQuota } from "../memory/mod.ts";
 import type { Log } from "../observe/log.ts";
 import type { Link } from "./link.ts";
 import type { Notifications } from "./notifications.ts";
@@ -17,6 +18,8 @@ export interface DeviceContext {
   readonly log: Log;
   /** The same for what a driver side can make us say as often as it likes. */
   readonly complain: (line: string) => void;
+  /** How much of the driver side's memory may be mapped. */
+  readonly quota: MemoryQuota;
   /** No memory is taken but the segment. */
   readonly confined: boolean;
   /** May memory of the peer be touched at this moment? */

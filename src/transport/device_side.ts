@@ -15,7 +15,7 @@
 import type { Bus, BusListener } from "../bus/bus.ts";
 import { linuxErrno } from "../linux/errors.ts";
 import type { Reactor } from "../linux/reactor.ts";
-import type { MemoryRegion } from "../memory/mod.ts";
+import { MemoryQuota, type MemoryRegion } from "../memory/mod.ts";
 import type { Codec, Malformed } from "../message/codec.ts";
 import { detectDialect } from "../message/detect.ts";
 import { Kind } from "../message/message.ts";
@@ -55,6 +55,8 @@ export interface DeviceSideOptions {
   readonly tracer?: Tracer | undefined;
   /** Take no memory but the segment: what lies outside of it is never touched, whoever asks. */
   readonly confined?: boolean | undefined;
+  /** How much of the driver side's memory may be mapped. */
+  readonly quota?: MemoryQuota | undefined;
 }
 
 /** A device number with all that belongs to it. */
@@ -78,6 +80,7 @@ export class DeviceSide implements BusListener, Disposable {
   /** Makes a side without devices; {@link open} starts it. */
   constructor(readonly options: DeviceSideOptions) {
     const { reactor, bus, codec, log, tracer, confined = false } = options;
+    const { quota = new MemoryQuota() } = options;
     const link = this.#link = new Link(bus, codec, { reactor, tracer, pauses: true });
     this.#notifications = new Notifications(link, reactor, {
       atOnce: false,
@@ -90,6 +93,7 @@ export class DeviceSide implements BusListener, Disposable {
       log,
       complain: limitedLog(log.warn, reactor),
       confined,
+      quota,
       leaseHolds: () => this.#peer.leaseHolds(),
       ownEpoch: () => this.#peer.ownEpoch,
     };

@@ -112,7 +112,7 @@ export class PrivateRequests {
   readonly #memoryAdded = (problem: string | undefined): void => {
     const { slot, link: { in: { address } } } = this;
     if (problem === undefined) return this.#answer(0);
-    slot.owner.log.warn(`device ${slot.number}: memory refused: ${problem}`);
+    slot.owner.complain(`device ${slot.number}: memory refused: ${problem}`);
     slot.tables.drop(slot.tables.table(address)!);
     this.#answer(EINVAL);
   };

@@ -21,6 +21,7 @@ const EBADF = linuxErrno("EBADF");
 const EEXIST = linuxErrno("EEXIST");
 const EFAULT = linuxErrno("EFAULT");
 const EINVAL = linuxErrno("EINVAL");
+const ENOMEM = linuxErrno("ENOMEM");
 
 /** What one ADD_MEMORY brought. */
 export interface MemoryTable {
@@ -68,15 +69,27 @@ export class SlotMemory {
   addFile(fd: Fd, address: number, length: number, fileOffset: number): number {
     if (![address, length, fileOffset].every(Number.isSafeInteger) || length === 0) return EINVAL;
     try {
+      const refusal = this.#refusal(length);
+      if (refusal !== undefined) return refusal;
       const { memory, offset } = mapMemoryFile(fd, fileOffset, length);
       const region = { at: address, size: length, memory, offset, fd, fileOffset };
       const result = this.#add(address, length, [region], memory);
       if (result !== 0) memory[Symbol.dispose]();
+      else this.owner.quota.mapped(length);
       return result;
     } catch (error) {
-      this.owner.log.warn(`device ${this.number}: memory refused: ${error}`);
+      this.owner.complain(`device ${this.number}: memory refused: ${error}`);
       return EINVAL;
     }
+  }
+
+  /** Is a table of so many bytes that are to be mapped one too much? */
+  #refusal(fresh: number): number | undefined {
+    const sizes = [...this.#tables.values()].map((table) => table.mapping ? table.length : 0);
+    const refusal = this.owner.quota.refusal([...sizes, fresh], fresh);
+    if (refusal === undefined) return undefined;
+    this.owner.complain(`device ${this.number} refuses ${refusal} (--memory-limit)`);
+    return ENOMEM;
   }
 
   /** Part of the memory that holds the bus's queues, and none of the queues' own. */
@@ -185,6 +198,7 @@ export class SlotMemory {
       this.#tables.delete(table.address);
       if (table.mapping === undefined) continue;
       table.mapping[Symbol.dispose]();
+      this.owner.quota.unmapped(table.length);
       for (const { fd } of table.regions) fd?.[Symbol.dispose]();
     }
   }

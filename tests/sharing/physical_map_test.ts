@@ -37,6 +37,27 @@ Deno.test("physical map: a bus that pins nothing says what to do instead", () =>
   assertEquals(map.inDoubt, false);
 });
 
+Deno.test("physical map: no more is pinned than the limit, also of what is only kept", () => {
+  const pins = new FakePins();
+  const map = new PhysicalMap(pins, () => RUNS, 2 * SIZE);
+  const regions = [0n, 1n, 2n].map((n) =>
+    regionOf({ address: ADDRESS + n * BigInt(SIZE), size: SIZE })
+  );
+  for (const region of regions.slice(0, 2)) map.add(region);
+  const refused = () => {
+    const { message } = assertThrows(() => map.add(regions[2]!), VmsgError);
+    assertStringIncludes(message, `${SIZE} bytes of the guest's memory besides ${2 * SIZE}`);
+  };
+  refused();
+  map.doubt();
+  map.remove(regions[0]!);
+  refused();
+  assertEquals([pins.pinned.size, map.pinned], [2, 2 * SIZE]);
+  map.trust();
+  map.add(regions[2]!);
+  assertEquals(map.pinned, 2 * SIZE);
+});
+
 Deno.test("physical map: a region that cannot be located is not left pinned", () => {
   const pins = new FakePins();
   const map = new PhysicalMap(pins, () => {

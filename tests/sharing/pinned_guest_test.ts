@@ -31,7 +31,10 @@ cleanTest(
       const frontEnd = await running(rig);
       assertEquals(pinnedOf(pins), [MEMORY_SIZE]);
       const line = rig.lines.find((text) => text.includes("of the guest's memory"));
-      assertEquals(line, "test: 1048576 bytes of the guest's memory at 0x0 lie in 1 piece");
+      assertEquals(
+        line,
+        "test: 1048576 bytes of the guest's memory at 0x0 lie in 1 piece and are pinned (1048576 in all)",
+      );
       frontEnd[Symbol.dispose]();
       await rig.wait(() => pinnedOf(pins).length === 0);
       assert(rig.device.calls.includes("stop 0"), "it was let go before the device stopped");

@@ -10,7 +10,7 @@ import type { Dialect } from "../../src/message/codec.ts";
 import { Kind, type Message, QUEUE_ENABLED } from "../../src/message/message.ts";
 import { createLog } from "../../src/observe/log.ts";
 import type { DeviceModel } from "../../src/virtio/device.ts";
-import type { MemoryRegion } from "../../src/memory/mod.ts";
+import type { MemoryQuota, MemoryRegion } from "../../src/memory/mod.ts";
 import { DeviceSide } from "../../src/transport/device_side.ts";
 import { PRIVATE_VERSION } from "../../src/transport/epoch.ts";
 import { FAKE_MAX_QUEUE_SIZE, FakeDevice, type FakeDeviceOptions } from "./fake_device.ts";
@@ -58,6 +58,8 @@ export interface RigOptions {
   readonly segment?: SharedSegment;
   /** Memory of the driver side's that device 0 is told of beforehand. */
   readonly fixed?: readonly MemoryRegion[];
+  /** How much may be mapped. */
+  readonly quota?: MemoryQuota;
   /** More devices, by number. */
   readonly models?: readonly (readonly [number, (reactor: Reactor) => DeviceModel])[];
 }
@@ -76,6 +78,7 @@ export async function withSide(body: (rig: Rig) => Promise<void>, options: RigOp
     codec,
     log: createLog("test", "debug", (line) => lines.push(line)),
     confined,
+    quota: options.quota,
   });
   const device = new FakeDevice(options.device);
   const fifth = new FakeDevice();

@@ -19,7 +19,7 @@ import { mapsPrivately } from "../../linux/process_files.ts";
 import type { Reactor } from "../../linux/reactor.ts";
 import { describeFd, kindOf } from "../../linux/received_fd.ts";
 import { UnixStream } from "../../linux/unix_socket.ts";
-import { MAX_WINDOWS } from "../../memory/mod.ts";
+import { MAX_WINDOWS, type MemoryQuota } from "../../memory/mod.ts";
 import { Status } from "../../virtio/features.ts";
 import { limitedLog, type Log } from "../../observe/log.ts";
 import type { Sharing } from "../../sharing/sharing.ts";
@@ -44,7 +44,7 @@ type Reply = Uint8Array | undefined;
 /** See the head of this file. */
 export class FrontEnd implements SessionOwner, VringHost, Disposable {
   features: Uint32Array | undefined;
-  readonly #memory = new MemoryTable((region, fd) => this.#isShared(region, fd));
+  readonly #memory: MemoryTable;
   readonly #vrings = new Vrings(this);
   readonly #session: Session;
   #protocolFeatures: number | undefined;
@@ -67,7 +67,9 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
     readonly reactor: Reactor,
     readonly log: Log,
     sharing: Sharing,
+    quota: MemoryQuota,
   ) {
+    this.#memory = new MemoryTable((region, fd) => this.#isShared(region, fd), quota);
     const whose = "the guest's";
     this.#session = new Session({ reactor, device, sharing, owner: this, whose, log });
     this.#complain = limitedLog(log.warn, reactor);
@@ -248,7 +250,7 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
       case Request.SET_MEM_TABLE:
         return await this.#setMemoryTable(message);
       case Request.GET_MAX_MEM_SLOTS:
-        return words(MAX_WINDOWS, 0);
+        return words(Math.min(MAX_WINDOWS, this.#memory.quota.limits.regions), 0);
       case Request.ADD_MEM_REG:
       case Request.REM_MEM_REG:
         return await this.#changeRegion(message);

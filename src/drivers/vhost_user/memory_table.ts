@@ -16,7 +16,7 @@
 import { VmsgError } from "../../linux/errors.ts";
 import { type Fd, fileIdentity } from "../../linux/fd.ts";
 import { assertMemoryFile, mapMemoryFile } from "../../linux/memory_file.ts";
-import { AddressSpace, type MappedMemory } from "../../memory/mod.ts";
+import { AddressSpace, type MappedMemory, MemoryQuota } from "../../memory/mod.ts";
 import type { SharedRegion } from "../../sharing/sharing.ts";
 import type { FrontEndRegion } from "./protocol.ts";
 
@@ -75,8 +75,14 @@ export class MemoryTable implements Disposable {
   /** Every region that is open: in the table, or still mapped by the device side. */
   readonly #open = new Set<TableRegion>();
 
-  /** @param isShared does the front end write into the file itself? One that does not is left out */
-  constructor(readonly isShared: (region: FrontEndRegion, fd: Fd) => boolean = () => true) {}
+  /**
+   * @param isShared does the front end write into the file itself? One that does not is left out
+   * @param quota how much front ends may show
+   */
+  constructor(
+    readonly isShared: (region: FrontEndRegion, fd: Fd) => boolean = () => true,
+    readonly quota: MemoryQuota = new MemoryQuota(),
+  ) {}
 
   /** The regions of the table; none before there is one. */
   get regions(): readonly TableRegion[] {
@@ -91,16 +97,20 @@ export class MemoryTable implements Disposable {
    */
   set(regions: readonly FrontEndRegion[], fds: Fd[]): void {
     // By what stands beside it, because descriptors that are taken leave the list.
-    const pairs = regions.map((region, i) => ({ region, fd: fds[i]! }));
-    this.#replace(pairs.flatMap(({ region, fd }) => {
-      const identity = identityOf(fd);
-      const same = this.regions.find((old) => old.shows(region, identity));
-      return same ?? this.#map(region, fd, identity, fds);
-    }));
+    const pairs = regions.map((region, i) => {
+      const identity = identityOf(fds[i]!);
+      const old = this.regions.find((old) => old.shows(region, identity));
+      return { region, fd: fds[i]!, identity, old };
+    });
+    this.#checkQuota(regions, pairs.flatMap(({ region, old }) => old ? [] : [region]));
+    this.#replace(
+      pairs.flatMap(({ region, fd, identity, old }) => old ?? this.#map(region, fd, identity, fds)),
+    );
   }
 
   /** ADD_MEM_REG. Arguments and errors as {@link set}. */
   add(region: FrontEndRegion, fds: Fd[]): void {
+    this.#checkQuota([...this.regions, region], [region]);
     const added = this.#map(region, fds[0]!, identityOf(fds[0]!), fds);
     this.#replace([...this.regions, ...added]);
   }
@@ -110,12 +120,22 @@ export class MemoryTable implements Disposable {
     this.#replace(this.regions.filter((other) => !other.isAt(region)));
   }
 
+  /** Before anything is mapped. */
+  #checkQuota(table: readonly { size: number }[], fresh: readonly { size: number }[]): void {
+    const sum = fresh.reduce((sum, { size }) => sum + size, 0);
+    const refusal = this.quota.refusal(table.map(({ size }) => size), sum);
+    if (refusal !== undefined) {
+      throw new RangeError(`the front end shows ${refusal} (--memory-limit)`);
+    }
+  }
+
   /** In a list of its own, or none. */
   #map(region: FrontEndRegion, fd: Fd, identity: string, fds: Fd[]): TableRegion[] {
     if (!this.isShared(region, fd)) return [];
     const mapped = new TableRegion(region, fd, identity);
     fds.splice(fds.indexOf(fd), 1);
     this.#open.add(mapped);
+    this.quota.mapped(mapped.size);
     return [mapped];
   }
 
@@ -157,15 +177,19 @@ export class MemoryTable implements Disposable {
   closeUnused(letGo: (region: TableRegion) => boolean): void {
     for (const region of this.#open) {
       if (this.regions.includes(region) || !letGo(region)) continue;
-      this.#open.delete(region);
-      region[Symbol.dispose]();
+      this.#close(region);
     }
   }
 
   /** Closes all that is open, when the device side is gone or knows of nothing. */
   [Symbol.dispose](): void {
     this.clear();
-    for (const region of this.#open) region[Symbol.dispose]();
-    this.#open.clear();
+    for (const region of this.#open) this.#close(region);
+  }
+
+  #close(region: TableRegion): void {
+    this.#open.delete(region);
+    this.quota.unmapped(region.size);
+    region[Symbol.dispose]();
   }
 }

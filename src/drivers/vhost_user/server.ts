@@ -17,6 +17,7 @@ import { Fd, isSocket, setInherited } from "../../linux/fd.ts";
 import type { Access } from "../../linux/own_file.ts";
 import { EPOLLERR, EPOLLHUP, EPOLLIN, type Reactor, type Timer } from "../../linux/reactor.ts";
 import { connectUnix, listenUnix, UnixStream } from "../../linux/unix_socket.ts";
+import { MemoryQuota } from "../../memory/mod.ts";
 import type { Log } from "../../observe/log.ts";
 import type { DriverSide, PeerListener } from "../../transport/driver_side.ts";
 import type { RemoteDevice } from "../../transport/remote_device.ts";
@@ -73,6 +74,7 @@ export class VhostUserServer implements PeerListener, Disposable {
     readonly options: VhostUserOptions,
     readonly log: Log,
     readonly sharing: Sharing,
+    readonly quota: MemoryQuota = new MemoryQuota(),
   ) {
     const { source, device } = options;
     this.#device = side.device(device);
@@ -182,8 +184,8 @@ export class VhostUserServer implements PeerListener, Disposable {
       this.#buffer,
       () => this.#frontEnd?.hungUp(),
     );
-    const { reactor, log, sharing } = this;
-    const frontEnd = new FrontEnd(connection, this.#device, reactor, log, sharing);
+    const { reactor, log, sharing, quota } = this;
+    const frontEnd = new FrontEnd(connection, this.#device, reactor, log, sharing, quota);
     this.log.info(`${this.#name}: a front end is there`);
     this.#frontEnd = frontEnd;
     this.#servedMs = reactor.now();

@@ -3,6 +3,7 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { MemoryTable } from "../../../src/drivers/vhost_user/memory_table.ts";
 import { createSealedMemory, type Fd, openFile } from "../../../src/linux/fd.ts";
+import { MemoryQuota } from "../../../src/memory/mod.ts";
 import { cleanTest } from "../../support/leaks.ts";
 
 const O_RDWR = 2;
@@ -77,6 +78,40 @@ cleanTest("memory table: what it does not hold is closed as soon as nobody needs
   table.closeUnused(() => true);
   assertEquals(mappings(name), 0);
 });
+
+cleanTest(
+  "memory table: what is too much is refused before anything is mapped, whoever has the rest",
+  () => {
+    const name = "vmsg-test-quota";
+    using file = createSealedMemory(name, 4 * SIZE);
+    const quota = new MemoryQuota({ size: 3 * SIZE, regions: 2, total: 4 * SIZE, pinned: 0 });
+    using table = new MemoryTable(undefined, quota);
+    const refused = (act: (fds: Fd[]) => void, count: number, why: string) => {
+      const fds = Array.from({ length: count }, () => copy(file));
+      assertThrows(() => act(fds), RangeError, why);
+      // They are the message's, which closes them.
+      assertEquals(fds.length, count);
+      for (const fd of fds) fd[Symbol.dispose]();
+    };
+    const whole = { ...region(0), size: 4 * SIZE };
+    refused((fds) => table.set([whole], fds), 1, `shows ${4 * SIZE} bytes of memory`);
+    refused((fds) => table.set([region(0), region(SIZE), region(2 * SIZE)], fds), 3, "3 regions");
+    assertEquals(mappings(name), 0);
+    table.set([region(0), region(SIZE)], [copy(file), copy(file)]);
+    refused((fds) => table.add(region(2 * SIZE), fds), 1, "3 regions");
+    // Another front end's.
+    const other = new MemoryTable(undefined, quota);
+    refused((fds) => other.set([{ ...region(0), size: 3 * SIZE }], fds), 1, "of all devices");
+    other.set([region(0), region(SIZE)], [copy(file), copy(file)]);
+    // One that is replaced by itself is no more than before.
+    const same = [copy(file), copy(file)];
+    table.set([region(0), region(SIZE)], same);
+    for (const fd of same) fd[Symbol.dispose]();
+    other[Symbol.dispose]();
+    table.set([{ ...region(0), size: 2 * SIZE }], [copy(file)]);
+    assertEquals(mappings(name), 3);
+  },
+);
 
 cleanTest("memory table: user addresses become those on the bus, or are told to be none", () => {
   using file = createSealedMemory("vmsg-test-user", SIZE);

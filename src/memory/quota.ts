@@ -1,0 +1,65 @@
+/**
+ * How much memory others may have this process map.
+ *
+ * Whoever shows us memory says how large it is, and a file with holes costs its owner nothing. Us it costs address space,
+ * which all share who are served here; and a page of a hole becomes memory when we are the first to touch it (a buffer that a
+ * device fills or reads), which the kernel counts as ours. So there are limits, for each device number and for the
+ * process, and they are looked at before anything is mapped. By default a guest may have as much as this machine
+ * has: a real one has no more. What one that shows more than it has can make us allocate is bounded by `size` alone.
+ */
+
+import { totalMemory } from "../linux/limits.ts";
+
+/** See the head of this file; in bytes but for the regions. */
+export interface MemoryLimits {
+  /** Of one device number. */
+  readonly size: number;
+  /** Of one device number: each is a descriptor and a mapping. */
+  readonly regions: number;
+  /** Of all device numbers together. */
+  readonly total: number;
+  /** In direct mode: of all device numbers, what is pinned, and so allocated whole. */
+  readonly pinned: number;
+}
+
+/** What is not given is by default. */
+export function memoryLimits(given: Partial<MemoryLimits> = {}): MemoryLimits {
+  const machine = totalMemory();
+  const { size = machine } = given;
+  const total = Math.max(4 * machine, size);
+  return { size, regions: 64, total, pinned: Math.floor(0.75 * machine), ...given };
+}
+
+/** What one process has mapped for others. */
+export class MemoryQuota {
+  #mapped = 0;
+
+  /** Nothing is mapped yet. */
+  constructor(readonly limits: MemoryLimits = memoryLimits()) {}
+
+  /**
+   * Why a device number cannot have regions of these sizes; undefined if it can.
+   *
+   * @param fresh how many of the bytes are to be mapped
+   */
+  refusal(sizes: readonly number[], fresh: number): string | undefined {
+    const { size, regions, total } = this.limits;
+    const sum = sizes.reduce((sum, size) => sum + size, 0);
+    if (sizes.length > regions) {
+      return `${sizes.length} regions of memory, at most ${regions} are taken`;
+    }
+    if (!(sum <= size)) return `${sum} bytes of memory, at most ${size} are taken of one device`;
+    if (this.#mapped + fresh <= total) return undefined;
+    return `${fresh} bytes of memory besides ${this.#mapped} of all devices, at most ${total} are taken`;
+  }
+
+  /** So many bytes were mapped. */
+  mapped(bytes: number): void {
+    this.#mapped += bytes;
+  }
+
+  /** So many were unmapped. */
+  unmapped(bytes: number): void {
+    this.#mapped -= bytes;
+  }
+}

@@ -1,0 +1,28 @@
+/** What drivers may have this process map, and what is refused. */
+
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { memoryLimits, MemoryQuota } from "../../src/memory/mod.ts";
+
+const GIB = 2 ** 30;
+
+Deno.test("quota: bytes and regions of a device number, bytes of all of them", () => {
+  const quota = new MemoryQuota({ size: 4 * GIB, regions: 3, total: 6 * GIB, pinned: GIB });
+  assertEquals(quota.refusal([GIB, 3 * GIB], 4 * GIB), undefined);
+  quota.mapped(4 * GIB);
+  assertStringIncludes(quota.refusal([4 * GIB, 1], 1)!, `at most ${4 * GIB} are taken of one`);
+  assertStringIncludes(quota.refusal([1, 1, 1, 1], 1)!, "4 regions");
+  assertEquals(quota.refusal([2 * GIB], 2 * GIB), undefined);
+  assertStringIncludes(quota.refusal([3 * GIB], 3 * GIB)!, `besides ${4 * GIB} of all devices`);
+  quota.unmapped(4 * GIB);
+  assertEquals(quota.refusal([3 * GIB], 3 * GIB), undefined);
+  // What no mapping can have: sizes come as Numbers, inexact above 2^53.
+  for (const size of [2 ** 64, Infinity, NaN]) assert(quota.refusal([size], size) !== undefined);
+});
+
+Deno.test("quota: by default a guest may have as much as the machine, and not less than several GiB of it is pinned", () => {
+  const { size, regions, total, pinned } = memoryLimits();
+  const meminfo = Deno.readTextFileSync("/proc/meminfo");
+  assertEquals(size, 1024 * Number(/^MemTotal: +(\d+) kB/m.exec(meminfo)![1]));
+  assertEquals([regions, total, pinned], [64, 4 * size, Math.floor(0.75 * size)]);
+  assertEquals(memoryLimits({ size: 8 * size }).total, 8 * size);
+});
