@@ -1,9 +1,7 @@
 /**
- * What a device side must do, asked of it by one who speaks as a driver: bodies by the rules of rules.ts
- * that they ask for. Where one conversation shows several, each has its own claims. docs/wire.md, section 7.
- *
- * A body finds a device whose status is 0 and may leave it in any state. Where nothing must happen, a device is
- * asked for its status behind it, and given a little time ({@link DriverRole.calm}).
+ * What a device side must do, asked of it by one who speaks as a driver: bodies by the rules (docs/wire.md, section 7)
+ * that they ask for. Where one conversation shows several, each has its own claims. A body finds a device whose
+ * status is 0 and may leave it in any state. What must not happen is given time ({@link DriverRole.calm}).
  */
 
 import { Kind, type Message, QueueFlag } from "../message/message.ts";

@@ -1,9 +1,7 @@
 /**
- * What a driver side must do, asked of it by one who plays its device: bodies by the rules of rules.ts that
- * they ask for. Where one bring-up shows several, each has its own claims. docs/wire.md, section 7.
- *
- * A body finds a driver that has not begun with this device and may leave it in any state. What a driver must
- * not do, it is given time for.
+ * What a driver side must do, asked of it by one who plays its device: bodies by the rules (docs/wire.md, section 7)
+ * that they ask for. A body finds a driver that has not begun with this device and may leave it in any state.
+ * What a driver must not do, it is given time for.
  */
 
 import { DEVICE_ADDED, DEVICE_REMOVED, Kind, type Message, QueueFlag } from "../message/message.ts";

@@ -1,8 +1,7 @@
 /**
  * Who asks a peer for a rule. A device side is asked by one that speaks as a driver does ({@link DriverRole}), a
  * driver side by one that plays its device ({@link DeviceRole}): it answers every request as a good device does,
- * keeps what was said, and a rule changes what it is or what it answers. The rules are in device_rules.ts and
- * driver_rules.ts, those for both ({@link Asker}) in common_rules.ts.
+ * keeps what was said, and a rule changes what it is or what it answers.
  */
 
 import { Kind, type Message, QUEUE_ENABLED } from "../message/message.ts";

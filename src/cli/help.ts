@@ -1,9 +1,6 @@
 /**
- * Help texts, as wide as the terminal.
- *
- * Lines are broken at spaces. A word that is longer than a line, as a value with many keys is, is also
- * broken where one of its parts begins. Examples stay commands that can be copied: theirs end with a
- * backslash.
+ * Help texts, as wide as the terminal. Lines are broken at spaces; a word that is longer than a line, as a value
+ * with many keys is, where one of its parts begins. Examples stay commands: their lines end with a backslash.
  */
 
 import { allOptions, callOf, type CommandText, type Option, type Section } from "./command.ts";

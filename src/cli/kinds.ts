@@ -40,12 +40,7 @@ export function kindsSection(title: string, kinds: readonly Kind[]): Section {
   return { title, rows: kinds.map(({ usage, help }) => ({ term: usage, text: help })) };
 }
 
-/**
- * Parses a group that begins with a kind.
- *
- * @param option what it was given to, for messages
- * @param common keys that all kinds know
- */
+/** Parses a group that begins with a kind; `common` are keys that all kinds know. */
 export function parseKind<K extends GroupKind>(
   option: string,
   text: string,

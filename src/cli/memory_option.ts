@@ -2,11 +2,9 @@
  * `--memory`: memory of the other side that is not sent on the bus as a descriptor.
  *
  * The device side is told what it can see of the driver side's machine: a file that holds its RAM, or an
- * ivshmem function that shows it, and the bus address of the first byte, with the hole that a PC has
- * below 4 GiB (docs/wire.md, 4.2). A driver side that speaks `v1` then says which part it uses; in
- * dialects that cannot, its addresses are taken as they are.
- *
- * A driver of our own is told where to put its rings and buffers.
+ * ivshmem function that shows it, and the bus address of the first byte, with the hole that a PC has below 4 GiB
+ * (docs/wire.md, 4.2). A driver side that speaks `v1` says which part it uses; else its addresses are taken as
+ * they are. A driver of our own is told where to put its rings and buffers.
  */
 
 import type { Bus } from "../bus/bus.ts";

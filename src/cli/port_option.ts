@@ -34,12 +34,7 @@ export const HUB_OPTION: Option = {
   help: "joins the link of `--net hub=NAME` to another port",
 };
 
-/**
- * Parses a port.
- *
- * @param option what it was given to, for messages
- * @param common keys of what it is for, to be read from the group
- */
+/** Parses a port; `common` are keys of what it is for, to be read from the group. */
 export function parsePort(
   option: string,
   text: string,

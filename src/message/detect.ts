@@ -4,11 +4,9 @@
  * The rows of revision 1 are tried first: a `v1` token can look like an `rfc` size, while what an
  * `rfc` message has in the place of the `v1` size is payload or zero.
  *
- * `v1` and `v1-2025` begin with the same bytes, as do `proto`, `alpha` and `p1`: the first of each group
- * is reported, and the others are for an option to choose. A device side has no better way: what gives
- * `v1-2025` away (SET_VQUEUE without an operation, a read of no configuration bytes) comes long after
- * GET_DEVICE_INFO must have been answered in one form or the other. A driver side sees it by the size of
- * that answer, 52 bytes or fewer (docs/wire.md 3.7), and either codec refuses the other's.
+ * `v1` and `v1-2025` begin with the same bytes, as do `proto`, `alpha` and `p1`: the first of each group is
+ * reported. What gives `v1-2025` away comes long after GET_DEVICE_INFO must have been answered in one form or
+ * the other. A driver side sees it by the size of that answer (docs/wire.md 3.7).
  *
  * The bytes behind a `proto` message are of no interest, since QEMU leaves an older message there.
  */
@@ -46,11 +44,7 @@ export function detectDialect(view: DataView, offset: number): DetectedDialect {
 
 /**
  * The dialect of an answer that the codec of another one refused, where that can be told: the size of
- * GET_DEVICE_INFO's answer is the one thing that tells the two forms of revision 1 apart (docs/wire.md 3.7).
- *
- * @param spoken the dialect whose codec refused it
- * @param view at least one message's header, a private copy
- * @param reason why it was refused
+ * GET_DEVICE_INFO's answer is the one thing that tells the two forms of revision 1 apart.
  */
 export function dialectOfAnswer(
   spoken: Dialect,

@@ -3,17 +3,12 @@
  *
  * Theory of operation. Each device gets a {@link HubPort}. A frame that a port sends is copied into the
  * queue of the port its destination was last seen behind (mac_table.ts), or, as a broadcast or for a
- * station not known, into all other queues; the device of that port is told and copies it into its guest's
- * buffers. The uplink, any other port (a TAP, passt, the responder), is one more station on the link, whose
- * queue and frames are worked on by two tasks of the reactor, a batch at a time.
+ * station not known, into all other queues. The uplink, any other port (a TAP, passt, the responder), is one
+ * more station on the link, whose queue and frames are worked on by two tasks, a batch at a time.
  *
- * Limits: {@link MAX_PORTS} ports, {@link QUEUE_FRAMES} frames a queue, {@link MacTable.capacity} stations.
  * A full queue drops what comes for it, so a guest that takes nothing slows nobody down; a sender never
- * waits. There are no offloads, towards the uplink neither: a frame that suits every port is a plain one.
- * There is no spanning tree: two hubs with two links between them are a loop.
- *
- * The link of a port is up as long as the hub is there, whatever becomes of the uplink's. All ports belong
- * to one reactor.
+ * waits. There are no offloads: a frame that suits every port is a plain one. There is no spanning tree: two hubs
+ * with two links between them are a loop. A port's link is up as long as the hub is there.
  */
 
 import { NET_HEADER_SIZE } from "../virtio/net_header.ts";

@@ -2,18 +2,16 @@
  * A real network card as a network port, by a packet socket: the guest is one more station on its wire.
  *
  * Theory of operation. The socket is promiscuous, sees every frame that comes in and none that the host
- * itself sends (so the host and the guest cannot talk to one another through it, as with macvlan; use a
- * TAP in a bridge for that). The kernel's header has 10 bytes, without num_buffers: prefixed_segments.ts
- * puts it in front of the guest's pages, so the payload is moved by one writev or readv all the same.
+ * itself sends (so the two cannot talk to one another through it; a TAP in a bridge can). The kernel's header has
+ * 10 bytes, without num_buffers: prefixed_segments.ts puts it in front of the guest's pages.
  *
  * Offloads. Towards the wire the kernel does what the header asks for. From the wire come
  *
  *   - frames whose checksum is left to the receiver (from containers and VMs on this host): a driver
  *     that did not accept GUEST_CSUM gets it filled in here;
- *   - frames merged by the kernel (GRO) or the card (LRO), up to 64 KiB: a driver that accepted
- *     GUEST_TSO4 or GUEST_TSO6 gets them whole. For any other one merging is switched off on the interface
- *     while the port is open; frames that are large all the same (a veth peer sends such) are dropped,
- *     counted in `tooLarge`, and told once.
+ *   - frames merged by the kernel (GRO) or the card (LRO), up to 64 KiB: a driver that accepted GUEST_TSO4 or
+ *     GUEST_TSO6 gets them whole. For any other one merging is switched off while the port is open; what is
+ *     large all the same (a veth peer sends such) is dropped, counted in `tooLarge`, and told once.
  *
  * VLAN tags that the card takes off would be lost: tagged frames are not received (packet_socket.ts).
  *

@@ -9,14 +9,11 @@
  *               sleeps until the port is readable, or, when buffers lack, until the driver kicks
  *     control:  pop a command of queue 2 -> carry it out -> write its outcome -> complete
  *
- * Frames for the guest pass the receive filter only when the driver has set one. Offloads are the port's:
- * the virtio-net header goes through unchanged, and no checksum is computed here. Buffers are used in the
- * order they came, which is what makes a restarted device able to go on.
+ * Offloads are the port's: the virtio-net header goes through unchanged, and no checksum is computed here.
+ * Buffers are used in the order they came, which is what makes a restarted device able to go on.
  *
- * The loops over frames have `take` written out: as a call of its own it costs a nanosecond a frame.
- *
- * Which receive function runs, for one buffer a frame or for several (MRG_RXBUF), is chosen when the
- * features are accepted, not per frame.
+ * The loops over frames have `take` written out: as a call of its own it costs a nanosecond a frame. Which
+ * receive function runs, for one buffer a frame or for several (MRG_RXBUF), is chosen with the features.
  */
 
 import {

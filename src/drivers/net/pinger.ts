@@ -8,8 +8,7 @@
  *     send      UDP to the discard port (RFC 863) for a while: frames and bits per second to the device
  *     receive   UDP from the responder's chargen port: the same from the device
  *
- * Everything is paced by timers and by the driver's notifications; the device side may vanish and come
- * back at any moment, which shows as lost pings and nothing else.
+ * The device side may vanish and come back at any moment, which shows as lost pings and nothing else.
  */
 
 import { NET_HEADER_SIZE } from "../../virtio/net_header.ts";

@@ -2,13 +2,9 @@
  * Joins a user-space driver to a network port: `vmsg driver --tap` gives this machine's kernel a network
  * card whose device is elsewhere.
  *
- * Frames go through in both directions as they are, virtio-net header first: from the device's merged
- * buffers by one writev to the TAP, from the TAP by one readv into a transmit buffer. What the device may
- * leave undone in frames for its driver, the kernel behind the TAP does, and the other way round; so the
- * features the driver accepts are those of the port seen in a mirror.
- *
- * While the driver is down the TAP is not read; its queue in the kernel fills up and drops, as on a card
- * without a cable.
+ * Frames go through in both directions as they are, virtio-net header first. What the device may leave undone in
+ * frames for its driver, the kernel behind the TAP does, and the other way round; so the features the driver
+ * accepts are those of the port seen in a mirror. While the driver is down the TAP is not read.
  */
 
 import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../../virtio/net_header.ts";

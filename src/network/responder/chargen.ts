@@ -1,10 +1,9 @@
 /**
  * The character generator as a traffic source (protocols/traffic.ts says what is asked and sent).
  *
- * A datagram of fewer than 8 bytes gets one line of 72 characters, CR, LF. Nothing of a pending request is
- * stored but what is left of it: each datagram is made when the driver side takes it, straight into its
- * buffer, so the receiver sets the pace. A sender is an address and a port; its new request replaces the old
- * one, and 0 datagrams end it. At most four senders have requests at a time; they take turns. Requests from
+ * A datagram of fewer than 8 bytes gets one line of 72 characters, CR, LF. Of a pending request what is left
+ * is stored: each datagram is made when it is taken. A sender is an address and a port; its new request replaces
+ * the old one, and 0 datagrams end it. At most four senders have requests at a time; they take turns. Requests from
  * the ports of services that answer everything (echo, and chargen itself) are dropped, as the two would talk
  * for ever (CERT CA-1996-01).
  */

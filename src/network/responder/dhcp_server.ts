@@ -1,10 +1,9 @@
 /**
  * A DHCP server (RFC 2131): DISCOVER gets an OFFER, REQUEST gets an ACK or a NAK.
  *
- * Theory of operation. A client is its MAC address (chaddr). The pool is 64 addresses from the subnet's
- * 15th on; a client gets the one it asks for if that is in the pool and free (so a restart of ours moves
- * nobody), otherwise the first free one, and keeps it as long as we run: leases have a time for the
- * client's sake, but do not expire here. When the pool is used up, further clients are ignored.
+ * A client is its MAC address (chaddr). The pool is 64 addresses from the subnet's 15th on; a client gets the
+ * one it asks for if that is in the pool and free (so a restart of ours moves nobody), otherwise the first free
+ * one, and keeps it as long as we run. When the pool is used up, further clients are ignored.
  *
  * A REQUEST that names another server is none of our business; one for an address that is not the
  * client's gets a NAK, whichever state of RFC 2131 4.3.2 it comes from: there is no other server on this

@@ -8,12 +8,11 @@
  *     buffers     0   1   2 | 3   4   5   6   7 |                     the iovec array
  *                 completed | in flight: `bytes` | room for more
  *
- * The array is filled from left to right. At its end the remaining buffers are given back to the queue and
- * popped again at the array's beginning, so it should have room for several frames of the largest kind.
+ * At the array's end the remaining buffers are given back to the queue and popped again at its beginning, so it
+ * should have room for several frames of the largest kind.
  *
  * A sequence belongs to a device, like a chain: its arrays are in the arena for good. The buffers it holds
- * must be the queue's newest; do not pop from that queue by other means meanwhile. When the queue stops or
- * is reset, `clear` the sequence.
+ * must be the queue's newest. When the queue stops or is reset, `clear` the sequence.
  */
 
 import type { IovecList } from "../../memory/iovec_list.ts";

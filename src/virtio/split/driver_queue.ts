@@ -12,8 +12,7 @@
  * once, then checked: a head that is not with the device, or more bytes than the buffer has, breaks the
  * queue.
  *
- * With indirect descriptors, buffers of two to 16 elements take one descriptor
- * and a table of their own in the region (2.7.5.3).
+ * With indirect descriptors, buffers of two to 16 elements take one descriptor and a table (2.7.5.3).
  */
 
 import { fullFence, loadAcquire16, storeRelease16 } from "../../memory/atomics.ts";
