@@ -3,6 +3,7 @@
  * What a kind needs that is not there (root, /dev/fuse, huge pages) is said, and the kind left out.
  */
 
+import { fromFileUrl } from "@std/path";
 import { allocate } from "../../src/linux/arena.ts";
 import { createEventFd } from "../../src/linux/eventfd.ts";
 import {
@@ -12,10 +13,8 @@ import {
   openFile,
   openPipe,
   resizeFile,
-  setInherited,
 } from "../../src/linux/fd.ts";
 import { check, cString, libc } from "../../src/linux/libc.ts";
-import type { FuseStart } from "./fuse_server.ts";
 
 const EFD_SEMAPHORE = 1;
 const MFD_HUGETLB = 4;
@@ -92,20 +91,27 @@ async function fuseFile(
 ): Promise<Fd> {
   const mount = `${directory}/fuse`;
   Deno.mkdirSync(mount);
-  const device = stack.use(openFile("/dev/fuse"));
-  setInherited(device, true);
-  const options = `fd=${device.number},rootmode=40000,user_id=0,group_id=0,allow_other`;
-  await command("mount", "-i", "-t", "fuse", "-o", options, "none", mount);
-  setInherited(device, false);
-  const worker = new Worker(new URL("fuse_server.ts", import.meta.url), { type: "module" });
-  stack.defer(() => worker.terminate());
-  const start: FuseStart = { device: device.number, size };
-  worker.postMessage(start);
-  // In the pool: this thread would wait for a Worker that is only being started by it.
-  await Deno.stat(`${mount}/file`);
+  const program = fromFileUrl(new URL("fuse_server.ts", import.meta.url));
+  const child = new Deno.Command(Deno.execPath(), {
+    args: ["run", "-A", program, mount, `${size}`],
+    stdin: "null",
+    stdout: "piped",
+  }).spawn();
+  stack.defer(() => command("umount", "-l", mount).catch(() => {}));
+  const reader = child.stdout.pipeThrough(new TextDecoderStream()).getReader();
+  // It ends first of all: whoever waits for the file is let go.
+  const end = async () => {
+    child.kill("SIGKILL");
+    await reader.cancel();
+    await child.status;
+  };
+  const { value } = await reader.read();
+  if (value !== "mounted\n") {
+    await end();
+    throw new Error(value);
+  }
   const fd = stack.use(openFile(`${mount}/file`));
-  // First of all: whoever waits for the file is let go.
-  stack.defer(() => command("umount", "-f", "-l", mount));
+  stack.defer(end);
   return fd;
 }
 
@@ -152,9 +158,7 @@ export async function everyKind(directory: string, size: number): Promise<Kinds>
   add("device node", openFile("/dev/zero"));
   add("O_PATH", openFile("/dev/null", O_PATH));
   await perhaps("huge-page memfd", () => hugeMemory(stack));
-  if (Deno.env.get("VMSG_FUSE") === "1") {
-    await perhaps("FUSE file", () => fuseFile(directory, size, stack));
-  }
+  await perhaps("FUSE file", () => fuseFile(directory, size, stack));
 
   const owned = stack.move();
   return { fds, missing, [Symbol.asyncDispose]: () => owned.disposeAsync() };

@@ -1,11 +1,13 @@
 /**
- * A FUSE file system of one file, which answers until the file is open and never again: a Worker of
- * descriptor_kinds.ts. Whoever asks the file anything waits until the descriptor of /dev/fuse is closed.
+ * A FUSE file system of one file, which answers until the file is open and never again: a process of
+ * descriptor_kinds.ts, started with a directory and the file's size. Whoever asks the file anything waits until this
+ * process ends, which it does by itself: such a wait cannot be ended from outside.
  *
  * Source: include/uapi/linux/fuse.h, protocol 7.31.
  */
 
 import { allocate } from "../../src/linux/arena.ts";
+import { openFile, setInherited } from "../../src/linux/fd.ts";
 import { libc } from "../../src/linux/libc.ts";
 
 const LOOKUP = 1, GETATTR = 3, OPEN = 14, INIT = 26;
@@ -16,11 +18,8 @@ const BUFFER_SIZE = 1 << 17;
 const buffer = allocate(BUFFER_SIZE);
 const answer = allocate(256);
 
-/** What it is started with. */
-export interface FuseStart {
-  readonly device: number;
-  readonly size: number;
-}
+/** How long it lives. */
+const LIFE_MS = 120_000;
 
 /** struct fuse_attr, 88 bytes. */
 function putAttributes(at: number, node: number, size: number): void {
@@ -31,7 +30,7 @@ function putAttributes(at: number, node: number, size: number): void {
   answer.view.setUint32(at + 80, 4096, true);
 }
 
-function serve({ device, size }: FuseStart): void {
+function serve(device: number, size: number): void {
   for (let isOpen = false; !isOpen;) {
     if (libc.read(device, buffer.address, BUFFER_SIZE) <= 0) return;
     const operation = buffer.view.getUint32(4, true);
@@ -60,5 +59,14 @@ function serve({ device, size }: FuseStart): void {
   }
 }
 
-const scope = globalThis as unknown as { onmessage: (event: MessageEvent<FuseStart>) => void };
-scope.onmessage = ({ data }) => serve(data);
+const [mount, size] = Deno.args;
+using device = openFile("/dev/fuse");
+setInherited(device, true);
+const options = `fd=${device.number},rootmode=40000,user_id=0,group_id=0,allow_other`;
+const args = ["-i", "-t", "fuse", "-o", options, "none", mount!];
+const { success, stderr } = await new Deno.Command("mount", { args }).output();
+console.log(success ? "mounted" : new TextDecoder().decode(stderr));
+if (success) {
+  serve(device.number, Number(size));
+  libc.poll(0n, 0n, LIFE_MS);
+}
