@@ -4,6 +4,7 @@
  */
 
 import { UsageError } from "../linux/errors.ts";
+import { MEMORY_FILES, type MemoryFiles } from "../linux/memory_file.ts";
 import type { Reactor } from "../linux/reactor.ts";
 import { type Log, LOG_LEVELS, type LogLevel } from "../observe/log.ts";
 import type { Tracer } from "../observe/trace.ts";
@@ -39,6 +40,8 @@ export interface PlaneCommand<Settings = unknown> extends CommandText {
 export interface CommonSettings {
   readonly trace: boolean;
   readonly logLevel: LogLevel;
+  /** Which files a peer's memory may be in. */
+  readonly memoryFiles: MemoryFiles;
 }
 
 const COMMON_OPTIONS: readonly Option[] = [
@@ -49,6 +52,14 @@ const COMMON_OPTIONS: readonly Option[] = [
     default: "info",
     help: "how much to say on standard error",
   },
+  {
+    name: "memory-files",
+    value: MEMORY_FILES.join("|"),
+    default: "memory",
+    help:
+      "which files of a peer's are taken as memory: sealed memfds; memfds and files on tmpfs or hugetlbfs; " +
+      "any, also those that may stall this process",
+  },
 ];
 
 export function parseCommon(options: Options): CommonSettings {
@@ -57,7 +68,12 @@ export function parseCommon(options: Options): CommonSettings {
   if (logLevel === undefined) {
     throw new UsageError(`--log-level is one of ${LOG_LEVELS.join(", ")}, not ${text}`);
   }
-  return { trace: options.flag("trace"), logLevel };
+  const files = options.text("memory-files") ?? "memory";
+  const memoryFiles = MEMORY_FILES.find((which) => which === files);
+  if (memoryFiles === undefined) {
+    throw new UsageError(`--memory-files is one of ${MEMORY_FILES.join(", ")}, not ${files}`);
+  }
+  return { trace: options.flag("trace"), logLevel, memoryFiles };
 }
 
 /** Makes the subcommand, with the options that all of them have. */

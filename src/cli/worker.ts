@@ -9,10 +9,12 @@
 
 import { VmsgError } from "../linux/errors.ts";
 import { Fd } from "../linux/fd.ts";
+import { guardMemory } from "../linux/memory_guard.ts";
+import { takeMemoryFiles } from "../linux/memory_file.ts";
 import { Reactor, stopReactorFrom } from "../linux/reactor.ts";
 import { openCounterFile } from "../observe/counter_file.ts";
 import { LineWriter } from "../linux/line_writer.ts";
-import { createLog, withoutRepeats } from "../observe/log.ts";
+import { createLog, limitedLog, withoutRepeats } from "../observe/log.ts";
 import { createTracer } from "../observe/trace.ts";
 import { complaintOf } from "./complaint.ts";
 import { type PlaneName, PLANES } from "./commands.ts";
@@ -53,6 +55,13 @@ async function run({ plane, settings, common, stopFd }: StartMessage): Promise<n
     stack,
     print: (line) => console.log(line),
   };
+  const { log } = context;
+  takeMemoryFiles(common.memoryFiles);
+  if (!guardMemory()) log.info("memory without seals can be cut off, which would end this process");
+  const complain = limitedLog(log.error, reactor);
+  reactor.cutHandlers.add((address) =>
+    complain(`memory that a peer shares was cut off (at 0x${address.toString(16)}): it reads as 0`)
+  );
   // Borrowed: the main thread closes it, so it is not put on the stack.
   stopReactorFrom(reactor, new Fd(stopFd));
   const running = command.open(settings, context);

@@ -93,6 +93,10 @@ const library = Deno.dlopen("libc.so.6", {
   mmap: { parameters: ["u64", "u64", "i32", "i32", "i32", "i64"], result: "u64" },
   /** int munmap(void *addr, size_t length) */
   munmap: { parameters: ["u64", "u64"], result: "i32" },
+  /** int mprotect(void *addr, size_t len, int prot) */
+  mprotect: { parameters: ["u64", "u64", "i32"], result: "i32" },
+  /** int sigaction(int signum, const struct sigaction *act, struct sigaction *oldact) */
+  sigaction: { parameters: ["i32", "u64", "u64"], result: "i32" },
   /** void *memcpy(void *dest, const void *src, size_t n), result not wanted */
   memcpy: { parameters: ["u64", "u64", "u32"], result: "void" },
   /** int eventfd(unsigned int initval, int flags) */

@@ -27,6 +27,7 @@ import { EINTR } from "./errors.ts";
 import { clearEventFd } from "./eventfd.ts";
 import { check, errno, lastError, libc } from "./libc.ts";
 import { Fd } from "./fd.ts";
+import { cutCount, lastCut } from "./memory_guard.ts";
 
 const EPOLL_CLOEXEC = 0o2000000;
 const EPOLL_CTL_ADD = 1;
@@ -111,6 +112,9 @@ export class Reactor implements Disposable {
   #settled = true;
   #stopped = false;
   #failure: unknown;
+  #cuts = cutCount();
+  /** Called after a turn in which memory was found to be cut off, with an address in it (memory_guard.ts). */
+  readonly cutHandlers = new Set<(address: bigint) => void>();
 
   /**
    * Opens the epoll descriptor.
@@ -270,6 +274,12 @@ export class Reactor implements Disposable {
     this.clock.skipTo?.(count === 0 && this.#tasks.length === 0 ? this.#deadlineMs() : -Infinity);
     this.#fireTimers();
     this.#runTasks();
+    if (cutCount() !== this.#cuts) this.#tellOfCut();
+  }
+
+  #tellOfCut(): void {
+    this.#cuts = cutCount();
+    for (const tell of this.cutHandlers) tell(lastCut());
   }
 
   #deadlineMs(): number {

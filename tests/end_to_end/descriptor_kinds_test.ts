@@ -3,10 +3,10 @@
  * being answered, and when the front ends are gone neither process holds anything of theirs.
  */
 
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
 import { createEventFd, signalEventFd } from "../../src/linux/eventfd.ts";
-import type { Fd } from "../../src/linux/fd.ts";
-import { createSealedMemory } from "../../src/linux/fd.ts";
+import { createSealedMemory, Fd, resizeFile } from "../../src/linux/fd.ts";
+import { check, cString, libc } from "../../src/linux/libc.ts";
 import { mapShared } from "../../src/linux/mapping.ts";
 import { Request } from "../../src/drivers/vhost_user/protocol.ts";
 import { everyKind } from "../support/descriptor_kinds.ts";
@@ -108,4 +108,41 @@ processTest(
       await until(() => JSON.stringify(held()) === JSON.stringify(before), 10_000).catch(() => {});
       assertEquals(held(), before);
     }),
+);
+
+processTest(
+  "two guests: memory that is cut off under running rings is one guest's own loss",
+  (vmsg) =>
+    withTwoGuests(vmsg, async (guests) => {
+      await guests.attack(async ({ connect, reactor }) => {
+        using memory = new Fd(check(libc.memfd_create(cString("vmsg-test"), 0), "memfd_create"));
+        resizeFile(memory, MEMORY_SIZE);
+        using kick = createEventFd();
+        const front = connect();
+        await front.setUp(memory);
+        for (const index of [0, 1]) front.startRing(index, kick);
+        await front.barrier();
+        resizeFile(memory, 0);
+        for (let i = 0; i < 20; i++) {
+          signalEventFd(kick);
+          await reactor.sleep(5);
+        }
+      });
+      await guests.device.waitFor(/memory that a peer shares was cut off/);
+      await guests.answered();
+    }),
+);
+
+processTest(
+  "two guests: with --memory-files sealed memory without seals is refused",
+  (vmsg) =>
+    withTwoGuests(vmsg, async (guests) => {
+      await guests.attack(async ({ connect }) => {
+        using memory = new Fd(check(libc.memfd_create(cString("vmsg-test"), 0), "memfd_create"));
+        resizeFile(memory, MEMORY_SIZE);
+        await assertRejects(() => connect().setUp(memory));
+      });
+      await guests.proxy.waitFor(/the memory can be cut off: --memory-files sealed wants seals/);
+      await guests.answered(1);
+    }, { proxy: ["--memory-files", "sealed"] }),
 );

@@ -73,7 +73,12 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
     const whose = "the guest's";
     this.#session = new Session({ reactor, device, sharing, owner: this, whose, log });
     this.#complain = limitedLog(log.warn, reactor);
+    reactor.cutHandlers.add(this.#memoryCut);
   }
+
+  readonly #memoryCut = (address: bigint): void => {
+    if (this.#memory.holds(address)) this.connection.close("the guest's memory was cut off");
+  };
 
   // --- what is wanted ----------------------------------------------------------------------------
 
@@ -444,6 +449,7 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
 
   /** Closes everything that the front end gave, as if the device side were gone. */
   [Symbol.dispose](): void {
+    this.reactor.cutHandlers.delete(this.#memoryCut);
     this.#session[Symbol.dispose]();
     this.#vrings[Symbol.dispose]();
     this.#memory.clear();

@@ -148,6 +148,13 @@ export class MemoryTable implements Disposable {
     this.#regions = regions;
   }
 
+  /** Is an address of this process in the memory of a region? */
+  holds(address: bigint): boolean {
+    return [...this.#open].some(({ memory }) =>
+      address >= memory.address && address < memory.address + BigInt(memory.size)
+    );
+  }
+
   /** The front end is gone. */
   clear(): void {
     this.#regions = undefined;
