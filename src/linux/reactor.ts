@@ -114,7 +114,7 @@ export class Reactor implements Disposable {
   #failure: unknown;
   #cuts = cutCount();
   /** Called after a turn in which memory was found to be cut off, with an address in it (memory_guard.ts). */
-  readonly cutHandlers = new Set<(address: bigint) => void>();
+  readonly cutHandlers: Set<(address: bigint) => void> = new Set();
 
   /**
    * Opens the epoll descriptor.
