@@ -34,18 +34,7 @@ import { LinuxError, VmsgError } from "../linux/errors.ts";
 import type { Fd } from "../linux/fd.ts";
 import { LinkWatch } from "../linux/link_watch.ts";
 import { mapAnonymous, type Mapping } from "../linux/mapping.ts";
-import {
-  bringInterfaceUp,
-  checkInterfaceName,
-  IFF_RUNNING,
-  IFF_UP,
-  interfaceFlags,
-  interfaceIndex,
-  interfaceMtu,
-  type ReceiveMerging,
-  receiveMerging,
-  setReceiveMerging,
-} from "../linux/netdev.ts";
+import * as netdev from "../linux/netdev.ts";
 import { openPacketSocket, PACKET_HEADER_SIZE } from "../linux/packet_socket.ts";
 import type { Reactor } from "../linux/reactor.ts";
 import type { IovecList } from "../memory/mod.ts";
@@ -84,7 +73,7 @@ export class PacketPort implements NetworkPort {
   readonly #bounceBytes: Uint8Array = new Uint8Array(this.#bounce.buffer);
   readonly #counters: InstanceType<typeof PacketCounters>;
   readonly #warn: (line: string) => void;
-  #merging: ReceiveMerging | undefined;
+  #merging: netdev.ReceiveMerging | undefined;
   #room: number;
   /** What the driver accepted. */
   #accepted = new Uint32Array(2);
@@ -99,16 +88,16 @@ export class PacketPort implements NetworkPort {
    */
   constructor(options: PacketOptions, readonly reactor: Reactor, log: Log) {
     const name = options.name;
-    checkInterfaceName(name);
+    netdev.checkInterfaceName(name);
     this.#name = name;
     this.description = `interface ${name}`;
     this.features = options.offloads === false ? [] : KERNEL_OFFLOADS;
     this.#warn = limitedLog((line) => log.warn(line), reactor, 60_000);
-    const index = interfaceIndex(name);
+    const index = netdev.interfaceIndex(name);
     if (index === 0) {
       throw new VmsgError("NO_INTERFACE", `there is no interface ${name}: see ip link`);
     }
-    this.mtu = interfaceMtu(name);
+    this.mtu = netdev.interfaceMtu(name);
     this.#room = frameRoom(this.mtu);
     this.#fd = open(name, index);
     this.#frames = new FrameDescriptor(this.#fd, reactor, this.description);
@@ -116,7 +105,7 @@ export class PacketPort implements NetworkPort {
     try {
       this.#watch = new LinkWatch(reactor, name, index, (flags) => this.#flagsChanged(flags));
       bringUp(name, log);
-      this.#flagsChanged(interfaceFlags(name));
+      this.#flagsChanged(netdev.interfaceFlags(name));
     } catch (error) {
       this.#fd[Symbol.dispose]();
       throw error;
@@ -133,8 +122,8 @@ export class PacketPort implements NetworkPort {
     this.#room = large ? LARGE_FRAME_ROOM : frameRoom(this.mtu);
     this.#accepted = words.slice();
     if (!large && this.#merging === undefined) {
-      this.#merging = receiveMerging(this.#name);
-      setReceiveMerging(this.#name, { gro: false, lro: false });
+      this.#merging = netdev.receiveMerging(this.#name);
+      netdev.setReceiveMerging(this.#name, { gro: false, lro: false });
     } else if (large) this.#restoreMerging();
   }
 
@@ -142,7 +131,7 @@ export class PacketPort implements NetworkPort {
     if (this.#merging === undefined) return;
     // Only what this port switched off is switched on again.
     const { gro, lro } = this.#merging;
-    setReceiveMerging(this.#name, { gro: gro || undefined, lro: lro || undefined });
+    netdev.setReceiveMerging(this.#name, { gro: gro || undefined, lro: lro || undefined });
     this.#merging = undefined;
   }
 
@@ -153,7 +142,7 @@ export class PacketPort implements NetworkPort {
   }
 
   #flagsChanged(flags: number | undefined): void {
-    const wanted = IFF_UP | IFF_RUNNING;
+    const wanted = netdev.IFF_UP | netdev.IFF_RUNNING;
     this.#isUp = flags !== undefined && (flags & wanted) === wanted;
     this.#listener?.link(this.#isUp);
     if (flags === undefined) this.#warn(`${this.description} is gone`);
@@ -254,7 +243,7 @@ function open(name: string, index: number): Fd {
 
 function bringUp(name: string, log: Log): void {
   try {
-    bringInterfaceUp(name);
+    netdev.bringInterfaceUp(name);
   } catch (error) {
     if (!(error instanceof LinuxError)) throw error;
     log.warn(`${error.message}: the link stays down until somebody does it`);

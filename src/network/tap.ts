@@ -26,33 +26,10 @@ import { hasFeature, NetFeature } from "../virtio/features.ts";
 import { LinuxError, UsageError, VmsgError } from "../linux/errors.ts";
 import type { Fd } from "../linux/fd.ts";
 import { LinkWatch } from "../linux/link_watch.ts";
-import {
-  addToBridge,
-  bringInterfaceUp,
-  checkInterfaceName,
-  IFF_UP,
-  interfaceIndex,
-  interfaceMtu,
-  setInterfaceAddress,
-  setInterfaceMac,
-  setInterfaceMtu,
-} from "../linux/netdev.ts";
+import * as netdev from "../linux/netdev.ts";
 import type { Reactor } from "../linux/reactor.ts";
 import { linkName } from "../linux/sysfs.ts";
-import {
-  attachTap,
-  openTun,
-  setTapOffloads,
-  setTapPersistent,
-  tapExists,
-  TUN_F_CSUM,
-  TUN_F_TSO4,
-  TUN_F_TSO6,
-  TUN_F_TSO_ECN,
-  TUN_F_USO4,
-  TUN_F_USO6,
-  TUN_PATH,
-} from "../linux/tun.ts";
+import * as tun from "../linux/tun.ts";
 import type { IovecList } from "../memory/mod.ts";
 import { FrameDescriptor } from "./frame_descriptor.ts";
 import { frameRoom, KERNEL_OFFLOADS, LARGE_FRAME_ROOM, takesLargeFrames } from "./frame_size.ts";
@@ -83,8 +60,8 @@ export interface TapOptions {
   readonly offloads?: boolean;
 }
 
-const BASIC_TUN_BITS = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
-const USO_TUN_BITS = TUN_F_USO4 | TUN_F_USO6;
+const BASIC_TUN_BITS = tun.TUN_F_CSUM | tun.TUN_F_TSO4 | tun.TUN_F_TSO6 | tun.TUN_F_TSO_ECN;
+const USO_TUN_BITS = tun.TUN_F_USO4 | tun.TUN_F_USO6;
 
 /** What kernels since 6.2 do besides. */
 const USO_FEATURES = [NetFeature.GUEST_USO4, NetFeature.GUEST_USO6, NetFeature.HOST_USO];
@@ -113,22 +90,22 @@ export class TapPort implements NetworkPort {
    */
   constructor(options: TapOptions, readonly reactor: Reactor) {
     const name = options.name ?? "tap%d";
-    checkInterfaceName(name);
-    if (options.bridge !== undefined) checkInterfaceName(options.bridge);
+    netdev.checkInterfaceName(name);
+    if (options.bridge !== undefined) netdev.checkInterfaceName(options.bridge);
     const address = options.address === undefined ? undefined : parseAddress(options.address);
     this.#bridged = options.bridge !== undefined;
     this.#fd = open();
     try {
-      const isNew = interfaceIndex(name) === 0;
+      const isNew = netdev.interfaceIndex(name) === 0;
       this.name = attach(this.#fd, name);
       this.description = `tap ${this.name}`;
       setUp(this.#fd, this.name, options, address, isNew ? options.mac : undefined);
-      this.mtu = interfaceMtu(this.name);
+      this.mtu = netdev.interfaceMtu(this.name);
       this.features = options.offloads === false ? [] : probeFeatures(this.#fd);
       this.#watch = new LinkWatch(
         reactor,
         this.name,
-        interfaceIndex(this.name),
+        netdev.interfaceIndex(this.name),
         (flags) => this.#flagsChanged(flags),
       );
     } catch (error) {
@@ -141,7 +118,9 @@ export class TapPort implements NetworkPort {
 
   #flagsChanged(flags: number | undefined): void {
     // Undefined: it was deleted, or moved to another network namespace.
-    this.#isUp = flags === undefined ? this.#isUp && tapExists(this.#fd) : (flags & IFF_UP) !== 0;
+    this.#isUp = flags === undefined
+      ? this.#isUp && tun.tapExists(this.#fd)
+      : (flags & netdev.IFF_UP) !== 0;
     this.#listener?.link(this.#isUp);
   }
 
@@ -154,16 +133,16 @@ export class TapPort implements NetworkPort {
     const bits = tunBits(words);
     this.#room = takesLargeFrames(words) ? LARGE_FRAME_ROOM : frameRoom(this.mtu);
     if (bits === this.#tunBits) return;
-    setTapOffloads(this.#fd, bits);
+    tun.setTapOffloads(this.#fd, bits);
     if ((this.#tunBits & ~bits) !== 0) this.#frames.drain();
     this.#tunBits = bits;
   }
 
   /** For a driver whose kernel is behind this TAP; the address of a bridge's port means nothing. */
   setMac(mac: Uint8Array): void {
-    if (this.#bridged || !tapExists(this.#fd)) return;
+    if (this.#bridged || !tun.tapExists(this.#fd)) return;
     try {
-      setInterfaceMac(this.name, mac);
+      netdev.setInterfaceMac(this.name, mac);
     } catch (error) {
       if (!(error instanceof LinuxError)) throw error;
       // Moved to another network namespace.
@@ -207,41 +186,41 @@ export class TapPort implements NetworkPort {
 
 function tunBits(words: Uint32Array): number {
   if (!hasFeature(words, NetFeature.GUEST_CSUM)) return 0;
-  let bits = TUN_F_CSUM;
-  if (hasFeature(words, NetFeature.GUEST_TSO4)) bits |= TUN_F_TSO4;
-  if (hasFeature(words, NetFeature.GUEST_TSO6)) bits |= TUN_F_TSO6;
-  const tso = (bits & (TUN_F_TSO4 | TUN_F_TSO6)) !== 0;
-  if (tso && hasFeature(words, NetFeature.GUEST_ECN)) bits |= TUN_F_TSO_ECN;
+  let bits = tun.TUN_F_CSUM;
+  if (hasFeature(words, NetFeature.GUEST_TSO4)) bits |= tun.TUN_F_TSO4;
+  if (hasFeature(words, NetFeature.GUEST_TSO6)) bits |= tun.TUN_F_TSO6;
+  const tso = (bits & (tun.TUN_F_TSO4 | tun.TUN_F_TSO6)) !== 0;
+  if (tso && hasFeature(words, NetFeature.GUEST_ECN)) bits |= tun.TUN_F_TSO_ECN;
   const uso = hasFeature(words, NetFeature.GUEST_USO4) && hasFeature(words, NetFeature.GUEST_USO6);
   return uso ? bits | USO_TUN_BITS : bits;
 }
 
 function probeFeatures(fd: Fd): readonly number[] {
   let features: readonly number[] = [];
-  if (setTapOffloads(fd, BASIC_TUN_BITS | USO_TUN_BITS)) {
+  if (tun.setTapOffloads(fd, BASIC_TUN_BITS | USO_TUN_BITS)) {
     features = [...KERNEL_OFFLOADS, ...USO_FEATURES];
-  } else if (setTapOffloads(fd, BASIC_TUN_BITS)) {
+  } else if (tun.setTapOffloads(fd, BASIC_TUN_BITS)) {
     features = KERNEL_OFFLOADS;
   }
-  setTapOffloads(fd, 0);
+  tun.setTapOffloads(fd, 0);
   return features;
 }
 
 function open(): Fd {
-  return advising(openTun, ({ code }) => {
+  return advising(tun.openTun, ({ code }) => {
     if (["ENOENT", "ENODEV", "ENXIO"].includes(code)) {
       const advice = "which a TAP needs: load the module tun (modprobe tun)";
-      return new VmsgError("NO_TUN", `this system has no ${TUN_PATH}, ${advice}`);
+      return new VmsgError("NO_TUN", `this system has no ${tun.TUN_PATH}, ${advice}`);
     }
     if (code !== "EACCES" && code !== "EPERM") return undefined;
     const advice = "run as root or grant access to that file";
-    return new VmsgError("TAP_PERMISSION", `no permission to open ${TUN_PATH}: ${advice}`);
+    return new VmsgError("TAP_PERMISSION", `no permission to open ${tun.TUN_PATH}: ${advice}`);
   });
 }
 
 function attach(fd: Fd, name: string): string {
-  return advising(() => attachTap(fd, name, NET_HEADER_SIZE), ({ code }) => {
-    const exists = interfaceIndex(name) !== 0;
+  return advising(() => tun.attachTap(fd, name, NET_HEADER_SIZE), ({ code }) => {
+    const exists = netdev.interfaceIndex(name) !== 0;
     if (code === "EPERM") {
       const made = "made for this user " +
         `(ip tuntap add ${name.replace("%d", "0")} mode tap user NAME vnet_hdr)`;
@@ -272,12 +251,12 @@ function setUp(
   mac: Uint8Array | undefined,
 ): void {
   advising(() => {
-    if (mac !== undefined) setInterfaceMac(name, mac);
-    if (options.persistent !== undefined) setTapPersistent(fd, options.persistent);
-    if (options.mtu !== undefined) setInterfaceMtu(name, options.mtu);
+    if (mac !== undefined) netdev.setInterfaceMac(name, mac);
+    if (options.persistent !== undefined) tun.setTapPersistent(fd, options.persistent);
+    if (options.mtu !== undefined) netdev.setInterfaceMtu(name, options.mtu);
     if (options.bridge !== undefined) joinBridge(options.bridge, name);
-    if (address !== undefined) setInterfaceAddress(name, address[0], address[1]);
-    bringInterfaceUp(name);
+    if (address !== undefined) netdev.setInterfaceAddress(name, address[0], address[1]);
+    netdev.bringInterfaceUp(name);
   }, ({ code, message }) => {
     if (code !== "EPERM") return undefined;
     const advice = "it needs CAP_NET_ADMIN, or everything set up and the interface up before";
@@ -286,13 +265,13 @@ function setUp(
 }
 
 function joinBridge(bridge: string, name: string): void {
-  if (interfaceIndex(bridge) === 0) {
+  if (netdev.interfaceIndex(bridge) === 0) {
     const advice = `make it (ip link add ${bridge} type bridge; ip link set ${bridge} up)`;
     throw new VmsgError("NO_BRIDGE", `there is no bridge ${bridge}: ${advice}`);
   }
   // Its own place in this bridge is what was wanted.
   if (bridgeOf(name) === bridge) return;
-  advising(() => addToBridge(bridge, name), ({ code }) => {
+  advising(() => netdev.addToBridge(bridge, name), ({ code }) => {
     if (code === "EBUSY") {
       const what = `is in another bridge than ${bridge} already`;
       return new VmsgError("TAP_IN_USE", `TAP ${name} ${what}`);

@@ -16,12 +16,7 @@ import { VmsgError } from "../../linux/errors.ts";
 import { allocate } from "../../linux/arena.ts";
 import type { Deferred, Reactor, Task } from "../../linux/reactor.ts";
 import type { IovecList } from "../../memory/mod.ts";
-import {
-  checkArpRequest,
-  readArpReply,
-  writeArpReply,
-  writeArpRequest,
-} from "../../network/protocols/arp.ts";
+import * as arp from "../../network/protocols/arp.ts";
 import { EtherType, readEthertype, writeEthernetHeader } from "../../network/protocols/ethernet.ts";
 import { readEchoReply, writeEchoRequest } from "../../network/protocols/icmp.ts";
 import {
@@ -31,13 +26,7 @@ import {
   parseIpv4Address,
 } from "../../network/protocols/ipv4.ts";
 import { Protocol, type Station } from "../../network/protocols/packet.ts";
-import {
-  CHARGEN_PORT,
-  CHARGEN_REQUEST_SIZE,
-  DISCARD_PORT,
-  NUMBERED_SIZE_MAX,
-  writeChargenRequest,
-} from "../../network/protocols/traffic.ts";
+import * as traffic from "../../network/protocols/traffic.ts";
 import { UDP_PAYLOAD, writeUdpHeaders } from "../../network/protocols/udp.ts";
 import type { NetDriver, NetDriverListener } from "./net_driver.ts";
 
@@ -143,7 +132,7 @@ export class Pinger implements NetDriverListener {
   }
 
   #received(bytes: Uint8Array, length: number): void {
-    const mac = readArpReply(bytes, length, this.#target);
+    const mac = arp.readArpReply(bytes, length, this.#target);
     if (mac !== undefined) {
       this.#targetMac = mac;
       return this.#resolved.resolve();
@@ -158,7 +147,7 @@ export class Pinger implements NetDriverListener {
   #resolve(): void {
     if (!this.#driver.isUp || this.#targetMac !== undefined) return;
     const frame = this.#claim();
-    if (frame !== undefined) this.#send(writeArpRequest(this.#station(frame), this.#target));
+    if (frame !== undefined) this.#send(arp.writeArpRequest(this.#station(frame), this.#target));
     this.reactor.spawn(async () => {
       await this.reactor.sleep(ARP_RETRY_MS);
       this.#resolve();
@@ -167,10 +156,10 @@ export class Pinger implements NetDriverListener {
 
   /** A kernel behind the device asks again and again where we are, and without an answer speaks no more to us. */
   #answerArp(request: Uint8Array, length: number): void {
-    if (checkArpRequest(request, length, this.#address) !== "done") return;
+    if (arp.checkArpRequest(request, length, this.#address) !== "done") return;
     const frame = this.#claim();
     if (frame === undefined) return;
-    this.#send(writeArpReply(this.#station(frame), request));
+    this.#send(arp.writeArpReply(this.#station(frame), request));
   }
 
   #station(slot: Uint8Array): Station {
@@ -274,8 +263,8 @@ export class Pinger implements NetDriverListener {
   async #measureSending(): Promise<Throughput> {
     if (this.#targetMac === undefined) return throughput(0, this.options.throughputMs);
     // Made once: the figure is that of the virtqueue, not of a checksum in JavaScript.
-    this.#flooded = new Uint8Array(UDP_PAYLOAD + NUMBERED_SIZE_MAX);
-    this.#datagram(this.#flooded, DISCARD_PORT, NUMBERED_SIZE_MAX);
+    this.#flooded = new Uint8Array(UDP_PAYLOAD + traffic.NUMBERED_SIZE_MAX);
+    this.#datagram(this.#flooded, traffic.DISCARD_PORT, traffic.NUMBERED_SIZE_MAX);
     const before = this.#driver.counters.sent;
     const startMs = this.reactor.now();
     this.#flooding = true;
@@ -317,8 +306,10 @@ export class Pinger implements NetDriverListener {
     for (let attempt = 0; attempt < 100; attempt++) {
       const frame = this.#targetMac === undefined ? undefined : this.#claim();
       if (frame !== undefined) {
-        writeChargenRequest(frame, UDP_PAYLOAD, count, NUMBERED_SIZE_MAX);
-        return this.#send(this.#datagram(frame, CHARGEN_PORT, CHARGEN_REQUEST_SIZE));
+        traffic.writeChargenRequest(frame, UDP_PAYLOAD, count, traffic.NUMBERED_SIZE_MAX);
+        return this.#send(
+          this.#datagram(frame, traffic.CHARGEN_PORT, traffic.CHARGEN_REQUEST_SIZE),
+        );
       }
       await this.reactor.sleep(1);
     }
@@ -327,7 +318,7 @@ export class Pinger implements NetDriverListener {
 
 function throughput(frames: number, elapsedMs: number): Throughput {
   const framesPerSecond = Math.round(1000 * frames / elapsedMs);
-  const bits = framesPerSecond * (UDP_PAYLOAD + NUMBERED_SIZE_MAX) * 8;
+  const bits = framesPerSecond * (UDP_PAYLOAD + traffic.NUMBERED_SIZE_MAX) * 8;
   return { framesPerSecond, megabitsPerSecond: Math.round(bits / 1e6) };
 }
 
