@@ -5,12 +5,17 @@
 
 import { assertEquals } from "@std/assert";
 import { fromFileUrl } from "@std/path";
+import { exchanges, hex, idOf, readRecording, withoutChoices } from "../interop/recording.ts";
 import { GUEST_TIMEOUT_MS, guestTest } from "./support.ts";
 
 const PROGRAM = fromFileUrl(new URL("../interop/recorded_device.ts", import.meta.url));
 const CONFIG = fromFileUrl(new URL("../../deno.json", import.meta.url));
 /** What the recorded device offers, as 32-bit words. */
 const OFFERED = [0x39bf8064, 0x103];
+/** What the recorded driver said. */
+const KNOWN = new Set(
+  exchanges(readRecording()).map(({ request }) => withoutChoices(request)),
+);
 const SCRIPT = 'ip link set eth0 up\necho "MAC $(cat /sys/class/net/eth0/address)"\nsleep 1\n';
 
 for (const kind of ["uml", "microvm"] as const) {
@@ -45,6 +50,16 @@ for (const kind of ["uml", "microvm"] as const) {
         assertEquals(words[1]! & 3, 3, "VERSION_1 and ACCESS_PLATFORM");
       }
       assertEquals(said("QUEUE").slice(0, 2), ["QUEUE 0", "QUEUE 1"]);
+      // The driver's role: each request is one that the prototype's driver made, but for its own choices.
+      const requests = said("SAID").map((line) => Uint8Array.fromHex(line.split(" ")[1]!));
+      assertEquals(requests.filter((bytes) => !KNOWN.has(withoutChoices(bytes))).map(hex), []);
+      assertEquals(new Set(requests.map(idOf)), new Set([3, 4, 5, 6, 9, 0xa, 0xb, 0xc, 0x11]));
+      assertEquals(idOf(requests[0]!), 3);
+      requests.forEach((bytes, i) => {
+        if (idOf(bytes) === 0xa) {
+          assertEquals(idOf(requests[i + 1]!), 9, "a status is asked for (P6)");
+        }
+      });
     },
   );
 }

@@ -21,7 +21,15 @@ import { DriverSide } from "../../src/transport/driver_side.ts";
 import { type DeviceQueue, openDeviceQueue } from "../../src/virtio/split/mod.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { BytePeer, RecordedAnswers, wait } from "./recorded_answers.ts";
-import { exchanges, hex, idOf, isAnswer, payload, readRecording } from "./recording.ts";
+import {
+  exchanges,
+  hex,
+  idOf,
+  isAnswer,
+  payload,
+  readRecording,
+  withoutChoices,
+} from "./recording.ts";
 
 /** The recorded guest's RAM up to here holds its rings. */
 const WINDOW = 256 << 20;
@@ -342,19 +350,6 @@ cleanTest(
       assertEquals([malformed, dropped], [0, 0]);
     }),
 );
-
-/** The bytes of a message that carry the sender's own choice, by id. */
-const CHOICES: Readonly<Record<number, readonly (readonly [number, number])[]>> = {
-  0x05: [[8, 16]],
-  0x06: [[4, 6], [7, 8]],
-  0x0c: [[4, 6], [8, 10], [12, 18], [20, 26], [28, 34]],
-};
-
-function withoutChoices(bytes: Uint8Array): string {
-  const copy = bytes.slice();
-  for (const [from, to] of CHOICES[idOf(bytes)] ?? []) copy.fill(0, from, to);
-  return hex(copy);
-}
 
 cleanTest(
   "P5 P8 P10 P14: the net driver says to the prototype only what it knows",

@@ -5,7 +5,7 @@ import { Reactor } from "../../src/linux/reactor.ts";
 import { createLog } from "../../src/observe/log.ts";
 import { Status } from "../../src/virtio/features.ts";
 import { BytePeer, RecordedAnswers } from "./recorded_answers.ts";
-import { idOf, payload } from "./recording.ts";
+import { hex, idOf, payload } from "./recording.ts";
 
 const reactor = new Reactor();
 const log = createLog("recorded", "info", console.error);
@@ -22,6 +22,7 @@ peer.onMessage = (bytes) => {
   answer(bytes);
   for (const line of device.aborts.splice(0)) console.log(`ABORT ${line}`);
   const fields = payload(bytes);
+  console.log(`SAID ${hex(bytes)}`);
   if (idOf(bytes) === 0x05) {
     console.log(`FEATURES ${fields.getUint32(4, true)} ${fields.getUint32(8, true)}`);
   }

@@ -63,3 +63,17 @@ export function exchanges(session: readonly Recorded[]): Exchange[] {
     return { request: bytes, answer };
   });
 }
+
+/** The bytes of a message that carry the sender's own choice, by id. */
+const CHOICES: Readonly<Record<number, readonly (readonly [number, number])[]>> = {
+  0x05: [[8, 16]],
+  0x06: [[4, 6], [7, 8]],
+  0x0c: [[4, 6], [8, 10], [12, 18], [20, 26], [28, 34]],
+};
+
+/** A message without them: two drivers that do the same say the same then. */
+export function withoutChoices(bytes: Uint8Array): string {
+  const copy = bytes.slice();
+  for (const [from, to] of CHOICES[idOf(bytes)] ?? []) copy.fill(0, from, to);
+  return hex(copy);
+}
