@@ -1,7 +1,9 @@
 /** Every fuzzer there is. */
 
 import type { Fuzzer } from "./fuzzer.ts";
+import { FRONT_END_FUZZERS } from "./front_ends.ts";
 import { HOSTILE_DEVICE_FUZZERS } from "./hostile_device.ts";
+import { LIVE_DEVICE_FUZZERS } from "./live_device.ts";
 import { RING_FUZZERS } from "./rings.ts";
 import { SLOT_FUZZERS } from "./slots.ts";
 
@@ -10,4 +12,6 @@ export const FUZZERS: readonly Fuzzer[] = [
   ...RING_FUZZERS,
   ...SLOT_FUZZERS,
   ...HOSTILE_DEVICE_FUZZERS,
+  ...FRONT_END_FUZZERS,
+  ...LIVE_DEVICE_FUZZERS,
 ];

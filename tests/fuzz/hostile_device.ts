@@ -1,249 +1,41 @@
 /**
- * A device side that does what it likes, into a proxy in this process and in virtual time, in each of the modes:
- * it answers soundly, or changed, late, twice, in another order, as another epoch, or not at all; it says things that
- * nobody asked for; it writes any used elements and any words into the rings that it is given. A sound front end talks
- * to the proxy meanwhile.
+ * A device side that does what it likes (hostile_peer.ts), into a proxy in this process and in virtual time, in each of
+ * the modes. A sound front end talks to the proxy meanwhile.
  *
  * Nothing is thrown through the reactor; in confined mode nothing of the guest's memory changes but what it lent for
  * writing; nothing is left behind. When a sound device side comes, the front end is answered or sent away, and
  * the next one is served.
  */
 
-import { assert, assertEquals } from "@std/assert";
-import type { BusListener, SharedSegment } from "../../src/bus/bus.ts";
+import type { SharedSegment } from "../../src/bus/bus.ts";
 import { rngDevice } from "../../src/devices/rng.ts";
-import { Request } from "../../src/drivers/vhost_user/protocol.ts";
 import { VhostUserServer } from "../../src/drivers/vhost_user/server.ts";
-import { createEventFd, signalEventFd } from "../../src/linux/eventfd.ts";
-import { createSealedMemory, type Fd } from "../../src/linux/fd.ts";
-import { mapAnonymous, mapShared, PAGE_SIZE } from "../../src/linux/mapping.ts";
+import { mapAnonymous, PAGE_SIZE } from "../../src/linux/mapping.ts";
 import type { Reactor } from "../../src/linux/reactor.ts";
 import type { Codec } from "../../src/message/codec.ts";
 import { codecFor } from "../../src/message/codecs.ts";
-import { Kind, KIND_COUNT, Message } from "../../src/message/message.ts";
 import { createLog, withoutRepeats } from "../../src/observe/log.ts";
 import { openSharing } from "../../src/sharing/mode.ts";
 import { Pages } from "../../src/sharing/pages.ts";
 import { DeviceSide } from "../../src/transport/device_side.ts";
 import { DriverSide } from "../../src/transport/driver_side.ts";
-import { PRIVATE_VERSION } from "../../src/transport/epoch.ts";
-import { FEATURES, MADE_UP, MEMORY_SIZE, RawFrontEnd, u32s } from "../support/front_end.ts";
+import { MADE_UP } from "../support/front_end.ts";
 import { inProcessBus, type InProcessPair } from "../support/in_process_bus.ts";
 import { withDirectory } from "../support/leaks.ts";
-import { MockDriver, MockMemory, type Random } from "../support/mock_driver.ts";
-import { SetQueues } from "../support/raw_peer.ts";
+import type { Random } from "../support/mock_driver.ts";
 import { FakePins } from "../support/translated_rig.ts";
-import { mutate, noise, putSlot, SLOT } from "./bytes.ts";
 import type { Fuzzer } from "./fuzzer.ts";
+import { HostileDevice, type RingFinder, viewIn } from "./hostile_peer.ts";
 import { assertFew, Holdings, RoundReactor } from "./round_reactor.ts";
+import { SoundFrontEnd } from "./sound_front_end.ts";
 
 /** How the device side gets to see the guest's memory. */
 export type Mode = "descriptors" | "confined" | "direct";
 
-/** MockMemory's guard, and so where its window begins in the file. */
-const GUARD = PAGE_SIZE;
-const RINGS = [0, 1];
-/** As RawFrontEnd.startRing has it. */
-const ringAt = (index: number) => 0x4000 * index + 0x1000;
-/** The guest's buffers, a page each: what is read, and what may be written. */
-const BUFFERS = 0x1_0000, COUNT = 64, LENT_AT = 2048, LENT = 1000;
-const SHOWN = 0x11, WRITTEN = 0x22, SECRET = 0x5e;
 /** How long the device side is hostile; what the front end has asked may wait for the next one. */
 const HOSTILE_MS = 30_000;
 /** Then all is done in the time of a few requests that are not answered. */
 const PATIENCE_MS = HOSTILE_MS + 30_000;
-/** What the front end asks at most. */
-const MAX_STEPS = 12;
-const RNG = 4;
-
-/** The guest of a front end: memory in a file, two rings, buffers in them. */
-export class Guest implements Disposable {
-  readonly file: Fd = createSealedMemory("vmsg-fuzz-guest", MEMORY_SIZE + 2 * GUARD);
-  readonly memory = new MockMemory(
-    [{ at: 0, size: MEMORY_SIZE }],
-    0,
-    (size) => mapShared(this.file.number, size),
-  );
-  readonly rings: readonly MockDriver[] = RINGS.map((index) =>
-    new MockDriver(this.memory, { size: 64, at: ringAt(index) })
-  );
-  readonly kick: Fd = createEventFd();
-  #offered = 0;
-
-  constructor() {
-    this.memory.bytes(BUFFERS, COUNT * PAGE_SIZE).fill(SECRET);
-  }
-
-  /** Offers a buffer on one of the rings, if there is one left, and kicks. */
-  offer(index: number): void {
-    const ring = this.rings[index]!;
-    if (this.#offered < COUNT && ring.free >= 2) {
-      const at = BUFFERS + PAGE_SIZE * this.#offered++;
-      this.memory.bytes(at, LENT).fill(SHOWN);
-      this.memory.bytes(at + LENT_AT, LENT).fill(WRITTEN);
-      ring.add([{ address: at, length: LENT }], [{ address: at + LENT_AT, length: LENT }]);
-      ring.publish();
-    }
-    signalEventFd(this.kick);
-  }
-
-  /** Of the buffers' memory only what was lent has changed, and nothing around all of it. */
-  check(): void {
-    this.memory.checkGuards();
-    for (let n = 0; n < this.#offered; n++) {
-      this.memory.bytes(BUFFERS + PAGE_SIZE * n + LENT_AT, LENT).fill(WRITTEN);
-    }
-    const bytes = this.memory.bytes(BUFFERS, COUNT * PAGE_SIZE);
-    const odd = bytes.findIndex((byte) => byte !== SECRET && byte !== SHOWN && byte !== WRITTEN);
-    assert(odd < 0, `byte ${odd} of the guest's was not lent`);
-  }
-
-  [Symbol.dispose](): void {
-    this.memory[Symbol.dispose]();
-    this.file[Symbol.dispose]();
-    this.kick[Symbol.dispose]();
-  }
-}
-
-/** See the head of this file. */
-export class HostileDevice implements BusListener {
-  /** Answers that were sent. */
-  answers = 0;
-  readonly #queues = new SetQueues();
-  readonly #rings = new Map<number, Message>();
-  readonly #used: number[] = [];
-  #epoch: number;
-  #nonce = 0;
-  #isOver = false;
-
-  /**
-   * @param malice of each message and ring
-   * @param rings finds the memory of a ring by the bus address that the device was told
-   */
-  constructor(
-    readonly reactor: Reactor,
-    readonly pair: Pick<InProcessPair, "device">,
-    readonly codec: Codec,
-    readonly random: Random,
-    readonly malice: number,
-    readonly rings: (address: number, length: number) => DataView | undefined,
-  ) {
-    this.#epoch = 1 + random.u32();
-  }
-
-  attached(): void {}
-  detached(): void {}
-
-  /** From here on it says and does nothing. */
-  end(): void {
-    this.#isOver = true;
-  }
-
-  received(slot: DataView): void {
-    if (this.#isOver) return;
-    const request = new Message();
-    const malformed = this.codec.decode(slot, 0, request);
-    assertEquals(malformed, undefined, "the driver side sent what is no message");
-    const { random, malice } = this;
-    if (request.kind === Kind.EVENT_AVAIL) {
-      if (random.chance(0.8)) this.touch();
-      return;
-    }
-    if (request.kind === Kind.SET_VQUEUE) {
-      this.#rings.set(request.index, request);
-      this.#used[request.index] = 0;
-    }
-    if (!this.codec.answered(request.kind) || random.chance(malice / 2)) return;
-    const bytes = this.#answer(request);
-    if (random.chance(malice)) mutate(bytes, random);
-    const times = random.chance(malice / 2) ? 2 : 1;
-    const delayMs = random.chance(malice / 2) ? random.pick([1, 10, 200, 4990, 5010]) : 0;
-    if (delayMs === 0) return this.#put(bytes, times);
-    this.reactor.spawn(async () => {
-      await this.reactor.sleep(delayMs);
-      this.#put(bytes, times);
-    });
-  }
-
-  #put(bytes: DataView, times = 1): void {
-    for (; times > 0 && !this.#isOver; times--) putSlot(this.pair.device, bytes);
-    this.answers++;
-  }
-
-  #encode(message: Message): DataView {
-    const view = new DataView(new ArrayBuffer(SLOT));
-    this.codec.encode(message, view, 0);
-    return view;
-  }
-
-  #answer(request: Message): DataView {
-    const { random, malice } = this;
-    const answer = new Message();
-    answer.reset(request.kind, true);
-    answer.device = request.device;
-    answer.token = request.token;
-    const { index, count, offset, length, status, generation } = request;
-    answer.say({ index, count, offset, length, generation, bytes: request.bytes });
-    answer.say({ deviceId: RNG, featureBlocks: 2, configSize: 24, maxQueues: 2, status });
-    if (request.kind === Kind.GET_DEVICE_FEATURES) answer.words[1] = 1;
-    if (random.chance(malice)) this.#epoch = 1 + random.u32();
-    answer.say({ epoch: this.#epoch, peerEpoch: request.epoch, nonce: ++this.#nonce });
-    answer.version = PRIVATE_VERSION;
-    this.#queues.answer(request, answer);
-    return this.#encode(answer);
-  }
-
-  /** Says something by itself, or touches the rings. */
-  act(): void {
-    const { random, codec } = this;
-    if (this.#isOver) return;
-    if (random.chance(0.5)) return this.touch();
-    const message = new Message();
-    message.reset(random.pick([Kind.EVENT_USED, Kind.EVENT_USED, Kind.EVENT_CONFIG]), false);
-    message.index = random.below(3);
-    message.generation = random.below(10);
-    message.status = 0xf | (random.chance(this.malice) ? 0x40 : 0);
-    const bytes = random.chance(this.malice / 2) ? noise(random) : this.#encode(message);
-    if (random.chance(this.malice / 2)) mutate(bytes, random);
-    if (random.chance(this.malice / 8)) {
-      // An answer to nothing.
-      const answer = new Message();
-      answer.reset(random.below(KIND_COUNT) as Kind, true);
-      answer.token = random.below(0x1_0000);
-      if (codec.answered(answer.kind)) return this.#put(this.#encode(answer));
-    }
-    this.#put(bytes);
-  }
-
-  /** Uses what was offered, or what was not, and writes any word of the rings. */
-  touch(): void {
-    const { random, malice } = this;
-    for (const [index, told] of this.#rings) {
-      const { queueSize: size } = told;
-      const available = this.rings(told.driverAddress, 6 + 2 * size);
-      const used = this.rings(told.deviceAddress, 6 + 8 * size);
-      if (available === undefined || used === undefined) continue;
-      let next = this.#used[index] ?? 0;
-      for (let n = 0; n < 8 && next !== available.getUint16(2, true); n++) {
-        const at = 4 + 8 * (next % size);
-        const head = available.getUint16(4 + 2 * (next % size), true);
-        used.setUint32(at, random.chance(malice / 4) ? random.below(size + 1) : head, true);
-        used.setUint32(at + 4, random.chance(malice / 4) ? random.u32() : random.below(2), true);
-        next = (next + 1) & 0xffff;
-      }
-      if (random.chance(malice / 8)) next = random.u32() & 0xffff;
-      this.#used[index] = next;
-      used.setUint16(2, next, true);
-      if (random.chance(malice / 4)) {
-        used.setUint16(2 * random.below(used.byteLength / 2), random.u32() & 0xffff, true);
-      }
-      const event = new Message();
-      event.reset(Kind.EVENT_USED, false);
-      event.index = index;
-      this.#put(this.#encode(event));
-    }
-  }
-}
 
 /** A proxy for a device number of an in-process bus. */
 interface Proxy {
@@ -253,16 +45,7 @@ interface Proxy {
   readonly socket: string;
   readonly said: string[];
   readonly codec: Codec;
-  readonly rings: (guest: Guest) => (address: number, length: number) => DataView | undefined;
-}
-
-function viewIn(buffer: ArrayBuffer, base: number) {
-  return (address: number, length: number): DataView | undefined => {
-    const at = address - base;
-    return at >= 0 && at + length <= buffer.byteLength
-      ? new DataView(buffer, at, length)
-      : undefined;
-  };
+  readonly rings: RingFinder;
 }
 
 function openProxy(
@@ -314,11 +97,10 @@ function openProxy(
     socket,
     said,
     codec,
-    rings: ({ memory: guest }) => {
-      if (memory !== undefined) return viewIn(memory.buffer, 0);
-      if (page !== undefined) return viewIn(page, MADE_UP_PHYSICAL);
-      return viewIn(guest.memory.buffer, -GUARD);
-    },
+    rings: (address, length) =>
+      memory !== undefined
+        ? viewIn(memory.buffer, 0)(address, length)
+        : page && viewIn(page, MADE_UP_PHYSICAL)(address, length),
   };
 }
 
@@ -333,121 +115,44 @@ function opener(mode: Mode): Fuzzer["open"] {
       const proxy = openProxy(reactor, stack, mode, `${directory}/a.sock`);
       await reactor.until(reactor.sleep(100));
       const holdings = new Holdings();
-      let answers = 0, asked = 0, served = 0, sentAway = 0;
-
-      /** What the front end asks is answered in time, or it is sent away; true if it was answered. */
-      const ask = async (front: RawFrontEnd, what: string, request: () => Promise<unknown>) => {
-        asked++;
-        try {
-          await request();
-        } catch (error) {
-          const state = `${what}: ${error}\n${proxy.said.slice(-5).join("\n")}`;
-          assert(front.hungUp, `neither answered nor sent away: ${state}`);
-          return false;
-        }
-        return true;
-      };
-
-      /** One session of the front end, as long as it is served. */
-      const talk = async (front: RawFrontEnd, guest: Guest, device: HostileDevice) => {
-        const { random } = device;
-        if (!await ask(front, "the set-up", () => front.setUp(guest.file, FEATURES, GUARD))) return;
-        const steps = 1 + random.below(MAX_STEPS);
-        for (let step = 0; step < steps && !front.hungUp; step++) {
-          const index = random.below(2);
-          switch (random.below(8)) {
-            case 0:
-            case 1:
-              front.startRing(index, guest.kick, guest.rings[index]!.seen);
-              break;
-            case 2:
-              if (
-                !await ask(
-                  front,
-                  "GET_VRING_BASE",
-                  () => front.ask(Request.GET_VRING_BASE, u32s(index, 0)),
-                )
-              ) return;
-              break;
-            case 3:
-              front.send(Request.SET_VRING_ENABLE, u32s(index, random.below(2)));
-              break;
-            case 4: {
-              const question = new Uint8Array([...u32s(0, 8, 0), ...new Uint8Array(8)]);
-              if (
-                !await ask(front, "GET_CONFIG", () => front.ask(Request.GET_CONFIG, question))
-              ) return;
-              break;
-            }
-            case 5:
-              front.send(Request.SET_FEATURES, u32s(...FEATURES));
-              break;
-            default:
-              guest.offer(index);
-          }
-          device.act();
-          await reactor.sleep(random.below(20));
-        }
-        await ask(front, "a barrier", () => front.barrier());
-      };
-
-      /** A new front end is served by the sound device side that has come. */
-      const assertServes = async () => {
-        using guest = new Guest();
-        using front = new RawFrontEnd(reactor, proxy.socket, PATIENCE_MS);
-        const wait = async (what: string, isSo: () => boolean) => {
-          const endMs = reactor.now() + PATIENCE_MS;
-          while (!isSo()) {
-            assert(!front.hungUp && reactor.now() < endMs, `not so in the end: ${what}`);
-            await reactor.sleep(1);
-          }
-        };
-        const isUp = await ask(front, "the set-up", () => front.setUp(guest.file, FEATURES, GUARD));
-        assert(isUp, `the next front end is sent away:\n${proxy.said.slice(-5).join("\n")}`);
-        const [ring] = guest.rings;
-        if (mode === "direct") {
-          // The sound device side sees none of this memory: the proxy is answered, no ring runs.
-          await ask(front, "a barrier", () => front.barrier());
-          return void served++;
-        }
-        front.startRing(0, guest.kick);
-        guest.offer(0);
-        await wait("the ring works", () => ring!.takeUsed() !== undefined);
-        served++;
-      };
+      let answers = 0, served = 0, sentAway = 0;
 
       const round = async (random: Random) => {
         const startMs = reactor.now();
         proxy.said.length = 0;
+        const connect = () =>
+          new SoundFrontEnd(reactor, proxy.socket, PATIENCE_MS, () => proxy.said);
         {
-          using guest = new Guest();
           const malice = random.pick([0, 0.02, 0.1, 0.4]);
-          const rings = proxy.rings(guest);
-          const { pair, codec } = proxy;
-          const device = new HostileDevice(reactor, pair, codec, random, malice, rings);
+          const { pair, codec, rings } = proxy;
+          using device = new HostileDevice(reactor, pair.device, codec, random, malice, rings);
           pair.device.open(device);
           pair.attachAgain();
-          using front = new RawFrontEnd(reactor, proxy.socket, PATIENCE_MS);
-          const talked = talk(front, guest, device);
+          using front = connect();
+          const talked = front.talk(random, () => device.act());
           await Promise.race([talked, reactor.sleep(HOSTILE_MS)]);
-          device.end();
+          device[Symbol.dispose]();
           proxy.sound.open();
           pair.attachAgain();
           await talked;
           answers += device.answers;
-          if (front.hungUp) sentAway++;
-          front[Symbol.dispose]();
-          await reactor.sleep(20);
-          if (mode === "confined") guest.check();
-          else guest.memory.checkGuards();
+          if (front.isSentAway) sentAway++;
+          if (mode === "confined") front.guest.check();
+          else front.guest.memory.checkGuards();
         }
-        await assertServes();
+        await reactor.sleep(20);
+        {
+          using next = connect();
+          // In direct mode the sound device side sees none of this memory.
+          await next.assertServed(mode !== "direct");
+          served++;
+        }
         await reactor.sleep(PATIENCE_MS);
         assertFew(proxy.said, reactor.now() - startMs);
         holdings.check();
       };
       const reached = () =>
-        `${asked} questions, ${answers} answers, ${sentAway} front ends sent away, ${served} served`;
+        `${answers} answers, ${sentAway} front ends sent away, ${served} served`;
       await use({
         round: (random) => reactor.round(() => round(random)),
         finish: () => holdings.finish(reached()),
