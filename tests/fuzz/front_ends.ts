@@ -148,6 +148,8 @@ async function session(
       // The proxy hung up, or takes no more for now.
       if (!(error instanceof LinuxError)) throw error;
     }
+    // The flags are the open file's, which both have: what was made to block no more does so again.
+    if (random.chance(malice)) hostile.refill();
     if (random.chance(0.3)) guest.offer(random.below(2));
     if (random.chance(2 * malice)) guest.scribble(random);
     if (random.chance(0.3)) await reactor.sleep(random.below(4));

@@ -1,6 +1,7 @@
 /** Every fuzzer there is. */
 
 import type { Fuzzer } from "./fuzzer.ts";
+import { FRAME_FUZZERS } from "./frames.ts";
 import { FRONT_END_FUZZERS } from "./front_ends.ts";
 import { HOSTILE_DEVICE_FUZZERS } from "./hostile_device.ts";
 import { LIVE_DEVICE_FUZZERS } from "./live_device.ts";
@@ -10,6 +11,7 @@ import { SLOT_FUZZERS } from "./slots.ts";
 /** In the order in which they run. */
 export const FUZZERS: readonly Fuzzer[] = [
   ...RING_FUZZERS,
+  ...FRAME_FUZZERS,
   ...SLOT_FUZZERS,
   ...HOSTILE_DEVICE_FUZZERS,
   ...FRONT_END_FUZZERS,

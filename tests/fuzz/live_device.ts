@@ -22,7 +22,7 @@ import { Holder } from "./holder.ts";
 import { SoundFrontEnd } from "./sound_front_end.ts";
 
 /** How long a device side is hostile at most. */
-const HOSTILE_MS = 1500;
+const HOSTILE_MS = 800;
 /** Then all is done within the time of a few requests that are not answered. */
 const PATIENCE_MS = HOSTILE_MS + 30_000;
 const CHECK_ROUNDS = 20;
@@ -31,6 +31,8 @@ const BREATH_MS = 2;
 /** Of a second: processor time of a proxy that has nobody to serve. */
 const AT_REST = 0.3;
 const REST_MS = 1000;
+/** After it has said that a front end hung up, all that it had is closed. */
+const SETTLE_MS = 300;
 
 function opener(isConfined: boolean): Fuzzer["open"] {
   return async (use) => {
@@ -45,15 +47,24 @@ function opener(isConfined: boolean): Fuzzer["open"] {
       const codec = codecFor("v1");
       const quiet = createLog("fuzz", "error", () => {});
       const lines = () => proxy.lines.map(({ text }) => text);
-      const holder = new Holder(proxy);
       let answers = 0, sentAway = 0, rounds = 0, longestMs = 0;
       using reactor = new Reactor();
       // It is the devices' for the whole run: what it allocates is never given back.
       const model = rngDevice(reactor);
       Object.defineProperty(model, Symbol.dispose, { value: () => model.stopQueue(0) });
 
+      const soundSide = () => {
+        using stack = new DisposableStack();
+        const bus = stack.use(openLinuxUserBus("device", reactor, place, quiet));
+        const options = { reactor, bus, codec, log: quiet, confined: isConfined };
+        const side = stack.use(new DeviceSide(options));
+        side.add(0, model);
+        side.open();
+        return stack.move();
+      };
+      const connect = () => new SoundFrontEnd(reactor, `${directory}/a.sock`, PATIENCE_MS, lines);
+
       const body = async (random: Random) => {
-        const connect = () => new SoundFrontEnd(reactor, `${directory}/a.sock`, PATIENCE_MS, lines);
         using front = connect();
         let talked: Promise<void>;
         {
@@ -65,16 +76,7 @@ function opener(isConfined: boolean): Fuzzer["open"] {
           await Promise.race([talked, reactor.sleep(50 + random.below(HOSTILE_MS))]);
           answers += device.answers;
         }
-        using busEnd = openLinuxUserBus("device", reactor, place, quiet);
-        using side = new DeviceSide({
-          reactor,
-          bus: busEnd,
-          codec,
-          log: quiet,
-          confined: isConfined,
-        });
-        side.add(0, model);
-        side.open();
+        using _side = soundSide();
         const startMs = reactor.now();
         await talked;
         if (front.isSentAway) sentAway++;
@@ -87,14 +89,26 @@ function opener(isConfined: boolean): Fuzzer["open"] {
         longestMs = Math.max(longestMs, reactor.now() - startMs);
       };
 
-      const round = async (random: Random) => {
+      const run = async (body: () => Promise<void>) => {
         const breath = reactor.timer(() => {
           breath.arm(BREATH_MS);
           reactor.spawn(() => Promise.resolve());
         });
         breath.arm(BREATH_MS);
-        await reactor.until(body(random));
+        await reactor.until(body());
         reactor.dropTimer(breath);
+      };
+      // What a proxy holds for good it has from its first device side and front end on.
+      await run(async () => {
+        using _side = soundSide();
+        using front = connect();
+        await front.assertServed(true);
+      });
+      await proxy.waitFor(/hung up; waiting for a front end/);
+      await delay(SETTLE_MS);
+      const holder = new Holder(proxy);
+      const round = async (random: Random) => {
+        await run(() => body(random));
         if (++rounds % CHECK_ROUNDS === 0) await holder.check();
       };
       const finish = async () => {

@@ -238,6 +238,8 @@ const open: Fuzzer["open"] = async (use) => {
   const alone = lasting(rngDevice(reactor));
   using event = createEventFd();
   using small = createSealedMemory("vmsg-fuzz-small", PAGE_SIZE);
+  const said: string[] = [];
+  const log = withoutRepeats(createLog("fuzz", "info", (line) => said.push(line)), reactor);
   const holdings = new Holdings();
   let messages = 0, lines = 0, worked = 0, served = 0;
 
@@ -304,7 +306,7 @@ const open: Fuzzer["open"] = async (use) => {
 
   const round = async (random: Random) => {
     const startMs = reactor.now();
-    const said: string[] = [];
+    said.length = 0;
     {
       using stack = new DisposableStack();
       const codec = codecFor(random.pick(DIALECTS));
@@ -314,7 +316,6 @@ const open: Fuzzer["open"] = async (use) => {
       const shared: SharedSegment | undefined = segment && { memory: segment, start: PAGE_SIZE };
       const pair = stack.use(inProcessBus(reactor, undefined, SLOTS, shared));
       const detect = random.chance(0.2) ? [...new Set(DIALECTS)].map((d) => codecFor(d)) : [];
-      const log = createLog("fuzz", "info", (line) => said.push(line));
       const late = new LateDevice(reactor);
       const side = stack.use(
         new DeviceSide({
@@ -322,7 +323,7 @@ const open: Fuzzer["open"] = async (use) => {
           bus: pair.device,
           codec: detect.length > 0 ? codecFor("v1") : codec,
           detect,
-          log: withoutRepeats(log, reactor),
+          log,
           confined: random.chance(0.1),
         }),
       );
