@@ -165,7 +165,7 @@ export function memoryLimitOption(whose: string, pins: boolean): Option {
     name: "memory-limit",
     value: `[size=SIZE][,regions=N][,total=SIZE]${pins ? "[,pinned=SIZE]" : ""}`,
     help:
-      `how much memory ${whose} may have mapped here: bytes (default: as much as this machine has) and regions (64, ` +
+      `how much memory ${whose} may have mapped here: bytes (default: as much as this machine has, or 4G) and regions (64, ` +
       "at most 509) of one device number, bytes of all of them (four times that)" +
       (pins ? ", and what direct mode may pin (three quarters of it)" : ""),
   };

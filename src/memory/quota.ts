@@ -22,10 +22,13 @@ export interface MemoryLimits {
   readonly pinned: number;
 }
 
+/** A machine may lend its guests memory that it does not count as its own. */
+const LEAST = 4 * 2 ** 30;
+
 /** What is not given is by default. */
 export function memoryLimits(given: Partial<MemoryLimits> = {}): MemoryLimits {
   const machine = totalMemory();
-  const { size = machine } = given;
+  const { size = Math.max(machine, LEAST) } = given;
   const total = Math.max(4 * machine, size);
   return { size, regions: 64, total, pinned: Math.floor(0.75 * machine), ...given };
 }

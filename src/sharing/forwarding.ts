@@ -141,6 +141,12 @@ export class Forwarding implements Sharing {
 
   /** Only this process looks at regions, or it says itself where they are. */
   #setRegions(regions: readonly SharedRegion[]): void {
+    // Rings stand still. What goes makes room for what comes.
+    const stay = this.#regions.filter((region) => regions.includes(region));
+    for (const region of this.#regions) {
+      if (!stay.includes(region)) this.options.place.removeRegion(region);
+    }
+    this.#regions = stay;
     const space = new AddressSpace();
     for (const region of regions) {
       const { at, size, memory, offset } = region;

@@ -20,6 +20,7 @@
 
 import type { Bus } from "../bus/bus.ts";
 import { VmsgError } from "../linux/errors.ts";
+import { fileIdentity } from "../linux/fd.ts";
 import { PAGE_SIZE } from "../linux/mapping.ts";
 import { type PhysicalRun, physicalRuns } from "../linux/page_map.ts";
 import { firstBehind, type IovecList, loadAcquire16, memoryLimits } from "../memory/mod.ts";
@@ -38,6 +39,8 @@ class PinnedRegion implements Disposable {
     address: bigint,
     size: number,
     pin: Disposable,
+    /** The bytes of a file that it shows, the same for all who show them. */
+    readonly file: unknown,
   ) {
     this.start = Number(address);
     this.end = this.start + size;
@@ -102,10 +105,15 @@ export class PhysicalMap implements Disposable {
     readonly limit: number = memoryLimits().pinned,
   ) {}
 
-  /** Bytes that are pinned, also those that are only kept. */
+  /** Bytes that are pinned, also those that are only kept. A guest's cards show the same memory: it counts once. */
   get pinned(): number {
-    const all = [...this.#regions.values(), ...this.#kept];
-    return all.reduce((sum, { start, end }) => sum + end - start, 0);
+    let sum = 0;
+    for (const { start, end } of this.#files.values()) sum += end - start;
+    return sum;
+  }
+
+  get #files(): ReadonlyMap<unknown, PinnedRegion> {
+    return new Map([...this.#regions.values(), ...this.#kept].map((one) => [one.file, one]));
   }
 
   /**
@@ -118,7 +126,8 @@ export class PhysicalMap implements Disposable {
     const { address } = region.memory;
     const size = Math.ceil(region.memory.size / PAGE_SIZE) * PAGE_SIZE;
     const { pinned, limit } = this;
-    if (!(pinned + size <= limit)) {
+    const file = bytesOfFile(region);
+    if (!(pinned + size <= limit) && !this.#files.has(file)) {
       throw new VmsgError(
         "PIN",
         `direct mode would pin ${size} bytes of the guest's memory besides ${pinned}, at most ${limit} are: give ` +
@@ -139,7 +148,7 @@ export class PhysicalMap implements Disposable {
       // A plain load whose value nobody uses may be optimized away.
       const touch = (offset: number) => void loadAcquire16(halves, offset / 2);
       const runs = this.locate(address, size, PAGE_SIZE, touch);
-      this.#regions.set(region, new PinnedRegion(runs, address, size, pin));
+      this.#regions.set(region, new PinnedRegion(runs, address, size, pin, file));
       this.#sort();
     } catch (error) {
       pin[Symbol.dispose]();
@@ -239,4 +248,10 @@ export class PhysicalMap implements Disposable {
     // Segments come from the guest's memory table, whose regions are all here.
     throw new Error(`address 0x${address.toString(16)} is in no pinned region`);
   }
+}
+
+/** Equal for regions that show the same bytes of the same file. */
+function bytesOfFile(region: SharedRegion): unknown {
+  const { fd, fileOffset, size } = region;
+  return fd === undefined ? region : `${fileIdentity(fd)}:${fileOffset}:${size}`;
 }

@@ -2,10 +2,12 @@
 
 import { assert, assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
 import { VmsgError } from "../../src/linux/errors.ts";
+import { createSealedMemory } from "../../src/linux/fd.ts";
 import { mapAnonymous, PAGE_SIZE } from "../../src/linux/mapping.ts";
 import { type PhysicalRun, physicalRuns } from "../../src/linux/page_map.ts";
 import { AddressSpace, IovecList } from "../../src/memory/mod.ts";
 import { PhysicalMap, PhysicalPieces } from "../../src/sharing/physical_map.ts";
+import { cleanTest } from "../support/leaks.ts";
 import { FakePins, regionOf } from "../support/translated_rig.ts";
 
 const ADDRESS = 0x7000_0000_0000n;
@@ -57,6 +59,28 @@ Deno.test("physical map: no more is pinned than the limit, also of what is only 
   map.add(regions[2]!);
   assertEquals(map.pinned, 2 * SIZE);
 });
+
+cleanTest(
+  "physical map: what two cards of a guest show is pinned for each, and counts once",
+  () => {
+    const map = new PhysicalMap(new FakePins(), () => RUNS, SIZE);
+    using fd = createSealedMemory("vmsg-test", 2 * SIZE);
+    const [one, other, more] = [0, 0, SIZE].map((fileOffset, n) => ({
+      ...regionOf({ address: ADDRESS + BigInt(n * SIZE), size: SIZE }),
+      fd,
+      fileOffset,
+      size: SIZE,
+    }));
+    map.add(one!);
+    map.add(other!);
+    assertEquals(map.pinned, SIZE);
+    assertThrows(() => map.add(more!), VmsgError, "at most");
+    map.remove(one!);
+    assertEquals(map.pinned, SIZE);
+    map.remove(other!);
+    assertEquals(map.pinned, 0);
+  },
+);
 
 Deno.test("physical map: a region that cannot be located is not left pinned", () => {
   const pins = new FakePins();

@@ -4,7 +4,16 @@
  */
 
 import { assert, assertEquals } from "@std/assert";
-import { MEMORY_SIZE, type ProxyRig, withProxy } from "../support/front_end.ts";
+import { Request } from "../../src/drivers/vhost_user/protocol.ts";
+import { createSealedMemory } from "../../src/linux/fd.ts";
+import {
+  MEMORY_SIZE,
+  type ProxyRig,
+  regionBytes,
+  u32s,
+  USER_ADDRESS,
+  withProxy,
+} from "../support/front_end.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { FakePins } from "../support/translated_rig.ts";
 
@@ -43,6 +52,30 @@ cleanTest(
       assertEquals(pinnedOf(pins), [MEMORY_SIZE]);
       assert(!rig.pages!.physical.inDoubt);
     }, { direct: pins });
+    assertEquals(pins.pinned.size, 0);
+  },
+);
+
+cleanTest(
+  "pinned guest: memory that takes another's place is pinned within the limit, more is refused",
+  async () => {
+    const pins = new FakePins();
+    await withProxy(async (rig) => {
+      const frontEnd = await running(rig);
+      using other = createSealedMemory("vmsg-test", MEMORY_SIZE);
+      const table = (...regions: Uint8Array[]) =>
+        new Uint8Array([...u32s(regions.length, 0), ...regions.flatMap((bytes) => [...bytes])]);
+      const first = regionBytes(0, MEMORY_SIZE, USER_ADDRESS, 0);
+      frontEnd.send(Request.SET_MEM_TABLE, table(first), [other]);
+      await frontEnd.barrier();
+      assertEquals([pinnedOf(pins), frontEnd.hungUp], [[MEMORY_SIZE], false]);
+      const second = regionBytes(MEMORY_SIZE, MEMORY_SIZE, USER_ADDRESS + MEMORY_SIZE, 0);
+      frontEnd.send(Request.SET_MEM_TABLE, table(first, second), [other, rig.memory]);
+      await rig.wait(() => frontEnd.hungUp && pinnedOf(pins).length === 0);
+      assert(rig.lines.some((line) => line.includes("direct mode would pin 1048576 bytes")));
+      // Whoever keeps within it is served.
+      await running(rig);
+    }, { direct: pins, pinLimit: MEMORY_SIZE });
     assertEquals(pins.pinned.size, 0);
   },
 );

@@ -190,6 +190,8 @@ export interface ProxyRigOptions<Device> {
   readonly confined?: number;
   /** Direct mode, with pins that are made up. */
   readonly direct?: PagesBus;
+  /** Bytes of guests' memory that direct mode may pin. */
+  readonly pinLimit?: number;
   /** Called where direct mode waits until the device side writes no more. */
   readonly waitForSilence?: () => void;
   /** How long an answer of the device side may take. */
@@ -259,7 +261,8 @@ export async function withProxy<Device extends FakeDevice = FakeDevice>(
     const path = `${directory}/vu.sock`;
     const source = { kind: "listen", socket: path } as const;
     const { waitForSilence = () => {} } = options;
-    const pages = direct && new Pages(direct, 1, log, { ...MADE_UP, waitForSilence });
+    const pages = direct &&
+      new Pages(direct, 1, log, { ...MADE_UP, waitForSilence }, options.pinLimit);
     const confined = options.confined === undefined ? undefined : { size: options.confined };
     const bus = pair.driver;
     const mode = stack.use(
