@@ -57,7 +57,7 @@ const COMMON_OPTIONS: readonly Option[] = [
     value: MEMORY_FILES.join("|"),
     default: "memory",
     help:
-      "which files of a peer's are taken as memory: sealed memfds; memfds and files on tmpfs or hugetlbfs; " +
+      "which files of a peer's are taken as memory: sealed memfds; memfds and files on tmpfs, hugetlbfs or a disk; " +
       "any, also those that may stall this process",
   },
 ];

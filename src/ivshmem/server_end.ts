@@ -10,7 +10,7 @@
  * then nothing rings this end. From {@link ServerEnd.open} on the socket is followed by the reactor. A
  * server that goes away, or says what it must not, leaves the end on its own: it keeps memory, peers and
  * doorbells, and learns of no further joins and leaves; lasting_end.ts looks for the next server. Nothing a server says is trusted: numbers are
- * checked, descriptors counted, surplus ones closed, only eventfds and pipes ring and are rung (peer_event.ts), and
+ * checked, descriptors counted, surplus ones closed, what rings is of a kind that cannot block us (peer_event.ts), and
  * memory is what memory_file.ts takes.
  *
  * Of each peer only vector 0 is kept, to ring it; of our own vectors each is listened to.
@@ -26,7 +26,7 @@ import { libc } from "../linux/libc.ts";
 import { type Mapping, PAGE_SIZE, remap } from "../linux/mapping.ts";
 import { mapMemoryFile } from "../linux/memory_file.ts";
 import { PeerEvent } from "../linux/peer_event.ts";
-import { EPOLLERR, EPOLLHUP, EPOLLIN, type Reactor } from "../linux/reactor.ts";
+import { EPOLLIN, type Reactor } from "../linux/reactor.ts";
 import { connectUnix, type UnixStream } from "../linux/unix_socket.ts";
 import type { MappedMemory } from "../memory/mod.ts";
 import type { Log } from "../observe/log.ts";
@@ -287,21 +287,12 @@ export class ServerEnd implements IvshmemEnd {
   #listenTo(index: number): void {
     const reactor = this.#reactor;
     if (reactor === undefined) return;
-    reactor.watch(this.#vectors[index]!.fd, EPOLLIN, (events) => this.#rung(index, events));
+    const vector = this.#vectors[index]!;
+    reactor.watch(vector.fd, EPOLLIN, () => {
+      vector.clear();
+      this.#listener?.rung();
+    });
     this.#isWatched[index] = true;
-  }
-
-  #rung(index: number, events: number): boolean {
-    const event = this.#vectors[index]!;
-    const isRung = event.clear();
-    // Only a pipe does that, and what hung up stays ready. (An eventfd whose count ran over is cleared.)
-    if (!isRung && (events & (EPOLLERR | EPOLLHUP)) !== 0) {
-      this.#isWatched[index] = false;
-      this.#reactor?.unwatch(event.fd);
-      this.#log.warn(`${this.description}: vector ${index} is broken and rings no more`);
-    }
-    this.#listener?.rung();
-    return isRung;
   }
 
   #ready(): void {

@@ -8,9 +8,7 @@ import { check, cString, errno, lastError, libc, uninterrupted } from "./libc.ts
 export const O_RDWR = 0o2;
 export const O_CREAT = 0o100;
 export const O_CLOEXEC = 0o2000000;
-export const O_NONBLOCK = 0o4000;
-export const O_RDONLY = 0;
-export const O_WRONLY = 0o1;
+const O_NONBLOCK = 0o4000;
 const O_PATH = 0o10000000;
 
 const F_SETFD = 2;

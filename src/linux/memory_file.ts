@@ -2,9 +2,9 @@
  * Memory that a peer sends as a file: which files are taken, and how they are mapped.
  *
  *     sealed    only what can no longer shrink: memfds of QEMU's memory-backend-memfd
- *     memory    the default: any memfd, and files on tmpfs and hugetlbfs. Should one be cut off, memory_guard.ts has this
+ *     memory    the default: any memfd, and files on tmpfs, hugetlbfs and disks. Should one be cut off, memory_guard.ts has this
  *               process live on
- *     any       other files too. A page of theirs is read when it is touched, by a disk, or by a FUSE process
+ *     any       other files too. A page of theirs is read when it is touched, from another machine or a FUSE process
  *               that may never answer, and everything in this process waits meanwhile
  *
  * A mapping of huge pages begins and ends with one, whatever piece of it is wanted, or munmap refuses.
@@ -15,7 +15,7 @@ import { VmsgError } from "./errors.ts";
 import { F_SEAL_SHRINK, type Fd, fileSeals, fileSize } from "./fd.ts";
 import { check, libc } from "./libc.ts";
 import { type Mapping, mapShared, PAGE_SIZE } from "./mapping.ts";
-import { describeFd } from "./received_fd.ts";
+import { describeFd, kindOf } from "./received_fd.ts";
 
 /** Which files are taken, see the head of this file. */
 export type MemoryFiles = "sealed" | "memory" | "any";
@@ -60,15 +60,14 @@ export function mapMemoryFile(fd: Fd, from = 0, length?: number): MappedPart {
 /** Looks at a file that may not even answer what size it has; throws VmsgError MEMORY_KIND if it is not taken. */
 export function assertMemoryFile(fd: Fd): void {
   if (taken === "any") return;
-  const seals = fileSeals(fd);
-  if (seals === undefined) {
+  if (kindOf(fd) !== "memory") {
     throw new VmsgError(
       "MEMORY_KIND",
-      `the memory is no memfd and no file on tmpfs or hugetlbfs, but ${describeFd(fd)} ` +
+      `the memory is no memfd and no file on tmpfs, hugetlbfs or a disk, but ${describeFd(fd)} ` +
         "(--memory-files any takes it)",
     );
   }
-  if (taken === "sealed" && (seals & F_SEAL_SHRINK) === 0) {
+  if (taken === "sealed" && ((fileSeals(fd) ?? 0) & F_SEAL_SHRINK) === 0) {
     throw new VmsgError(
       "MEMORY_KIND",
       "the memory can be cut off: --memory-files sealed wants seals",

@@ -1,35 +1,38 @@
 /**
  * What a peer gave us to signal it by, or to be signalled by: a kick, a call, an error, an ivshmem vector.
  *
- * It is an eventfd, or a pipe (User-Mode Linux's call), and nothing a peer does with it may block us. O_NONBLOCK does
- * not help: it belongs to the open file description, which the peer has too. It clears the flag and fills the
- * count, and a write blocks for ever. So
+ * It is an eventfd, or where we signal a Unix socket (User-Mode Linux's call), and nothing a peer does with it may
+ * block us. O_NONBLOCK does not help: it belongs to the open file description, which the peer has too. It clears
+ * the flag and fills the count, and a write blocks for ever. So
  *
  *     eventfd, read      preadv2 with RWF_NOWAIT, which goes by this call alone (Linux 5.8)
  *     eventfd, signal    eventfds take no such flag for writing (6.18). But the kernel itself signals one
  *                        without ever blocking, as when an asynchronous operation of io_submit(2) is done:
  *                        one is submitted that is done at once, a poll of the very eventfd. It costs 0.4 us more
  *                        than a write
- *     pipe               opened anew through /proc: a description of our own, whose O_NONBLOCK stays. Whoever
- *                        reads a pipe into memory that faults slowly still holds its lock; the watchdog names that
+ *     socket, signal     send with MSG_DONTWAIT
  *
+ * A pipe is not taken: whoever reads it into memory that faults slowly holds its lock, which no flag spares us.
  * A full count wakes its reader all the same, so a signal that adds nothing means nothing.
  */
 
 import { allocate } from "./arena.ts";
-import { VmsgError } from "./errors.ts";
+import { EAGAIN, VmsgError } from "./errors.ts";
 import { signalEventFd } from "./eventfd.ts";
-import { Fd, O_CLOEXEC, O_NONBLOCK, O_RDONLY, O_WRONLY, setNonBlocking } from "./fd.ts";
-import { check, cString, libc } from "./libc.ts";
+import { type Fd, setNonBlocking } from "./fd.ts";
+import { errno, libc } from "./libc.ts";
 import { describeFd, kindOf } from "./received_fd.ts";
 import { readText } from "./sysfs.ts";
 
-/** Taken from a pipe at a time. */
-const PIPE_BATCH = 4096;
 const RWF_NOWAIT = 8;
 const POSITION = -1n;
 
-const buffer = allocate(PIPE_BATCH);
+const MSG_DONTWAIT = 0x40;
+const MSG_NOSIGNAL = 0x4000;
+
+const buffer = allocate(16);
+// What is read goes to the first half; a socket is sent the second.
+buffer.view.setBigUint64(8, 1n, true);
 // struct iovec: u64 address, u64 length
 const vector = allocate(16);
 vector.view.setBigUint64(0, buffer.address, true);
@@ -77,42 +80,44 @@ function signalFromKernel({ context, ring }: Submitter, number: number): void {
 
 /** See the head of this file. */
 export class PeerEvent implements Disposable {
-  /** What is to be watched for signals. */
-  readonly fd: Fd;
-  readonly #isPipe: boolean;
+  readonly #isSocket: boolean;
 
   /**
    * Takes a descriptor that a peer sent, unless it throws.
    *
+   * @param fd to be watched for signals, where they are waited for
    * @param direction whether we signal by it or wait for signals
    * @param role of it, for people, as in "the kick of ring 0"
    * @throws VmsgError EVENT_KIND
    */
-  constructor(given: Fd, direction: "signal" | "wait", role: string) {
-    const kind = kindOf(given);
-    if (kind !== "eventfd" && kind !== "pipe") {
-      throw new VmsgError("EVENT_KIND", `${role} is no eventfd, but ${describeFd(given)}`);
+  constructor(readonly fd: Fd, direction: "signal" | "wait", role: string) {
+    const kind = kindOf(fd);
+    this.#isSocket = kind === "unix stream socket" && direction === "signal";
+    if (kind !== "eventfd" && !this.#isSocket) {
+      throw new VmsgError("EVENT_KIND", `${role} is no eventfd, but ${describeFd(fd)}`);
     }
-    if (kind === "eventfd" && direction === "wait" && isSemaphore(given)) {
+    if (direction === "wait" && isSemaphore(fd)) {
       throw new VmsgError("EVENT_KIND", `${role} is an eventfd that counts as a semaphore`);
     }
-    this.#isPipe = kind === "pipe";
-    this.fd = this.#isPipe ? openAnew(given, direction, role) : given;
     submitter ??= openSubmitter();
-    if (submitter === "none") setNonBlocking(this.fd);
+    if (submitter === "none") setNonBlocking(fd);
   }
 
   /** Wakes whoever waits for it; never blocks. */
   signal(): void {
-    if (this.#isPipe || submitter === "none") signalEventFd(this.fd);
-    else signalFromKernel(submitter!, this.fd.number);
+    const { number } = this.fd;
+    if (this.#isSocket) libc.send(number, buffer.address + 8n, 8, MSG_DONTWAIT | MSG_NOSIGNAL);
+    else if (submitter === "none") signalEventFd(this.fd);
+    else signalFromKernel(submitter!, number);
   }
 
   /** Takes the signals out; false if there were none. Never blocks. */
   clear(): boolean {
-    const { number } = this.fd;
-    if (this.#isPipe) return libc.read(number, buffer.address, PIPE_BATCH) > 0;
-    return libc.preadv2(number, vector.address, 1, POSITION, RWF_NOWAIT) > 0;
+    const read = libc.preadv2(this.fd.number, vector.address, 1, POSITION, RWF_NOWAIT);
+    if (read >= 0 || errno() === EAGAIN) return read > 0;
+    // A kernel that does not know it of eventfds: what is left is the peer's flag.
+    setNonBlocking(this.fd);
+    return libc.read(this.fd.number, buffer.address, 8) > 0;
   }
 
   /** Closes it. */
@@ -123,13 +128,6 @@ export class PeerEvent implements Disposable {
 
 /** One that is read by ones and was filled before would wake us for ever. */
 function isSemaphore(fd: Fd): boolean {
-  return /^eventfd-semaphore: 1$/m.test(readText(`/proc/self/fdinfo/${fd.number}`) ?? "");
-}
-
-function openAnew(pipe: Fd, direction: "signal" | "wait", role: string): Fd {
-  const flags = O_CLOEXEC | O_NONBLOCK | (direction === "signal" ? O_WRONLY : O_RDONLY);
-  const number = libc.open(cString(`/proc/self/fd/${pipe.number}`), flags, 0);
-  const anew = new Fd(check(number, `open ${role}, which is a pipe, once more`));
-  pipe[Symbol.dispose]();
-  return anew;
+  const information = readText(`/proc/self/fdinfo/${fd.number}`) ?? "";
+  return /^eventfd-semaphore: 1$/m.test(information);
 }

@@ -1,7 +1,7 @@
 /**
  * A descriptor that a peer sent. It may be of any file, and most calls on a file of the peer's own making wait for
  * the peer: on FUSE reading, fstat, epoll_ctl and even close(2) do; on a socket with SO_LINGER, close. So its kind is
- * found out by what no file system is asked for: the name in /proc, the seals, the options of a socket.
+ * found out by what no file system is asked for: the name and mount in /proc, the seals, the options of a socket.
  * One that is none of the kinds we use is closed by a thread of Deno's pool; {@link mayReceive} bounds how
  * many can be stuck there.
  *
@@ -9,14 +9,14 @@
  */
 
 import { allocate } from "./arena.ts";
-import { Fd, fileSeals } from "./fd.ts";
+import { Fd, fileSeals, isRegularFile } from "./fd.ts";
 import { cString, libc } from "./libc.ts";
+import { readText } from "./sysfs.ts";
 
 /** What a descriptor is; "other" is nothing we work with. */
 export type FdKind =
   | "eventfd"
-  | "pipe"
-  /** A memfd, or a file on tmpfs or hugetlbfs: the kinds that can have seals. */
+  /** A memfd, or a file on tmpfs, hugetlbfs or a disk of this machine. */
   | "memory"
   | "unix stream socket"
   | "other";
@@ -46,6 +46,18 @@ function socketOption(number: number, which: number): number {
   return result < 0 ? -1 : option.view.getInt32(0, true);
 }
 
+/** File systems that ask no process and no other machine for a page. */
+const LOCAL = ["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "bcachefs", "overlay"];
+
+/** User-Mode Linux's memory is one where TMPDIR is no tmpfs. A mount that we do not see may stand on anything. */
+function isLocalFile(fd: Fd): boolean {
+  const information = readText(`/proc/self/fdinfo/${fd.number}`) ?? "";
+  const mount = /^mnt_id:\s*(\d+)$/m.exec(information)?.[1];
+  const mounts = (readText("/proc/self/mountinfo") ?? "").split("\n");
+  const type = / - (\S+) /.exec(mounts.find((line) => line.startsWith(`${mount} `)) ?? "")?.[1];
+  return type !== undefined && LOCAL.includes(type) && isRegularFile(fd);
+}
+
 /** See the head of this file; never waits for anybody. */
 export function kindOf(fd: Fd): FdKind {
   const { number } = fd;
@@ -54,7 +66,7 @@ export function kindOf(fd: Fd): FdKind {
   if (fileSeals(fd) !== undefined) return "memory";
   const link = nameOf(number);
   if (link === "anon_inode:[eventfd]") return "eventfd";
-  if (link.startsWith("pipe:")) return "pipe";
+  if (link.startsWith("/") && isLocalFile(fd)) return "memory";
   const isUnix = socketOption(number, SO_DOMAIN) === AF_UNIX;
   return isUnix && socketOption(number, SO_TYPE) === SOCK_STREAM ? "unix stream socket" : "other";
 }

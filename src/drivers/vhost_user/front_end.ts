@@ -110,10 +110,6 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
     return this.#memory.busAddress(ring, userAddress);
   }
 
-  kickLost(reason: string): void {
-    this.connection.close(reason);
-  }
-
   kicked(vring: Vring): void {
     if (this.#session.available(vring.index) || vring.kicked) return;
     vring.kicked = true;

@@ -2,14 +2,13 @@
  * The vrings of one front end: what it has said of each, its eventfds, and when its rings may run.
  *
  * Front ends differ in how they start a ring. With a status it is DRIVER_OK. Without, a ring that is enabled and
- * has been kicked once, or all that are described being enabled, or another one that runs already. A kick
- * that is neither eventfd nor pipe, or hangs up, ends the connection.
+ * has been kicked once, or all that are described being enabled, or another one that runs already.
  */
 
 import { VmsgError } from "../../linux/errors.ts";
 import type { Fd } from "../../linux/fd.ts";
 import { PeerEvent } from "../../linux/peer_event.ts";
-import { EPOLLERR, EPOLLHUP, EPOLLIN, type Reactor } from "../../linux/reactor.ts";
+import { EPOLLIN, type Reactor } from "../../linux/reactor.ts";
 import type { QueueSetup } from "../../virtio/device.ts";
 import type { WantedRing } from "../wanted.ts";
 
@@ -36,8 +35,6 @@ export interface VringHost {
   busAddress(ring: number, userAddress: number): number;
   /** The front end has kicked. */
   kicked(ring: Vring): void;
-  /** A kick descriptor is none. */
-  kickLost(reason: string): void;
 }
 
 /** A ring as SET_VRING_NUM, ADDR, BASE, KICK, CALL, ERR and ENABLE describe it. */
@@ -112,20 +109,10 @@ export class Vring implements WantedRing, Disposable {
       old[Symbol.dispose]();
     }
     this.#kick = event;
-    if (event !== undefined) {
-      reactor.watch(event.fd, EPOLLIN, (events) => this.#ready(event, events));
-    }
-  }
-
-  #ready(event: PeerEvent, events: number): boolean {
-    const isKicked = event.clear();
-    if (isKicked) this.host.kicked(this);
-    else if ((events & (EPOLLHUP | EPOLLERR)) !== 0) {
-      // What hung up stays ready and would keep the loop from sleeping.
-      this.setKick(undefined);
-      this.host.kickLost(`the kick descriptor of ring ${this.index} hung up`);
-    }
-    return isKicked;
+    if (event === undefined) return;
+    reactor.watch(event.fd, EPOLLIN, () => {
+      if (event.clear()) this.host.kicked(this);
+    });
   }
 
   [Symbol.dispose](): void {
