@@ -250,8 +250,8 @@ export class PhysicalMap implements Disposable {
   }
 }
 
-/** Equal for regions that show the same bytes of the same file. */
+/** Equal for regions that lie in the same bytes of the same file, as all that lie in one huge page do. */
 function bytesOfFile(region: SharedRegion): unknown {
-  const { fd, fileOffset, size } = region;
-  return fd === undefined ? region : `${fileIdentity(fd)}:${fileOffset}:${size}`;
+  const { fd, fileOffset = 0, offset, memory } = region;
+  return fd === undefined ? region : `${fileIdentity(fd)}:${fileOffset - offset}:${memory.size}`;
 }
