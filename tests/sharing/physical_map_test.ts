@@ -69,7 +69,7 @@ cleanTest(
       ...regionOf({ address: ADDRESS + BigInt(n * SIZE), size: SIZE }),
       fd,
       fileOffset,
-      size: SIZE,
+      offset: 0,
     }));
     map.add(one!);
     map.add(other!);
