@@ -164,6 +164,7 @@ function circles(arrows: ReadonlyMap<string, readonly string[]>): string[][] {
  */
 const OWN_TIME: Readonly<Record<string, string>> = {
   "cli/data_plane.ts": "gives the Worker, which has the reactor, a moment to end",
+  "cli/watchdog.ts": "looks at the Worker, whose reactor may stand still",
 };
 
 /** Files whose code (comments and strings aside) matches. */

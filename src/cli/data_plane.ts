@@ -16,6 +16,7 @@ import type { PlaneName } from "./commands.ts";
 import { limitsProblem } from "./needs.ts";
 import { forbidNewPrivileges } from "./permissions.ts";
 import { parseCommon } from "./plane.ts";
+import { watchThread } from "./watchdog.ts";
 import type { StartMessage, WorkerMessage } from "./worker.ts";
 
 const STOP_TIMEOUT_MS = 2000;
@@ -40,6 +41,7 @@ export async function runDataPlane(
   const worker = new Worker(new URL("./worker.ts", import.meta.url).href, { type: "module" });
   const ended = Promise.withResolvers<number>();
   let stopping: ReturnType<typeof setTimeout> | undefined;
+  let watchdog: Disposable | undefined;
   const onSignal = () => {
     signalEventFd(stop);
     stopping ??= setTimeout(() => ended.resolve(1), STOP_TIMEOUT_MS);
@@ -50,8 +52,10 @@ export async function runDataPlane(
     if (data.kind === "loaded") {
       const start: StartMessage = { plane, settings, common, stopFd: stop.number };
       worker.postMessage(start);
-    } else if (data.kind === "ready") notifySystemd(systemd, "READY=1");
-    else if (data.kind === "ended") ended.resolve(data.exitCode);
+    } else if (data.kind === "ready") {
+      notifySystemd(systemd, "READY=1");
+      watchdog = watchThread(data.thread, (error) => ended.reject(error));
+    } else if (data.kind === "ended") ended.resolve(data.exitCode);
     else ended.reject(new VmsgError(data.code, data.message));
   };
   worker.onerror = (event) => {
@@ -62,6 +66,7 @@ export async function runDataPlane(
     return await ended.promise;
   } finally {
     clearTimeout(stopping);
+    watchdog?.[Symbol.dispose]();
     for (const signal of signals) Deno.removeSignalListener(signal, onSignal);
     worker.terminate();
   }

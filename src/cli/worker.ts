@@ -11,6 +11,7 @@ import { VmsgError } from "../linux/errors.ts";
 import { Fd } from "../linux/fd.ts";
 import { guardMemory } from "../linux/memory_guard.ts";
 import { takeMemoryFiles } from "../linux/memory_file.ts";
+import { threadId } from "../linux/process_files.ts";
 import { Reactor, stopReactorFrom } from "../linux/reactor.ts";
 import { openCounterFile } from "../observe/counter_file.ts";
 import { LineWriter } from "../linux/line_writer.ts";
@@ -34,7 +35,7 @@ export type WorkerMessage =
   /** The module is loaded and listens. */
   | { readonly kind: "loaded" }
   /** Everything is built; sockets listen. */
-  | { readonly kind: "ready" }
+  | { readonly kind: "ready"; readonly thread: number }
   | { readonly kind: "ended"; readonly exitCode: number }
   | { readonly kind: "failed"; readonly code: string; readonly message: string };
 
@@ -66,7 +67,7 @@ async function run({ plane, settings, common, stopFd }: StartMessage): Promise<n
   stopReactorFrom(reactor, new Fd(stopFd));
   const running = command.open(settings, context);
   enterRunning(plane);
-  post({ kind: "ready" });
+  post({ kind: "ready", thread: threadId() });
   await reactor.run();
   running.finish?.();
   return running.exitCode?.() ?? 0;

@@ -6,6 +6,7 @@
  */
 
 import { type Fd, fileIdentity, inodeNumber } from "./fd.ts";
+import { libc } from "./libc.ts";
 import { directoryNames, readText } from "./sysfs.ts";
 
 const textOf = (path: string) => readText(path) ?? "";
@@ -53,4 +54,11 @@ export function lockHolder(fd: Fd, byte: number): number | undefined {
   };
   const id = ids.find(holds);
   return id === undefined ? undefined : Number(id);
+}
+
+const SYS_GETTID = Deno.build.arch === "x86_64" ? 186n : 178n;
+
+/** The number of the calling thread, as its directory below /proc/self/task is called. */
+export function threadId(): number {
+  return libc.syscall(SYS_GETTID, 0n, 0n);
 }

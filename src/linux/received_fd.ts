@@ -25,7 +25,7 @@ const MAX_NAME = 256;
 const name = allocate(MAX_NAME);
 
 /** What /proc calls it: a path, or as in "anon_inode:[eventfd]", which no path looks like. */
-function nameOf(number: number): string {
+export function nameOf(number: number): string {
   const length = libc.readlink(cString(`/proc/self/fd/${number}`), name.address, MAX_NAME);
   return new TextDecoder().decode(name.bytes.slice(0, Math.max(0, length)));
 }
