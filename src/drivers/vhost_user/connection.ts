@@ -7,7 +7,14 @@
 
 import { allocate, type Block } from "../../linux/arena.ts";
 import type { Fd } from "../../linux/fd.ts";
-import { type Deferred, EPOLLERR, EPOLLHUP, EPOLLIN, type Reactor } from "../../linux/reactor.ts";
+import {
+  type Deferred,
+  EPOLLERR,
+  EPOLLHUP,
+  EPOLLIN,
+  type Reactor,
+  type Timer,
+} from "../../linux/reactor.ts";
 import { MAX_FDS, type UnixStream } from "../../linux/unix_socket.ts";
 import { FLAG_REPLY, FLAG_VERSION, HEADER_SIZE, MAX_PAYLOAD } from "./protocol.ts";
 
@@ -22,6 +29,9 @@ export interface FrontEndMessage {
 
 /** The longest message. */
 export const MESSAGE_BUFFER_SIZE: number = HEADER_SIZE + MAX_PAYLOAD;
+
+/** How long a message may be on its way. */
+const PART_MS = 10_000;
 
 const outgoing = allocate(MESSAGE_BUFFER_SIZE);
 
@@ -49,6 +59,8 @@ export class FrontEndConnection implements Disposable {
   #filled = 0;
   #waiting: Deferred<FrontEndMessage | undefined> | undefined;
   #watched = true;
+  /** For a message that has begun: who sends a part of one keeps others out. */
+  readonly #patience: Timer;
 
   /**
    * @param buffer of {@link MESSAGE_BUFFER_SIZE}, from whoever accepts connections one after another
@@ -60,6 +72,9 @@ export class FrontEndConnection implements Disposable {
     readonly buffer: Block,
     readonly onClosed: (reason: string) => void,
   ) {
+    this.#patience = reactor.timer(() =>
+      this.close(`the front end did not end a message within ${PART_MS / 1000} s`)
+    );
     reactor.watch(stream.fd, EPOLLIN, (events) => this.#ready(events));
   }
 
@@ -86,6 +101,7 @@ export class FrontEndConnection implements Disposable {
   close(reason: string): void {
     if (this.closed !== undefined) return;
     this.closed = reason;
+    this.reactor.dropTimer(this.#patience);
     this.#unwatch();
     this.onClosed(reason);
     this.#deliver(undefined);
@@ -103,7 +119,10 @@ export class FrontEndConnection implements Disposable {
       return;
     }
     const message = this.#read();
-    if (message === undefined) return;
+    if (message === undefined) {
+      if (this.closed === undefined && !this.#patience.armed) this.#patience.arm(PART_MS);
+      return;
+    }
     this.reactor.rewatch(this.stream.fd, 0);
     this.#deliver(message);
   }
@@ -140,6 +159,7 @@ export class FrontEndConnection implements Disposable {
   #take(size: number): FrontEndMessage {
     const { bytes, view } = this.buffer;
     this.#filled = 0;
+    this.#patience.cancel();
     return {
       request: view.getUint32(0, true),
       flags: view.getUint32(4, true),

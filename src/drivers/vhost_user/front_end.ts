@@ -307,7 +307,8 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
 
   #vring(index: number): Vring {
     // Without protocol features there is no SET_VRING_ENABLE and rings begin enabled.
-    return this.#vrings.named(index, this.#protocolFeatures === undefined);
+    const queues = this.#session.told.info?.maxQueues ?? 0;
+    return this.#vrings.named(index, this.#protocolFeatures === undefined, queues);
   }
 
   #getFeatures(): Uint8Array {

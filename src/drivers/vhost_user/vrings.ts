@@ -12,7 +12,9 @@ import { EPOLLIN, type Reactor } from "../../linux/reactor.ts";
 import type { QueueSetup } from "../../virtio/device.ts";
 import type { WantedRing } from "../wanted.ts";
 
-/** Queues a front end may describe; as many as a virtio-net device with 64 pairs and control has. */
+/** Queues a front end may describe of a device that has fewer: DPDK describes more. Each may bring three descriptors. */
+const FEW_VRINGS = 16;
+/** The same of any device; as many as a network card with 64 pairs and control has. */
 const MAX_VRINGS = 129;
 /** The largest virtqueue there is (VIRTIO 1.2, 2.7). */
 const MAX_QUEUE_SIZE = 32768;
@@ -138,10 +140,13 @@ export class Vrings implements Disposable {
    * One that a front end names.
    *
    * @param enabled whether a new one begins enabled
+   * @param queues how many the device has
    * @throws VmsgError BAD_REQUEST if there can be no such ring
    */
-  named(index: number, enabled: boolean): Vring {
-    if (index >= MAX_VRINGS) throw new VmsgError("BAD_REQUEST", `front end: no ring ${index}`);
+  named(index: number, enabled: boolean, queues: number): Vring {
+    if (index >= Math.min(MAX_VRINGS, Math.max(FEW_VRINGS, queues))) {
+      throw new VmsgError("BAD_REQUEST", `front end: no ring ${index}`);
+    }
     for (let i = this.#all.length; i <= index; i++) {
       const vring = new Vring(this.host, i);
       vring.enabled = enabled;

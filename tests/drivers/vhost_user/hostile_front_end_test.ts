@@ -82,6 +82,8 @@ const ATTACKS: Readonly<Record<string, Attack>> = {
   },
   "a table of 2^32 - 1 regions": (front) =>
     front.send(Request.SET_MEM_TABLE, u32s(0xffff_ffff, 0, 0, 0)),
+  "ring 16 of a device with two": (front) => front.send(Request.SET_VRING_NUM, u32s(16, 64)),
+  "half a message and no more": (front) => front.sendBytes(u32s(Request.SET_OWNER, 1)),
   "ring 129": (front) => front.send(Request.SET_VRING_NUM, u32s(129, 64)),
   "ring 2^32 - 1": (front) => front.send(Request.GET_VRING_BASE, u32s(0xffff_ffff, 0)),
   "a ring of 2^32 - 1 entries": (front) => front.send(Request.SET_VRING_NUM, u32s(0, 0xffff_ffff)),
@@ -108,6 +110,8 @@ for (const [name, attack] of Object.entries(ATTACKS)) {
       const before = openDescriptors();
       const front = rig.connect();
       attack(front, rig);
+      // Some have to be waited for.
+      await rig.reactor.sleep(10_100);
       await rig.wait(() => front.hungUp);
       front[Symbol.dispose]();
       // What is of no kind we know is closed by another thread.
