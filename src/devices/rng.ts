@@ -2,8 +2,8 @@
  * A virtio entropy device (VIRTIO 1.3, section 5.4): one queue, no configuration, buffers that the driver
  * wants filled with random bytes. They come from this machine's kernel, straight into the driver's memory.
  *
- * A buffer may be filled in part (5.4.6.1). At most {@link MOST_BYTES} are given at a time, so that a
- * driver that asks for gigabytes does not hold the loop; it asks again for the rest.
+ * A buffer may be filled in part (5.4.6.1). At most {@link MOST_BYTES} in {@link MOST_PIECES} are given at a time, so that
+ * a driver that asks for gigabytes does not hold the loop; it asks again for the rest.
  */
 
 import { fillRandom, waitForRandom } from "../linux/random.ts";
@@ -14,8 +14,9 @@ import { DEVICE_RNG } from "../virtio/features.ts";
 import { Chain, type DeviceQueue } from "../virtio/split/mod.ts";
 import { QueueDevice, take } from "./queue_device.ts";
 
-/** Bytes given per buffer; Linux asks for 64. */
+/** Bytes given per buffer, and pieces of it that are filled, each by a system call; Linux asks for 64 in one. */
 const MOST_BYTES = 4096;
+const MOST_PIECES = 8;
 
 const RngCounters = counterShape("batches", "buffers", "bytes");
 
@@ -44,7 +45,8 @@ export function rngDevice(reactor: Reactor, name: string = "rng"): QueueDevice {
 
 function fill(buffer: IovecList): number {
   let done = 0;
-  for (let i = 0; i < buffer.count && done < MOST_BYTES; i++) {
+  const count = Math.min(buffer.count, MOST_PIECES);
+  for (let i = 0; i < count && done < MOST_BYTES; i++) {
     const length = Math.min(buffer.lengthOf(i), MOST_BYTES - done);
     const written = fillRandom(BigInt(buffer.addressOf(i)), length);
     done += written;

@@ -56,10 +56,10 @@ import { type QueueConfig, type RingViews, ringViews } from "./ring_views.ts";
 const MAX_CHAIN_BYTES = 0xffff_ffff;
 const TWO_TO_32 = 0x1_0000_0000;
 /**
- * Segments of the buffers of one batch: what a driver makes of its buffers must not let others wait. Frames of 64 KiB
- * in pages, as many as a batch has, are fewer. One buffer may go beyond it.
+ * Segments of the buffers of one batch: what a driver makes of its buffers must not let others wait. It is as many as 64
+ * frames of 64 KiB in pages have. One buffer may go beyond it.
  */
-export const SEGMENT_BUDGET = 2048;
+export const SEGMENT_BUDGET = 1024;
 
 /** What popping a buffer can come to. */
 export const Pop: {
