@@ -14,7 +14,7 @@ import { softLimit } from "../linux/limits.ts";
 import { findProgram, PROGRAM_ENVIRONMENT } from "../linux/programs.ts";
 import { directoryNames, type PciFunction, readText } from "../linux/sysfs.ts";
 import { temporaryDirectory } from "./keeper.ts";
-import { limitsProblem, MIN_MEMORY, NEEDS } from "./needs.ts";
+import { limitsProblem, memoryLimit, MIN_MEMORY, NEEDS } from "./needs.ts";
 import type { Command } from "./command.ts";
 
 export interface Finding {
@@ -94,14 +94,13 @@ const GIB = 2 ** 30;
 const CHECKS: Readonly<Record<string, Check>> = {
   limits() {
     const [files, address] = [softLimit("open files"), softLimit("address space")];
-    const group = /^0::(.*)$/m.exec(readText("/proc/self/cgroup") ?? "")?.[1];
-    const memory = Number(readText(`/sys/fs/cgroup${group}/memory.max`) || NaN);
+    const memory = memoryLimit();
     const detail = [
       `${files} open files`,
       address === Infinity ? "all of the address space" : `${address / GIB} GiB of address space`,
-      Number.isNaN(memory) ? "memory without a limit" : `${sizeText(memory)} of memory`,
+      memory === Infinity ? "memory without a limit" : `${sizeText(memory)} of memory`,
     ].join(", ");
-    const isEnough = limitsProblem() === undefined && !(memory < MIN_MEMORY);
+    const isEnough = limitsProblem() === undefined && memory >= MIN_MEMORY;
     return isEnough ? ["yes", detail] : ["no", detail, `a process needs ${NEEDS}`];
   },
   async room() {

@@ -7,7 +7,7 @@
  */
 
 import { allocate } from "./arena.ts";
-import { EAGAIN, EINTR, errnoName, linuxErrno, VmsgError } from "./errors.ts";
+import { EAGAIN, EINTR, errnoName, linuxErrno, type LinuxError, VmsgError } from "./errors.ts";
 import {
   Fd,
   fileIdentity,
@@ -313,10 +313,19 @@ function isAnswered(path: string): boolean {
   return true;
 }
 
-/** Connects to a path; undefined when nobody listens there (yet). */
+/**
+ * Connects to a path; undefined when nobody listens there (yet), or when there is no descriptor for it now: whoever tries
+ * again may have others to serve meanwhile.
+ */
 export function connectUnix(path: string): UnixStream | undefined {
-  const result = tryConnect(path);
-  return result instanceof UnixStream ? result : undefined;
+  try {
+    const result = tryConnect(path);
+    return result instanceof UnixStream ? result : undefined;
+  } catch (error) {
+    const { code } = error as LinuxError;
+    if (code === "EMFILE" || code === "ENFILE") return undefined;
+    throw error;
+  }
 }
 
 /** A connection, or why there is none: EAGAIN is a listener whose backlog is full. */

@@ -1,7 +1,15 @@
 /** What a process lacks, of room in a file system or of what its limits grant, is told in one line. */
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { type Processes, processTest, VMSG_COMMAND } from "../support/processes.ts";
+import { openKeeper } from "../../src/cli/keeper.ts";
+import { testUnless } from "../support/needs.ts";
+import {
+  type Processes,
+  processTest,
+  until,
+  VMSG_COMMAND,
+  withProcesses,
+} from "../support/processes.ts";
 import { connectUnix } from "../../src/linux/unix_socket.ts";
 
 const BUS = "linux-user,socket=lu.sock";
@@ -78,31 +86,46 @@ async function processorSeconds(pid: number): Promise<number> {
   return (Number(fields[11]) + Number(fields[12])) / 100;
 }
 
-processTest("cli: a device out of descriptors says so, pauses, and goes on", async (vmsg) => {
-  const device = await vmsg.start("device", "--bus", BUS);
-  await device.waitFor(/waiting for the driver side/);
-  const limit = async (count: number) => {
-    const words = ["--pid", `${device.pid}`, `--nofile=${count}:`];
-    await using prlimit = await vmsg.startProgram("prlimit", ...words);
-    assertEquals((await prlimit.ended()).code, 0);
-  };
-  await limit(8);
-  using waiting = connectUnix(`${vmsg.directory}/lu.sock`)!;
-  const problem = /lu.sock: cannot accept a connection \(EMFILE\): raise the limit of open files/;
-  await device.waitFor(problem);
-  const before = await processorSeconds(device.pid);
-  const { length } = device.lines;
-  await device.waitFor(problem, undefined, length);
-  await device.waitFor(problem, undefined, device.lines.length);
-  // Two pauses of a tenth of a second at least, and not one of busy waiting.
-  assert(await processorSeconds(device.pid) - before < 0.15);
-  await limit(1024);
-  waiting[Symbol.dispose]();
-  assertEquals((await vmsg.run("driver", "--bus", BUS, "--count", "1")).code, 0);
-});
+/** Sets the soft limit of a running process. */
+async function limitFiles(vmsg: Processes, pid: number, count: number): Promise<void> {
+  await using prlimit = await vmsg.startProgram("prlimit", "--pid", `${pid}`, `--nofile=${count}:`);
+  assertEquals((await prlimit.ended()).code, 0);
+}
+
+/** What listens, on which socket, and what it says when it does. */
+const LISTENERS: readonly [socket: string, ready: RegExp, ...args: string[]][] = [
+  ["lu.sock", /waiting for the driver side/, "device", "--bus", BUS],
+  ["vu.sock", /waiting for a front end/, "proxy", "--bus", BUS, "--vhost-user", "socket=vu.sock"],
+  ["iv.sock", /waiting for peers/, "ivshmem-server", "--socket", "iv.sock"],
+];
+
+for (const [socket, ready, ...args] of LISTENERS) {
+  processTest(`cli: ${args[0]} out of descriptors says so, pauses, and goes on`, async (vmsg) => {
+    const process = await vmsg.start(...args);
+    await process.waitFor(ready);
+    const descriptors = () => [...Deno.readDirSync(`/proc/${process.pid}/fd`)].length;
+    const idle = descriptors();
+    await limitFiles(vmsg, process.pid, 8);
+    using _waiting = connectUnix(`${vmsg.directory}/${socket}`)!;
+    const problem = new RegExp(`${socket}: .*\\(EMFILE\\): raise the limit of open files`);
+    const { atMs } = await process.waitFor(problem);
+    const before = await processorSeconds(process.pid);
+    await until(() => performance.now() > atMs + 1000);
+    assert(await processorSeconds(process.pid) - before < 0.25, "it waits busily");
+    assertEquals(descriptors(), idle);
+    await limitFiles(vmsg, process.pid, 1024);
+    await until(() => descriptors() > idle);
+  });
+}
 
 processTest("cli: limits that are too low are told before anything is begun", async (vmsg) => {
   const command = [...VMSG_COMMAND, "device", "--bus", BUS].join(" ");
+  for (const [, , ...args] of LISTENERS) {
+    const script = `ulimit -n 26; exec ${[...VMSG_COMMAND, ...args].join(" ")}`;
+    await using process = await vmsg.startProgram("sh", "-c", script);
+    const { code, stderr } = await process.ended();
+    assertEquals([code, stderr.length], [1, 1], stderr.join("\n"));
+  }
   for (
     const [limit, pattern] of [
       ["-n 26", /^vmsg: 48 open files are needed at least, the limit is 26: ulimit -n 1024$/],
@@ -120,3 +143,52 @@ processTest("cli: limits that are too low are told before anything is begun", as
   await using process = await vmsg.startProgram("sh", "-c", `ulimit -n 48; exec ${command}`);
   await process.waitFor(/waiting for the driver side/);
 });
+
+/** A control group with a limit of memory, version 1 or 2, that root may make where they are mounted; or undefined. */
+function memoryGroup(bytes: number): string | undefined {
+  const places = [["/sys/fs/cgroup/memory", "memory.limit_in_bytes"], [
+    "/sys/fs/cgroup",
+    "memory.max",
+  ]];
+  for (const [place, file] of places) {
+    const group = `${place}/vmsg-test-${crypto.randomUUID()}`;
+    try {
+      Deno.mkdirSync(group);
+    } catch {
+      continue;
+    }
+    try {
+      Deno.statSync(`${group}/${file}`);
+      Deno.writeTextFileSync(`${group}/${file}`, `${bytes}`);
+      return group;
+    } catch {
+      Deno.removeSync(group);
+    }
+  }
+  return undefined;
+}
+
+const probe = memoryGroup(56 << 20);
+if (probe !== undefined) Deno.removeSync(probe);
+testUnless(
+  "cli: a control group with too little memory is told, and doctor says what there is",
+  probe === undefined ? [{ what: "no memory control group can be made (it takes root)" }] : [],
+  async () => {
+    await using keeper = await openKeeper();
+    const group = memoryGroup(56 << 20)!;
+    await withProcesses(keeper, async (vmsg) => {
+      const run = async (...args: string[]) => {
+        const script = `echo $$ > ${group}/cgroup.procs; exec ${
+          [...VMSG_COMMAND, ...args].join(" ")
+        }`;
+        await using process = await vmsg.startProgram("sh", "-c", script);
+        return await process.ended();
+      };
+      const { code, stderr } = await run("device", "--bus", BUS);
+      assertEquals([code, stderr.length], [1, 1], stderr.join("\n"));
+      assertMatch(stderr[0]!, /^vmsg: 64 MiB of memory are needed at least, .* has 56: give it 96/);
+      const { stdout } = await run("doctor");
+      assertMatch(stdout[0]!, /^limits +no .*, 56 MiB of memory: a process needs 48 open files/);
+    }).finally(() => Deno.remove(group));
+  },
+);
