@@ -192,3 +192,44 @@ testUnless(
     }).finally(() => Deno.remove(group));
   },
 );
+
+/** What is run where no file can be made, and the one line that is said. */
+const READ_ONLY: readonly [string[], RegExp][] = [
+  [["device", "--bus", BUS], /queue-linux-user-driver: Read-only file system \(EROFS\)$/],
+  [["driver", "--bus", BUS], /queue-linux-user-driver: Read-only file system \(EROFS\)$/],
+  [
+    ["proxy", "--bus", BUS, "--vhost-user", "socket=vu.sock"],
+    /queue-linux-user-driver: Read-only file system \(EROFS\)$/,
+  ],
+  [["device", "--bus", `${BUS},dir=small`], /socket lu.sock: Read-only file system \(EROFS\)$/],
+  [
+    ["device", "--bus", `${BUS},dir=small`, "--net", "responder,pcap=frames.pcap"],
+    /Read-only file system \(EROFS\)$/,
+  ],
+  [["ivshmem-server", "--socket", "iv.sock"], /iv.sock: Read-only file system \(EROFS\)$/],
+  [["demo"], /^vmsg: cannot make a temporary directory: set TMPDIR to a directory you may write/],
+];
+
+processTest("cli: a read-only root is told in one line", async (vmsg) => {
+  await Deno.mkdir(`${vmsg.directory}/small`);
+  for (const [args, pattern] of READ_ONLY) {
+    const readOnly = ["/", "/tmp", "/run"].map((at) =>
+      `mount --bind ${at} ${at}; mount -o remount,ro,bind ${at}`
+    );
+    const script = [...readOnly, "cd $PWD", "mount -t tmpfs -o size=1m tmpfs small"].join(";");
+    const command = [...VMSG_COMMAND, ...args].join(" ");
+    const words = [
+      "sh",
+      "-c",
+      `(${script}) 2>/dev/null; cd $PWD; touch made 2>/dev/null && echo made; exec ${command}`,
+    ];
+    await using process = await vmsg.startProgram(
+      "unshare",
+      Deno.uid() === 0 ? "-m" : "-rm",
+      ...words,
+    );
+    const { code, stdout, stderr } = await process.ended();
+    assertEquals([code, stdout, stderr.length], [1, [], 1], stderr.join("\n"));
+    assertMatch(stderr[0]!, pattern);
+  }
+});
