@@ -238,6 +238,10 @@ Deno.test("architecture: mod.ts of the library only re-exports from src", () => 
   assertEquals(rest.trim(), "");
 });
 
+Deno.test("architecture: one place makes files, so that links and files of others are refused everywhere", () => {
+  assertEquals(filesWith(/\bO_CREAT\b/), ["linux/fd.ts", "linux/own_file.ts"]);
+});
+
 Deno.test("architecture: only src/linux calls Deno.dlopen", () => {
   assertEquals(filesWith(/\bdlopen\b/), ["linux/libc.ts"]);
 });

@@ -249,7 +249,7 @@ export function createSealedMemory(name: string, size: number): Fd {
   // is short the kernel does not refuse, but ends some process.
   const available = availableMemory();
   if (size > available) {
-    const problem = `needs ${size} bytes, and this machine has ${available} left`;
+    const problem = `needs ${size} bytes, and there are ${available} bytes left`;
     throw new VmsgError("ENOMEM", `memory ${name} ${problem}: give less`);
   }
   resizeFile(fd, size, `memory ${name}`);

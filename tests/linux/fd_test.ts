@@ -16,7 +16,7 @@ import {
   unlinkFile,
   unlockByte,
 } from "../../src/linux/fd.ts";
-import { LinuxError } from "../../src/linux/errors.ts";
+import { LinuxError, VmsgError } from "../../src/linux/errors.ts";
 import { createEventFd } from "../../src/linux/eventfd.ts";
 import { cString } from "../../src/linux/libc.ts";
 import { listenUnix } from "../../src/linux/unix_socket.ts";
@@ -81,6 +81,17 @@ cleanTest("sealed memory: neither shrinks nor grows", () => {
   }
   using bell = createEventFd();
   assertEquals(fileSeals(bell), undefined);
+});
+
+cleanTest("sealed memory: has all its room at once, or is refused with what is left", () => {
+  using fd = createSealedMemory("vmsg-test", 1 << 20);
+  assertEquals(Deno.statSync(`/proc/self/fd/${fd.number}`).blocks, 2048);
+  const error = assertThrows(
+    () => createSealedMemory("vmsg-test", 2 ** 45),
+    VmsgError,
+    "bytes left",
+  );
+  assertEquals(error.code, "ENOMEM");
 });
 
 cleanTest("sealed memory: a size the kernel refuses leaves no descriptor", () => {

@@ -7,8 +7,8 @@
  */
 
 import { VmsgError } from "../../linux/errors.ts";
-import { type Fd, O_CREAT, openFile, tryLockByte, unlinkFile } from "../../linux/fd.ts";
-import { replaceFile } from "../../linux/own_file.ts";
+import { type Fd, tryLockByte, unlinkFile } from "../../linux/fd.ts";
+import { openOwnFile, replaceFile } from "../../linux/own_file.ts";
 import { lockHolder } from "../../linux/process_files.ts";
 import { readText } from "../../linux/sysfs.ts";
 import type { RegisterState } from "../mmio/registers.ts";
@@ -36,7 +36,7 @@ export class StateFile implements Disposable {
    */
   constructor(directory: string, domain: number) {
     this.#path = `${directory}/xen-${domain}`;
-    this.#lock = openFile(`${this.#path}.lock`, O_CREAT);
+    this.#lock = openOwnFile(`${this.#path}.lock`, { what: "lock" }).fd;
     if (tryLockByte(this.#lock, 0)) return;
     const holder = lockHolder(this.#lock, 0);
     this.#lock[Symbol.dispose]();
