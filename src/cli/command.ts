@@ -41,23 +41,13 @@ export class Options {
     return this.values[name] as string[];
   }
 
-  /** A number within limits; a usage error otherwise. */
-  number(name: string, min: number, max: number): number | undefined {
-    return this.#number(name, min, max, "number", Number.isFinite);
-  }
-
   /** A whole number within limits; a usage error otherwise. */
   wholeNumber(name: string, min: number, max: number): number | undefined {
-    return this.#number(name, min, max, "whole number", Number.isSafeInteger);
+    return this.number(name, min, max, "whole number", Number.isSafeInteger);
   }
 
-  #number(
-    name: string,
-    min: number,
-    max: number,
-    kind: string,
-    isKind: (value: number) => boolean,
-  ): number | undefined {
+  /** The same of any number. */
+  number(name: string, min: number, max: number, kind = "number", isKind = Number.isFinite) {
     const text = this.text(name);
     if (text === undefined) return undefined;
     const value = Number(text);

@@ -22,7 +22,10 @@ const QEMU_CONFIG = 48 - 20;
 
 function revision1(exactEvents: boolean, mostConfig: number): Form {
   return {
-    ...{ headerSize: 8, tokenAt: 4, sizeAt: 6, busBit: 2 },
+    headerSize: 8,
+    tokenAt: 4,
+    sizeAt: 6,
+    busBit: 2,
     fixedSize: undefined,
     exactEvents,
     limits: (maxSize) => ({
@@ -39,7 +42,10 @@ const FORMS: Readonly<Record<Dialect, Form>> = {
   v1: revision1(true, Infinity),
   "v1-2025": revision1(false, QEMU_CONFIG),
   proto: {
-    ...{ headerSize: 4, tokenAt: 0, sizeAt: 0, busBit: 0 },
+    headerSize: 4,
+    tokenAt: 0,
+    sizeAt: 0,
+    busBit: 0,
     fixedSize: 40,
     exactEvents: false,
     // QEMU aborts on configuration accesses of other than 1, 2 or 4 bytes (2.3).

@@ -31,12 +31,8 @@ export class MacTable {
   learn(address: number, port: number, nowSeconds: number): void {
     const set = MacTable.#set(address);
     let chosen = set;
-    for (let i = set; i < set + WAYS; i++) {
-      if (this.#addresses[i] === address) {
-        chosen = i;
-        break;
-      }
-      if (this.#isOlder(i, chosen)) chosen = i;
+    for (let i = set; i < set + WAYS && this.#addresses[chosen] !== address; i++) {
+      if (this.#addresses[i] === address || this.#isOlder(i, chosen)) chosen = i;
     }
     this.#addresses[chosen] = address;
     this.#ports[chosen] = port;

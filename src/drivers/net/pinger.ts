@@ -99,7 +99,6 @@ export class Pinger implements NetDriverListener {
     this.#resolved = reactor.defer();
   }
 
-  /** Gives the pinger the driver whose listener it is. */
   use(driver: NetDriver): void {
     this.#driver = driver;
   }

@@ -53,19 +53,16 @@ export class PortBridge implements NetDriverListener, Disposable {
     this.port.open({
       readable: () => this.reactor.schedule(this.#task),
       writable: () => driver.resume(),
-      link: () => {
-        // A driver has no way to tell its device that the wire behind it was cut.
-      },
+      // A driver has no way to tell its device that the wire behind it was cut.
+      link: () => {},
     });
   }
 
   up(): void {
     const { accepted, features } = this.#driver;
     const words = new Uint32Array(accepted.length);
-    for (const [host, guest] of MIRROR) {
-      if (hasFeature(accepted, host)) words[guest >> 5] |= 1 << (guest & 31);
-      if (hasFeature(accepted, guest)) words[host >> 5] |= 1 << (host & 31);
-    }
+    const taken = MIRROR.flat().filter((bit) => hasFeature(accepted, bit));
+    for (const bit of mirrored(taken)) words[bit >> 5] |= 1 << (bit & 31);
     this.port.setFeatures?.(words);
     this.port.setMac?.(this.#driver.mac);
     this.print(`${this.port.description}: connected; features ${features.join(" ")}`);

@@ -36,31 +36,22 @@ export interface ResponderOptions {
 
 /** Counts since the responder was made. Bytes of frames include the Ethernet header. */
 const Counts = counterShape(
-  // Frames from the guest, whatever became of them.
-  "framesIn",
+  "framesIn", // from the guest, whatever became of them
   "bytesIn",
-  // Frames handed to the guest.
-  "framesOut",
+  "framesOut", // handed to the guest
   "bytesOut",
-  // Frames in either direction that a limit, a full ring, or a wrong checksum took.
-  "dropped",
-  // Frames from the guest whose bytes contradict their protocol.
-  "malformed",
-  // Well-formed frames that were not for us, or in a protocol that we do not speak.
-  "ignored",
-  // Of the dropped ones, those with a wrong IPv4, ICMP, ICMPv6 or UDP checksum.
-  "checksumErrors",
-  // Datagrams to the discard port, and their UDP payload.
-  "discardedFrames",
-  "discardedBytes",
+  "dropped", // in either direction, by a limit, a full ring or a wrong checksum
+  "malformed", // from the guest: their bytes contradict their protocol
+  "ignored", // well-formed, but not for us, or in a protocol that we do not speak
+  "checksumErrors", // of the dropped ones
+  "discardedFrames", // datagrams to the discard port
+  "discardedBytes", // their payload
   "echoReplies",
   "arpReplies",
   "neighbourAdvertisements",
   "routerAdvertisements",
-  // OFFER, ACK and NAK messages.
-  "dhcpReplies",
-  // Clients that hold a lease.
-  "dhcpLeases",
+  "dhcpReplies", // OFFER, ACK and NAK
+  "dhcpLeases", // clients that hold one
   "portUnreachables",
   "chargenFrames",
   "floodFrames",
