@@ -53,7 +53,10 @@ for (const kind of ["uml", "microvm"] as const) {
       // The driver's role: each request is one that the prototype's driver made, but for its own choices.
       const requests = said("SAID").map((line) => Uint8Array.fromHex(line.split(" ")[1]!));
       assertEquals(requests.filter((bytes) => !KNOWN.has(withoutChoices(bytes))).map(hex), []);
-      assertEquals(new Set(requests.map(idOf)), new Set([3, 4, 5, 6, 9, 0xa, 0xb, 0xc, 0x11]));
+      // QEMU answers its guest's reads of the configuration by itself.
+      const ids = new Set(requests.map(idOf));
+      assertEquals(ids.delete(6), kind === "uml");
+      assertEquals(ids, new Set([3, 4, 5, 9, 0xa, 0xb, 0xc, 0x11]));
       assertEquals(idOf(requests[0]!), 3);
       requests.forEach((bytes, i) => {
         if (idOf(bytes) === 0xa) {
