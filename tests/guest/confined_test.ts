@@ -27,7 +27,7 @@ import {
 import { programFiles } from "./program_files.ts";
 import { rebootTest } from "./reboot_cases.ts";
 import { driverRestartTests, restartTests } from "./restart_cases.ts";
-import { GUEST_TIMEOUT_MS, type GuestTest, guestTest } from "./support.ts";
+import { assertEndsWell, GUEST_TIMEOUT_MS, type GuestTest, guestTest } from "./support.ts";
 import { unbindTest } from "./unbind_cases.ts";
 
 const FULL = Deno.env.get("VMSG_GUEST_FULL") === "1";
@@ -52,7 +52,7 @@ function pingTest(kind: GuestKind, mode: Mode): void {
     await guest.waitFor(/^GUEST-DONE/, timeoutMs);
     assertMatch(guest.console(), /^LEASE 10\.0\.2\.\d+\/24 router=10\.0\.2\.2/m);
     assertMatch(guest.console(), / 3 packets received/);
-    assertEquals((await guest.status).code, 0);
+    await assertEndsWell(guest);
     const announced = device.lines.filter(({ text }) => /ADD_MEMORY\? /.test(text));
     assertEquals(announced.length, 1, "there is more to see than one segment");
     for (const process of [proxy, device]) {

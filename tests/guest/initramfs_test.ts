@@ -7,7 +7,7 @@ import { compareVersions, DONE_LINE, findKernelBelow } from "../../scripts/lab/m
 import { openKeeper } from "../../src/cli/keeper.ts";
 import { pingScript } from "../../scripts/lab/scripts.ts";
 import { UsageError, VmsgError } from "../../src/linux/errors.ts";
-import { GUEST_TIMEOUT_MS, guestTest } from "./support.ts";
+import { assertEndsWell, GUEST_TIMEOUT_MS, guestTest } from "./support.ts";
 
 const encode = (text: string) => new TextEncoder().encode(text);
 
@@ -264,7 +264,7 @@ for (const kind of ["uml", "microvm"] as const) {
     await guest.waitFor(/^HELLO-FROM-GUEST$/, GUEST_TIMEOUT_MS[kind]);
     assertMatch(await guest.waitFor(/^MODULES /, GUEST_TIMEOUT_MS[kind]), /virtio_net/);
     await guest.waitFor(new RegExp(`^${DONE_LINE}$`), GUEST_TIMEOUT_MS[kind]);
-    assertEquals((await guest.status).code, 0);
+    await assertEndsWell(guest);
     assert(!/^insmod .* failed$/m.test(guest.console()), "a module was not inserted");
   });
 

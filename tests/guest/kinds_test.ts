@@ -5,7 +5,7 @@
 
 import { assertEquals, assertMatch } from "@std/assert";
 import { pingScript } from "../../scripts/lab/scripts.ts";
-import { GUEST_TIMEOUT_MS, guestTest } from "./support.ts";
+import { assertEndsWell, GUEST_TIMEOUT_MS, guestTest } from "./support.ts";
 
 const BUS = ["--bus", "linux-user,socket=lu.sock"];
 
@@ -35,7 +35,7 @@ for (const kind of ["q35", "arm64"] as const) {
     assertMatch(text, /^LEASE 10\.0\.2\.\d+\/24 router=10\.0\.2\.2/m);
     assertMatch(text, / 3 packets received/);
     assertMatch(text, MACHINES[kind]);
-    assertEquals((await guest.status).code, 0);
+    await assertEndsWell(guest);
     await proxy.waitFor(/the front end hung up; waiting for a front end/);
     for (const process of [proxy, device]) {
       assertEquals((await process.end("SIGTERM")).code, 0);

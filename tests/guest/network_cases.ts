@@ -164,7 +164,10 @@ export function fetchTest(
   );
 }
 
-/** What one iperf3 stream came to. */
+/**
+ * What one iperf3 stream came to. Where no frame is lost TCP repeats some all the same, when a process was not scheduled in
+ * time: 0 to 15 in 3 s on a busy machine, more on a slow one, also with the stock QEMU. So frames are counted.
+ */
 interface Stream {
   readonly megabitsPerSecond: number;
   readonly retransmits: number;
@@ -179,30 +182,28 @@ export function drops(tap: string): number {
 /** Seconds a stream. */
 const STREAM_SECONDS = FULL ? 10 : 3;
 const HOST = "10.0.2.2";
-/**
- * How many more retransmits than the stock QEMU's are noise. Where a queue runs over there are hundreds: 212
- * in 3 s when the TAP's has 8 frames instead of 1,000, with 78 lost. Where nothing is lost TCP probes when a
- * process was not scheduled in time (two processors, four busy processes): 0 to 5 in 3 s with the stock
- * QEMU, 0 to 2 here, in 12 runs.
- */
-const RETRANSMIT_NOISE = 3 * STREAM_SECONDS;
+/** Frames that others put on the wire while it is looked at, as the host's own neighbour discovery. */
+const STRAY_FRAMES = 8;
 
-/**
- * The same for a card without a twin in the same run: 0 to 15 in 3 s on a busy machine, in both modes, while the TAP
- * lost nothing.
- */
-const RETRANSMIT_NOISE_ALONE = 10 * STREAM_SECONDS;
+/** Shell: frames that the guest's card has sent and received so far, when none is under way any more. */
+const FRAMES = `
+sleep 1
+cd /sys/class/net/eth0/statistics
+echo FRAMES $(cat tx_packets rx_packets)
+`;
 
 /** Out of the guest, then into it; the start counts, it is when queues run over. */
 const IPERF_SCRIPT = `${configure("10.0.2.15/24")}
-run() {
+${FRAMES}run() {
   echo "STREAM $1"
   iperf3 -c ${HOST} -t ${STREAM_SECONDS} -f m -i 0 $2 2>&1
   echo "ENDED $1 rc=$?"
 }
 run out
+# The server has one client at a time, and resets who comes while it takes leave of the last one.
+sleep 1
 run in -R
-`;
+${FRAMES}`;
 
 function streamOf(guest: Guest, direction: string): Stream {
   const lines = guest.console().split("\n");
@@ -219,9 +220,18 @@ function streamOf(guest: Guest, direction: string): Stream {
   throw new Error(`iperf3 printed no summary of its stream ${direction}`);
 }
 
-/** Boots a guest that runs iperf3 both ways to a server in this namespace. */
+/** Frames out of the guest and into it. */
+type Frames = readonly [sent: number, received: number];
+
+function passed(tap: string): Frames {
+  const [{ stats64: { rx, tx } }] = JSON.parse(ip(`-s -j link show dev ${tap}`));
+  return [rx.packets, tx.packets];
+}
+
+/** Boots a guest that runs iperf3 both ways to a server in this namespace; no frame is lost between its card and the TAP. */
 async function streams(
   test: GuestTest,
+  tap: string,
   card: { readonly socket: string } | { readonly tap: string },
 ): Promise<Record<"out" | "in", Stream>> {
   const server = new Deno.Command("iperf3", {
@@ -233,12 +243,30 @@ async function streams(
   }).spawn();
   await test.keeper.keep(server.pid);
   const files = await programFiles("iperf3");
-  await using guest = await test.boot({ ...card, script: IPERF_SCRIPT, files });
+  /** As the guest and as the TAP counted them, at its beginning and at its end. */
+  const frames: { readonly guest: Frames; readonly tap: Frames }[] = [];
+  await using guest = await test.boot({
+    ...card,
+    script: IPERF_SCRIPT,
+    files,
+    onLine: (line) => {
+      const [word, out, into] = line.split(" ");
+      if (word === "FRAMES") frames.push({ guest: [Number(out), Number(into)], tap: passed(tap) });
+    },
+  });
   const timeoutMs = GUEST_TIMEOUT_MS[test.installation.kind] + 4 * STREAM_SECONDS * 1000;
   await guest.waitFor(/^GUEST-DONE/, timeoutMs);
   await guest.status;
   await test.keeper.end(server.pid);
   await server.status;
+  const [first, last] = frames as [typeof frames[0], typeof frames[0]];
+  for (const way of [0, 1]) {
+    const counted = (who: "guest" | "tap") => last![who][way]! - first![who][way]!;
+    const [inGuest, atTap] = [counted("guest"), counted("tap")];
+    const what = `${way === 0 ? "out" : "in"}: ${inGuest} frames in the guest, ${atTap} at ${tap}`;
+    console.log(what);
+    assert(inGuest > 100 && Math.abs(inGuest - atTap) <= STRAY_FRAMES, what);
+  }
   return { out: streamOf(guest, "out"), in: streamOf(guest, "in") };
 }
 
@@ -254,14 +282,14 @@ export function stockStreamsTest(mode: Mode): void {
     async (test) => {
       using _namespace = new Namespace();
       const { socket } = await startVmsg(test.vmsg, NETWORKS.tap.option, mode);
-      const vmsg = await streams(test, { socket });
+      const vmsg = await streams(test, "tap0", { socket });
       const lost = { vmsg: drops("tap0"), stock: 0 };
       await test.vmsg.end();
 
       ip("tuntap add dev tap1 mode tap");
       ip(`addr add ${HOST}/24 dev tap1`);
       ip("link set tap1 up");
-      const stock = await streams(test, { tap: "tap1" });
+      const stock = await streams(test, "tap1", { tap: "tap1" });
       lost.stock = drops("tap1");
       console.log(`frames that the TAPs lost: vmsg ${lost.vmsg}; stock ${lost.stock}`);
 
@@ -271,11 +299,6 @@ export function stockStreamsTest(mode: Mode): void {
           `${megabitsPerSecond} Mbit/s, ${retransmits} retransmits`;
         console.log(
           `${direction}: vmsg ${describe(vmsg[direction])}; stock ${describe(stock[direction])}`,
-        );
-        const [ours, theirs] = [vmsg[direction].retransmits, stock[direction].retransmits];
-        assert(
-          ours <= theirs + RETRANSMIT_NOISE,
-          `${direction}: ${ours} retransmits, stock ${theirs}`,
         );
       }
     },
@@ -292,17 +315,15 @@ export function streamsTest(kind: GuestKind, mode: Mode): void {
       root: true,
     },
     async (test) => {
-      // User-Mode Linux has no stock card to compare with: noise alone is allowed.
       using _namespace = new Namespace();
       const { socket } = await startVmsg(test.vmsg, NETWORKS.tap.option, mode);
-      const result = await streams(test, { socket });
+      const result = await streams(test, "tap0", { socket });
       assertEquals(drops("tap0"), 0);
       for (const direction of ["out", "in"] as const) {
         const { megabitsPerSecond, retransmits } = result[direction];
         console.log(
           `${mode.prefix}${direction}: ${megabitsPerSecond} Mbit/s, ${retransmits} retransmits`,
         );
-        assert(retransmits <= RETRANSMIT_NOISE_ALONE, `${direction}: ${retransmits} retransmits`);
       }
     },
   );

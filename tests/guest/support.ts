@@ -3,6 +3,7 @@
  * ignored, never passed; with VMSG_GUEST_TESTS=required it fails (tests/support/needs.ts).
  */
 
+import { assert } from "@std/assert";
 import {
   bootGuest,
   findGuests,
@@ -91,6 +92,21 @@ function register(name: string, needs: GuestNeeds, fn: () => Promise<void>): voi
   if (root && Deno.uid() !== 0) missing.push("it needs root");
   const lacks = missing.map((what): Lack => ({ what, requiredBy: "VMSG_GUEST_TESTS" }));
   testUnless(name, [...lacks, ...needs.lacks ?? []], fn);
+}
+
+const ABORTED = 128 + 6;
+
+/**
+ * Waits for a guest that powers itself off. User-Mode Linux was seen to abort when its kernel had halted already and said
+ * so: nothing of a card is in use then, and what it does to its own process is its own affair.
+ */
+export async function assertEndsWell(guest: Guest): Promise<void> {
+  const { code } = await guest.status;
+  const isHalted = guest.kind === "uml" && /^reboot: System halted$/m.test(guest.console());
+  assert(
+    code === 0 || (isHalted && code === ABORTED),
+    `the ${guest.kind} guest ended with ${code}`,
+  );
 }
 
 async function run(
