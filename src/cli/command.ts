@@ -10,7 +10,6 @@ import { UsageError } from "../linux/errors.ts";
 
 export interface Option {
   readonly name: string;
-  /** What stands for the value in the help; a flag has none. */
   readonly value?: string;
   readonly repeated?: boolean;
   /** The repeated option in whose list its values are, each as `--NAME VALUE`. */
@@ -36,7 +35,6 @@ export class Options {
     return typeof value === "string" ? value : undefined;
   }
 
-  /** The values of a repeated option, in the order of the command line. */
   list(name: string): string[] {
     return this.values[name] as string[];
   }
@@ -58,7 +56,6 @@ export class Options {
   }
 }
 
-/** A part of a help text: terms, and what each means. */
 export interface Section {
   readonly title: string;
   readonly rows: readonly { readonly term: string; readonly text: string }[];
@@ -68,14 +65,12 @@ export interface CommandText {
   readonly name: string;
   /** One line for the list of subcommands. */
   readonly summary: string;
-  /** What the subcommand does, for its own help. */
   readonly description: string;
   /** How it is started, for messages, where that is not `vmsg NAME`. */
   readonly call?: string;
   /** Arguments that were misplaced here, and the line that says where they belong. */
   readonly elsewhere?: ReadonlyMap<string, string>;
   readonly options: readonly Option[];
-  /** What the help says between options and examples. */
   readonly details?: readonly Section[];
   /** Command lines; those of at most 78 columns stay whole on a terminal of 80. */
   readonly examples: readonly string[];
@@ -91,7 +86,6 @@ export function callOf({ call, name }: CommandText): string {
   return call ?? `vmsg ${name}`;
 }
 
-/** The options of a subcommand, and those that every subcommand has. */
 export function allOptions(command: CommandText): Option[] {
   return [...command.options, { name: "help", alone: true, help: "show this help" }];
 }

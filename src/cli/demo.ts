@@ -9,10 +9,8 @@ import type { Command } from "./command.ts";
 import { openKeeper } from "./keeper.ts";
 import { eachLine, selfCommand, untilInterrupted } from "./self.ts";
 
-/** Messages shown in words before the pings. */
 const SHOWN_MESSAGES = 32;
 
-/** A device and a driver in two processes: exit code 0 if pings were answered. */
 async function demoDriver(throughput: string): Promise<number> {
   using interrupted = untilInterrupted();
   await using keeper = await openKeeper();

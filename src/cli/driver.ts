@@ -32,9 +32,7 @@ interface DriverSettings {
   readonly device: number;
   readonly memory: DriverMemorySettings | undefined;
   readonly ping: Omit<PingOptions, "print">;
-  /** A TAP to join the driver to, instead of pinging. */
   readonly tap: TapOptions | undefined;
-  /** Print one JSON object at the end instead of lines. */
   readonly json: boolean;
 }
 

@@ -102,7 +102,6 @@ export function parseGroup(option: string, text: string, keys: readonly string[]
   return new Group(option, "", text, text === "" ? [] : text.split(","), keys);
 }
 
-/** A number of bytes that is an option's whole value. */
 export function parseBytes(option: string, text: string): number {
   return parseGroup(option, `size=${text}`, ["size"]).bytes("size");
 }

@@ -6,7 +6,6 @@
 import { allOptions, callOf, type CommandText, type Option, type Section } from "./command.ts";
 
 const DEFAULT_WIDTH = 80;
-/** A text in a narrower column could not be read. */
 const MIN_WIDTH = 30;
 
 /** Columns of the terminal that standard output is; 80 if it is none. */

@@ -39,7 +39,6 @@ export function memoryLimit(): number {
   return Math.min(...limits.map((limit) => limit < 2 ** 62 ? limit : Infinity));
 }
 
-/** What the limits of this process do not grant, or undefined. */
 export function limitsProblem(): string | undefined {
   const files = softLimit("open files");
   if (files < MIN_FILES) {

@@ -62,7 +62,6 @@ const LINES: readonly Line[] = [
   ...status(0),
 ];
 
-/** One end of a socket pair, with its queues. */
 class OwnBus extends StreamBus {
   readonly description = "rehearsal";
 
@@ -81,7 +80,6 @@ class OwnBus extends StreamBus {
   protected override disconnected(): void {}
 }
 
-/** A device that only says that its configuration and a queue have changed. */
 class Nothing extends QueueDevice {
   constructor(reactor: Reactor) {
     const changed = () => {

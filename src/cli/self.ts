@@ -6,7 +6,6 @@ import { TextLineStream } from "@std/streams/text-line-stream";
 /** What a data plane subcommand without programs may do; reading is for the Worker's module. */
 const PERMISSIONS = ["--no-prompt", "--allow-ffi", "--allow-read", "--allow-env"];
 
-/** The command that runs this program, compiled or not, with these arguments. */
 export function selfCommand(args: readonly string[], options: Deno.CommandOptions): Deno.Command {
   const program = Deno.build.standalone
     ? []
@@ -27,7 +26,6 @@ export function untilInterrupted(): Promise<number> & Disposable {
   });
 }
 
-/** Calls `onLine` for each line of a stream until it ends. */
 export async function eachLine(
   stream: ReadableStream<Uint8Array<ArrayBuffer>>,
   onLine: (line: string) => void,

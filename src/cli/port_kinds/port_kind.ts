@@ -12,7 +12,6 @@ import type { GroupKind } from "../kinds.ts";
 /** The largest payload of a frame on a network that has none of its own. */
 export const DEFAULT_MTU = 1500;
 
-/** A port, and the MTU of the network behind it. */
 export interface OpenPort {
   readonly port: NetworkPort;
   readonly mtu: number;
@@ -32,7 +31,6 @@ export interface PortContext {
   readonly hubs?: HubLinks | undefined;
 }
 
-/** The MTU among the keys of a card, if it was given. */
 export function parseMtu(group: Group): number | undefined {
   return group.text("mtu") === undefined ? undefined : group.number("mtu", 68, 65535, DEFAULT_MTU);
 }

@@ -50,7 +50,6 @@ export interface ControlTarget {
   setGuestOffloads(low: number, high: number): boolean;
 }
 
-/** Carries out the command in `request`; true if it is done. */
 export function runCommand(request: IovecList, target: ControlTarget): boolean {
   if (request.length < 2 || request.length > MAX_COMMAND) return false;
   const length = request.copyOut(0, command.address, request.length);

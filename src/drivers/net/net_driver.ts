@@ -93,7 +93,6 @@ const DriverCounters = counterShape("received", "sent", "badQueues");
 export class NetDriver implements PeerListener, Disposable {
   /** Can frames be sent? */
   isUp = false;
-  /** The device's MAC address, once it is up. */
   mac: Uint8Array = new Uint8Array(6);
   /** Is the link up, as the device says? */
   linkIsUp = true;
@@ -117,10 +116,8 @@ export class NetDriver implements PeerListener, Disposable {
   readonly #freeTransmit: number[] = [];
   readonly #offloads: readonly number[];
   #mergeable = false;
-  /** The frame being received, and the buffers it takes. */
   readonly #frame = new IovecList(MAX_MERGED);
   readonly #merged: number[] = [];
-  /** A frame that the listener did not take. */
   #held = false;
   /** The claimed transmit buffer. */
   readonly #claimed = new IovecList(1);
@@ -433,7 +430,6 @@ export class NetDriver implements PeerListener, Disposable {
     return this.#buffers.transmitFrames[buffer]!;
   }
 
-  /** The claimed buffer as a segment, for a port to fill. */
   get buffer(): IovecList {
     this.#claimed.clear();
     const offset = this.#buffers.transmitOffset(this.#freeTransmit.at(-1)!);

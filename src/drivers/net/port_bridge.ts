@@ -47,7 +47,6 @@ export class PortBridge implements NetDriverListener, Disposable {
     readonly print: (line: string) => void,
   ) {}
 
-  /** Gives the bridge the driver whose listener it is, and starts the port. */
   use(driver: NetDriver): void {
     this.#driver = driver;
     this.port.open({
