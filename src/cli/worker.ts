@@ -12,6 +12,7 @@ import { Fd } from "../linux/fd.ts";
 import { guardMemory } from "../linux/memory_guard.ts";
 import { takeMemoryFiles } from "../linux/memory_file.ts";
 import { threadId } from "../linux/process_files.ts";
+import { nameOf } from "../linux/received_fd.ts";
 import { Reactor, stopReactorFrom } from "../linux/reactor.ts";
 import { openCounterFile } from "../observe/counter_file.ts";
 import { LineWriter } from "../linux/line_writer.ts";
@@ -63,6 +64,12 @@ async function run({ plane, settings, common, stopFd }: StartMessage): Promise<n
   reactor.cutHandlers.add((address) =>
     complain(`memory that a peer shares was cut off (at 0x${address.toString(16)}): it reads as 0`)
   );
+  reactor.paced = (fd) =>
+    complain(
+      `descriptor ${fd} (${
+        nameOf(fd)
+      }) is always ready and has nothing: it is looked at less often`,
+    );
   // Borrowed: the main thread closes it, so it is not put on the stack.
   stopReactorFrom(reactor, new Fd(stopFd));
   const running = command.open(settings, context);

@@ -289,8 +289,9 @@ export class ServerEnd implements IvshmemEnd {
     if (reactor === undefined) return;
     const vector = this.#vectors[index]!;
     reactor.watch(vector.fd, EPOLLIN, () => {
-      vector.clear();
+      const isRung = vector.clear();
       this.#listener?.rung();
+      return isRung;
     });
     this.#isWatched[index] = true;
   }

@@ -43,6 +43,9 @@ export const EPOLLERR = 0x008;
 /** The other end hung up; always watched for. */
 export const EPOLLHUP = 0x010;
 
+/** Tells once, of what is always watched for too. */
+const EPOLLONESHOT = 1 << 30;
+
 /** struct epoll_event is packed on x86-64 (data at 4) and not on arm64 (data at 8). */
 const EVENT_SIZE = Deno.build.arch === "x86_64" ? 12 : 16;
 const EVENT_DATA = Deno.build.arch === "x86_64" ? 4 : 8;
@@ -50,8 +53,15 @@ const MAX_EVENTS = 32;
 /** The most that epoll_wait can be told; a later deadline is waited for in parts. */
 const MAX_TIMEOUT_MS = 0x7fff_ffff;
 
-/** Called with the readiness bits of its descriptor. It must not block, and may be called in vain. */
-export type ReadyHandler = (events: number) => void;
+/** Calls in vain, one after another, before a descriptor is left alone, and for how long. */
+const MAX_VAIN = 100;
+const PACE_MS = 100;
+
+/**
+ * Called with the readiness bits of its descriptor. It must not block, and may be called in vain. One that tells whether
+ * it found anything is called less often where it never does.
+ */
+export type ReadyHandler = (events: number) => boolean | void;
 
 /** Work that is done in batches between two looks at the descriptors. */
 export interface Task {
@@ -113,6 +123,9 @@ export class Reactor implements Disposable {
   #stopped = false;
   #failure: unknown;
   #cuts = cutCount();
+  readonly #vain: number[] = [];
+  /** Called once with a descriptor that is always ready in vain. */
+  paced: ((number: number) => void) | undefined;
   /** Called after a turn in which memory was found to be cut off, with an address in it (memory_guard.ts). */
   readonly cutHandlers: Set<(address: bigint) => void> = new Set();
 
@@ -131,7 +144,22 @@ export class Reactor implements Disposable {
   /** Watches a descriptor (level-triggered). The caller keeps owning it. */
   watch(fd: Fd, events: number, handler: ReadyHandler): void {
     this.#handlers[fd.number] = handler;
+    this.#vain[fd.number] = 0;
     this.#epollControl(EPOLL_CTL_ADD, fd.number, events);
+  }
+
+  /** A source that is always ready and never has anything would keep the loop from sleeping: it gets a pause. */
+  #pace(number: number): void {
+    if (++this.#vain[number]! < MAX_VAIN) return;
+    if (this.#vain[number] === MAX_VAIN) this.paced?.(number);
+    const handler = this.#handlers[number];
+    this.#epollControl(EPOLL_CTL_MOD, number, EPOLLONESHOT);
+    const timer = this.timer(() => {
+      this.dropTimer(timer);
+      // Unless it is another one's by now.
+      if (this.#handlers[number] === handler) this.#epollControl(EPOLL_CTL_MOD, number, EPOLLIN);
+    });
+    timer.arm(PACE_MS);
   }
 
   /** Changes the bits a watched descriptor is watched for; 0 still reports hang-ups. */
@@ -269,7 +297,9 @@ export class Reactor implements Disposable {
     for (let i = 0; i < count; i++) {
       const events = this.#events.view.getUint32(i * EVENT_SIZE, true);
       const number = this.#events.view.getInt32(i * EVENT_SIZE + EVENT_DATA, true);
-      this.#handlers[number]?.(events);
+      const found = this.#handlers[number]?.(events);
+      if (found === false) this.#pace(number);
+      else if (found === true) this.#vain[number] = 0;
     }
     this.clock.skipTo?.(count === 0 && this.#tasks.length === 0 ? this.#deadlineMs() : -Infinity);
     this.#fireTimers();

@@ -16,7 +16,7 @@ import {
   SETUP_TIMEOUT_MS,
 } from "../../src/ivshmem/server_end.ts";
 import { storeRelease32 } from "../../src/memory/mod.ts";
-import { fillEventFd } from "../support/descriptor_kinds.ts";
+import { everyKind, fillEventFd } from "../support/descriptor_kinds.ts";
 import { cleanTest, withDirectory } from "../support/leaks.ts";
 import { leaveSocket } from "../support/left_socket.ts";
 import { processTest } from "../support/processes.ts";
@@ -438,3 +438,22 @@ processTest("server end: two processes ring each other through one server", asyn
   await reactor.until(wait(reactor, () => lines.length > 0));
   assertMatch(lines.join(), /is gone: joins and leaves are no longer noticed$/);
 });
+
+Deno.test("server end: no kind of descriptor as memory or vector stops or ends us", () =>
+  withDirectory(async (directory) => {
+    await using kinds = await everyKind(directory, 1 << 20);
+    for (const [kind, fd] of kinds.fds) {
+      for (const value of [-1, 5, 9]) {
+        using server = new ScriptedServer();
+        if (value === -1) server.say(0).say(5).say(-1, fd).say(5, server.eventFd());
+        else server.greet().say(value, fd).say(5, server.eventFd());
+        try {
+          using end = endOn(server);
+          for (let i = 0; i < 100; i++) end.ring(9);
+          end.ring(5);
+        } catch (error) {
+          assert(error instanceof VmsgError, `${kind} as ${value}: ${error}`);
+        }
+      }
+    }
+  }));

@@ -9,8 +9,8 @@ cleanTest("eventfd: signals are one wake-up until it is cleared", () => {
   using other = createEventFd();
   let rung = 0;
   let turns = 0;
-  reactor.watch(bell, EPOLLIN, () => rung++);
-  reactor.watch(other, EPOLLIN, () => turns++);
+  reactor.watch(bell, EPOLLIN, () => void rung++);
+  reactor.watch(other, EPOLLIN, () => void turns++);
   // The other one keeps every turn from blocking.
   signalEventFd(other);
   reactor.turn();

@@ -38,7 +38,7 @@ cleanTest(
     const order: string[] = [];
     let batches = 3;
     const long: Task = { run: () => (order.push("batch"), --batches > 0) };
-    reactor.watch(bell, EPOLLIN, () => order.push("look"));
+    reactor.watch(bell, EPOLLIN, () => void order.push("look"));
     signalEventFd(bell);
     reactor.schedule(long);
     reactor.schedule(long);
@@ -175,7 +175,7 @@ cleanTest("watch: readiness bits, rewatch, hang-up", () => {
   const [a, b] = unixStreamPair();
   using _a = a;
   const seen: number[] = [];
-  reactor.watch(a.fd, EPOLLIN | EPOLLOUT, (events) => seen.push(events));
+  reactor.watch(a.fd, EPOLLIN | EPOLLOUT, (events) => void seen.push(events));
   reactor.turn();
   reactor.rewatch(a.fd, EPOLLIN);
   b[Symbol.dispose]();
@@ -362,3 +362,34 @@ if ("WorkerGlobalScope" in globalThis) {
     thread.terminate();
   });
 }
+
+cleanTest(
+  "paced: a source that is always ready in vain gets pauses, is told of once, and comes back",
+  () => {
+    const clock = new VirtualClock();
+    using reactor = new Reactor(clock);
+    using fd = createEventFd();
+    using other = createEventFd();
+    let [calls, found] = [0, false];
+    const paced: number[] = [];
+    reactor.paced = (number) => paced.push(number);
+    reactor.watch(fd, EPOLLIN, () => {
+      calls++;
+      return found;
+    });
+    // Keeps every turn from being an idle one, in which time would go on.
+    reactor.watch(other, EPOLLIN, () => {});
+    [fd, other].forEach(signalEventFd);
+    for (let i = 0; i < 1000; i++) reactor.turn();
+    assertEquals([calls, paced], [100, [fd.number]]);
+    clearEventFd(other);
+    for (let i = 0; i < 40; i++) reactor.turn();
+    assert(calls > 100 && calls <= 120, `${calls} calls`);
+    assertEquals(paced, [fd.number]);
+    found = true;
+    const before = calls;
+    for (let i = 0; i < 50; i++) reactor.turn();
+    assert(calls - before >= 48, `${calls - before} calls`);
+    reactor.unwatch(fd);
+  },
+);

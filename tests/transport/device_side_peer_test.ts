@@ -10,7 +10,8 @@ import { Kind, MEMORY_SEGMENT } from "../../src/message/message.ts";
 import { LEASE_MS } from "../../src/transport/peer.ts";
 import { PRIVATE_VERSION } from "../../src/transport/epoch.ts";
 import { EPOCH, getQueue, type Rig, UNSET, withSide, withVmsg } from "../support/device_rig.ts";
-import { cleanTest } from "../support/leaks.ts";
+import { everyKind } from "../support/descriptor_kinds.ts";
+import { cleanTest, withDirectory } from "../support/leaks.ts";
 import type { Fill } from "../support/raw_peer.ts";
 
 // --- who is there --------------------------------------------------------------------------------
@@ -384,6 +385,20 @@ cleanTest("ADD_MEMORY: a descriptor of another kind is refused", () =>
     using file = createSealedMemory("vmsg-test", 100);
     assertEquals(await add(file, 0, 101), linuxErrno("EINVAL"), "beyond the end is a SIGBUS");
     assertEquals(await add(file, 0, 100), 0);
+  }));
+
+Deno.test("ADD_MEMORY: no kind of descriptor stops the device side, those of memory are taken", () =>
+  withDirectory(async (directory) => {
+    await using kinds = await everyKind(directory, 1 << 20);
+    await withVmsg(async (rig) => {
+      const add = adder(rig);
+      let address = 0;
+      for (const [kind, fd] of kinds.fds) {
+        const taken = /memfd|regular/.test(kind);
+        const expected = taken ? 0 : linuxErrno("EINVAL");
+        assertEquals(await add(fd, address += 1 << 24, 4096), expected, kind);
+      }
+    });
   }));
 
 cleanTest(

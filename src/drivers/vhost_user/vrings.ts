@@ -113,7 +113,9 @@ export class Vring implements WantedRing, Disposable {
     this.#kick = event;
     if (event === undefined) return;
     reactor.watch(event.fd, EPOLLIN, () => {
-      if (event.clear()) this.host.kicked(this);
+      const isKicked = event.clear();
+      if (isKicked) this.host.kicked(this);
+      return isKicked;
     });
   }
 
