@@ -89,15 +89,12 @@ export async function openPair(options: PairOptions): Promise<Pair> {
   await using stack = new AsyncDisposableStack();
   const keeper = stack.use(await openKeeper("/dev/shm"));
   const { directory } = keeper;
-  const socket = `${directory}/iv.sock`;
   const memoryFile = `${directory}/memory-of-b`;
   const startHere = (args: readonly string[], onLine: (line: string) => void) =>
     startProcess(keeper, args, onLine);
-  const onLine = options.onServerLine ?? (() => {});
-  await startHere(["ivshmem-server", "--socket", socket, "--size", size], onLine);
+  const socket = await startIvshmemServer(keeper, size, options.onServerLine ?? (() => {}));
   const architecture = machineArchitecture(installation.kind);
   const image = await buildMachineImage({ directory, architecture, executable, files });
-  await waitForFile(socket);
   const common = { image, doorbell: { socket } };
   const seen = confined ? {} : { otherMemory: { file: memoryFile, sizeMiB: memoryMiB } };
   const owner = stack.move();
@@ -112,6 +109,18 @@ export async function openPair(options: PairOptions): Promise<Pair> {
     startHere,
     [Symbol.asyncDispose]: () => owner.disposeAsync(),
   };
+}
+
+/** Starts the server of the shared memory, in the keeper's directory; its socket. */
+export async function startIvshmemServer(
+  keeper: Keeper,
+  size: string,
+  onLine: (line: string) => void,
+): Promise<string> {
+  const socket = `${keeper.directory}/iv.sock`;
+  await startProcess(keeper, ["ivshmem-server", "--socket", socket, "--size", size], onLine);
+  await waitForFile(socket);
+  return socket;
 }
 
 async function startProcess(

@@ -7,8 +7,7 @@
  *     00:14.0  virtio-blk-pci     the disk: vmsg, Xen's tools, libraries, /domu/kernel and /domu/initrd
  *
  * Dom0 does what the caller's script says, after xenstored and xenconsoled are up; `xl` and `vmsg` are on PATH.
- * DomUs are made by that script; what they say is on the machine's console with `U| ` before it (see
- * {@link followConsole}).
+ * DomUs are made by that script (xen_scripts.ts).
  *
  * Each domain has a processor of its own to run on, or two that wait for each other take minutes.
  */
@@ -170,12 +169,6 @@ export interface XenMachineOptions {
   readonly nics?: readonly MachineNic[];
   readonly memoryMiB?: number;
   readonly onLine?: (line: string) => void;
-}
-
-/** Shell: follows what the DomU of that name says from here on. */
-export function followConsole(name: string): string {
-  return `touch /tmp/guest-${name}.log; tail -n 0 -F /tmp/guest-${name}.log 2>/dev/null | ` +
-    `while read -r line; do echo "U| $line"; done &\n`;
 }
 
 /** Shell: Dom0 as xl wants it. */

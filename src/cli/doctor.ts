@@ -13,6 +13,14 @@ import { openFile } from "../linux/fd.ts";
 import { softLimit } from "../linux/limits.ts";
 import { findProgram, PROGRAM_ENVIRONMENT } from "../linux/programs.ts";
 import { directoryNames, type PciFunction, readText } from "../linux/sysfs.ts";
+import {
+  type DomainSurvey,
+  ioreqProblem,
+  isDom0,
+  isUnderXen,
+  surveyDomains,
+  xenVersion,
+} from "../xen/survey.ts";
 import { temporaryDirectory } from "./keeper.ts";
 import { limitsProblem, memoryLimit, MIN_MEMORY, NEEDS } from "./needs.ts";
 import type { Command } from "./command.ts";
@@ -28,7 +36,8 @@ export interface Finding {
 
 /** What came of a check: is it there, what is there, and what to do about it. */
 type Found = readonly [state: Finding["state"], detail: string, advice?: string];
-type Check = () => Found | Found[] | Promise<Found>;
+/** One thing, or a list of them, which is empty where nobody would look for it. */
+type Check = () => Found | readonly Found[] | Promise<Found | readonly Found[]>;
 
 /** Opens a file for reading and writing; undefined if that works, otherwise why not. */
 function cannotOpen(path: string): string | undefined {
@@ -64,6 +73,14 @@ function sizeText(bytes: number): string {
   return bytes >= 2 ** 20 ? `${bytes / 2 ** 20} MiB` : `${bytes / 2 ** 10} KiB`;
 }
 
+const IOMMU_OF_XEN = "the IOMMU is Xen's: ivshmem works with via=sysfs, by polling";
+/** How long xenstored may take. */
+const XENSTORE_MS = 2000;
+
+function describeDomain({ id, name, backEnds }: DomainSurvey): Found {
+  return ["yes", [`domain ${name} (${id})`, ...backEnds].join(", ")];
+}
+
 function describeFunction(pci: PciFunction): Found {
   const { driver, iommuGroup } = pci;
   const doorbell = hasDoorbell(pci);
@@ -80,7 +97,9 @@ function describeFunction(pci: PciFunction): Found {
     const unbind = `echo ${pci.address} > ${pci.path}/driver/unbind`;
     return ["partly", detail, `to use it give the option bind, or ${unbind}`];
   }
-  const advice = iommuGroup === undefined
+  const advice = isUnderXen()
+    ? IOMMU_OF_XEN
+    : iommuGroup === undefined
     ? "works by polling; interrupts need vfio and an IOMMU: boot with intel_iommu=on or amd_iommu=on"
     : "for interrupts give the option bind, or bind it to vfio-pci; without, it works by polling";
   return ["partly", detail, advice];
@@ -146,6 +165,7 @@ const CHECKS: Readonly<Record<string, Check>> = {
   },
   passt: program("passt", "apt-get install passt (user-mode networking, no root)"),
   vfio() {
+    if (isUnderXen()) return ["no", "not under Xen", IOMMU_OF_XEN];
     const groups = directoryNames("/sys/kernel/iommu_groups");
     const problem = cannotOpen("/dev/vfio/vfio");
     if (problem !== undefined) return ["no", problem, "modprobe vfio-pci (for ivshmem)"];
@@ -157,6 +177,23 @@ const CHECKS: Readonly<Record<string, Check>> = {
     const found = ivshmemFunctions().map(describeFunction);
     const none: Found = ["no", "no ivshmem PCI function", "only virtual machines have one"];
     return found.length > 0 ? found : none;
+  },
+  xen() {
+    if (!isUnderXen()) return [];
+    const version = `Xen ${xenVersion()}`;
+    if (!isDom0()) return ["no", `${version}, another domain`, "vmsg proxy --xen works in Dom0"];
+    const problem = ioreqProblem();
+    if (problem !== undefined) return ["no", `${version}, Dom0`, problem];
+    return ["yes", `${version}, Dom0, with ioreq servers (vmsg proxy --xen)`];
+  },
+  async xenstore() {
+    if (!isUnderXen() || !isDom0()) return [];
+    try {
+      const domains = await surveyDomains(XENSTORE_MS);
+      return [["yes", `${domains.length} domains besides Dom0`], ...domains.map(describeDomain)];
+    } catch (error) {
+      return ["no", (error as Error).message, "start xenstored"];
+    }
   },
   hugepages() {
     const sizes: string[] = [];
@@ -172,7 +209,8 @@ const CHECKS: Readonly<Record<string, Check>> = {
 export async function examine(): Promise<Finding[]> {
   const findings = Object.entries(CHECKS).map(async ([name, check]) => {
     const found = await check();
-    const all = Array.isArray(found[0]) ? found as Found[] : [found as Found];
+    const isOne = typeof found[0] === "string";
+    const all = isOne ? [found as Found] : found as readonly Found[];
     return all.map(([state, detail, advice]) => ({
       ...{ name, state, detail },
       ...(advice === undefined ? {} : { advice }),

@@ -169,7 +169,7 @@ export class IoreqServer implements Disposable {
         address >= start && address + size <= start + length
       );
     const isRead = (last & IS_READ) !== 0;
-    if (range === undefined) return this.#finish(processor, isRead ? ONES : undefined, ONES);
+    if (range === undefined) return this.#finish(processor, ONES, ONES);
     const offset = address - range.start;
     const answer = isRead ? range.read(offset, size) : range.write(offset, size, words[at + DATA]!);
     if (!(answer instanceof Promise)) return this.#finish(processor, answer ?? undefined);
@@ -186,11 +186,11 @@ export class IoreqServer implements Disposable {
     });
   }
 
-  /** @param value of a read */
+  /** @param value of a read; of a write it is nothing */
   #finish(processor: number, value: number | undefined, high = 0): void {
     if (this.#isOver) return;
     const at = processor * WORDS;
-    if (value !== undefined) {
+    if (value !== undefined && (this.#words[at + STATE]! & IS_READ) !== 0) {
       this.#words[at + DATA] = value;
       this.#words[at + DATA + 1] = high;
     }
@@ -198,9 +198,18 @@ export class IoreqServer implements Disposable {
     this.channels.notify(this.#ports[processor]!);
   }
 
-  /** Ends the server: accesses are nobody's from then on. */
+  /**
+   * Ends the server: accesses are nobody's from then on. A processor that still waited for an answer would do so for
+   * ever, so each is given one.
+   */
   [Symbol.dispose](): void {
     if (this.#isOver) return;
+    this.privcmd.disableServer(this.id);
+    for (const processor of this.#processors.values()) {
+      const state = (this.#words[processor * WORDS + STATE]! >>> STATE_SHIFT) & 15;
+      const isOpen = state === STATE_READY || state === STATE_PROCESSING;
+      if (isOpen) this.#finish(processor, ONES, ONES);
+    }
     this.#isOver = true;
     this.owned.dispose();
   }

@@ -164,6 +164,11 @@ export class Privcmd implements Disposable {
     });
   }
 
+  /** Switches it off: accesses that come now are nobody's. */
+  disableServer(server: number): void {
+    this.#run(OP_SET_IOREQ_SERVER_STATE, (view) => view.setUint16(8, server, true));
+  }
+
   /** Ends the server; one of a domain that is gone is gone, too. */
   destroyServer(server: number): void {
     this.#run(OP_DESTROY_IOREQ_SERVER, (view) => view.setUint16(8, server, true));

@@ -124,6 +124,7 @@ export class DomainModel implements Disposable {
     const host = {
       map: () => this.#memory ??= this.#map(),
       interrupt: (asserted: boolean) => {
+        if (this.#isOver) return;
         if (this.#ioapic === undefined) this.#server.privcmd.setIrqLevel(irq, asserted);
         else if (asserted) this.#ioapic.raise(irq % IOAPIC_PINS);
       },

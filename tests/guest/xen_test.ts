@@ -1,0 +1,212 @@
+/**
+ * A machine with stock Xen, whose DomU has a network card that `vmsg proxy --xen` serves: the device is in the same
+ * Dom0, on the linux-user bus. All is done in one boot, which takes as long as the rest.
+ *
+ * Meanwhile another device of that Dom0 is met by a driver of this host, by way of ivshmem.
+ */
+
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import type { Guest } from "../../scripts/lab/guest.ts";
+import { DOORBELL_ADDRESS } from "../../scripts/lab/machine.ts";
+import {
+  createDomu,
+  domuConfig,
+  inBackground,
+  waitForDomu,
+} from "../../scripts/lab/xen_scripts.ts";
+import { failing } from "./link_support.ts";
+import { XEN_TIMEOUT_MS, xenTest } from "./xen_support.ts";
+
+const FULL = Deno.env.get("VMSG_GUEST_FULL") === "1";
+
+/** What a DomU does; with the word `short` no more than three pings. */
+const DOMU = `
+ip link set eth0 up
+ip addr add 10.0.2.15/24 dev eth0
+pings() { echo "$1 $(ping -q $2 10.0.2.2 | grep transmitted)"; }
+pings PING "-c 3 -W 20"
+case " $(cat /proc/cmdline) " in *" short "*) sleep 600 ;; esac
+pings FLOOD "-A -c 200 -W 20"
+echo "GO kill"
+pings KILLED "-c 30 -i 0.3 -W 120"
+echo "GO end"
+pings ENDED "-c 30 -i 0.3 -W 120"
+echo "IRQ $(grep virtio /proc/interrupts)"
+`;
+
+const BUS = "linux-user,name=/tmp/lu,socket=/tmp/lu.sock";
+const PROXY = `proxy --bus ${BUS} --confined --xen domain=domu`;
+
+/** Shell: a proxy in the background, its process in $P. */
+const START_PROXY = `
+proxy() { vmsg ${PROXY} >/tmp/proxy.log 2>&1 & P=$!; tail -n +1 -f /tmp/proxy.log & }
+ready() { until grep -q "$1" /tmp/proxy.log; do sleep 0.2; done; }
+`;
+
+/** Shell: what Dom0 and a proxy hold. */
+const holds = (name: string) => `
+echo "HOLDS ${name} $(ls /proc/$P/fd | wc -l) fds," \\
+  "$(xl list | wc -l) lines of domains, $(xl info | awk '/^free_memory/ { print $3 }') MiB free"
+ls /run/vmsg | tr '\\n' ' ' | sed 's/^/RUN ${name} /'; echo
+`;
+
+/** Shell: until xl knows the domain no more. */
+const GONE = `while xl domid domu >/dev/null 2>&1; do sleep 0.5; done; sleep 2\n`;
+
+function line(machine: Guest, start: string): string {
+  const found = machine.console().split("\n").find((text) => text.startsWith(start));
+  if (found === undefined) throw new Error(`the machine said nothing like ${start}`);
+  return found.trimEnd();
+}
+
+xenTest(
+  "Xen: a DomU's card, its proxy killed, ended and started anew, its domain too",
+  async (test) => {
+    const server = await test.vmsg.start(
+      ...["ivshmem-server", "--socket", `${test.directory}/iv.sock`, "--size", "1M"],
+    );
+    await server.waitFor(/waiting for peers/);
+    const far =
+      `vmsg device --bus ivshmem,pci=${DOORBELL_ADDRESS},via=sysfs --confined --net responder`;
+    const steps = [
+      START_PROXY,
+      domuConfig(test.xen, { name: "domu" }),
+      "sed 's/extra=\"/&short /' /tmp/domu.cfg >/tmp/short.cfg",
+      inBackground("far", far),
+      inBackground("device", `vmsg device --bus ${BUS},listen --net responder`),
+      // What goes wrong before there is anything to serve.
+      failing("open", `proxy --bus ${BUS}2 --xen domain=domu`),
+      failing(
+        "twice",
+        `proxy --bus ${BUS}2 --confined --xen domain=domu,device=1 --xen domain=b,device=1`,
+      ),
+      "proxy; ready 'waiting for it'",
+      createDomu("domu"),
+      waitForDomu("domu", "GO kill"),
+      holds("first"),
+      failing("served", `proxy --bus ${BUS}2 --confined --xen domain=domu`),
+      // One that does not know of the other: Xen does.
+      "export XDG_RUNTIME_DIR=/tmp/other; mkdir /tmp/other",
+      failing("taken", `proxy --bus ${BUS}2 --confined --xen domain=domu`),
+      "unset XDG_RUNTIME_DIR",
+      'vmsg doctor | grep -E "^(xen|xenstore|vfio|ivshmem)" | sed "s/^/DOCTOR /"',
+      "kill -9 $P; sleep 1; proxy; ready 'going on with'",
+      waitForDomu("domu", "GO end"),
+      "sleep 1; kill $P; wait $P; echo \"PROXY ended $?\"; proxy; ready 'going on with'",
+      waitForDomu("domu", "IRQ"),
+      GONE,
+      holds("second"),
+      "cp /tmp/short.cfg /tmp/domu.cfg",
+      createDomu("domu"),
+      waitForDomu("domu", "PING"),
+      "xl destroy domu",
+      GONE,
+      holds("third"),
+      "kill $P; wait $P; echo \"RUN after $(ls /run/vmsg | tr '\\n' ' ')\"",
+      "echo STEPS",
+    ];
+    const machine = await test.start(DOMU, {
+      script: steps.join("\n"),
+      doorbell: `${test.directory}/iv.sock`,
+    });
+
+    await machine.waitFor(/waiting for a (driver side|peer)/, XEN_TIMEOUT_MS);
+    const driver = await test.vmsg.run(
+      ...[
+        "driver",
+        "--bus",
+        `ivshmem,server=${test.directory}/iv.sock`,
+        "--confined",
+        "--count",
+        "5",
+      ],
+    );
+    assertEquals(driver.code, 0, driver.stderr.join("\n"));
+
+    await machine.waitFor(/^STEPS/, 4 * XEN_TIMEOUT_MS);
+    const pings = ["PING", "FLOOD", "KILLED", "ENDED"].map((name) => line(machine, `U| ${name} `));
+    assertEquals(pings.map((text) => text.replace(/,? *\d+% packet loss/, "")), [
+      "U| PING 3 packets transmitted, 3 packets received",
+      "U| FLOOD 200 packets transmitted, 200 packets received",
+      "U| KILLED 30 packets transmitted, 30 packets received",
+      "U| ENDED 30 packets transmitted, 30 packets received",
+    ]);
+    assertMatch(line(machine, "U| IRQ "), /IO-APIC +16-edge +virtio0/);
+    assertEquals(line(machine, "PROXY ended"), "PROXY ended 0");
+
+    const holdings = ["first", "second", "third"].map((name) => {
+      const [, fds, lines, free] = /(\d+) fds, (\d+) lines of domains, (\d+) MiB/.exec(
+        line(machine, `HOLDS ${name}`),
+      )!;
+      return { fds: Number(fds), lines: Number(lines), free: Number(free) };
+    });
+    const [first, second, third] = holdings as [
+      typeof holdings[0],
+      typeof holdings[0],
+      typeof holdings[0],
+    ];
+    // A header, Dom0, and what is not quite gone.
+    assertEquals([first.lines, second.lines, third.lines], [3, 2, 2]);
+    assert(second.free > first.free && third.free >= second.free, JSON.stringify(holdings));
+    assertEquals(second.fds, third.fds);
+    assertMatch(line(machine, "RUN first"), /xen-1\.json xen-1\.lock/);
+    assertEquals(/xen-/.test(line(machine, "RUN second")), false);
+    assertEquals(/xen-/.test(line(machine, "RUN after")), false);
+
+    const doctor = machine.console().split("\n").filter((text) => text.startsWith("DOCTOR "));
+    assertMatch(doctor.join("\n"), /^DOCTOR xen +yes +Xen 4\.\d+\S*, Dom0, with ioreq servers/m);
+    assertMatch(
+      doctor.join("\n"),
+      /^DOCTOR xenstore +yes +1 domains besides Dom0\s+DOCTOR xenstore +yes +domain domu \(1\)/m,
+    );
+    assertMatch(doctor.join("\n"), /^DOCTOR ivshmem.*via=sysfs/m);
+
+    const console = machine.console();
+    assertMatch(console, /^open: vmsg: --xen goes with --confined: /m);
+    assertMatch(console, /^RC open 2$/m);
+    assertMatch(
+      console,
+      /^twice: vmsg: --vhost-user, --xen: a device number belongs to one guest/m,
+    );
+    assertMatch(console, /^served: vmsg: domain 1 is served by process \d+: give all its cards/m);
+    assertMatch(console, /^RC served 1$/m);
+    assertMatch(console, /^taken: vmsg: domain domu: another program serves addresses at 0x/m);
+  },
+);
+
+xenTest(
+  "Xen: ten times a domain comes and goes, and nothing of it is left",
+  async (test) => {
+    const round = (number: number) => `
+${createDomu("domu")}
+${waitForDomu("domu", "PING")}
+xl destroy domu
+${GONE}
+${holds(`round-${number}`)}
+echo "RSS $(awk '/VmRSS/ { print $2 }' /proc/$P/status) kB"
+`;
+    const steps = [
+      START_PROXY,
+      domuConfig(test.xen, { name: "domu", words: "short" }),
+      inBackground("device", `vmsg device --bus ${BUS},listen --net responder`),
+      "proxy; ready 'waiting for it'",
+      ...Array.from({ length: 10 }, (_, number) => round(number)),
+      "echo STEPS",
+    ];
+    const machine = await test.start(DOMU, { script: steps.join("\n") });
+    await machine.waitFor(/^STEPS/, 10 * XEN_TIMEOUT_MS);
+    const console = machine.console();
+    const pings = console.match(/^U\| PING 3 packets transmitted, 3 packets received/gm);
+    assertEquals(pings?.length, 10);
+    const rounds = [
+      ...console.matchAll(/^HOLDS round-\d+ (\d+) fds, 2 lines of domains, (\d+) MiB/gm),
+    ];
+    assertEquals(rounds.length, 10);
+    assertEquals(new Set(rounds.map(([, fds]) => fds)).size, 1, "descriptors");
+    assertEquals(new Set(rounds.map(([, , free]) => free)).size, 1, "Xen's memory");
+    const rss = [...console.matchAll(/^RSS (\d+) kB/gm)].map(([, kib]) => Number(kib));
+    // The first rounds have code compiled and the collector's heap grow.
+    assert(rss[9]! < rss[3]! + 8192, `${rss}`);
+  },
+  FULL ? [] : [{ what: "ten domains are booted with VMSG_GUEST_FULL=1" }],
+);
