@@ -56,7 +56,24 @@ const WRONG_USAGE: readonly [string[], RegExp][] = [
   ],
   [["driver"], /--bus KIND,\S* is missing; see: vmsg driver --help/],
   [["ivshmem-server"], /--socket PATH is missing; see: vmsg ivshmem-server --help/],
-  [onBus("proxy", BUS), /--vhost-user socket=PATH\S* .*is missing/],
+  [onBus("proxy", BUS), /--vhost-user or --xen is missing; see: vmsg proxy --help/],
+  [onBus("proxy", BUS, "--xen", "domain=d"), /--xen goes with --confined: what Dom0 maps of a/],
+  [onBus("proxy", BUS, "--confined", "--xen", "device=0"), /--xen: domain= is missing/],
+  [
+    onBus("proxy", BUS, "--confined", "--xen", "domain=d,base=0xd0000000"),
+    /--xen: give both base= and irq=/,
+  ],
+  [
+    onBus("proxy", BUS, "--confined", "--xen", "domain=d,base=0xd0000001,irq=5"),
+    /--xen: base= is the address of 512 bytes, a multiple of that/,
+  ],
+  [
+    onBus("proxy", BUS, "--confined", "--xen", "domain=d", "--vhost-user", "socket=a,device=1"),
+    /--vhost-user, --xen: a device number belongs to one guest, one is given twice/,
+  ],
+  [["xen-acpi"], /--vcpus N is missing; see: vmsg xen-acpi --help/],
+  [["xen-acpi", "--vcpus", "0"], /--vcpus takes a whole number from 1 to 127, not 0/],
+  [["xen-acpi", "--vcpus", "1", "--cards", "9"], /--cards takes a whole number from 1 to 8, not 9/],
   [
     onBus("device", "carrier-pigeon,socket=x"),
     /--bus carrier-pigeon: unknown, one of .*linux-user/,
@@ -126,7 +143,7 @@ const WRONG_USAGE: readonly [string[], RegExp][] = [
   [onBus("driver", BUS, "--device", "65536"), /--device takes a whole number from 0 to 65535/],
   [
     onBus("proxy", BUS, "--vhost-user", "socket=a", "--vhost-user", "socket=b,device=0"),
-    /--vhost-user: a device number belongs to one guest, one is given twice/,
+    /--vhost-user, --xen: a device number belongs to one guest, one is given twice/,
   ],
   [
     onBus("proxy", BUS, "--vhost-user", "socket=a,frob"),
@@ -199,6 +216,10 @@ const FAILURES: readonly [string[], RegExp][] = [
   ],
   [onBus("driver", BUS, "--tap", LONG), /interface name a+ has 120 bytes, Linux allows 15/],
   [onBus("proxy", BUS, "--vhost-user", "fd=999"), /fd 999: Bad file descriptor/],
+  [
+    onBus("proxy", BUS, "--confined", "--xen", "domain=domu"),
+    /\/dev\/xen\/xenbus: .*ENOENT.*: --xen works in Dom0 of Xen, as root/,
+  ],
   // A number that Deno itself uses.
   [onBus("proxy", BUS, "--vhost-user", "fd=3"), /vhost-user fd 3 is no socket/],
   [

@@ -7,6 +7,7 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { demoGuestTask } from "../../scripts/lab/demo_guest.ts";
 import { demoIvshmemTask } from "../../scripts/lab/demo_ivshmem.ts";
+import { demoXenTask } from "../../scripts/lab/demo_xen.ts";
 import { openKeeper } from "../../src/cli/keeper.ts";
 import { DONE_LINE, guestInitramfs, type GuestKind } from "../../scripts/lab/machines.ts";
 import { pingScript } from "../../scripts/lab/scripts.ts";
@@ -95,6 +96,7 @@ const DEMO_TASKS: Readonly<Record<string, Command>> = {
   "demo:ivshmem": demoIvshmemTask,
   "demo:ivshmem-arm64": demoIvshmemTask,
   "demo:demo2b-arm64": demoIvshmemTask,
+  "demo:xen": demoXenTask,
 };
 
 Deno.test("README: the options of its demos are accepted", () => {

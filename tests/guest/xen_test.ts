@@ -34,13 +34,19 @@ pings ENDED "-c 30 -i 0.3 -W 120"
 echo "IRQ $(grep virtio /proc/interrupts)"
 `;
 
-const BUS = "linux-user,name=/tmp/lu,socket=/tmp/lu.sock";
+const BUS = "linux-user,name=lu,socket=/tmp/lu.sock";
+const OTHER_BUS = "linux-user,name=other,socket=/tmp/other.sock";
 const PROXY = `proxy --bus ${BUS} --confined --xen domain=domu`;
 
 /** Shell: a proxy in the background, its process in $P. */
 const START_PROXY = `
 proxy() { vmsg ${PROXY} >/tmp/proxy.log 2>&1 & P=$!; tail -n +1 -f /tmp/proxy.log & }
-ready() { until grep -q "$1" /tmp/proxy.log; do sleep 0.2; done; }
+ready() {
+  i=0; until grep -q "$1" /tmp/proxy.log; do
+    i=$((i + 1)); [ $i -lt 600 ] || { echo "LATE $1"; break; }; sleep 0.2
+  done
+}
+cd /tmp
 `;
 
 /** Shell: what Dom0 and a proxy hold. */
@@ -75,19 +81,19 @@ xenTest(
       inBackground("far", far),
       inBackground("device", `vmsg device --bus ${BUS},listen --net responder`),
       // What goes wrong before there is anything to serve.
-      failing("open", `proxy --bus ${BUS}2 --xen domain=domu`),
+      failing("open", `proxy --bus ${OTHER_BUS} --xen domain=domu`),
       failing(
         "twice",
-        `proxy --bus ${BUS}2 --confined --xen domain=domu,device=1 --xen domain=b,device=1`,
+        `proxy --bus ${OTHER_BUS} --confined --xen domain=domu,device=1 --xen domain=b,device=1`,
       ),
       "proxy; ready 'waiting for it'",
       createDomu("domu"),
       waitForDomu("domu", "GO kill"),
       holds("first"),
-      failing("served", `proxy --bus ${BUS}2 --confined --xen domain=domu`),
+      failing("served", `proxy --bus ${OTHER_BUS} --confined --xen domain=domu`),
       // One that does not know of the other: Xen does.
       "export XDG_RUNTIME_DIR=/tmp/other; mkdir /tmp/other",
-      failing("taken", `proxy --bus ${BUS}2 --confined --xen domain=domu`),
+      failing("taken", `proxy --bus ${OTHER_BUS} --confined --xen domain=domu`),
       "unset XDG_RUNTIME_DIR",
       'vmsg doctor | grep -E "^(xen|xenstore|vfio|ivshmem)" | sed "s/^/DOCTOR /"',
       "kill -9 $P; sleep 1; proxy; ready 'going on with'",
@@ -123,7 +129,7 @@ xenTest(
     );
     assertEquals(driver.code, 0, driver.stderr.join("\n"));
 
-    await machine.waitFor(/^STEPS/, 4 * XEN_TIMEOUT_MS);
+    assertEquals(await machine.waitFor(/^(STEPS|LATE|ENDED)/, 4 * XEN_TIMEOUT_MS), "STEPS");
     const pings = ["PING", "FLOOD", "KILLED", "ENDED"].map((name) => line(machine, `U| ${name} `));
     assertEquals(pings.map((text) => text.replace(/,? *\d+% packet loss/, "")), [
       "U| PING 3 packets transmitted, 3 packets received",
@@ -194,7 +200,7 @@ echo "RSS $(awk '/VmRSS/ { print $2 }' /proc/$P/status) kB"
       "echo STEPS",
     ];
     const machine = await test.start(DOMU, { script: steps.join("\n") });
-    await machine.waitFor(/^STEPS/, 10 * XEN_TIMEOUT_MS);
+    assertEquals(await machine.waitFor(/^(STEPS|LATE|ENDED)/, 10 * XEN_TIMEOUT_MS), "STEPS");
     const console = machine.console();
     const pings = console.match(/^U\| PING 3 packets transmitted, 3 packets received/gm);
     assertEquals(pings?.length, 10);

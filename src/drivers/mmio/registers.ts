@@ -336,8 +336,8 @@ export class Registers {
   #take(queue: QueueState, ready: boolean): Answer<void> {
     queue.ready = ready;
     this.device.keep();
-    // Before DRIVER_OK no queue is worked on.
-    if (this.mayRun) return this.device.changed();
+    // Before DRIVER_OK no queue is worked on. One that is given up is left also where the device is broken.
+    if ((this.state.status & Status.DRIVER_OK) !== 0) return this.device.changed();
   }
 
   #resetQueue(value: number): Answer<void> {
