@@ -25,6 +25,8 @@ function fill(fd: Fd, bytes: number): void {
 export class HostileDescriptors implements Disposable {
   readonly all: readonly Fd[];
   readonly #stack = new DisposableStack();
+  /** Those that whoever writes to them waits for. */
+  readonly full: readonly Fd[];
   readonly #counts: Fd;
   readonly #pipe: Fd;
 
@@ -34,6 +36,7 @@ export class HostileDescriptors implements Disposable {
     this.#counts = use(new Fd(check(libc.eventfd(0, 0), "eventfd")));
     const { read, write } = openPipe();
     this.#pipe = use(write);
+    this.full = [this.#counts, this.#pipe];
     const [a, b] = unixStreamPair();
     use(b.fd);
     const unsealed = libc.memfd_create(cString("vmsg-fuzz-open"), MFD_ALLOW_SEALING);

@@ -53,7 +53,7 @@ interface Step {
 }
 
 /** A sound session. */
-function script(guest: Guest, call: Fd, random: Random): Step[] {
+function script(guest: Guest, kick: Fd, call: Fd, random: Random): Step[] {
   const say = (request: number, payload: Uint8Array = new Uint8Array(), ...fds: Fd[]): Step => ({
     request,
     payload,
@@ -73,7 +73,7 @@ function script(guest: Guest, call: Fd, random: Random): Step[] {
       say(Request.SET_VRING_ADDR, new Uint8Array(addresses.buffer)),
       say(Request.SET_VRING_CALL, u32s(index, 0), call),
       say(Request.SET_VRING_ERR, u32s(index, 0), call),
-      say(Request.SET_VRING_KICK, u32s(index, 0), guest.kick),
+      say(Request.SET_VRING_KICK, u32s(index, 0), kick),
       say(Request.SET_VRING_ENABLE, u32s(index, 1)),
     ];
   };
@@ -122,12 +122,18 @@ async function session(
   guest: Guest,
   reactor: Reactor,
 ): Promise<number> {
-  const malice = random.pick([0, 0.02, 0.1, 0.3]);
-  using call = createEventFd();
-  const steps = script(guest, call, random);
+  const malice = random.pick([0, 0, 0.01, 0.05, 0.3]);
+  using ownCall = createEventFd();
+  // A session that is sound but for these gets as far as to use them.
+  const any = () => random.pick(random.chance(0.5) ? hostile.full : hostile.all);
+  const kick = random.chance(0.1) ? any() : guest.kick;
+  const call = random.chance(0.5) ? any() : ownCall;
+  const steps = script(guest, kick, call, random);
   let sent = 0;
   let position = 0;
-  for (let count = 5 + random.below(40); count > 0 && !front.hungUp; count--) {
+  // One that comes soon after another waits until it is served; few come as unseen as they leave.
+  if (random.chance(0.9)) await answered(() => front.ask(Request.GET_FEATURES));
+  for (let count = 5 + random.below(100); count > 0 && !front.hungUp; count--) {
     if (position >= steps.length || random.chance(malice)) position = random.below(steps.length);
     const { request, payload, fds } = steps[position++]!;
     const bytes = payload.slice();
@@ -149,13 +155,23 @@ async function session(
       if (!(error instanceof LinuxError)) throw error;
     }
     // The flags are the open file's, which both have: what was made to block no more does so again.
-    if (random.chance(malice)) hostile.refill();
+    if (random.chance(0.2)) hostile.refill();
     if (random.chance(0.3)) guest.offer(random.below(2));
     if (random.chance(2 * malice)) guest.scribble(random);
-    if (random.chance(0.3)) await reactor.sleep(random.below(4));
+    if (random.chance(0.3)) await reactor.sleep(random.below(6));
   }
+  if (random.chance(0.5)) await answered(() => front.barrier());
   await reactor.sleep(random.below(30));
   return sent;
+}
+
+/** What a hostile front end is answered is nothing that anybody owes it. */
+async function answered(ask: () => Promise<unknown>): Promise<void> {
+  try {
+    await ask();
+  } catch {
+    // Sent away, or confused by what it asked before.
+  }
 }
 
 const open: Fuzzer["open"] = async (use) => {
@@ -166,7 +182,7 @@ const open: Fuzzer["open"] = async (use) => {
       await guests.answered();
       const holders = [guests.proxy, guests.device].map((process) => new Holder(process));
       const before = await load(holders);
-      let messages = 0, rounds = 0, longestMs = 0;
+      let messages = 0, worked = 0, rounds = 0, longestMs = 0;
 
       const check = async () => {
         for (const holder of holders) await holder.check();
@@ -181,6 +197,7 @@ const open: Fuzzer["open"] = async (use) => {
         });
         longestMs = Math.max(longestMs, await guests.answered(1, BOUND_MS));
         guest.memory.checkGuards();
+        if (guest.rings.some(({ usedIndex }) => usedIndex !== 0)) worked++;
         if (++rounds % CHECK_ROUNDS === 0) await check();
       };
       const finish = async () => {
@@ -188,7 +205,9 @@ const open: Fuzzer["open"] = async (use) => {
         const after = await load(holders);
         const figures = `${before.toFixed(2)} before, ${after.toFixed(2)} after`;
         assert(after < 1.5 * before + 0.3, `processor time at rest: ${figures}`);
-        return `${messages} messages, the other front end waited ${Math.round(longestMs)} ms at ` +
+        return `${messages} messages, a ring used ${worked} times, the other front end waited ${
+          Math.round(longestMs)
+        } ms at ` +
           `most, processor time at rest ${figures}`;
       };
       await use({ round, finish });
