@@ -19,7 +19,16 @@ export type Malformed =
   | "long" // an event with more bytes (rule G19), or `v1`'s GET_DEVICE_INFO answer in `v1-2025`
   | "bad length"; // more data named than the layout can hold
 
-const [U8, U16, U24, U32, U64, NEXT, UUID, WORDS, BYTES, TIMES_32] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
+const U8 = 0;
+const U16 = 1;
+const U24 = 2;
+const U32 = 3;
+const U64 = 4;
+const NEXT = 5;
+const UUID = 6;
+const WORDS = 7;
+const BYTES = 8;
+const TIMES_32 = 9;
 
 const TWO_32 = 4294967296;
 const NEXT_OFFSET = positionOf("nextOffset");
@@ -98,6 +107,9 @@ export class Program {
 
   #tailSize(message: Message): number {
     switch (this.#tail) {
+      // First, as most have none.
+      case "none":
+        return 0;
       case "words[count]":
       case "words[count]+":
         return 4 * message.count;
@@ -105,11 +117,8 @@ export class Program {
         return message.length;
       case "bytes[length]?":
         return message.omitData === 0 ? message.length : 0;
-      case "bits[count]":
-      case "bits[count]~":
-        return Math.ceil(message.count / 8);
       default:
-        return 0;
+        return Math.ceil(message.count / 8);
     }
   }
 
