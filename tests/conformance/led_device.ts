@@ -150,6 +150,12 @@ export const LED_DEVICE: Readonly<Record<string, LedBody>> = {
   V57: resetsLate,
   async V60(d, device) {
     await announces(d, device);
+    // What the driver does is no news to it, also not under a generation that is past.
+    for (const generation of [0, 999]) {
+      await d.ask(Kind.SET_CONFIG, { generation, length: 1, bytes: [9] });
+    }
+    const events = await d.calm("writes of the configuration");
+    expectSame(events.length, 0, "events after writes of the configuration");
     await d.setStatus(0);
     await announcesFailure(d, device);
   },
