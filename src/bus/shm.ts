@@ -60,7 +60,7 @@ const word = allocate(8);
 word.view.setUint32(0, 1, true);
 
 function openPart(path: string, owner: number | undefined): Fd {
-  return openOwnFile(path, { what: "bus shm: file", owner, make: "never" }).fd;
+  return openOwnFile(path, { what: "bus shm: file", owner, mayBeDevice: true, make: "never" }).fd;
 }
 
 /** Maps a part of a file, from a page's start on. */

@@ -8,7 +8,7 @@
  * user as its owner, one name, and nobody else allowed to write it. It keeps its size, unless it is empty: then
  * somebody who starts at the same time as we do has just made it.
  *
- * Below /dev and /sys only root makes files, so what is there is the system's, whatever it is.
+ * Below /dev and /sys only root makes files, so where a device is meant what is there is the system's.
  *
  * Others get at it where options say so: `group=` and `mode=` of a socket hold for its files too, and
  * `owner=` names the user whose file it is. They can cut it off then; docs/security.md says so.
@@ -58,6 +58,8 @@ export interface OwnFileOptions extends Access {
   readonly owner?: number | undefined;
   /** A named pipe will do as well. */
   readonly mayBePipe?: boolean;
+  /** Below /dev and /sys whatever is there will do. */
+  readonly mayBeDevice?: boolean;
   /** "never": it has to be there; "always": it must not be, EEXIST if it is; otherwise it is made if need be. */
   readonly make?: "never" | "always";
 }
@@ -97,7 +99,9 @@ export function isSystemPath(path: string): boolean {
  * @throws VmsgError FOREIGN_FILE if what is there is not to be used, or a LinuxError
  */
 export function openOwnFile(path: string, options: OwnFileOptions): OwnFile {
-  if (isSystemPath(path)) return { fd: openFile(path, O_NONBLOCK), isNew: false };
+  if (options.mayBeDevice && isSystemPath(path)) {
+    return { fd: openFile(path, O_NONBLOCK), isNew: false };
+  }
   const { make, what } = options;
   const name = `${what} ${path}`;
   for (let attempt = 1;; attempt++) {

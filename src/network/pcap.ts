@@ -196,7 +196,7 @@ export class CapturingPort implements NetworkPort {
 
 function open(path: string): Fd {
   try {
-    const { fd } = openOwnFile(path, { what: "capture file", mayBePipe: true });
+    const { fd } = openOwnFile(path, { what: "capture file", mayBePipe: true, mayBeDevice: true });
     if (fileStatus(fd).kind === "file") resizeFile(fd, 0);
     return fd;
   } catch (error) {

@@ -253,8 +253,8 @@ cleanTest(
         await reactor.until(wait(reactor, () => client.read() === 4));
         assertEquals(fileSize(client.fds.get(-1)![0]!), 8192);
       }
-      // A file that cannot grow; and none of them left a socket.
-      assertThrows(() => open(4096, "/dev/null"), VmsgError, "cannot be given 4096");
+      // What is none; and none of them left a socket.
+      assertThrows(() => open(4096, "/dev/null"), VmsgError, "is no file");
       assertThrows(() => open(4096, `${directory}/no/memory`), VmsgError, "ENOENT");
       assertEquals([...Deno.readDirSync(directory)], []);
     }),
