@@ -108,7 +108,7 @@ export const deviceCommand: PlaneCommand<DeviceSettings> = planeCommand({
       new DeviceSide({ reactor, bus, codec, detect, log, tracer, confined, quota }),
     );
     const windows = settings.memories.flatMap((memory) =>
-      windowsOf(memory, stack.use(openDeviceMemory(memory, log)))
+      windowsOf(memory, stack.use(openDeviceMemory(memory, context)))
     );
     assertDisjoint(windows);
     const hubs = new Hubs(settings.hubs, context);

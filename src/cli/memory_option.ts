@@ -16,7 +16,7 @@ import { UsageError, VmsgError } from "../linux/errors.ts";
 import { mapKept } from "../linux/mapping.ts";
 import { pciAddress } from "../linux/sysfs.ts";
 import { type MappedMemory, MAX_WINDOWS, type MemoryLimits, memoryLimits } from "../memory/mod.ts";
-import type { Log } from "../observe/log.ts";
+import type { PlaneContext } from "./plane.ts";
 import {
   confinedMemory,
   type DriverMemory,
@@ -212,13 +212,13 @@ function openFileMemory(
 
 export function openDeviceMemory(
   settings: DeviceMemorySettings,
-  log: Log,
+  { log, reactor }: Pick<PlaneContext, "log" | "reactor">,
 ): MappedMemory & Disposable {
   const { source, size } = settings;
   if (source.kind === "file") return openFileMemory(source, size);
   const { address, via } = source;
   const memory = via === "vfio"
-    ? openVfioMemory(address, { log })
+    ? openVfioMemory(address, { log }, reactor)
     : openSysfsMemory(address, { writeCombining: via === "wc" });
   if (size <= memory.size) return memory;
   memory[Symbol.dispose]();

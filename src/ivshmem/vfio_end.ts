@@ -220,13 +220,12 @@ class VfioEnd implements IvshmemEnd {
 
   /** The kernel wants the function back; whoever unbinds it waits until nothing of it is open or mapped. */
   #letGo(held: Held): void {
-    const asked = "was asked for by the kernel (unbind or hot-unplug)";
     if (held.device.isPinning) {
       const why = "with memory pinned by it: ended, start again when it is back";
-      const error = new VmsgError("FUNCTION_GONE", `${this.description} ${asked} ${why}`);
+      const error = new VmsgError("FUNCTION_GONE", `${this.description} ${ASKED} ${why}`);
       return this.#reactor!.fail(error);
     }
-    this.#listener?.away?.(`the function ${asked} and was let go; waiting for it`);
+    this.#listener?.away?.(`the function ${ASKED} and was let go; waiting for it`);
     this.#held = undefined;
     remap(this.memory, undefined);
     held.stack.dispose();
@@ -285,11 +284,28 @@ export function openVfioEnd(address: string, options: VfioOptions): IvshmemEnd {
   return new VfioEnd(address, options);
 }
 
-/** Opens only the shared memory of a function, as memory; through VFIO, see {@link openVfioEnd}. */
-export function openVfioMemory(address: string, options: VfioOptions): FunctionMemory {
+const ASKED = "was asked for by the kernel (unbind or hot-unplug)";
+
+/**
+ * Opens only the shared memory of a function, as memory; through VFIO, see {@link openVfioEnd}.
+ *
+ * @param reactor fails when the kernel wants the function back, who waits until we have ended: rings lie in it
+ */
+export function openVfioMemory(
+  address: string,
+  options: VfioOptions,
+  reactor?: Reactor,
+): FunctionMemory {
   using stack = new DisposableStack();
   const pci = ivshmemFunction(address, options.sysfs);
   if (options.bind === true) stack.use(bindToVfio(pci, options.log));
-  const { memory, isDeviceMemory } = openFunction(pci, stack, stack);
+  const { device, memory, isDeviceMemory } = openFunction(pci, stack, stack);
+  if (reactor !== undefined && device.interruptCount(VFIO_PCI_REQ_IRQ_INDEX) > 0) {
+    const request = stack.use(createEventFd());
+    device.setEventFds(VFIO_PCI_REQ_IRQ_INDEX, [request]);
+    const why = `ivshmem ${pci.address} ${ASKED}: ended, start again when it is back`;
+    reactor.watch(request, EPOLLIN, () => reactor.fail(new VmsgError("FUNCTION_GONE", why)));
+    stack.defer(() => reactor.unwatch(request));
+  }
   return functionMemory(pci, memory, isDeviceMemory, stack.move());
 }

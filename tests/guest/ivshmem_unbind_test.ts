@@ -6,7 +6,7 @@
 
 import { assertEquals, assertMatch } from "@std/assert";
 import { openKeeper } from "../../src/cli/keeper.ts";
-import { DOORBELL_ADDRESS } from "../../scripts/lab/machine.ts";
+import { DOORBELL_ADDRESS, OTHER_MEMORY_ADDRESS } from "../../scripts/lab/machine.ts";
 import { linkScript, said, startHost, STEP_TIMEOUT_MS } from "./link_support.ts";
 import { machineTest } from "./machine_support.ts";
 
@@ -33,6 +33,20 @@ const DURING = [
   againBy("removed", 3),
 ].join("\n");
 
+/** Shell: a device side with memory of the other function, bound by hand. */
+const PLAIN_SCRIPT = `
+echo vfio-pci >${PCI}/devices/${OTHER_MEMORY_ADDRESS}/driver_override
+echo ${OTHER_MEMORY_ADDRESS} >${PCI}/drivers_probe
+cd /tmp
+{ vmsg device --bus linux-user,socket=p --memory pci=${OTHER_MEMORY_ADDRESS},via=vfio,at=0 2>&1
+  echo "ENDED plain rc=$?" >/tmp/ended
+} >/tmp/plain &
+until grep -q -e waiting -e vmsg: /tmp/plain; do sleep 0.1; done
+${takeAway("plain", `${PCI}/drivers/vfio-pci/unbind`, OTHER_MEMORY_ADDRESS)}
+wait
+sed 's/^/plain: /' /tmp/plain; cat /tmp/ended
+`;
+
 machineTest("ivshmem: a function is let go when the kernel wants it back", "q35", async (test) => {
   await using keeper = await openKeeper("/dev/shm");
   const host = await startHost(test, keeper);
@@ -44,8 +58,10 @@ machineTest("ivshmem: a function is let go when the kernel wants it back", "q35"
       driver: `${bus} --memory hugepages=2M`,
       during: takeAway("pinned", `${PCI}/drivers/vfio-pci/unbind`, DOORBELL_ADDRESS),
     }),
+    PLAIN_SCRIPT,
   ];
-  const machine = await host.start({ script: script.join("\n"), hugePages: 2 });
+  const otherMemory = { file: `${keeper.directory}/other`, sizeMiB: 1 };
+  const machine = await host.start({ script: script.join("\n"), hugePages: 2, otherMemory });
   const device = await host.device(
     `ivshmem,server=${host.socket}`,
     ...["--memory", `file=${host.memory},at=0`],
@@ -69,6 +85,11 @@ machineTest("ivshmem: a function is let go when the kernel wants it back", "q35"
   const last = said(machine, "pinned");
   assertEquals(last.at(-1), "DRIVER pinned rc=1", last.join("\n"));
   assertMatch(last.at(-2)!, /asked for by the kernel .* with memory pinned by it: ended/);
+
+  await tells(/^TAKEN plain/);
+  await tells(/^ENDED plain rc=1$/);
+  const plain = said(machine, "plain").at(-1);
+  assertMatch(plain!, /^vmsg: ivshmem 0000:00:11.0 was asked for by the kernel .*: ended/);
   assertEquals((await machine.status).code, 0);
   assertEquals((await device.end("SIGTERM")).code, 0);
 });
