@@ -190,11 +190,11 @@ export class PacketPort implements NetworkPort {
   #isTaken(): boolean {
     const type = this.#in.prefix.view.getUint8(GSO_TYPE_OFFSET);
     if (type === 0) return true;
-    const has = (feature: number) => hasFeature(this.#accepted, feature);
-    if ((type & GsoType.ECN) !== 0 && !has(NetFeature.GUEST_ECN)) return false;
+    const accepted = this.#accepted;
+    if ((type & GsoType.ECN) !== 0 && !hasFeature(accepted, NetFeature.GUEST_ECN)) return false;
     const protocol = type & ~GsoType.ECN;
-    return (protocol === GsoType.TCPV4 && has(NetFeature.GUEST_TSO4)) ||
-      (protocol === GsoType.TCPV6 && has(NetFeature.GUEST_TSO6));
+    return (protocol === GsoType.TCPV4 && hasFeature(accepted, NetFeature.GUEST_TSO4)) ||
+      (protocol === GsoType.TCPV6 && hasFeature(accepted, NetFeature.GUEST_TSO6));
   }
 
   /** Fills in the checksum that the sender left to us; the header then says nothing. */

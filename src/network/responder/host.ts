@@ -111,6 +111,12 @@ export class Host implements Station {
     return isAddress(frame, at, this.address6) || isAddress(frame, at, this.linkLocal);
   }
 
+  /** Whether a group that it is in is at `at` of a frame. */
+  isIn(frame: Uint8Array, at: number): boolean {
+    for (const group of this.groups6) if (isAddress(frame, at, group)) return true;
+    return false;
+  }
+
   /** Queues the frame of `length` bytes that was written into the ring's slot, and counts it. */
   answer(length: number, name: keyof ResponderCounters): Verdict {
     if (!this.ring.commit(length)) return "dropped";

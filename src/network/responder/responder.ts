@@ -181,7 +181,7 @@ export class Responder {
     if (verdict !== "done") return verdict;
     if (host.has6(frame, IPV6_SOURCE)) return "malformed";
     const isForUs = packet.toGroup
-      ? host.groups6.some((group) => isAddress(frame, IPV6_DESTINATION, group))
+      ? host.isIn(frame, IPV6_DESTINATION)
       : host.has6(frame, IPV6_DESTINATION);
     if (!isForUs) return "ignored";
     if (packet.protocol === Protocol.ICMPV6) return answerIcmpv6(host, packet);
