@@ -204,31 +204,35 @@ for (const form of FORMS) {
   );
 }
 
-cleanTest("G19: an event of another size reaches neither device nor driver", async () => {
-  await withReady(async ({ device, peer }) => {
-    const seen: number[] = [];
-    device.onUsed = (queue) => seen.push(queue);
-    device.onConfig = (status) => seen.push(status);
-    peer.putBytes([0, 0x42, 3, 0, 0, 0, 16, 0, 1]);
-    peer.putBytes([0, 0x42, 3, 0, 0, 0, 11, 0, 1]);
-    peer.putBytes([0, 0x40, 3, 0, 0, 0, 25, 0, 0x0f]);
-    // A range of two bytes with one of them.
-    peer.putBytes([0, 0x40, 3, 0, 0, 0, 25, 0, 0x0f, ...[0, 0, 0], 1, 0, 0, 0, 0, 0, 0, 0, 2]);
-    peer.putBytes([0, 0x42, 3, 0, 0, 0, 12, 0, 2]);
-    const token = peer.send(Kind.PING);
-    assertEquals((await peer.nextOf(Kind.PING)).token, token);
-    assertEquals(seen, [2]);
-  });
-  await withForeign(async ({ peer, negotiate, setQueue, setStatus, device, quiet }) => {
-    await negotiate();
-    await setQueue(1);
-    await setStatus(0xf);
-    device.takeCalls();
-    for (const size of [12, 15, 17, 24]) peer.putBytes([0, 0x41, 0, 0, 0, 0, size, 0, 1]);
-    await quiet();
-    assertEquals(device.takeCalls(), []);
-    peer.putBytes([0, 0x41, 0, 0, 0, 0, 16, 0, 1]);
-    await quiet();
-    assertEquals(device.takeCalls(), ["available 1"]);
-  });
-});
+cleanTest(
+  "G19 G22: an event of another size, or with an answer's bit, reaches neither device nor driver",
+  async () => {
+    await withReady(async ({ device, peer }) => {
+      const seen: number[] = [];
+      device.onUsed = (queue) => seen.push(queue);
+      device.onConfig = (status) => seen.push(status);
+      peer.putBytes([0, 0x42, 3, 0, 0, 0, 16, 0, 1]);
+      peer.putBytes([0, 0x42, 3, 0, 0, 0, 11, 0, 1]);
+      peer.putBytes([0, 0x40, 3, 0, 0, 0, 25, 0, 0x0f]);
+      // A range of two bytes with one of them.
+      peer.putBytes([0, 0x40, 3, 0, 0, 0, 25, 0, 0x0f, ...[0, 0, 0], 1, 0, 0, 0, 0, 0, 0, 0, 2]);
+      peer.putBytes([0, 0x42, 3, 0, 0, 0, 12, 0, 2]);
+      const token = peer.send(Kind.PING);
+      assertEquals((await peer.nextOf(Kind.PING)).token, token);
+      assertEquals(seen, [2]);
+    });
+    await withForeign(async ({ peer, negotiate, setQueue, setStatus, device, quiet }) => {
+      await negotiate();
+      await setQueue(1);
+      await setStatus(0xf);
+      device.takeCalls();
+      for (const size of [12, 15, 17, 24]) peer.putBytes([0, 0x41, 0, 0, 0, 0, size, 0, 1]);
+      peer.putBytes([1, 0x41, 0, 0, 0, 0, 16, 0, 1]);
+      await quiet();
+      assertEquals(device.takeCalls(), []);
+      peer.putBytes([0, 0x41, 0, 0, 0, 0, 16, 0, 1]);
+      await quiet();
+      assertEquals(device.takeCalls(), ["available 1"]);
+    });
+  },
+);
