@@ -36,8 +36,6 @@ export function fillEventFd(fd: Fd): void {
 /** Descriptors by the name of their kind, and what makes way for their being closed. */
 export interface Kinds extends AsyncDisposable {
   readonly fds: ReadonlyMap<string, Fd>;
-  /** What was left out, and why. */
-  readonly missing: readonly string[];
 }
 
 function eventFd(flags: number): Fd {
@@ -119,13 +117,13 @@ async function fuseFile(
 export async function everyKind(directory: string, size: number): Promise<Kinds> {
   await using stack = new AsyncDisposableStack();
   const fds = new Map<string, Fd>();
-  const missing: string[] = [];
   const add = (name: string, fd: Fd) => fds.set(name, stack.use(fd));
   const perhaps = async (name: string, make: () => Fd | Promise<Fd>) => {
     try {
       fds.set(name, await make());
     } catch (error) {
-      missing.push(`${name}: ${error}`);
+      if (Deno.env.get("VMSG_GUEST_TESTS") === "required" && Deno.uid() === 0) throw error;
+      console.log(`NOT RUN: ${name} as descriptor: ${error}`);
     }
   };
 
@@ -161,5 +159,5 @@ export async function everyKind(directory: string, size: number): Promise<Kinds>
   await perhaps("FUSE file", () => fuseFile(directory, size, stack));
 
   const owned = stack.move();
-  return { fds, missing, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+  return { fds, [Symbol.asyncDispose]: () => owned.disposeAsync() };
 }
