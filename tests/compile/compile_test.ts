@@ -6,14 +6,16 @@
  */
 
 import { assertEquals, assertMatch } from "@std/assert";
+import { fromFileUrl } from "@std/path";
 import { openKeeper } from "../../src/cli/keeper.ts";
 import { VERSION } from "../../src/version.ts";
 import { arm64Command, findArm64 } from "../../scripts/fetch_arm64.ts";
 import { mustRun, runCommand } from "../../scripts/lab/run_command.ts";
-import { nativeTarget, type Target } from "../../scripts/toolchain.ts";
+import { findToolchain, nativeTarget, type Target } from "../../scripts/toolchain.ts";
 import { compiledExecutable, scriptCommand } from "../../scripts/lab/executable.ts";
 import { toolchainLacks } from "../support/executable.ts";
 import { type Lack, testUnless } from "../support/needs.ts";
+import { withProcesses } from "../support/processes.ts";
 
 const ARM64: Target = "aarch64-unknown-linux-gnu";
 const START_SAMPLES = 11;
@@ -134,6 +136,24 @@ testUnless(
     await device.status;
   },
 );
+
+testUnless("compile: an executable that is ready keeps FFI only", native, async () => {
+  await using keeper = await openKeeper();
+  const path = (name: string) => fromFileUrl(new URL(`../../${name}`, import.meta.url));
+  const { deno, denort } = await findToolchain(nativeTarget());
+  const child = `${keeper.directory}/child`;
+  // Of our own flags all but the permissions, of which this one has all: what is lost was given up.
+  const flags = ["--quiet", "--allow-all", "--no-check", "--no-code-cache"];
+  const files = ["--config", path("deno.json"), `--include=${path("src/cli/worker.ts")}`];
+  const output = ["--output", child, path("tests/cli/permissions_child.ts")];
+  await mustRun([deno, "compile", ...flags, ...files, ...output], {
+    env: denort === undefined ? {} : { DENORT_BIN: denort },
+  });
+  await withProcesses(keeper, async (vmsg) => {
+    const device = await vmsg.startProgram(child, "device", "--bus", "linux-user,socket=s");
+    assertEquals((await device.waitFor(/^allowed/)).text, "allowed: ffi");
+  });
+});
 
 Deno.test("compile: what cannot work is one line and exit code 1", async () => {
   await using keeper = await openKeeper();
