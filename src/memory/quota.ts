@@ -8,7 +8,7 @@
  * has: a real one has no more. What one that shows more than it has can make us allocate is bounded by `size` alone.
  */
 
-import { totalMemory } from "../linux/limits.ts";
+import { softLimit, totalMemory } from "../linux/limits.ts";
 
 /** See the head of this file; in bytes but for the regions. */
 export interface MemoryLimits {
@@ -36,6 +36,9 @@ export function memoryLimits(given: Partial<MemoryLimits> = {}): MemoryLimits {
 /** What one process has mapped for others. */
 export class MemoryQuota {
   #mapped = 0;
+  #regions = 0;
+  /** Of all device numbers: each keeps a descriptor open, and half of them are for all else. */
+  readonly #maxRegions = softLimit("open files") / 2;
 
   /** Nothing is mapped yet. */
   constructor(readonly limits: MemoryLimits = memoryLimits()) {}
@@ -43,26 +46,36 @@ export class MemoryQuota {
   /**
    * Why a device number cannot have regions of these sizes; undefined if it can.
    *
-   * @param fresh how many of the bytes are to be mapped
+   * @param fresh those of them that are to be mapped
    */
-  refusal(sizes: readonly number[], fresh: number): string | undefined {
+  refusal(sizes: readonly number[], fresh: readonly number[]): string | undefined {
     const { size, regions, total } = this.limits;
-    const sum = sizes.reduce((sum, size) => sum + size, 0);
+    const sum = sumOf(sizes);
     if (sizes.length > regions) {
       return `${sizes.length} regions of memory, at most ${regions} are taken`;
     }
     if (!(sum <= size)) return `${sum} bytes of memory, at most ${size} are taken of one device`;
-    if (this.#mapped + fresh <= total) return undefined;
-    return `${fresh} bytes of memory besides ${this.#mapped} of all devices, at most ${total} are taken`;
+    const more = sumOf(fresh);
+    if (!(this.#mapped + more <= total)) {
+      return `${more} bytes of memory besides ${this.#mapped} of all devices, at most ${total} are taken`;
+    }
+    if (this.#regions + fresh.length <= this.#maxRegions) return undefined;
+    return `more regions of memory than half of the open files that this process may have (ulimit -n)`;
   }
 
-  /** So many bytes were mapped. */
+  /** A region of so many bytes was mapped. */
   mapped(bytes: number): void {
     this.#mapped += bytes;
+    this.#regions++;
   }
 
-  /** So many were unmapped. */
+  /** It was unmapped. */
   unmapped(bytes: number): void {
     this.#mapped -= bytes;
+    this.#regions--;
   }
+}
+
+function sumOf(sizes: readonly number[]): number {
+  return sizes.reduce((sum, size) => sum + size, 0);
 }

@@ -86,7 +86,7 @@ export class SlotMemory {
   /** Is a table of so many bytes that are to be mapped one too much? */
   #refusal(fresh: number): number | undefined {
     const sizes = [...this.#tables.values()].map((table) => table.mapping ? table.length : 0);
-    const refusal = this.owner.quota.refusal([...sizes, fresh], fresh);
+    const refusal = this.owner.quota.refusal([...sizes, fresh], [fresh]);
     if (refusal === undefined) return undefined;
     this.owner.complain(`device ${this.number} refuses ${refusal} (--memory-limit)`);
     return ENOMEM;

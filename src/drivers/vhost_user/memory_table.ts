@@ -122,8 +122,8 @@ export class MemoryTable implements Disposable {
 
   /** Before anything is mapped. */
   #checkQuota(table: readonly { size: number }[], fresh: readonly { size: number }[]): void {
-    const sum = fresh.reduce((sum, { size }) => sum + size, 0);
-    const refusal = this.quota.refusal(table.map(({ size }) => size), sum);
+    const sizes = (regions: readonly { size: number }[]) => regions.map(({ size }) => size);
+    const refusal = this.quota.refusal(sizes(table), sizes(fresh));
     if (refusal !== undefined) {
       throw new RangeError(`the front end shows ${refusal} (--memory-limit)`);
     }
