@@ -34,11 +34,16 @@ function parseVhostUser(text: string, index: number): VhostUserOptions {
     ...ACCESS_KEYS,
   ]);
   const device = group.number("device", 0, 65535, index);
+  const kind = group.flag("connect", false) ? "connect" : "listen";
+  const isOurs = kind === "listen" && group.text("fd") === undefined;
+  for (const key of isOurs ? [] : ACCESS_KEYS) {
+    if (group.text(key) === undefined) continue;
+    throw group.error(`${key} goes with a socket to listen on, which connect and fd are not`);
+  }
   if (group.text("fd") !== undefined) {
     if (group.text("socket") !== undefined) throw group.error("give either socket= or fd=");
     return { source: { kind: "fd", number: group.number("fd", 3, 1 << 20, 3) }, device };
   }
-  const kind = group.flag("connect", false) ? "connect" : "listen";
   const source = { kind, socket: group.required("socket") } as const;
   return { source, device, access: parseAccess(group) };
 }

@@ -135,6 +135,10 @@ processTest("sockets: who may connect is what options say, whatever the umask is
   const { code, stderr } = await vmsg.run("device", "--bus", `${BUS},mode=8`);
   assertEquals(code, 2);
   assertMatch(stderr[0]!, /mode is three octal digits such as 0660, not 8/);
+  const connecting = "socket=vu.sock,connect,mode=0660";
+  const proxy = await vmsg.run("proxy", "--bus", BUS, "--vhost-user", connecting);
+  assertEquals(proxy.code, 2);
+  assertMatch(proxy.stderr[0]!, /mode goes with a socket to listen on/);
   const unknown = await vmsg.run("device", "--bus", `${BUS},group=no-such-group`);
   assertEquals(unknown.code, 2);
   assertMatch(unknown.stderr[0]!, /group=no-such-group is not in \/etc\/group: give its number/);
