@@ -33,7 +33,7 @@ import { GUARD, Guest } from "./guest.ts";
 import { Holder } from "./holder.ts";
 
 /** The other front end waits no longer for a round of its own, on a busy machine. */
-const BOUND_MS = 10_000;
+const BOUND_MS = 20_000;
 const CHECK_ROUNDS = 20;
 /** Processor time is compared over this long. */
 const REST_MS = 700;

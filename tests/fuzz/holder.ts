@@ -5,7 +5,7 @@ import { until, type VmsgProcess } from "../support/processes.ts";
 import { assertFew } from "./round_reactor.ts";
 
 /** How long it may take to let go of what a peer gave it. */
-const SETTLE_MS = 15_000;
+const SETTLE_MS = 45_000;
 const MOST_GROWTH_KIB = 300 << 10;
 /** Clock ticks of /proc/PID/stat in a second. */
 const TICKS = 100;
