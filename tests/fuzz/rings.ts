@@ -187,7 +187,8 @@ const driverRing: Fuzzer["open"] = async (use) => {
     queue.reset();
     const bytes = memory.bytes(0x10000, needed);
     const { driverAddress: avail, deviceAddress: device } = queue;
-    const lent = new Set<number>();
+    // By token, and whether the device could see it when it came back.
+    const lent = new Map<number, "added" | "published">();
     const malice = random.pick([0, 0.01, 0.1, 0.9]);
     let token = 0, used = 0;
     for (let step = 0; step < 40 && queue.broken === undefined; step++) {
@@ -195,9 +196,12 @@ const driverRing: Fuzzer["open"] = async (use) => {
         random.chance(0.5) &&
         queue.add(addresses, lengths, random.below(2), 1 + random.below(2), token)
       ) {
-        lent.add(token++);
+        lent.set(token++, "added");
       }
-      if (random.chance(0.5)) queue.publish();
+      if (random.chance(0.5)) {
+        queue.publish();
+        for (const added of lent.keys()) lent.set(added, "published");
+      }
       if (random.chance(0.2)) queue.wantCalls();
       if (random.chance(0.2)) queue.noCalls();
       // The device: one word anywhere, and mostly plausible used elements.
@@ -213,7 +217,8 @@ const driverRing: Fuzzer["open"] = async (use) => {
       memory.write16(device + 2, used);
       while (queue.nextUsed()) {
         taken++;
-        assert(lent.delete(queue.usedToken), "a buffer came back twice");
+        assert(lent.get(queue.usedToken) === "published", "a buffer that the device did not have");
+        lent.delete(queue.usedToken);
         assert(queue.usedLength <= 200);
       }
       assert(queue.free >= 0 && queue.free <= size);
