@@ -137,7 +137,7 @@ export class ShmBus extends PageBus {
       where,
       id: () => 0,
       // Only a file's memory is sure to be ordinary memory.
-      isDeviceMemory: isSystemPath(file),
+      isDeviceMemory: isSystemPath(file) && !file.startsWith("/proc/"),
     });
     this.#options = options;
     this.#doorbell = doorbell === undefined

@@ -203,7 +203,9 @@ function openFileMemory(
 ): MappedMemory & Disposable {
   using stack = new DisposableStack();
   const name = `memory file ${file}`;
-  const fd = stack.use(openOwnFile(file, { what: "memory file", owner, make: "never" }).fd);
+  const fd = stack.use(
+    openOwnFile(file, { what: "memory file", owner, make: "never", mayBeDevice: true }).fd,
+  );
   const size = fileSize(fd);
   if (size === 0 || wanted > size) throw new VmsgError("MEMORY", `${name} has only ${size} bytes`);
   if (reserve !== false) reserveFile(fd, name, wanted || size);

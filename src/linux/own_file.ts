@@ -8,7 +8,7 @@
  * user as its owner, one name, and nobody else allowed to write it. It keeps its size, unless it is empty: then
  * somebody who starts at the same time as we do has just made it.
  *
- * Below /dev and /sys only root makes files, so where a device is meant what is there is the system's.
+ * Below /dev, /sys and /proc (another process's descriptors) only root makes names, so where a device is meant what is there is the system's.
  *
  * Others get at it where options say so: `group=` and `mode=` of a socket hold for its files too, and
  * `owner=` names the user whose file it is. They can cut it off then; docs/security.md says so.
@@ -58,7 +58,7 @@ export interface OwnFileOptions extends Access {
   readonly owner?: number | undefined;
   /** A named pipe will do as well. */
   readonly mayBePipe?: boolean;
-  /** Below /dev and /sys whatever is there will do. */
+  /** Below /dev, /sys and /proc whatever is there will do. */
   readonly mayBeDevice?: boolean;
   /** "never": it has to be there; "always": it must not be, EEXIST if it is; otherwise it is made if need be. */
   readonly make?: "never" | "always";
@@ -90,7 +90,7 @@ export function giveAccess(fd: Fd, access: Access, mask: number, what: string): 
 
 /** Does it lead to a directory in which only root makes files? */
 export function isSystemPath(path: string): boolean {
-  return /^\/(dev\/(?!shm\/|hugepages\/|mqueue\/)|sys\/)/.test(path);
+  return /^\/(dev\/(?!shm\/|hugepages\/|mqueue\/)|sys\/|proc\/)/.test(path);
 }
 
 /**
