@@ -27,6 +27,7 @@ const chain = new Chain();
 function transmit(queue: DeviceQueue, ring: OfferedRing, batch: number): void {
   for (let done = 0; done < PACKETS; done += batch) {
     ring.offer(batch);
+    queue.noKicks();
     while (queue.next(chain) === Pop.CHAIN) queue.complete(chain.head, 0);
     queue.publish();
   }
@@ -59,6 +60,7 @@ for (
   Deno.bench("mergeable: 64 KiB collected, 1 buffer used", { group: "mergeable" }, () => {
     for (let done = 0; done < PACKETS; done++) {
       ring.offer(1);
+      queue.noKicks();
       if (!sequence.fill(queue, 65550)) throw new Error(queue.broken);
       sequence.complete(queue, 1000);
       queue.publish();
@@ -78,6 +80,7 @@ for (
     for (let done = 0; done < PACKETS; done += 32) {
       for (let i = 0; i < 32; i++) driver.addOne(0x10000 + 2048 * i, 1512, false, i);
       driver.publish();
+      queue.noKicks();
       while (queue.next(chain) === Pop.CHAIN) queue.complete(chain.head, 0);
       queue.publish();
       while (driver.nextUsed());

@@ -113,6 +113,7 @@ async function rings(): Promise<void> {
         run: (operations) => {
           for (let done = 0; done < operations; done += batch) {
             ring.offer(batch);
+            queue.noKicks();
             while (queue.next(chain) === Pop.CHAIN) queue.complete(chain.head, 0);
             queue.publish();
           }

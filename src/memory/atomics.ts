@@ -30,8 +30,12 @@ export function loadAcquire32(view: Uint32Array, index: number): number {
 }
 
 /**
- * Publishes an index. Plain stores before it (descriptors, used elements, message bytes) are visible
- * to whoever sees the new index.
+ * Publishes an index or a wish to be woken. Plain stores before it (descriptors, used elements, message bytes)
+ * are visible to whoever sees the new value.
+ *
+ * A {@link loadAcquire16} that follows cannot pass it, which "publish, then look whether the other side sleeps"
+ * and "ask, then look once more" need: both sides could miss each other. Both being sequentially consistent, no
+ * fence belongs between them: on x86 the store is a locked exchange, on arm64 ldar does not pass an stlr.
  */
 export function storeRelease16(view: Uint16Array, index: number, value: number): void {
   Atomics.store(view, index, value);
@@ -45,9 +49,8 @@ export function storeRelease32(view: Uint32Array, index: number, value: number):
 const fenceWord = new Int32Array(new SharedArrayBuffer(4));
 
 /**
- * Orders every earlier store before every later load. Needed by the "publish, then look whether the
- * other side sleeps" handshakes (used index and used_event, avail_event and available index): with
- * less, both sides can miss each other.
+ * Orders every earlier store before every later load: for a handshake as at {@link storeRelease16} where the
+ * store or the load is plain access.
  *
  * A sequentially consistent store and load of one word do it: on x86 the store is a locked exchange;
  * on arm64 stlr waits for everything before it and ldar cannot pass an stlr.

@@ -26,12 +26,12 @@
  * 2^32 bytes or more, an index out of range, an address outside: the queue is broken. Areas may overlap
  * one another; that harms the driver alone.
  *
- * Cost: an acquiring load of the available index per batch, a releasing store and a fence per `publish`
- * and per `wantKicks`; all else is plain access. Nothing is allocated after opening.
+ * Cost: an atomic load of the available index per batch, an atomic store and load per `publish` and per
+ * `wantKicks`; all else is plain access. Nothing is allocated after opening.
  */
 
 import type { AddressSpace } from "../../memory/address_space.ts";
-import { fullFence, loadAcquire16, storeRelease16 } from "../../memory/atomics.ts";
+import { loadAcquire16, storeRelease16 } from "../../memory/atomics.ts";
 import type { IovecList } from "../../memory/iovec_list.ts";
 import type { Chain } from "./chain.ts";
 import {
@@ -378,11 +378,10 @@ export class DeviceQueue {
     // Release: used elements and what was written to the buffers is visible before the index.
     storeRelease16(this.#used, RING_INDEX, index);
     this.#published = index;
-    // Full: the driver writes used_event (or flags), then looks at the index; we the other way round.
-    // If this load could pass the store, both could miss each other and the driver sleep for good.
-    fullFence();
-    if (this.#eventIndex) return needsEvent(this.#avail[this.#usedEvent], index, old);
-    return (this.#avail[RING_FLAGS] & AVAIL_NO_INTERRUPT) === 0;
+    // The driver writes used_event (or flags), then looks at the index; we the other way round. If this load
+    // could pass the store, both could miss each other and the driver sleep for good; it cannot (atomics.ts).
+    const wish = loadAcquire16(this.#avail, this.#eventIndex ? this.#usedEvent : RING_FLAGS);
+    return this.#eventIndex ? needsEvent(wish, index, old) : (wish & AVAIL_NO_INTERRUPT) === 0;
   }
 
   /**
@@ -395,10 +394,10 @@ export class DeviceQueue {
   wantKicks(): boolean {
     if (this.#broken !== undefined || this.#stopped || this.#parked) return false;
     if (this.isSpent) return true;
-    if (this.#eventIndex) this.#used[this.#availEvent] = (this.#base + this.#left) & 0xffff;
-    else this.#used[RING_FLAGS] = 0;
-    // Full: the mirror image of `publish`. The request is visible before the ring is looked at again.
-    fullFence();
+    // The mirror image of `publish`: `pending` loads the index, and that cannot pass this store.
+    if (this.#eventIndex) {
+      storeRelease16(this.#used, this.#availEvent, (this.#base + this.#left) & 0xffff);
+    } else storeRelease16(this.#used, RING_FLAGS, 0);
     return this.pending() !== 0;
   }
 

@@ -15,7 +15,7 @@
  * With indirect descriptors, buffers of two to 16 elements take one descriptor and a table (2.7.5.3).
  */
 
-import { fullFence, loadAcquire16, storeRelease16 } from "../../memory/atomics.ts";
+import { loadAcquire16, storeRelease16 } from "../../memory/atomics.ts";
 import type { Place } from "../place.ts";
 import {
   AREAS,
@@ -265,11 +265,10 @@ export class DriverQueue {
     // Release (2.7.13.3.1): descriptors, heads and the buffers' bytes are visible before the index.
     storeRelease16(this.#avail, RING_INDEX, index);
     this.#published = index;
-    // Full (2.7.13.4.1): the device writes avail_event (or flags), then looks at the index; we the
-    // other way round. If this load could pass the store, both could miss each other.
-    fullFence();
-    if (this.#eventIndex) return needsEvent(this.#used[this.#availEvent], index, old);
-    return (this.#used[RING_FLAGS] & USED_NO_NOTIFY) === 0;
+    // 2.7.13.4.1: the device writes avail_event (or flags), then looks at the index; we the other way round.
+    // If this load could pass the store, both could miss each other; it cannot (atomics.ts).
+    const wish = loadAcquire16(this.#used, this.#eventIndex ? this.#availEvent : RING_FLAGS);
+    return this.#eventIndex ? needsEvent(wish, index, old) : (wish & USED_NO_NOTIFY) === 0;
   }
 
   /**
@@ -309,10 +308,9 @@ export class DriverQueue {
    */
   wantCalls(): boolean {
     if (this.broken !== undefined) return false;
-    if (this.#eventIndex) this.#avail[this.#usedEvent] = this.#seen;
-    else this.#avail[RING_FLAGS] = 0;
-    // Full (2.7.14): the request is visible before the used index is looked at again.
-    fullFence();
+    // 2.7.14: `#look` loads the used index, and that cannot pass this store.
+    if (this.#eventIndex) storeRelease16(this.#avail, this.#usedEvent, this.#seen);
+    else storeRelease16(this.#avail, RING_FLAGS, 0);
     return this.#look() !== 0;
   }
 
