@@ -57,7 +57,7 @@ xl create ${how} /tmp/${name}.cfg >/tmp/xl.log 2>&1 || cat /tmp/xl.log
 }
 
 /** Shell: until a domain has said something, or a while has passed. */
-export function waitForDomu(name: string, text: string, seconds = 200): string {
+export function waitForDomu(name: string, text: string, seconds = 400): string {
   return `
 i=0; until grep -q "${text}" /tmp/guest-${name}.log; do
   i=$((i + 1)); [ $i -lt ${2 * seconds} ] || { echo "LATE ${text}"; break; }; sleep 0.5

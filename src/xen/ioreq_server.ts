@@ -7,7 +7,7 @@
  *     Xen: state 1, rings --> 2, it is looked at --> the answer, 3, we ring --> Xen: 0
  *
  * It may stay at 2 while somebody else is asked; the processor waits, the others do not. A server whose process was
- * killed stays, with what it was asked: {@link IoreqServer.open} goes on with it, and a request at 2 begins anew.
+ * killed stays, with what it was asked: {@link openIoreqServer} goes on with it, and a request at 2 begins anew.
  *
  * The addresses, sizes and values are the domain's: what is no plain access of 1, 2, 4 or 8 bytes reads as ones and
  * writes nothing, and so does what is outside of all ranges.
@@ -59,6 +59,52 @@ export interface IoRange {
   write(offset: number, size: number, value: number): Answer<void>;
 }
 
+/** What a server is made of. */
+export interface IoreqParts {
+  readonly privcmd: Pick<
+    Privcmd,
+    | "mapRange"
+    | "enableServer"
+    | "disableServer"
+    | "restrict"
+    | "injectMsi"
+    | "setIrqLevel"
+    | "fd"
+    | "domain"
+  >;
+  readonly channels: Pick<EventChannels, "fd" | "bind" | "take" | "notify" | "restrict">;
+  /** The page of requests. */
+  readonly page: Pick<Mapping, "buffer">;
+  readonly processors: number;
+  /** The server's number, which is what a next process needs. */
+  readonly id: number;
+  /** Ends all of these. */
+  readonly owner: DisposableStack;
+}
+
+/**
+ * Makes a server, or goes on with one that a process has left; nothing is answered before {@link IoreqServer.serve}.
+ *
+ * @param left its number
+ * @throws VmsgError NO_XEN, NO_IOREQ, PROCESSORS; LinuxError if the domain is gone
+ */
+export function openIoreqServer(reactor: Reactor, domain: number, left?: number): IoreqServer {
+  using stack = new DisposableStack();
+  const privcmd = stack.use(new Privcmd(domain));
+  const processors = privcmd.processors();
+  if (processors > MAX_PROCESSORS) {
+    throw new VmsgError(
+      "PROCESSORS",
+      `domain ${domain} has ${processors} processors, at most ${MAX_PROCESSORS} can be served`,
+    );
+  }
+  const channels = stack.use(new EventChannels(domain));
+  const id = left ?? privcmd.createServer();
+  stack.defer(() => privcmd.destroyServer(id));
+  const page = stack.use(privcmd.mapServer(id));
+  return new IoreqServer(reactor, { privcmd, channels, page, processors, id, owner: stack.move() });
+}
+
 /** See the head of this file. */
 export class IoreqServer implements Disposable {
   readonly #ranges: IoRange[] = [];
@@ -68,43 +114,9 @@ export class IoreqServer implements Disposable {
   readonly #ports: number[] = [];
   #isOver = false;
 
-  private constructor(
-    readonly reactor: Reactor,
-    readonly privcmd: Privcmd,
-    readonly channels: EventChannels,
-    /** Its number, which is what a next process needs. */
-    readonly id: number,
-    page: Mapping,
-    private readonly processors: number,
-    private readonly owned: DisposableStack,
-  ) {
-    this.#words = new Uint32Array(page.buffer);
-  }
-
-  /**
-   * Makes a server, or goes on with one that a process has left; nothing is answered before {@link serve}.
-   *
-   * @param left its number
-   * @throws VmsgError NO_XEN, NO_IOREQ, PROCESSORS; LinuxError if the domain is gone
-   */
-  static open(reactor: Reactor, domain: number, left?: number): IoreqServer {
-    using stack = new DisposableStack();
-    const privcmd = stack.use(new Privcmd(domain));
-    const processors = privcmd.processors();
-    if (processors > MAX_PROCESSORS) {
-      throw new VmsgError(
-        "PROCESSORS",
-        `domain ${domain} has ${processors} processors, at most ${MAX_PROCESSORS} can be served`,
-      );
-    }
-    const channels = stack.use(new EventChannels(domain));
-    const id = left ?? privcmd.createServer();
-    stack.defer(() => privcmd.destroyServer(id));
-    const page = stack.use(privcmd.mapServer(id));
-    const owned = new DisposableStack();
-    const server = new IoreqServer(reactor, privcmd, channels, id, page, processors, owned);
-    owned.use(stack.move());
-    return server;
+  /** Called by {@link openIoreqServer}. */
+  constructor(readonly reactor: Reactor, readonly parts: IoreqParts) {
+    this.#words = new Uint32Array(parts.page.buffer);
   }
 
   /**
@@ -114,16 +126,16 @@ export class IoreqServer implements Disposable {
    * @returns false if another server has it
    */
   add(range: IoRange, isOurs = false): boolean {
-    const isNew = this.privcmd.mapRange(this.id, range.start, range.size);
+    const isNew = this.parts.privcmd.mapRange(this.parts.id, range.start, range.size);
     if (isNew || isOurs) this.#ranges.push(range);
     return isNew || isOurs;
   }
 
   /** Switches it on, looks at what was asked already, and gives up what it may of other domains. */
   serve(): void {
-    const { privcmd, channels, reactor, processors } = this;
+    const { reactor, parts: { privcmd, channels, processors, id, owner } } = this;
     // With this the page says which channels there are.
-    privcmd.enableServer(this.id);
+    privcmd.enableServer(id);
     for (let processor = 0; processor < processors; processor++) {
       const port = channels.bind(this.#words[processor * WORDS + PORT]!);
       this.#processors.set(port, processor);
@@ -131,7 +143,7 @@ export class IoreqServer implements Disposable {
     }
     privcmd.restrict();
     channels.restrict();
-    this.owned.defer(() => reactor.unwatch(channels.fd));
+    owner.defer(() => reactor.unwatch(channels.fd));
     reactor.watch(channels.fd, EPOLLIN, () => {
       channels.take((port) => {
         const processor = this.#processors.get(port);
@@ -195,7 +207,7 @@ export class IoreqServer implements Disposable {
       this.#words[at + DATA + 1] = high;
     }
     this.#setState(processor, STATE_ANSWERED);
-    this.channels.notify(this.#ports[processor]!);
+    this.parts.channels.notify(this.#ports[processor]!);
   }
 
   /**
@@ -204,13 +216,13 @@ export class IoreqServer implements Disposable {
    */
   [Symbol.dispose](): void {
     if (this.#isOver) return;
-    this.privcmd.disableServer(this.id);
+    this.parts.privcmd.disableServer(this.parts.id);
     for (const processor of this.#processors.values()) {
       const state = (this.#words[processor * WORDS + STATE]! >>> STATE_SHIFT) & 15;
       const isOpen = state === STATE_READY || state === STATE_PROCESSING;
       if (isOpen) this.#finish(processor, ONES, ONES);
     }
     this.#isOver = true;
-    this.owned.dispose();
+    this.parts.owner.dispose();
   }
 }

@@ -216,7 +216,11 @@ export class ForeignMemory implements Disposable {
    * @param at guest-physical address of the first byte
    * @param size in bytes; both whole pages
    */
-  constructor(readonly privcmd: Privcmd, readonly at: number, readonly size: number) {
+  constructor(
+    readonly privcmd: Pick<Privcmd, "fd" | "domain">,
+    readonly at: number,
+    readonly size: number,
+  ) {
     this.mapping = mapAnonymous(size);
   }
 

@@ -33,6 +33,15 @@ const MAX_BODY = 4096;
 const incoming = allocate(HEADER_SIZE + MAX_BODY);
 const outgoing = allocate(HEADER_SIZE + MAX_BODY);
 
+function openXenbus(): Fd {
+  try {
+    return openFile(XENBUS_PATH);
+  } catch (error) {
+    if (!(error instanceof LinuxError)) throw error;
+    throw new VmsgError("NO_XENSTORE", `${error.message}: --xen works in Dom0 of Xen, as root`);
+  }
+}
+
 /** See the head of this file. */
 export class Xenstore implements Disposable {
   readonly #fd: Fd;
@@ -42,14 +51,12 @@ export class Xenstore implements Disposable {
   /** What has come of a message. */
   #filled = 0;
 
-  /** @throws VmsgError NO_XENSTORE */
-  constructor(readonly reactor: Reactor) {
-    try {
-      this.#fd = openFile(XENBUS_PATH);
-    } catch (error) {
-      if (!(error instanceof LinuxError)) throw error;
-      throw new VmsgError("NO_XENSTORE", `${error.message}: --xen works in Dom0 of Xen, as root`);
-    }
+  /**
+   * @param fd where xenstored is, which becomes ours
+   * @throws VmsgError NO_XENSTORE
+   */
+  constructor(readonly reactor: Reactor, fd: Fd = openXenbus()) {
+    this.#fd = fd;
     setNonBlocking(this.#fd);
     reactor.watch(this.#fd, EPOLLIN, () => this.#receive());
   }

@@ -13,7 +13,7 @@ import type { Reactor, Timer } from "../../linux/reactor.ts";
 import type { Log } from "../../observe/log.ts";
 import type { SharedRegion, Sharing } from "../../sharing/sharing.ts";
 import type { RemoteDevice } from "../../transport/remote_device.ts";
-import { IoreqServer } from "../../xen/ioreq_server.ts";
+import { type IoRange, type IoreqServer, openIoreqServer } from "../../xen/ioreq_server.ts";
 import { ForeignMemory } from "../../xen/privcmd.ts";
 import { MmioDriver } from "../mmio/mmio_driver.ts";
 import { REGISTERS_SIZE, type RegisterState } from "../mmio/registers.ts";
@@ -73,11 +73,11 @@ export class DomainModel implements Disposable {
     using stack = new DisposableStack();
     this.#file = stack.use(new StateFile(directory, domain));
     const left = this.#file.read(vm);
-    this.#server = stack.use(IoreqServer.open(reactor, domain, left?.server));
+    this.#server = stack.use(openIoreqServer(reactor, domain, left?.server));
     this.#hint = reactor.timer(() => this.#nobodyLooked());
     stack.defer(() => reactor.dropTimer(this.#hint));
     if (IS_X86) {
-      const { privcmd } = this.#server;
+      const { privcmd } = this.#server.parts;
       const send = (address: number, data: number) => privcmd.injectMsi(address, data);
       this.#ioapic = new Ioapic(send, () => this.#keep(), left?.ioapic);
       this.#take(this.#ioapic, left?.server !== undefined);
@@ -109,7 +109,7 @@ export class DomainModel implements Disposable {
     }
   }
 
-  #take(range: Parameters<IoreqServer["add"]>[0], isOurs: boolean): void {
+  #take(range: IoRange, isOurs: boolean): void {
     if (this.#server.add(range, isOurs)) return;
     const at = `0x${range.start.toString(16)}`;
     throw new VmsgError(
@@ -125,7 +125,7 @@ export class DomainModel implements Disposable {
       map: () => this.#memory ??= this.#map(),
       interrupt: (asserted: boolean) => {
         if (this.#isOver) return;
-        if (this.#ioapic === undefined) this.#server.privcmd.setIrqLevel(irq, asserted);
+        if (this.#ioapic === undefined) this.#server.parts.privcmd.setIrqLevel(irq, asserted);
         else if (asserted) this.#ioapic.raise(irq % IOAPIC_PINS);
       },
       keep: () => this.#keep(),
@@ -145,7 +145,7 @@ export class DomainModel implements Disposable {
     if (this.#isOver) return;
     const cards: Record<number, RegisterState> = {};
     for (const [{ number }, { registers }] of this.#drivers) cards[number] = registers.state;
-    const server = isOver ? undefined : this.#server.id;
+    const server = isOver ? undefined : this.#server.parts.id;
     this.#file.write({
       vm: this.options.vm,
       server,
@@ -162,7 +162,7 @@ export class DomainModel implements Disposable {
     let left = memorySize;
     for (const { at, size } of RAM) {
       if (left <= 0) break;
-      const memory = new ForeignMemory(this.#server.privcmd, at, Math.min(left, size));
+      const memory = new ForeignMemory(this.#server.parts.privcmd, at, Math.min(left, size));
       this.#stack.use(memory);
       while (memory.mapMore()) {
         await reactor.sleep(0);
