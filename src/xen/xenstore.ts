@@ -1,7 +1,8 @@
 /**
  * xenstore: the tree of names by which domains and their devices are known, and watches on it.
  *
- * The kernel passes what is written to /dev/xen/xenbus on to xenstored, and what it answers back. A message is a
+ * xenstored listens on a socket in the domain where it runs, which is Dom0 nearly always; elsewhere /dev/xen/xenbus
+ * leads to it. (In Dom0 as well, but there the kernel has a caller stand still until xenstored has answered.) A message is a
  * header of four u32 {type, request, transaction, length} and a body. Answers name their request; a watch event
  * comes by itself.
  *
@@ -12,10 +13,11 @@ import { allocate } from "../linux/arena.ts";
 import { EAGAIN, LinuxError, VmsgError } from "../linux/errors.ts";
 import { type Fd, openFile, setNonBlocking } from "../linux/fd.ts";
 import { check, errno, lastError, libc } from "../linux/libc.ts";
+import { connectUnix } from "../linux/unix_socket.ts";
 import { type Deferred, EPOLLIN, type Reactor } from "../linux/reactor.ts";
 
-/** The device file. */
-export const XENBUS_PATH = "/dev/xen/xenbus";
+const SOCKET_PATH = "/run/xenstored/socket";
+const XENBUS_PATH = "/dev/xen/xenbus";
 
 const DIRECTORY = 1;
 const READ = 2;
@@ -30,12 +32,11 @@ const HEADER_SIZE = 16;
 /** XENSTORE_PAYLOAD_MAX */
 const MAX_BODY = 4096;
 
-const incoming = allocate(HEADER_SIZE + MAX_BODY);
 const outgoing = allocate(HEADER_SIZE + MAX_BODY);
 
-function openXenbus(): Fd {
+function openXenstore(): Fd {
   try {
-    return openFile(XENBUS_PATH);
+    return connectUnix(SOCKET_PATH)?.fd ?? openFile(XENBUS_PATH);
   } catch (error) {
     if (!(error instanceof LinuxError)) throw error;
     throw new VmsgError("NO_XENSTORE", `${error.message}: --xen works in Dom0 of Xen, as root`);
@@ -48,14 +49,15 @@ export class Xenstore implements Disposable {
   readonly #open = new Map<number, Deferred<string>>();
   readonly #watches = new Map<string, (path: string) => void>();
   #lastRequest = 0;
-  /** What has come of a message. */
+  /** A message, as far as it has come. */
+  readonly #incoming = allocate(HEADER_SIZE + MAX_BODY);
   #filled = 0;
 
   /**
    * @param fd where xenstored is, which becomes ours
    * @throws VmsgError NO_XENSTORE
    */
-  constructor(readonly reactor: Reactor, fd: Fd = openXenbus()) {
+  constructor(readonly reactor: Reactor, fd: Fd = openXenstore()) {
     this.#fd = fd;
     setNonBlocking(this.#fd);
     reactor.watch(this.#fd, EPOLLIN, () => this.#receive());
@@ -104,7 +106,7 @@ export class Xenstore implements Disposable {
     [type, request, 0, bytes.length].forEach((word, i) => view.setUint32(4 * i, word, true));
     outgoing.bytes.set(bytes, HEADER_SIZE);
     const length = HEADER_SIZE + bytes.length;
-    check(libc.write(this.#fd.number, outgoing.address, length), `write to ${XENBUS_PATH}`);
+    check(libc.write(this.#fd.number, outgoing.address, length), "write to xenstored");
     const answer = this.reactor.defer<string | undefined>();
     this.#open.set(request, answer as Deferred<string>);
     return answer.promise;
@@ -114,31 +116,29 @@ export class Xenstore implements Disposable {
     for (;;) {
       const length = this.#filled < HEADER_SIZE
         ? HEADER_SIZE
-        : HEADER_SIZE + incoming.view.getUint32(12, true);
+        : HEADER_SIZE + this.#incoming.view.getUint32(12, true);
       if (length > HEADER_SIZE + MAX_BODY) throw new Error("xenstored sent too long a message");
-      const at = incoming.address + BigInt(this.#filled);
+      const at = this.#incoming.address + BigInt(this.#filled);
       const wanted = length - this.#filled;
       const got = wanted === 0 ? 0 : libc.read(this.#fd.number, at, wanted);
       if (got < 0 && errno() === EAGAIN) return;
-      if (got < 0) throw lastError(`read ${XENBUS_PATH}`);
+      if (got === 0 && wanted > 0) throw new VmsgError("NO_XENSTORE", "xenstored is gone");
+      if (got < 0) throw lastError("read from xenstored");
       this.#filled += got;
-      if (got < wanted || this.#filled === HEADER_SIZE && wanted > 0) {
-        if (got === 0) return;
-        continue;
-      }
+      if (got < wanted || (this.#filled === HEADER_SIZE && wanted > 0)) continue;
       this.#filled = 0;
-      this.#handle(incoming.bytes.slice(HEADER_SIZE, length));
+      this.#handle(this.#incoming.bytes.slice(HEADER_SIZE, length));
     }
   }
 
   #handle(bytes: Uint8Array): void {
-    const type = incoming.view.getUint32(0, true);
+    const type = this.#incoming.view.getUint32(0, true);
     const body = new TextDecoder().decode(bytes);
     if (type === WATCH_EVENT) {
       const [path = "", token = ""] = body.split("\0");
       return this.#watches.get(token)?.(path);
     }
-    const request = incoming.view.getUint32(4, true);
+    const request = this.#incoming.view.getUint32(4, true);
     const answer = this.#open.get(request) as Deferred<string | undefined> | undefined;
     this.#open.delete(request);
     answer?.resolve(type === ERROR ? undefined : body);
