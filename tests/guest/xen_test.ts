@@ -119,6 +119,7 @@ xenTest(
       holds("third"),
       "kill $P; wait $P; echo \"RUN after $(ls /run/vmsg | tr '\\n' ' ')\"",
       "echo STEPS",
+      far,
     ];
     const machine = await test.start(DOMU, {
       script: steps.join("\n"),
