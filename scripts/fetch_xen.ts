@@ -100,13 +100,18 @@ async function mirror(): Promise<string> {
 
 const KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/** Options that have apt know nothing but one suite, of one architecture. */
-async function suiteApt(architecture: string, suite: string, state: string): Promise<string[]> {
+/** Options that have apt know nothing but one suite, of one architecture, or its sources. */
+export async function suiteApt(
+  architecture: string,
+  suite: string,
+  state: string,
+  kind: "deb" | "deb-src" = "deb",
+): Promise<string[]> {
   const options = await foreignApt(architecture, state);
   const sources = `${state}/sources.list`;
   await Deno.writeTextFile(
     sources,
-    `deb [signed-by=${KEYRING}] ${await mirror()} ${suite} main\n`,
+    `${kind} [signed-by=${KEYRING}] ${await mirror()} ${suite} main\n`,
   );
   await Deno.mkdir(`${state}/none`, { recursive: true });
   const own = [`Dir::Etc::sourcelist=${sources}`, `Dir::Etc::sourceparts=${state}/none`];

@@ -10,6 +10,7 @@ import type { Command, Options } from "../../src/cli/command.ts";
 import { openKeeper } from "../../src/cli/keeper.ts";
 import { untilInterrupted } from "../../src/cli/self.ts";
 import { UsageError } from "../../src/linux/errors.ts";
+import { buildXen } from "../build_xen.ts";
 import { fetchXen } from "../fetch_xen.ts";
 import { machineExecutable } from "./executable.ts";
 import { DOORBELL_ADDRESS } from "./machine.ts";
@@ -34,7 +35,7 @@ async function demoXen(options: Options): Promise<number> {
     throw new UsageError(`--machine is one of ${Object.keys(MACHINES).join(", ")}`);
   }
   const beganMs = performance.now();
-  const xen = await fetchXen(architecture);
+  const xen = await buildXen(await fetchXen(architecture));
   const executable = await machineExecutable(options.text("executable"), architecture);
   using interrupted = untilInterrupted();
   console.log("two machines with Xen, a shared memory and a doorbell between them");
@@ -64,7 +65,10 @@ async function demoXen(options: Options): Promise<number> {
   const passed = machineB.waitFor(/^U\| PING rc=0/, TIMEOUT_MS).then(() => 0);
   const failed = Promise.race([
     machineA.waitFor(/^DEVICE rc=/, TIMEOUT_MS),
-    machineB.waitFor(/^(U\| (PING rc=[^0]|GUEST-DONE)|ENDED proxy|GUEST-DONE)/, TIMEOUT_MS),
+    machineB.waitFor(
+      /^(U\| (PING rc=[^0]|GUEST-DONE)|CREATE failed|ENDED proxy|GUEST-DONE)/,
+      TIMEOUT_MS,
+    ),
   ]).then(() => 1);
   for (const promise of [passed, failed]) promise.catch(() => {});
   const code = await Promise.race([interrupted, passed, failed]);

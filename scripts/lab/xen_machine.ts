@@ -72,7 +72,7 @@ const TYPES: Readonly<Record<MachineArchitecture, Type>> = {
       // Dom0's memory is where it says it is, in large pieces: not every size can be had.
       ...["-append", `console=dtuart dom0_mem=512M ${HYPERVISOR}`],
       "-device",
-      `guest-loader,addr=0x44000000,kernel=${kernel},bootargs="${words}"`,
+      `guest-loader,addr=0x44000000,kernel=${kernel},bootargs=${words}`,
       ...["-device", `guest-loader,addr=0x50000000,initrd=${initrd}`],
     ],
     triplet: "aarch64-linux-gnu",

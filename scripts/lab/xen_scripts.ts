@@ -14,8 +14,11 @@ export interface DomuOptions {
   readonly withoutTables?: boolean;
 }
 
-/** What libxl 4.17 is told of a virtio device on arm64: a disk that a program of its own serves. */
-const STANDALONE = "format=raw,access=rw,backendtype=standalone,specification=virtio,target=/init";
+/**
+ * What libxl 4.17 is told of a virtio device on arm64: a disk that a program of its own serves. The domain is not
+ * told what kind of device it is. All behind `target=` is a file's name; one must be there.
+ */
+const STANDALONE = "format=raw,access=rw,backendtype=standalone,specification=virtio";
 
 /** Shell: writes the domain's configuration, as `/tmp/NAME.cfg`, and what it needs. */
 export function domuConfig(
@@ -24,7 +27,7 @@ export function domuConfig(
 ): string {
   const isX86 = architecture === "x86_64";
   const devices = Array.from({ length: cards }, (_, card) => card);
-  const disks = devices.map((card) => `"${STANDALONE},vdev=xvd${"abcdefgh"[card]}"`);
+  const disks = devices.map((card) => `"${STANDALONE},vdev=xvd${"abcdefgh"[card]},target=/init"`);
   const virtio = devices.map(() => '"type=virtio,device,transport=mmio,backend=0,grant_usage=0"');
   const own = isX86
     // Measuring its clock would take a domain a minute under emulation.
@@ -52,7 +55,7 @@ export function createDomu(name: string, how = ""): string {
   touch /tmp/${name}.followed
   tail -n 0 -F /tmp/guest-${name}.log 2>/dev/null | while read -r line; do echo "U| $line"; done &
 }
-xl create ${how} /tmp/${name}.cfg >/tmp/xl.log 2>&1 || cat /tmp/xl.log
+xl create ${how} /tmp/${name}.cfg >/tmp/xl.log 2>&1 || { cat /tmp/xl.log; echo "CREATE failed"; }
 `;
 }
 

@@ -97,6 +97,7 @@ const DEMO_TASKS: Readonly<Record<string, Command>> = {
   "demo:ivshmem-arm64": demoIvshmemTask,
   "demo:demo2b-arm64": demoIvshmemTask,
   "demo:xen": demoXenTask,
+  "demo:xen-arm64": demoXenTask,
 };
 
 Deno.test("README: the options of its demos are accepted", () => {
