@@ -12,8 +12,9 @@
  * implementations leave the word alone. Who is rung by id is found by it, whatever id a peer has after it was started anew.
  *
  * A queue has one producer. While it is attached a named one counts in the next word; whoever finds a name
- * that is not its own watches whether that goes on before it takes the place. It ends with BUS_IN_USE if
- * it does, and so does a producer that finds another's name, because it stood still for too long.
+ * that is not its own watches whether that goes on before it takes the place. If it does, one that was never attached
+ * ends with BUS_IN_USE. A producer that finds another's name, because it stood still for too long, or because the
+ * peer wrote it, detaches and waits until nobody counts: what is in shared memory ends nobody who serves guests.
  *
  * `reset` empties both queues, as the prototype's `reset-queues` does; it is for dialects that use the
  * queues as found. In `v1` each side writes its own indices only, and a living peer's queues are safe.
@@ -78,6 +79,7 @@ export abstract class PageBus extends QueueBus {
   /** What a producer with another name had counted when it was looked at first, and until when it may stand still. */
   #seenBeat: number | undefined;
   #waitEndMs = 0;
+  #wasAttached = false;
   readonly #own: Uint32Array;
   readonly #theirs: Uint32Array;
 
@@ -125,6 +127,7 @@ export abstract class PageBus extends QueueBus {
       this.#beat.arm(BEAT_MS);
       if (!this.#isFree()) return;
       this.#nameOurselves();
+      this.#wasAttached = true;
     }
     super.attach();
   }
@@ -133,19 +136,27 @@ export abstract class PageBus extends QueueBus {
     storeRelease32(this.#own, PRODUCER_WORD, ((this.#options.id() << 16) | MARK) >>> 0);
   }
 
-  #isFree(): boolean {
+  /** The producer that has this side's place and is not this one, or -1. */
+  get #other(): number {
     const name = nameIn(this.#own);
-    const before = this.#seenBeat;
-    if (name >= 0 && name !== this.#options.id() && this.mayBeThere(name)) {
-      const beat = loadAcquire32(this.#own, BEAT_WORD);
-      if (before === undefined) {
-        this.#seenBeat = beat;
-        this.#waitEndMs = this.reactor.now() + GONE_MS;
-        return false;
-      }
-      if (beat !== before) this.#fail(name);
-      if (beat !== before || this.reactor.now() < this.#waitEndMs) return false;
+    return name === this.#options.id() ? -1 : name;
+  }
+
+  #isFree(): boolean {
+    const other = this.#other;
+    if (other < 0 || !this.mayBeThere(other)) {
+      this.#seenBeat = undefined;
+      return true;
     }
+    const before = this.#seenBeat;
+    const beat = loadAcquire32(this.#own, BEAT_WORD);
+    if (beat !== before) {
+      if (before !== undefined && !this.#wasAttached) this.#fail(other);
+      this.#seenBeat = beat;
+      this.#waitEndMs = this.reactor.now() + GONE_MS;
+      return false;
+    }
+    if (this.reactor.now() < this.#waitEndMs) return false;
     this.#seenBeat = undefined;
     return true;
   }
@@ -154,18 +165,24 @@ export abstract class PageBus extends QueueBus {
   #goOn(): void {
     if (this.#seenBeat !== undefined) return this.attachIfThere();
     if (!this.isAttached) return;
-    const name = nameIn(this.#own);
-    if (name >= 0 && name !== this.#options.id()) return this.#fail(name);
+    const other = this.#other;
+    if (other >= 0) {
+      this.detach(`${this.#taken(other)}: this one waits until nobody is, end one of the two`);
+      return this.attachIfThere();
+    }
     // Where somebody emptied the queues, the name as well.
     this.#nameOurselves();
     storeRelease32(this.#own, BEAT_WORD, (loadAcquire32(this.#own, BEAT_WORD) + 1) >>> 0);
     this.#beat.arm(BEAT_MS);
   }
 
-  #fail(peer: number): void {
-    const us = `this is peer ${this.#options.id()}`;
-    const what = `peer ${peer} is its ${this.side} side, ${us}: end one of the two`;
-    this.reactor.fail(new VmsgError("BUS_IN_USE", `${this.description}: ${what}`));
+  #taken(other: number): string {
+    return `peer ${other} is its ${this.side} side, this is peer ${this.#options.id()}`;
+  }
+
+  #fail(other: number): void {
+    const what = `${this.description}: ${this.#taken(other)}: end one of the two`;
+    this.reactor.fail(new VmsgError("BUS_IN_USE", what));
   }
 
   /** Descriptors do not travel between systems. */
