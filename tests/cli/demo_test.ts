@@ -9,16 +9,25 @@ function startDemo(vmsg: Processes, temporary: string) {
   return vmsg.startProgram("sh", "-c", `TMPDIR=${temporary} exec ${command}`);
 }
 
-/** The processes that have `text` in their arguments. */
-function* processesWith(text: string): Generator<number> {
-  for (const { name } of Deno.readDirSync("/proc")) {
-    if (!/^\d+$/.test(name)) continue;
-    try {
-      if (Deno.readTextFileSync(`/proc/${name}/cmdline`).includes(text)) yield Number(name);
-    } catch {
-      // It has ended.
-    }
+/** A process that is there, as its number and when it started; undefined for one that has ended. */
+function alive(pid: string): string | undefined {
+  try {
+    const stat = Deno.readTextFileSync(`/proc/${pid}/stat`);
+    const [state, ...words] = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+    return state === "Z" || state === "X" ? undefined : `${pid} ${words[18]}`;
+  } catch {
+    return undefined;
   }
+}
+
+/** The processes that one has started, and those that they have. */
+function descendants(pid: string): string[] {
+  const children: string[] = [];
+  for (const { name } of Deno.readDirSync(`/proc/${pid}/task`)) {
+    const words = Deno.readTextFileSync(`/proc/${pid}/task/${name}/children`).split(" ");
+    children.push(...words.filter((word) => word !== ""));
+  }
+  return children.flatMap((child) => [child, ...descendants(child)]);
 }
 
 for (const signal of ["SIGKILL", "SIGTERM", "SIGINT"] as const) {
@@ -27,12 +36,13 @@ for (const signal of ["SIGKILL", "SIGTERM", "SIGINT"] as const) {
     await Deno.mkdir(temporary);
     const demo = await startDemo(vmsg, temporary);
     await demo.waitFor(/icmp_seq=2/);
-    const [name = ""] = [...Deno.readDirSync(temporary)].map(({ name }) => name);
-    const left = () => [...processesWith(`${temporary}/${name}`)];
-    assert(left().length >= 2, "a device and a driver");
+    const started = descendants(`${demo.pid}`).map((pid) => [pid, alive(pid)] as const);
+    const left = () =>
+      started.filter(([pid, known]) => known !== undefined && alive(pid) === known);
+    assert(left().length >= 3, "a keeper, a device and a driver");
     demo.kill(signal);
     await until(() => [...Deno.readDirSync(temporary)].length === 0);
-    assertEquals(left(), []);
+    await until(() => left().length === 0);
   });
 }
 
