@@ -4,13 +4,19 @@ import { XenServer } from "../drivers/xen/xen_server.ts";
 import type { XenCard } from "../drivers/xen/xen_server.ts";
 import { MAX_CARDS } from "../drivers/xen/acpi.ts";
 import { UsageError, VmsgError } from "../linux/errors.ts";
-import { counterDirectories, isOurs } from "../observe/counter_file.ts";
+import { isOurs } from "../observe/counter_file.ts";
 import type { Sharing } from "../sharing/sharing.ts";
 import type { RemoteDevice } from "../transport/remote_device.ts";
 import { Xenstore } from "../xen/xenstore.ts";
 import type { Option, Options } from "./command.ts";
 import { parseGroup } from "./groups.ts";
 import type { PlaneContext } from "./plane.ts";
+
+/**
+ * Where states are, and who serves a domain is locked: one place for all, since Xen tells nobody that somebody else
+ * serves the same addresses.
+ */
+const DIRECTORY = "/run/vmsg";
 
 export const XEN_OPTION: Option = {
   name: "xen",
@@ -47,6 +53,9 @@ export function parseXen(
     }
     const irq = group.text("irq") === undefined ? undefined : group.number("irq", 1, 1019, 0);
     if ((base === undefined) !== (irq === undefined)) throw group.error("give both base= and irq=");
+    if (base !== undefined && domains.get(domain)?.some((card) => card.base === base)) {
+      throw group.error(`two cards of domain ${domain} have the same base=`);
+    }
     const card = { device: group.number("device", 0, 65535, first + index), base, irq };
     domains.set(domain, [...domains.get(domain) ?? [], card]);
   }
@@ -71,13 +80,15 @@ export function openXen(
   { reactor, log, stack }: PlaneContext,
 ): void {
   if (domains.length === 0) return;
-  const directory = counterDirectories().find(isOurs);
-  if (directory === undefined) {
-    throw new VmsgError("NO_DIRECTORY", "--xen keeps states in /run/vmsg, which cannot be written");
+  if (!isOurs(DIRECTORY)) {
+    throw new VmsgError(
+      "NO_DIRECTORY",
+      `--xen keeps states in ${DIRECTORY}: it has to be root's own`,
+    );
   }
   for (const { domain, cards } of domains) {
     const store = stack.use(new Xenstore(reactor));
     const lent = cards.map((card) => ({ ...card, ...lend(card.device) }));
-    stack.use(new XenServer({ reactor, log, store, domain, cards: lent, directory }));
+    stack.use(new XenServer({ reactor, log, store, domain, cards: lent, directory: DIRECTORY }));
   }
 }

@@ -123,7 +123,7 @@ export class IoreqServer implements Disposable {
    * Answers for a range.
    *
    * @param isOurs a process that has left the server had it already
-   * @returns false if another server has it
+   * @returns false if another range of ours is there; that another server is there, Xen does not say
    */
   add(range: IoRange, isOurs = false): boolean {
     const isNew = this.parts.privcmd.mapRange(this.parts.id, range.start, range.size);

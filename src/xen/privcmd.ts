@@ -139,7 +139,7 @@ export class Privcmd implements Disposable {
     return page;
   }
 
-  /** Has accesses to [start, start + size) come to the server; false if another server has them. */
+  /** Has accesses to [start, start + size) come to the server; false if it has them already, in part. */
   mapRange(server: number, start: number, size: number): boolean {
     const result = this.#run(OP_MAP_IO_RANGE, (view) => {
       view.setUint16(8, server, true);

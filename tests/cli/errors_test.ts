@@ -71,6 +71,13 @@ const WRONG_USAGE: readonly [string[], RegExp][] = [
     onBus("proxy", BUS, "--confined", "--xen", "domain=d", "--vhost-user", "socket=a,device=1"),
     /--vhost-user, --xen: a device number belongs to one guest, one is given twice/,
   ],
+  [
+    onBus(
+      ...["proxy", BUS, "--confined", "--xen", "domain=d,base=0xd0000000,irq=16"] as const,
+      ...["--xen", "domain=d,base=0xd0000000,irq=17"],
+    ),
+    /--xen: two cards of domain d have the same base=/,
+  ],
   [["xen-acpi"], /--vcpus N is missing; see: vmsg xen-acpi --help/],
   [["xen-acpi", "--vcpus", "0"], /--vcpus takes a whole number from 1 to 127, not 0/],
   [["xen-acpi", "--vcpus", "1", "--cards", "9"], /--cards takes a whole number from 1 to 8, not 9/],

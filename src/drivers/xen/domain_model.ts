@@ -114,7 +114,7 @@ export class DomainModel implements Disposable {
     const at = `0x${range.start.toString(16)}`;
     throw new VmsgError(
       "BASE_TAKEN",
-      `${this.options.name}: another program serves addresses at ${at}: give base= and irq=, or end it`,
+      `${this.options.name}: two cards are at ${at}: give each its own base= and irq=`,
     );
   }
 
