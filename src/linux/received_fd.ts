@@ -77,22 +77,32 @@ export function describeFd(fd: Fd): string {
   return kind === "other" ? nameOf(fd.number) || "of no known kind" : kind;
 }
 
-/** Closes that may wait for ever, each in a thread. What comes beyond them stays open. */
+/** Closes that may wait for ever, each in a thread; the next ones wait for those. */
 const MAX_CLOSING = 8;
-/** Descriptors that wait to be closed when no more are received. */
+/** Descriptors that are not closed yet, when no more are received. */
 const MAX_STUCK = 64;
-let stuck = 0;
+let closing = 0;
+const waiting: number[] = [];
 
 /** False while so many descriptors cannot be closed that a message must bring no more. */
 export function mayReceive(): boolean {
-  return stuck < MAX_STUCK;
+  return closing + waiting.length < MAX_STUCK;
+}
+
+function closeElsewhere(number: number): void {
+  if (closing === MAX_CLOSING) return void waiting.push(number);
+  closing++;
+  libc.close_elsewhere(number).then(() => {
+    closing--;
+    const next = waiting.shift();
+    if (next !== undefined) closeElsewhere(next);
+  });
 }
 
 /** Owns a descriptor that a peer sent. */
 export class ReceivedFd extends Fd {
   protected override close(): void {
-    if (kindOf(this) !== "other") return super.close();
-    if (++stuck > MAX_CLOSING) return;
-    libc.close_elsewhere(this.number).then(() => stuck--);
+    if (kindOf(this) === "other") closeElsewhere(this.number);
+    else super.close();
   }
 }
