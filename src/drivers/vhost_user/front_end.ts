@@ -21,7 +21,7 @@ import { describeFd, kindOf } from "../../linux/received_fd.ts";
 import { UnixStream } from "../../linux/unix_socket.ts";
 import { MAX_WINDOWS, type MemoryQuota } from "../../memory/mod.ts";
 import { Status } from "../../virtio/features.ts";
-import { limitedLog, type Log } from "../../observe/log.ts";
+import type { Log } from "../../observe/log.ts";
 import type { Sharing } from "../../sharing/sharing.ts";
 import type { RemoteDevice } from "../../transport/remote_device.ts";
 import { PeerLost } from "../../transport/requests.ts";
@@ -57,8 +57,6 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
   /** When it was told how many queues there are. */
   #toldQueuesMs = -Infinity;
   #showedMemory = false;
-  /** For what the device side can make us say as often as it likes. */
-  readonly #complain: (line: string) => void;
 
   /** Serves nothing before {@link serve}. */
   constructor(
@@ -72,12 +70,11 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
     this.#memory = new MemoryTable((region, fd) => this.#isShared(region, fd), quota);
     const whose = "the guest's";
     this.#session = new Session({ reactor, device, sharing, owner: this, whose, log });
-    this.#complain = limitedLog(log.warn, reactor);
     reactor.cutHandlers.add(this.#memoryCut);
   }
 
   readonly #memoryCut = (address: bigint): void => {
-    if (this.#memory.holds(address)) this.connection.close("the guest's memory was cut off");
+    if (this.#memory.isCut(address)) this.connection.close("the guest's memory was cut off");
   };
 
   // --- what is wanted ----------------------------------------------------------------------------
@@ -139,7 +136,10 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
 
   configChanged(status: number): void {
     if ((status & Status.DEVICE_NEEDS_RESET) !== 0) {
-      this.#complain(`device ${this.device.number} needs a reset: restart the guest's driver`);
+      this.log.warn(
+        `device ${this.device.number} needs a reset, its own log says why: restart the guest's driver, ` +
+          "or the guest if it lost memory",
+      );
       for (const vring of this.#vrings.all) vring.fail();
     }
     if (this.#backendChannel !== undefined && this.#has(ProtocolFeature.CONFIG)) {
@@ -351,7 +351,7 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
 
   #isShared({ guestAddress, size, userAddress }: protocol.FrontEndRegion, fd: Fd): boolean {
     if (!mapsPrivately(this.connection.stream.peerProcess, fd, userAddress)) return true;
-    this.#complain(
+    this.log.warn(
       `the guest's memory at 0x${guestAddress.toString(16)} (${
         Math.round(size / 2 ** 20)
       } MiB) is not shared, and not used: ` +

@@ -14,7 +14,7 @@
  */
 
 import { VmsgError } from "../../linux/errors.ts";
-import { type Fd, fileIdentity } from "../../linux/fd.ts";
+import { type Fd, fileIdentity, fileSize } from "../../linux/fd.ts";
 import { assertMemoryFile, mapMemoryFile } from "../../linux/memory_file.ts";
 import { AddressSpace, type MappedMemory, MemoryQuota } from "../../memory/mod.ts";
 import type { SharedRegion } from "../../sharing/sharing.ts";
@@ -148,10 +148,15 @@ export class MemoryTable implements Disposable {
     this.#regions = regions;
   }
 
-  /** Is an address of this process in the memory of a region? */
-  holds(address: bigint): boolean {
-    return [...this.#open].some(({ memory }) =>
-      address >= memory.address && address < memory.address + BigInt(memory.size)
+  /**
+   * Has memory of a region been cut off? Of several that were at once, the guard knows one address.
+   *
+   * @param address where the guard found it last
+   */
+  isCut(address: bigint): boolean {
+    return [...this.#open].some(({ memory, fd, fileOffset, size }) =>
+      address >= memory.address && address < memory.address + BigInt(memory.size) ||
+      fileSize(fd) < fileOffset + size
     );
   }
 

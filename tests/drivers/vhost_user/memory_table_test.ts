@@ -2,7 +2,8 @@
 
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { MemoryTable } from "../../../src/drivers/vhost_user/memory_table.ts";
-import { createSealedMemory, type Fd, openFile } from "../../../src/linux/fd.ts";
+import { createSealedMemory, Fd, openFile, resizeFile } from "../../../src/linux/fd.ts";
+import { check, cString, libc } from "../../../src/linux/libc.ts";
 import { MemoryQuota } from "../../../src/memory/mod.ts";
 import { cleanTest } from "../../support/leaks.ts";
 
@@ -127,3 +128,22 @@ cleanTest("memory table: user addresses become those on the bus, or are told to 
   assertThrows(() => table.add(region(0x4000), more), RangeError, "overlap");
   assertEquals(table.regions.length, 1);
 });
+
+cleanTest(
+  "memory table: memory that is cut off is told of every guest, not of the last one only",
+  () => {
+    const name = cString("vmsg-test-cut");
+    using file = new Fd(check(libc.memfd_create(name, 0), "memfd_create"));
+    resizeFile(file, 2 * SIZE);
+    using table = new MemoryTable();
+    table.set([region(0, SIZE)], [copy(file)]);
+    const { memory } = table.regions[0]!;
+    const elsewhere = memory.address + BigInt(memory.size);
+    assertEquals([table.isCut(elsewhere), table.isCut(memory.address)], [false, true]);
+    // Behind what it shows, and then in it.
+    resizeFile(file, 2 * SIZE + 4096);
+    assertEquals(table.isCut(elsewhere), false);
+    resizeFile(file, SIZE + 4096);
+    assertEquals(table.isCut(elsewhere), true);
+  },
+);
