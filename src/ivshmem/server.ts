@@ -28,6 +28,7 @@ import { createEventFd } from "../linux/eventfd.ts";
 import { createSealedMemory, type Fd } from "../linux/fd.ts";
 import { type Access, openOwnFileOf } from "../linux/own_file.ts";
 import { EPOLLIN, EPOLLOUT, type Reactor, type Timer } from "../linux/reactor.ts";
+import { kindOf } from "../linux/received_fd.ts";
 import { listenUnix, type UnixStream } from "../linux/unix_socket.ts";
 import type { Log } from "../observe/log.ts";
 import {
@@ -168,6 +169,9 @@ export class IvshmemServer implements Disposable {
     const backing = file === undefined ? "sealed" : file;
     const doorbells = `${vectors} vector${vectors === 1 ? "" : "s"}`;
     log.info(`${this.#name}: ${size} bytes (${backing}), ${doorbells}; waiting for peers`);
+    if (kindOf(this.#memory) === "memory") return;
+    const advice = "put it on tmpfs, hugetlbfs or a disk, or give them --memory-files any";
+    log.warn(`${this.#name}: peers that are vmsg refuse a file such as ${file}: ${advice}`);
   }
 
   /** The ids of those who are there. */

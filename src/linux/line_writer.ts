@@ -4,8 +4,8 @@
  * A pipe that nobody reads and a terminal that was stopped (Ctrl-S) would block whoever writes. The mark that
  * prevents it, O_NONBLOCK, belongs to the open file description, which other processes may share; so the pipe
  * or terminal is opened once more where that is allowed, and asked before each write in any case: what poll(2)
- * calls writable takes PIPE_BUF bytes at once. A socket, as that of systemd's journal, is told with each write. What it does not take waits in a bounded buffer; beyond that, lines
- * are dropped, and how many is said in their place.
+ * calls writable takes PIPE_BUF bytes at once. A socket, as that of systemd's journal, is told with each write. What
+ * is not taken waits in a bounded buffer; beyond that, lines are dropped, and how many is said in their place.
  */
 
 import { allocate } from "./arena.ts";

@@ -5,8 +5,9 @@
  * Theory of operation. passt speaks Ethernet frames on a Unix stream socket, each preceded by its length
  * as a 32-bit big-endian number, without a virtio-net header; so there are no offloads. The headers of a frame
  * that is sent are copied and judged (loopback_frame.ts), so that the guest cannot change them afterwards; the rest
- * goes from the guest's pages by the same sendmsg; what the socket did not take is copied and goes first next time. Received bytes are collected in a buffer, from which whole frames are
- * copied; the buffer is filled only while the guest takes frames, so passt feels it when it does not.
+ * goes from the guest's pages by the same sendmsg; what the socket did not take is copied and goes first next time.
+ * Received bytes are collected in a buffer, from which whole frames are copied; the buffer is filled only while the
+ * guest takes frames, so passt feels it when it does not.
  *
  *     connected --end of file, or a length no frame has--> down --attached by path: every second--> connected
  *               --end of file, started here--> down, until it is started again: after 1 s, then 2, ... 30 s

@@ -36,8 +36,8 @@ export function createLog(name: string, level: LogLevel, write: (line: string) =
 }
 
 /**
- * Says the same thing at most once per `intervalMs`, or `burst` times; a hostile peer must not fill a
- * disk.
+ * Says one line at most per `intervalMs`, or `burst` of them, whatever they say. For lines that each differ, which would
+ * use up what {@link withoutRepeats} lets the whole process say, and for the transport, which others use without that.
  *
  * @param clock the reactor
  */

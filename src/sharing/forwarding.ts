@@ -18,7 +18,7 @@ import { VmsgError } from "../linux/errors.ts";
 import type { Reactor } from "../linux/reactor.ts";
 import { AddressSpace } from "../memory/mod.ts";
 import { retire } from "../observe/counters.ts";
-import { limitedLog, type Log } from "../observe/log.ts";
+import type { Log } from "../observe/log.ts";
 import type { RemoteDevice } from "../transport/remote_device.ts";
 import type { QueueSetup } from "../virtio/device.ts";
 import { hasFeature, RingFeature } from "../virtio/features.ts";
@@ -102,8 +102,6 @@ export interface ForwardingOptions {
 /** See the head of this file. */
 export class Forwarding implements Sharing {
   readonly withheld: readonly number[] = NOT_CARRIED;
-  /** For what either end can make us say as often as it likes. */
-  readonly complain: (line: string) => void;
   #regions: readonly SharedRegion[] = [];
   /** The regions at the driver's addresses. */
   #space = new AddressSpace();
@@ -114,9 +112,7 @@ export class Forwarding implements Sharing {
   #announcedTo = -1;
 
   /** Serves no ring yet. */
-  constructor(readonly options: ForwardingOptions) {
-    this.complain = limitedLog(options.log.warn, options.reactor);
-  }
+  constructor(readonly options: ForwardingOptions) {}
 
   mustStopFor(regions: readonly SharedRegion[], rings: readonly number[]): boolean {
     return differ(regions, this.#regions) || rings.some((index) => !this.#parts.has(index));
@@ -212,11 +208,11 @@ class ForwardedRing implements SharedRing {
   #move(): boolean {
     const { queue, owner } = this;
     if (!this.#runs || queue.broken !== undefined) return false;
-    const { device } = this.forwarding.options;
+    const { device, log } = this.forwarding.options;
     if (queue.giveBack()) owner.call();
     if (queue.forward()) device.available(owner.index);
     if (queue.broken === undefined) return queue.more;
-    this.forwarding.complain(
+    log.warn(
       `device ${device.number}, ring ${owner.index} is broken: ${queue.broken}: ` +
         "restart the guest's driver",
     );

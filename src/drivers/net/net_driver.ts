@@ -32,7 +32,7 @@ import {
 import type { QueueSetup } from "../../virtio/device.ts";
 import { IovecList } from "../../memory/mod.ts";
 import { counterShape } from "../../observe/counters.ts";
-import { limitedLog, type Log } from "../../observe/log.ts";
+import type { Log } from "../../observe/log.ts";
 import { Descriptors } from "../../sharing/descriptors.ts";
 import { type DriverMemory, ownMemory } from "../../sharing/driver_memory.ts";
 import type { DriverSide, PeerListener } from "../../transport/driver_side.ts";
@@ -125,8 +125,6 @@ export class NetDriver implements PeerListener, Disposable {
   /** Of the configuration as it was read last. */
   #generation = 0;
   #reads = false;
-  /** For what the device side can make us say as often as it likes. */
-  readonly #complain: (line: string) => void;
   readonly #receiveTask: Task = { run: () => this.#receive() };
   readonly #publishTask: Task = { run: () => this.#publish() };
 
@@ -136,13 +134,12 @@ export class NetDriver implements PeerListener, Disposable {
     readonly side: DriverSide,
     number: number,
     readonly listener: NetDriverListener,
-    log: Log,
+    readonly log: Log,
     options: NetDriverOptions = {},
   ) {
     const { memory, offloads = [] } = options;
     this.counters = new DriverCounters("driver", `device ${number}`);
     this.#offloads = offloads;
-    this.#complain = limitedLog(log.warn, reactor);
     this.#ownsMemory = memory === undefined;
     this.#memory = memory ?? ownMemory(DRIVER_MEMORY_SIZE);
     this.#buffers = new NetBuffers(this.#memory);
@@ -250,12 +247,12 @@ export class NetDriver implements PeerListener, Disposable {
       while (this.isUp && this.#device.generation !== this.#generation) await this.#readConfig();
     } catch (error) {
       if (!(error instanceof VmsgError) || error instanceof PeerLost) throw error;
-      this.#complain(error.message);
+      this.log.warn(error.message);
     } finally {
       this.#reads = false;
     }
     if (before !== this.linkIsUp) {
-      this.#complain(`device ${this.#device.number}: link ${this.linkIsUp ? "up" : "down"}`);
+      this.log.warn(`device ${this.#device.number}: link ${this.linkIsUp ? "up" : "down"}`);
     }
   }
 
@@ -275,7 +272,7 @@ export class NetDriver implements PeerListener, Disposable {
     if ((status & Status.DEVICE_NEEDS_RESET) === 0) {
       return this.#start(() => this.#readConfigAgain());
     }
-    this.#complain(`device ${this.#device.number} needs a reset`);
+    this.log.warn(`device ${this.#device.number} needs a reset`);
     this.#down("the device needed a reset");
     this.#start(async () => {
       await this.#session.restart();
@@ -395,7 +392,7 @@ export class NetDriver implements PeerListener, Disposable {
     if (queue.broken === undefined) return true;
     if (!this.isUp) return false;
     this.counters.badQueues++;
-    this.#complain(`queue ${index}: ${queue.broken}`);
+    this.log.warn(`queue ${index}: ${queue.broken}`);
     this.#down("the device broke a queue");
     return false;
   }

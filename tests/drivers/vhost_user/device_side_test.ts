@@ -24,7 +24,6 @@ import { SetQueues } from "../../support/raw_peer.ts";
 
 const FEATURES_OK = 0xb;
 const DRIVER_OK = 0xf;
-const NEEDS_RESET = 0x40;
 
 /** A front end, the proxy, and a raw peer that answers as a device unless the test holds a request. */
 interface Rig extends DriverRig {
@@ -182,23 +181,6 @@ cleanTest(
       };
       const config = await rig.front.ask(Request.GET_CONFIG, u32s(0, 6, 0, 0, 0));
       assertEquals(config.byteLength, 18);
-    }),
-);
-
-cleanTest(
-  "proxy: a device side that needs a reset again and again is not logged each time",
-  () =>
-    withDevice(async (rig) => {
-      await start(rig);
-      for (let i = 0; i < 50; i++) {
-        rig.peer.send(Kind.EVENT_CONFIG, (m) => {
-          m.device = 3;
-          m.status = NEEDS_RESET;
-        });
-        if (i % 10 === 9) await rig.reactor.sleep(1);
-      }
-      await rig.front.barrier();
-      assertEquals(rig.lines.filter((line) => line.includes("needs a reset")).length, 1);
     }),
 );
 
