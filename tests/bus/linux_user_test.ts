@@ -6,13 +6,14 @@ import { allocate } from "../../src/linux/arena.ts";
 import { VmsgError } from "../../src/linux/errors.ts";
 import { openFile, resizeFile, tryLockByte } from "../../src/linux/fd.ts";
 import { mapShared } from "../../src/linux/mapping.ts";
-import { type Clock, MONOTONIC, VirtualClock } from "../../src/linux/clock.ts";
+import { type Clock, MONOTONIC } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { connectUnix, listenUnix, type UnixStream } from "../../src/linux/unix_socket.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { Kind } from "../../src/message/message.ts";
 import { cleanTest, withDirectory } from "../support/leaks.ts";
 import { RawPeer } from "../support/raw_peer.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 const FILE_SIZE = 262272;
 const MODES = {

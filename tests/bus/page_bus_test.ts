@@ -6,10 +6,10 @@ import { IvshmemBus, type IvshmemBusOptions } from "../../src/bus/ivshmem.ts";
 import type { EndListener, IvshmemEnd } from "../../src/ivshmem/end.ts";
 import { VmsgError } from "../../src/linux/errors.ts";
 import { mapAnonymous, type Mapping } from "../../src/linux/mapping.ts";
-import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { pageBus, pageLink } from "../support/page_link.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 const PAGE = 4096;
 /** floor((4096 - 128) / 64), docs/wire.md 4.3. */

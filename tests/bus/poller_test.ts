@@ -2,9 +2,9 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { Poller } from "../../src/bus/poller.ts";
-import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { cleanTest } from "../support/leaks.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 cleanTest("poller: silence costs 200 looks a second, and they do not end", async () => {
   using reactor = new Reactor(new VirtualClock());

@@ -4,9 +4,9 @@ import { assertEquals, assertMatch, assertThrows } from "@std/assert";
 import type { BusListener, Side } from "../../src/bus/bus.ts";
 import { ShmBus, type ShmBusOptions } from "../../src/bus/shm.ts";
 import { VmsgError } from "../../src/linux/errors.ts";
-import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { cleanTest, withDirectory } from "../support/leaks.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 const PAGE = 4096;
 

@@ -5,13 +5,13 @@ import { SpscQueue, spscSize } from "../../src/bus/spsc_queue.ts";
 import { MAX_WAITING_FDS, StreamBus } from "../../src/bus/stream_bus.ts";
 import { allocate } from "../../src/linux/arena.ts";
 import { createSealedMemory, fileIdentity } from "../../src/linux/fd.ts";
-import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { unixStreamPair } from "../../src/linux/unix_socket.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { Kind, Message } from "../../src/message/message.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { RawPeer } from "../support/raw_peer.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 const V1 = codecFor("v1");
 

@@ -1,7 +1,6 @@
 /** Rules that no peer can be asked for: they show at both ends of a bus, or inside of a side. */
 
 import { assert, assertEquals } from "@std/assert";
-import { VirtualClock } from "../../src/linux/clock.ts";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { codecFor } from "../../src/message/codecs.ts";
@@ -17,6 +16,7 @@ import { inProcessBus } from "../support/in_process_bus.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { relay } from "./relay.ts";
 import { AT, withWhole } from "./whole.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 const FORMS = ["v1", "v1-2025"] as const;
 const u16 = (bytes: Uint8Array, at: number) => bytes[at]! + 256 * bytes[at + 1]!;

@@ -6,7 +6,6 @@
 import { assert, assertEquals } from "@std/assert";
 import { inProcessBus } from "../support/in_process_bus.ts";
 import { NetDevice } from "../../src/devices/net/net_device.ts";
-import { VirtualClock } from "../../src/linux/clock.ts";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { codecFor } from "../../src/message/codecs.ts";
@@ -17,6 +16,7 @@ import { DeviceSide } from "../../src/transport/device_side.ts";
 import { FakeDevice, type FakeDeviceOptions } from "../support/fake_device.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { LinuxTransport } from "./linux_transport.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 const NUMBER = 4;
 const MEMORY = 1 << 20;

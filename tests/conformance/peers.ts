@@ -8,7 +8,6 @@ import type { Outcome } from "../../src/check/outcome.ts";
 import type { Rule } from "../../src/check/rules.ts";
 import { NetDevice } from "../../src/devices/net/net_device.ts";
 import { NetDriver } from "../../src/drivers/net/net_driver.ts";
-import { VirtualClock } from "../../src/linux/clock.ts";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import type { Dialect } from "../../src/message/codec.ts";
@@ -24,6 +23,7 @@ import { inProcessBus } from "../support/in_process_bus.ts";
 import { LED_DEVICE } from "./led_device.ts";
 import { LED_DRIVER } from "./led_driver.ts";
 import { type Change, relay } from "./relay.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 const AT = 0x4000_0000;
 const MEMORY = 16 << 20;

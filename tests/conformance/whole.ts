@@ -5,7 +5,6 @@
 
 import { inProcessBus } from "../support/in_process_bus.ts";
 import { NetDevice } from "../../src/devices/net/net_device.ts";
-import { VirtualClock } from "../../src/linux/clock.ts";
 import { mapAnonymous, type Mapping } from "../../src/linux/mapping.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import type { Dialect } from "../../src/message/codec.ts";
@@ -18,6 +17,7 @@ import { Pinger } from "../../src/drivers/net/pinger.ts";
 import { DeviceSide } from "../../src/transport/device_side.ts";
 import { DriverSide } from "../../src/transport/driver_side.ts";
 import { type Change, type From, relay } from "./relay.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 const MEMORY = 16 << 20;
 /** Where the driver's memory lies on the bus. */

@@ -4,7 +4,6 @@ import { assertEquals } from "@std/assert";
 import { Dialogue } from "../../src/check/dialogue.ts";
 import { DeviceRole } from "../../src/check/roles.ts";
 import { Session } from "../../src/drivers/session.ts";
-import { VirtualClock } from "../../src/linux/clock.ts";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { codecFor } from "../../src/message/codecs.ts";
@@ -14,6 +13,7 @@ import { Descriptors } from "../../src/sharing/descriptors.ts";
 import { DriverSide } from "../../src/transport/driver_side.ts";
 import { inProcessBus } from "../support/in_process_bus.ts";
 import { cleanTest } from "../support/leaks.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 const AT = 0x4000_0000;
 const SIZE = 65536;

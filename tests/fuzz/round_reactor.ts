@@ -1,9 +1,9 @@
 /** A reactor for many rounds in virtual time, and descriptors, mappings and timers that a round must not leave. */
 
 import { assert, assertEquals } from "@std/assert";
-import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor, type Timer } from "../../src/linux/reactor.ts";
 import { held } from "../support/leaks.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 /** A clock by which each round has a time of its own in which whatever it waits for has come. */
 class RoundClock extends VirtualClock {

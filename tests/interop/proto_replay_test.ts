@@ -8,7 +8,6 @@ import type { Bus } from "../../src/bus/bus.ts";
 import { inProcessBus } from "../support/in_process_bus.ts";
 import { createSealedMemory } from "../../src/linux/fd.ts";
 import { mapAnonymous, mapShared } from "../../src/linux/mapping.ts";
-import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { RingFeature } from "../../src/virtio/features.ts";
@@ -30,6 +29,7 @@ import {
   readRecording,
   withoutChoices,
 } from "./recording.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 /** The recorded guest's RAM up to here holds its rings. */
 const WINDOW = 256 << 20;

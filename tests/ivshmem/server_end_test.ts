@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { allocate } from "../../src/linux/arena.ts";
-import { type Clock, MONOTONIC, VirtualClock } from "../../src/linux/clock.ts";
+import { type Clock, MONOTONIC } from "../../src/linux/clock.ts";
 import { VmsgError } from "../../src/linux/errors.ts";
 import { createEventFd, signalEventFd } from "../../src/linux/eventfd.ts";
 import { createSealedMemory, Fd, openFile } from "../../src/linux/fd.ts";
@@ -21,6 +21,7 @@ import { cleanTest, withDirectory } from "../support/leaks.ts";
 import { leaveSocket } from "../support/left_socket.ts";
 import { processTest } from "../support/processes.ts";
 import { countOf, keptLog, wait, withServer } from "./support.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 const F_SETFL = 4;
 const scratch = allocate(64);

@@ -1,6 +1,5 @@
 /** A server in this process, and clients that show every message they get. */
 
-import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import type { Fd } from "../../src/linux/fd.ts";
 import { allocate } from "../../src/linux/arena.ts";
@@ -11,6 +10,7 @@ import { MessageReader } from "../../src/ivshmem/protocol.ts";
 import { IvshmemServer, type IvshmemServerOptions } from "../../src/ivshmem/server.ts";
 import type { Log } from "../../src/observe/log.ts";
 import { withDirectory } from "../support/leaks.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 const word = allocate(16);
 

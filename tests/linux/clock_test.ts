@@ -1,10 +1,11 @@
 /** The clocks: one origin for every thread, and time that is moved by hand. */
 
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
-import { MONOTONIC, pause, VirtualClock } from "../../src/linux/clock.ts";
+import { MONOTONIC, pause } from "../../src/linux/clock.ts";
 import { clearEventFd, createEventFd, signalEventFd } from "../../src/linux/eventfd.ts";
 import { EPOLLIN, Reactor } from "../../src/linux/reactor.ts";
 import { cleanTest } from "../support/leaks.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 /** Two clocks that read the same may still be read apart by this much: what the measuring takes. */
 const APART_MS = 1;

@@ -2,12 +2,12 @@
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { allocate } from "../../src/linux/arena.ts";
-import { VirtualClock } from "../../src/linux/clock.ts";
 import { libc } from "../../src/linux/libc.ts";
 import { LineWriter } from "../../src/linux/line_writer.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { unixStreamPair } from "../../src/linux/unix_socket.ts";
 import { cleanTest } from "../support/leaks.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 const F_SETFL = 4;
 

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { MONOTONIC, VirtualClock } from "../../src/linux/clock.ts";
+import { MONOTONIC } from "../../src/linux/clock.ts";
 import { clearEventFd, createEventFd, signalEventFd } from "../../src/linux/eventfd.ts";
 import { Fd } from "../../src/linux/fd.ts";
 import {
@@ -12,6 +12,7 @@ import {
 } from "../../src/linux/reactor.ts";
 import { unixStreamPair } from "../../src/linux/unix_socket.ts";
 import { cleanTest } from "../support/leaks.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 cleanTest("a turn: descriptors first, then timers, then one batch of every task", () => {
   using reactor = new Reactor();

@@ -4,11 +4,11 @@ import { assert, assertEquals } from "@std/assert";
 import { allocate } from "../../src/linux/arena.ts";
 import { Fd } from "../../src/linux/fd.ts";
 import { check, libc } from "../../src/linux/libc.ts";
-import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { FrameDescriptor } from "../../src/network/frame_descriptor.ts";
 import { PrefixedSegments } from "../../src/network/prefixed_segments.ts";
 import { ethernet, GuestMemory, Listener, turnUntil } from "./support.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 function pair(): [Fd, Fd] {
   const block = allocate(8);

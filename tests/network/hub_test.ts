@@ -2,7 +2,6 @@
 
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { VmsgError } from "../../src/linux/errors.ts";
-import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import type { IovecList } from "../../src/memory/mod.ts";
 import { Hub, MAX_PORTS, QUEUE_FRAMES } from "../../src/network/hub.ts";
@@ -10,6 +9,7 @@ import { MacTable, MAX_AGE_SECONDS } from "../../src/network/mac_table.ts";
 import type { NetworkPort, PortListener } from "../../src/network/port.ts";
 import { ResponderPort } from "../../src/network/responder_port.ts";
 import { bytes, ethernet, GuestMemory, Listener, takeFrame } from "./support.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 const A = "020000000001";
 const B = "020000000002";

@@ -2,11 +2,11 @@
 
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { VmsgError } from "../../src/linux/errors.ts";
-import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { CapturingPort } from "../../src/network/pcap.ts";
 import { ResponderPort } from "../../src/network/responder_port.ts";
 import { bytes, GuestMemory, keepingLog, Listener, takeFrame } from "./support.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 const ARP = bytes(`ffffffffffff 525400123456 0806 0001 0800 06 04 0001
   525400123456 0a00020f 000000000000 0a000202`);

@@ -1,7 +1,7 @@
 import { assert, assertEquals } from "@std/assert";
-import { VirtualClock } from "../../src/linux/clock.ts";
 import type { Timer } from "../../src/linux/reactor.ts";
 import { createLog, limitedLog, LOG_LEVELS, withoutRepeats } from "../../src/observe/log.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 /** A limited log, and how to let time pass for it. */
 function limited() {

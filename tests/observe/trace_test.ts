@@ -1,8 +1,8 @@
 import { assert, assertEquals } from "@std/assert";
-import { VirtualClock } from "../../src/linux/clock.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { Kind, Message } from "../../src/message/message.ts";
 import { createTracer, type Direction } from "../../src/observe/trace.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 /** A tracer with a clock that the test moves, and the lines it wrote. */
 class Rig {

@@ -6,7 +6,6 @@
 import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
 import { windowsOf } from "../../src/cli/memory_option.ts";
 import { inProcessBus } from "../support/in_process_bus.ts";
-import { VirtualClock } from "../../src/linux/clock.ts";
 import { VmsgError } from "../../src/linux/errors.ts";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
@@ -27,6 +26,7 @@ import type { Bus } from "../../src/bus/bus.ts";
 import { FakeDevice } from "../support/fake_device.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { pageBus, pageLink } from "../support/page_link.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 const PAGE = 4096;
 const START = 2 * PAGE;

@@ -3,7 +3,6 @@
 import { assertEquals } from "@std/assert";
 import { inProcessBus } from "./in_process_bus.ts";
 import type { SharedSegment } from "../../src/bus/bus.ts";
-import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import type { Dialect } from "../../src/message/codec.ts";
@@ -15,6 +14,7 @@ import { DeviceSide } from "../../src/transport/device_side.ts";
 import { PRIVATE_VERSION } from "../../src/transport/epoch.ts";
 import { FAKE_MAX_QUEUE_SIZE, FakeDevice, type FakeDeviceOptions } from "./fake_device.ts";
 import { type Fill, RawPeer } from "./raw_peer.ts";
+import { VirtualClock } from "./virtual_clock.ts";
 
 /** The raw peer's epoch. */
 export const EPOCH = 0x1234_5678_9abc;

@@ -1,7 +1,6 @@
 /** A driver side under test: an in-process bus, and a raw peer that plays the device side. */
 
 import { inProcessBus } from "./in_process_bus.ts";
-import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import type { Dialect } from "../../src/message/codec.ts";
@@ -11,6 +10,7 @@ import { DriverSide } from "../../src/transport/driver_side.ts";
 import type { RemoteDevice } from "../../src/transport/remote_device.ts";
 import { PRIVATE_VERSION } from "../../src/transport/epoch.ts";
 import { RawPeer } from "./raw_peer.ts";
+import { VirtualClock } from "./virtual_clock.ts";
 
 /** The epoch of the device side that the raw peer plays. */
 export const DEVICE_EPOCH = 0x77_0000_0001;

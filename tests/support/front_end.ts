@@ -8,7 +8,6 @@ import { inProcessBus } from "./in_process_bus.ts";
 import { createEventFd } from "../../src/linux/eventfd.ts";
 import { createSealedMemory, type Fd } from "../../src/linux/fd.ts";
 import { allocate } from "../../src/linux/arena.ts";
-import { VirtualClock } from "../../src/linux/clock.ts";
 import { check, libc } from "../../src/linux/libc.ts";
 import { mapAnonymous, PAGE_SIZE } from "../../src/linux/mapping.ts";
 import { EPOLLIN, Reactor } from "../../src/linux/reactor.ts";
@@ -23,6 +22,7 @@ import { DeviceSide } from "../../src/transport/device_side.ts";
 import { DriverSide } from "../../src/transport/driver_side.ts";
 import { FakeDevice } from "./fake_device.ts";
 import { withDirectory } from "./leaks.ts";
+import { VirtualClock } from "./virtual_clock.ts";
 
 /** How long an answer or a condition may take; time is virtual. */
 const TIMEOUT_MS = 4000;

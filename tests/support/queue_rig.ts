@@ -1,11 +1,11 @@
 /** A device in front of mock memory: its queues are the mock driver's, its host can take the memory away. */
 
 import { assert, assertEquals } from "@std/assert";
-import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import type { DeviceHost, DeviceModel } from "../../src/virtio/device.ts";
 import { RingFeature } from "../../src/virtio/features.ts";
 import { MockDriver, MockMemory } from "./mock_driver.ts";
+import { VirtualClock } from "./virtual_clock.ts";
 
 const AT = 0x4000_0000;
 /** Where buffers may lie. */

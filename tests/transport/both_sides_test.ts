@@ -6,7 +6,6 @@ import { LinuxUserBus } from "../../src/bus/linux_user.ts";
 import type { Bus } from "../../src/bus/bus.ts";
 import { createSealedMemory } from "../../src/linux/fd.ts";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
-import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import type { Dialect } from "../../src/message/codec.ts";
@@ -17,6 +16,7 @@ import { DriverSide } from "../../src/transport/driver_side.ts";
 import { RequestRefused } from "../../src/transport/requests.ts";
 import { FAKE_FEATURES, FakeDevice } from "../support/fake_device.ts";
 import { cleanTest, withDirectory } from "../support/leaks.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 interface Rig {
   readonly reactor: Reactor;

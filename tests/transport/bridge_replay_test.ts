@@ -4,7 +4,6 @@
  */
 
 import { assertEquals } from "@std/assert";
-import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { createLog } from "../../src/observe/log.ts";
@@ -14,6 +13,7 @@ import { BRIDGE_SLOT, type Frame, readFrames } from "../message/bridge_kernel.ts
 import { FakeDevice } from "../support/fake_device.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { slotBuses } from "../support/slot_bus.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 const LOG = createLog("test", "error", () => {});
 

@@ -5,7 +5,7 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { QueueDevice, take } from "../../src/devices/queue_device.ts";
-import { type Clock, VirtualClock } from "../../src/linux/clock.ts";
+import type { Clock } from "../../src/linux/clock.ts";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { MEMORY_WINDOW } from "../../src/message/message.ts";
@@ -20,6 +20,7 @@ import { Status } from "../../src/virtio/features.ts";
 import { waitUntil } from "../support/front_end.ts";
 import { MockDriver, MockMemory } from "../support/mock_driver.ts";
 import { type LinkedPageBus, pageBus } from "../support/page_link.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 const AT = 0x4000_0000;
 const WRITTEN = 0x77;

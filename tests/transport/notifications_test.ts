@@ -1,7 +1,6 @@
 /** Events that wait for room: each once, in order, and none for somebody who is gone. */
 
 import { assertEquals } from "@std/assert";
-import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { Kind } from "../../src/message/message.ts";
@@ -10,6 +9,7 @@ import { Notifications, QueueNotification } from "../../src/transport/notificati
 import { inProcessBus } from "../support/in_process_bus.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { RawPeer } from "../support/raw_peer.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 const CAPACITY = 8;
 

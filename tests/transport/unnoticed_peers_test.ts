@@ -6,7 +6,6 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { linuxErrno } from "../../src/linux/errors.ts";
 import { mapAnonymous, type Mapping } from "../../src/linux/mapping.ts";
-import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import type { Dialect } from "../../src/message/codec.ts";
 import { codecFor } from "../../src/message/codecs.ts";
@@ -22,6 +21,7 @@ import { FAKE_DEVICE_ID, FakeDevice } from "../support/fake_device.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { type PageLink, pageLink } from "../support/page_link.ts";
 import { type Fill, RawPeer } from "../support/raw_peer.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 /** The device side says so after 1 s. */
 const SILENT_MS = 1100;

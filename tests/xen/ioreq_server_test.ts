@@ -5,12 +5,12 @@
 
 import { assertEquals } from "@std/assert";
 import { clearEventFd, createEventFd, signalEventFd } from "../../src/linux/eventfd.ts";
-import { VirtualClock } from "../../src/linux/clock.ts";
 import { VmsgError } from "../../src/linux/errors.ts";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { type IoRange, IoreqServer } from "../../src/xen/ioreq_server.ts";
 import { cleanTest } from "../support/leaks.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 const START = 0xd000_0000;
 const ONES = 0xffff_ffff;

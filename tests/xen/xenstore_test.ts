@@ -1,13 +1,13 @@
 /** xenstore as the kernel passes it on, with a socket in the place of /dev/xen/xenbus. */
 
 import { assertEquals } from "@std/assert";
-import { VirtualClock } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { type UnixStream, unixStreamPair } from "../../src/linux/unix_socket.ts";
 import { allocate } from "../../src/linux/arena.ts";
 import { libc } from "../../src/linux/libc.ts";
 import { Xenstore } from "../../src/xen/xenstore.ts";
 import { cleanTest } from "../support/leaks.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
 
 const buffer = allocate(8192);
 

@@ -6,7 +6,6 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { MmioDriver } from "../../../src/drivers/mmio/mmio_driver.ts";
 import { Register as R, type RegisterState } from "../../../src/drivers/mmio/registers.ts";
-import { VirtualClock } from "../../../src/linux/clock.ts";
 import { VmsgError } from "../../../src/linux/errors.ts";
 import { mapAnonymous } from "../../../src/linux/mapping.ts";
 import { Reactor } from "../../../src/linux/reactor.ts";
@@ -19,6 +18,7 @@ import { RingFeature, Status } from "../../../src/virtio/features.ts";
 import { FAKE_FEATURES, FakeDevice, type FakeDeviceOptions } from "../../support/fake_device.ts";
 import { inProcessBus } from "../../support/in_process_bus.ts";
 import { cleanTest } from "../../support/leaks.ts";
+import { VirtualClock } from "../../support/virtual_clock.ts";
 
 const { ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK, DEVICE_NEEDS_RESET } = Status;
 const AGREED = ACKNOWLEDGE | DRIVER | FEATURES_OK;
