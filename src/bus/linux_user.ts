@@ -173,6 +173,11 @@ export class LinuxUserBus extends StreamBus {
     return !isFree;
   }
 
+  protected override letIn(): void {
+    // After one that said nothing the next one waits.
+    if (this.hasHeard) this.#acceptor?.accept();
+  }
+
   #take(stream: UnixStream): void {
     // Whoever comes may be seen before the end of the one that went, and after its own.
     this.dropIfGone();

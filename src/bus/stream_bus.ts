@@ -11,7 +11,7 @@
 
 import { allocate } from "../linux/arena.ts";
 import type { Fd } from "../linux/fd.ts";
-import { EPOLLIN } from "../linux/reactor.ts";
+import { EPOLLHUP, EPOLLIN } from "../linux/reactor.ts";
 import type { UnixStream } from "../linux/unix_socket.ts";
 import { QueueBus } from "./bus.ts";
 
@@ -39,7 +39,7 @@ export abstract class StreamBus extends QueueBus {
     this.#stream = stream;
     this.#sentFds = 0;
     this.#receivedFds = 0;
-    this.reactor.watch(stream.fd, EPOLLIN, () => this.#ready(stream));
+    this.reactor.watch(stream.fd, EPOLLIN, (events) => this.#ready(stream, events));
     this.attach();
   }
 
@@ -51,7 +51,13 @@ export abstract class StreamBus extends QueueBus {
     if (this.#stream?.isPeerGone === true) this.drop("the other side closed the connection");
   }
 
-  #ready(stream: UnixStream): void {
+  /** Looks whether the next peer waits already. */
+  protected letIn(): void {}
+
+  #ready(stream: UnixStream, events: number): void {
+    // What is queued may be the next one's, where that is here already.
+    if ((events & EPOLLHUP) !== 0) this.letIn();
+    if (this.#stream !== stream) return;
     // Bounded: a peer that writes bytes without end must not hold the loop.
     for (let i = 0; i < 8; i++) {
       const received = stream.receive(bytes.address, READ_SIZE);

@@ -31,7 +31,7 @@ export class Acceptor implements Disposable {
     private readonly take: (stream: UnixStream) => void,
     private readonly warn: (line: string) => void,
   ) {
-    reactor.watch(listener.fd, EPOLLIN, () => this.#accept());
+    reactor.watch(listener.fd, EPOLLIN, () => this.accept());
     this.#pause = reactor.timer(() => this.#watch());
   }
 
@@ -45,7 +45,8 @@ export class Acceptor implements Disposable {
     this.reactor.rewatch(this.listener.fd, this.#isHeld || this.#pause.armed ? 0 : EPOLLIN);
   }
 
-  #accept(): void {
+  /** Takes those who wait at this moment. */
+  accept(): void {
     for (let i = 0; i < BUDGET && !this.#isHeld; i++) {
       const stream = this.listener.accept();
       if (stream !== undefined) this.take(stream);

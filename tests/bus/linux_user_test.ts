@@ -473,6 +473,30 @@ cleanTest(
 );
 
 cleanTest(
+  "linux-user proto: what the next peer has queued is not taken for the last one's",
+  () =>
+    withRig(async ({ open, wait, directory }) => {
+      const device = open("device", { dialect: "proto" });
+      const connect = () => new Prototype(directory, "driver", connectUnix(`${directory}/socket`)!);
+      const heard: [index: number, attachment: number][] = [];
+      device.onMessage = ({ index }) => void heard.push([index, device.attachments]);
+      using first = connect();
+      await wait(() => device.bus.isAttached);
+      first.event(0x11, 1);
+      first.ring(0xed);
+      await wait(() => heard.length === 1);
+      // All of it before the device looks again.
+      first.ring(0xed);
+      first[Symbol.dispose]();
+      using second = connect();
+      second.event(0x11, 2);
+      second.ring(0xed);
+      await wait(() => heard.length === 2);
+      assertEquals(heard, [[1, 1], [2, 2]]);
+    }),
+);
+
+cleanTest(
   "linux-user proto: reset empties the queues, without cutting them off",
   () =>
     withRig(async ({ open, wait, directory }) => {
