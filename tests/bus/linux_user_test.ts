@@ -519,8 +519,9 @@ cleanTest(
 
 cleanTest(
   "linux-user: a process that is killed is replaced by the next one",
-  () =>
-    withRig(async ({ open, wait, directory }) => {
+  async () => {
+    const ended: Promise<unknown>[] = [];
+    await withRig(async ({ open, wait, directory }) => {
       const driver = open("driver");
       const script = new URL("./linux_user_child.ts", import.meta.url);
       const config = new URL("../../deno.json", import.meta.url).pathname;
@@ -531,6 +532,7 @@ cleanTest(
         }).spawn();
       for (let round = 1; round <= 2; round++) {
         const child = spawn();
+        ended.push(child.status);
         try {
           await wait(() => driver.bus.isAttached);
           // Each side drops what it finds when it attaches, and nobody knows when the other one did: what is
@@ -551,5 +553,8 @@ cleanTest(
         await wait(() => !driver.bus.isAttached);
         assertEquals(driver.detachReasons.length, round);
       }
-    }, MONOTONIC),
+    }, MONOTONIC);
+    // Deno waits for them in its own loop, which stands still in the reactor's.
+    await Promise.all(ended);
+  },
 );
