@@ -86,9 +86,7 @@ export const ivshmemServerCommand: PlaneCommand<IvshmemServerSettings> = planeCo
       group: parseAccess(asKey(options, "group")).group,
     },
   }),
-  open: (settings, { reactor, log, tracer, stack }) => {
-    // The tracer knows virtio-msg; of it counts here that one is wanted.
-    const trace = tracer === undefined ? undefined : (line: string) => log.info(line);
+  open: (settings, { reactor, log, trace, stack }) => {
     stack.use(new IvshmemServer(reactor, { ...settings, log, trace }));
     return {};
   },

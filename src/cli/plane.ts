@@ -14,6 +14,8 @@ export interface PlaneContext {
   readonly reactor: Reactor;
   readonly log: Log;
   readonly tracer: Tracer | undefined;
+  /** Takes lines of a trace in other words than virtio-msg's, if one is wanted; they are not limited. */
+  readonly trace: ((line: string) => void) | undefined;
   readonly stack: DisposableStack;
   readonly print: (line: string) => void;
 }

@@ -54,6 +54,7 @@ async function run({ plane, settings, common, stopFd }: StartMessage): Promise<n
     reactor,
     log: withoutRepeats(createLog(`vmsg ${plane}`, common.logLevel, toStderr), reactor),
     tracer: common.trace ? createTracer(toStderr, reactor) : undefined,
+    trace: common.trace ? toStderr : undefined,
     stack,
     print: (line) => console.log(line),
   };

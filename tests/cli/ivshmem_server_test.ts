@@ -99,6 +99,20 @@ processTest("cli: ivshmem-server --trace says what it says", async (vmsg) => {
   ]);
 });
 
+processTest("cli: ivshmem-server --trace leaves nothing out, however much it is", async (vmsg) => {
+  const quiet = ["--log-level", "error"];
+  const server = await vmsg.start(...onSocket("--vectors", "64", "--trace", ...quiet));
+  await until(() => vmsg.files().includes("iv.sock"));
+  const clients = [connect(vmsg.directory), connect(vmsg.directory)];
+  // Version, id and memory for each; each one's vectors for both.
+  const count = 2 * 3 + 2 * 2 * 64;
+  const read = () => clients.reduce((sum, client) => sum + client.read(), 0);
+  await until(() => read() === count);
+  const traced = () => server.stderr.filter((line) => line.startsWith("-> peer"));
+  await until(() => traced().length === count);
+  for (const client of clients) client[Symbol.dispose]();
+});
+
 processTest("cli: ivshmem-server replaces one that was killed, and keeps a file", async (vmsg) => {
   // Where memory is: what is elsewhere, peers do not take.
   const directory = Deno.makeTempDirSync({ dir: "/dev/shm", prefix: "vmsg-test-" });
