@@ -4,8 +4,9 @@
  * Theory of operation. A Worker blocks in `epoll_wait` until a descriptor or the next timer is due;
  * Deno's own event loop stands still meanwhile. One turn is: wait, call the handlers of the ready
  * descriptors (messages come in here, requests are answered here), fire timers, then give each
- * scheduled {@link Task} one batch (virtqueues are worked on here). While a task has more to do, the
- * next turn polls instead of blocking, so requests are never more than one batch away.
+ * scheduled {@link Task} one batch (virtqueues are worked on here). What a task schedules has its batch in the same
+ * turn: a frame goes from queue to doorbell between two waits. But no task has two batches in a turn. While one has more
+ * to do, the next turn polls instead of blocking, so requests are never more than one batch of each task away.
  *
  * Control-plane sequences (a bring-up, a replay) are ordinary async functions. Promises settle in
  * microtasks, which never run while the loop is on the stack. Whoever settles a promise that such a
@@ -16,7 +17,8 @@
  * Only {@link stopReactorFrom}'s eventfd reaches a blocked Worker from outside.
  *
  * Time is the reactor's: {@link Reactor.now}. With a clock that is moved by hand (clock.ts) the loop never
- * waits for a timer: when a turn finds nothing to do, time jumps to the next deadline.
+ * waits for a timer: when a turn finds nothing to do, time jumps to the next deadline. The real one is read once a
+ * turn: how long to block goes by the last reading, so that a timer may be late by as long as the tasks took.
  */
 
 import { setImmediate } from "node:timers";
@@ -50,6 +52,8 @@ const EPOLLONESHOT = 1 << 30;
 const EVENT_SIZE = Deno.build.arch === "x86_64" ? 12 : 16;
 const EVENT_DATA = Deno.build.arch === "x86_64" ? 4 : 8;
 const MAX_EVENTS = 32;
+/** Of one turn; only who makes new ones over and over comes to it. */
+const MAX_TASKS = 1024;
 /** The most that epoll_wait can be told; a later deadline is waited for in parts. */
 const MAX_TIMEOUT_MS = 0x7fff_ffff;
 
@@ -67,6 +71,10 @@ export type ReadyHandler = (events: number) => boolean | void;
 export interface Task {
   /** Does one bounded batch; returns true if there is more to do now. */
   run(): boolean;
+  /** The reactor's own: is it in the list? */
+  isScheduled?: boolean;
+  /** The reactor's own: the turn in which it ran last. */
+  ranIn?: number;
 }
 
 /** One deadline that can be armed again and again. */
@@ -93,10 +101,11 @@ class ReactorTimer implements Timer {
   deadlineMs = Infinity;
 
   /** @param firedIn the turn in which it was made, later that in which it fired last */
-  constructor(readonly fire: () => void, readonly clock: Clock, public firedIn: number) {}
+  constructor(readonly fire: () => void, readonly reactor: Reactor, public firedIn: number) {}
 
   arm(delayMs: number): void {
-    this.deadlineMs = this.clock.now() + delayMs;
+    this.deadlineMs = this.reactor.now() + delayMs;
+    this.reactor.expect(this.deadlineMs);
   }
 
   cancel(): void {
@@ -114,10 +123,14 @@ export class Reactor implements Disposable {
   readonly #events = allocate(EVENT_SIZE * MAX_EVENTS);
   readonly #control = allocate(EVENT_SIZE);
   readonly #handlers: (ReadyHandler | undefined)[] = [];
-  readonly #timers = new Set<ReactorTimer>();
-  #tasks: Task[] = [];
-  #running: Task[] = [];
-  readonly #scheduled = new Set<Task>();
+  readonly #timers: ReactorTimer[] = [];
+  /** No timer is due before; one that was put off may have been. */
+  #nextMs = Infinity;
+  /** When the clock was read last. */
+  #readMs = 0;
+  /** Those that are scheduled are the first {@link #count}; an array that shrinks would be allocated anew. */
+  readonly #tasks: Task[] = [];
+  #count = 0;
   #turns = 0;
   #settled = true;
   #stopped = false;
@@ -138,7 +151,12 @@ export class Reactor implements Disposable {
 
   /** Milliseconds that never go back; the same origin in all Workers of a machine. */
   now(): number {
-    return this.clock.now();
+    return this.#readMs = this.clock.now();
+  }
+
+  /** For timers: one has this deadline. */
+  expect(deadlineMs: number): void {
+    if (deadlineMs < this.#nextMs) this.#nextMs = deadlineMs;
   }
 
   /** Watches a descriptor (level-triggered). The caller keeps owning it. */
@@ -182,22 +200,23 @@ export class Reactor implements Disposable {
 
   /** Makes a timer, not armed yet. */
   timer(fire: () => void): Timer {
-    const timer = new ReactorTimer(fire, this.clock, this.#turns);
-    this.#timers.add(timer);
+    const timer = new ReactorTimer(fire, this, this.#turns);
+    this.#timers.push(timer);
     return timer;
   }
 
   /** Forgets a timer for good. */
   dropTimer(timer: Timer): void {
     timer.cancel();
-    this.#timers.delete(timer as ReactorTimer);
+    const position = this.#timers.indexOf(timer as ReactorTimer);
+    if (position >= 0) this.#timers.splice(position, 1);
   }
 
-  /** Has a task run one batch in this turn or the next; a second call before that changes nothing. */
+  /** Has a task run one batch in this turn, or in the next if it had one; a second call before that changes nothing. */
   schedule(task: Task): void {
-    if (this.#scheduled.has(task)) return;
-    this.#scheduled.add(task);
-    this.#tasks.push(task);
+    if (task.isScheduled === true) return;
+    task.isScheduled = true;
+    this.#tasks[this.#count++] = task;
   }
 
   /** A promise whose settling lets the async sequences of this reactor go on. */
@@ -281,12 +300,13 @@ export class Reactor implements Disposable {
       // An immediate runs when no microtask is left, however long the chains of promises are. (A
       // message to oneself does not in a Worker: it arrives after a few microtasks.)
       await new Promise<void>((resolve) => setImmediate(resolve));
+      this.now();
     }
   }
 
   /** One turn of the loop, see the head of this file. It blocks until there is something to do. */
   turn(): void {
-    const timeoutMs = this.#tasks.length > 0 ? 0 : this.#timeoutMs();
+    const timeoutMs = this.#count > 0 ? 0 : this.#timeoutMs();
     const count = libc.epoll_wait(
       this.#epoll.number,
       this.#events.address,
@@ -301,7 +321,7 @@ export class Reactor implements Disposable {
       if (found === false) this.#pace(number);
       else if (found === true) this.#vain[number] = 0;
     }
-    this.clock.skipTo?.(count === 0 && this.#tasks.length === 0 ? this.#deadlineMs() : -Infinity);
+    this.clock.skipTo?.(count === 0 && this.#count === 0 ? this.#deadlineMs() : -Infinity);
     this.#fireTimers();
     this.#runTasks();
     if (cutCount() !== this.#cuts) this.#tellOfCut();
@@ -319,17 +339,17 @@ export class Reactor implements Disposable {
   }
 
   #timeoutMs(): number {
-    const deadlineMs = this.#deadlineMs();
-    if (deadlineMs === Infinity) return -1;
-    if (this.clock.skipTo !== undefined) return 0;
+    if (this.clock.skipTo !== undefined) return this.#deadlineMs() === Infinity ? -1 : 0;
+    if (this.#nextMs === Infinity) return -1;
     // Rounded up: waking early would turn the last millisecond into a busy loop.
-    return Math.min(Math.max(0, Math.ceil(deadlineMs - this.now())), MAX_TIMEOUT_MS);
+    return Math.min(Math.max(0, Math.ceil(this.#nextMs - this.#readMs)), MAX_TIMEOUT_MS);
   }
 
   #fireTimers(): void {
-    if (this.#timers.size === 0) return;
-    const nowMs = this.now();
     const turn = ++this.#turns;
+    if (this.#nextMs === Infinity) return;
+    const nowMs = this.now();
+    if (nowMs < this.#nextMs) return;
     for (;;) {
       // The earliest first, and each once a turn: one that arms itself for a moment in the past is over and
       // over the earliest, and must hold neither the loop nor the others.
@@ -338,23 +358,29 @@ export class Reactor implements Disposable {
         if (timer.deadlineMs > nowMs || timer.firedIn === turn) continue;
         if (due === undefined || timer.deadlineMs < due.deadlineMs) due = timer;
       }
-      if (due === undefined) return;
+      if (due === undefined) break;
       due.firedIn = turn;
       due.cancel();
       due.fire();
     }
+    this.#nextMs = this.#deadlineMs();
   }
 
   #runTasks(): void {
-    if (this.#tasks.length === 0) return;
     const tasks = this.#tasks;
-    this.#tasks = this.#running;
-    this.#running = tasks;
-    for (const task of tasks) {
-      this.#scheduled.delete(task);
+    let kept = 0;
+    // Those that are scheduled meanwhile come behind the others.
+    for (let i = 0; i < this.#count; i++) {
+      const task = tasks[i]!;
+      if (task.ranIn === this.#turns || i >= MAX_TASKS) {
+        tasks[kept++] = task;
+        continue;
+      }
+      task.isScheduled = false;
+      task.ranIn = this.#turns;
       if (task.run()) this.schedule(task);
     }
-    tasks.length = 0;
+    this.#count = kept;
   }
 
   /** Closes the epoll descriptor. */

@@ -62,6 +62,12 @@ const pair = allocate(8);
 const header = allocate(56);
 const vector = allocate(16);
 const control = allocate(CMSG_HEADER + 4 * MAX_FDS);
+// What is received has a header of its own, of which little changes.
+const incoming = allocate(56);
+const incomingVector = allocate(16);
+incoming.view.setBigUint64(16, incomingVector.address, true);
+incoming.view.setBigUint64(24, 1n, true);
+incoming.view.setBigUint64(32, control.address, true);
 
 function fillAddress(path: string): number {
   const bytes = new TextEncoder().encode(path);
@@ -116,16 +122,12 @@ export class UnixStream implements Disposable {
    * nothing for another reason, see {@link sendError}
    */
   send(address: bigint, length: number, fds: readonly Fd[] = []): number {
-    if (fds.length > MAX_FDS) throw new Error(`${fds.length} descriptors in one message`);
-    const controlLength = fds.length === 0 ? 0 : CMSG_HEADER + 4 * fds.length;
-    fillHeader(address, length, controlLength);
-    if (controlLength > 0) {
-      control.view.setBigUint64(0, BigInt(controlLength), true);
-      control.view.setInt32(8, SOL_SOCKET, true);
-      control.view.setInt32(12, SCM_RIGHTS, true);
-      fds.forEach((fd, i) => control.view.setInt32(CMSG_HEADER + 4 * i, fd.number, true));
-    }
-    const sent = libc.sendmsg(this.fd.number, header.address, MSG_NOSIGNAL | MSG_DONTWAIT);
+    const flags = MSG_NOSIGNAL | MSG_DONTWAIT;
+    const { number } = this.fd;
+    if (fds.length > 0) fillHeader(address, length, fds);
+    const sent = fds.length > 0
+      ? libc.sendmsg(number, header.address, flags)
+      : libc.send(number, address, length, flags);
     if (sent >= 0) return sent;
     const reason = errno();
     if (isRetry(reason)) return 0;
@@ -139,14 +141,17 @@ export class UnixStream implements Disposable {
    * @returns how many bytes came, 0 at end of file or when the peer is gone, -1 when there are none
    */
   receive(address: bigint, length: number): number {
-    this.fds.length = 0;
+    if (this.fds.length > 0) this.fds.length = 0;
     this.truncated = false;
-    fillHeader(address, length, mayReceive() ? CMSG_HEADER + 4 * MAX_FDS : 0);
+    incomingVector.view.setBigUint64(0, address, true);
+    incomingVector.view.setUint32(8, length, true);
+    incoming.view.setUint32(40, mayReceive() ? CMSG_HEADER + 4 * MAX_FDS : 0, true);
+    incoming.view.setInt32(48, 0, true);
     const flags = MSG_CMSG_CLOEXEC | MSG_DONTWAIT;
-    const received = libc.recvmsg(this.fd.number, header.address, flags);
+    const received = libc.recvmsg(this.fd.number, incoming.address, flags);
     if (received < 0) return isRetry(errno()) ? -1 : 0;
-    this.truncated = (header.view.getInt32(48, true) & MSG_CTRUNC) !== 0;
-    const controlLength = Number(header.view.getBigUint64(40, true));
+    this.truncated = (incoming.view.getInt32(48, true) & MSG_CTRUNC) !== 0;
+    const controlLength = incoming.view.getUint32(40, true);
     if (controlLength >= CMSG_HEADER && control.view.getInt32(12, true) === SCM_RIGHTS) {
       const end = Number(control.view.getBigUint64(0, true));
       for (let at = CMSG_HEADER; at + 4 <= end; at += 4) {
@@ -187,14 +192,19 @@ export class UnixStream implements Disposable {
   }
 }
 
-function fillHeader(address: bigint, length: number, controlLength: number): void {
+function fillHeader(address: bigint, length: number, fds: readonly Fd[]): void {
+  if (fds.length > MAX_FDS) throw new Error(`${fds.length} descriptors in one message`);
+  const controlLength = CMSG_HEADER + 4 * fds.length;
   vector.view.setBigUint64(0, address, true);
   vector.view.setBigUint64(8, BigInt(length), true);
   header.view.setBigUint64(16, vector.address, true);
   header.view.setBigUint64(24, 1n, true);
-  header.view.setBigUint64(32, controlLength > 0 ? control.address : 0n, true);
+  header.view.setBigUint64(32, control.address, true);
   header.view.setBigUint64(40, BigInt(controlLength), true);
-  header.view.setInt32(48, 0, true);
+  control.view.setBigUint64(0, BigInt(controlLength), true);
+  control.view.setInt32(8, SOL_SOCKET, true);
+  control.view.setInt32(12, SCM_RIGHTS, true);
+  fds.forEach((fd, i) => control.view.setInt32(CMSG_HEADER + 4 * i, fd.number, true));
 }
 
 function isRetry(number: number): boolean {

@@ -48,27 +48,53 @@ cleanTest(
   },
 );
 
-cleanTest("tasks: one that is scheduled by a task runs in the next turn, itself included", () => {
+cleanTest("tasks: one that is scheduled by a task runs in the same turn, but none twice", () => {
   using reactor = new Reactor();
   const order: string[] = [];
-  const second: Task = { run: () => (order.push("second"), false) };
-  let again = true;
+  const second: Task = { run: () => (order.push("second"), reactor.schedule(first), false) };
+  let again = 2;
   const first: Task = {
     run: () => {
       order.push("first");
       reactor.schedule(second);
-      if (again) reactor.schedule(first);
-      again = false;
+      if (again-- > 0) reactor.schedule(first);
       return false;
     },
   };
   reactor.schedule(first);
+  for (let turn = 1; turn < 4; turn++) {
+    reactor.turn();
+    assertEquals(order.splice(0), ["first", "second"]);
+  }
+});
+
+cleanTest("tasks: one that makes another each time does not hold the loop, nor is one lost", () => {
+  using reactor = new Reactor();
+  let [made, ran] = [0, 0];
+  const make = (): Task => {
+    made++;
+    return { run: () => (ran++, reactor.schedule(make()), false) };
+  };
+  reactor.schedule(make());
   reactor.turn();
-  assertEquals(order, ["first"]);
+  const first = ran;
+  assert(first < 10_000 && made === ran + 1, `${made} made, ${ran} ran`);
   reactor.turn();
-  assertEquals(order, ["first", "second", "first"]);
+  assert(ran > first && made === ran + 1, `${made} made, ${ran} ran`);
+});
+
+cleanTest("timers: put off and cancelled, they are not waited for at their old deadline", () => {
+  const clock = new VirtualClock();
+  using reactor = new Reactor(clock);
+  const startMs = reactor.now();
+  const late = reactor.timer(() => {});
+  const gone = reactor.timer(() => {});
+  late.arm(5);
+  gone.arm(1);
+  late.arm(50);
+  gone.cancel();
   reactor.turn();
-  assertEquals(order, ["first", "second", "first", "second"]);
+  assertEquals([reactor.now() - startMs, late.armed], [50, false]);
 });
 
 cleanTest("timers: in the order of their deadlines, whatever the order they were made in", () => {

@@ -38,6 +38,8 @@ async function statusNow({ peer }: Pick<Rig, "peer">): Promise<number> {
   for (;;) {
     const message = await peer.next();
     if (message.kind === Kind.GET_DEVICE_STATUS) {
+      // Events come behind the answer.
+      await peer.reactor.sleep(0);
       peer.messages.unshift(...others);
       return message.status;
     }
