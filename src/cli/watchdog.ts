@@ -1,11 +1,11 @@
 /**
  * Names what blocks the data plane, and ends the process then.
  *
- * The Worker may block in epoll_wait and nowhere else. What could make it is refused or avoided (received_fd.ts, peer_event.ts);
- * should something be left, all guests of the process wait for it, and nobody would know for what. So the main
- * thread looks every two seconds at the Worker's system call, as /proc tells it. The same one at the
- * same place five times, without the thread having run meanwhile, is one that does not return: the process says
- * which, of which file, and ends, so that whoever looks after it can start it again.
+ * The Worker may block in epoll_wait and nowhere else. What could make it is refused or avoided (received_fd.ts,
+ * peer_event.ts); should something be left, all guests of the process wait for it, and nobody would know for what. So
+ * the main thread looks every two seconds at the Worker's system call, as /proc tells it. The same one at the same
+ * place five times, without the thread having run meanwhile, is one that does not return: the process says which, of
+ * which file, and ends, so that whoever looks after it can start it again.
  *
  * A process that was paused as a whole, or a machine, finds at most one look missed.
  */

@@ -4,14 +4,14 @@
  *
  * States: setting up -> set up -> open -> on its own.
  *
- * Setting up is synchronous and bounded in time ({@link SETUP_TIMEOUT_MS}): connect, then read version,
- * id and memory, and on to the first vector of our own, which a server sends behind all peers. A server
- * without vectors never sends one, so this last wait ends when the server has been quiet for a moment;
- * then nothing rings this end. From {@link ServerEnd.open} on the socket is followed by the reactor. A
- * server that goes away, or says what it must not, leaves the end on its own: it keeps memory, peers and
- * doorbells, and learns of no further joins and leaves; lasting_end.ts looks for the next server. Nothing a server says is trusted: numbers are
- * checked, descriptors counted, surplus ones closed, what rings is of a kind that cannot block us (peer_event.ts), and
- * memory is what memory_file.ts takes.
+ * Setting up is synchronous and bounded in time ({@link SETUP_TIMEOUT_MS}): connect, then read version, id and
+ * memory, and on to the first vector of our own, which a server sends behind all peers. A server without vectors
+ * never sends one, so this last wait ends when the server has been quiet for a moment; then nothing rings this end.
+ * From {@link ServerEnd.open} on the socket is followed by the reactor. A server that goes away, or says what it must
+ * not, leaves the end on its own: it keeps memory, peers and doorbells, and learns of no further joins and leaves;
+ * lasting_end.ts looks for the next server. Nothing a server says is trusted: numbers are checked, descriptors
+ * counted, surplus ones closed, what rings is of a kind that cannot block us (peer_event.ts), and memory is what
+ * memory_file.ts takes.
  *
  * Of each peer only vector 0 is kept, to ring it; of our own vectors each is listened to.
  *

@@ -2,8 +2,8 @@
  * Memory that a peer sends as a file: which files are taken, and how they are mapped.
  *
  *     sealed    only what can no longer shrink: memfds of QEMU's memory-backend-memfd
- *     memory    the default: any memfd, and files on tmpfs, hugetlbfs and disks. Should one be cut off, memory_guard.ts has this
- *               process live on
+ *     memory    the default: any memfd, and files on tmpfs, hugetlbfs and disks. Should one be cut off,
+ *               memory_guard.ts has this process live on
  *     any       other files too. A page of theirs is read when it is touched, from another machine or a FUSE process
  *               that may never answer, and everything in this process waits meanwhile
  *

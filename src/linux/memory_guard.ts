@@ -1,13 +1,13 @@
 /**
  * Has this process live on when memory of a peer's is cut off.
  *
- * A file without seals can be made shorter by whoever has it open (User-Mode Linux's, QEMU's memory-backend-file, a bus's
- * queue file). An access to a page behind its new end is a SIGBUS, which ends a process and all whom it serves; nothing
- * short of a signal handler helps, and none can be written in JavaScript. So there is one in machine code,
- * for x86-64: it puts an empty page of this process's own in the place of the one that is gone, counts, and lets the access be
- * made again. Reads give zeros from there on, and what is written is seen by nobody: the peer has
- * lost its memory, and its rings are nonsense that is checked as always. It costs nothing until it is needed.
- * The reactor tells of it after the turn ({@link lastCut}). System calls on such pages fail with EFAULT and need none of this.
+ * A file without seals can be made shorter by whoever has it open (User-Mode Linux's, QEMU's memory-backend-file, a
+ * bus's queue file). An access to a page behind its new end is a SIGBUS, which ends a process and all whom it serves;
+ * nothing short of a signal handler helps, and none can be written in JavaScript. So there is one in machine code,
+ * for x86-64: it puts an empty page of this process's own in the place of the one that is gone, counts, and lets the
+ * access be made again. Reads give zeros from there on, and what is written is seen by nobody: the peer has lost its
+ * memory, and its rings are nonsense that is checked as always. It costs nothing until it is needed. The reactor
+ * tells of it after the turn ({@link lastCut}). System calls on such pages fail with EFAULT and need none of this.
  *
  * A page for which a full tmpfs has no room is the same signal and the same end.
  */

@@ -8,7 +8,8 @@
  * user as its owner, one name, and nobody else allowed to write it. It keeps its size, unless it is empty: then
  * somebody who starts at the same time as we do has just made it.
  *
- * Below /dev, /sys and /proc (another process's descriptors) only root makes names, so where a device is meant what is there is the system's.
+ * Below /dev, /sys and /proc (another process's descriptors) only root makes names, so where a device is meant what
+ * is there is the system's.
  *
  * Others get at it where options say so: `group=` and `mode=` of a socket hold for its files too, and
  * `owner=` names the user whose file it is. They can cut it off then; docs/security.md says so.

@@ -1,11 +1,10 @@
 /**
  * Bus addresses: what the other side's descriptors hold, and where that lies in this process.
  *
- * An address space is a short list of windows. A window (window.ts) maps the bus addresses
- * [at, at + size) onto mapped memory. `translate` is the only way from a bus address to memory: it rejects what lies outside
- * every window, follows a range over adjacent windows, and never wraps: addresses are Numbers, and
- * everything that would reach 2^53 is refused first. (A hostile 64-bit value decodes to an inexact
- * Number above that limit, so it is refused as well.)
+ * An address space is a short list of windows. A window (window.ts) maps the bus addresses [at, at + size) onto
+ * mapped memory. `translate` is the only way from a bus address to memory: it rejects what lies outside every window,
+ * follows a range over adjacent windows, and never wraps: addresses are Numbers, and everything that would reach 2^53
+ * is refused first. (A hostile 64-bit value decodes to an inexact Number above that limit, so it is refused as well.)
  *
  * Limits: {@link MAX_WINDOWS} windows, as many as a vhost-user front end may send (8 without, 509 with
  * configurable memory slots), and IovecList's capacity for one translation.
@@ -27,8 +26,8 @@ export const MAX_WINDOWS = 509;
 export type WindowRefusal = "range" | "overlap" | "too many";
 
 /**
- * Where in an ascending list of ranges that do not overlap the first one is that ends behind an address; the list's length if
- * none does. A driver chooses how many there are and which it uses, so it is found by halving.
+ * Where in an ascending list of ranges that do not overlap the first one is that ends behind an address; the list's
+ * length if none does. A driver chooses how many there are and which it uses, so it is found by halving.
  */
 export function firstBehind(ranges: readonly { readonly end: number }[], address: number): number {
   let low = 0, high = ranges.length;

@@ -1,11 +1,12 @@
 /**
  * How much memory others may have this process map.
  *
- * Whoever shows us memory says how large it is, and a file with holes costs its owner nothing. Us it costs address space,
- * which all share who are served here; and a page of a hole becomes memory when we are the first to touch it (a buffer that a
- * device fills or reads), which the kernel counts as ours. So there are limits, for each device number and for the
- * process, and they are looked at before anything is mapped. By default a guest may have as much as this machine
- * has: a real one has no more. What one that shows more than it has can make us allocate is bounded by `size` alone.
+ * Whoever shows us memory says how large it is, and a file with holes costs its owner nothing. Us it costs address
+ * space, which all share who are served here; and a page of a hole becomes memory when we are the first to touch it
+ * (a buffer that a device fills or reads), which the kernel counts as ours. So there are limits, for each device
+ * number and for the process, and they are looked at before anything is mapped. By default a guest may have as much
+ * as this machine has: a real one has no more. What one that shows more than it has can make us allocate is bounded
+ * by `size` alone.
  */
 
 import { softLimit, totalMemory } from "../linux/limits.ts";

@@ -34,13 +34,8 @@ import {
   type Sharing,
 } from "./sharing.ts";
 
-/** Kinds of rings and notifications that are not carried over. */
-const NOT_CARRIED = [
-  RingFeature.RING_PACKED,
-  RingFeature.IN_ORDER,
-  RingFeature.NOTIFICATION_DATA,
-  RingFeature.NOTIF_CONFIG_DATA,
-];
+/** Kinds of rings that are not carried over. */
+const NOT_CARRIED = [RingFeature.RING_PACKED, RingFeature.IN_ORDER];
 
 /** Where the rings for the device lie, and what becomes of buffers in them. */
 export interface ForwardingPlace {
