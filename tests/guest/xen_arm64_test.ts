@@ -1,0 +1,140 @@
+/**
+ * As xen_test.ts, on arm64 and with Xen 4.17: what is different there. Interrupts are levels, libxl places the cards
+ * and waits for their back end, and Debian's hypervisor has no ioreq servers.
+ */
+
+import { assertEquals, assertMatch } from "@std/assert";
+import type { Guest } from "../../scripts/lab/guest.ts";
+import {
+  createDomu,
+  domuConfig,
+  inBackground,
+  waitForDomu,
+} from "../../scripts/lab/xen_scripts.ts";
+import { failing } from "./link_support.ts";
+import { XEN_TIMEOUT_MS, xenTest } from "./xen_support.ts";
+
+const FULL: [] | [{ what: string }] = Deno.env.get("VMSG_GUEST_FULL") === "1"
+  ? []
+  : [{ what: "arm64 machines with Xen are booted with VMSG_GUEST_FULL=1" }];
+
+/** What a DomU does; with the word `short` no more than three pings. */
+const DOMU = `
+ip link set eth0 up
+ip addr add 10.0.2.15/24 dev eth0
+pings() { echo "$1 $(ping -q $2 10.0.2.2 | grep transmitted)"; }
+pings PING "-c 3 -W 120"
+case " $(cat /proc/cmdline) " in *" short "*) sleep 3600 ;; esac
+pings FLOOD "-c 200 -i 0.05 -W 120"
+echo "GO kill"
+pings KILLED "-c 30 -i 0.3 -W 120"
+echo "GO end"
+pings ENDED "-c 30 -i 0.3 -W 120"
+echo "IRQ $(grep virtio /proc/interrupts)"
+sleep 3600
+`;
+
+const BUS = "linux-user,name=lu,socket=/tmp/lu.sock";
+
+/** Shell: a proxy in the background, its process in $P. */
+const START_PROXY = `
+proxy() {
+  vmsg proxy --bus ${BUS} --confined --xen domain=domu >/tmp/proxy.log 2>&1 & P=$!
+  tail -n +1 -f /tmp/proxy.log &
+}
+ready() {
+  i=0; until grep -q "$1" /tmp/proxy.log; do
+    i=$((i + 1)); [ $i -lt 600 ] || { echo "LATE $1"; break; }; sleep 0.2
+  done
+}
+up() { cut -d' ' -f1 /proc/uptime; }
+cd /tmp
+`;
+
+const BACK_END = "/local/domain/0/backend/virtio_disk/1/51712";
+
+function line(machine: Guest, start: string): string {
+  const found = machine.console().split("\n").find((text) => text.startsWith(start));
+  if (found === undefined) throw new Error(`the machine said nothing like ${start}`);
+  return found.trimEnd();
+}
+
+xenTest(
+  "Xen on arm64: a DomU's card, its proxy killed, ended, and its domain destroyed",
+  async (test) => {
+    const steps = [
+      START_PROXY,
+      domuConfig(test.xen, { name: "domu" }),
+      "sed 's/extra=\"/&short /' /tmp/domu.cfg >/tmp/short.cfg",
+      inBackground("device", `vmsg device --bus ${BUS},listen --net responder`),
+      "proxy; ready 'waiting for it'",
+      createDomu("domu"),
+      `echo "STATE $(xenstore-read ${BACK_END}/state)"`,
+      waitForDomu("domu", "GO kill"),
+      "sleep 1; kill -9 $P; sleep 1; proxy; ready 'going on with'",
+      waitForDomu("domu", "GO end"),
+      'sleep 1; kill $P; wait $P; echo "PROXY ended $?"; sleep 1; proxy; ready "going on with"',
+      waitForDomu("domu", "IRQ"),
+      'vmsg doctor | grep -E "^(xen|xenstore)" | sed "s/^/DOCTOR /"',
+      // One that nobody answers has libxl wait 10 s, and then say so.
+      'B=$(up); xl destroy domu 2>&1 | sed "s/^/DESTROY /"; echo "DESTROYED after $B $(up)"',
+      "while xl domid domu >/dev/null 2>&1; do sleep 0.5; done; sleep 2",
+      "cp /tmp/short.cfg /tmp/domu.cfg",
+      createDomu("domu"),
+      waitForDomu("domu", "PING"),
+      // Left in order, by a proxy that is the last one: Xen has the server, until the domain goes.
+      'kill $P; wait $P; B=$(up); timeout 60 xl destroy domu >/dev/null 2>&1; echo "ALONE $?"',
+      'sleep 2; echo "DOMAINS $(xl list | wc -l)"',
+      "echo STEPS",
+    ];
+    const machine = await test.start(DOMU, { script: steps.join("\n") });
+    assertEquals(await machine.waitFor(/^(STEPS|LATE|ENDED|CREATE)/, 4 * XEN_TIMEOUT_MS), "STEPS");
+
+    assertEquals(line(machine, "STATE"), "STATE 2");
+    const pings = ["PING", "FLOOD", "KILLED", "ENDED"].map((name) => line(machine, `U| ${name} `));
+    assertEquals(pings.map((text) => text.replace(/,? *\d+% packet loss/, "")), [
+      "U| PING 3 packets transmitted, 3 packets received",
+      "U| FLOOD 200 packets transmitted, 200 packets received",
+      "U| KILLED 30 packets transmitted, 30 packets received",
+      "U| ENDED 30 packets transmitted, 30 packets received",
+    ]);
+    assertMatch(line(machine, "U| IRQ "), /GICv3 +33 +\w+ +virtio0/);
+    assertEquals(line(machine, "PROXY ended"), "PROXY ended 0");
+
+    const doctor = machine.console().split("\n").filter((text) => text.startsWith("DOCTOR "))
+      .join("\n");
+    assertMatch(doctor, /^DOCTOR xen +yes +Xen 4\.17\S*, Dom0, with ioreq servers/m);
+    assertMatch(doctor, /domain domu \(1\), virtio_disk\/51712 InitWait/);
+
+    assertEquals(/^DESTROY /m.test(machine.console()), false);
+    const [began, ended] = line(machine, "DESTROYED").split(" ").slice(2).map(Number);
+    if (ended! - began! > 9) throw new Error(`xl destroy took ${ended! - began!} s`);
+    assertEquals(line(machine, "DOMAINS"), "DOMAINS 2");
+  },
+  FULL,
+  "arm64",
+);
+
+xenTest(
+  "Xen on arm64: Debian's hypervisor has no ioreq servers, which proxy and doctor say",
+  async (test) => {
+    const steps = [
+      failing("proxy", `proxy --bus ${BUS} --confined --xen domain=domu`),
+      'vmsg doctor | grep -E "^(xen|xenstore)" | sed "s/^/DOCTOR /"',
+      "echo STEPS",
+    ];
+    const machine = await test.start("", { script: steps.join("\n") });
+    await machine.waitFor(/^STEPS/, XEN_TIMEOUT_MS);
+    const said = machine.console();
+    const why =
+      "this Xen has no ioreq servers: on arm64 it must be built with CONFIG_IOREQ_SERVER=y";
+    assertMatch(said, /^RC proxy 1$/m);
+    assertEquals(said.match(/^proxy: vmsg: .*/gm)?.map((text) => text.slice(0, 13 + why.length)), [
+      `proxy: vmsg: ${why}`,
+    ]);
+    assertMatch(said, /^DOCTOR xen +no +Xen 4\.17\S*, Dom0/m);
+    assertMatch(said, /CONFIG_IOREQ_SERVER=y/);
+  },
+  FULL,
+  "arm64-stock",
+);
