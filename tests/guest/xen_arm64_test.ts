@@ -4,7 +4,6 @@
  */
 
 import { assertEquals, assertMatch } from "@std/assert";
-import type { Guest } from "../../scripts/lab/guest.ts";
 import {
   createDomu,
   domuConfig,
@@ -12,52 +11,13 @@ import {
   waitForDomu,
 } from "../../scripts/lab/xen_scripts.ts";
 import { failing } from "./link_support.ts";
-import { XEN_TIMEOUT_MS, xenTest } from "./xen_support.ts";
+import { BUS, DOMU, GONE, line, START_PROXY, XEN_TIMEOUT_MS, xenTest } from "./xen_support.ts";
 
 const FULL: [] | [{ what: string }] = Deno.env.get("VMSG_GUEST_FULL") === "1"
   ? []
   : [{ what: "arm64 machines with Xen are booted with VMSG_GUEST_FULL=1" }];
 
-/** What a DomU does; with the word `short` no more than three pings. */
-const DOMU = `
-ip link set eth0 up
-ip addr add 10.0.2.15/24 dev eth0
-pings() { echo "$1 $(ping -q $2 10.0.2.2 | grep transmitted)"; }
-pings PING "-c 3 -W 120"
-case " $(cat /proc/cmdline) " in *" short "*) sleep 3600 ;; esac
-pings FLOOD "-c 200 -i 0.05 -W 120"
-echo "GO kill"
-pings KILLED "-c 30 -i 0.3 -W 120"
-echo "GO end"
-pings ENDED "-c 30 -i 0.3 -W 120"
-echo "IRQ $(grep virtio /proc/interrupts)"
-sleep 3600
-`;
-
-const BUS = "linux-user,name=lu,socket=/tmp/lu.sock";
-
-/** Shell: a proxy in the background, its process in $P. */
-const START_PROXY = `
-proxy() {
-  vmsg proxy --bus ${BUS} --confined --xen domain=domu >/tmp/proxy.log 2>&1 & P=$!
-  tail -n +1 -f /tmp/proxy.log &
-}
-ready() {
-  i=0; until grep -q "$1" /tmp/proxy.log; do
-    i=$((i + 1)); [ $i -lt 600 ] || { echo "LATE $1"; break; }; sleep 0.2
-  done
-}
-up() { cut -d' ' -f1 /proc/uptime; }
-cd /tmp
-`;
-
 const BACK_END = "/local/domain/0/backend/virtio_disk/1/51712";
-
-function line(machine: Guest, start: string): string {
-  const found = machine.console().split("\n").find((text) => text.startsWith(start));
-  if (found === undefined) throw new Error(`the machine said nothing like ${start}`);
-  return found.trimEnd();
-}
 
 xenTest(
   "Xen on arm64: a DomU's card, its proxy killed, ended, and its domain destroyed",
@@ -66,6 +26,7 @@ xenTest(
       START_PROXY,
       domuConfig(test.xen, { name: "domu" }),
       "sed 's/extra=\"/&short /' /tmp/domu.cfg >/tmp/short.cfg",
+      "up() { cut -d' ' -f1 /proc/uptime; }",
       inBackground("device", `vmsg device --bus ${BUS},listen --net responder`),
       "proxy; ready 'waiting for it'",
       createDomu("domu"),
@@ -78,7 +39,7 @@ xenTest(
       'vmsg doctor | grep -E "^(xen|xenstore)" | sed "s/^/DOCTOR /"',
       // One that nobody answers has libxl wait 10 s, and then say so.
       'B=$(up); xl destroy domu 2>&1 | sed "s/^/DESTROY /"; echo "DESTROYED after $B $(up)"',
-      "while xl domid domu >/dev/null 2>&1; do sleep 0.5; done; sleep 2",
+      GONE,
       "cp /tmp/short.cfg /tmp/domu.cfg",
       createDomu("domu"),
       waitForDomu("domu", "PING"),

@@ -24,6 +24,57 @@ export interface XenTest extends Omit<GuestTest, "installation" | "boot"> {
   start(domu: string, options: Omit<XenMachineOptions, "image">): Promise<Guest>;
 }
 
+/** What a DomU does; with the word `short` it is idle after three pings, with `brief` it ends. */
+// Its ping misses answers that come together, or late; its kernel counts all of them.
+export const DOMU = `
+ip link set eth0 up
+ip addr add 10.0.2.15/24 dev eth0
+echoes() {
+  awk -v name=$1 '/^Icmp:/ && at { print $at } /^Icmp:/ { for (i = 1; i <= NF; i++) if ($i == name) at = i }' /proc/net/snmp
+}
+since() { echo "$(($(echoes OutEchos) - sent)) sent, $(($(echoes InEchoReps) - answered)) answered"; }
+pings() {
+  sent=$(echoes OutEchos) answered=$(echoes InEchoReps)
+  ping -q $2 10.0.2.2 >/dev/null
+  i=0; until since | awk '{ exit $1 != $3 }' || [ $i -gt 240 ]; do i=$((i + 1)); sleep 0.5; done
+  echo "$1 $(since)"
+}
+pings PING "-c 3"
+case " $(cat /proc/cmdline) " in *" short "*) sleep 3600 ;; *" brief "*) exit ;; esac
+pings FLOOD "-c 200 -i 0.05"
+echo "GO kill"
+pings KILLED "-c 30 -i 0.3"
+echo "GO end"
+pings ENDED "-c 30 -i 0.3"
+echo "IRQ $(grep virtio /proc/interrupts)"
+sleep 3600
+`;
+
+/** Where the device is that {@link START_PROXY} lends. */
+export const BUS = "linux-user,name=lu,socket=/tmp/lu.sock";
+const PROXY = `proxy --bus ${BUS} --confined --xen domain=domu`;
+
+/** Shell: a proxy in the background, its process in $P. */
+export const START_PROXY = `
+proxy() { vmsg ${PROXY} >/tmp/proxy.log 2>&1 & P=$!; tail -n +1 -f /tmp/proxy.log & }
+ready() {
+  i=0; until grep -q "$1" /tmp/proxy.log; do
+    i=$((i + 1)); [ $i -lt 600 ] || { echo "LATE $1"; break; }; sleep 0.2
+  done
+}
+cd /tmp
+`;
+
+/** Shell: until xl knows the domain no more. */
+export const GONE = `while xl domid domu >/dev/null 2>&1; do sleep 0.5; done; sleep 2\n`;
+
+/** What a machine has said that begins so. */
+export function line(machine: Guest, start: string): string {
+  const found = machine.console().split("\n").find((text) => text.startsWith(start));
+  if (found === undefined) throw new Error(`the machine said nothing like ${start}`);
+  return found.trimEnd();
+}
+
 const X86: Target = "x86_64-unknown-linux-gnu";
 const ARM64: Target = "aarch64-unknown-linux-gnu";
 const stockArm64 = await findXen("aarch64");
