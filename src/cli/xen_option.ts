@@ -7,6 +7,7 @@ import { UsageError, VmsgError } from "../linux/errors.ts";
 import { isOurs } from "../observe/counter_file.ts";
 import type { Sharing } from "../sharing/sharing.ts";
 import type { RemoteDevice } from "../transport/remote_device.ts";
+import { ioreqProblem } from "../xen/survey.ts";
 import { Xenstore } from "../xen/xenstore.ts";
 import type { Option, Options } from "./command.ts";
 import { parseGroup } from "./groups.ts";
@@ -88,6 +89,9 @@ export function openXen(
   }
   for (const { domain, cards } of domains) {
     const store = stack.use(new Xenstore(reactor));
+    // Before a domain is built for nothing.
+    const problem = ioreqProblem();
+    if (problem !== undefined) throw new VmsgError("NO_IOREQ", problem);
     const lent = cards.map((card) => ({ ...card, ...lend(card.device) }));
     stack.use(new XenServer({ reactor, log, store, domain, cards: lent, directory: DIRECTORY }));
   }

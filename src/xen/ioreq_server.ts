@@ -7,7 +7,7 @@
  *     Xen: state 1, rings --> 2, it is looked at --> the answer, 3, we ring --> Xen: 0
  *
  * It may stay at 2 while somebody else is asked; the processor waits, the others do not. A server whose process was
- * killed stays, with what it was asked: {@link openIoreqServer} goes on with it, and a request at 2 begins anew.
+ * killed, or left it, stays, with what it was asked: {@link openIoreqServer} goes on with it, and a request at 2 begins anew.
  *
  * The addresses, sizes and values are the domain's: what is no plain access of 1, 2, 4 or 8 bytes reads as ones and
  * writes nothing, and so does what is outside of all ranges.
@@ -66,6 +66,7 @@ export interface IoreqParts {
     | "mapRange"
     | "enableServer"
     | "disableServer"
+    | "destroyServer"
     | "restrict"
     | "injectMsi"
     | "setIrqLevel"
@@ -78,7 +79,7 @@ export interface IoreqParts {
   readonly processors: number;
   /** The server's number, which is what a next process needs. */
   readonly id: number;
-  /** Ends all of these. */
+  /** Ends all of these but the server. */
   readonly owner: DisposableStack;
 }
 
@@ -100,8 +101,10 @@ export function openIoreqServer(reactor: Reactor, domain: number, left?: number)
   }
   const channels = stack.use(new EventChannels(domain));
   const id = left ?? privcmd.createServer();
-  stack.defer(() => privcmd.destroyServer(id));
+  using unused = new DisposableStack();
+  unused.defer(() => privcmd.destroyServer(id));
   const page = stack.use(privcmd.mapServer(id));
+  unused.move();
   return new IoreqServer(reactor, { privcmd, channels, page, processors, id, owner: stack.move() });
 }
 
@@ -222,6 +225,13 @@ export class IoreqServer implements Disposable {
       const isOpen = state === STATE_READY || state === STATE_PROCESSING;
       if (isOpen) this.#finish(processor, ONES, ONES);
     }
+    this.parts.privcmd.destroyServer(this.parts.id);
+    this.leave();
+  }
+
+  /** Lets go of the server, for a next process to go on with: processors that ask something wait for that one. */
+  leave(): void {
+    if (this.#isOver) return;
     this.#isOver = true;
     this.parts.owner.dispose();
   }

@@ -50,6 +50,7 @@ class Rig implements Disposable {
         for (let i = 0; i < processors; i++) this.view.setUint32(32 * i + 24, 40 + i, true);
       },
       disableServer: (id: number) => void calls.push(`disable ${id}`),
+      destroyServer: (id: number) => void calls.push(`destroy ${id}`),
       restrict: () => void calls.push("restrict"),
       injectMsi: () => {},
       setIrqLevel: () => {},
@@ -231,7 +232,28 @@ cleanTest("ioreq: at the end nobody is left waiting", () => {
   const states = () => [0, 1].map((processor) => rig.answer(processor)[0]);
   assertEquals(states(), [2, 1]);
   server[Symbol.dispose]();
-  assertEquals([states(), calls], [[3, 3], ["disable 3", "notify 140", "notify 141", "end"]]);
+  assertEquals([states(), calls], [[3, 3], [
+    "disable 3",
+    "notify 140",
+    "notify 141",
+    "destroy 3",
+    "end",
+  ]]);
   assertEquals(rig.answer(0), [3, ONES, ONES]);
   rig[Symbol.dispose]();
+});
+
+cleanTest("ioreq: who leaves a server ends nothing, and those who asked wait", () => {
+  const rig = new Rig(2);
+  const { reactor, server, calls } = rig;
+  server.add({ ...range(), read: () => reactor.defer<number>().promise });
+  server.serve();
+  rig.put(0, { address: START });
+  rig.ring(0);
+  rig.put(1, { address: START, bits: READ | 1 });
+  calls.length = 0;
+  server.leave();
+  assertEquals([0, 1].map((processor) => rig.answer(processor)[0]), [2, 1]);
+  rig[Symbol.dispose]();
+  assertEquals(calls, ["end"]);
 });

@@ -4,8 +4,9 @@
  *
  * Ends. A domain that is gone: the device side is left reset, then memory is unmapped, without which Xen keeps it.
  * A process that is told to end, and one that is killed, leave the registers in a file (state_file.ts); the domain
- * goes on with the next process. Between them the cards of the first are not there (reads are ones, which drivers
- * take for a needless interrupt), and processors that ask those of the second wait.
+ * goes on with the next process. Between them processors that ask the cards of one that was killed wait. Those of one
+ * that was ended are not there on x86: reads are ones, which drivers take for a needless interrupt. On arm64 an
+ * access that nobody answers is an abort, which no driver survives, so there they wait, too.
  */
 
 import { VmsgError } from "../../linux/errors.ts";
@@ -202,10 +203,11 @@ export class DomainModel implements Disposable {
   /** Leaves the domain to the next process. */
   [Symbol.dispose](): void {
     if (this.#isOver) return;
-    this.#keep(true);
+    this.#keep(IS_X86);
     this.#isOver = true;
     // They give back what is used, in memory that is there as long.
     for (const driver of this.#drivers.values()) driver[Symbol.dispose]();
+    if (!IS_X86) this.#server.leave();
     this.#stack.dispose();
   }
 }
