@@ -83,7 +83,7 @@ export {
   type QueueDeviceOptions,
   take,
 } from "./src/devices/queue_device.ts";
-export { Chain, DeviceQueue, Pop } from "./src/virtio/split/mod.ts";
+export { Chain, ChainBatch, DeviceQueue, Pop } from "./src/virtio/split/mod.ts";
 export { hasFeature, NetFeature, RingFeature, Status } from "./src/virtio/features.ts";
 export type { DeviceHost, DeviceModel, QueueSetup } from "./src/virtio/device.ts";
 
@@ -119,6 +119,7 @@ export type { OpenFile } from "./src/linux/mapping.ts";
 export type { Deferred, ReadyHandler } from "./src/linux/reactor.ts";
 export type {
   AddressSpace,
+  IovecArray,
   IovecList,
   MappedMemory,
   MemoryLimits,

@@ -6,8 +6,7 @@
 
 import { SLOT_SIZE, type SpscQueue, spscSize } from "../src/bus/spsc_queue.ts";
 import { mapAnonymous } from "../src/linux/mapping.ts";
-import { Chain } from "../src/virtio/split/chain.ts";
-import { Pop } from "../src/virtio/split/device_queue.ts";
+import { ChainBatch } from "../src/virtio/split/chain.ts";
 import {
   isQuick,
   isSelected,
@@ -88,7 +87,7 @@ async function messageQueue(): Promise<void> {
 
 async function rings(): Promise<void> {
   await using twin = await startTwin("ring");
-  const chain = new Chain();
+  const chains = new ChainBatch(64, 1024);
   for (
     const [kind, lengths, indirect] of [
       ["direct, 1 descriptor", [1512], false],
@@ -114,7 +113,8 @@ async function rings(): Promise<void> {
           for (let done = 0; done < operations; done += batch) {
             ring.offer(batch);
             queue.noKicks();
-            while (queue.next(chain) === Pop.CHAIN) queue.complete(chain.head, 0);
+            chains.clear();
+            queue.completeOldest(queue.pop(chains, 64));
             queue.publish();
           }
           if (queue.broken !== undefined) throw new Error(queue.broken);

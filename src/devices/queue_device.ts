@@ -56,10 +56,16 @@ import type { Reactor, Task } from "../linux/reactor.ts";
 import { counterShape } from "../observe/counters.ts";
 import type { Answer, DeviceHost, DeviceModel, QueueSetup } from "../virtio/device.ts";
 import { hasFeature, RingFeature } from "../virtio/features.ts";
-import { type Chain, type DeviceQueue, openDeviceQueue, Pop } from "../virtio/split/mod.ts";
+import {
+  type Chain,
+  type ChainBatch,
+  type DeviceQueue,
+  openDeviceQueue,
+  Pop,
+} from "../virtio/split/mod.ts";
 
 /** Buffers per batch; more would let requests wait. */
-const BUDGET = 64;
+export const BATCH = 64;
 /** As large as QEMU allows; a front end chooses less. */
 const MAX_QUEUE_SIZE = 1024;
 /** The vendor id of every QEMU device, which drivers expect. */
@@ -105,12 +111,15 @@ export interface QueueDeviceOptions {
  * @returns whether `chain` holds a buffer; false if the ring is empty or broken
  */
 export function take(queue: DeviceQueue, chain: Chain): boolean {
-  return queue.next(chain) === Pop.CHAIN || takeAfterAsking(queue, chain);
+  // A broken ring is asked for nothing.
+  return queue.next(chain) === Pop.CHAIN || queue.wantKicks() && queue.next(chain) === Pop.CHAIN;
 }
 
-/** The second half of {@link take}, when `next` found no buffer. A broken ring is asked for nothing. */
-export function takeAfterAsking(queue: DeviceQueue, chain: Chain): boolean {
-  return queue.wantKicks() && queue.next(chain) === Pop.CHAIN;
+/** The same for up to `most` buffers; `batch` forgets what it held. @returns how many there are */
+export function popOrAsk(queue: DeviceQueue, batch: ChainBatch, most: number): number {
+  batch.clear();
+  const count = queue.pop(batch, most);
+  return count > 0 || !queue.wantKicks() ? count : queue.pop(batch, most);
 }
 
 const Batches = counterShape("batches");
@@ -214,7 +223,7 @@ export class QueueDevice implements DeviceModel {
     if (queue === undefined || !this.host.mayTouchMemory()) return false;
     this.counters.batches++;
     queue.noKicks();
-    const more = this.#batches[index](queue, BUDGET);
+    const more = this.#batches[index](queue, BATCH);
     if (queue.publish()) this.host.used(index);
     if (queue.broken === undefined) return more || queue.isSpent;
     this.host.needsReset(`queue ${index}: ${queue.broken}`);

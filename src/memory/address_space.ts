@@ -43,7 +43,7 @@ export function firstBehind(ranges: readonly { readonly end: number }[], address
 export class AddressSpace {
   readonly #windows: MemoryWindow[] = [];
   /** The window found last; consecutive buffers nearly always lie in the same one. */
-  protected last: MemoryWindow | undefined;
+  last: MemoryWindow | undefined;
   /** How many pages were looked for that are not known yet; see translated_space.ts. */
   missed = 0;
   /** Pages that are not known are asked for and passed over, to find all that a chain lacks. */

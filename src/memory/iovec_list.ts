@@ -31,33 +31,60 @@ function tooLong(length: number): Error {
   return new Error(`a segment of ${length} bytes`);
 }
 
-/** Segments of one buffer, at most `capacity` of them. */
-export class IovecList {
-  /** How many segments there are. */
-  count = 0;
-  /** The sum of their lengths, in bytes. */
-  length = 0;
-  /** The address of the struct iovec array, for readv and writev. */
+/**
+ * An iovec array in the arena, for good, and the windows its segments lie in. Several lists may be parts of one
+ * array; who fills them in a row writes the fields itself (split/device_queue.ts).
+ */
+export class IovecArray {
+  /** The address of the first iovec. */
   readonly address: bigint;
-  /** The iovec array in words of 32 bits, and its addresses. */
-  readonly #words: Uint32Array;
-  readonly #addresses: BigUint64Array;
-  readonly #windows: MemoryWindow[];
-  readonly #offsets: Float64Array;
+  /** The array in words of 32 bits; the high half of a length is 0 for good. */
+  readonly words: Uint32Array;
+  /** The same in words of 64 bits, for addresses. */
+  readonly addresses: BigUint64Array;
+  /** By segment. */
+  readonly windows: MemoryWindow[];
 
-  /**
-   * Takes the iovec array from the arena, for good.
-   *
-   * @param capacity at most 1024, the kernel's IOV_MAX
-   */
+  /** Takes the array from the arena. @param capacity at most 1024, the kernel's IOV_MAX */
   constructor(readonly capacity: number) {
     const block = allocate(capacity * IOVEC_SIZE);
     const { buffer, byteOffset } = block.bytes;
     this.address = block.address;
-    this.#words = new Uint32Array(buffer, byteOffset, capacity * IOVEC_WORDS);
-    this.#addresses = new BigUint64Array(buffer, byteOffset, capacity * IOVEC_DOUBLE_WORDS);
-    this.#windows = new Array(capacity);
-    this.#offsets = new Float64Array(capacity);
+    this.words = new Uint32Array(buffer, byteOffset, capacity * IOVEC_WORDS);
+    this.addresses = new BigUint64Array(buffer, byteOffset, capacity * IOVEC_DOUBLE_WORDS);
+    this.windows = new Array(capacity);
+  }
+}
+
+/** Segments of one buffer, at most `capacity` of them. */
+export class IovecList {
+  /** The first of the list's segments in its array. */
+  start = 0;
+  /** How many segments there are. */
+  count = 0;
+  /** The sum of their lengths, in bytes. */
+  length = 0;
+  readonly #array: IovecArray;
+  readonly #words: Uint32Array;
+  readonly #addresses: BigUint64Array;
+  readonly #windows: MemoryWindow[];
+
+  /** Makes an empty list: a part of an array, or with one of its own of so many segments, at most 1024. */
+  constructor(array: IovecArray | number) {
+    this.#array = typeof array === "number" ? new IovecArray(array) : array;
+    this.#words = this.#array.words;
+    this.#addresses = this.#array.addresses;
+    this.#windows = this.#array.windows;
+  }
+
+  /** How many segments its array has. */
+  get capacity(): number {
+    return this.#array.capacity;
+  }
+
+  /** The address of its first iovec, for readv and writev. */
+  get address(): bigint {
+    return this.addressFrom(0);
   }
 
   /** Makes the list empty. */
@@ -66,22 +93,15 @@ export class IovecList {
     this.length = 0;
   }
 
-  /** Forgets the newest segments: `count` of them stay, with `length` bytes in all. */
-  cut(count: number, length: number): void {
-    this.count = count;
-    this.length = length;
-  }
-
   /**
-   * Appends `length` bytes at `offset` of a window, less than 2^32 of them; false when the list is full.
+   * Appends `length` bytes at `offset` of a window, less than 2^32 of them; false when the array is full.
    */
   push(window: MemoryWindow, offset: number, length: number): boolean {
-    const i = this.count;
-    if (i === this.capacity) return false;
+    const i = this.start + this.count;
+    if (i === this.#array.capacity) return false;
     if (length > MAX_SEGMENT) throw tooLong(length);
     // Neighbours are nearly always of the same window, and storing an object is not free.
     if (this.#windows[i] !== window) this.#windows[i] = window;
-    this.#offsets[i] = offset;
     const low = window.addressLow + offset;
     const word = i * IOVEC_WORDS;
     const words = this.#words;
@@ -91,25 +111,32 @@ export class IovecList {
       : window.addressHigh + Math.floor(low / TWO_TO_32);
     // Its high half is 0 for good.
     words[word + LENGTH_WORD] = length;
-    this.count = i + 1;
+    this.count++;
     this.length += length;
     return true;
   }
 
+  /** Where segment `i` of the array begins in its window. */
+  #offset(i: number): number {
+    const word = i * IOVEC_WORDS;
+    const address = this.#words[word + 1] * TWO_TO_32 + this.#words[word];
+    return address - this.#windows[i].addressNumber;
+  }
+
   /** The virtual address of segment `i`, as a Number: user-space addresses are below 2^47. */
   addressOf(i: number): number {
-    const word = i * IOVEC_WORDS;
+    const word = (this.start + i) * IOVEC_WORDS;
     return this.#words[word + 1] * TWO_TO_32 + this.#words[word];
   }
 
   /** The length of segment `i`. */
   lengthOf(i: number): number {
-    return this.#words[i * IOVEC_WORDS + LENGTH_WORD];
+    return this.#words[(this.start + i) * IOVEC_WORDS + LENGTH_WORD];
   }
 
   /** Copies the iovec of segment `i` to a place in `words`, whose length's high half is 0 already. */
   copyIovec(i: number, words: Uint32Array, at: number): void {
-    const word = i * IOVEC_WORDS;
+    const word = (this.start + i) * IOVEC_WORDS;
     words[at] = this.#words[word];
     words[at + 1] = this.#words[word + 1];
     words[at + LENGTH_WORD] = this.#words[word + LENGTH_WORD];
@@ -117,7 +144,7 @@ export class IovecList {
 
   /** The address of the iovec of segment `first`, to hand the segments from there on to readv. */
   addressFrom(first: number): bigint {
-    return this.address + BigInt(first * IOVEC_SIZE);
+    return this.#array.address + BigInt(((this.start + first) * IOVEC_SIZE) >>> 0);
   }
 
   /**
@@ -130,7 +157,8 @@ export class IovecList {
    */
   copyOut(skip: number, target: bigint, length: number, first = 0): number {
     let done = 0;
-    for (let i = first; i < this.count && done < length; i++) {
+    const end = this.start + this.count;
+    for (let i = this.start + first; i < end && done < length; i++) {
       const size = this.#words[i * IOVEC_WORDS + LENGTH_WORD];
       if (skip >= size) {
         skip -= size;
@@ -153,7 +181,8 @@ export class IovecList {
    */
   copyIn(skip: number, source: bigint, length: number, first = 0): number {
     let done = 0;
-    for (let i = first; i < this.count && done < length; i++) {
+    const end = this.start + this.count;
+    for (let i = this.start + first; i < end && done < length; i++) {
       const size = this.#words[i * IOVEC_WORDS + LENGTH_WORD];
       if (skip >= size) {
         skip -= size;
@@ -175,8 +204,9 @@ export class IovecList {
    */
   setUint16(at: number, value: number, first = 0): boolean {
     // Headers nearly always lie in one piece.
-    if (first < this.count && at + 2 <= this.#words[first * IOVEC_WORDS + LENGTH_WORD]) {
-      this.#windows[first].view.setUint16(this.#offsets[first] + at, value, true);
+    const i = this.start + first;
+    if (first < this.count && at + 2 <= this.#words[i * IOVEC_WORDS + LENGTH_WORD]) {
+      this.#windows[i].view.setUint16(this.#offset(i) + at, value, true);
       return true;
     }
     return this.setUint8(at, value & 0xff, first) && this.setUint8(at + 1, value >>> 8, first);
@@ -188,9 +218,9 @@ export class IovecList {
    * @param first the segment whose first byte is byte 0
    */
   getUint8(at: number, first = 0): number {
-    for (let i = first; i < this.count; i++) {
+    for (let i = this.start + first; i < this.start + this.count; i++) {
       const size = this.#words[i * IOVEC_WORDS + LENGTH_WORD];
-      if (at < size) return this.#windows[i].view.getUint8(this.#offsets[i] + at);
+      if (at < size) return this.#windows[i].view.getUint8(this.#offset(i) + at);
       at -= size;
     }
     return 0;
@@ -198,10 +228,10 @@ export class IovecList {
 
   /** Stores one byte; otherwise as {@link setUint16}. */
   setUint8(at: number, value: number, first = 0): boolean {
-    for (let i = first; i < this.count; i++) {
+    for (let i = this.start + first; i < this.start + this.count; i++) {
       const size = this.#words[i * IOVEC_WORDS + LENGTH_WORD];
       if (at < size) {
-        this.#windows[i].view.setUint8(this.#offsets[i] + at, value);
+        this.#windows[i].view.setUint8(this.#offset(i) + at, value);
         return true;
       }
       at -= size;

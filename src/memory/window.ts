@@ -38,6 +38,8 @@ export class MemoryWindow {
   readonly atHigh: number;
   /** The lower 32 bits of {@link at}. */
   readonly atLow: number;
+  /** How many bytes, less than 2^32, have that upper half: from the first one on. */
+  readonly lowSize: number;
   /** {@link end} counted from the 4 GiB in which the window begins; may be more than 2^32. */
   readonly endLow: number;
   /** The mapping's buffer. */
@@ -46,6 +48,7 @@ export class MemoryWindow {
   readonly byteOffset: number;
   /** The window's bytes; DataView stays fast beyond 2 GiB where typed arrays do not. */
   readonly view: DataView;
+  #words: Uint32Array | undefined;
 
   /**
    * Makes a window; {@link AddressSpace.add} checks its arguments first.
@@ -63,9 +66,16 @@ export class MemoryWindow {
     this.addressLow = this.addressNumber % TWO_TO_32;
     this.atHigh = Math.floor(at / TWO_TO_32);
     this.atLow = at % TWO_TO_32;
+    this.lowSize = Math.min(size, TWO_TO_32 - this.atLow, TWO_TO_32 - 1);
     this.endLow = this.end - this.atHigh * TWO_TO_32;
     this.buffer = memory.buffer;
     this.byteOffset = offset;
     this.view = new DataView(memory.buffer, offset, size);
+  }
+
+  /** The first {@link lowSize} of them in words, where the mapping's bytes are aligned so; made when first wanted. */
+  get words(): Uint32Array | undefined {
+    if (this.byteOffset % 4 !== 0) return undefined;
+    return this.#words ??= new Uint32Array(this.buffer, this.byteOffset, this.lowSize >>> 2);
   }
 }

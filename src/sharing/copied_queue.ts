@@ -11,7 +11,7 @@
 
 import { IovecRing } from "../memory/mod.ts";
 import type { Place } from "../virtio/place.ts";
-import { type Chain, type DeviceQueue, DriverQueue } from "../virtio/split/mod.ts";
+import { type ChainBatch, type DeviceQueue, DriverQueue } from "../virtio/split/mod.ts";
 import { CHAIN_CAPACITY, ForwardingQueue } from "./forwarding_queue.ts";
 import { POOL_ALIGNMENT, RingPool } from "./pool.ts";
 
@@ -70,7 +70,7 @@ export class CopiedQueue extends ForwardingQueue {
   }
 
   /** Copies what the device reads, and takes room for what it writes. */
-  protected override add({ readable, writable }: Chain, slot: number): boolean {
+  protected override add({ readable, writable }: ChainBatch, slot: number): boolean {
     const { shadow } = this;
     const readableLength = readable.length, writableLength = writable.length;
     const length = readableLength + writableLength;

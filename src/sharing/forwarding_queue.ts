@@ -27,7 +27,7 @@
 
 import { counterShape } from "../observe/counters.ts";
 import type { QueueSetup } from "../virtio/device.ts";
-import { Chain, type DeviceQueue, type DriverQueue, Pop } from "../virtio/split/mod.ts";
+import { ChainBatch, type DeviceQueue, type DriverQueue, Pop } from "../virtio/split/mod.ts";
 
 /** The guest's buffers given to the device per {@link ForwardingQueue.forward}. */
 const BATCH = 64;
@@ -36,8 +36,8 @@ export const CHAIN_CAPACITY = 256;
 /** Of an entry: the device has not used it yet. */
 const WITH_DEVICE = -1;
 
-// One chain serves all queues: it holds a buffer only while that is added.
-const chain = new Chain(CHAIN_CAPACITY);
+// One batch serves all queues: it holds buffers only while they are added.
+const batch = new ChainBatch(BATCH, 1024);
 
 const QueueCounters = counterShape("forwarded", "returned", "full");
 
@@ -86,7 +86,7 @@ export abstract class ForwardingQueue {
    *
    * @returns false if there is no room for it now, or it was refused ({@link DeviceQueue.refuse})
    */
-  protected abstract add(buffer: Chain, slot: number): boolean;
+  protected abstract add(buffer: ChainBatch, slot: number): boolean;
 
   /** The oldest buffer comes back. @param next the slot of the one behind it */
   protected abstract returned(slot: number, written: number, next: number): void;
@@ -101,25 +101,42 @@ export abstract class ForwardingQueue {
     this.more = false;
     if (this.broken !== undefined) return false;
     guest.noKicks();
-    for (let i = 0; i < BATCH; i++) {
-      const outcome = guest.next(chain);
-      if (outcome !== Pop.CHAIN) {
-        if (outcome === Pop.EMPTY && guest.wantKicks()) continue;
-        return shadow.publish();
+    for (let left = BATCH; left > 0 && !guest.isSpent;) {
+      batch.clear();
+      const count = guest.pop(batch, left);
+      const asks = count === 0 && guest.outcome === Pop.EMPTY && guest.wantKicks();
+      if (count === 0 && !asks) return shadow.publish();
+      for (let i = 0; i < count; i++) {
+        batch.select(i);
+        const isAdded = this.#add();
+        if (isAdded && !guest.isCharged) continue;
+        guest.rewind(count - i - (isAdded ? 1 : 0));
+        if (!isAdded) return shadow.publish();
+        break;
       }
-      const slot = this.#next & this.#mask;
-      if (!this.add(chain, slot)) {
-        this.counters.full++;
-        guest.rewind(1);
-        return shadow.publish();
-      }
-      this.#heads[slot] = chain.head;
-      this.#used[slot] = WITH_DEVICE;
-      this.#next = (this.#next + 1) >>> 0;
-      this.counters.forwarded++;
+      left -= count;
     }
     this.more = true;
     return shadow.publish();
+  }
+
+  /** Adds the selected buffer. */
+  #add(): boolean {
+    const { readable, writable } = batch;
+    const slot = this.#next & this.#mask;
+    const isTooMany = readable.count + writable.count > CHAIN_CAPACITY;
+    if (isTooMany) {
+      this.guest.refuse(`a buffer of more segments than the ${CHAIN_CAPACITY} that are taken`);
+    }
+    if (isTooMany || !this.add(batch, slot)) {
+      this.counters.full++;
+      return false;
+    }
+    this.#heads[slot] = batch.head;
+    this.#used[slot] = WITH_DEVICE;
+    this.#next = (this.#next + 1) >>> 0;
+    this.counters.forwarded++;
+    return true;
   }
 
   /**

@@ -16,7 +16,7 @@
 
 import { PAGE_SIZE } from "../linux/mapping.ts";
 import type { Place } from "../virtio/place.ts";
-import { type Chain, type DeviceQueue, DriverQueue } from "../virtio/split/mod.ts";
+import { type ChainBatch, type DeviceQueue, DriverQueue } from "../virtio/split/mod.ts";
 import type { OpenTerms } from "./forwarding.ts";
 import { ForwardingQueue } from "./forwarding_queue.ts";
 import { type PhysicalMap, PhysicalPieces } from "./physical_map.ts";
@@ -60,7 +60,7 @@ export class TranslatedQueue extends ForwardingQueue {
   }
 
   /** Names the buffer's pieces. */
-  protected override add({ readable, writable }: Chain, slot: number): boolean {
+  protected override add({ readable, writable }: ChainBatch, slot: number): boolean {
     const { guest, physical, shadow } = this;
     const length = readable.length + writable.length;
     if (length > MAX_BYTES) {

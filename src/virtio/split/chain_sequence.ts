@@ -16,70 +16,66 @@
  */
 
 import type { IovecList } from "../../memory/iovec_list.ts";
-import { Chain } from "./chain.ts";
-import { type DeviceQueue, Pop } from "./device_queue.ts";
+import { ChainBatch } from "./chain.ts";
+import type { DeviceQueue } from "./device_queue.ts";
+import { Pop } from "./pop.ts";
 
 export class ChainSequence {
   /** The segments of all buffers held, used ones too; see {@link firstSegment}. */
   readonly writable: IovecList;
   /** How many bytes the unused buffers hold. */
   bytes = 0;
-  readonly #chain: Chain;
-  readonly #maxBuffers: number;
-  readonly #heads: Uint16Array;
-  readonly #capacities: Uint32Array;
-  /** Where each buffer's segments begin; one entry more than there are buffers. */
-  readonly #segments: Uint16Array;
+  readonly #batch: ChainBatch;
   /** Buffers before this one are completed. */
   #first = 0;
-  #count = 0;
 
   /** @param capacity how many segments, at most 1024 (IOV_MAX) */
   constructor(maxBuffers = 256, capacity = 1024) {
-    // Readable descriptors do not belong here; room for one shows that there are some.
-    this.#chain = new Chain(1, capacity);
-    this.writable = this.#chain.writable;
-    this.#maxBuffers = maxBuffers;
-    this.#heads = new Uint16Array(maxBuffers);
-    this.#capacities = new Uint32Array(maxBuffers);
-    this.#segments = new Uint16Array(maxBuffers + 1);
+    this.#batch = new ChainBatch(maxBuffers, capacity);
+    this.writable = this.#batch.segments;
   }
 
   /** How many unused buffers it holds; the queue counts them as in flight. */
   get buffers(): number {
-    return this.#count - this.#first;
+    return this.#batch.count - this.#first;
   }
 
   /** The first segment of the first unused buffer, for copyIn and setUint16 of {@link writable}. */
   get firstSegment(): number {
-    return this.#segments[this.#first];
+    return this.#batch.starts[this.#first];
   }
 
   /**
    * Pops buffers until the unused ones hold `wanted` bytes.
    *
+   * @param ahead how many are popped at once at least, since more frames may follow
    * @returns false if there are not as many, in the queue (look at `broken`) or in this sequence
    */
-  fill(queue: DeviceQueue, wanted: number): boolean {
-    const chain = this.#chain;
+  fill(queue: DeviceQueue, wanted: number, ahead = 1): boolean {
     while (this.bytes < wanted) {
-      const before = this.writable.length;
-      const outcome = this.#count === this.#maxBuffers ? Pop.FULL : queue.append(chain);
-      if (outcome === Pop.FULL && this.#first > 0) {
-        this.release(queue);
-        continue;
-      }
-      if (outcome !== Pop.CHAIN) return false;
-      if (chain.readable.count > 0) {
-        queue.refuse(`buffer ${chain.head} has readable descriptors where none belong`);
+      if (!this.#pop(queue, wanted, ahead)) return false;
+    }
+    return true;
+  }
+
+  #pop(queue: DeviceQueue, wanted: number, ahead: number): boolean {
+    const batch = this.#batch;
+    const { starts, writableFrom, writableLengths } = batch;
+    const from = batch.count;
+    // Buffers are mostly of one size.
+    const size = from === 0 ? 0 : writableLengths[from - 1];
+    const most = size === 0 ? ahead : Math.max(ahead, Math.ceil((wanted - this.bytes) / size));
+    if (queue.pop(batch, most) === 0) {
+      if (queue.outcome !== Pop.FULL || this.#first === 0) return false;
+      this.release(queue);
+      return true;
+    }
+    for (let i = from; i < batch.count; i++) {
+      if (writableFrom[i] !== starts[i]) {
+        queue.refuse(`buffer ${batch.heads[i]} has readable descriptors where none belong`);
         return false;
       }
-      const capacity = this.writable.length - before;
-      this.#heads[this.#count] = chain.head;
-      this.#capacities[this.#count] = capacity;
-      this.#count++;
-      this.#segments[this.#count] = this.writable.count;
-      this.bytes += capacity;
+      this.bytes += writableLengths[i];
     }
     return true;
   }
@@ -92,7 +88,7 @@ export class ChainSequence {
   buffersFor(written: number): number {
     if (!(written > 0 && written <= this.bytes)) throw this.#tooMuch(written);
     let buffer = this.#first;
-    for (let rest = written; rest > 0; buffer++) rest -= this.#capacities[buffer];
+    for (let rest = written; rest > 0; buffer++) rest -= this.#batch.writableLengths[buffer];
     return buffer - this.#first;
   }
 
@@ -106,10 +102,11 @@ export class ChainSequence {
   complete(queue: DeviceQueue, written: number): number {
     if (!(written > 0 && written <= this.bytes)) throw this.#tooMuch(written);
     const before = this.#first;
+    const { heads, writableLengths } = this.#batch;
     while (written > 0) {
-      const capacity = this.#capacities[this.#first];
+      const capacity = writableLengths[this.#first];
       const part = written < capacity ? written : capacity;
-      queue.complete(this.#heads[this.#first], part);
+      queue.complete(heads[this.#first], part);
       written -= part;
       this.bytes -= capacity;
       this.#first++;
@@ -128,10 +125,8 @@ export class ChainSequence {
 
   /** Forgets all buffers, after the queue was stopped or reset. */
   clear(): void {
-    this.#chain.clear();
+    this.#batch.clear();
     this.#first = 0;
-    this.#count = 0;
-    this.#segments[0] = 0;
     this.bytes = 0;
   }
 }

@@ -33,7 +33,8 @@
 import type { AddressSpace } from "../../memory/address_space.ts";
 import { loadAcquire16, storeRelease16 } from "../../memory/atomics.ts";
 import type { IovecList } from "../../memory/iovec_list.ts";
-import type { Chain } from "./chain.ts";
+import type { MemoryWindow } from "../../memory/window.ts";
+import type { Chain, ChainBatch } from "./chain.ts";
 import {
   AVAIL_HEADS,
   AVAIL_NO_INTERRUPT,
@@ -50,31 +51,12 @@ import {
   usedEventIndex,
 } from "./layout.ts";
 import { OpenBuffers } from "./open_buffers.ts";
+import { Pop, SEGMENT_BUDGET } from "./pop.ts";
 import { type QueueConfig, type RingViews, ringViews } from "./ring_views.ts";
 
 /** A chain's bytes must be countable in a used element's 32-bit length. */
 const MAX_CHAIN_BYTES = 0xffff_ffff;
 const TWO_TO_32 = 0x1_0000_0000;
-/**
- * Segments of the buffers of one batch: what a driver makes of its buffers must not let others wait. It is as many as 64
- * frames of 64 KiB in pages have. One buffer may go beyond it.
- */
-export const SEGMENT_BUDGET = 1024;
-
-/** What popping a buffer can come to. */
-export const Pop: {
-  /** No buffer is available (or the queue is stopped). */
-  readonly EMPTY: 0;
-  /** The chain holds a buffer. */
-  readonly CHAIN: 1;
-  /** The segment lists have no room for the next buffer beside those they hold; it was not popped. */
-  readonly FULL: 2;
-  /** The queue is broken; `broken` says why. */
-  readonly BROKEN: 3;
-  /** Where the buffer lies is being asked (memory/translated_space.ts); try again when it is known. */
-  readonly PARKED: 4;
-} = { EMPTY: 0, CHAIN: 1, FULL: 2, BROKEN: 3, PARKED: 4 };
-
 /**
  * Opens the device's side of a queue.
  *
@@ -87,46 +69,12 @@ export function openDeviceQueue(space: AddressSpace, config: QueueConfig): Devic
   return typeof views === "string" ? views : new DeviceQueue(space, config, views);
 }
 
-/**
- * The device's side of one split virtqueue. The loop of a device that reads buffers:
- *
- * @example
- * ```ts
- * import { AddressSpace } from "../../memory/address_space.ts";
- * import { Chain } from "./chain.ts";
- *
- * // 64 KiB of the driver's memory, and a queue of 256 entries at its beginning
- * const memory = { address: 0n, buffer: new ArrayBuffer(65536), size: 65536 };
- * const space = new AddressSpace();
- * space.add(0x4000_0000, memory.size, memory);
- * const queue = openDeviceQueue(space, {
- *   size: 256,
- *   descriptorAddress: 0x4000_0000,
- *   driverAddress: 0x4000_1000,
- *   deviceAddress: 0x4000_2000,
- *   base: 0,
- *   eventIndex: true,
- *   indirect: false,
- * });
- * if (typeof queue === "string") throw new Error(queue);
- *
- * const chain = new Chain();
- * let bytes = 0;
- * do {
- *   queue.noKicks();
- *   while (queue.next(chain) === Pop.CHAIN) {
- *     bytes += chain.readable.length; // here: writev(fd, chain.readable.address, chain.readable.count)
- *     queue.complete(chain.head, 0);
- *   }
- *   if (queue.publish()) console.log("send a used buffer notification");
- *   // Kicks are wanted again; look once more, for a buffer may have come before the driver saw that.
- * } while (queue.wantKicks());
- * if (queue.broken !== undefined) console.log(`set DEVICE_NEEDS_RESET: ${queue.broken}`);
- * ```
- */
+/** The device's side of one split virtqueue; an example is at the head of mod.ts. */
 export class DeviceQueue {
   /** Entries. */
   readonly size: number;
+  /** Why the last {@link pop} popped no more: one of {@link Pop}. */
+  outcome: number = Pop.EMPTY;
   readonly #space: AddressSpace;
   readonly #eventIndex: boolean;
   readonly #mask: number;
@@ -157,6 +105,7 @@ export class DeviceQueue {
   #parked = false;
   /** In this batch: segments that were popped, and what else was charged. */
   #spent = 0;
+  #charged = 0;
   /** The buffers in flight, where they are completed in any order. */
   readonly #open: OpenBuffers | undefined;
 
@@ -199,6 +148,12 @@ export class DeviceQueue {
   /** The batch does other work for each piece of a buffer, as if it had so many more segments. */
   charge(segments: number): void {
     this.#spent += segments;
+    this.#charged += segments;
+  }
+
+  /** Is that alone all a batch may have? Then buffers that are popped already are not in it either. */
+  get isCharged(): boolean {
+    return this.#charged >= SEGMENT_BUDGET;
   }
 
   /** How many buffers are popped and not completed. */
@@ -219,16 +174,14 @@ export class DeviceQueue {
     // No driver has more buffers out than the ring has entries; those in flight and those completed
     // without its knowledge are still out. This also bounds the two arrays of buffers in flight.
     const unpublished = (this.#usedIndex - this.#published) & 0xffff;
-    if (left + this.#inFlight + unpublished > this.size) return this.#tooFarAhead(available, left);
+    if (left + this.#inFlight + unpublished > this.size) {
+      this.#break(
+        `available index ${available} is ${left} ahead, the queue has ${this.size} entries`,
+      );
+      return 0;
+    }
     this.#left = left;
     return left;
-  }
-
-  #tooFarAhead(available: number, left: number): number {
-    this.#break(
-      `available index ${available} is ${left} ahead, the queue has ${this.size} entries`,
-    );
-    return 0;
   }
 
   /**
@@ -238,66 +191,220 @@ export class DeviceQueue {
    * lets a device limit a chain's descriptors)
    */
   next(chain: Chain): number {
-    chain.readable.clear();
-    chain.writable.clear();
-    return this.append(chain);
-  }
-
-  /**
-   * Pops the next buffer and appends its segments to those `chain` holds already; `chain.head` becomes
-   * the new buffer's.
-   *
-   * @returns one of {@link Pop}; unless it is CHAIN, `chain` is as before
-   */
-  append(chain: Chain): number {
-    if (this.#spent >= SEGMENT_BUDGET) return Pop.EMPTY;
-    if (this.#left === 0 && this.pending() === 0) {
-      return this.#broken === undefined ? Pop.EMPTY : Pop.BROKEN;
-    }
-    const slot = this.#base & this.#mask;
-    // Plain: `pending` has acquired the index that covers this entry.
-    const head = this.#avail[AVAIL_HEADS + slot];
-    if (head > this.#mask) return this.#break(`head ${head} is not in the descriptor table`);
-
-    const { readable, writable } = chain;
-    const readableCount = readable.count, readableLength = readable.length;
-    const writableCount = writable.count, writableLength = writable.length;
-    let outcome = this.#walk(head, chain);
-    const capacity = writable.length - writableLength;
-    if (this.#open !== undefined && outcome === Pop.CHAIN) outcome = this.#keep(head, capacity);
-    if (outcome !== Pop.CHAIN) {
-      if (outcome === Pop.PARKED) outcome = this.#park(head, chain);
-      readable.cut(readableCount, readableLength);
-      writable.cut(writableCount, writableLength);
-      return outcome === Pop.FULL && readableCount + writableCount === 0
-        ? this.#tooManySegments(head)
-        : outcome;
-    }
-    this.#spent += readable.count + writable.count - readableCount - writableCount;
-    chain.head = head;
-    this.#heads[slot] = head;
-    this.#capacities[slot] = capacity;
-    this.#base = (this.#base + 1) & 0xffff;
-    this.#left--;
-    this.#inFlight++;
+    chain.clear();
+    if (this.pop(chain, 1) === 0) return this.outcome;
+    chain.select(0);
     return Pop.CHAIN;
   }
 
-  /** A walk met an address that is not known yet; another one has all asked for that the chain lacks. */
-  #park(head: number, chain: Chain): number {
-    this.#space.collects = true;
-    const outcome = this.#walk(head, chain);
-    this.#space.collects = false;
-    this.#space.missed = 0;
-    // What else is wrong with the chain is wrong all the same.
-    if (outcome === Pop.BROKEN) return outcome;
-    this.#parked = true;
-    return Pop.PARKED;
+  /**
+   * Pops the next buffers and appends them to those `batch` holds.
+   *
+   * This is one function because it is the path of every frame: what it needs of the queue, the batch and the window
+   * found last is in locals from the first chain to the last. A segment in that window is checked and written
+   * right here; whatever else a descriptor may be is somewhere below.
+   *
+   * @param most how many
+   * @returns how many were popped; if not as many, {@link outcome} says why
+   */
+  pop(batch: ChainBatch, most: number): number {
+    const { array, segments, heads, starts, writableFrom, readableLengths, writableLengths } =
+      batch;
+    const first = batch.count;
+    this.outcome = Pop.EMPTY;
+    if (this.#spent >= SEGMENT_BUDGET) return 0;
+    if (this.#left === 0 && this.pending() === 0) {
+      if (this.#broken !== undefined) this.outcome = Pop.BROKEN;
+      return 0;
+    }
+    const end = first + Math.min(most, this.#left, batch.most - first);
+    const space = this.#space;
+    const descriptors = this.#descriptors, avail = this.#avail, mask = this.#mask;
+    const { words, windows, capacity } = array;
+    let window = space.last;
+    let atHigh = -1, atLow = 0, lowSize = 0, addressLow = 0, addressHigh = 0;
+    // Cut to 32 bits, so that compiled code has them as integers.
+    if (window !== undefined) {
+      atHigh = window.atHigh | 0;
+      atLow = window.atLow | 0;
+      lowSize = window.lowSize >>> 0;
+      addressLow = window.addressLow | 0;
+      addressHigh = window.addressHigh | 0;
+    }
+    const openBuffers = this.#open, inFlightHeads = this.#heads, capacities = this.#capacities;
+    let segment = segments.count, bytes = segments.length;
+    let spent = this.#spent, base = this.#base;
+    let outcome: number = end - first < most ? end < batch.most ? Pop.EMPTY : Pop.FULL : Pop.CHAIN;
+    let count = first;
+
+    chains:
+    for (; count < end; count++) {
+      if (spent >= SEGMENT_BUDGET) {
+        outcome = Pop.EMPTY;
+        break;
+      }
+      const slot = base & mask;
+      // Plain: `pending` has acquired the index that covers this entry.
+      const head = avail[AVAIL_HEADS + slot];
+      if (head > mask) {
+        outcome = this.#break(`head ${head} is not in the descriptor table`);
+        break;
+      }
+      const start = segment;
+      let writable = -1, readable = 0, total = 0;
+      // The table of the moment: the queue's, or an indirect one, which may lie at any address.
+      let table = descriptors, view: DataView | undefined, tableAt = 0, last = mask;
+      let index = head, left = mask + 1, isIndirect = false, hasNext = true;
+      while (hasNext) {
+        if (left-- === 0) {
+          outcome = this.#break(
+            `a chain has more descriptors than the queue (${this.size}): a loop?`,
+          );
+          break chains;
+        }
+        let low: number, high: number, length: number, flagsAndNext: number;
+        if (view === undefined) {
+          const word = tableAt + (index << 2);
+          low = table[word];
+          high = table[word + 1];
+          length = table[word + 2];
+          flagsAndNext = table[word + 3];
+        } else {
+          const at = tableAt + index * DESCRIPTOR_SIZE;
+          low = view.getUint32(at, true);
+          high = view.getUint32(at + 4, true);
+          length = view.getUint32(at + 8, true);
+          flagsAndNext = view.getUint32(at + 12, true);
+        }
+        if ((flagsAndNext & DESCRIPTOR_INDIRECT) !== 0) {
+          const found = this.#table(index, high, low, length, flagsAndNext, isIndirect);
+          if (found === undefined) {
+            outcome = this.outcome;
+            break chains;
+          }
+          // The naming descriptor is not one of the chain's, and its WRITE is ignored (2.7.5.3.2).
+          left++;
+          tableAt = (high - found.atHigh) * TWO_TO_32 + (low - found.atLow);
+          if (
+            (tableAt & 3) === 0 && tableAt + length <= found.lowSize && found.words !== undefined
+          ) {
+            table = found.words;
+            tableAt >>>= 2;
+          } else view = found.view;
+          isIndirect = true;
+          last = length / DESCRIPTOR_SIZE - 1;
+          index = 0;
+          continue;
+        }
+        if ((flagsAndNext & DESCRIPTOR_WRITE) !== 0) {
+          if (writable < 0) {
+            writable = segment;
+            readable = total;
+          }
+        } else if (writable >= 0) {
+          outcome = this.#break(`descriptor ${index} is readable but follows a writable one`);
+          break chains;
+        }
+        if (length !== 0) {
+          total += length;
+          if (total > MAX_CHAIN_BYTES) {
+            outcome = this.#break("a chain has 2^32 bytes or more");
+            break chains;
+          }
+          // Below the window, this is beyond every window's `lowSize`.
+          const offset = (low - atLow) >>> 0;
+          if (
+            high === atHigh && offset < lowSize && length <= lowSize - offset && segment < capacity
+          ) {
+            const word = segment << 2;
+            const address = (addressLow + offset) >>> 0;
+            words[word] = address;
+            words[word + 1] = address < offset ? addressHigh + 1 : addressHigh;
+            words[word + 2] = length;
+            // Neighbours are nearly always of the same window, and storing an object is not free.
+            if (windows[segment] !== window) windows[segment] = window!;
+            segment++;
+          } else {
+            segments.count = segment;
+            if (!space.translateHalves(high, low, length, segments)) {
+              const address = high * TWO_TO_32 + low;
+              outcome = this.#lost(index, address, length, segments);
+              if (outcome === Pop.FULL && start === 0) {
+                outcome = this.#break(`chain ${head} has more segments than the device takes`);
+              }
+              break chains;
+            }
+            segment = segments.count;
+            const found = space.last;
+            if (found !== window && found !== undefined) {
+              window = found;
+              atHigh = window.atHigh | 0;
+              atLow = window.atLow | 0;
+              lowSize = window.lowSize >>> 0;
+              addressLow = window.addressLow | 0;
+              addressHigh = window.addressHigh | 0;
+            }
+          }
+        }
+        hasNext = (flagsAndNext & DESCRIPTOR_NEXT) !== 0;
+        index = flagsAndNext >>> 16;
+        if (hasNext && index > last) {
+          outcome = this.#break(`next ${index} is not in a table of ${last + 1} descriptors`);
+          break chains;
+        }
+      }
+      if (writable < 0) {
+        writable = segment;
+        readable = total;
+      }
+      const room = total - readable;
+      if (openBuffers !== undefined && !openBuffers.open(head, base, room)) {
+        outcome = this.#break(`head ${head} is offered again while the device has it`);
+        break;
+      }
+      heads[count] = head;
+      starts[count + 1] = segment;
+      writableFrom[count] = writable;
+      readableLengths[count] = readable;
+      writableLengths[count] = room;
+      inFlightHeads[slot] = head;
+      capacities[slot] = room;
+      base = (base + 1) & 0xffff;
+      spent += segment - start;
+      bytes += total;
+    }
+    const popped = count - first;
+    batch.count = count;
+    segments.count = starts[count];
+    segments.length = bytes;
+    this.#spent = spent;
+    this.#base = base;
+    this.#inFlight += popped;
+    // In a broken queue nothing is left.
+    if (this.#broken === undefined) this.#left -= popped;
+    this.outcome = outcome;
+    if (outcome === Pop.PARKED && !space.collects) this.#park(batch);
+    return popped;
   }
 
-  #keep(head: number, capacity: number): number {
-    if (this.#open!.open(head, this.#base, capacity)) return Pop.CHAIN;
-    return this.#break(`head ${head} is offered again while the device has it`);
+  /** A walk met an address that is not known yet; another one has all asked for that the chain lacks. */
+  #park(batch: ChainBatch): void {
+    const { count, segments } = batch;
+    const { count: segmentCount, length } = segments;
+    const spent = this.#spent;
+    this.#spent = 0;
+    this.#space.collects = true;
+    this.rewind(this.pop(batch, 1));
+    this.#space.collects = false;
+    this.#space.missed = 0;
+    this.#spent = spent;
+    batch.count = count;
+    segments.count = segmentCount;
+    segments.length = length;
+    // What else is wrong with the chain is wrong all the same.
+    if (this.#broken !== undefined) return;
+    this.#parked = true;
+    this.outcome = Pop.PARKED;
   }
 
   /**
@@ -324,6 +431,23 @@ export class DeviceQueue {
     this.#inFlight--;
   }
 
+  /** Gives the `count` oldest buffers in flight back with nothing written, of a queue without `anyOrder`. */
+  completeOldest(count: number): void {
+    if (!(count <= this.#inFlight) || this.#open !== undefined) {
+      throw new Error(`cannot complete ${count} of ${this.#inFlight} buffers in flight`);
+    }
+    const heads = this.#heads, elements = this.#usedElements, mask = this.#mask;
+    let slot = this.#base - this.#inFlight, index = this.#usedIndex;
+    for (let i = 0; i < count; i++) {
+      const element = USED_ELEMENTS + ((index & mask) << 1);
+      elements[element] = heads[slot++ & mask];
+      elements[element + 1] = 0;
+      index++;
+    }
+    this.#usedIndex = index & 0xffff;
+    this.#inFlight -= count;
+  }
+
   // Sentences stand apart, so that the code around them is short enough to be compiled into its callers.
   #notOldest(head: number): Error {
     return new Error(`head ${head} is not the oldest of ${this.#inFlight} buffers in flight`);
@@ -341,29 +465,11 @@ export class DeviceQueue {
     if (!(count >= 0 && count <= this.#inFlight)) {
       throw new Error(`cannot take back ${count} of ${this.#inFlight} buffers in flight`);
     }
-    if (this.#open !== undefined) this.#takeBack(this.#open, count);
+    this.#open?.takeBack(this.#heads, this.#base, count);
     this.#inFlight -= count;
     this.#base = (this.#base - count) & 0xffff;
     // In a broken queue nothing may be popped again, so nothing is left.
     if (this.#broken === undefined) this.#left += count;
-  }
-
-  #takeBack(open: OpenBuffers, count: number): void {
-    for (let back = 1; back <= count; back++) {
-      const index = (this.#base - back) & 0xffff;
-      open.takeBack(this.#heads[index & this.#mask], index);
-    }
-  }
-
-  /** How many of the buffers popped last are open, up to the first that is not. */
-  #newestOpen(open: OpenBuffers): number {
-    let count = 0;
-    while (count < this.#inFlight) {
-      const index = (this.#base - count - 1) & 0xffff;
-      if (!open.isOpen(this.#heads[index & this.#mask], index)) break;
-      count++;
-    }
-    return count;
   }
 
   /**
@@ -408,6 +514,7 @@ export class DeviceQueue {
   noKicks(): void {
     this.#parked = false;
     this.#spent = 0;
+    this.#charged = 0;
     if (this.#eventIndex || this.#broken !== undefined || this.#stopped) return;
     // Plain: whether the driver sees it soon or late is a matter of cost only.
     this.#used[RING_FLAGS] = USED_NO_NOTIFY;
@@ -421,7 +528,7 @@ export class DeviceQueue {
    * @returns whether the driver wants a last notification
    */
   stop(): boolean {
-    this.rewind(this.#open === undefined ? this.#inFlight : this.#newestOpen(this.#open));
+    this.rewind(this.#open?.newest(this.#heads, this.#base, this.#inFlight) ?? this.#inFlight);
     this.#left = 0;
     this.#stopped = true;
     return this.publish();
@@ -443,130 +550,40 @@ export class DeviceQueue {
     return Pop.BROKEN;
   }
 
-  /** Walks a chain, as far as the queue's own table goes. */
-  #walk(head: number, chain: Chain): number {
-    const table = this.#descriptors;
-    const space = this.#space;
-    let list = chain.readable;
-    let total = 0;
-    let index = head;
-    for (let left = this.size; left > 0; left--) {
-      const word = index << 2;
-      const low = table[word], high = table[word + 1];
-      const length = table[word + 2];
-      const flagsAndNext = table[word + 3];
-      if ((flagsAndNext & DESCRIPTOR_INDIRECT) !== 0) {
-        const problem = this.#indirectProblem(index, length, flagsAndNext);
-        if (problem !== undefined) return this.#break(problem);
-        // The naming descriptor is not one of the chain's, and its WRITE is ignored (2.7.5.3.2).
-        return this.#walkTable(high, low, length, chain, list, total, left);
+  /** The indirect table (2.7.5.3) that a descriptor names; if it is none, `outcome` says what that comes to. */
+  #table(
+    index: number,
+    high: number,
+    low: number,
+    length: number,
+    flagsAndNext: number,
+    isNested: boolean,
+  ): MemoryWindow | undefined {
+    let problem: string | undefined;
+    if (isNested) problem = `descriptor ${index} of an indirect table is indirect`;
+    else if (!this.#indirect) problem = `descriptor ${index} is indirect, which was not negotiated`;
+    else if ((flagsAndNext & DESCRIPTOR_NEXT) !== 0) {
+      problem = `descriptor ${index} has both INDIRECT and NEXT`;
+    } else if (length === 0 || length % DESCRIPTOR_SIZE !== 0) {
+      problem = `indirect table of ${length} bytes`;
+    } else {
+      const space = this.#space, window = space.findHalves(high, low, length);
+      if (window !== undefined) return window;
+      const at = high * TWO_TO_32 + low;
+      problem = `indirect table at 0x${at.toString(16)} (${length} bytes) ` +
+        space.explainTable(at, length);
+      if (space.missed !== 0) {
+        this.outcome = Pop.PARKED;
+        return undefined;
       }
-      if ((flagsAndNext & DESCRIPTOR_WRITE) !== 0) list = chain.writable;
-      else if (list !== chain.readable) return this.#outOfOrder(index);
-      if (length !== 0) {
-        total += length;
-        if (total > MAX_CHAIN_BYTES) return this.#tooLong();
-        if (!space.translateHalves(high, low, length, list)) {
-          return this.#lost(index, high * TWO_TO_32 + low, length, list);
-        }
-      }
-      if ((flagsAndNext & DESCRIPTOR_NEXT) === 0) return Pop.CHAIN;
-      index = flagsAndNext >>> 16;
-      if (index > this.#mask) return this.#outside(index, this.size);
     }
-    return this.#endless();
-  }
-
-  #indirectProblem(index: number, length: number, flagsAndNext: number): string | undefined {
-    if (!this.#indirect) return `descriptor ${index} is indirect, which was not negotiated`;
-    if ((flagsAndNext & DESCRIPTOR_NEXT) !== 0) {
-      return `descriptor ${index} has both INDIRECT and NEXT`;
-    }
-    if (length === 0 || length % DESCRIPTOR_SIZE !== 0) return `indirect table of ${length} bytes`;
+    this.outcome = this.#break(problem);
     return undefined;
   }
 
-  /**
-   * Walks the rest of a chain, which lies in an indirect table (2.7.5.3). Tables lie anywhere in memory,
-   * so this one reads through a DataView, which is nearly as fast and fast at any offset.
-   *
-   * @param list where the next segment belongs if it is readable
-   * @param total bytes of the chain so far
-   * @param left how many descriptors it may still have
-   */
-  #walkTable(
-    tableHigh: number,
-    tableLow: number,
-    tableLength: number,
-    chain: Chain,
-    list: IovecList,
-    total: number,
-    left: number,
-  ): number {
-    const space = this.#space;
-    const window = space.findHalves(tableHigh, tableLow, tableLength);
-    if (window === undefined) {
-      return this.#lostTable(tableHigh * TWO_TO_32 + tableLow, tableLength);
-    }
-    const { view } = window;
-    const start = (tableHigh - window.atHigh) * TWO_TO_32 + (tableLow - window.atLow);
-    const count = tableLength / DESCRIPTOR_SIZE;
-    let index = 0;
-    for (; left > 0; left--) {
-      const at = start + index * DESCRIPTOR_SIZE;
-      const low = view.getUint32(at, true), high = view.getUint32(at + 4, true);
-      const length = view.getUint32(at + 8, true);
-      const flagsAndNext = view.getUint32(at + 12, true);
-      if ((flagsAndNext & DESCRIPTOR_INDIRECT) !== 0) return this.#nested(index);
-      if ((flagsAndNext & DESCRIPTOR_WRITE) !== 0) list = chain.writable;
-      else if (list !== chain.readable) return this.#outOfOrder(index);
-      if (length !== 0) {
-        total += length;
-        if (total > MAX_CHAIN_BYTES) return this.#tooLong();
-        if (!space.translateHalves(high, low, length, list)) {
-          return this.#lost(index, high * TWO_TO_32 + low, length, list);
-        }
-      }
-      if ((flagsAndNext & DESCRIPTOR_NEXT) === 0) return Pop.CHAIN;
-      index = flagsAndNext >>> 16;
-      if (index >= count) return this.#outside(index, count);
-    }
-    return this.#endless();
-  }
-
-  #lostTable(address: number, length: number): number {
-    if (this.#space.missed !== 0) return Pop.PARKED;
-    const where = `0x${address.toString(16)} (${length} bytes)`;
-    return this.#break(`indirect table at ${where} ${this.#space.explainTable(address, length)}`);
-  }
-
-  #nested(index: number): number {
-    return this.#break(`descriptor ${index} of an indirect table is indirect`);
-  }
-
-  #outside(index: number, count: number): number {
-    return this.#break(`next ${index} is not in a table of ${count} descriptors`);
-  }
-
-  #outOfOrder(index: number): number {
-    return this.#break(`descriptor ${index} is readable but follows a writable one`);
-  }
-
-  #tooManySegments(head: number): number {
-    return this.#break(`chain ${head} has more segments than the device takes`);
-  }
-
-  #tooLong(): number {
-    return this.#break("a chain has 2^32 bytes or more");
-  }
-
-  #endless(): number {
-    return this.#break(`a chain has more descriptors than the queue (${this.size}): a loop?`);
-  }
-
-  /** A descriptor that could not be translated: no room in the list, or not in memory. */
+  /** A descriptor that could not be translated: no room in the array, or not in memory. */
   #lost(index: number, address: number, length: number, list: IovecList): number {
-    // A list that ran full says nothing about the address; the next attempt, with room, will.
+    // An array that ran full says nothing about the address; the next attempt, with room, will.
     if (list.count === list.capacity) return Pop.FULL;
     // A walk that collects passes over what is missing, so this is refused.
     if (this.#space.missed !== 0 && !this.#space.collects) return Pop.PARKED;

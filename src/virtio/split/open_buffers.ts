@@ -52,14 +52,33 @@ export class OpenBuffers {
   }
 
   /** Is the buffer still open that was popped at this available index with this head? */
-  isOpen(head: number, index: number): boolean {
+  #isStill(head: number, index: number): boolean {
     return this.#isOpen[head] === 1 && this.#indices[head] === index;
   }
 
-  takeBack(head: number, index: number): void {
-    if (!this.isOpen(head, index)) {
-      throw new Error(`cannot take head ${head} back: it was completed`);
+  /** How many of the `count` buffers popped last are open, up to the first that is not; see {@link takeBack}. */
+  newest(heads: Uint16Array, base: number, count: number): number {
+    for (let back = 1; back <= count; back++) {
+      const index = (base - back) & 0xffff;
+      if (!this.#isStill(heads[index & (heads.length - 1)], index)) return back - 1;
     }
-    this.#isOpen[head] = 0;
+    return count;
+  }
+
+  /**
+   * The `count` buffers popped last were not popped.
+   *
+   * @param heads by available index modulo size
+   * @param base the available index behind them
+   */
+  takeBack(heads: Uint16Array, base: number, count: number): void {
+    for (let back = 1; back <= count; back++) {
+      const index = (base - back) & 0xffff;
+      const head = heads[index & (heads.length - 1)];
+      if (!this.#isStill(head, index)) {
+        throw new Error(`cannot take head ${head} back: it was completed`);
+      }
+      this.#isOpen[head] = 0;
+    }
   }
 }

@@ -1,8 +1,9 @@
 /** The device's side of a split ring, against the mock driver: what it does step by step. */
 
 import { assert, assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
-import { Chain } from "../../../src/virtio/split/chain.ts";
-import { type DeviceQueue, openDeviceQueue, Pop } from "../../../src/virtio/split/device_queue.ts";
+import { Chain, ChainBatch } from "../../../src/virtio/split/chain.ts";
+import { type DeviceQueue, openDeviceQueue } from "../../../src/virtio/split/device_queue.ts";
+import { Pop } from "../../../src/virtio/split/pop.ts";
 import type { QueueConfig } from "../../../src/virtio/split/ring_views.ts";
 import { needsEvent } from "../../../src/virtio/split/layout.ts";
 import { MockDriver, type MockDriverOptions, MockMemory } from "../../support/mock_driver.ts";
@@ -227,9 +228,9 @@ Deno.test("a chain of exactly as many descriptors as the queue has, direct and i
   assertEquals(chain.readable.count, 8);
 });
 
-Deno.test("append collects several buffers; one that does not fit stays available", () => {
+Deno.test("pop appends buffers; one that does not fit stays available", () => {
   using s = setUp();
-  const small = new Chain(4);
+  const batch = new ChainBatch(8, 4);
   for (let i = 0; i < 3; i++) {
     s.driver.add([], [{ address: s.data + 256 * i, length: 10 }, {
       address: s.data + 256 * i + 128,
@@ -237,15 +238,15 @@ Deno.test("append collects several buffers; one that does not fit stays availabl
     }]);
   }
   s.driver.publish();
-  assertEquals(s.queue.next(small), Pop.CHAIN);
-  assertEquals(s.queue.append(small), Pop.CHAIN);
-  const before = s.memory.ranges(small.writable);
-  const { head } = small;
-  assertEquals(s.queue.append(small), Pop.FULL);
-  assertEquals([small.head, small.writable.count, small.writable.length], [head, 4, 30]);
-  assertEquals(s.memory.ranges(small.writable), before);
+  assertEquals([s.queue.pop(batch, 1), s.queue.outcome], [1, Pop.CHAIN]);
+  assertEquals([s.queue.pop(batch, 9), s.queue.outcome], [1, Pop.FULL]);
+  const before = s.memory.ranges(batch.segments);
+  assertEquals([s.queue.pop(batch, 1), s.queue.outcome], [0, Pop.FULL]);
+  assertEquals([batch.count, batch.segments.count, batch.segments.length], [2, 4, 30]);
+  assertEquals(s.memory.ranges(batch.segments), before);
   assertEquals([s.queue.inFlight, s.queue.base], [2, 2]);
-  assertEquals(s.queue.next(small), Pop.CHAIN);
+  batch.clear();
+  assertEquals([s.queue.pop(batch, 9), s.queue.outcome], [1, Pop.EMPTY]);
 });
 
 Deno.test("a chain that alone does not fit breaks the queue", () => {

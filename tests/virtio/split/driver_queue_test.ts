@@ -2,7 +2,8 @@
 
 import { assert, assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
 import { Chain } from "../../../src/virtio/split/chain.ts";
-import { openDeviceQueue, Pop } from "../../../src/virtio/split/device_queue.ts";
+import { openDeviceQueue } from "../../../src/virtio/split/device_queue.ts";
+import { Pop } from "../../../src/virtio/split/pop.ts";
 import type { Place } from "../../../src/virtio/place.ts";
 import { DriverQueue } from "../../../src/virtio/split/driver_queue.ts";
 import { MockMemory, Random } from "../../support/mock_driver.ts";

@@ -3,9 +3,10 @@
  * reason named, nothing throws, no byte outside the buffers changes.
  */
 
-import { assertEquals, assertStringIncludes } from "@std/assert";
-import { Chain } from "../../../src/virtio/split/chain.ts";
-import { openDeviceQueue, Pop } from "../../../src/virtio/split/device_queue.ts";
+import { assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
+import { Chain, ChainBatch } from "../../../src/virtio/split/chain.ts";
+import { openDeviceQueue } from "../../../src/virtio/split/device_queue.ts";
+import { Pop } from "../../../src/virtio/split/pop.ts";
 import { MockDriver, MockMemory } from "../../support/mock_driver.ts";
 
 const NEXT = 1, WRITE = 2, INDIRECT = 4;
@@ -232,6 +233,27 @@ for (const row of rows) {
 Deno.test("hostile driver: INDIRECT that was not negotiated", () => {
   const act = (d: MockDriver, data: number) => d.desc(0, data, 16, INDIRECT);
   expectBroken({ name: "", reason: "was not negotiated", act }, false, 0);
+});
+
+Deno.test("hostile driver: what comes before a bad chain in a batch is popped, completed and shown", () => {
+  using memory = new MockMemory();
+  const driver = new MockDriver(memory, { size: 8, start: 65534 });
+  const queue = openDeviceQueue(memory.space, driver.config);
+  if (typeof queue === "string") throw new Error(queue);
+  for (let i = 0; i < 3; i++) driver.add([{ address: driver.end + 64 * i, length: 10 + i }], []);
+  driver.desc(7, 0x7fff_0000, 16, 0);
+  driver.offer(7);
+  driver.publish();
+  const batch = new ChainBatch(8, 16);
+  assertEquals([queue.pop(batch, 8), queue.outcome, batch.count], [3, Pop.BROKEN, 3]);
+  assertStringIncludes(queue.broken!, "descriptor 7: 0x7fff0000");
+  batch.select(2);
+  assertEquals([batch.readable.length, batch.segments.count, batch.segments.length], [12, 3, 33]);
+  assertEquals([queue.pop(batch, 8), queue.outcome], [0, Pop.BROKEN]);
+  queue.completeOldest(2);
+  assertThrows(() => queue.completeOldest(2), Error, "cannot complete 2 of 1");
+  queue.stop();
+  assertEquals([driver.usedIndex, queue.base], [0, 0]);
 });
 
 Deno.test("hostile driver: the available index jumps by more than the queue has", () => {

@@ -6,8 +6,9 @@
  */
 
 import { assert, assertEquals } from "@std/assert";
-import { Chain } from "../../../src/virtio/split/chain.ts";
-import { type DeviceQueue, openDeviceQueue, Pop } from "../../../src/virtio/split/device_queue.ts";
+import { Chain, ChainBatch } from "../../../src/virtio/split/chain.ts";
+import { type DeviceQueue, openDeviceQueue } from "../../../src/virtio/split/device_queue.ts";
+import { Pop } from "../../../src/virtio/split/pop.ts";
 import { MockDriver, type MockElement, MockMemory, Random } from "../../support/mock_driver.ts";
 
 interface ModelBuffer {
@@ -19,6 +20,7 @@ interface ModelBuffer {
 const STEPS = 4000;
 const LOW = 0x4000_0000, HIGH = 0x2_0000_0000;
 const chain = new Chain();
+const batch = new ChainBatch(16, 512);
 
 function join(elements: readonly MockElement[]): MockElement[] {
   const joined: { address: number; length: number }[] = [];
@@ -86,8 +88,9 @@ class Model {
       case 2:
         return this.#driverPublish();
       case 3:
-      case 4:
         return this.#next();
+      case 4:
+        return this.#pop();
       case 5:
       case 6:
         return this.#complete();
@@ -144,20 +147,49 @@ class Model {
     const outcome = this.#queue.next(chain);
     if (this.#popped === this.#published) return assertEquals(outcome, Pop.EMPTY);
     assertEquals([outcome, this.#queue.broken], [Pop.CHAIN, undefined]);
+    this.#expectPopped(chain);
+  }
+
+  /** Several at once, behind those that the batch holds. */
+  #pop(): void {
+    if (batch.count > batch.most / 2) batch.clear();
+    const from = batch.count, most = 1 + this.#random.below(6);
+    const there = Math.min(most, this.#published - this.#popped);
+    const count = this.#queue.pop(batch, most);
+    // What came since the ring was looked at last may stay for the next time.
+    assert(count <= there && (count > 0 || there === 0), `${count} of ${there}`);
+    assertEquals(this.#queue.outcome, count === most ? Pop.CHAIN : Pop.EMPTY);
+    assertEquals(batch.count, from + count);
+    for (let i = from; i < batch.count; i++) {
+      batch.select(i);
+      this.#expectPopped(batch);
+    }
+  }
+
+  #expectPopped(popped: ChainBatch): void {
     this.#open.push(this.#popped);
     const expected = this.#added[this.#popped++];
-    assertEquals(chain.head, expected.head);
-    assertEquals(this.#memory.ranges(chain.readable), join(expected.readable));
-    assertEquals(this.#memory.ranges(chain.writable), join(expected.writable));
-    assertEquals(chain.readable.length, bytesOf(expected.readable));
-    assertEquals(chain.writable.length, bytesOf(expected.writable));
+    assertEquals(popped.head, expected.head);
+    assertEquals(this.#memory.ranges(popped.readable), join(expected.readable));
+    assertEquals(this.#memory.ranges(popped.writable), join(expected.writable));
+    assertEquals(popped.readable.length, bytesOf(expected.readable));
+    assertEquals(popped.writable.length, bytesOf(expected.writable));
   }
 
   #complete(): void {
     if (this.#open.length === 0) return;
+    if (!this.anyOrder && this.#random.chance(0.3)) return this.#completeOldest();
     const which = this.anyOrder ? this.#random.below(this.#open.length) : 0;
     if (which > 0) this.overtaken++;
     this.#completeOpen(which);
+  }
+
+  #completeOldest(): void {
+    const count = this.#random.below(this.#open.length + 1);
+    for (const position of this.#open.splice(0, count)) {
+      this.#used.push({ head: this.#added[position].head, length: 0 });
+    }
+    this.#queue.completeOldest(count);
   }
 
   #completeOpen(which: number): void {
