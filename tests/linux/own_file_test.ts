@@ -6,7 +6,7 @@ import { fileSize, fileStatus } from "../../src/linux/fd.ts";
 import { openOwnFile, openOwnFileOf, type OwnFileOptions } from "../../src/linux/own_file.ts";
 import { cleanTest, withDirectory } from "../support/leaks.ts";
 
-const OTHER_USER = 65534;
+const OTHER_USER = 65533;
 const WHAT = { what: "queue file" };
 
 /** Everything that can be seen of what is at a path. */
