@@ -57,13 +57,7 @@ import { type QueueConfig, type RingViews, ringViews } from "./ring_views.ts";
 /** A chain's bytes must be countable in a used element's 32-bit length. */
 const MAX_CHAIN_BYTES = 0xffff_ffff;
 const TWO_TO_32 = 0x1_0000_0000;
-/**
- * Opens the device's side of a queue.
- *
- * @param space where the driver's bus addresses lead
- * @param config as the driver set it up
- * @returns the queue, or in one line why it cannot be one
- */
+/** Opens the device's side of a queue; or says in one line why it cannot be one. */
 export function openDeviceQueue(space: AddressSpace, config: QueueConfig): DeviceQueue | string {
   const views = ringViews(space, config);
   return typeof views === "string" ? views : new DeviceQueue(space, config, views);
@@ -232,6 +226,7 @@ export class DeviceQueue {
       addressHigh = window.addressHigh | 0;
     }
     const openBuffers = this.#open, inFlightHeads = this.#heads, capacities = this.#capacities;
+    const mayBeIndirect = this.#indirect;
     let segment = segments.count, bytes = segments.length;
     let spent = this.#spent, base = this.#base;
     let outcome: number = end - first < most ? end < batch.most ? Pop.EMPTY : Pop.FULL : Pop.CHAIN;
@@ -254,14 +249,8 @@ export class DeviceQueue {
       let writable = -1, readable = 0, total = 0;
       // The table of the moment: the queue's, or an indirect one, which may lie at any address.
       let table = descriptors, view: DataView | undefined, tableAt = 0, last = mask;
-      let index = head, left = mask + 1, isIndirect = false, hasNext = true;
-      while (hasNext) {
-        if (left-- === 0) {
-          outcome = this.#break(
-            `a chain has more descriptors than the queue (${this.size}): a loop?`,
-          );
-          break chains;
-        }
+      let index = head, left = mask + 1, isIndirect = false;
+      while (left-- > 0) {
         let low: number, high: number, length: number, flagsAndNext: number;
         if (view === undefined) {
           const word = tableAt + (index << 2);
@@ -277,20 +266,29 @@ export class DeviceQueue {
           flagsAndNext = view.getUint32(at + 12, true);
         }
         if ((flagsAndNext & DESCRIPTOR_INDIRECT) !== 0) {
-          const found = this.#table(index, high, low, length, flagsAndNext, isIndirect);
-          if (found === undefined) {
-            outcome = this.outcome;
-            break chains;
+          const offset = (low - atLow) >>> 0;
+          const words = high === atHigh && offset < lowSize && length <= lowSize - offset &&
+              (offset & 3) === 0 && !isIndirect
+            ? window!.words
+            : undefined;
+          // Wherever else it is, and whatever else is wrong with it: `#table`.
+          if (
+            words !== undefined && mayBeIndirect && (flagsAndNext & DESCRIPTOR_NEXT) === 0 &&
+            length !== 0 && length % DESCRIPTOR_SIZE === 0
+          ) {
+            table = words;
+            tableAt = offset >>> 2;
+          } else {
+            const found = this.#table(index, high, low, length, flagsAndNext, isIndirect);
+            if (found === undefined) {
+              outcome = this.outcome;
+              break chains;
+            }
+            view = found.view;
+            tableAt = (high - found.atHigh) * TWO_TO_32 + (low - found.atLow);
           }
           // The naming descriptor is not one of the chain's, and its WRITE is ignored (2.7.5.3.2).
           left++;
-          tableAt = (high - found.atHigh) * TWO_TO_32 + (low - found.atLow);
-          if (
-            (tableAt & 3) === 0 && tableAt + length <= found.lowSize && found.words !== undefined
-          ) {
-            table = found.words;
-            tableAt >>>= 2;
-          } else view = found.view;
           isIndirect = true;
           last = length / DESCRIPTOR_SIZE - 1;
           index = 0;
@@ -346,12 +344,18 @@ export class DeviceQueue {
             }
           }
         }
-        hasNext = (flagsAndNext & DESCRIPTOR_NEXT) !== 0;
+        if ((flagsAndNext & DESCRIPTOR_NEXT) === 0) break;
         index = flagsAndNext >>> 16;
-        if (hasNext && index > last) {
+        if (index > last) {
           outcome = this.#break(`next ${index} is not in a table of ${last + 1} descriptors`);
           break chains;
         }
+      }
+      if (left < 0) {
+        outcome = this.#break(
+          `a chain has more descriptors than the queue (${this.size}): a loop?`,
+        );
+        break;
       }
       if (writable < 0) {
         writable = segment;
