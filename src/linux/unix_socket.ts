@@ -292,7 +292,7 @@ function lockDirectory(directory: Fd, path: string): void {
     if (attempt === LOCK_ATTEMPTS) {
       throw new VmsgError(
         "SOCKET_LOCKED",
-        `another process holds a lock on the directory of ${path}`,
+        `another process holds a lock on the directory of ${path}: use a directory of your own`,
       );
     }
     libc.poll(0n, 0n, LOCK_PAUSE_MS);

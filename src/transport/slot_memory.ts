@@ -78,7 +78,7 @@ export class SlotMemory {
       else this.owner.quota.mapped(length);
       return result;
     } catch (error) {
-      this.owner.complain(`device ${this.number}: memory refused: ${error}`);
+      this.owner.complain(`device ${this.number}: memory refused: ${(error as Error).message}`);
       return EINVAL;
     }
   }

@@ -14,7 +14,7 @@ export const shmKind: BusKind<ShmSettings> = {
   help:
     "the same queues at an offset of any memory that both sides map: a file, /dev/mem, /dev/uioN. " +
     "The other side is heard by polling, or by the interrupts of a UIO device (by default the file), " +
-    "and rung by writing a 32-bit register, if there is one. A file outside of /dev is this user's or owner's",
+    "and rung by writing a 32-bit register, if there is one. A plain file, also in /dev/shm, is this user's or owner's",
   keys: [
     ...["file", "owner", "offset", "size", "notify", "uio"],
     ...["doorbell", "doorbell-file", "doorbell-value"],

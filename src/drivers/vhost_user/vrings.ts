@@ -110,13 +110,15 @@ export class Vring implements WantedRing, Disposable {
       reactor.unwatch(old.fd);
       old[Symbol.dispose]();
     }
-    this.#kick = event;
+    this.#kick = undefined;
     if (event === undefined) return;
     reactor.watch(event.fd, EPOLLIN, () => {
       const isKicked = event.clear();
       if (isKicked) this.host.kicked(this);
       return isKicked;
     });
+    // Not before it is watched, or it would be taken though that threw.
+    this.#kick = event;
   }
 
   [Symbol.dispose](): void {
