@@ -13,13 +13,12 @@ import { EAGAIN, EINTR } from "./errors.ts";
 import { Fd, fileStatus, O_CLOEXEC } from "./fd.ts";
 import { cString, errno, libc } from "./libc.ts";
 import type { Reactor, Timer } from "./reactor.ts";
+import { SEND_FLAGS } from "./unix_socket.ts";
 
 const O_WRONLY = 1;
 const O_NOCTTY = 0o400;
 const O_NONBLOCK = 0o4000;
 const POLLOUT = 4;
-const MSG_DONTWAIT = 0x40;
-const MSG_NOSIGNAL = 0x4000;
 /** Written at once; Linux's PIPE_BUF. */
 const PIECE = 4096;
 /** Bytes that wait at most: a thousand lines. */
@@ -88,7 +87,7 @@ export class LineWriter implements Disposable {
       this.#piece.bytes.set(piece);
       const { address } = this.#piece;
       const written = this.#isSocket
-        ? libc.send(this.#target, address, piece.length, MSG_DONTWAIT | MSG_NOSIGNAL)
+        ? libc.send(this.#target, address, piece.length, SEND_FLAGS)
         : libc.write(this.#target, address, piece.length);
       if (written < 0) {
         if (errno() === EAGAIN || errno() === EINTR) break;

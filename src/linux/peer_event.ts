@@ -23,12 +23,10 @@ import { type Fd, setNonBlocking } from "./fd.ts";
 import { errno, libc } from "./libc.ts";
 import { describeFd, kindOf } from "./received_fd.ts";
 import { readText } from "./sysfs.ts";
+import { SEND_FLAGS } from "./unix_socket.ts";
 
 const RWF_NOWAIT = 8;
 const POSITION = -1n;
-
-const MSG_DONTWAIT = 0x40;
-const MSG_NOSIGNAL = 0x4000;
 
 const buffer = allocate(16);
 // What is read goes to the first half; a socket is sent the second.
@@ -106,7 +104,7 @@ export class PeerEvent implements Disposable {
   /** Wakes whoever waits for it; never blocks. */
   signal(): void {
     const { number } = this.fd;
-    if (this.#isSocket) libc.send(number, buffer.address + 8n, 8, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (this.#isSocket) libc.send(number, buffer.address + 8n, 8, SEND_FLAGS);
     else if (submitter === "none") signalEventFd(this.fd);
     else signalFromKernel(submitter!, number);
   }

@@ -47,6 +47,8 @@ const SOL_SOCKET = 1;
 const SCM_RIGHTS = 1;
 const MSG_DONTWAIT = 0x40;
 const MSG_NOSIGNAL = 0x4000;
+/** Of send and sendmsg: never waits, and no SIGPIPE. */
+export const SEND_FLAGS: number = MSG_DONTWAIT | MSG_NOSIGNAL;
 const MSG_CTRUNC = 0x08;
 const MSG_CMSG_CLOEXEC = 0x40000000;
 
@@ -122,12 +124,11 @@ export class UnixStream implements Disposable {
    * nothing for another reason, see {@link sendError}
    */
   send(address: bigint, length: number, fds: readonly Fd[] = []): number {
-    const flags = MSG_NOSIGNAL | MSG_DONTWAIT;
     const { number } = this.fd;
     if (fds.length > 0) fillHeader(address, length, fds);
     const sent = fds.length > 0
-      ? libc.sendmsg(number, header.address, flags)
-      : libc.send(number, address, length, flags);
+      ? libc.sendmsg(number, header.address, SEND_FLAGS)
+      : libc.send(number, address, length, SEND_FLAGS);
     if (sent >= 0) return sent;
     const reason = errno();
     if (isRetry(reason)) return 0;

@@ -30,7 +30,7 @@ import {
   type Reactor,
   type Timer,
 } from "../linux/reactor.ts";
-import { connectUnix, type UnixStream } from "../linux/unix_socket.ts";
+import { connectUnix, SEND_FLAGS, type UnixStream } from "../linux/unix_socket.ts";
 import type { IovecList } from "../memory/mod.ts";
 import { counterShape } from "../observe/counters.ts";
 import type { Log } from "../observe/log.ts";
@@ -61,8 +61,6 @@ const MAX_PAUSE_MS = 30_000;
 const END_MS = 1000;
 const END_POLL_MS = 20;
 const EPOLLET = 0x8000_0000;
-const MSG_NOSIGNAL = 0x4000;
-const MSG_DONTWAIT = 0x40;
 
 const PasstCounters = counterShape("sent", "received", "lost", "disconnects");
 
@@ -194,8 +192,7 @@ export class PasstPort implements NetworkPort {
     }
     this.#out.prefix.view.setUint32(0, length, false);
     this.#message.view.setUint32(24, count, true);
-    const flags = MSG_NOSIGNAL | MSG_DONTWAIT;
-    const sent = libc.sendmsg(stream.fd.number, this.#message.address, flags);
+    const sent = libc.sendmsg(stream.fd.number, this.#message.address, SEND_FLAGS);
     const total = LENGTH_SIZE + length;
     if (sent <= 0) {
       // Full, or gone, which the descriptor's hang-up tells; both may look the same here.
