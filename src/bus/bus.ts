@@ -107,6 +107,16 @@ export interface Bus extends Disposable {
   sendFd(fd: Fd): number;
   /** Takes the descriptor with this ordinal, once. */
   takeFd(ordinal: number): Fd | undefined;
+  /**
+   * Driver side: sends two eventfds to ring by instead ({@link Doorbells}), and listens to its own.
+   *
+   * @returns the first one's ordinal, or -1 if they cannot be sent; without the method the bus has no such doorbells
+   */
+  offerDoorbells?(): number;
+  /** Device side: listens and rings by what came with these ordinals; false if it is not what was agreed. */
+  takeDoorbells?(ordinal: number): boolean;
+  /** Driver side: the other side listens to its eventfd now. */
+  useDoorbells?(): void;
   /** Drops the peer, because it broke the rules; the bus waits for the next one. */
   drop(reason: string): void;
   /** Driver side: has {@link granted} show a number, 0 for nothing. Only a vmsg may be shown another. */

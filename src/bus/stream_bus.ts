@@ -6,14 +6,18 @@
  * Between two vmsg processes a byte can carry one file descriptor (ADD_MEMORY's memory). Descriptors
  * are numbered per connection in the order they were sent, 0, 1, ...; the message that uses one names
  * its ordinal and is published after the byte was sent, so it never arrives first. At most
- * {@link MAX_WAITING_FDS} wait for their message; a truncated or surplus one ends the attachment.
+ * {@link MAX_WAITING_FDS} wait for their message; a truncated or surplus one ends the attachment. Where they have
+ * agreed on {@link Doorbells}, the socket rings no more: then a message may be heard before its byte is read, and what was
+ * sent last before the end of file.
  */
 
 import { allocate } from "../linux/arena.ts";
+import { createEventFd } from "../linux/eventfd.ts";
 import type { Fd } from "../linux/fd.ts";
 import { EPOLLHUP, EPOLLIN } from "../linux/reactor.ts";
 import type { UnixStream } from "../linux/unix_socket.ts";
 import { QueueBus } from "./bus.ts";
+import { Doorbells } from "./doorbells.ts";
 
 /** Descriptors received whose ADD_MEMORY has not come yet. */
 export const MAX_WAITING_FDS = 64;
@@ -30,6 +34,7 @@ export abstract class StreamBus extends QueueBus {
   /** A Unix socket carries them. */
   override readonly carriesFds: boolean = true;
   #stream: UnixStream | undefined;
+  #bells: Doorbells | undefined;
   readonly #waiting = new Map<number, Fd>();
   #sentFds = 0;
   #receivedFds = 0;
@@ -58,15 +63,24 @@ export abstract class StreamBus extends QueueBus {
     // What is queued may be the next one's, where that is here already.
     if ((events & EPOLLHUP) !== 0) this.letIn();
     if (this.#stream !== stream) return;
+    const problem = this.#read(stream);
+    if (problem === undefined) return void this.rung();
+    // What it said last was rung for by another way, which may not have been looked at yet.
+    if (this.#bells !== undefined) this.rung();
+    this.drop(problem);
+  }
+
+  /** Reads what there is; why it is the last of this peer, if it is. */
+  #read(stream: UnixStream): string | undefined {
     // Bounded: a peer that writes bytes without end must not hold the loop.
     for (let i = 0; i < 8; i++) {
       const received = stream.receive(bytes.address, READ_SIZE);
-      if (received === 0) return this.drop("the other side closed the connection");
+      if (received === 0) return "the other side closed the connection";
       const problem = this.#keepFds(stream);
-      if (problem !== undefined) return this.drop(problem);
+      if (problem !== undefined) return problem;
       if (received < READ_SIZE && stream.fds.length === 0) break;
     }
-    this.rung();
+    return undefined;
   }
 
   #keepFds(stream: UnixStream): string | undefined {
@@ -83,8 +97,9 @@ export abstract class StreamBus extends QueueBus {
     return stream.truncated ? "a file descriptor from the other side was lost" : undefined;
   }
 
-  /** Sends one byte. */
+  /** Signals the eventfd, or sends one byte. */
   protected override ring(): void {
+    if (this.#bells?.isHeard === true) return this.#bells.ring();
     // A full socket already holds a wake-up, and a dead one is reported by its end of file.
     this.#stream?.send(notification, 1);
   }
@@ -95,8 +110,45 @@ export abstract class StreamBus extends QueueBus {
     return this.#sentFds++;
   }
 
-  /** What came with that byte. */
+  offerDoorbells(): number {
+    if (this.#stream === undefined || this.#bells !== undefined) return -1;
+    using stack = new DisposableStack();
+    const [theirs, ours] = [stack.use(createEventFd()), stack.use(createEventFd())];
+    const ordinal = this.sendFd(theirs);
+    if (ordinal < 0 || this.sendFd(ours) < 0) return -1;
+    this.#bells = new Doorbells(this.reactor, ours, theirs, this.#rung);
+    stack.move();
+    return ordinal;
+  }
+
+  takeDoorbells(ordinal: number): boolean {
+    using stack = new DisposableStack();
+    const fds = [ordinal, ordinal + 1].map((number) => this.takeFd(number));
+    for (const fd of fds) if (fd !== undefined) stack.use(fd);
+    const [ours, theirs] = fds;
+    if (ours === undefined || theirs === undefined || this.#bells !== undefined) return false;
+    try {
+      this.#bells = new Doorbells(this.reactor, ours, theirs, this.#rung);
+    } catch {
+      return false;
+    }
+    this.#bells.isHeard = true;
+    stack.move();
+    return true;
+  }
+
+  useDoorbells(): void {
+    if (this.#bells !== undefined) this.#bells.isHeard = true;
+  }
+
+  readonly #rung = (): void => void this.rung();
+
+  /** What came with that byte, which may still be in the socket. */
   override takeFd(ordinal: number): Fd | undefined {
+    if (this.#bells !== undefined && !this.#waiting.has(ordinal) && this.#stream !== undefined) {
+      const problem = this.#read(this.#stream);
+      if (problem !== undefined) this.drop(problem);
+    }
     const fd = this.#waiting.get(ordinal);
     this.#waiting.delete(ordinal);
     return fd;
@@ -115,6 +167,8 @@ export abstract class StreamBus extends QueueBus {
   #closeStream(): void {
     const stream = this.#stream;
     this.#stream = undefined;
+    this.#bells?.[Symbol.dispose]();
+    this.#bells = undefined;
     if (stream !== undefined) {
       this.reactor.unwatch(stream.fd);
       stream[Symbol.dispose]();

@@ -45,6 +45,8 @@ export const EPOLLERR = 0x008;
 /** The other end hung up; always watched for. */
 export const EPOLLHUP = 0x010;
 
+/** Tells of each signal once, however long it stays ready: nothing has to be read. */
+export const EPOLLET = 0x8000_0000;
 /** Tells once, of what is always watched for too. */
 const EPOLLONESHOT = 1 << 30;
 

@@ -48,6 +48,7 @@ export const Kind = {
   REMOVE_MEMORY: 25,
   STOP_VQUEUE: 26,
   SET_VQUEUE_STATE: 27,
+  SET_DOORBELLS: 28,
 } as const;
 
 /** One of the values of {@link Kind}. */

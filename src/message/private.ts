@@ -14,7 +14,7 @@
  *                  status 0 before it answers. The nonce is a lease: the device side touches the
  *                  driver side's memory until 250 ms after it issued the one that came back.
  *                  Bit 0 of `capabilities`, if both have it: the driver side keeps a grant in its queue, which the
- *                  device side looks at as well.
+ *                  device side looks at as well. Bit 1, if both have it: SET_DOORBELLS may follow.
  * ADD_MEMORY       `length` bytes of the `ordinal`th descriptor of this connection, from `offset`, are
  *                  at bus address `address` for device number `memoryDevice`. Where no descriptor can
  *                  come, a flag says what is meant instead: MEMORY_SEGMENT the shared memory that holds
@@ -28,6 +28,8 @@
  *                  `wrap`. The queue is unconfigured then.
  * SET_VQUEUE_STATE says where it goes on, behind FEATURES_OK and before SET_VQUEUE, which consumes it;
  *                  stop, reset and status 0 clear it.
+ * SET_DOORBELLS    the `ordinal`th descriptor of this connection and the next are eventfds: the device side listens to
+ *                  the first and rings the second from its answer on, the driver side rings the first from then on.
  *
  * Every request names the sender's epoch, so that one from before a restart is dropped. `result` is 0
  * or an errno. An epoch is drawn below 2^53, so that a Number holds it and an echo is exact.
@@ -90,6 +92,7 @@ export const PRIVATE_MESSAGES: readonly Definition[] = [
     ),
     RESULT,
   ),
+  privateRequest("SET_DOORBELLS", 0x95, layout(12, "0 u64 epoch, 8 u32 ordinal"), RESULT),
 ];
 
 const FIRST: number = PRIVATE_MESSAGES[0]!.kind;

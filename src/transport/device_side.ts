@@ -36,6 +36,7 @@ import { SlotMemory } from "./slot_memory.ts";
 /** Slots that events leave free for answers. */
 const ANSWER_RESERVE = 16;
 
+const EBADF = linuxErrno("EBADF");
 const ENODEV = linuxErrno("ENODEV");
 const ESTALE = linuxErrno("ESTALE");
 
@@ -302,6 +303,10 @@ export class DeviceSide implements BusListener, Disposable {
     if (this.#peer.state !== "vmsg") return link.drop();
     const device = this.#devices.get(memoryDevice);
     const isStale = epoch !== this.#peer.epoch;
+    if (link.in.kind === Kind.SET_DOORBELLS && !isStale) {
+      const isTaken = link.bus.takeDoorbells?.(link.in.ordinal) === true;
+      return answerPrivately(link, this.#peer.ownEpoch, isTaken ? 0 : EBADF);
+    }
     if (device !== undefined && !isStale) return this.#take(device, slot);
     takeDescriptor(link)?.[Symbol.dispose]();
     answerPrivately(link, this.#peer.ownEpoch, isStale ? ESTALE : ENODEV);

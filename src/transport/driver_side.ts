@@ -26,7 +26,15 @@ import { dialectOfAnswer } from "../message/detect.ts";
 import { DEVICE_ADDED, DEVICE_REMOVED, Kind } from "../message/message.ts";
 import { limitedLog, type Log } from "../observe/log.ts";
 import type { Tracer } from "../observe/trace.ts";
-import { CAPABILITY_GRANT, grantOf, PRIVATE_VERSION, randomEpoch, randomToken } from "./epoch.ts";
+import {
+  capabilitiesOf,
+  CAPABILITY_DOORBELLS,
+  CAPABILITY_GRANT,
+  grantOf,
+  PRIVATE_VERSION,
+  randomEpoch,
+  randomToken,
+} from "./epoch.ts";
 import { Link } from "./link.ts";
 import { Notifications } from "./notifications.ts";
 import { RemoteDevice } from "./remote_device.ts";
@@ -238,7 +246,7 @@ export class DriverSide implements BusListener, Requests, Disposable {
     out.peerEpoch = this.#peerEpoch;
     out.nonce = this.#nonce;
     out.version = PRIVATE_VERSION;
-    out.capabilities = CAPABILITY_GRANT;
+    out.capabilities = capabilitiesOf(this.options.bus);
   }
 
   /** GET_DEVICE_INFO, which every device side answers, also one that knows no HELLO. */
@@ -269,7 +277,26 @@ export class DriverSide implements BusListener, Requests, Disposable {
     // The device side drops all else until a HELLO names its epoch; one queue keeps the order.
     this.#sendHello();
     this.#heartbeat.arm(HELLO_MS);
+    if ((capabilities & CAPABILITY_DOORBELLS) !== 0) this.#offerDoorbells();
     this.#becomeReady("vmsg");
+  }
+
+  #offerDoorbells(): void {
+    const ordinal = this.options.bus.offerDoorbells?.() ?? -1;
+    if (ordinal < 0) return;
+    const out = this.link.start(Kind.SET_DOORBELLS, 0);
+    out.token = randomToken();
+    out.epoch = this.epoch;
+    out.ordinal = ordinal;
+    this.link.send();
+  }
+
+  #doorbellsAnswered(): void {
+    const { epoch, result } = this.link.in;
+    // One that refuses, or forgets to answer, goes on hearing the bus as before.
+    if (this.peer !== "vmsg" || epoch !== this.#peerEpoch || result !== 0) return this.link.drop();
+    this.options.bus.useDoorbells?.();
+    this.options.log.debug(`${this.options.bus.description}: doorbells are eventfds`);
   }
 
   #probeAnswered(): void {
@@ -292,6 +319,7 @@ export class DriverSide implements BusListener, Requests, Disposable {
     const { kind, response } = link.in;
     if (!response) return this.#event();
     if (kind === Kind.HELLO) return this.#helloAnswered();
+    if (kind === Kind.SET_DOORBELLS) return this.#doorbellsAnswered();
     if (this.peer !== "probing") return this.requests.answered();
     if (kind === Kind.GET_DEVICE_INFO) this.#probeAnswered();
     else link.drop();

@@ -1,10 +1,19 @@
 /** Random numbers that tell one attachment, and one heartbeat, from another (docs/wire.md 6). */
 
+import type { Bus } from "../bus/bus.ts";
+
 /** The version of the private messages that HELLO carries. */
 export const PRIVATE_VERSION = 1;
 
 /** A capability in HELLO: the driver side keeps a grant (docs/wire.md 6), the device side heeds it. */
 export const CAPABILITY_GRANT = 1;
+/** A capability in HELLO: the bus can ring by eventfds. */
+export const CAPABILITY_DOORBELLS = 2;
+
+/** What this side can do. */
+export function capabilitiesOf({ offerDoorbells }: Bus): number {
+  return CAPABILITY_GRANT | (offerDoorbells === undefined ? 0 : CAPABILITY_DOORBELLS);
+}
 
 /** What stands for the memory of an epoch where the driver side grants it: never 0. */
 export function grantOf(epoch: number): number {

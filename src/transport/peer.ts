@@ -29,7 +29,14 @@ import type { Timer } from "../linux/reactor.ts";
 import { Kind } from "../message/message.ts";
 import { limitedLog } from "../observe/log.ts";
 import type { DeviceContext } from "./device_context.ts";
-import { CAPABILITY_GRANT, grantOf, PRIVATE_VERSION, randomEpoch, randomNonce } from "./epoch.ts";
+import {
+  capabilitiesOf,
+  CAPABILITY_GRANT,
+  grantOf,
+  PRIVATE_VERSION,
+  randomEpoch,
+  randomNonce,
+} from "./epoch.ts";
 
 /** How long a returned nonce lets the device side touch memory, from when the nonce was issued. */
 export const LEASE_MS = 250;
@@ -189,7 +196,7 @@ export class Peer implements Disposable {
     out.peerEpoch = epoch;
     out.nonce = this.#issueNonce();
     out.version = PRIVATE_VERSION;
-    out.capabilities = capabilities & CAPABILITY_GRANT;
+    out.capabilities = capabilities & capabilitiesOf(link.bus);
     link.send();
     this.owner.resume();
   }

@@ -68,6 +68,18 @@ const CASES: readonly [Kind, boolean, Partial<Record<Field, number>>, string][] 
     { epoch: EPOCH, result: 16 },
     `0394000001021400${EPOCH_BYTES}10000000`,
   ],
+  [
+    Kind.SET_DOORBELLS,
+    false,
+    { epoch: EPOCH, ordinal: 3 },
+    `0295000001021400${EPOCH_BYTES}03000000`,
+  ],
+  [
+    Kind.SET_DOORBELLS,
+    true,
+    { epoch: EPOCH, result: 9 },
+    `0395000001021400${EPOCH_BYTES}09000000`,
+  ],
 ];
 
 Deno.test("private messages, both ways", () => {
@@ -89,7 +101,7 @@ Deno.test("private messages, both ways", () => {
   }
 });
 
-Deno.test("private messages are the last five, with ids left to implementations", () => {
+Deno.test("private messages are the last ones, with ids left to implementations", () => {
   for (const kind of Object.values(Kind)) {
     assertEquals(isPrivate(kind), PRIVATE_MESSAGES.some((entry) => entry.kind === kind));
   }
