@@ -80,15 +80,15 @@ export function openXen(
   lend: (device: number) => { readonly remote: RemoteDevice; readonly sharing: Sharing },
   { reactor, log, stack }: PlaneContext,
 ): void {
-  if (domains.length === 0) return;
-  if (!isOurs(DIRECTORY)) {
-    throw new VmsgError(
-      "NO_DIRECTORY",
-      `--xen keeps states in ${DIRECTORY}: it has to be root's own`,
-    );
-  }
   for (const { domain, cards } of domains) {
     const store = stack.use(new Xenstore(reactor));
+    // Who is not root was told so by the store.
+    if (!isOurs(DIRECTORY)) {
+      throw new VmsgError(
+        "NO_DIRECTORY",
+        `--xen keeps states in ${DIRECTORY}: it has to be root's own`,
+      );
+    }
     // Before a domain is built for nothing.
     const problem = ioreqProblem();
     if (problem !== undefined) throw new VmsgError("NO_IOREQ", problem);
