@@ -33,7 +33,8 @@ function tooLong(length: number): Error {
 
 /**
  * An iovec array in the arena, for good, and the windows its segments lie in. Several lists may be parts of one
- * array; who fills them in a row writes the fields itself (split/device_queue.ts).
+ * array; who fills them in a row writes the words itself (split/device_queue.ts). Neighbours are nearly always of
+ * the same window, and storing an object for each is not free: what is kept is where another window begins.
  */
 export class IovecArray {
   /** The address of the first iovec. */
@@ -42,8 +43,10 @@ export class IovecArray {
   readonly words: Uint32Array;
   /** The same in words of 64 bits, for addresses. */
   readonly addresses: BigUint64Array;
-  /** By segment. */
-  readonly windows: MemoryWindow[];
+  /** By run of segments: the first of them, and their window. */
+  readonly #firsts: Uint16Array;
+  readonly #windows: MemoryWindow[];
+  #runs = 0;
 
   /** Takes the array from the arena. @param capacity at most 1024, the kernel's IOV_MAX */
   constructor(readonly capacity: number) {
@@ -52,7 +55,35 @@ export class IovecArray {
     this.address = block.address;
     this.words = new Uint32Array(buffer, byteOffset, capacity * IOVEC_WORDS);
     this.addresses = new BigUint64Array(buffer, byteOffset, capacity * IOVEC_DOUBLE_WORDS);
-    this.windows = new Array(capacity);
+    // One more: a run may begin behind the last segment.
+    this.#firsts = new Uint16Array(capacity + 1);
+    this.#windows = new Array(capacity);
+  }
+
+  /** Segments lie in `window`, from number `i` on and until this is called for a later one. */
+  beginRun(i: number, window: MemoryWindow): void {
+    let runs = this.#runs;
+    while (runs > 0 && this.#firsts[runs - 1] >= i) runs--;
+    if (runs === 0 || this.#windows[runs - 1] !== window) {
+      this.#firsts[runs] = i;
+      this.#windows[runs] = window;
+      runs++;
+    }
+    this.#runs = runs;
+  }
+
+  /** The window of segment `i`. */
+  windowOf(i: number): MemoryWindow {
+    let run = this.#runs - 1;
+    while (this.#firsts[run] > i) run--;
+    return this.#windows[run];
+  }
+
+  /** Where segment `i` begins in its window. */
+  offsetOf(i: number): number {
+    const word = i * IOVEC_WORDS;
+    const address = this.words[word + 1] * TWO_TO_32 + this.words[word];
+    return address - this.windowOf(i).addressNumber;
   }
 }
 
@@ -67,14 +98,12 @@ export class IovecList {
   readonly #array: IovecArray;
   readonly #words: Uint32Array;
   readonly #addresses: BigUint64Array;
-  readonly #windows: MemoryWindow[];
 
   /** Makes an empty list: a part of an array, or with one of its own of so many segments, at most 1024. */
   constructor(array: IovecArray | number) {
     this.#array = typeof array === "number" ? new IovecArray(array) : array;
     this.#words = this.#array.words;
     this.#addresses = this.#array.addresses;
-    this.#windows = this.#array.windows;
   }
 
   /** How many segments its array has. */
@@ -100,8 +129,7 @@ export class IovecList {
     const i = this.start + this.count;
     if (i === this.#array.capacity) return false;
     if (length > MAX_SEGMENT) throw tooLong(length);
-    // Neighbours are nearly always of the same window, and storing an object is not free.
-    if (this.#windows[i] !== window) this.#windows[i] = window;
+    this.#array.beginRun(i, window);
     const low = window.addressLow + offset;
     const word = i * IOVEC_WORDS;
     const words = this.#words;
@@ -114,13 +142,6 @@ export class IovecList {
     this.count++;
     this.length += length;
     return true;
-  }
-
-  /** Where segment `i` of the array begins in its window. */
-  #offset(i: number): number {
-    const word = i * IOVEC_WORDS;
-    const address = this.#words[word + 1] * TWO_TO_32 + this.#words[word];
-    return address - this.#windows[i].addressNumber;
   }
 
   /** The virtual address of segment `i`, as a Number: user-space addresses are below 2^47. */
@@ -206,7 +227,7 @@ export class IovecList {
     // Headers nearly always lie in one piece.
     const i = this.start + first;
     if (first < this.count && at + 2 <= this.#words[i * IOVEC_WORDS + LENGTH_WORD]) {
-      this.#windows[i].view.setUint16(this.#offset(i) + at, value, true);
+      this.#array.windowOf(i).view.setUint16(this.#array.offsetOf(i) + at, value, true);
       return true;
     }
     return this.setUint8(at, value & 0xff, first) && this.setUint8(at + 1, value >>> 8, first);
@@ -220,7 +241,7 @@ export class IovecList {
   getUint8(at: number, first = 0): number {
     for (let i = this.start + first; i < this.start + this.count; i++) {
       const size = this.#words[i * IOVEC_WORDS + LENGTH_WORD];
-      if (at < size) return this.#windows[i].view.getUint8(this.#offset(i) + at);
+      if (at < size) return this.#array.windowOf(i).view.getUint8(this.#array.offsetOf(i) + at);
       at -= size;
     }
     return 0;
@@ -231,7 +252,7 @@ export class IovecList {
     for (let i = this.start + first; i < this.start + this.count; i++) {
       const size = this.#words[i * IOVEC_WORDS + LENGTH_WORD];
       if (at < size) {
-        this.#windows[i].view.setUint8(this.#offset(i) + at, value);
+        this.#array.windowOf(i).view.setUint8(this.#array.offsetOf(i) + at, value);
         return true;
       }
       at -= size;

@@ -1,7 +1,8 @@
-import { assertEquals } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
 import { mapAnonymous, type Mapping } from "../../src/linux/mapping.ts";
 import { AddressSpace } from "../../src/memory/address_space.ts";
-import { IovecList } from "../../src/memory/iovec_list.ts";
+import { IovecArray, IovecList } from "../../src/memory/iovec_list.ts";
+import { MemoryWindow } from "../../src/memory/window.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { Random } from "../support/mock_driver.ts";
 
@@ -154,3 +155,34 @@ cleanTest("random copies agree with a plain array", () => {
     assertEquals([...bytes.subarray(0, model.length)], model);
   }
 });
+
+cleanTest(
+  "bytes are found in their windows, however these alternate, also in a full list cut and filled again",
+  () => {
+    using memory = mapAnonymous(4096);
+    using other = mapAnonymous(4096);
+    const windows = [memory, other].map((mapping) => new MemoryWindow(0, 4096, mapping, 0));
+    const list = new IovecList(16);
+    const fill = (from: number, pick: (i: number) => number) => {
+      list.count = from;
+      for (let i = from; list.push(windows[pick(i)], 8 * i, 1); i++);
+      for (let i = 0; i < 16; i++) assert(list.setUint8(i, 100 + i));
+      for (let i = from; i < 16; i++) {
+        assertEquals(windows[pick(i)].view.getUint8(8 * i), 100 + i);
+        assertEquals(list.getUint8(i), 100 + i);
+        windows[pick(i)].view.setUint8(8 * i, 0);
+      }
+    };
+    fill(0, (i) => i & 1);
+    fill(8, () => 1);
+    fill(3, (i) => i >> 1 & 1);
+    fill(0, () => 0);
+
+    const array = new IovecArray(2);
+    const full = new IovecList(array);
+    full.push(windows[0], 0, 1);
+    full.push(windows[1], 8, 1);
+    array.beginRun(2, windows[0]);
+    assertEquals([array.windowOf(0), array.windowOf(1)], windows);
+  },
+);

@@ -214,7 +214,7 @@ export class DeviceQueue {
     const end = first + Math.min(most, this.#left, batch.most - first);
     const space = this.#space;
     const descriptors = this.#descriptors, avail = this.#avail, mask = this.#mask;
-    const { words, windows, capacity } = array;
+    const { words, capacity } = array;
     let window = space.last;
     let atHigh = -1, atLow = 0, lowSize = 0, addressLow = 0, addressHigh = 0;
     // Cut to 32 bits, so that compiled code has them as integers.
@@ -224,6 +224,7 @@ export class DeviceQueue {
       lowSize = window.lowSize >>> 0;
       addressLow = window.addressLow | 0;
       addressHigh = window.addressHigh | 0;
+      array.beginRun(segments.count, window);
     }
     const openBuffers = this.#open, inFlightHeads = this.#heads, capacities = this.#capacities;
     const mayBeIndirect = this.#indirect;
@@ -319,8 +320,6 @@ export class DeviceQueue {
             words[word] = address;
             words[word + 1] = address < offset ? addressHigh + 1 : addressHigh;
             words[word + 2] = length;
-            // Neighbours are nearly always of the same window, and storing an object is not free.
-            if (windows[segment] !== window) windows[segment] = window!;
             segment++;
           } else {
             segments.count = segment;
@@ -333,9 +332,9 @@ export class DeviceQueue {
               break chains;
             }
             segment = segments.count;
-            const found = space.last;
-            if (found !== window && found !== undefined) {
-              window = found;
+            window = space.last;
+            if (window !== undefined) {
+              array.beginRun(segment, window);
               atHigh = window.atHigh | 0;
               atLow = window.atLow | 0;
               lowSize = window.lowSize >>> 0;
