@@ -26,14 +26,18 @@ export function mappedFiles(pid: number | "self"): MappedFile[] {
   return [...found].map(([, identity, path]) => ({ identity: identity!, path: path! }));
 }
 
+/** 3000 mappings, several times as many as QEMU has. A peer may have 65530, and have us look again and again. */
+const MAX_MAPS = 1 << 18;
+
 /**
  * Does a process have a file mapped at this address for itself alone, so that nobody else sees what it writes there?
- * False where we may not look.
+ * False where we may not look, and for one with more than {@link MAX_MAPS} of text in front of that.
  */
 export function mapsPrivately(pid: number, fd: Fd, address: number): boolean {
   const inode = inodeNumber(fd).toString();
   const line = /^([\da-f]+)-([\da-f]+) ...(.) \S+ \S+ (\d+)/gm;
-  return [...textOf(`/proc/${pid}/maps`).matchAll(line)].some(([, from, to, share, of]) =>
+  const maps = readText(`/proc/${pid}/maps`, MAX_MAPS) ?? "";
+  return [...maps.matchAll(line)].some(([, from, to, share, of]) =>
     share === "p" && of === inode && parseInt(from!, 16) <= address && address < parseInt(to!, 16)
   );
 }

@@ -46,14 +46,14 @@ export function readAttribute(path: string): string | undefined {
 /** Larger than the memory map of any process here. */
 const MAX_TEXT = 4 << 20;
 
-/** The text of a file as the kernel makes them, of any length; undefined for one that cannot be read. */
-export function readText(path: string): string | undefined {
+/** The text of a file as the kernel makes them, some more than `most` of it; undefined for one that cannot be read. */
+export function readText(path: string, most = MAX_TEXT): string | undefined {
   const number = libc.open(cString(path), O_RDONLY | O_CLOEXEC, 0);
   if (number < 0) return undefined;
   using fd = new Fd(number);
   const decoder = new TextDecoder();
   let text = "";
-  while (text.length < MAX_TEXT) {
+  while (text.length < most) {
     const length = libc.read(fd.number, buffer.address, buffer.bytes.length);
     if (length < 0) return undefined;
     if (length === 0) break;

@@ -1,0 +1,28 @@
+import { assertEquals } from "@std/assert";
+import { createSealedMemory } from "../../src/linux/fd.ts";
+import { check, libc } from "../../src/linux/libc.ts";
+import { mapAnonymous, PAGE_SIZE } from "../../src/linux/mapping.ts";
+import { mapsPrivately } from "../../src/linux/process_files.ts";
+import { cleanTest } from "../support/leaks.ts";
+
+const MAP_PRIVATE = 2;
+/** Each of every second page; some 50 bytes of text. */
+const MAPPINGS = 16_000;
+
+cleanTest("a mapping for itself alone is found, but not behind any number of others", () => {
+  using file = createSealedMemory("vmsg-test-maps", PAGE_SIZE);
+  const size = BigInt(PAGE_SIZE);
+  const address = libc.mmap(0n, size, 1, MAP_PRIVATE, file.number, 0n);
+  assertEquals(mapsPrivately(Deno.pid, file, Number(address)), true);
+  {
+    // The kernel puts what is mapped later in front.
+    using many = mapAnonymous(MAPPINGS * PAGE_SIZE);
+    assertEquals(many.address < address, true);
+    for (let page = 0; page < MAPPINGS; page += 2) {
+      check(libc.mprotect(many.address + BigInt(page * PAGE_SIZE), size, 1), "mprotect");
+    }
+    assertEquals(mapsPrivately(Deno.pid, file, Number(address)), false);
+  }
+  assertEquals(mapsPrivately(Deno.pid, file, Number(address)), true);
+  check(libc.munmap(address, size), "munmap");
+});
