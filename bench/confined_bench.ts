@@ -10,18 +10,18 @@
  *
  * `guests` is processes: `vmsg device` with two TAPs on a bridge in a network namespace of its own, `vmsg
  * proxy`, and this one, which is the guests behind two front ends (confined_guests.ts). One sends, the other counts or
- * echoes. Both modes take turns, the segment of confined mode has three sizes.
+ * echoes. The modes take turns, the segment of confined mode has three sizes; direct mode is the twin.
  */
 
 import { CopiedQueue, copiedRingsSize } from "../src/sharing/copied_queue.ts";
 import { mapAnonymous } from "../src/linux/mapping.ts";
 import { measureGuests } from "./confined_guests.ts";
-import { isSelected, measureCase, printHead, startTwin, type Twin } from "./harness.ts";
+import { measureCase, printHead, report, startTwin, type Twin } from "./harness.ts";
 import { offeredRing } from "./offered_ring.ts";
+import { isSelected, say } from "./options.ts";
 
 const HEADER = 12;
 const PAGE = 4096;
-const NAME_WIDTH = 46;
 
 /** One row. */
 interface Copy {
@@ -97,7 +97,7 @@ async function measureCopy(copy: Copy, toDevice: boolean, twin: Twin | undefined
   const rate = (ns: number) => `${(length / ns).toFixed(1)} GB/s`;
   const { ours, twin: theirs } = medians;
   const line = `  ${rate(ours)}, memcpy ${rate(theirs)}: ${(100 * theirs / ours).toFixed(0)} %`;
-  console.log(line.padEnd(NAME_WIDTH));
+  say(line);
 }
 
 if (import.meta.main) {
@@ -108,5 +108,6 @@ if (import.meta.main) {
       for (const copy of COPIES) await measureCopy(copy, toDevice, twin);
     }
   }
-  if (isSelected("guests")) await measureGuests();
+  if (isSelected("guests")) await measureGuests(report);
+  report.finish(isSelected("guests"));
 }

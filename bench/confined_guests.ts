@@ -3,10 +3,9 @@
  * network card's two rings in memory of its own. The cards' TAPs are on one bridge, so what one guest
  * sends the other receives, large segmentation-offload frames in one piece.
  *
- * Both modes are measured in turns; everything they are made of is started anew for each row.
+ * The modes are measured in turns; everything they are made of is started anew each time.
  */
 
-import { fromFileUrl } from "@std/path";
 import { clearEventFd, createEventFd, signalEventFd } from "../src/linux/eventfd.ts";
 import { createSealedMemory, type Fd } from "../src/linux/fd.ts";
 import { type Mapping, mapShared } from "../src/linux/mapping.ts";
@@ -15,7 +14,9 @@ import { NetFeature, RingFeature } from "../src/virtio/features.ts";
 import { FEATURE_PROTOCOL_FEATURES, Request } from "../src/drivers/vhost_user/protocol.ts";
 import { DriverQueue } from "../src/virtio/split/mod.ts";
 import { RawFrontEnd, regionBytes, u32s, USER_ADDRESS } from "../tests/support/front_end.ts";
-import { isQuick, loadLine, quantile } from "./harness.ts";
+import { isQuick, rounds } from "./options.ts";
+import { Bench, THERE } from "./processes.ts";
+import type { Report } from "./report.ts";
 
 const RECEIVE = 0, TRANSMIT = 1;
 const RING_SIZE = 256;
@@ -299,26 +300,8 @@ async function throughput(
   return rate;
 }
 
-const root = (path: string) => fromFileUrl(new URL(`../${path}`, import.meta.url));
-
-/** `vmsg` with arguments, in a network namespace of its own with a bridge if wanted. */
-function startVmsg(stack: AsyncDisposableStack, args: readonly string[], bridge: boolean): void {
-  const vmsg = ["run", "--quiet", "--no-check", "--allow-all", "--config", root("deno.json")];
-  vmsg.push(root("src/main.ts"), ...args, "--log-level", "warn");
-  const script = 'ip link add bench type bridge && ip link set bench up && exec "$0" "$@"';
-  const child = bridge
-    ? new Deno.Command("unshare", {
-      args: ["-rn", "sh", "-c", script, Deno.execPath(), ...vmsg],
-      stdin: "null",
-    }).spawn()
-    : new Deno.Command(Deno.execPath(), { args: vmsg, stdin: "null" }).spawn();
-  stack.defer(async () => {
-    try {
-      child.kill("SIGTERM");
-    } catch { /* it has ended */ }
-    await child.status;
-  });
-}
+/** In a network namespace of its own, with a bridge. */
+const WITH_BRIDGE = 'ip link add bench type bridge && ip link set bench up && exec "$0" "$@"';
 
 /** Asked without waiting: inside the reactor nothing but the reactor is waited for. */
 function exists(path: string): boolean {
@@ -330,58 +313,50 @@ function exists(path: string): boolean {
   }
 }
 
-/** One row: everything started, measured, ended. @param segment undefined: direct */
-async function measureMode(name: string, segment: string | undefined): Promise<void> {
-  const directory = await Deno.makeTempDir({ prefix: "vmsg-bench-" });
-  try {
-    await using stack = new AsyncDisposableStack();
-    const bus = `linux-user,socket=${directory}/lu.sock,dir=${directory}`;
-    const nets = ["bench0", "bench1"].flatMap((tap) => ["--net", `tap=${tap},bridge=bench`]);
-    const confined = segment === undefined ? [] : ["--confined"];
-    startVmsg(stack, ["device", "--bus", bus, ...nets, ...confined], true);
-    const sockets = [`${directory}/one.sock`, `${directory}/two.sock`];
-    const users = sockets.flatMap((socket) => ["--vhost-user", `socket=${socket}`]);
-    const size = segment === undefined ? [] : ["--confined", "--segment", segment];
-    startVmsg(stack, ["proxy", "--bus", bus, ...users, ...size], false);
-    const reactor = stack.use(new Reactor());
-    const patience = reactor.timer(() => reactor.fail(new Error(`${name}: nothing moves`)));
-    patience.arm(PATIENCE_MS);
-    await reactor.until((async () => {
-      for (const socket of sockets) while (!exists(socket)) await reactor.sleep(10);
-      const [one, two] = sockets.map((socket) => stack.use(new Guest(reactor, socket)));
-      for (const guest of [one, two]) await guest.start();
-      // A port of a bridge that has just joined learns and forwards at once, its link may take a moment.
-      await reactor.sleep(300);
-      const trips = await roundTrips(reactor, one, two);
-      const rates: number[] = [];
-      for (const length of [64, 1500, GSO_SIZE]) {
-        rates.push(await throughput(reactor, one, two, length));
-      }
-      const cells = [
-        quantile(trips, 0.5).toFixed(0),
-        quantile(trips, 0.99).toFixed(0),
-        (rates[0] / 1000).toFixed(0),
-        (rates[1] / 1000).toFixed(0),
-        (rates[2] / 1000).toFixed(1),
-        (rates[2] * GSO_SIZE * 8 / 1e9).toFixed(1),
-      ];
-      console.log(name.padEnd(20) + cells.map((cell) => ` | ${cell.padStart(8)}`).join(""));
-    })());
-    patience.cancel();
-  } finally {
-    await Deno.remove(directory, { recursive: true });
-  }
+/** How much worse than direct mode it may be. */
+const WORSE = 1.15;
+const ROUND_TRIP = { unit: "us", target: WORSE };
+const RATE = { unit: "1000/s", more: true, target: 1 / WORSE };
+const LENGTHS = [64, 1500, GSO_SIZE];
+
+/** Everything started, measured once, ended. @param segment undefined: direct */
+async function measureMode(report: Report, name: string, segment?: string): Promise<void> {
+  await using bench = await Bench.open();
+  const { directory } = bench;
+  const bus = `linux-user,socket=${directory}/lu.sock,dir=${directory}`;
+  const nets = ["bench0", "bench1"].flatMap((tap) => ["--net", `tap=${tap},bridge=bench`]);
+  const confined = segment === undefined ? [] : ["--confined"];
+  const device = [...bench.vmsgArgs, "device", "--bus", bus, ...nets, ...confined];
+  await bench.start(["unshare", "-rn", "sh", "-c", WITH_BRIDGE, ...device], THERE);
+  const sockets = [`${directory}/one.sock`, `${directory}/two.sock`];
+  const users = sockets.flatMap((socket) => ["--vhost-user", `socket=${socket}`]);
+  const size = segment === undefined ? [] : ["--confined", "--segment", segment];
+  await bench.vmsg(["proxy", "--bus", bus, ...users, ...size]);
+  using stack = new DisposableStack();
+  const reactor = stack.use(new Reactor());
+  const patience = reactor.timer(() => reactor.fail(new Error(`${name}: nothing moves`)));
+  patience.arm(PATIENCE_MS);
+  await reactor.until((async () => {
+    for (const socket of sockets) while (!exists(socket)) await reactor.sleep(10);
+    const [one, two] = sockets.map((socket) => stack.use(new Guest(reactor, socket)));
+    for (const guest of [one, two]) await guest.start();
+    // A port of a bridge that has just joined learns and forwards at once, its link may take a moment.
+    await reactor.sleep(300);
+    report.add("guest to guest, round trip", ROUND_TRIP, name, await roundTrips(reactor, one, two));
+    for (const length of LENGTHS) {
+      const rate = await throughput(reactor, one, two, length);
+      report.add(`guest to guest, frames of ${length} B`, RATE, name, [rate / 1000]);
+    }
+  })());
+  patience.cancel();
 }
 
-/** Prints the table. */
-export async function measureGuests(): Promise<void> {
-  console.log(`\n${loadLine()}`);
-  const columns = ["p50 us", "p99 us", "64 B k/s", "1500 B k", "GSO k/s", "Gbit/s"];
-  console.log(
-    "guest to guest".padEnd(20) + columns.map((name) => ` | ${name.padStart(8)}`).join(""),
-  );
-  console.log("-".repeat(20) + columns.map(() => "-|---------").join(""));
-  await measureMode("direct", undefined);
-  for (const segment of ["1M", "4M", "64M"]) await measureMode(`confined, ${segment}`, segment);
-  await measureMode("direct once more", undefined);
+/** Measures the modes in turns. */
+export async function measureGuests(report: Report): Promise<void> {
+  for (let round = 0; round < rounds; round++) {
+    await measureMode(report, "direct");
+    for (const segment of ["1M", "4M", "64M"]) {
+      await measureMode(report, `confined, ${segment}`, segment);
+    }
+  }
 }

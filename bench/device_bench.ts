@@ -20,7 +20,7 @@ import type { IovecList } from "../src/memory/mod.ts";
 import { NetFeature, RingFeature } from "../src/virtio/features.ts";
 import type { NetworkPort } from "../src/network/port.ts";
 import type { DeviceHost } from "../src/virtio/device.ts";
-import { measureCase, printHead, startTwin, type Twin } from "./harness.ts";
+import { measureCase, printHead, report, startTwin, type Twin } from "./harness.ts";
 import { type OfferedRing, offeredRing } from "./offered_ring.ts";
 
 const RECEIVE = 0;
@@ -175,4 +175,5 @@ if (import.meta.main) {
       for (const size of SIZES) await measure(direction, size, copies, twin);
     }
   }
+  report.finish(false);
 }

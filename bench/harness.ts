@@ -6,22 +6,16 @@
  * alternate between Deno and the twin, so that a busy moment of the machine falls on both. The ratio is that
  * of the medians. p99 is that of the rounds: how bad a millisecond can be, collections included.
  *
- * `--quick`, or VMSG_BENCH=quick in the environment, takes few rounds; enough to see that everything runs,
- * not to compare figures. Any other argument selects the rows whose name contains it.
+ * Rows are printed as they come, and collected in {@link report}, whose `finish(false)` ends a run. What can be
+ * asked for is in options.ts.
  */
 
-import { fromFileUrl } from "@std/path";
+import { basename, fromFileUrl } from "@std/path";
+import { isQuick, isSelected, say } from "./options.ts";
+import { ascending, loadLine, quantile, Report } from "./report.ts";
 
-/** Whether only a short run is wanted. */
-export const isQuick: boolean = Deno.args.includes("--quick") ||
-  Deno.env.get("VMSG_BENCH") === "quick";
-
-const selection = Deno.args.filter((argument) => !argument.startsWith("--"));
-
-/** Whether the row of this name is wanted. */
-export function isSelected(name: string): boolean {
-  return selection.length === 0 || selection.some((part) => name.includes(part));
-}
+/** What this bench's rows come to; the bench finishes it. */
+export const report: Report = new Report(basename(Deno.mainModule).replace(/_bench\.ts$/, ""));
 
 /** The C compiler, where there is one. */
 const COMPILER = Deno.env.get("CC") || "cc";
@@ -81,7 +75,7 @@ async function compile(name: string, binary: string): Promise<boolean> {
     ({ success } = await new Deno.Command(COMPILER, { args, stdout: "inherit" }).output());
   } catch (error) {
     if (!(error instanceof Deno.errors.NotFound)) throw error;
-    console.log("C twin NOT RUN: no C compiler");
+    say("C twin NOT RUN: no C compiler");
     return false;
   }
   if (!success) throw new Error(`${COMPILER} does not compile ${source}`);
@@ -165,33 +159,20 @@ export async function measureOwnRounds(
     if (twin === undefined) continue;
     theirs.push(...await twin.measure(subject.twin, operations, ROUNDS_PER_BLOCK));
   }
+  if (theirs.length > 0) report.add(subject.name, { unit: "ns" }, "C", theirs);
+  report.add(subject.name, { unit: "ns" }, "vmsg", ours);
   printRow(subject.name, ours.sort(ascending), theirs.sort(ascending));
   return { ours: quantile(ours, 0.5), twin: theirs.length > 0 ? quantile(theirs, 0.5) : NaN };
 }
 
-function ascending(a: number, b: number): number {
-  return a - b;
-}
-
-/** The value below which `share` of an ascending list lies. */
-export function quantile(sorted: ArrayLike<number>, share: number): number {
-  return sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))];
-}
-
-/** How busy the machine is, for whoever judges the figures. */
-export function loadLine(): string {
-  const [load] = Deno.loadavg();
-  return `(load ${load.toFixed(1)} on ${navigator.hardwareConcurrency} processors)`;
-}
-
 /** Prints the head of a table. */
 export function printHead(title: string): void {
-  console.log(`\n${loadLine()}`);
+  say(`\n${loadLine()}`);
   const columns = ["Deno ns", "p99", "M/s", "C ns", "ratio"];
-  console.log(
+  say(
     title.padEnd(NAME_WIDTH) + columns.map((column) => ` | ${column.padStart(7)}`).join(""),
   );
-  console.log("-".repeat(NAME_WIDTH) + columns.map(() => "-|--------").join(""));
+  say("-".repeat(NAME_WIDTH) + columns.map(() => "-|--------").join(""));
 }
 
 function printRow(name: string, ours: readonly number[], theirs: readonly number[]): void {
@@ -203,7 +184,7 @@ function printRow(name: string, ours: readonly number[], theirs: readonly number
     theirs.length > 0 ? figure(twin) : "NOT RUN",
     theirs.length > 0 ? (median / twin).toFixed(2) : "-",
   ];
-  console.log(name.padEnd(NAME_WIDTH) + cells.map((cell) => ` | ${cell.padStart(7)}`).join(""));
+  say(name.padEnd(NAME_WIDTH) + cells.map((cell) => ` | ${cell.padStart(7)}`).join(""));
 }
 
 function figure(ns: number): string {

@@ -31,14 +31,14 @@ import {
 } from "../scripts/lab/measured_pair.ts";
 import { eachLine } from "../src/cli/self.ts";
 import type { PingResult } from "../src/drivers/net/pinger.ts";
-import { isQuick, isSelected, loadLine, quantile } from "./harness.ts";
+import { isQuick, isSelected, say } from "./options.ts";
+import { processorTimeNs, sleep } from "./processes.ts";
+import { ascending, loadLine, median, quantile, Report } from "./report.ts";
 
 const SEGMENT_SIZE = "4M";
+const report = new Report("ivshmem");
+const RATE = { unit: "Mbit/s", more: true };
 const NAME_WIDTH = 44;
-
-function ascending(a: number, b: number): number {
-  return a - b;
-}
 
 /** Right-aligned columns behind a name. */
 function row(name: string, cells: readonly string[], widths: readonly number[]): string {
@@ -48,8 +48,8 @@ function row(name: string, cells: readonly string[], widths: readonly number[]):
 
 function head(title: string, columns: readonly string[]): readonly number[] {
   const widths = columns.map((column) => Math.max(8, column.length));
-  console.log(row(title, columns, widths));
-  console.log(["-".repeat(NAME_WIDTH), ...widths.map((width) => "-".repeat(width))].join("-|-"));
+  say(row(title, columns, widths));
+  say(["-".repeat(NAME_WIDTH), ...widths.map((width) => "-".repeat(width))].join("-|-"));
   return widths;
 }
 
@@ -71,9 +71,9 @@ interface ProcessBus {
 }
 
 const BUSES: readonly ProcessBus[] = [
+  { name: "linux-user", option: "linux-user,socket=lu.sock" },
   { name: "ivshmem, peers of the server", option: "ivshmem,server=iv.sock", server: true },
   { name: "shm, polled", option: `shm,file=shm,size=${SEGMENT_SIZE}` },
-  { name: "linux-user", option: "linux-user,socket=lu.sock" },
 ];
 const PINGS: readonly (readonly [intervalMs: number, count: number])[] = isQuick
   ? [[5, 50], [100, 10]]
@@ -85,22 +85,11 @@ const IDLE_SECONDS = isQuick ? 1 : 4;
 /** From the start of both to their first words, several times what it takes. */
 const START_SECONDS = 2;
 
-/** Nanoseconds that all threads of a process have run. */
-function processorTimeNs(pid: number): number {
-  let sum = 0;
-  for (const { name } of Deno.readDirSync(`/proc/${pid}/task`)) {
-    sum += Number(Deno.readTextFileSync(`/proc/${pid}/task/${name}/schedstat`).split(" ")[0]);
-  }
-  return sum;
-}
-
-const sleep = (seconds: number) => new Promise((resolve) => setTimeout(resolve, seconds * 1000));
-
 /** Percent of one processor, of each process, over some seconds. */
 async function idleShares(pids: readonly number[]): Promise<number[]> {
   const startMs = performance.now();
   const before = pids.map(processorTimeNs);
-  await sleep(IDLE_SECONDS);
+  await sleep(IDLE_SECONDS * 1000);
   const elapsedNs = (performance.now() - startMs) * 1e6;
   return pids.map((pid, i) => (processorTimeNs(pid) - before[i]!) / elapsedNs * 100);
 }
@@ -140,7 +129,7 @@ async function measureBus(
   await Deno.writeFile(`${cwd}/shm`, new Uint8Array(4 << 20));
   if (bus.server) {
     discard(start("ivshmem-server", "--socket", "iv.sock", "--size", SEGMENT_SIZE));
-    while (!await Deno.stat(`${cwd}/iv.sock`).then(() => true, () => false)) await sleep(0.02);
+    while (!await Deno.stat(`${cwd}/iv.sock`).then(() => true, () => false)) await sleep(20);
   }
   const busArgs = ["--bus", bus.option];
   const device = start("device", ...busArgs, "--net", "responder");
@@ -163,7 +152,7 @@ async function measureBus(
   }
   const driver = start("driver", ...busArgs, "--count", "2", "--interval", "3600");
   discard(driver);
-  await sleep(START_SECONDS);
+  await sleep(START_SECONDS * 1000);
   const [idleDevice, idleDriver] = await idleShares([device.pid, driver.pid]);
   figures.idleDevice.push(idleDevice!);
   figures.idleDriver.push(idleDriver!);
@@ -174,10 +163,6 @@ async function measureBus(
   );
   figures.toDevice.push(toDevice!.megabitsPerSecond);
   figures.fromDevice.push(fromDevice!.megabitsPerSecond);
-}
-
-function median(values: readonly number[]): number {
-  return quantile(values.toSorted(ascending), 0.5);
 }
 
 async function measureProcesses(executable: string): Promise<void> {
@@ -192,21 +177,29 @@ async function measureProcesses(executable: string): Promise<void> {
   for (let round = 0; round < PROCESS_ROUNDS; round++) {
     for (const [i, bus] of BUSES.entries()) await measureBus(executable, bus, all[i]!);
   }
-  console.log(`\ntwo processes of this host ${loadLine()}`);
-  console.log(`${PROCESS_ROUNDS} rounds in turns; throughput and idle are their medians`);
+  say(`\ntwo processes of this host ${loadLine()}`);
+  say(`${PROCESS_ROUNDS} rounds in turns; throughput and idle are their medians`);
   const columns = ["min ms", "p50 ms", "p99 ms", "lost", "to dev Mbit/s", "from dev Mbit/s"];
   const widths = head("ping to ping", [...columns, "idle dev %", "idle drv %"]);
   for (const [i, { name }] of BUSES.entries()) {
     const figures = all[i]!;
     const { toDevice, fromDevice, idleDevice, idleDriver } = figures;
+    report.add("processes, to the device", RATE, name, toDevice);
+    report.add("processes, from the device", RATE, name, fromDevice);
     for (const [j, [intervalMs, count]] of PINGS.entries()) {
       const others = j > 0 ? [] : [
         ...[toDevice, fromDevice].map((values) => median(values).toFixed(0)),
         ...[idleDevice, idleDriver].map((values) => median(values).toFixed(2)),
       ];
       const lost = `${figures.lost[j]} of ${PROCESS_ROUNDS * count}`;
+      report.add(
+        `processes, ping every ${intervalMs} ms`,
+        { unit: "ms" },
+        name,
+        figures.timesMs[j]!,
+      );
       const cells = [...roundTripCells(figures.timesMs[j]!), lost, ...others];
-      console.log(row(`${name}, every ${intervalMs} ms`, cells, widths));
+      say(row(`${name}, every ${intervalMs} ms`, cells, widths));
     }
   }
 }
@@ -250,13 +243,13 @@ function figuresOf(lines: readonly string[], count: number): LinkFigures[] {
 /** Prints what was measured, or that it could not be. */
 function printMeasured(what: string, title: string, measured: Measured | string): void {
   if (typeof measured === "string") {
-    console.log(`\n${what} NOT RUN: ${measured}; see scripts/fetch_guests.ts`);
+    say(`\n${what} NOT RUN: ${measured}; see scripts/fetch_guests.ts`);
     return;
   }
   const { names, lines, machines } = measured;
   const { rounds, pings, intervalSeconds } = MEASUREMENT;
-  console.log(`\n${what}: ${machines} ${loadLine()}`);
-  console.log(`${rounds} rounds in turns; pings every ${intervalSeconds * 1000} ms`);
+  say(`\n${what}: ${machines} ${loadLine()}`);
+  say(`${rounds} rounds in turns; pings every ${intervalSeconds * 1000} ms`);
   const columns = ["min ms", "p50 ms", "p99 ms", "lost", "to A Mbit/s", "from A Mbit/s"];
   const widths = head(title, columns);
   const figures = figuresOf(lines, names.length);
@@ -265,9 +258,12 @@ function printMeasured(what: string, title: string, measured: Measured | string)
     const rates = [streams.out, streams.in].map((all) =>
       all.length === 0 ? "-" : median(all).toFixed(0)
     );
+    report.add(`${what}, ping`, { unit: "ms", target: 1.4 }, name, timesMs);
+    report.add(`${what}, to A`, { ...RATE, target: 0.9 }, name, streams.out);
+    report.add(`${what}, from A`, { ...RATE, target: 0.9 }, name, streams.in);
     const sent = rounds * pings;
     const cells = [...roundTripCells(timesMs), `${sent - timesMs.length} of ${sent}`, ...rates];
-    console.log(row(name, cells, widths));
+    say(row(name, cells, widths));
   });
 }
 
@@ -299,4 +295,5 @@ if (import.meta.main) {
     const title = "from the inner guest to the kernel of machine A";
     printMeasured("a guest inside machine B", title, measured);
   }
+  report.finish(false);
 }

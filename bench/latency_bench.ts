@@ -1,7 +1,7 @@
 /**
  * How soon the device side answers: one request at a time over the linux-user bus, between two processes.
  *
- *     deno task bench:latency [--quick]
+ *     deno task bench:latency [--quick] [--rounds=N] [--json] [--compare] [v1] [proto]
  *
  * The other process is `vmsg device` as a user starts it, with the responder behind its card; this one is a
  * driver side that sends GET_DEVICE_STATUS at 1 kHz, from the moment the request is in its slot to the moment
@@ -9,11 +9,13 @@
  * sends frames as fast as they are taken and then receives as many: on the same card, by the same two
  * threads.
  *
+ * The twin is two C processes with queues of the same form, once with a socket to ring (as the prototype's bus has) and
+ * once with eventfds, at the same rate and on the same processors; all take turns.
+ *
  * A driver side that waits for an answer stands still, and the prototype QEMU aborts after about 3 ms, so
- * the slow ones matter: p99, the longest, and how many took longer than that.
+ * the slow ones matter: p99, and how many took longer than that.
  */
 
-import { fromFileUrl } from "@std/path";
 import { LinuxUserBus } from "../src/bus/linux_user.ts";
 import { createSealedMemory, type Fd } from "../src/linux/fd.ts";
 import { mapShared } from "../src/linux/mapping.ts";
@@ -24,9 +26,12 @@ import { Kind } from "../src/message/message.ts";
 import { createLog } from "../src/observe/log.ts";
 import { knownMemory } from "../src/sharing/driver_memory.ts";
 import { NetDriver } from "../src/drivers/net/net_driver.ts";
-import { Pinger, type PingResult, type Throughput } from "../src/drivers/net/pinger.ts";
+import { Pinger } from "../src/drivers/net/pinger.ts";
 import { DriverSide } from "../src/transport/driver_side.ts";
-import { isQuick, isSelected, loadLine, quantile } from "./harness.ts";
+import { startTwin, type Twin } from "./harness.ts";
+import { isQuick, isSelected, rounds } from "./options.ts";
+import { Bench, HERE, pin, THERE } from "./processes.ts";
+import { Report, type RowOptions } from "./report.ts";
 
 const REQUESTS = isQuick ? 100 : 2000;
 const INTERVAL_MS = 1;
@@ -38,7 +43,15 @@ const MEMORY_SIZE = 64 << 20;
 const MEMORY_AT = 0x4000_0000;
 /** A device side that does not come, or does not answer any more, must not hang the run. */
 const PATIENCE_MS = 20_000;
-const NAME_WIDTH = 28;
+const US: RowOptions = { unit: "us" };
+const BESIDE_C: RowOptions = { ...US, target: 2.5 };
+const TWINS = [["socket", "C pair, a socket"], ["doorbell", "C pair, eventfds"]] as const;
+const IDLE = `answer to GET_DEVICE_STATUS at ${1000 / INTERVAL_MS} Hz`;
+const FLOODED = "the same while frames go out and in";
+const RATE: RowOptions = { unit: "1000/s", more: true };
+const report = new Report("latency");
+/** Answers that came after the prototype's patience, of all. */
+let late = 0, all = 0;
 
 /** A driver side and what is needed to ask it. */
 interface Rig {
@@ -61,47 +74,34 @@ async function ask({ reactor, side }: Rig, count: number): Promise<Float64Array>
   return timesMs;
 }
 
-function report(name: string, timesMs: Float64Array, flood?: PingResult): void {
-  const sorted = timesMs.toSorted();
-  const us = (share: number) => (quantile(sorted, share) * 1000).toFixed(0).padStart(6);
-  const late = sorted.filter((ms) => ms > ABORT_MS).length;
-  const thousands = (rate: Throughput | undefined) => Math.round(rate!.framesPerSecond / 1000);
-  const rates = flood && `${thousands(flood.toDevice)} / ${thousands(flood.fromDevice)}`;
-  const columns = [name.padEnd(NAME_WIDTH), us(0.5), us(0.99), us(1)];
-  columns.push(`${late} of ${sorted.length}`.padStart(9), rates ?? "none");
-  console.log(columns.join(" | "));
+function addTimes(row: string, subject: string, timesMs: Float64Array): void {
+  report.add(row, row === IDLE ? BESIDE_C : US, subject, timesMs.map((ms) => ms * 1000));
+  late += timesMs.filter((ms) => ms > ABORT_MS).length;
+  all += timesMs.length;
 }
 
 /** What a device side and its driver side are started with. */
 interface Setting {
   readonly dialect: Dialect;
-  /** Of the queue files and the socket. */
-  readonly directory: string;
+  readonly bench: Bench;
   /** Memory that both know, where the dialect cannot announce it. */
   readonly memory: Fd | undefined;
 }
 
 /** Starts `vmsg device`, runs `body` with a driver side, ends both. */
 async function withDevice(
-  { dialect, directory, memory }: Setting,
+  { dialect, bench, memory }: Setting,
   body: (rig: Rig, driverOf: (pinger: Pinger) => NetDriver) => Promise<void>,
 ): Promise<void> {
-  const root = (path: string) => fromFileUrl(new URL(`../${path}`, import.meta.url));
+  const { directory } = bench;
   const socket = `${directory}/lu.sock`;
   const bus = `linux-user,socket=${socket},dir=${directory},dialect=${dialect}`;
-  const args = ["run", "--quiet", "--no-check", "--allow-all", "--config", root("deno.json")];
-  args.push(root("src/main.ts"), "device", "--bus", bus, "--log-level", "warn");
+  const args = ["device", "--bus", bus, "--log-level", "warn"];
   if (memory !== undefined) {
     args.push("--memory", `file=/proc/${Deno.pid}/fd/${memory.number},at=${MEMORY_AT}`);
   }
-  await using stack = new AsyncDisposableStack();
-  const child = new Deno.Command(Deno.execPath(), { args, stdin: "null" }).spawn();
-  stack.defer(async () => {
-    try {
-      child.kill("SIGTERM");
-    } catch { /* it has ended */ }
-    await child.status;
-  });
+  await bench.vmsg(args, THERE);
+  using stack = new DisposableStack();
   const reactor = stack.use(new Reactor());
   const codec = codecFor(dialect);
   const isV1 = dialect === "v1";
@@ -134,43 +134,50 @@ async function withDevice(
 
 /** Idle and flooded, in one dialect. */
 async function measure(dialect: Dialect): Promise<void> {
-  const directory = await Deno.makeTempDir({ prefix: "vmsg-bench-" });
-  try {
-    // `proto` cannot announce memory: both sides know a file.
-    using memory = dialect === "proto" ? createSealedMemory("vmsg-bench", MEMORY_SIZE) : undefined;
-    await withDevice({ dialect, directory, memory }, async (rig, driverOf) => {
-      const pinger = new Pinger(rig.reactor, {
-        target: "10.0.2.2",
-        address: "10.0.2.15",
-        count: 1,
-        intervalMs: 1,
-        // Both directions together last as long as the requests.
-        throughputMs: REQUESTS * INTERVAL_MS / 2,
-        print: () => {},
-      });
-      const driver = driverOf(pinger);
-      pinger.use(driver);
-      rig.side.open();
-      while (!driver.isUp) await rig.reactor.sleep(5);
-      await ask(rig, WARM_UP);
-      report(`${dialect}, idle`, await ask(rig, REQUESTS));
-      const flood = pinger.run();
-      const times = await ask(rig, REQUESTS);
-      report(`${dialect}, frames in and out`, times, await flood);
+  await using bench = await Bench.open();
+  // `proto` cannot announce memory: both sides know a file.
+  using memory = dialect === "proto" ? createSealedMemory("vmsg-bench", MEMORY_SIZE) : undefined;
+  await withDevice({ dialect, bench, memory }, async (rig, driverOf) => {
+    const pinger = new Pinger(rig.reactor, {
+      target: "10.0.2.2",
+      address: "10.0.2.15",
+      count: 1,
+      intervalMs: 1,
+      // Both directions together last as long as the requests.
+      throughputMs: REQUESTS * INTERVAL_MS / 2,
+      print: () => {},
     });
-  } finally {
-    await Deno.remove(directory, { recursive: true });
+    const driver = driverOf(pinger);
+    pinger.use(driver);
+    rig.side.open();
+    while (!driver.isUp) await rig.reactor.sleep(5);
+    await ask(rig, WARM_UP);
+    addTimes(IDLE, `vmsg, ${dialect}`, await ask(rig, REQUESTS));
+    const flood = pinger.run();
+    addTimes(FLOODED, `vmsg, ${dialect}`, await ask(rig, REQUESTS));
+    const { toDevice, fromDevice } = await flood;
+    report.add("frames out", RATE, `vmsg, ${dialect}`, [toDevice!.framesPerSecond / 1000]);
+    report.add("frames in", RATE, `vmsg, ${dialect}`, [fromDevice!.framesPerSecond / 1000]);
+  });
+}
+
+async function measureTwins(twin: Twin): Promise<void> {
+  for (const [order, subject] of TWINS) {
+    const ns = await twin.measure(`${order} ${INTERVAL_MS * 1000} ${HERE} ${THERE}`, 1, REQUESTS);
+    report.add(IDLE, US, subject, ns.map((time) => time / 1000));
   }
 }
 
 if (import.meta.main) {
-  console.log(`\n${loadLine()}`);
-  const title = "answer to GET_DEVICE_STATUS".padEnd(NAME_WIDTH);
-  console.log(`${title} | p50 us |    p99 |    max |    > 3 ms | 1000 frames/s out / in`);
-  console.log(
-    "-".repeat(NAME_WIDTH) + "-|--------|--------|--------|-----------|----------------------",
-  );
-  for (const dialect of ["v1", "proto"] as const) {
-    if (isSelected(dialect)) await measure(dialect);
+  await using twin = await startTwin("pair");
+  // This thread is the driver side; the compiler's are not.
+  if (HERE >= 0) pin(Deno.pid, HERE, "thread");
+  for (let round = 0; round < rounds; round++) {
+    if (twin !== undefined) await measureTwins(twin);
+    for (const dialect of ["v1", "proto"] as const) {
+      if (isSelected(dialect)) await measure(dialect);
+    }
   }
+  report.note(`${late} of ${all} answers took longer than ${ABORT_MS} ms`);
+  report.finish();
 }

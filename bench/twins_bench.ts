@@ -7,15 +7,9 @@
 import { SLOT_SIZE, type SpscQueue, spscSize } from "../src/bus/spsc_queue.ts";
 import { mapAnonymous } from "../src/linux/mapping.ts";
 import { ChainBatch } from "../src/virtio/split/chain.ts";
-import {
-  isQuick,
-  isSelected,
-  measureCase,
-  measureOwnRounds,
-  printHead,
-  startTwin,
-} from "./harness.ts";
+import { measureCase, measureOwnRounds, printHead, report, startTwin } from "./harness.ts";
 import { offeredRing } from "./offered_ring.ts";
+import { isQuick, isSelected } from "./options.ts";
 import { CAPACITY, type Order, queuesIn, send } from "./spsc_echo.ts";
 
 async function messageQueue(): Promise<void> {
@@ -128,4 +122,5 @@ if (import.meta.main) {
   printHead("per message or buffer");
   await messageQueue();
   await rings();
+  report.finish(false);
 }

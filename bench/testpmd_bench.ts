@@ -1,0 +1,124 @@
+/**
+ * Frames of 64 bytes from DPDK's testpmd through vmsg, beside testpmd that is itself the back end.
+ *
+ *     deno task bench:testpmd [--quick] [--rounds=N] [--json] [--compare] [--exe=compiled]
+ *
+ * The front ends are testpmd with virtio-user, which polls; the back end is in turns testpmd with vhost, which polls
+ * too, and `vmsg proxy` with `vmsg device`, which are woken:
+ *
+ *     out       one front end sends; the back end takes frames and drops them
+ *     across    one front end sends, the back end hands each frame to another front end, which counts it
+ *
+ * Each front end polls on a processor of its own, the back end has another one: `across` takes three, as two that poll on
+ * the same would measure the scheduler. Of each 100 ms of a run the frames are counted. Out of vmsg itself come no
+ * frames of 64 bytes at such a rate, so there is no `in`.
+ */
+
+import { has } from "../tests/network/support.ts";
+import { isQuick, rounds } from "./options.ts";
+import { Bench, HERE, type Running, sleep, THERE } from "./processes.ts";
+import { Report, type RowOptions } from "./report.ts";
+
+const WARM_UP_MS = isQuick ? 200 : 2000;
+const SLICES = isQuick ? 3 : 30;
+const SLICE_MS = 100;
+const BUS = ["--bus", "linux-user,socket=lu.sock"];
+const RATE: RowOptions = { unit: "1000/s", more: true, target: 0.5 };
+const SUBJECTS = ["testpmd vhost", "vmsg proxy, device"] as const;
+type Subject = typeof SUBJECTS[number];
+
+/** Starts a testpmd; without huge pages its memory is one memfd, which it can share. */
+async function startTestpmd(
+  bench: Bench,
+  name: string,
+  processor: number,
+  vdevs: readonly string[],
+  ...options: string[]
+): Promise<Running> {
+  const at = Math.max(0, processor);
+  const run = await bench.start(
+    [
+      ...["stdbuf", "-oL", "dpdk-testpmd"],
+      ...["--no-huge", "-m", "256", "--no-pci", "--no-telemetry", `--file-prefix=${name}`],
+      // Both of its threads: the one that polls takes all it gets.
+      ...["--lcores", `0@${at},1@${at}`],
+      ...vdevs.flatMap((vdev) => ["--vdev", vdev]),
+      ...["--", "-i", "--total-num-mbufs=4096", "--txpkts=64", ...options],
+    ],
+    -1,
+    // It leaves files there.
+    { RUNTIME_DIRECTORY: bench.directory },
+  );
+  await run.waitFor(/testpmd> /);
+  return run;
+}
+
+/** Frames that port 0 has sent or received since testpmd started. */
+async function packets(testpmd: Running, way: "RX" | "TX"): Promise<number> {
+  const text = await testpmd.ask("show port stats 0", /Tx-pps.*\n.*####/);
+  return Number(text.match(new RegExp(`${way}-packets:\\s+(\\d+)`))![1]);
+}
+
+async function forward(testpmd: Running, mode: "txonly" | "rxonly" | "io"): Promise<void> {
+  await testpmd.ask(`set fwd ${mode}`, new RegExp(`Set ${mode}`));
+  await testpmd.ask("start", new RegExp(`${mode} packet forwarding`));
+}
+
+/** Starts the back end: so many sockets, whose frames it drops (one) or exchanges (two). */
+async function startBackEnd(bench: Bench, subject: Subject, sockets: string[]): Promise<void> {
+  if (subject === "testpmd vhost") {
+    const vdevs = sockets.map((path, i) => `net_vhost${i},iface=${path},queues=1`);
+    const vhost = await startTestpmd(bench, "back", THERE, vdevs);
+    await forward(vhost, sockets.length === 1 ? "rxonly" : "io");
+    return;
+  }
+  const nets = sockets.flatMap(() => ["--net", sockets.length === 1 ? "responder" : "hub=link"]);
+  const device = await bench.vmsg(["device", ...BUS, ...nets], THERE);
+  await device.waitFor(/waiting for the driver side/);
+  const users = sockets.flatMap((path) => ["--vhost-user", `socket=${path}`]);
+  const proxy = await bench.vmsg(["proxy", ...BUS, ...users]);
+  for (const _ of sockets) await proxy.waitFor(/waiting for a front end/);
+}
+
+async function measure(report: Report, subject: Subject, count: 1 | 2): Promise<void> {
+  await using bench = await Bench.open();
+  const sockets = Array.from({ length: count }, (_, i) => `${bench.directory}/vu${i}.sock`);
+  await startBackEnd(bench, subject, sockets);
+  const fronts: Running[] = [];
+  for (const [i, path] of sockets.entries()) {
+    const mac = `52:54:00:00:00:0${i}`;
+    const vdev = `net_virtio_user0,path=${path},queues=1,mac=${mac}`;
+    const peer = ["--eth-peer=0,52:54:00:00:00:01", "--tx-ip=10.0.2.15,10.0.2.2", "--tx-udp=9,9"];
+    fronts.push(await startTestpmd(bench, `front${i}`, i === 0 ? HERE : 2, [vdev], ...peer));
+  }
+  const [one, two] = fronts;
+  if (two !== undefined) await forward(two, "rxonly");
+  await forward(one!, "txonly");
+  await sleep(WARM_UP_MS);
+  const taken = () => two === undefined ? packets(one!, "TX") : packets(two, "RX");
+  const rates: number[] = [];
+  let before = await taken(), beforeMs = performance.now();
+  for (let slice = 0; slice < SLICES; slice++) {
+    await sleep(SLICE_MS);
+    const now = await taken(), nowMs = performance.now();
+    rates.push((now - before) / (nowMs - beforeMs));
+    [before, beforeMs] = [now, nowMs];
+  }
+  report.add(`64 B, ${count === 1 ? "out" : "across"}`, RATE, subject, rates);
+}
+
+if (import.meta.main) {
+  if (!has("dpdk-testpmd") || !has("stdbuf")) {
+    console.error("bench:testpmd NOT RUN: dpdk-testpmd is missing: apt-get install dpdk-dev");
+    Deno.exit(1);
+  }
+  const report = new Report("testpmd");
+  const counts = navigator.hardwareConcurrency < 3 ? [1] as const : [1, 2] as const;
+  if (counts.length === 1) report.note("across NOT RUN: it needs three processors");
+  for (let round = 0; round < rounds; round++) {
+    for (const count of counts) {
+      for (const subject of SUBJECTS) await measure(report, subject, count);
+    }
+  }
+  report.finish();
+}
