@@ -6,7 +6,7 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { fromFileUrl } from "@std/path";
 import type { Run } from "../../bench/report.ts";
-import { draw } from "../../bench/plot.ts";
+import { draw } from "../../bench/plot_svg.ts";
 import { guestlessTest, guestTest } from "../guest/support.ts";
 import { has } from "../network/support.ts";
 
