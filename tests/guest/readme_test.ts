@@ -46,9 +46,9 @@ function commands(): string[] {
   );
 }
 
-/** The one command that begins so, its words, capitals replaced. */
+/** The one command that begins so, wherever it is printed: its words, capitals replaced. */
 function words(start: string, replace: Record<string, string>): string[] {
-  const found = commands().filter((line) => line.startsWith(start));
+  const found = [...new Set(commands().filter((line) => line.startsWith(start)))];
   assertEquals(found.length, 1, `README and docs have one line that begins with: ${start}`);
   const parts = found[0].match(/"[^"]*"|\S+/g)!.map((word) => word.replaceAll('"', ""));
   return parts.map((word) =>
