@@ -204,24 +204,26 @@ Deno.test("net: memory that may not be touched is not, until resume", () => {
   assert(net.queues[RECEIVE].takeUsed() !== undefined);
 });
 
-Deno.test("net: a stopped queue gives its base, and its successor goes on there", async () => {
-  using net = rig([NetFeature.MRG_RXBUF]);
-  assertEquals(received(net, frameTo([...MAC]), frameTo([...MAC])), 2);
-  for (let i = 0; i < 4; i++) net.offer(RECEIVE, BUFFERS + i * 0x800, new Uint8Array(), 0x800);
-  net.port.give(frameTo([...MAC]));
-  net.settle();
-  // The device holds popped buffers for the next frame; they are given back.
-  const base = await net.device.stopQueue(RECEIVE);
-  assertEquals(base, 3);
-  assertEquals(net.queues[RECEIVE].usedIndex, 3);
-  net.port.give(frameTo([...MAC]));
-  net.settle();
-  assertEquals(net.queues[RECEIVE].usedIndex, 3, "a stopped queue is not touched");
-  net.device.startQueue(RECEIVE, { ...net.queues[RECEIVE].config, base });
-  net.device.available(RECEIVE);
-  net.settle();
-  assertEquals(net.queues[RECEIVE].usedIndex, 4);
-});
+for (const features of [[], [NetFeature.MRG_RXBUF]]) {
+  Deno.test(`net: a stopped queue gives its base, and its successor goes on there (${features})`, async () => {
+    using net = rig(features);
+    assertEquals(received(net, frameTo([...MAC]), frameTo([...MAC])), 2);
+    for (let i = 0; i < 4; i++) net.offer(RECEIVE, BUFFERS + i * 0x800, new Uint8Array(), 0x800);
+    net.port.give(frameTo([...MAC]));
+    net.settle();
+    // The device holds popped buffers for the next frame; they are given back.
+    const base = await net.device.stopQueue(RECEIVE);
+    assertEquals(base, 3);
+    assertEquals(net.queues[RECEIVE].usedIndex, 3);
+    net.port.give(frameTo([...MAC]));
+    net.settle();
+    assertEquals(net.queues[RECEIVE].usedIndex, 3, "a stopped queue is not touched");
+    net.device.startQueue(RECEIVE, { ...net.queues[RECEIVE].config, base });
+    net.device.available(RECEIVE);
+    net.settle();
+    assertEquals(net.queues[RECEIVE].usedIndex, 4);
+  });
+}
 
 Deno.test("net: without CTRL_RX every frame is received", () => {
   using net = rig([]);
