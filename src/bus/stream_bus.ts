@@ -114,11 +114,23 @@ export abstract class StreamBus extends QueueBus {
     if (this.#stream === undefined || this.#bells !== undefined) return -1;
     using stack = new DisposableStack();
     const [theirs, ours] = [stack.use(createEventFd()), stack.use(createEventFd())];
+    const bells = this.#openDoorbells(ours, theirs);
+    if (bells === undefined) return -1;
+    stack.use(bells);
     const ordinal = this.sendFd(theirs);
     if (ordinal < 0 || this.sendFd(ours) < 0) return -1;
-    this.#bells = new Doorbells(this.reactor, ours, theirs, this.#rung);
+    this.#bells = bells;
     stack.move();
     return ordinal;
+  }
+
+  /** Undefined for what is no eventfd, and without /proc, which tells that it is one: then the socket rings on. */
+  #openDoorbells(listening: Fd, ringing: Fd): Doorbells | undefined {
+    try {
+      return new Doorbells(this.reactor, listening, ringing, this.#rung);
+    } catch {
+      return undefined;
+    }
   }
 
   takeDoorbells(ordinal: number): boolean {
@@ -127,11 +139,8 @@ export abstract class StreamBus extends QueueBus {
     for (const fd of fds) if (fd !== undefined) stack.use(fd);
     const [ours, theirs] = fds;
     if (ours === undefined || theirs === undefined || this.#bells !== undefined) return false;
-    try {
-      this.#bells = new Doorbells(this.reactor, ours, theirs, this.#rung);
-    } catch {
-      return false;
-    }
+    this.#bells = this.#openDoorbells(ours, theirs);
+    if (this.#bells === undefined) return false;
     this.#bells.isHeard = true;
     stack.move();
     return true;
