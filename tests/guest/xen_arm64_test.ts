@@ -11,7 +11,7 @@ import {
   waitForDomu,
 } from "../../scripts/lab/xen_scripts.ts";
 import { failing } from "./link_support.ts";
-import { BUS, DOMU, GONE, line, START_PROXY, XEN_TIMEOUT_MS, xenTest } from "./xen_support.ts";
+import { BUS, DOMU, line, START_PROXY, XEN_TIMEOUT_MS, xenTest } from "./xen_support.ts";
 
 const FULL: [] | [{ what: string }] = Deno.env.get("VMSG_GUEST_FULL") === "1"
   ? []
@@ -20,13 +20,11 @@ const FULL: [] | [{ what: string }] = Deno.env.get("VMSG_GUEST_FULL") === "1"
 const BACK_END = "/local/domain/0/backend/virtio_disk/1/51712";
 
 xenTest(
-  "Xen on arm64: a DomU's card, its proxy killed, ended, and its domain destroyed",
+  "Xen on arm64: a DomU's card, its proxy killed and started anew",
   async (test) => {
     const steps = [
       START_PROXY,
       domuConfig(test.xen, { name: "domu" }),
-      "sed 's/extra=\"/&short /' /tmp/domu.cfg >/tmp/short.cfg",
-      "up() { cut -d' ' -f1 /proc/uptime; }",
       inBackground("device", `vmsg device --bus ${BUS},listen --net responder`),
       "proxy; ready 'waiting for it'",
       createDomu("domu"),
@@ -34,43 +32,19 @@ xenTest(
       waitForDomu("domu", "GO kill"),
       "sleep 1; kill -9 $P; sleep 1; proxy; ready 'going on with'",
       waitForDomu("domu", "GO end"),
-      'sleep 1; kill $P; wait $P; echo "PROXY ended $?"; sleep 1; proxy; ready "going on with"',
-      waitForDomu("domu", "IRQ"),
-      'vmsg doctor | grep -E "^(xen|xenstore)" | sed "s/^/DOCTOR /"',
-      // One that nobody answers has libxl wait 10 s, and then say so.
-      'B=$(up); xl destroy domu 2>&1 | sed "s/^/DESTROY /"; echo "DESTROYED after $B $(up)"',
-      GONE,
-      "cp /tmp/short.cfg /tmp/domu.cfg",
-      createDomu("domu"),
-      waitForDomu("domu", "PING"),
-      // Left in order, by a proxy that is the last one: Xen has the server, until the domain goes.
-      'kill $P; wait $P; B=$(up); timeout 60 xl destroy domu >/dev/null 2>&1; echo "ALONE $?"',
-      'sleep 2; echo "DOMAINS $(xl list | wc -l)"',
       "echo STEPS",
     ];
     const machine = await test.start(DOMU, { script: steps.join("\n") });
     assertEquals(await machine.waitFor(/^(STEPS|LATE|ENDED|CREATE)/, 4 * XEN_TIMEOUT_MS), "STEPS");
 
     assertEquals(line(machine, "STATE"), "STATE 2");
-    const pings = ["PING", "FLOOD", "KILLED", "ENDED"].map((name) => line(machine, `U| ${name} `));
+    const pings = ["PING", "FLOOD", "KILLED"].map((name) => line(machine, `U| ${name} `));
     assertEquals(pings.map((text) => text.replace(/,? *\d+% packet loss/, "")), [
       "U| PING 3 packets transmitted, 3 packets received",
       "U| FLOOD 200 packets transmitted, 200 packets received",
       "U| KILLED 30 packets transmitted, 30 packets received",
       "U| ENDED 30 packets transmitted, 30 packets received",
     ]);
-    assertMatch(line(machine, "U| IRQ "), /GICv3 +33 +\w+ +virtio0/);
-    assertEquals(line(machine, "PROXY ended"), "PROXY ended 0");
-
-    const doctor = machine.console().split("\n").filter((text) => text.startsWith("DOCTOR "))
-      .join("\n");
-    assertMatch(doctor, /^DOCTOR xen +yes +Xen 4\.17\S*, Dom0, with ioreq servers/m);
-    assertMatch(doctor, /domain domu \(1\), virtio_disk\/51712 InitWait/);
-
-    assertEquals(/^DESTROY /m.test(machine.console()), false);
-    const [began, ended] = line(machine, "DESTROYED").split(" ").slice(2).map(Number);
-    if (ended! - began! > 9) throw new Error(`xl destroy took ${ended! - began!} s`);
-    assertEquals(line(machine, "DOMAINS"), "DOMAINS 2");
   },
   FULL,
   "arm64",
