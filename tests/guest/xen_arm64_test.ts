@@ -32,11 +32,13 @@ xenTest(
       waitForDomu("domu", "GO kill"),
       "sleep 1; kill -9 $P; sleep 1; proxy; ready 'going on with'",
       waitForDomu("domu", "GO end"),
-      "echo STEPS",
+      // What follows the domain's console looks at it once a second.
+      "echo STEPS; sleep 600",
     ];
     const machine = await test.start(DOMU, { script: steps.join("\n") });
     assertEquals(await machine.waitFor(/^(STEPS|LATE|ENDED|CREATE)/, 4 * XEN_TIMEOUT_MS), "STEPS");
 
+    await machine.waitFor(/^U\| GO end/, XEN_TIMEOUT_MS);
     assertEquals(line(machine, "STATE"), "STATE 2");
     const pings = ["PING", "FLOOD", "KILLED"].map((name) => line(machine, `U| ${name} `));
     assertEquals(pings, [
