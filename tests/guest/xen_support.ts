@@ -40,6 +40,8 @@ pings() {
   echo "$1 $(since)"
 }
 pings PING "-c 3"
+# While nobody serves the card, what the kernel sends to renew this entry is not answered, and it gives up its neighbour.
+arp -s 10.0.2.2 $(awk '$1 == "10.0.2.2" { print $4 }' /proc/net/arp)
 case " $(cat /proc/cmdline) " in *" short "*) sleep 3600 ;; *" brief "*) exit ;; esac
 pings FLOOD "-c 200 -i 0.05"
 echo "GO kill"
