@@ -113,7 +113,10 @@ function opener(mode: Mode): Fuzzer["open"] {
       using reactor = new RoundReactor();
       using stack = new DisposableStack();
       const proxy = openProxy(reactor, stack, mode, `${directory}/a.sock`);
-      await reactor.until(reactor.sleep(100));
+      // As after each round: a sound device side, with which doorbells are agreed on.
+      proxy.sound.open();
+      proxy.pair.attachAgain();
+      await reactor.until(reactor.sleep(PATIENCE_MS));
       const holdings = new Holdings();
       let answers = 0, served = 0, sentAway = 0;
 
