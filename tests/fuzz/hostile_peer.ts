@@ -90,8 +90,9 @@ export class HostileDevice implements BusListener, Disposable {
     });
   }
 
-  /** Maps what the driver side grants. */
-  #keep({ ordinal, address, length, offset }: Message): void {
+  /** Maps what the driver side grants, where it sends a descriptor of it. */
+  #keep({ flags, ordinal, address, length, offset }: Message): void {
+    if (flags !== 0) return;
     using fd = this.bus.takeFd(ordinal);
     if (fd === undefined) return;
     const mapping = mapShared(fd.number, length, offset);
