@@ -19,19 +19,15 @@ import type { DeviceInfo, RemoteDevice } from "../../transport/remote_device.ts"
 import { PeerLost } from "../../transport/requests.ts";
 import type { Answer, QueueSetup } from "../../virtio/device.ts";
 import { RingFeature, Status } from "../../virtio/features.ts";
+import { carriedFeatures } from "../offer.ts";
 import { usedIndex } from "../ring_position.ts";
 import { Session, SessionEnded, type SessionOwner } from "../session.ts";
 import type { WantedRing } from "../wanted.ts";
 import { type MmioDevice, Registers, type RegisterState } from "./registers.ts";
 
-/** Bits that mean another transport, or that this one does not carry. */
-const HIDDEN = [
-  RingFeature.ACCESS_PLATFORM,
-  RingFeature.SR_IOV,
-  RingFeature.NOTIFICATION_DATA,
-  RingFeature.NOTIF_CONFIG_DATA,
-  RingFeature.ADMIN_VQ,
-];
+/** Of the ring and the transport what every front end carries, and a queue's reset; commands are between the two sides. */
+const CARRIED = carriedFeatures(0);
+CARRIED[RingFeature.RING_RESET >> 5]! |= 1 << (RingFeature.RING_RESET & 31);
 
 /** Where the registers are. */
 export interface MmioHost {
@@ -198,7 +194,7 @@ export class MmioDriver implements SessionOwner, MmioDevice, Disposable {
   offered(): Answer<Uint32Array> {
     return this.#known(() => {
       const words = this.#session.told.offered.slice();
-      for (const bit of HIDDEN) words[bit >> 5]! &= ~(1 << (bit & 31));
+      for (const [block, mask] of CARRIED.entries()) words[block]! &= mask;
       return words;
     });
   }

@@ -28,7 +28,7 @@ import { PeerLost } from "../../transport/requests.ts";
 import { Session, SessionEnded, type SessionOwner } from "../session.ts";
 import { type FrontEndConnection, type FrontEndMessage, sendMessage } from "./connection.ts";
 import { MemoryTable, type TableRegion } from "./memory_table.ts";
-import { carriedFeatures } from "./offer.ts";
+import { carriedFeatures } from "../offer.ts";
 import * as protocol from "./protocol.ts";
 import { ProtocolFeature, Request } from "./protocol.ts";
 import { checkSize, type Vring, type VringHost, Vrings } from "./vrings.ts";

@@ -238,6 +238,17 @@ mmioTest("mmio: QueueReset of a device that has it", async (rig) => {
   assertEquals(device.accepted, [0, 1 | RING_RESET]);
 }, { device: { features: [0, 1 | RING_RESET] } });
 
+mmioTest("mmio: of the ring and the transport the driver sees what is known", async (rig) => {
+  const { write, read } = rig;
+  const bits = (from: number, word: number) =>
+    Array.from({ length: 32 }, (_, bit) => from + bit).filter((_, bit) => (word >>> bit) & 1);
+  const offered = bits(0, await read(R.DEVICE_FEATURES));
+  await write(R.DEVICE_FEATURES_SEL, 1);
+  offered.push(...bits(32, await read(R.DEVICE_FEATURES)));
+  assertEquals(offered.filter((bit) => bit >= 24 && bit < 50), [24, 27, 28, 29, 32, 36, 40]);
+  assertEquals(offered.filter((bit) => bit < 24 || bit >= 50).length, 24 + 14);
+}, { device: { features: [0xffff_ffff, 0xffff_ffff] } });
+
 mmioTest(
   "mmio: queue addresses outside of memory, in part or in all, end in NEEDS_RESET",
   async (rig) => {

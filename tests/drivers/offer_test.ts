@@ -1,8 +1,8 @@
 /** Which features of a device a front end is offered. */
 
 import { assertEquals } from "@std/assert";
-import { carriedFeatures } from "../../../src/drivers/vhost_user/offer.ts";
-import { DEVICE_NET, DEVICE_RNG, featureNames } from "../../../src/virtio/features.ts";
+import { carriedFeatures } from "../../src/drivers/offer.ts";
+import { DEVICE_NET, DEVICE_RNG, featureNames } from "../../src/virtio/features.ts";
 
 /** The bits that are not offered, by name. */
 function withheld(deviceId: number): string[] {

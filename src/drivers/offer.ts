@@ -7,7 +7,7 @@
  * of is not; and of a network card not those whose use begins with a command, which QEMU and DPDK keep.
  */
 
-import { DEVICE_NET, NetFeature, RingFeature } from "../../virtio/features.ts";
+import { DEVICE_NET, NetFeature, RingFeature } from "../virtio/features.ts";
 
 /** Of bits 24 to 49, which belong to the ring and the transport (VIRTIO 1.2, 6), those that all sides carry. */
 const CARRIED = [
