@@ -64,8 +64,8 @@ async function run({ plane, settings, common, stopFd }: StartMessage): Promise<n
     print: (line) => console.log(line),
   };
   const { log } = context;
-  takeMemoryFiles(common.memoryFiles);
-  if (!guardMemory()) log.info("memory without seals can be cut off, which would end this process");
+  const canEnd = () => log.info("memory without seals came: cut off, it would end this process");
+  takeMemoryFiles(common.memoryFiles, guardMemory() ? undefined : canEnd);
   const complain = limitedLog(log.error, reactor);
   reactor.cutHandlers.add((address) =>
     complain(`memory that a peer shares was cut off (at 0x${address.toString(16)}): it reads as 0`)

@@ -23,10 +23,16 @@ export type MemoryFiles = "sealed" | "memory" | "any";
 export const MEMORY_FILES: readonly MemoryFiles[] = ["sealed", "memory", "any"];
 
 let taken: MemoryFiles = "memory";
+let whenUnsealed: (() => void) | undefined;
 
-/** Says what this thread takes from here on. */
-export function takeMemoryFiles(which: MemoryFiles): void {
+/**
+ * Says what this thread takes from here on.
+ *
+ * @param unsealed called the first time that a file comes which can be cut off
+ */
+export function takeMemoryFiles(which: MemoryFiles, unsealed?: () => void): void {
   taken = which;
+  whenUnsealed = unsealed;
 }
 
 /** A mapped part of a file. */
@@ -59,20 +65,23 @@ export function mapMemoryFile(fd: Fd, from = 0, length?: number): MappedPart {
 
 /** Looks at a file that may not even answer what size it has; throws VmsgError MEMORY_KIND if it is not taken. */
 export function assertMemoryFile(fd: Fd): void {
-  if (taken === "any") return;
-  if (kindOf(fd) !== "memory") {
+  if (taken !== "any" && kindOf(fd) !== "memory") {
     throw new VmsgError(
       "MEMORY_KIND",
       `the memory is no memfd and no file on tmpfs, hugetlbfs or a disk, but ${describeFd(fd)} ` +
         "(--memory-files any takes it)",
     );
   }
-  if (taken === "sealed" && ((fileSeals(fd) ?? 0) & F_SEAL_SHRINK) === 0) {
+  if (taken !== "sealed" && whenUnsealed === undefined) return;
+  if (((fileSeals(fd) ?? 0) & F_SEAL_SHRINK) !== 0) return;
+  if (taken === "sealed") {
     throw new VmsgError(
       "MEMORY_KIND",
       "the memory can be cut off: --memory-files sealed wants seals",
     );
   }
+  whenUnsealed?.();
+  whenUnsealed = undefined;
 }
 
 const HUGETLBFS_MAGIC = 0x958458f6n;
