@@ -54,11 +54,11 @@ sleep 3600
 
 /** Where the device is that {@link START_PROXY} lends. */
 export const BUS = "linux-user,name=lu,socket=/tmp/lu.sock";
-const PROXY = `proxy --bus ${BUS} --confined --xen domain=domu`;
 
-/** Shell: a proxy in the background, its process in $P. */
+/** Shell: a proxy in the background, its process in $P, for the domain `domu` or what $XEN says. */
 export const START_PROXY = `
-proxy() { vmsg ${PROXY} >/tmp/proxy.log 2>&1 & P=$!; tail -n +1 -f /tmp/proxy.log & }
+XEN="--xen domain=domu"
+proxy() { vmsg proxy --bus ${BUS} --confined $XEN >/tmp/proxy.log 2>&1 & P=$!; tail -n +1 -f /tmp/proxy.log & }
 ready() {
   i=0; until grep -q "$1" /tmp/proxy.log; do
     i=$((i + 1)); [ $i -lt 600 ] || { echo "LATE $1"; break; }; sleep 0.2
@@ -69,6 +69,13 @@ cd /tmp
 
 /** Shell: until xl knows the domain no more. */
 export const GONE = `while xl domid domu >/dev/null 2>&1; do sleep 0.5; done; sleep 2\n`;
+
+/** Shell: what Dom0 and a proxy hold. */
+export const holds = (name: string) => `
+echo "HOLDS ${name} $(ls /proc/$P/fd | wc -l) fds," \\
+  "$(xl list | wc -l) lines of domains, $(xl info | awk '/^free_memory/ { print $3 }') MiB free"
+ls /run/vmsg | tr '\\n' ' ' | sed 's/^/RUN ${name} /'; echo
+`;
 
 /** What a machine has said that begins so. */
 export function line(machine: Guest, start: string): string {

@@ -13,17 +13,20 @@ import {
   waitForDomu,
 } from "../../scripts/lab/xen_scripts.ts";
 import { failing } from "./link_support.ts";
-import { BUS, DOMU, GONE, line, START_PROXY, XEN_TIMEOUT_MS, xenTest } from "./xen_support.ts";
+import {
+  BUS,
+  DOMU,
+  GONE,
+  holds,
+  line,
+  START_PROXY,
+  XEN_TIMEOUT_MS,
+  xenTest,
+} from "./xen_support.ts";
 
 const FULL = Deno.env.get("VMSG_GUEST_FULL") === "1";
 
 const OTHER_BUS = "linux-user,name=other,socket=/tmp/other.sock";
-/** Shell: what Dom0 and a proxy hold. */
-const holds = (name: string) => `
-echo "HOLDS ${name} $(ls /proc/$P/fd | wc -l) fds," \\
-  "$(xl list | wc -l) lines of domains, $(xl info | awk '/^free_memory/ { print $3 }') MiB free"
-ls /run/vmsg | tr '\\n' ' ' | sed 's/^/RUN ${name} /'; echo
-`;
 
 xenTest(
   "Xen: a DomU's card, its proxy killed, ended and started anew, its domain too",

@@ -74,6 +74,9 @@ export class DomainModel implements Disposable {
     using stack = new DisposableStack();
     this.#file = stack.use(new StateFile(directory, domain));
     const left = this.#file.read(vm);
+    // What is made for a domain that is gone meanwhile is nobody's.
+    using unused = new DisposableStack();
+    if (left === undefined) unused.defer(() => this.#file.remove());
     this.#server = stack.use(openIoreqServer(reactor, domain, left?.server));
     this.#hint = reactor.timer(() => this.#nobodyLooked());
     stack.defer(() => reactor.dropTimer(this.#hint));
@@ -102,6 +105,7 @@ export class DomainModel implements Disposable {
     this.#keep();
     this.#server.serve();
     this.#stack = stack.move();
+    unused.move();
     if (left === undefined) this.#hint.arm(LOOKED_AT_MS);
     const how = left === undefined ? "serving" : "going on with";
     for (const { device, base, irq } of cards) {

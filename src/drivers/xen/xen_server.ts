@@ -14,7 +14,7 @@
  */
 
 import { LinuxError, VmsgError } from "../../linux/errors.ts";
-import type { Reactor } from "../../linux/reactor.ts";
+import type { Reactor, Timer } from "../../linux/reactor.ts";
 import type { Log } from "../../observe/log.ts";
 import type { Sharing } from "../../sharing/sharing.ts";
 import type { RemoteDevice } from "../../transport/remote_device.ts";
@@ -28,6 +28,9 @@ const HAS_ACPI = Deno.build.arch === "x86_64";
 const BACK_ENDS = ["virtio_disk", "virtio"].map((kind) => `/local/domain/0/backend/${kind}`);
 const INTRODUCED = "@introduceDomain";
 const RELEASED = "@releaseDomain";
+
+/** How often something is looked at again that nobody tells of. */
+const RETRY_MS = 1000;
 
 const INIT_WAIT = "2";
 const CLOSING = "5";
@@ -61,13 +64,16 @@ export interface XenServerOptions {
 /** See the head of this file. */
 export class XenServer implements Disposable {
   #model: DomainModel | undefined;
-  /** A domain that cannot be served: it is not tried again. */
+  /** A domain that cannot be served: it is not tried again, unless it was another process's. */
   #refused: number | undefined;
+  readonly #retry: Timer;
   /** Something has changed; looked at one after another. */
   #isLooking = false;
   #looksAgain = false;
   #isOver = false;
   #toldWaiting = "";
+  /** Nothing was served or waited for yet. */
+  #isFirst = true;
 
   constructor(readonly options: XenServerOptions) {
     for (const { remote } of options.cards) {
@@ -76,6 +82,7 @@ export class XenServer implements Disposable {
         lost: () => this.#model?.deviceLost(remote),
       });
     }
+    this.#retry = options.reactor.timer(() => this.#look());
     options.reactor.spawn(() => this.#begin());
   }
 
@@ -127,6 +134,7 @@ export class XenServer implements Disposable {
       this.#model = undefined;
     }
     const domain = await this.#find();
+    if (domain !== this.#refused) this.#refused = undefined;
     if (domain === undefined) return this.#tell("waiting for it");
     if (domain === this.#refused) return;
     const places = await this.#places(domain);
@@ -134,10 +142,11 @@ export class XenServer implements Disposable {
     await this.#serve(domain, places);
   }
 
-  #tell(state: string): void {
+  #tell(state: string, say: (line: string) => void = this.options.log.info): void {
+    this.#isFirst = false;
     if (state === this.#toldWaiting) return;
     this.#toldWaiting = state;
-    if (state !== "") this.options.log.info(`${this.#name}: ${state}`);
+    if (state !== "") say(`${this.#name}: ${state}`);
   }
 
   async #find(): Promise<number | undefined> {
@@ -195,18 +204,23 @@ export class XenServer implements Disposable {
       await store.read(`/local/domain/${domain}/memory/target`),
     ];
     const name = this.#name;
+    if (this.#isOver) return;
+    // It is written before a domain runs, and taken away as it goes.
+    if (!/^\d+$/.test(target ?? "")) return this.#retry.arm(RETRY_MS);
     const memorySize = Number(target) * 1024;
     try {
       const options = { reactor, log, domain, name, vm, memorySize, cards, directory };
       this.#model = new DomainModel(options);
     } catch (error) {
       if (!(error instanceof VmsgError)) throw error;
-      this.#refused = domain;
       const isGone = error instanceof LinuxError && !await store.hasDomain(domain);
-      if (isGone) return;
+      if (isGone || this.#isOver) return;
       // The first one is what was asked for: a command that cannot do it ends.
-      if (this.#toldWaiting === "") throw error;
-      return log.error(`${name}: ${error.message}`);
+      if (this.#isFirst) throw error;
+      this.#tell(error.message, log.error);
+      if (error.code === "DOMAIN_SERVED") return this.#retry.arm(RETRY_MS);
+      this.#refused = domain;
+      return;
     }
     this.#tell("");
     for (const { path } of cards) {
@@ -216,6 +230,7 @@ export class XenServer implements Disposable {
 
   [Symbol.dispose](): void {
     this.#isOver = true;
+    this.options.reactor.dropTimer(this.#retry);
     this.#model?.[Symbol.dispose]();
     this.#model = undefined;
   }
