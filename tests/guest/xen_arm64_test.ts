@@ -11,7 +11,7 @@ import {
   waitForDomu,
 } from "../../scripts/lab/xen_scripts.ts";
 import { failing } from "./link_support.ts";
-import { BUS, DOMU, line, START_PROXY, XEN_TIMEOUT_MS, xenTest } from "./xen_support.ts";
+import { BUS, DOMU, GONE, line, START_PROXY, XEN_TIMEOUT_MS, xenTest } from "./xen_support.ts";
 
 const FULL: [] | [{ what: string }] = Deno.env.get("VMSG_GUEST_FULL") === "1"
   ? []
@@ -20,7 +20,7 @@ const FULL: [] | [{ what: string }] = Deno.env.get("VMSG_GUEST_FULL") === "1"
 const BACK_END = "/local/domain/0/backend/virtio_disk/1/51712";
 
 xenTest(
-  "Xen on arm64: a DomU's card, its proxy killed and started anew",
+  "Xen on arm64: a DomU's card, its proxy killed, ended and started anew, its domain too",
   async (test) => {
     const steps = [
       START_PROXY,
@@ -32,20 +32,33 @@ xenTest(
       waitForDomu("domu", "GO kill"),
       "sleep 1; kill -9 $P; sleep 1; proxy; ready 'going on with'",
       waitForDomu("domu", "GO end"),
+      "sleep 1; kill $P; wait $P; echo \"PROXY ended $?\"; proxy; ready 'going on with'",
+      waitForDomu("domu", "IRQ"),
+      "xl destroy domu",
+      GONE,
+      "sed -i 's/extra=\"/&short /' /tmp/domu.cfg",
+      createDomu("domu"),
+      waitForDomu("domu", "PING"),
+      "xl destroy domu",
+      GONE,
+      "kill $P; wait $P; echo \"RUN after $(ls /run/vmsg | tr '\\n' ' ')\"",
       // What follows the domain's console looks at it once a second.
-      "echo STEPS; sleep 600",
+      "sleep 2; echo STEPS",
     ];
     const machine = await test.start(DOMU, { script: steps.join("\n") });
     assertEquals(await machine.waitFor(/^(STEPS|LATE|ENDED|CREATE)/, 4 * XEN_TIMEOUT_MS), "STEPS");
 
-    await machine.waitFor(/^U\| GO end/, XEN_TIMEOUT_MS);
     assertEquals(line(machine, "STATE"), "STATE 2");
-    const pings = ["PING", "FLOOD", "KILLED"].map((name) => line(machine, `U| ${name} `));
+    const pings = machine.console().match(/^U\| (PING|FLOOD|KILLED|ENDED) .*answered/gm);
     assertEquals(pings, [
       "U| PING 3 sent, 3 answered",
       "U| FLOOD 200 sent, 200 answered",
       "U| KILLED 30 sent, 30 answered",
+      "U| ENDED 30 sent, 30 answered",
+      "U| PING 3 sent, 3 answered",
     ]);
+    assertEquals(line(machine, "PROXY ended"), "PROXY ended 0");
+    assertEquals(/xen-/.test(line(machine, "RUN after")), false);
   },
   FULL,
   "arm64",
