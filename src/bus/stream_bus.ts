@@ -12,6 +12,7 @@
  */
 
 import { allocate } from "../linux/arena.ts";
+import { VmsgError } from "../linux/errors.ts";
 import { createEventFd } from "../linux/eventfd.ts";
 import type { Fd } from "../linux/fd.ts";
 import { EPOLLHUP, EPOLLIN } from "../linux/reactor.ts";
@@ -128,7 +129,8 @@ export abstract class StreamBus extends QueueBus {
   #openDoorbells(listening: Fd, ringing: Fd): Doorbells | undefined {
     try {
       return new Doorbells(this.reactor, listening, ringing, this.#rung);
-    } catch {
+    } catch (error) {
+      if (!(error instanceof VmsgError)) throw error;
       return undefined;
     }
   }
@@ -155,12 +157,21 @@ export abstract class StreamBus extends QueueBus {
   /** What came with that byte, which may still be in the socket. */
   override takeFd(ordinal: number): Fd | undefined {
     if (this.#bells !== undefined && !this.#waiting.has(ordinal) && this.#stream !== undefined) {
-      const problem = this.#read(this.#stream);
-      if (problem !== undefined) this.drop(problem);
+      const stream = this.#stream;
+      const problem = this.#read(stream);
+      // Whoever asks is about to answer, and its answer is not for the next peer: so not before it is done.
+      if (problem !== undefined) {
+        this.reactor.schedule({ run: () => this.#dropIfStill(stream, problem) });
+      }
     }
     const fd = this.#waiting.get(ordinal);
     this.#waiting.delete(ordinal);
     return fd;
+  }
+
+  #dropIfStill(stream: UnixStream, problem: string): boolean {
+    if (this.#stream === stream) this.drop(problem);
+    return false;
   }
 
   /** Closes the stream; the subclass looks for the next peer. */

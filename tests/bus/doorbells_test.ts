@@ -92,6 +92,24 @@ cleanTest("doorbells: what was said last comes before the end of file", () => {
   assertEquals(device.detachReasons.length, 1);
 });
 
+cleanTest(
+  "doorbells: a peer found gone while a descriptor is looked for is gone after the message",
+  () => {
+    using stack = new DisposableStack();
+    const { reactor, pair, device } = changedOver(stack);
+    using memory = createSealedMemory("vmsg-test", 4096);
+    const ordinal = pair.driver.sendFd(memory);
+    pair.driver[Symbol.dispose]();
+    // As a handler does, which goes on to answer.
+    using taken = pair.device.takeFd(ordinal);
+    assert(taken !== undefined);
+    assertEquals(pair.device.takeFd(ordinal + 1), undefined);
+    assertEquals(device.detachReasons, []);
+    reactor.turn();
+    assertEquals(device.detachReasons.length, 1);
+  },
+);
+
 cleanTest("doorbells: the next peer is rung by the socket until it has agreed, too", async () => {
   using stack = new DisposableStack();
   const { reactor, pair, driver, device } = changedOver(stack);
