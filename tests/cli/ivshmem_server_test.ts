@@ -222,7 +222,10 @@ processTest(
     using late = connect(vmsg.directory);
     await server.waitFor(/full, peer \d has to wait: .* \(ETOOMANYREFS\): raise .* \(ulimit -n\)/);
     hogs.dispose();
-    await until(() => (client.read(), late.read() === LIST_LENGTH + 16));
+    const learned = (reader: RawClient, id: number) => (
+      reader.read(), reader.fds.get(id)?.length === 8
+    );
+    await until(() => learned(client, 1) && learned(late, 0) && learned(late, 1));
     client.ring(1, 2);
     assertEquals(countOf(late.fds.get(1)![2]!), 1);
   },
