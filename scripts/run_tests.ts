@@ -3,61 +3,122 @@
  *
  *     deno task test [--report=FILE] [arguments of deno test, files]
  *
- * `deno test` closes with `ok | 3 passed (2 steps) | 0 failed | 1 ignored (5ms)`; after it come once
- * more the tests that could not run here, with reasons (a test prints `NOT RUN: name: reason`), and
- * as the last line the counts alone: `3 passed, 0 failed, 1 skipped`. Steps are not counted. The exit
- * code is that of `deno test`, and 1 if no test ran; a run that ended without its summary, or that
- * failed with every test passed, counts as one failure. (Called test.ts, this file would be a test.)
+ * After what `deno test` prints come the slowest tests and the seconds of each directory, the tests that could
+ * not run here, with reasons (a test prints `NOT RUN: name: reason`), the failures once more, and as the last
+ * line the counts alone: `3 passed, 0 failed, 1 skipped`. Steps are not counted. The exit code is that of
+ * `deno test`, and 1 if no test ran; a run that ended without its summary, or that failed with every test
+ * passed, counts as one failure. (Called test.ts, this file would be a test.)
  *
- * With --report the counts go into a file too, one line for a shell's `read`: passed, failed, skipped.
+ * Without arguments all tests run, in two processes at the same time: those that boot guests, and the others.
+ * An emulated guest uses one processor, and a test that waits for a guest none.
+ *
+ * With --report the counts go into a file too, one line for a shell's `read`: passed, failed, skipped; what
+ * failed follows.
  */
 
+import { brief, countsOf, type Failure, failuresOf, plain, timesOf } from "./test_output.ts";
+
 const REPORT = "--report=";
-
-// deno-lint-ignore no-control-regex
-const COLORS = /\x1b\[[0-9;]*m/g;
+/** Where most tests wait for guests or for other slow programs. */
+const WITH_GUESTS = ["tests/guest", "tests/bench", "tests/compile"];
 const NOT_RUN = /^NOT RUN: .*$/gm;
-const SUMMARY = /^(?:ok|FAILED) \| .*$/gm;
+const SLOWEST = 20;
+/** How many lines of failures are at the end, and how many are in a report, of which a log's end shows several. */
+const FAILURE_LINES = 60;
+const REPORT_LINES = 20;
 
-function count(summary: string, word: string): number {
-  return Number(summary.match(new RegExp(`\\| (\\d+) ${word}\\b`))?.[1] ?? 0);
+interface Run {
+  readonly output: string;
+  /** What deno itself said, as that a file does not compile; what tests say is in the output. */
+  readonly complaints: string;
+  readonly code: number;
 }
 
-/** Copies a stream to a file of ours and returns its text. */
-async function tee(
-  stream: ReadableStream<Uint8Array>,
-  to: { write(bytes: Uint8Array): Promise<number> },
+const children = new Set<Deno.ChildProcess>();
+
+/** Copies a stream to one of ours, at once or when it has ended, and returns its text. */
+async function copy(
+  from: ReadableStream<Uint8Array>,
+  to: { writeSync(bytes: Uint8Array): number },
+  isShownAtOnce: boolean,
 ): Promise<string> {
+  const show = (bytes: Uint8Array) => {
+    for (let done = 0; done < bytes.length;) done += to.writeSync(bytes.subarray(done));
+  };
   const decoder = new TextDecoder();
   let text = "";
-  for await (const bytes of stream) {
+  for await (const bytes of from) {
     text += decoder.decode(bytes, { stream: true });
-    for (let done = 0; done < bytes.length;) done += await to.write(bytes.subarray(done));
+    if (isShownAtOnce) show(bytes);
   }
-  return text;
+  if (!isShownAtOnce) show(new TextEncoder().encode(`\n${text}`));
+  return plain(text);
+}
+
+/** Runs `deno test`. */
+async function test(args: readonly string[], isShownAtOnce: boolean): Promise<Run> {
+  const child = new Deno.Command(Deno.execPath(), {
+    args: ["test", "--allow-all", "--doc", ...args],
+    env: Deno.stdout.isTerminal() ? { FORCE_COLOR: "1" } : { NO_COLOR: "1" },
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
+  children.add(child);
+  const [output, complaints] = await Promise.all([
+    copy(child.stdout, Deno.stdout, isShownAtOnce),
+    copy(child.stderr, Deno.stderr, true),
+  ]);
+  const { code } = await child.status;
+  children.delete(child);
+  return { output, complaints, code };
+}
+
+/** Prints where the time went. */
+function printTimes(runs: readonly Run[]): void {
+  const times = runs.flatMap(({ output }) => timesOf(output)).sort((a, b) => b.ms - a.ms);
+  const directories = new Map<string, number>();
+  for (const { file, ms } of times) {
+    const directory = file.split("/").slice(0, 2).join("/");
+    directories.set(directory, (directories.get(directory) ?? 0) + ms);
+  }
+  const seconds = (ms: number) => `${Math.round(ms / 1000)} s`;
+  console.log("slowest:");
+  for (const { name, file, ms } of times.slice(0, SLOWEST).filter(({ ms }) => ms >= 500)) {
+    console.log(`${seconds(ms).padStart(6)} ${file}: ${name}`);
+  }
+  const sums = [...directories].filter(([, ms]) => ms >= 1000).sort(([, a], [, b]) => b - a);
+  console.log(sums.map(([directory, ms]) => `${directory} ${seconds(ms)}`).join(", "));
 }
 
 const report = Deno.args.findLast((argument) => argument.startsWith(REPORT))?.slice(REPORT.length);
 const args = Deno.args.filter((argument) => !argument.startsWith(REPORT));
-const child = new Deno.Command(Deno.execPath(), {
-  args: ["test", "--allow-all", "--doc", ...args],
-  env: Deno.stdout.isTerminal() ? { FORCE_COLOR: "1" } : { NO_COLOR: "1" },
-  stdin: "null",
-  stdout: "piped",
-  stderr: "inherit",
-}).spawn();
 // deno test gets the terminal's signal as well, ends its tests and prints what it has.
 Deno.addSignalListener("SIGINT", () => {});
-Deno.addSignalListener("SIGTERM", () => child.kill("SIGTERM"));
+Deno.addSignalListener("SIGTERM", () => children.forEach((child) => child.kill("SIGTERM")));
 
-const output = (await tee(child.stdout, Deno.stdout)).replace(COLORS, "");
-const { code } = await child.status;
-for (const line of new Set(output.match(NOT_RUN))) console.log(line);
-const summary = output.match(SUMMARY)?.at(-1) ?? "";
-const [passed, ignored] = [count(summary, "passed"), count(summary, "ignored")];
-const failed = count(summary, "failed") || (code === 0 ? 0 : 1);
-if (passed + failed === 0) console.error("no test ran");
-const skipped = ignored > 0 ? `, ${ignored} skipped` : "";
-if (report !== undefined) Deno.writeTextFileSync(report, `${passed} ${failed} ${ignored}\n`);
-console.log(`${passed} passed, ${failed} failed${skipped}`);
-Deno.exit(code !== 0 ? code : passed + failed > 0 && failed === 0 ? 0 : 1);
+const runs = args.length > 0
+  ? [await test(args, true)]
+  : await Promise.all([test(WITH_GUESTS, true), test([`--ignore=${WITH_GUESTS}`], false)]);
+printTimes(runs);
+for (const line of new Set(runs.flatMap(({ output }) => output.match(NOT_RUN) ?? []))) {
+  console.log(line);
+}
+const failures: Failure[] = [];
+const sum = { passed: 0, failed: 0, skipped: 0 };
+for (const { output, complaints, code } of runs) {
+  const { passed, failed, skipped } = countsOf(output, code);
+  sum.passed += passed;
+  sum.failed += failed;
+  sum.skipped += skipped;
+  if (passed + failed === 0) failures.push({ name: "no test ran", error: [], said: [] });
+  failures.push(...failuresOf(`${output}\n${complaints}`, code));
+}
+for (const line of brief(failures, FAILURE_LINES)) console.log(line);
+const skipped = sum.skipped > 0 ? `, ${sum.skipped} skipped` : "";
+if (report !== undefined) {
+  const counts = `${sum.passed} ${sum.failed} ${sum.skipped}`;
+  Deno.writeTextFileSync(report, [counts, ...brief(failures, REPORT_LINES), ""].join("\n"));
+}
+console.log(`${sum.passed} passed, ${sum.failed} failed${skipped}`);
+Deno.exit(runs.find(({ code }) => code !== 0)?.code ?? (failures.length === 0 ? 0 : 1));

@@ -9,12 +9,11 @@
  */
 
 import { parseArgs } from "@std/cli/parse-args";
+import { brief, countsOf, failuresOf, plain } from "./test_output.ts";
 
 const PROCESSORS = 2;
-// In front of both lists deno test prints their name, in capitals; in the second each line is `name => place`.
-const ERRORS = /^ ERRORS\s*$([\s\S]*)^ FAILURES\s*$/m;
-const FAILED = /^(.+) => \.{1,2}\/\S+$/gm;
-const COUNTS = /^\d+ passed, \d+ failed.*$/gm;
+/** Lines of a round's failures. */
+const FAILURE_LINES = 60;
 
 const options = parseArgs(Deno.args, {
   string: ["rounds", "busy"],
@@ -60,8 +59,8 @@ const command = tests.length === 0
   ? ["task", "--quiet", "test:portable"]
   : ["run", "--allow-all", new URL("run_tests.ts", import.meta.url).pathname, ...tests];
 
-/** One round; its output, and whether all is well. */
-async function round(): Promise<{ text: string; isGood: boolean }> {
+/** One round: what it printed, and its exit code. */
+async function round(): Promise<{ text: string; code: number }> {
   const child = confined(Deno.execPath(), command, {
     env: { NO_COLOR: "1" },
     stdin: "null",
@@ -69,9 +68,9 @@ async function round(): Promise<{ text: string; isGood: boolean }> {
     stderr: "inherit",
   }).spawn();
   children.add(child);
-  const { stdout, success } = await child.output();
+  const { stdout, code } = await child.output();
   children.delete(child);
-  return { text: new TextDecoder().decode(stdout), isGood: success };
+  return { text: plain(new TextDecoder().decode(stdout)), code };
 }
 
 const failures = new Map<string, number>();
@@ -83,15 +82,15 @@ try {
   }
   for (let i = 1; i <= rounds; i++) {
     const startMs = performance.now();
-    const { text, isGood } = await round();
+    const { text, code } = await round();
     const seconds = Math.round((performance.now() - startMs) / 1000);
-    console.log(`round ${i}: ${text.match(COUNTS)?.at(-1) ?? "no counts"}, ${seconds} s`);
-    if (isGood) continue;
+    const { passed, failed, skipped } = countsOf(text, code);
+    console.log(`round ${i}: ${passed} passed, ${failed} failed, ${skipped} skipped, ${seconds} s`);
+    if (code === 0) continue;
     bad++;
-    console.log(text.match(ERRORS)?.[1]?.trim() ?? text.slice(-4000));
-    const names = new Set([...text.matchAll(FAILED)].map((match) => match[1]!));
-    if (names.size === 0) names.add("(a run that named no test)");
-    for (const name of names) failures.set(name, (failures.get(name) ?? 0) + 1);
+    const found = failuresOf(text, code);
+    for (const line of brief(found, FAILURE_LINES)) console.log(line);
+    for (const { name } of found) failures.set(name, (failures.get(name) ?? 0) + 1);
   }
 } finally {
   endAll();
