@@ -134,6 +134,9 @@ export class Reactor implements Disposable {
   readonly #tasks: Task[] = [];
   #count = 0;
   #turns = 0;
+  /** See {@link turnMs}. */
+  #turnMs = 0;
+  #askedIn = -1;
   #settled = true;
   #stopped = false;
   #failure: unknown;
@@ -154,6 +157,15 @@ export class Reactor implements Disposable {
   /** Milliseconds that never go back; the same origin in all Workers of a machine. */
   now(): number {
     return this.#readMs = this.clock.now();
+  }
+
+  /** The same, as old as a turn may be: for what is asked over and over and counts in seconds. */
+  turnMs(): number {
+    if (this.#askedIn !== this.#turns) {
+      this.#askedIn = this.#turns;
+      this.#turnMs = this.now();
+    }
+    return this.#turnMs;
   }
 
   /** For timers: one has this deadline. */

@@ -90,7 +90,7 @@ export class Hub implements Disposable {
       this.counters.malformed++;
       return;
     }
-    const nowSeconds = this.reactor.now() / 1000;
+    const nowSeconds = this.reactor.turnMs() / 1000;
     this.#table.learn(readMac(view, ETHERNET_SOURCE), source, nowSeconds);
     const isGroup = isGroupMac(bytes, ETHERNET_DESTINATION);
     const target = isGroup ? -1 : this.#table.find(readMac(view, ETHERNET_DESTINATION), nowSeconds);
