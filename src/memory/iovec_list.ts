@@ -47,6 +47,8 @@ export class IovecArray {
   readonly #firsts: Uint16Array;
   readonly #windows: MemoryWindow[];
   #runs = 0;
+  /** See {@link adjoining}. */
+  behind = 0;
 
   /** Takes the array from the arena. @param capacity at most 1024, the kernel's IOV_MAX */
   constructor(readonly capacity: number) {
@@ -77,6 +79,29 @@ export class IovecArray {
     let run = this.#runs - 1;
     while (this.#firsts[run] > i) run--;
     return this.#windows[run];
+  }
+
+  /**
+   * How many bytes follow one another in memory from the beginning of segment `i` on, at least `wanted` of them if
+   * there are as many before segment `end`; {@link behind} is the segment after them then. A driver's pages often
+   * adjoin, and one call copies them all.
+   */
+  adjoining(i: number, end: number, wanted: number): number {
+    const { words } = this;
+    let word = i * IOVEC_WORDS;
+    let size = words[word + LENGTH_WORD];
+    const high = words[word + 1];
+    // What reaches the next 4 GiB has a `next` that no lower half is.
+    let next = words[word] + size;
+    for (i++; i < end && size < wanted; i++) {
+      word += IOVEC_WORDS;
+      if (words[word] !== next || words[word + 1] !== high) break;
+      const length = words[word + LENGTH_WORD];
+      size += length;
+      next += length;
+    }
+    this.behind = i;
+    return size;
   }
 
   /** Where segment `i` begins in its window. */
@@ -177,16 +202,29 @@ export class IovecList {
    * @returns how many bytes there were to copy
    */
   copyOut(skip: number, target: bigint, length: number, first = 0): number {
+    const i = this.start + first;
+    const end = skip + length;
+    // Most frames lie in one piece; this is short enough to be compiled into callers.
+    if (first < this.count && length > 0 && end <= this.#words[i * IOVEC_WORDS + LENGTH_WORD]) {
+      libc.memcpy(target, this.#addresses[i * IOVEC_DOUBLE_WORDS] + BigInt(skip >>> 0), length);
+      return length;
+    }
+    return this.#copyPiecesOut(skip, target, length, i);
+  }
+
+  #copyPiecesOut(skip: number, target: bigint, length: number, i: number): number {
     let done = 0;
     const end = this.start + this.count;
-    for (let i = this.start + first; i < end && done < length; i++) {
-      const size = this.#words[i * IOVEC_WORDS + LENGTH_WORD];
+    while (i < end && done < length) {
+      const from = i;
+      const size = this.#array.adjoining(from, end, skip + length - done);
+      i = this.#array.behind;
       if (skip >= size) {
         skip -= size;
         continue;
       }
       const part = Math.min(size - skip, length - done) >>> 0;
-      const source = this.#addresses[i * IOVEC_DOUBLE_WORDS] + BigInt(skip >>> 0);
+      const source = this.#addresses[from * IOVEC_DOUBLE_WORDS] + BigInt(skip >>> 0);
       libc.memcpy(target + BigInt(done >>> 0), source, part);
       done += part;
       skip = 0;
@@ -195,22 +233,34 @@ export class IovecList {
   }
 
   /**
-   * Copies bytes into the segments, from byte `skip` on; otherwise as {@link copyOut}. (Two loops, because
+   * Copies bytes into the segments, from byte `skip` on; otherwise as {@link copyOut}. (Written twice, because
    * each call of C is compiled where it stands.)
    *
    * @param source an address of stable memory
    */
   copyIn(skip: number, source: bigint, length: number, first = 0): number {
+    const i = this.start + first;
+    const end = skip + length;
+    if (first < this.count && length > 0 && end <= this.#words[i * IOVEC_WORDS + LENGTH_WORD]) {
+      libc.memcpy(this.#addresses[i * IOVEC_DOUBLE_WORDS] + BigInt(skip >>> 0), source, length);
+      return length;
+    }
+    return this.#copyPiecesIn(skip, source, length, i);
+  }
+
+  #copyPiecesIn(skip: number, source: bigint, length: number, i: number): number {
     let done = 0;
     const end = this.start + this.count;
-    for (let i = this.start + first; i < end && done < length; i++) {
-      const size = this.#words[i * IOVEC_WORDS + LENGTH_WORD];
+    while (i < end && done < length) {
+      const from = i;
+      const size = this.#array.adjoining(from, end, skip + length - done);
+      i = this.#array.behind;
       if (skip >= size) {
         skip -= size;
         continue;
       }
       const part = Math.min(size - skip, length - done) >>> 0;
-      const target = this.#addresses[i * IOVEC_DOUBLE_WORDS] + BigInt(skip >>> 0);
+      const target = this.#addresses[from * IOVEC_DOUBLE_WORDS] + BigInt(skip >>> 0);
       libc.memcpy(target, source + BigInt(done >>> 0), part);
       done += part;
       skip = 0;

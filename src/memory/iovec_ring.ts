@@ -51,11 +51,22 @@ export class IovecRing {
    * @param length in bytes, at most as many as the buffer has
    */
   copyIn(source: bigint, length: number): void {
-    for (let index = this.#tail, done = 0; done < length; index++) {
-      const slot = index & this.#mask;
-      const part = Math.min(this.#words[slot * IOVEC_WORDS + LENGTH_WORD], length - done) >>> 0;
-      const target = this.#addresses[slot * IOVEC_DOUBLE_WORDS];
-      libc.memcpy(target, source + BigInt(done >>> 0), part);
+    const words = this.#words;
+    for (let index = this.#tail, done = 0; done < length;) {
+      const first = index & this.#mask;
+      const left = length - done;
+      let word = first * IOVEC_WORDS;
+      let size = words[word + LENGTH_WORD];
+      const high = words[word + 1];
+      // Pieces that adjoin are copied by one call, see IovecArray.adjoining; slots of a ring begin anew.
+      for (let next = words[word] + size; size < left;) {
+        word = (++index & this.#mask) * IOVEC_WORDS;
+        if (words[word] !== next || words[word + 1] !== high) break;
+        size += words[word + LENGTH_WORD];
+        next += words[word + LENGTH_WORD];
+      }
+      const part = Math.min(size, left) >>> 0;
+      libc.memcpy(this.#addresses[first * IOVEC_DOUBLE_WORDS], source + BigInt(done >>> 0), part);
       done += part;
     }
   }

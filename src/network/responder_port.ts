@@ -26,8 +26,9 @@ export class ResponderPort implements NetworkPort {
   readonly description: string = "responder";
   readonly features: readonly number[] = [NetFeature.CSUM];
   readonly responder: Responder;
-  readonly #in = allocate(MAX_FRAME);
+  readonly #in = allocate(NET_HEADER_SIZE + MAX_FRAME);
   readonly #out = allocate(NET_HEADER_SIZE + MAX_FRAME);
+  readonly #inFrame: Uint8Array;
   readonly #outFrame: Uint8Array;
   readonly #floodTimer: Timer;
   #listener: PortListener | undefined;
@@ -35,6 +36,7 @@ export class ResponderPort implements NetworkPort {
   constructor(options: ResponderOptions, readonly reactor: Reactor) {
     this.responder = new Responder(options, () => reactor.now());
     this.#out.view.setUint16(NUM_BUFFERS_OFFSET, 1, true);
+    this.#inFrame = this.#in.bytes.subarray(NET_HEADER_SIZE);
     this.#outFrame = this.#out.bytes.subarray(NET_HEADER_SIZE);
     this.#floodTimer = reactor.timer(() => this.#listener?.readable());
   }
@@ -58,9 +60,10 @@ export class ResponderPort implements NetworkPort {
   send(frame: IovecList): boolean {
     const length = frame.length - NET_HEADER_SIZE;
     if (length <= 0 || length > MAX_FRAME) return true;
-    const partial = (frame.getUint8(FLAGS_OFFSET) & NEEDS_CSUM) !== 0;
-    frame.copyOut(NET_HEADER_SIZE, this.#in.address, length);
-    this.responder.handle(this.#in.bytes, length, partial);
+    // One call for header and frame, which mostly lie in one piece.
+    frame.copyOut(0, this.#in.address, frame.length);
+    const partial = (this.#in.bytes[FLAGS_OFFSET] & NEEDS_CSUM) !== 0;
+    this.responder.handle(this.#inFrame, length, partial);
     if (this.responder.nextLength() > 0) this.#listener?.readable();
     return true;
   }

@@ -2,6 +2,7 @@ import { assert, assertEquals } from "@std/assert";
 import { mapAnonymous, type Mapping } from "../../src/linux/mapping.ts";
 import { AddressSpace } from "../../src/memory/address_space.ts";
 import { IovecArray, IovecList } from "../../src/memory/iovec_list.ts";
+import { IovecRing } from "../../src/memory/iovec_ring.ts";
 import { MemoryWindow } from "../../src/memory/window.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { Random } from "../support/mock_driver.ts";
@@ -62,6 +63,65 @@ cleanTest("copyIn: across segments, from any byte, nothing beside them", () => {
       assertEquals(bytes, before);
     }
   }
+});
+
+cleanTest("copies: pieces that adjoin, in one mapping and over two, as one and in parts", () => {
+  using memory = mapAnonymous(1 << 16);
+  using other = mapAnonymous(1 << 12);
+  const space = new AddressSpace();
+  space.add(0, memory.size, memory);
+  const [window] = space.windows;
+  const bytes = new Uint8Array(memory.buffer), copy = new Uint8Array(other.buffer);
+  const list = new IovecList(16);
+  const random = new Random(7);
+  for (let round = 0; round < 1000; round++) {
+    const ring = new IovecRing(16);
+    const places: number[] = [];
+    // Some turns of the ring, so that buffers also lie over its end.
+    for (let turns = random.below(16); turns > 0; turns--) {
+      list.clear();
+      list.push(window!, 0, 1);
+      ring.push(list);
+      ring.shift(1);
+    }
+    list.clear();
+    list.start = random.below(3);
+    let at = random.below(1000);
+    for (let count = 1 + random.below(8); count > 0; count--) {
+      const length = 1 + random.below(40);
+      list.push(window!, at, length);
+      for (let i = 0; i < length; i++) places.push(at + i);
+      // The next one adjoins, or leaves a gap, or lies before.
+      at += [length, length, length, length + 1, length - 50][random.below(5)]!;
+      if (at < 0) at = 2000;
+    }
+    ring.push(list);
+    const skip = random.below(places.length + 2), length = random.below(places.length + 10);
+    for (let i = 0; i < 4000; i++) bytes[i] = random.below(256);
+    copy.fill(0);
+    const done = Math.max(0, Math.min(length, places.length - skip));
+    assertEquals(list.copyOut(skip, other.address, length), done);
+    assertEquals([...copy.subarray(0, done + 1)], [
+      ...places.slice(skip, skip + done).map((place) => bytes[place]!),
+      0,
+    ]);
+    for (let i = 0; i < 400; i++) copy[i] = random.below(256);
+    const expected = bytes.slice(0, 4000);
+    for (let i = 0; i < done; i++) expected[places[skip + i]!] = copy[i]!;
+    assertEquals(list.copyIn(skip, other.address, length), done);
+    assertEquals(bytes.subarray(0, 4000), expected);
+    const all = Math.min(length, places.length);
+    for (let i = 0; i < all; i++) expected[places[i]!] = copy[i]!;
+    ring.copyIn(other.address, all);
+    assertEquals(bytes.subarray(0, 4000), expected);
+  }
+});
+
+cleanTest("copies: a negative length copies nothing", () => {
+  using memory = mapAnonymous(4096);
+  const list = fixture(memory);
+  assertEquals(list.copyOut(0, memory.address + 1000n, -1), 0);
+  assertEquals(list.copyIn(0, memory.address + 1000n, -1), 0);
 });
 
 cleanTest("a part of the list: the segments from `first` on", () => {
