@@ -5,7 +5,7 @@
  *
  *     running 2 tests from ./tests/x_test.ts
  *     name ...
- *     ------- output -------          (and `----- output end -----`)
+ *     ------- output -------          (or `post-test output`, up to `----- output end -----`)
  *     name ... ok (12ms)              (or FAILED, ignored; `1m30s`, `310µs`)
  *      ERRORS                         (each failure: `name => ./file:line:column`, and lines up to the next)
  *      FAILURES                       (the names again)
@@ -91,10 +91,10 @@ export function timesOf(output: string): Timed[] {
 }
 
 function saidBy(test: string, output: string): string[] {
-  const end = output.lastIndexOf(`\n----- output end -----\n${test} ... FAILED`);
-  if (end < 0) return [];
-  const start = output.lastIndexOf("\n------- output -------\n", end);
-  return output.slice(start, end).split("\n").slice(2).slice(-SAID_LINES);
+  const end = output.lastIndexOf(`\n${test} ... FAILED`);
+  const before = output.slice(0, Math.max(0, end));
+  const said = before.slice(before.lastIndexOf("output -------\n")).split("\n");
+  return said.at(-1)?.endsWith("output end -----") ? said.slice(1, -1).slice(-SAID_LINES) : [];
 }
 
 /** A run that failed and named nothing is one failure with its last lines. */

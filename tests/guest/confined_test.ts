@@ -85,8 +85,14 @@ echo "SUM $(sha256sum </tmp/file)"
 kill $!
 wait
 # What is on its way arrives, and sent buffers come back.
-sleep 1
 cd /sys/class/net/eth0/statistics
+before=
+now=$(cat rx_packets tx_packets)
+while [ "$before" != "$now" ]; do
+  sleep 1
+  before=$now
+  now=$(cat rx_packets tx_packets)
+done
 echo "COUNTS rx=$(cat rx_packets) tx=$(cat tx_packets) lost=$(cat rx_dropped rx_errors tx_dropped tx_errors | tr '\\n' ' ')"
 `;
 

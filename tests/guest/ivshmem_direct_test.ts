@@ -108,7 +108,9 @@ class Flood {
 
   /** It was answered, and it went on when nobody answered any more. */
   async stop(): Promise<void> {
-    const log = await this.a.run("killall -INT ping; sleep 0.3; tail -n 3 /tmp/flood.log");
+    const log = await this.a.run(
+      "killall -INT ping; while pidof ping >/dev/null; do sleep 0.1; done; tail -n 3 /tmp/flood.log",
+    );
     const [, sent = 0, received = 0] =
       /(\d+) packets transmitted, (\d+) packets received/.exec(log)?.map(Number) ?? [];
     say(`flood: ${sent} sent, ${received} answered`);

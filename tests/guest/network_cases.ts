@@ -192,23 +192,30 @@ cd /sys/class/net/eth0/statistics
 echo FRAMES $(cat tx_packets rx_packets)
 `;
 
-/** Out of the guest, then into it; the start counts, it is when queues run over. */
+/**
+ * Out of the guest, then into it; the start counts, it is when queues run over. The server is there when the TAP's
+ * frames have been counted as well; it has one client at a time, and resets who comes while it takes leave
+ * of the last one. So each is tried until it goes.
+ */
 const IPERF_SCRIPT = `${configure("10.0.2.15/24")}
 ${FRAMES}run() {
-  echo "STREAM $1"
-  iperf3 -c ${HOST} -t ${STREAM_SECONDS} -f m -i 0 $2 2>&1
-  echo "ENDED $1 rc=$?"
+  rc=1
+  while [ $rc -ne 0 ]; do
+    sleep 0.5
+    echo "STREAM $1"
+    iperf3 -c ${HOST} -t ${STREAM_SECONDS} -f m -i 0 $2 2>&1
+    rc=$?
+    echo "ENDED $1 rc=$rc"
+  done
 }
 run out
-# The server has one client at a time, and resets who comes while it takes leave of the last one.
-sleep 1
 run in -R
 ${FRAMES}`;
 
 function streamOf(guest: Guest, direction: string): Stream {
   const lines = guest.console().split("\n");
   const part = lines.slice(
-    lines.indexOf(`STREAM ${direction}`),
+    lines.lastIndexOf(`STREAM ${direction}`),
     lines.indexOf(`ENDED ${direction} rc=0`),
   );
   for (const line of part) {
@@ -234,6 +241,11 @@ async function streams(
   tap: string,
   card: { readonly socket: string } | { readonly tap: string },
 ): Promise<Record<"out" | "in", Stream>> {
+  const files = await programFiles("iperf3");
+  await using guest = await test.boot({ ...card, script: IPERF_SCRIPT, files });
+  const timeoutMs = GUEST_TIMEOUT_MS[test.installation.kind] + 4 * STREAM_SECONDS * 1000;
+  const framesOf = (line: string) => line.split(" ").slice(1).map(Number) as unknown as Frames;
+  const first = { guest: framesOf(await guest.waitFor(/^FRAMES /, timeoutMs)), tap: passed(tap) };
   const server = new Deno.Command("iperf3", {
     args: ["--server", "--bind", HOST],
     stdin: "null",
@@ -242,26 +254,14 @@ async function streams(
     detached: true,
   }).spawn();
   await test.keeper.keep(server.pid);
-  const files = await programFiles("iperf3");
-  /** As the guest and as the TAP counted them, at its beginning and at its end. */
-  const frames: { readonly guest: Frames; readonly tap: Frames }[] = [];
-  await using guest = await test.boot({
-    ...card,
-    script: IPERF_SCRIPT,
-    files,
-    onLine: (line) => {
-      const [word, out, into] = line.split(" ");
-      if (word === "FRAMES") frames.push({ guest: [Number(out), Number(into)], tap: passed(tap) });
-    },
-  });
-  const timeoutMs = GUEST_TIMEOUT_MS[test.installation.kind] + 4 * STREAM_SECONDS * 1000;
   await guest.waitFor(/^GUEST-DONE/, timeoutMs);
   await guest.status;
+  const said = guest.console().split("\n").findLast((line) => line.startsWith("FRAMES "))!;
+  const last = { guest: framesOf(said), tap: passed(tap) };
   await test.keeper.end(server.pid);
   await server.status;
-  const [first, last] = frames as [typeof frames[0], typeof frames[0]];
   for (const way of [0, 1]) {
-    const counted = (who: "guest" | "tap") => last![who][way]! - first![who][way]!;
+    const counted = (who: "guest" | "tap") => last[who][way]! - first[who][way]!;
     const [inGuest, atTap] = [counted("guest"), counted("tap")];
     const what = `${way === 0 ? "out" : "in"}: ${inGuest} frames in the guest, ${atTap} at ${tap}`;
     console.log(what);

@@ -6,7 +6,7 @@
  * connection stays. What was typed and answered is printed with the consoles when a test fails.
  */
 
-import { assert } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
 import type { Machine, MachineKind } from "../../scripts/lab/machine.ts";
 import { machineArchitecture } from "../../scripts/lab/machine.ts";
 import {
@@ -16,6 +16,7 @@ import {
   type PairOptions,
 } from "../../scripts/lab/pair.ts";
 import { compiledExecutable } from "../../scripts/lab/executable.ts";
+import { until } from "../support/processes.ts";
 import { type MachineTest, machineTest } from "./machine_support.ts";
 
 /** From power-on or reset to the shell; only a machine that hangs meets it, see `GUEST_TIMEOUT_MS`. */
@@ -129,6 +130,12 @@ export class ControlledMachine implements AsyncDisposable {
   /** How many console lines match. */
   count(pattern: RegExp): number {
     return this.machine.console().split("\n").filter((line) => pattern.test(line)).length;
+  }
+
+  /** Asserts how many console lines match; the console may be read later than what the shell answered. */
+  async counts(pattern: RegExp, expected: number): Promise<void> {
+    await until(() => this.count(pattern) >= expected).catch(() => {});
+    assertEquals(this.count(pattern), expected, `${this.name}: lines like ${pattern}`);
   }
 
   /** Ends the machine. */

@@ -93,8 +93,9 @@ async function readUnderRestart(test: GuestTest, kind: QemuKind): Promise<void> 
   const before = reads(guest);
   await startDevice(vmsg);
   await untilReads(guest, before + READS);
-  const told = proxy.lines.slice(length).map(({ text }) => text).join("\n");
-  const base = Number(/SET_VQUEUE_STATE\? .*queue 0 base (\d+)/.exec(told)?.[1]);
+  const state = /SET_VQUEUE_STATE\? .*queue 0 base (\d+)/;
+  const { text } = await proxy.waitFor(state, PATIENCE_MS, length);
+  const base = Number(state.exec(text)![1]);
   assert(base >= before, `the queue went on from ${base} after ${before} reads`);
   console.log(`${kind}: ${bootSeconds} s to ${READS} reads; the queue went on from ${base}`);
 }
@@ -119,10 +120,7 @@ guestTest("uml: rng is found", "uml", async (test) => {
     kernelArgs: [`virtio_uml.device=${vmsg.directory}/vu.sock:${DEVICE_ENTROPY}`],
   });
   assertEquals(await guest.waitFor(/^FOUND /, GUEST_TIMEOUT_MS.uml), "FOUND 0x0004");
-  assertMatch(
-    proxy.lines.map(({ text }) => text).join("\n"),
-    /GET_DEVICE_INFO = (device id 4|entropy|rng)\b/,
-  );
+  await proxy.waitFor(/GET_DEVICE_INFO = (device id 4|entropy|rng)\b/);
 });
 
 guestTest(

@@ -18,15 +18,21 @@ export function answersIn(lines: Iterable<{ text: string; atMs: number }>): Answ
   });
 }
 
+/** By how much more than another a line may be read late here, on a machine that has other work to do. */
+const READ_LATE_MS = 500;
+
 /**
  * Answers to pings that were sent when there was an answer again. What waited in a ring meanwhile may
- * be answered late, and what was sent in the gap may be lost: neither counts.
+ * be answered late, and what was sent in the gap may be lost: neither counts. When a ping was sent is
+ * known only by when its answer was read, so those of the first moments do not count either.
  *
  * @param sinceMs when what was missing had been started again
  */
 export function sinceReturn(answers: readonly Answer[], sinceMs: number): Answer[] {
   const first = answers.find(({ atMs }) => atMs > sinceMs);
-  return first === undefined ? [] : answers.filter(({ sentMs }) => sentMs > first.atMs);
+  return first === undefined
+    ? []
+    : answers.filter(({ sentMs }) => sentMs > first.atMs + READ_LATE_MS);
 }
 
 function missing(answers: readonly Answer[]): number {
