@@ -94,7 +94,7 @@ export {
   type NetDeviceOptions,
 } from "./src/devices/net/net_device.ts";
 export { rngDevice } from "./src/devices/rng.ts";
-export type { NetworkPort, PortListener } from "./src/network/port.ts";
+export type { NetworkPort, PortListener, PortQueue } from "./src/network/port.ts";
 export { TapPort } from "./src/network/tap.ts";
 
 // Serving devices.

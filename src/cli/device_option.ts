@@ -27,7 +27,7 @@ export const DEVICE_OPTIONS: readonly Option[] = [
   },
   {
     name: "net",
-    value: "PORT[=VALUE][,mac=MAC][,mtu=N][,pcap=FILE][,...]",
+    value: "PORT[=VALUE][,mac=MAC][,mtu=N][,queues=N][,pcap=FILE][,...]",
     repeated: true,
     shortFor: "device",
     help: "a network card: short for --device net,...",

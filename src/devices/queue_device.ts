@@ -196,6 +196,11 @@ export class QueueDevice implements DeviceModel {
     return undefined;
   }
 
+  /** Is this queue open? */
+  protected runs(index: number): boolean {
+    return this.#queues[index] !== undefined;
+  }
+
   stopQueue(index: number): Answer<number> {
     const queue = this.#queues[index];
     if (queue === undefined) return 0;

@@ -4,7 +4,8 @@
  * A front end acknowledges for its guest whatever it is offered, and carries out by itself what is no vhost-user
  * message. Then the guest and the device each believe of the other what is not so: with RING_RESET a guest frees rings
  * that the device goes on reading. So bits of the ring and the transport are offered by name, what nobody has thought
- * of is not; and of a network card not those whose use begins with a command, which QEMU and DPDK keep.
+ * of is not; and of a network card not those whose use begins with a command, which QEMU and DPDK keep. How many queue
+ * pairs are used is commanded too, but a device side of ours sees it by the rings that run (devices/net/net_device.ts).
  */
 
 import { DEVICE_NET, NetFeature, RingFeature } from "../virtio/features.ts";
@@ -24,7 +25,6 @@ const [FIRST_OF_RING, FIRST_BEHIND] = [24, 50];
 /** Of a network card: what the driver switches on, or confirms, by a command. */
 const COMMANDED = [
   NetFeature.GUEST_ANNOUNCE,
-  NetFeature.MQ,
   NetFeature.HASH_TUNNEL,
   NetFeature.VQ_NOTF_COAL,
   NetFeature.NOTF_COAL,
@@ -32,10 +32,15 @@ const COMMANDED = [
   NetFeature.RSS,
 ];
 
-/** The bits that a front end of such a device may be offered, in blocks of 32. */
-export function carriedFeatures(deviceId: number): Uint32Array {
+/**
+ * The bits that a front end of such a device may be offered, in blocks of 32.
+ *
+ * @param isForeign is the device side none of ours?
+ */
+export function carriedFeatures(deviceId: number, isForeign = false): Uint32Array {
   const mask = new Uint32Array(2);
-  const kept: readonly number[] = deviceId === DEVICE_NET ? COMMANDED : [];
+  const commanded = isForeign ? [...COMMANDED, NetFeature.MQ] : COMMANDED;
+  const kept: readonly number[] = deviceId === DEVICE_NET ? commanded : [];
   for (let bit = 0; bit < 64; bit++) {
     const isOfRing = bit >= FIRST_OF_RING && bit < FIRST_BEHIND;
     const isCarried = isOfRing ? (CARRIED as number[]).includes(bit) : !kept.includes(bit);

@@ -29,7 +29,7 @@ import type { SharedRegion, Sharing } from "../sharing/sharing.ts";
 import type { DeviceInfo, RemoteDevice } from "../transport/remote_device.ts";
 import { PeerLost } from "../transport/requests.ts";
 import type { QueueSetup } from "../virtio/device.ts";
-import { hasFeature, RingFeature, Status } from "../virtio/features.ts";
+import { DEVICE_NET, hasFeature, NetFeature, RingFeature, Status } from "../virtio/features.ts";
 import { positionAfterLoss, usedIndex } from "./ring_position.ts";
 import { Told, type ToldRing, type Wanted, type WantedRing } from "./wanted.ts";
 
@@ -88,6 +88,8 @@ export class Session implements Disposable {
   #last: Promise<void> = Promise.resolve();
   readonly #waiters: Deferred<void>[] = [];
   readonly #look: Timer;
+  /** How many queues the driver was told of. */
+  #queues: number | undefined;
   #ended = false;
 
   /** Takes the device's notifications. */
@@ -140,11 +142,27 @@ export class Session implements Disposable {
   /** A replaced device must be able to do what was promised to the driver. */
   #checkPromises(): void {
     const { features } = this.options.owner;
-    if (!features?.some((word, i) => (word & ~this.told.offered[i]!) !== 0)) return;
-    throw new VmsgError(
-      "FEATURES_LOST",
-      "the new device lacks features that the guest uses: restart the guest",
-    );
+    const { deviceId, maxQueues } = this.told.info!;
+    const promised = this.#queues;
+    if (features?.some((word, i) => (word & ~this.told.offered[i]!) !== 0)) {
+      throw new VmsgError(
+        "FEATURES_LOST",
+        "the new device lacks features that the guest uses: restart the guest",
+      );
+    }
+    // What the queues behind the first pair are for depends on how many pairs there are.
+    const hasPairs = deviceId === DEVICE_NET && features !== undefined &&
+      hasFeature(features, NetFeature.MQ);
+    if (hasPairs && promised !== undefined && promised !== maxQueues) {
+      const pairs = (queues: number) => queues >> 1;
+      throw new VmsgError(
+        "QUEUES_CHANGED",
+        `the new device has queues=${pairs(maxQueues)}, the last one had ${
+          pairs(promised)
+        }: restart the guest`,
+      );
+    }
+    this.#queues = maxQueues;
   }
 
   /** The device side is gone; rings that ran go on from where they are. */

@@ -15,11 +15,15 @@ const TUNSETPERSIST = 0x400454cbn;
 const TUNSETOFFLOAD = 0x400454d0n;
 const TUNGETIFF = 0x800454d2n;
 const TUNSETVNETHDRSZ = 0x400454d8n;
+const TUNSETQUEUE = 0x400454d9n;
 const TUNSETVNETLE = 0x400454dcn;
 
 const IFF_TAP = 0x0002;
 const IFF_NO_PI = 0x1000;
 const IFF_VNET_HDR = 0x4000;
+const IFF_MULTI_QUEUE = 0x0100;
+const IFF_ATTACH_QUEUE = 0x0200;
+const IFF_DETACH_QUEUE = 0x0400;
 const O_NONBLOCK = 0o4000;
 
 /** The reader of a TAP takes frames whose checksum is left to it. */
@@ -55,16 +59,24 @@ export function openTun(): Fd {
  * Turns an open tun descriptor into a TAP: attaches to the one of that name, or makes it.
  *
  * @param headerSize of the virtio-net header, in bytes
+ * @param hasQueues may several descriptors attach to it, each as a queue?
  * @returns the name, which the kernel completes if it has "%d" in it
  */
-export function attachTap(fd: Fd, name: string, headerSize: number): string {
+export function attachTap(fd: Fd, name: string, headerSize: number, hasQueues: boolean): string {
   fillInterfaceRequest(request.bytes, name);
-  request.view.setUint16(IFREQ_UNION, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, true);
+  const flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (hasQueues ? IFF_MULTI_QUEUE : 0);
+  request.view.setUint16(IFREQ_UNION, flags, true);
   check(libc.ioctl(fd.number, TUNSETIFF, request.address), `make TAP ${name}`);
   const actual = interfaceRequestName(request.bytes);
   setWord(fd, TUNSETVNETHDRSZ, headerSize, `set the header size of TAP ${actual}`);
   setWord(fd, TUNSETVNETLE, 1, `set the header's byte order of TAP ${actual}`);
   return actual;
+}
+
+/** Has a queue of a TAP get frames, or none; frames that wait in it are dropped by the kernel then. */
+export function useTapQueue(fd: Fd, used: boolean): boolean {
+  request.view.setUint16(IFREQ_UNION, used ? IFF_ATTACH_QUEUE : IFF_DETACH_QUEUE, true);
+  return libc.ioctl(fd.number, TUNSETQUEUE, request.address) >= 0;
 }
 
 /** Has the interface stay when the descriptor is closed, or not. */

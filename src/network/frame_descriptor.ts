@@ -38,14 +38,14 @@ export class FrameDescriptor implements Disposable {
   readable = false;
   readonly counters: InstanceType<typeof FrameCounters>;
   #blocked = false;
-  #listener: PortListener | undefined;
+  #listener: Pick<PortListener, "readable" | "writable"> | undefined;
 
   /** Takes a non-blocking descriptor, which stays the caller's, and the port's name for the counters. */
   constructor(readonly fd: Fd, readonly reactor: Reactor, name = "") {
     this.counters = new FrameCounters("port", name);
   }
 
-  open(listener: PortListener): void {
+  open(listener: Pick<PortListener, "readable" | "writable">): void {
     this.#listener = listener;
     const events = EPOLLIN | EPOLLOUT | EPOLLET;
     this.reactor.watch(this.fd, events, (ready) => this.#ready(ready));

@@ -23,7 +23,7 @@ import type { Reactor, Timer } from "../linux/reactor.ts";
 import type { IovecList } from "../memory/mod.ts";
 import { counterShape } from "../observe/counters.ts";
 import type { Log } from "../observe/log.ts";
-import type { NetworkPort, PortListener } from "./port.ts";
+import type { NetworkPort, PortListener, PortQueue } from "./port.ts";
 
 export interface CaptureOptions {
   /** The file, which is replaced. */
@@ -57,6 +57,8 @@ export class CapturingPort implements NetworkPort {
   readonly #path: string;
   readonly #snapLength: number;
   readonly #sizeLimit: number;
+  readonly queues: readonly PortQueue[] | undefined;
+  readonly #first: PortQueue;
   readonly #buffer: Mapping;
   readonly #view: DataView;
   // struct timespec: s64 seconds, s64 nanoseconds
@@ -81,6 +83,8 @@ export class CapturingPort implements NetworkPort {
     this.description = `${port.description}, captured in ${options.path}`;
     this.counters = new CaptureCounters("capture", options.path);
     this.features = port.features;
+    this.queues = port.queues?.map((queue) => this.#watched(queue));
+    this.#first = this.queues?.[0] ?? this.#watched(port);
     this.#path = options.path;
     this.#snapLength = Math.min(options.snapLength ?? MAX_SNAP_LENGTH, MAX_SNAP_LENGTH);
     this.#sizeLimit = options.sizeLimit ?? DEFAULT_SIZE_LIMIT;
@@ -118,24 +122,41 @@ export class CapturingPort implements NetworkPort {
     this.port.open(listener);
   }
 
+  setQueues(count: number): void {
+    this.port.setQueues?.(count);
+  }
+
+  #watched(queue: PortQueue): PortQueue {
+    return {
+      send: (frame) => {
+        if (!queue.send(frame)) return false;
+        this.#capture(frame, frame.length, 0);
+        return true;
+      },
+      nextLength: () => queue.nextLength(),
+      receive: (into, first) => {
+        const length = queue.receive(into, first);
+        if (length > 0) this.#capture(into, length, first);
+        return length;
+      },
+      discard: () => queue.discard(),
+    };
+  }
+
   send(frame: IovecList): boolean {
-    if (!this.port.send(frame)) return false;
-    this.#capture(frame, frame.length, 0);
-    return true;
+    return this.#first.send(frame);
   }
 
   nextLength(): number {
-    return this.port.nextLength();
+    return this.#first.nextLength();
   }
 
   receive(into: IovecList, first: number): number {
-    const length = this.port.receive(into, first);
-    if (length > 0) this.#capture(into, length, first);
-    return length;
+    return this.#first.receive(into, first);
   }
 
   discard(): void {
-    this.port.discard();
+    this.#first.discard();
   }
 
   #capture(frame: IovecList, length: number, first: number): void {

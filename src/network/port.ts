@@ -8,18 +8,40 @@
 
 import type { IovecList } from "../memory/mod.ts";
 
-/** Who uses a port: the device, which works in its own task. */
+/** Who uses a port: the device, which works in its own task. Queues are counted from 0, which is meant unless given. */
 export interface PortListener {
   /** Frames for the guest may be there. */
-  readable(): void;
+  readable(queue?: number): void;
   /** A frame that was refused may be sent now. */
-  writable(): void;
+  writable(queue?: number): void;
   /** The network behind the port is there, or is not. */
   link(up: boolean): void;
 }
 
-/** Where frames go to and come from. Nothing here blocks or throws for what a frame contains. */
-export interface NetworkPort extends Disposable {
+/** One way for frames in either direction. Nothing here blocks or throws for what a frame contains. */
+export interface PortQueue {
+  /**
+   * Sends one frame of the guest, header first. A frame that makes no sense is dropped and counts as
+   * sent.
+   *
+   * @returns false if there is no room now: keep the frame until {@link PortListener.writable}
+   */
+  send(frame: IovecList): boolean;
+  /** Room that the next frame for the guest needs, header included; 0 when there is none. */
+  nextLength(): number;
+  /**
+   * Writes the next frame, header first, into the segments from `first` on, which have room for
+   * {@link nextLength} bytes.
+   *
+   * @returns its length with header, 0 when there was none after all
+   */
+  receive(into: IovecList, first: number): number;
+  /** Drops the next frame, which no buffer of the guest can hold. */
+  discard(): void;
+}
+
+/** Where frames go to and come from. */
+export interface NetworkPort extends PortQueue, Disposable {
   /** For log lines. */
   readonly description: string;
   /**
@@ -41,21 +63,10 @@ export interface NetworkPort extends Disposable {
   /** Starts; frames may come from here on. */
   open(listener: PortListener): void;
   /**
-   * Sends one frame of the guest, header first. A frame that makes no sense is dropped and counts as
-   * sent.
-   *
-   * @returns false if there is no room now: keep the frame until {@link PortListener.writable}
+   * Its queues where it has several, one for each queue pair of a card; the port's own methods are those of the first. A
+   * flow's frames for the guest come from the queue on which the guest sent that flow last (VIRTIO 1.2, 5.1.6.5.5).
    */
-  send(frame: IovecList): boolean;
-  /** Room that the next frame for the guest needs, header included; 0 when there is none. */
-  nextLength(): number;
-  /**
-   * Writes the next frame, header first, into the segments from `first` on, which have room for
-   * {@link nextLength} bytes.
-   *
-   * @returns its length with header, 0 when there was none after all
-   */
-  receive(into: IovecList, first: number): number;
-  /** Drops the next frame, which no buffer of the guest can hold. */
-  discard(): void;
+  readonly queues?: readonly PortQueue[] | undefined;
+  /** How many queues are in use from here on, the first ones; 1 at the beginning. */
+  setQueues?(count: number): void;
 }

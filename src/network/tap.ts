@@ -17,6 +17,9 @@
  * The interface goes with the process, however that ends, unless it was made persistent or had been
  * there before. The bridge, the address and the MTU it was given go or stay with it.
  *
+ * A card with several queue pairs has a TAP with as many queues, each a descriptor. The kernel remembers on which of them
+ * a flow was sent last and answers there; queues that the driver does not use are detached, so that it sends nothing there.
+ *
  * When features are given up (a reset, another driver) the frames that wait are dropped: they may have
  * been made for what the driver took before.
  */
@@ -28,12 +31,12 @@ import type { Fd } from "../linux/fd.ts";
 import { LinkWatch } from "../linux/link_watch.ts";
 import * as netdev from "../linux/netdev.ts";
 import type { Reactor } from "../linux/reactor.ts";
-import { linkName } from "../linux/sysfs.ts";
+import { directoryNames, linkName, readAttribute, SYSFS } from "../linux/sysfs.ts";
 import * as tun from "../linux/tun.ts";
 import type { IovecList } from "../memory/mod.ts";
 import { FrameDescriptor } from "./frame_descriptor.ts";
 import { frameRoom, KERNEL_OFFLOADS, LARGE_FRAME_ROOM, takesLargeFrames } from "./frame_size.ts";
-import type { NetworkPort, PortListener } from "./port.ts";
+import type { NetworkPort, PortListener, PortQueue } from "./port.ts";
 import { parseIpv4Address } from "./protocols/ipv4.ts";
 
 /** What the TAP is. */
@@ -58,6 +61,8 @@ export interface TapOptions {
   readonly mtu?: number | undefined;
   /** False to offer the guest no checksum and segmentation offloads; default true. */
   readonly offloads?: boolean;
+  /** How many queues; 1 unless given. */
+  readonly queues?: number | undefined;
 }
 
 const BASIC_TUN_BITS = tun.TUN_F_CSUM | tun.TUN_F_TSO4 | tun.TUN_F_TSO6 | tun.TUN_F_TSO_ECN;
@@ -65,6 +70,43 @@ const USO_TUN_BITS = tun.TUN_F_USO4 | tun.TUN_F_USO6;
 
 /** What kernels since 6.2 do besides. */
 const USO_FEATURES = [NetFeature.GUEST_USO4, NetFeature.GUEST_USO6, NetFeature.HOST_USO];
+
+/** A queue of a TAP. It owns the descriptor. */
+class TapQueue implements PortQueue, Disposable {
+  readonly frames: FrameDescriptor;
+  /** The kernel may send frames here. */
+  used = true;
+  /** Room that a frame may need. */
+  room = 0;
+
+  constructor(readonly fd: Fd, reactor: Reactor, name: string) {
+    this.frames = new FrameDescriptor(fd, reactor, name);
+  }
+
+  send(frame: IovecList): boolean {
+    return this.frames.write(frame.address, frame.count);
+  }
+
+  nextLength(): number {
+    return this.frames.readable ? this.room : 0;
+  }
+
+  receive(into: IovecList, first: number): number {
+    const length = this.frames.read(into.addressFrom(first), into.count - first);
+    // The kernel's header ends before num_buffers; those two bytes are left as they were.
+    if (length > 0) into.setUint16(NUM_BUFFERS_OFFSET, 1, first);
+    return length;
+  }
+
+  discard(): void {
+    this.frames.discard();
+  }
+
+  [Symbol.dispose](): void {
+    this.frames[Symbol.dispose]();
+    this.fd[Symbol.dispose]();
+  }
+}
 
 /** See the head of this file. */
 export class TapPort implements NetworkPort {
@@ -74,10 +116,10 @@ export class TapPort implements NetworkPort {
   readonly features: readonly number[];
   /** The largest payload of a frame, in bytes: what the device should tell its driver. */
   readonly mtu: number;
+  readonly queues: readonly PortQueue[];
+  readonly #queues: readonly TapQueue[];
   readonly #fd: Fd;
-  readonly #frames: FrameDescriptor;
   readonly #bridged: boolean;
-  #room: number;
   #tunBits = 0;
   readonly #watch: LinkWatch;
   #isUp = true;
@@ -89,31 +131,53 @@ export class TapPort implements NetworkPort {
    * @throws VmsgError with a line for people
    */
   constructor(options: TapOptions, readonly reactor: Reactor) {
-    const name = options.name ?? "tap%d";
+    const { name = "tap%d", queues = 1 } = options;
     netdev.checkInterfaceName(name);
     if (options.bridge !== undefined) netdev.checkInterfaceName(options.bridge);
     const address = options.address === undefined ? undefined : parseAddress(options.address);
     this.#bridged = options.bridge !== undefined;
-    this.#fd = open();
-    try {
-      const isNew = netdev.interfaceIndex(name) === 0;
-      this.name = attach(this.#fd, name);
-      this.description = `tap ${this.name}`;
-      setUp(this.#fd, this.name, options, address, isNew ? options.mac : undefined);
-      this.mtu = netdev.interfaceMtu(this.name);
-      this.features = options.offloads === false ? [] : probeFeatures(this.#fd);
-      this.#watch = new LinkWatch(
-        reactor,
-        this.name,
-        netdev.interfaceIndex(this.name),
-        (flags) => this.#flagsChanged(flags),
-      );
-    } catch (error) {
-      this.#fd[Symbol.dispose]();
-      throw error;
+    using opened = new DisposableStack();
+    const isNew = netdev.interfaceIndex(name) === 0;
+    const fds = [opened.use(open())];
+    this.#fd = fds[0]!;
+    this.name = attach(this.#fd, name, queues > 1);
+    while (fds.length < queues) {
+      const fd = opened.use(open());
+      attach(fd, this.name, true);
+      fds.push(fd);
     }
-    this.#room = frameRoom(this.mtu);
-    this.#frames = new FrameDescriptor(this.#fd, reactor, this.description);
+    // Two processes would have a part of the frames each.
+    if (!isNew && queues > 1 && hasMore(this.name, queues)) throw inUse(this.name);
+    this.description = `tap ${this.name}`;
+    setUp(this.#fd, this.name, options, address, isNew ? options.mac : undefined);
+    this.mtu = netdev.interfaceMtu(this.name);
+    this.features = options.offloads === false ? [] : probeFeatures(this.#fd);
+    this.#watch = new LinkWatch(
+      reactor,
+      this.name,
+      netdev.interfaceIndex(this.name),
+      (flags) => this.#flagsChanged(flags),
+    );
+    opened.move();
+    const queueName = (i: number) =>
+      queues === 1 ? this.description : `${this.description} queue ${i}`;
+    this.queues = this.#queues = fds.map((fd, i) => new TapQueue(fd, reactor, queueName(i)));
+    this.#setRoom(frameRoom(this.mtu));
+    this.setQueues(1);
+  }
+
+  #setRoom(room: number): void {
+    for (const queue of this.#queues) queue.room = room;
+  }
+
+  setQueues(count: number): void {
+    for (const [i, queue] of this.#queues.entries()) {
+      const used = i < count;
+      if (used === queue.used) continue;
+      // It fails when the interface was deleted, and then nothing comes anyway.
+      tun.useTapQueue(queue.fd, used);
+      queue.used = used;
+    }
   }
 
   #flagsChanged(flags: number | undefined): void {
@@ -126,15 +190,15 @@ export class TapPort implements NetworkPort {
 
   /** What went through, and what the kernel refused. */
   get counters(): Readonly<Record<string, number>> {
-    return this.#frames.counters;
+    return this.#queues[0]!.frames.counters;
   }
 
   setFeatures(words: Uint32Array): void {
     const bits = tunBits(words);
-    this.#room = takesLargeFrames(words) ? LARGE_FRAME_ROOM : frameRoom(this.mtu);
+    this.#setRoom(takesLargeFrames(words) ? LARGE_FRAME_ROOM : frameRoom(this.mtu));
     if (bits === this.#tunBits) return;
     tun.setTapOffloads(this.#fd, bits);
-    if ((this.#tunBits & ~bits) !== 0) this.#frames.drain();
+    if ((this.#tunBits & ~bits) !== 0) { for (const { frames } of this.#queues) frames.drain(); }
     this.#tunBits = bits;
   }
 
@@ -152,35 +216,36 @@ export class TapPort implements NetworkPort {
   }
 
   open(listener: PortListener): void {
-    this.#frames.open(listener);
+    for (const [i, { frames }] of this.#queues.entries()) {
+      frames.open({
+        readable: () => listener.readable(i),
+        writable: () => listener.writable(i),
+      });
+    }
     this.#listener = listener;
     listener.link(this.#isUp);
   }
 
   send(frame: IovecList): boolean {
-    return this.#frames.write(frame.address, frame.count);
+    return this.#queues[0]!.send(frame);
   }
 
   nextLength(): number {
-    return this.#frames.readable ? this.#room : 0;
+    return this.#queues[0]!.nextLength();
   }
 
   receive(into: IovecList, first: number): number {
-    const length = this.#frames.read(into.addressFrom(first), into.count - first);
-    // The kernel's header ends before num_buffers; those two bytes are left as they were.
-    if (length > 0) into.setUint16(NUM_BUFFERS_OFFSET, 1, first);
-    return length;
+    return this.#queues[0]!.receive(into, first);
   }
 
   discard(): void {
-    this.#frames.discard();
+    this.#queues[0]!.discard();
   }
 
   /** Closes the TAP; the interface goes with it unless it is persistent. */
   [Symbol.dispose](): void {
     this.#watch[Symbol.dispose]();
-    this.#frames[Symbol.dispose]();
-    this.#fd[Symbol.dispose]();
+    for (const queue of this.#queues) queue[Symbol.dispose]();
   }
 }
 
@@ -218,8 +283,19 @@ function open(): Fd {
   });
 }
 
-function attach(fd: Fd, name: string): string {
-  return advising(() => tun.attachTap(fd, name, NET_HEADER_SIZE), ({ code }) => {
+/** Has an interface more than so many queues, as far as sysfs, which may be another network namespace's, shows it? */
+function hasMore(name: string, queues: number): boolean {
+  const directory = `${SYSFS}/class/net/${name}`;
+  if (readAttribute(`${directory}/ifindex`) !== String(netdev.interfaceIndex(name))) return false;
+  return directoryNames(`${directory}/queues`).includes(`tx-${queues}`);
+}
+
+function inUse(name: string): VmsgError {
+  return new VmsgError("TAP_IN_USE", `TAP ${name} is in use by another process: end that first`);
+}
+
+function attach(fd: Fd, name: string, hasQueues: boolean): string {
+  return advising(() => tun.attachTap(fd, name, NET_HEADER_SIZE, hasQueues), ({ code }) => {
     const exists = netdev.interfaceIndex(name) !== 0;
     if (code === "EPERM") {
       const made = "made for this user " +
@@ -231,14 +307,12 @@ function attach(fd: Fd, name: string): string {
           : `no permission to make TAP ${name}: it needs CAP_NET_ADMIN (run as root), or a TAP that was ${made}`,
       );
     }
-    if (code === "EBUSY") {
-      return new VmsgError(
-        "TAP_IN_USE",
-        `TAP ${name} is in use by another process: end that first`,
-      );
-    }
+    if (code === "EBUSY") return inUse(name);
     if (code !== "EINVAL" || !exists) return undefined;
-    const what = "is there and is no TAP with one queue: use another name";
+    const what = hasQueues
+      ? "is there and is no TAP with several queues: use another name, or " +
+        `make it so (ip tuntap add ${name} mode tap vnet_hdr multi_queue)`
+      : "is there and is no TAP with one queue: use another name, or queues=N for one with several";
     return new VmsgError("NOT_A_TAP", `interface ${name} ${what}`);
   });
 }

@@ -49,3 +49,16 @@ Deno.test("options: a flag has no text, given or not", () => {
     ]);
   }
 });
+
+Deno.test("devices: a card has one queue pair, or as many as are given", () => {
+  const queues = (port: string) =>
+    (devices("--net", port)[0]!.settings as { queues: number }).queues;
+  assertEquals(["tap", "tap,queues=1", "responder,queues=8"].map(queues), [1, 1, 8]);
+  for (const wrong of ["0", "9", "two", ""]) {
+    assertThrows(
+      () => queues(`tap,queues=${wrong}`),
+      UsageError,
+      "queues is a whole number from 1 to 8",
+    );
+  }
+});

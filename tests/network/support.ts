@@ -15,7 +15,7 @@ import { check, errno, libc } from "../../src/linux/libc.ts";
 import { mapAnonymous, type Mapping } from "../../src/linux/mapping.ts";
 import type { Reactor } from "../../src/linux/reactor.ts";
 import { AddressSpace, IovecList } from "../../src/memory/mod.ts";
-import type { NetworkPort, PortListener } from "../../src/network/port.ts";
+import type { NetworkPort, PortListener, PortQueue } from "../../src/network/port.ts";
 import type { Log } from "../../src/observe/log.ts";
 
 const SYS_UNSHARE = Deno.build.arch === "x86_64" ? 272n : 97n;
@@ -187,7 +187,7 @@ export class Listener implements PortListener {
 }
 
 /** Takes the next frame of a port, without its header; undefined if there is none. */
-export function takeFrame(port: NetworkPort, memory: GuestMemory): Uint8Array | undefined {
+export function takeFrame(port: PortQueue, memory: GuestMemory): Uint8Array | undefined {
   const wanted = port.nextLength();
   if (wanted === 0) return undefined;
   const at = GuestMemory.size / 2;

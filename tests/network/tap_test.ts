@@ -30,6 +30,21 @@ function words(...bits: number[]): Uint32Array {
   return set;
 }
 
+/** A ping from 10.0.2.2 to 10.0.2.1, whose address is in what `ip link` shows. */
+function pingFrame(link: string): Uint8Array {
+  const mac = /link\/ether (\S+)/.exec(link)![1]!.replaceAll(":", "");
+  const frame = bytes(
+    `${mac} 020000000002 0800 4500001c 00000000 4001 0000 0a000202 0a000201 0800 0000 00010001`,
+  );
+  for (const [from, to, at] of [[14, 34, 24], [34, 42, 36]]) {
+    let sum = 0;
+    for (let i = from!; i < to!; i += 2) sum += frame[i]! << 8 | frame[i + 1]!;
+    sum = ~((sum & 0xffff) + (sum >>> 16));
+    frame.set([sum >> 8 & 0xff, sum & 0xff], at);
+  }
+  return frame;
+}
+
 Deno.test("tap: the offload bits are those of the message room", () => {
   for (const [name, bit] of Object.entries(NetFeature)) {
     assertEquals(bit, NetFeature[name as keyof typeof NetFeature], name);
@@ -187,6 +202,90 @@ networkTest("tap: a bridge, a persistent interface, one that was there", NEEDS, 
   assert(ip("-o addr show br0").includes("10.1.2.3/20"));
 });
 
+networkTest("tap: a flow's frames come on the queue where it was sent last", NEEDS, () => {
+  using _namespace = new Namespace();
+  using reactor = new Reactor();
+  using memory = new GuestMemory();
+  ip("tuntap add vt0 mode tap vnet_hdr multi_queue");
+  using tap = new TapPort({ name: "vt0", address: "10.0.2.1/24", queues: 3 }, reactor);
+  ip("neigh add 10.0.2.2 lladdr 02:00:00:00:00:02 dev vt0");
+  const listener = new Listener();
+  tap.open(listener);
+  const settle = () => {
+    const tick = reactor.timer(() => {});
+    for (let i = 0; i < 3; i++) {
+      tick.arm(1);
+      reactor.turn();
+    }
+    reactor.dropTimer(tick);
+  };
+  /** On which queues the kernel's answers to a ping come that was sent from one of them. */
+  const answered = (queue: number) => {
+    const ping = pingFrame(ip("link show vt0"));
+    assert(tap.queues[queue]!.send(memory.frame(ping)));
+    settle();
+    const came: number[] = [];
+    for (const [i, one] of tap.queues.entries()) {
+      for (let frame; (frame = takeFrame(one, memory)) !== undefined;) {
+        if (frame[23] === 1) came.push(i);
+      }
+    }
+    return came;
+  };
+  const on = (queue: number) => {
+    // The kernel may have answered the first one before it takes note of where it came from.
+    answered(queue);
+    assertEquals(answered(queue), [queue], `queue ${queue} in use`);
+  };
+  on(0);
+  tap.setQueues(3);
+  for (const queue of [1, 2, 0, 2]) on(queue);
+  // What is not in use gets nothing, also of the flow that was there.
+  tap.setQueues(1);
+  on(0);
+  tap.setQueues(2);
+  for (const queue of [1, 0]) on(queue);
+  assertEquals(
+    assertThrows(() => new TapPort({ name: "vt0" }, reactor), VmsgError).message,
+    "interface vt0 is there and is no TAP with one queue: use another name, " +
+      "or queues=N for one with several",
+  );
+  ip("tuntap add vt1 mode tap vnet_hdr");
+  assertEquals(
+    assertThrows(() => new TapPort({ name: "vt1", queues: 2 }, reactor), VmsgError).message,
+    "interface vt1 is there and is no TAP with several queues: use another name, or make it so " +
+      "(ip tuntap add vt1 mode tap vnet_hdr multi_queue)",
+  );
+});
+
+networkTest(
+  "tap: several queues of one that another process has are not shared",
+  ["unshare"],
+  async () => {
+    // The kernel would give each process a part of the frames. What it has shows in sysfs, here the namespace's own.
+    const code = `
+    import { Reactor } from "./src/linux/reactor.ts";
+    import { TapPort } from "./src/network/tap.ts";
+    using reactor = new Reactor();
+    const tap = () => new TapPort({ name: "vt0", queues: 2 }, reactor);
+    tap()[Symbol.dispose]();
+    using first = tap();
+    try {
+      using second = tap();
+    } catch (error) {
+      console.log(error.message);
+    }`;
+    const prepare = "mount -t sysfs sysfs /sys && ip tuntap add vt0 mode tap vnet_hdr multi_queue";
+    const { stdout } = await new Deno.Command("unshare", {
+      args: ["-nm", "sh", "-c", `${prepare} && exec "$0" eval "$1"`, Deno.execPath(), code],
+    }).output();
+    assertEquals(
+      new TextDecoder().decode(stdout),
+      "TAP vt0 is in use by another process: end that first\n",
+    );
+  },
+);
+
 networkTest("tap: errors are for people", NEEDS, () => {
   using _namespace = new Namespace();
   using reactor = new Reactor();
@@ -203,7 +302,8 @@ networkTest("tap: errors are for people", NEEDS, () => {
   );
   assertEquals(
     message({ name: "veth7" }),
-    "interface veth7 is there and is no TAP with one queue: use another name",
+    "interface veth7 is there and is no TAP with one queue: use another name, " +
+      "or queues=N for one with several",
   );
   assertEquals(
     message({ bridge: "br9" }),

@@ -25,8 +25,17 @@ export class QueueRig<Device extends DeviceModel> implements Disposable {
   touch = true;
   configChanges = 0;
 
-  /** Makes the device, negotiates these features beside VERSION_1, and starts every queue. */
-  constructor(make: (reactor: Reactor) => Device, features: readonly number[] = []) {
+  /**
+   * Makes the device, negotiates these features beside VERSION_1, and starts every queue, or these.
+   *
+   * @param base where every queue goes on
+   */
+  constructor(
+    make: (reactor: Reactor) => Device,
+    features: readonly number[] = [],
+    started?: readonly number[],
+    base = 0,
+  ) {
     const device = this.device = make(this.reactor);
     const host: DeviceHost = {
       memory: this.memory.space,
@@ -43,12 +52,14 @@ export class QueueRig<Device extends DeviceModel> implements Disposable {
     for (let index = 0; index < device.queueCount; index++) {
       const queue = new MockDriver(this.memory, {
         size: QUEUE_SIZE,
-        at: AT + index * 0x1_0000,
+        at: AT + index * 0x3000,
         eventIndex: features.includes(RingFeature.EVENT_IDX),
         indirect: features.includes(RingFeature.INDIRECT_DESC),
       });
       this.queues.push(queue);
-      assertEquals(device.startQueue(index, queue.config), undefined);
+      if (started?.includes(index) ?? true) {
+        assertEquals(device.startQueue(index, { ...queue.config, base }), undefined);
+      }
     }
   }
 

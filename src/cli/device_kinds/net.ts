@@ -3,9 +3,10 @@
 import { NetDevice } from "../../devices/net/net_device.ts";
 import { parseMac } from "../../network/protocols/ethernet.ts";
 import { CapturingPort } from "../../network/pcap.ts";
+import { SteeredPort } from "../../network/steered_port.ts";
 import type { Group } from "../groups.ts";
 import type { Chosen } from "../kinds.ts";
-import { parseMtu } from "../port_kinds/port_kind.ts";
+import { parseMtu, parseQueues } from "../port_kinds/port_kind.ts";
 import { openPort, parsePort } from "../port_option.ts";
 import type { DeviceKind } from "./device_kind.ts";
 
@@ -15,6 +16,8 @@ interface NetSettings {
   readonly mtu: number | undefined;
   readonly port: Chosen;
   readonly capture: string | undefined;
+  /** Queue pairs. */
+  readonly queues: number;
 }
 
 /** An address in QEMU's range, the last byte by device number. */
@@ -33,23 +36,33 @@ function parseCardMac(group: Group, number: number): Uint8Array {
 
 export const netKind: DeviceKind<NetSettings> = {
   name: "net",
-  usage: "net[,PORT[=VALUE][,mac=MAC][,mtu=N][,pcap=FILE][,...]]",
+  usage: "net[,PORT[=VALUE][,mac=MAC][,mtu=N][,queues=N][,pcap=FILE][,...]]",
   help:
-    "a network card, on the port `responder` unless another is named; pcap writes all frames to a " +
-    "file; what else can be given is the port's, see below",
+    "a network card, on the port `responder` unless another is named; queues is how many queue pairs its " +
+    "driver may use (1 to 8); pcap writes all frames to a file; what else can be given is the port's, see below",
   parse: (text, option, number) => {
-    const { group, port } = parsePort(option, text || "responder", ["mac", "mtu", "pcap"]);
+    const { group, port } = parsePort(option, text || "responder", [
+      "mac",
+      "mtu",
+      "queues",
+      "pcap",
+    ]);
     const mac = parseCardMac(group, number);
-    return { mac, mtu: parseMtu(group), capture: group.text("pcap"), port };
+    const capture = group.text("pcap");
+    return { mac, mtu: parseMtu(group), queues: parseQueues(group), capture, port };
   },
   open: (settings, { reactor, log, hubs, number }) => {
-    const { mac, capture } = settings;
-    const { port, mtu } = openPort(settings.port, { reactor, log, card: mac, hubs });
+    const { mac, capture, queues } = settings;
+    const { port, mtu } = openPort(settings.port, { reactor, log, card: mac, hubs, queues });
     const watched = capture === undefined
       ? port
       : new CapturingPort(port, { path: capture }, reactor, log);
+    const wide = queues === 1 || watched.queues !== undefined
+      ? watched
+      : new SteeredPort(watched, queues, reactor);
     const name = `${number} net, ${watched.description}`;
-    const model = new NetDevice(reactor, watched, { mac, mtu: settings.mtu ?? mtu, name });
+    const options = { mac, mtu: settings.mtu ?? mtu, pairs: queues, name };
+    const model = new NetDevice(reactor, wide, options);
     return { model, description: watched.description, counters: model.counters };
   },
 };

@@ -3,6 +3,7 @@
  * here, and a line in port_option.ts.
  */
 
+import { MAX_PAIRS } from "../../devices/net/net_device.ts";
 import type { Reactor } from "../../linux/reactor.ts";
 import type { NetworkPort } from "../../network/port.ts";
 import type { Log } from "../../observe/log.ts";
@@ -29,10 +30,16 @@ export interface PortContext {
   /** The MAC address of the card that it is opened for, if it is for one. */
   readonly card?: Uint8Array | undefined;
   readonly hubs?: HubLinks | undefined;
+  /** How many queue pairs that card has; 1 unless given. A port that cannot have several queues has one. */
+  readonly queues?: number;
 }
 
 export function parseMtu(group: Group): number | undefined {
   return group.text("mtu") === undefined ? undefined : group.number("mtu", 68, 65535, DEFAULT_MTU);
+}
+
+export function parseQueues(group: Group): number {
+  return group.number("queues", 1, MAX_PAIRS, 1);
 }
 
 /** A record of the table; see `Kind` for which thread uses what. */

@@ -30,9 +30,9 @@ export const tapKind: PortKind<TapOptions> = {
       offloads: group.flag("offloads", true),
     };
   },
-  open: (options, { reactor, card }) => {
+  open: (options, { reactor, card, queues }) => {
     const mac = card === undefined ? {} : { mac: hostMac(card) };
-    const port = new TapPort({ ...mac, ...options }, reactor);
+    const port = new TapPort({ ...mac, ...options, queues }, reactor);
     return { port, mtu: port.mtu };
   },
 };

@@ -12,8 +12,9 @@ import { NetFeature } from "../../virtio/features.ts";
 import type { IovecList } from "../../memory/mod.ts";
 import { addressSet, macKey, type ReceiveFilter } from "./receive_filter.ts";
 
-const Class = { RX: 0, MAC: 1, VLAN: 2, ANNOUNCE: 3, GUEST_OFFLOADS: 5 } as const;
+const Class = { RX: 0, MAC: 1, VLAN: 2, ANNOUNCE: 3, MQ: 4, GUEST_OFFLOADS: 5 } as const;
 const [MAC_TABLE_SET, MAC_ADDR_SET] = [0, 1];
+const VQ_PAIRS_SET = 0;
 const [VLAN_ADD, VLAN_DEL] = [0, 1];
 
 /** What the commands of CLASS_RX switch, in their order. */
@@ -42,10 +43,12 @@ const MAX_COMMAND = 4096;
 const command = allocate(MAX_COMMAND);
 
 export interface ControlTarget {
-  filter: ReceiveFilter;
+  receiveFilter(): ReceiveFilter;
   readonly has: (feature: number) => boolean;
   setMac(bytes: Uint8Array): void;
   announced(): void;
+  /** On how many queue pairs frames are received; false if it cannot be so many. */
+  setPairs(count: number): boolean;
   /** Guest offloads, one bit per feature in two words; false if one was not negotiated. */
   setGuestOffloads(low: number, high: number): boolean;
 }
@@ -70,12 +73,14 @@ export function runCommand(request: IovecList, target: ControlTarget): boolean {
       if (data < 2 || !target.has(NetFeature.CTRL_VLAN)) return false;
       if (number !== VLAN_ADD && number !== VLAN_DEL) return false;
       if (view.getUint16(2, true) >= 4096) return false;
-      target.filter.setVlan(view.getUint16(2, true), number === VLAN_ADD);
+      target.receiveFilter().setVlan(view.getUint16(2, true), number === VLAN_ADD);
       return true;
     case Class.ANNOUNCE:
       if (number !== 0 || !target.has(NetFeature.GUEST_ANNOUNCE)) return false;
       target.announced();
       return true;
+    case Class.MQ:
+      return number === VQ_PAIRS_SET && data >= 2 && target.setPairs(view.getUint16(2, true));
     case Class.GUEST_OFFLOADS:
       if (number !== 0 || data < 8 || !target.has(NetFeature.CTRL_GUEST_OFFLOADS)) return false;
       return target.setGuestOffloads(view.getUint32(2, true), view.getUint32(6, true));
@@ -84,21 +89,22 @@ export function runCommand(request: IovecList, target: ControlTarget): boolean {
   }
 }
 
-function setReceiveMode(mode: number, on: boolean, { filter, has }: ControlTarget): boolean {
+function setReceiveMode(mode: number, on: boolean, { receiveFilter, has }: ControlTarget): boolean {
   const name = RECEIVE_MODES[mode];
   if (name === undefined || !has(NetFeature.CTRL_RX)) return false;
   if (mode >= 2 && !has(NetFeature.CTRL_RX_EXTRA)) return false;
-  filter[name] = on;
+  receiveFilter()[name] = on;
   return true;
 }
 
 /** Two tables behind one another, unicast and multicast: u32 count, then count times six bytes. */
-function setMacTable(length: number, { filter, has }: ControlTarget): boolean {
+function setMacTable(length: number, { receiveFilter, has }: ControlTarget): boolean {
   if (!has(NetFeature.CTRL_RX)) return false;
   const unicast = readTable(2, length);
   if (unicast === undefined) return false;
   const multicast = readTable(2 + 4 + 6 * unicast.length, length);
   if (multicast === undefined) return false;
+  const filter = receiveFilter();
   filter.unicast = addressSet(unicast);
   filter.multicast = addressSet(multicast);
   return true;

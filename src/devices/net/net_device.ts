@@ -1,51 +1,38 @@
 /**
- * A virtio network card (VIRTIO 1.2, section 5.1): one queue pair, a control queue, a network port.
+ * A virtio network card (VIRTIO 1.2, section 5.1): queue pairs, a control queue, a network port with a queue for each pair.
  *
- * Theory of operation. What each queue does with a batch (queue_device.ts has the rest):
+ * Theory of operation. What a pair does with a batch is queue_pair.ts, the rest of a queue's life queue_device.ts. The
+ * control queue follows the pairs, of which there is one unless the driver accepts several (MQ):
  *
- *     transmit: pop buffers of queue 1 -> port.send -> complete; sleeps until the driver kicks,
- *               or, when the port is full, until it is writable
- *     receive:  port has a frame -> pop buffers of queue 0 -> port.receive -> complete;
- *               sleeps until the port is readable, or, when buffers lack, until the driver kicks
- *     control:  pop a command of queue 2 -> carry it out -> write its outcome -> complete
+ *     receive 0, transmit 0, receive 1, transmit 1, ... control:  pop a command -> carry it out -> write its outcome
+ *
+ * Frames are sent from every pair. They are received on as many as the driver has commanded, at first on one. A front end
+ * of vhost-user keeps commands to itself, so no control queue runs; then the receive queues that run tell how many. Which
+ * pair a frame is for is the port's to know (network/port.ts).
  *
  * Offloads are the port's: the virtio-net header goes through unchanged, and no checksum is computed here.
  * Buffers are used in the order they came, which is what makes a restarted device able to go on.
- *
- * Buffers are popped many at once. Those for receiving are kept until frames come. Which receive function runs, for one buffer a frame or for several (MRG_RXBUF), is chosen with the features.
  */
 
-import {
-  NET_HEADER_SIZE,
-  NetConfig,
-  NetStatus,
-  NUM_BUFFERS_OFFSET,
-} from "../../virtio/net_header.ts";
-import type { Reactor } from "../../linux/reactor.ts";
-import type { IovecList } from "../../memory/mod.ts";
+import { NetConfig, NetStatus } from "../../virtio/net_header.ts";
+import type { Reactor, Task } from "../../linux/reactor.ts";
 import type { NetworkPort } from "../../network/port.ts";
 import { counterShape } from "../../observe/counters.ts";
 import type { Answer, DeviceHost, QueueSetup } from "../../virtio/device.ts";
 import { DEVICE_NET, NetFeature } from "../../virtio/features.ts";
-import { Chain, ChainBatch, ChainSequence, type DeviceQueue } from "../../virtio/split/mod.ts";
-import { BATCH, type Batch, popOrAsk, QueueDevice, take } from "../queue_device.ts";
+import { Chain, type DeviceQueue } from "../../virtio/split/mod.ts";
+import { type Batch, QueueDevice, take } from "../queue_device.ts";
 import { type ControlTarget, GUEST_OFFLOADS, runCommand } from "./control_queue.ts";
+import { QueuePair } from "./queue_pair.ts";
 import { macKey, ReceiveFilter } from "./receive_filter.ts";
 
 const RECEIVE = 0;
 const TRANSMIT = 1;
-/** Buffers for frames are popped so many at once, and those that are not needed now are kept. */
-const AHEAD = 16;
-/** As many as one system call takes. */
-const MAX_SEGMENTS = 1024;
+/** The most queue pairs of a card. Each keeps its own buffers' descriptions ready: 100 KB of this process. */
+export const MAX_PAIRS = 8;
 /** Mbit/s; what a TAP reports, since memory has no line rate. */
 const SPEED = 10_000;
 const DUPLEX_FULL = 1;
-/** Where destination and VLAN tag lie in a frame that follows its header. */
-const DESTINATION = NET_HEADER_SIZE;
-const ETHERTYPE = NET_HEADER_SIZE + 12;
-const ETHERTYPE_VLAN = 0x8100;
-
 const OFFERED = [
   NetFeature.MAC,
   NetFeature.STATUS,
@@ -66,6 +53,8 @@ export interface NetDeviceOptions {
   readonly mac: Uint8Array;
   /** The largest payload of a frame, in bytes. */
   readonly mtu: number;
+  /** How many queue pairs it has, 1 unless given; the port has as many queues. */
+  readonly pairs?: number;
   /** What its counters are called; what the port is, unless given. */
   readonly name?: string;
 }
@@ -103,38 +92,45 @@ export class NetDevice extends QueueDevice {
   /** What it has done. */
   declare readonly counters: NetCounters;
   readonly #chain = new Chain();
-  readonly #sent = new ChainBatch(BATCH, MAX_SEGMENTS);
-  /** Buffers for frames, of which those from `#nextBuffer` on are unused. */
-  readonly #buffers = new ChainBatch(AHEAD, MAX_SEGMENTS);
-  #nextBuffer = 0;
-  readonly #sequence = new ChainSequence();
-  #filter = new ReceiveFilter();
+  readonly #pairs: readonly QueuePair[];
+  /** On how many of them the driver has commanded to receive. */
+  #commanded: number | undefined;
+  /** The same as commanded to another device, as far as its queues tell. */
+  #inherited = 1;
+  #isOver = false;
+  /** What each queue does, which depends on the features. */
+  #work: readonly Batch[] = [];
+  readonly #steer: Task = { run: () => this.#setPortQueues() };
+  readonly #card: { filter: ReceiveFilter; readonly counters: NetCounters };
   readonly #configView = new DataView(this.config.buffer);
   readonly #ownMac: Uint8Array;
-  #receive: Batch = this.#receiveSingle;
 
   /** Makes a card on a port that is not open yet; the device owns the port. */
   constructor(reactor: Reactor, readonly port: NetworkPort, options: NetDeviceOptions) {
+    const { pairs = 1 } = options;
     const switchable = port.features.some((bit) => GUEST_OFFLOADS.includes(bit));
     super(reactor, {
       deviceId: DEVICE_NET,
       features: [
         ...OFFERED,
         ...port.features,
+        ...(pairs > 1 ? [NetFeature.MQ] : []),
         ...(switchable ? [NetFeature.CTRL_GUEST_OFFLOADS] : []),
       ],
       config: new Uint8Array(NetConfig.SIZE),
-      queues: [
-        (queue, budget) => this.#receive(queue, budget),
-        (queue, budget) => this.#transmit(queue, budget),
-        (queue, budget) => this.#control(queue, budget),
-      ],
+      queues: Array.from(
+        { length: 2 * pairs + 1 },
+        (_, index) => (queue, budget) => this.#work[index]!(queue, budget),
+      ),
       counters: new CardCounters("device", options.name ?? `net, ${port.description}`),
     });
     this.#ownMac = options.mac.slice(0, 6);
+    this.#card = { filter: new ReceiveFilter(), counters: this.counters };
+    const queues = port.queues ?? [port];
+    this.#pairs = Array.from({ length: pairs }, (_, i) => new QueuePair(this.#card, queues[i]!));
     const config = this.#configView;
     config.setUint16(NetConfig.STATUS, NetStatus.LINK_UP, true);
-    config.setUint16(NetConfig.PAIRS, 1, true);
+    config.setUint16(NetConfig.PAIRS, pairs, true);
     config.setUint16(NetConfig.MTU, options.mtu, true);
     config.setUint32(NetConfig.SPEED, SPEED, true);
     config.setUint8(NetConfig.DUPLEX, DUPLEX_FULL);
@@ -144,7 +140,7 @@ export class NetDevice extends QueueDevice {
   #setMac(mac: Uint8Array): void {
     const changes = mac.some((byte, i) => this.config[i] !== byte);
     this.config.set(mac);
-    this.#filter.ownKey = macKey(this.#configView.getUint16(0), this.#configView.getUint32(2));
+    this.#card.filter.ownKey = macKey(this.#configView.getUint16(0), this.#configView.getUint32(2));
     if (changes) this.host?.configChanged();
   }
 
@@ -152,8 +148,8 @@ export class NetDevice extends QueueDevice {
   override connect(host: DeviceHost): void {
     super.connect(host);
     this.port.open({
-      readable: () => this.wake(RECEIVE),
-      writable: () => this.wake(TRANSMIT),
+      readable: (queue = 0) => this.wake(2 * queue + RECEIVE),
+      writable: (queue = 0) => this.wake(2 * queue + TRANSMIT),
       link: (up) => this.#setStatusBit(NetStatus.LINK_UP, up),
     });
   }
@@ -169,15 +165,50 @@ export class NetDevice extends QueueDevice {
   /** Starts over as a card that was reset. */
   override acceptFeatures(words: Uint32Array): boolean {
     super.acceptFeatures(words);
-    this.#receive = this.has(NetFeature.MRG_RXBUF) ? this.#receiveMergeable : this.#receiveSingle;
+    this.#work = this.#assign();
+    this.#commanded = undefined;
+    this.#inherited = 1;
+    this.reactor.schedule(this.#steer);
     this.#setMac(this.#ownMac);
     // Asked of the driver before this one, which took the request with it.
     this.#setStatusBit(NetStatus.ANNOUNCE, false);
-    this.#filter = new ReceiveFilter(this.#filter.ownKey, this.has(NetFeature.CTRL_VLAN));
-    this.#controlTarget.filter = this.#filter;
+    const { ownKey } = this.#card.filter;
+    this.#card.filter = new ReceiveFilter(ownKey, this.has(NetFeature.CTRL_VLAN));
     this.port.startOver?.();
     this.port.setFeatures?.(words);
     return true;
+  }
+
+  /** How many pairs the driver knows of. */
+  get #known(): number {
+    return this.has(NetFeature.MQ) ? this.#pairs.length : 1;
+  }
+
+  /** What each queue is for. Those behind the control queue, if the driver does not know of them, are for nothing. */
+  #assign(): Batch[] {
+    const mergeable = this.has(NetFeature.MRG_RXBUF);
+    const work = this.#pairs.slice(0, this.#known).flatMap((pair): Batch[] => {
+      pair.useMergeable(mergeable);
+      return [
+        (queue, budget) => pair.receive(queue, budget),
+        (queue, budget) => pair.transmit(queue, budget),
+      ];
+    });
+    work.push((queue, budget) => this.#control(queue, budget));
+    while (work.length < this.queueCount) work.push(() => false);
+    return work;
+  }
+
+  /** Tells the port on how many queues frames are received. */
+  #setPortQueues(): boolean {
+    if (this.#isOver) return false;
+    let count = this.#commanded ?? this.#inherited;
+    if (!this.runs(2 * this.#known)) {
+      count = 1;
+      while (count < this.#known && this.runs(2 * count + RECEIVE)) count++;
+    }
+    this.port.setQueues?.(count);
+    return false;
   }
 
   /** Opens a queue; one that ran before elsewhere makes the card announce itself. */
@@ -187,106 +218,24 @@ export class NetDevice extends QueueDevice {
     // A device that goes on where another one was may be on another wire: the guest's neighbours shall
     // learn where it is now (5.1.6.5.4).
     const moved = index === TRANSMIT && setup.base !== 0;
+    // So was how many pairs it uses: one that was used before counts.
+    const pair = index >> 1;
+    if (setup.base !== 0 && pair < this.#known) {
+      this.#inherited = Math.max(this.#inherited, pair + 1);
+    }
+    this.reactor.schedule(this.#steer);
     // Which VLANs the driver wants was told to the other device, on a control queue that nobody replays.
     // Filtering is best-effort (5.1.6.5.3): rather too many frames than none.
-    if (moved) this.#filter.filtersVlans = false;
+    if (moved) this.#card.filter.filtersVlans = false;
     if (moved && this.has(NetFeature.GUEST_ANNOUNCE)) this.#setStatusBit(NetStatus.ANNOUNCE, true);
     return undefined;
   }
 
   /** Gives back the buffers that are kept for the next frame too. */
   override stopQueue(index: number): Answer<number> {
-    if (index === RECEIVE) {
-      this.#sequence.clear();
-      this.#buffers.clear();
-      this.#nextBuffer = 0;
-    }
+    if (index % 2 === RECEIVE) this.#pairs[index >> 1]?.forgetBuffers();
+    this.reactor.schedule(this.#steer);
     return super.stopQueue(index);
-  }
-
-  #transmit(queue: DeviceQueue, budget: number): boolean {
-    const frames = this.#sent;
-    let sent = 0, done = 0, count = 0;
-    while (sent < budget && done === count) {
-      count = popOrAsk(queue, frames, budget - sent);
-      if (count === 0) break;
-      for (done = 0; done < count; done++) {
-        frames.selectReadable(done);
-        if (!this.port.send(frames.readable)) break;
-      }
-      queue.completeOldest(done);
-      queue.rewind(count - done);
-      sent += done;
-    }
-    // Once for all of them, which is a nanosecond or two a frame.
-    this.counters.transmitted += sent;
-    return sent === budget;
-  }
-
-  #receiveSingle(queue: DeviceQueue, budget: number): boolean {
-    const buffers = this.#buffers;
-    const { writable } = buffers;
-    let received = 0;
-    let i = 0;
-    for (; i < budget; i++) {
-      const wanted = this.port.nextLength();
-      if (wanted === 0) break;
-      if (this.#nextBuffer === buffers.count) {
-        this.#nextBuffer = 0;
-        if (popOrAsk(queue, buffers, AHEAD) === 0) break;
-      }
-      // A buffer that a frame does not fill serves the next one.
-      buffers.selectWritable(this.#nextBuffer);
-      if (writable.length < wanted) {
-        this.counters.tooLong++;
-        this.port.discard();
-        continue;
-      }
-      const length = this.port.receive(writable, 0);
-      if (length < NET_HEADER_SIZE) break;
-      if (this.#isFiltered(writable, 0)) continue;
-      received++;
-      this.#nextBuffer++;
-      queue.complete(buffers.head, length);
-    }
-    this.counters.received += received;
-    return i === budget;
-  }
-
-  #receiveMergeable(queue: DeviceQueue, budget: number): boolean {
-    const buffers = this.#sequence;
-    let received = 0;
-    let i = 0;
-    for (; i < budget; i++) {
-      const wanted = this.port.nextLength();
-      if (wanted === 0) break;
-      if (!buffers.fill(queue, wanted, AHEAD) && !this.#fillAfterAsking(queue, wanted)) break;
-      if (buffers.bytes < wanted) continue;
-      const first = buffers.firstSegment;
-      const length = this.port.receive(buffers.writable, first);
-      if (length < NET_HEADER_SIZE) break;
-      if (this.#isFiltered(buffers.writable, first)) continue;
-      buffers.writable.setUint16(NUM_BUFFERS_OFFSET, buffers.buffersFor(length), first);
-      received++;
-      buffers.complete(queue, length);
-    }
-    this.counters.received += received;
-    return i === budget;
-  }
-
-  /** A frame the driver does not want; its buffers serve the next one. */
-  #isFiltered(frame: IovecList, first: number): boolean {
-    return !this.#filter.acceptsAll && this.#isRefused(frame, first);
-  }
-
-  #isRefused(frame: IovecList, first: number): boolean {
-    const u16 = (at: number) => (frame.getUint8(at, first) << 8) | frame.getUint8(at + 1, first);
-    const high = u16(DESTINATION);
-    const low = u16(DESTINATION + 2) * 0x1_0000 + u16(DESTINATION + 4);
-    const vlan = u16(ETHERTYPE) === ETHERTYPE_VLAN ? u16(ETHERTYPE + 2) & 0xfff : -1;
-    if (this.#filter.accepts(high, low, vlan)) return false;
-    this.counters.filtered++;
-    return true;
   }
 
   #control(queue: DeviceQueue, budget: number): boolean {
@@ -303,9 +252,15 @@ export class NetDevice extends QueueDevice {
   }
 
   readonly #controlTarget: ControlTarget = {
-    filter: this.#filter,
+    receiveFilter: () => this.#card.filter,
     has: (feature) => this.has(feature),
     setMac: (bytes) => this.#setMac(bytes),
+    setPairs: (count) => {
+      if (!this.has(NetFeature.MQ) || count < 1 || count > this.#pairs.length) return false;
+      this.#commanded = count;
+      this.#setPortQueues();
+      return true;
+    },
     announced: () => this.#setStatusBit(NetStatus.ANNOUNCE, false),
     setGuestOffloads: (low, high) => {
       const wanted = new Uint32Array([low, high]);
@@ -322,21 +277,10 @@ export class NetDevice extends QueueDevice {
     },
   };
 
-  /** The ring was empty: asks for kicks and looks again; true if that brought buffers. */
-  #fillAfterAsking(queue: DeviceQueue, wanted: number): boolean {
-    const buffers = this.#sequence;
-    if (queue.broken !== undefined || !queue.wantKicks()) return false;
-    const held = buffers.buffers;
-    if (buffers.fill(queue, wanted) || buffers.buffers > held) return true;
-    if (queue.isSpent) return false;
-    // There are buffers and none can be taken: the sequence is full of too small ones.
-    queue.refuse("receive buffers are too small for a frame");
-    return false;
-  }
-
   /** Stops the queues and closes the port. */
   override [Symbol.dispose](): void {
     super[Symbol.dispose]();
+    this.#isOver = true;
     this.port[Symbol.dispose]();
   }
 }

@@ -207,7 +207,7 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
     const isSoon = this.reactor.now() - this.#toldQueuesMs < LEFT_SOON_MS;
     if (this.#showedMemory || !isSoon || info === undefined) return "";
     return `, told that device ${this.device.number} has queues=${protocol.queueNumber(info)}: ` +
-      "perhaps it wants more (QEMU: leave out mq=on and queues=)";
+      "perhaps it wants more (vmsg device --net ...,queues=N, or fewer queues= of QEMU)";
   }
 
   async #handle(message: FrontEndMessage): Promise<void> {
@@ -313,7 +313,9 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
 
   #getFeatures(): Uint8Array {
     const { offered, info } = this.#session.told;
-    if (info !== undefined) this.#carried = carriedFeatures(info.deviceId);
+    if (info !== undefined) {
+      this.#carried = carriedFeatures(info.deviceId, this.device.side.peer !== "vmsg");
+    }
     const [low, high] = offered.map((word, i) => word & this.#carried[i]!);
     return words(low | (1 << protocol.FEATURE_PROTOCOL_FEATURES), high);
   }
