@@ -19,7 +19,8 @@ import { parseCommon } from "./plane.ts";
 import { watchThread } from "./watchdog.ts";
 import type { StartMessage, WorkerMessage } from "./worker.ts";
 
-const STOP_TIMEOUT_MS = 2000;
+/** Many times what it takes: a machine may have other work to do, and exit code 1 says that something hangs. */
+const STOP_TIMEOUT_MS = 5000;
 
 /**
  * Runs a plane until it ends or a signal comes; the exit code.

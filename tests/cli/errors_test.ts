@@ -426,7 +426,8 @@ for (const signal of ["SIGTERM", "SIGINT"] as const) {
     assertEquals([code, stderr.filter((line) => line.includes("error"))], [0, []]);
     const [, sent, received] = summary.exec(stdout.at(-2)!)!;
     assertMatch(stdout.at(-1)!, /^round trip min\/median\/p99\/max = /);
-    assert(Number(received) >= 3 && Number(sent) <= Number(received) + 1, stdout.at(-2));
+    // Those of the last second may be under way when the signal comes.
+    assert(Number(received) >= 3 && Number(sent) <= Number(received) + 100, stdout.at(-2));
 
     // As ping(8): nobody answered.
     const unanswered = await lonely.end(signal);

@@ -88,6 +88,17 @@ processTest(
   },
 );
 
+/** What is queued before the device side has seen its peer is dropped, so it is asked until it answers. */
+async function untilSeen(peer: RawPeer, hello: (message: Message) => void): Promise<void> {
+  for (let token = -1, looks = 0;; looks++) {
+    if (looks % 100 === 0) token = peer.send(Kind.HELLO, hello);
+    await peer.reactor.sleep(10);
+    for (let answer; (answer = peer.messages.shift()) !== undefined;) {
+      if (answer.token === token) return;
+    }
+  }
+}
+
 /** The bus's peer: a driver side that says what it likes. */
 async function withPeer(
   vmsg: Processes,
@@ -102,19 +113,19 @@ async function withPeer(
     using bus = openLinuxUserBus("driver", reactor, place, keptLog([]));
     const peer = new RawPeer(reactor, bus, codecFor("v1"));
     peer.open();
-    const hello = (epoch: number, last?: Message) =>
-      peer.ask(Kind.HELLO, (m) => {
-        m.epoch = epoch;
-        m.peerEpoch = last?.epoch ?? 0;
-        m.nonce = last?.nonce ?? 0;
-        m.version = PRIVATE_VERSION;
-      });
+    const words = (epoch: number, last?: Message) => (m: Message) => {
+      m.epoch = epoch;
+      m.peerEpoch = last?.epoch ?? 0;
+      m.nonce = last?.nonce ?? 0;
+      m.version = PRIVATE_VERSION;
+    };
+    const hello = (epoch: number, last?: Message) => peer.ask(Kind.HELLO, words(epoch, last));
     const greet = async (epoch: number) => await hello(epoch, await hello(epoch));
-    // What is queued before it has seen us is dropped.
-    await reactor.until(reactor.sleep(500));
+    await reactor.until(untilSeen(peer, words(1)));
     const work = attack(peer, greet);
     await flood(() => reactor.until(work()));
   }
+  await device.waitFor(/./, undefined, before);
   const said = device.lines.length - before;
   assert(said > 0 && said < MOST_LINES, `${said} lines`);
   const { code, stdout } = await vmsg.run("driver", "--bus", BUS, "--count", "3");

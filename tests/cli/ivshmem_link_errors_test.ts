@@ -95,8 +95,8 @@ processTest("cli: a link goes on without its server, which is told in one line",
   const ended = await driver.end("SIGTERM");
   assertEquals(ended.code, 0);
   const [sent, received] = ended.stdout.at(-2)!.match(/\d+/g)!.map(Number);
-  // The last one may be under way when the signal comes.
-  assert(received! >= sent! - 1, ended.stdout.at(-2));
+  // Those of the last second may be under way when the signal comes.
+  assert(received! >= sent! - 50, ended.stdout.at(-2));
   const said = (await device.end("SIGTERM")).stderr.filter((line) => gone.test(line));
   assertEquals(said.length, 1);
 });
@@ -151,6 +151,7 @@ processTest(
     const next = await startServer(vmsg, "--size", "64K");
     const third = await vmsg.start("device", "--bus", `${BUS},peer=9`);
     await third.waitFor(/waiting for peer 9/);
+    await next.waitFor(/joined/);
     const { length } = driver.lines;
     await driver.waitFor(/icmp_seq=\d+ /, undefined, length + 5);
     assertEquals(next.stderr.filter((line) => /joined/.test(line)).length, 1);

@@ -2,9 +2,15 @@
 
 import { assertEquals, assertMatch } from "@std/assert";
 import { connectUnix } from "../../src/linux/unix_socket.ts";
+import { testUnless } from "../support/needs.ts";
 import { type Processes, processTest, VMSG_COMMAND } from "../support/processes.ts";
 
 const BUS = "linux-user,socket=lu.sock";
+
+const rootTest: typeof processTest = (name, body) => {
+  if (Deno.uid() === 0) processTest(name, body);
+  else testUnless(name, [{ what: "it needs root" }], () => {});
+};
 
 /** Each place that an option names, and what is run. */
 const PLACES: readonly [string, string, string[]][] = [
@@ -59,8 +65,7 @@ processTest(
   },
 );
 
-processTest("planted: an owner that is named is believed", async (vmsg) => {
-  if (Deno.uid() !== 0) return;
+rootTest("planted: an owner that is named is believed", async (vmsg) => {
   const path = `${vmsg.directory}/shared`;
   Deno.writeFileSync(path, new Uint8Array(1 << 22), { mode: 0o600 });
   Deno.chownSync(path, 65534, null);

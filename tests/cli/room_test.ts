@@ -106,11 +106,11 @@ for (const [socket, ready, ...args] of LISTENERS) {
     const process = await vmsg.start(...args);
     await process.waitFor(ready);
     const descriptors = () => [...Deno.readDirSync(`/proc/${process.pid}/fd`)].length;
-    const idle = descriptors();
     await limitFiles(vmsg, process.pid, 8);
     using _waiting = connectUnix(`${vmsg.directory}/${socket}`)!;
     const problem = new RegExp(`${socket}: .*\\(EMFILE\\): raise the limit of open files`);
     const { atMs } = await process.waitFor(problem);
+    const idle = descriptors();
     const before = await processorSeconds(process.pid);
     await until(() => performance.now() > atMs + 1000);
     assert(await processorSeconds(process.pid) - before < 0.25, "it waits busily");

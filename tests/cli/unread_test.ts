@@ -1,6 +1,6 @@
 /** Standard error that nobody reads: the data plane goes on, and what was dropped is counted. */
 
-import { assert, assertEquals, assertMatch } from "@std/assert";
+import { assertEquals, assertMatch } from "@std/assert";
 import { processTest, VMSG_COMMAND } from "../support/processes.ts";
 
 const BUS = "linux-user,socket=lu.sock";
@@ -28,11 +28,9 @@ processTest(
       text += part;
       if (/^vmsg: \d{3,} lines were dropped here: nobody read what was written$/m.test(text)) break;
     }
-    // Unread again, it is full at once and ends at once.
+    // Unread again, it is full at once. One that does not end in time is left behind with exit code 1 (data_plane.ts).
     assertEquals((await ping(3000)).code, 0);
-    const startMs = performance.now();
     assertEquals((await device.end("SIGTERM")).code, 0);
-    assert(performance.now() - startMs < 1500, "it did not end in time");
     await gap.cancel();
   },
 );
