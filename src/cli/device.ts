@@ -25,6 +25,7 @@ import {
 } from "./memory_option.ts";
 import { type PlaneCommand, planeCommand } from "./plane.ts";
 import { rehearse } from "./rehearsal.ts";
+import { WarmUp } from "./warm_up.ts";
 import { HUB_OPTION, Hubs, type HubSettings, parseHub, PORT_SECTION } from "./port_option.ts";
 
 interface DeviceSettings {
@@ -118,6 +119,7 @@ export const deviceCommand: PlaneCommand<DeviceSettings> = planeCommand({
       return device;
     });
     side.open();
+    stack.use(new WarmUp(reactor, () => side.counters.received > 0));
     return {
       finish: () => {
         devices.forEach(({ counters = {}, description }, number) => {

@@ -25,6 +25,7 @@ import {
   parseDriverMemory,
 } from "./memory_option.ts";
 import { type PlaneCommand, planeCommand } from "./plane.ts";
+import { WarmUp } from "./warm_up.ts";
 import { tapKind } from "./port_kinds/tap.ts";
 
 interface DriverSettings {
@@ -120,12 +121,16 @@ export const driverCommand: PlaneCommand<DriverSettings> = planeCommand({
     const memory = openDriverMemory(settings.memory, bus, stack);
     // Before the memory goes.
     stack.defer(() => side.revoke());
+    const start = () => {
+      side.open();
+      stack.use(new WarmUp(reactor, () => false));
+    };
     if (settings.tap !== undefined) {
       const { port } = tapKind.open(settings.tap, context);
       const bridge = stack.use(new PortBridge(reactor, port, log.info));
       const options = { memory, offloads: mirrored(port.features) };
       bridge.use(stack.use(new NetDriver(reactor, side, settings.device, bridge, log, options)));
-      side.open();
+      start();
       return {};
     }
     const print = settings.json ? () => {} : context.print;
@@ -138,7 +143,7 @@ export const driverCommand: PlaneCommand<DriverSettings> = planeCommand({
       result = await pinger.run();
       reactor.stop();
     });
-    side.open();
+    start();
     return {
       finish: () => {
         result ??= pinger.result();

@@ -17,6 +17,7 @@ import {
   parseMemoryLimit,
 } from "./memory_option.ts";
 import { type PlaneCommand, planeCommand } from "./plane.ts";
+import { WarmUp } from "./warm_up.ts";
 import { openXen, parseXen, XEN_OPTION, type XenDomainSettings } from "./xen_option.ts";
 
 interface ProxySettings {
@@ -129,6 +130,8 @@ export const proxyCommand: PlaneCommand<ProxySettings> = planeCommand({
     // The first that is done at the end: then the front ends get their memory back.
     stack.defer(() => side.revoke());
     side.open();
+    // Whoever is behind us takes longer to come up, and is looked at meanwhile.
+    stack.use(new WarmUp(reactor, () => false));
     return {};
   },
 });

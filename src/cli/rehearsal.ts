@@ -8,14 +8,11 @@
  * that does nothing; then it is all taken down.
  */
 
-import type { BusListener, Side } from "../bus/bus.ts";
-import { SpscQueue, spscSize } from "../bus/spsc_queue.ts";
-import { StreamBus } from "../bus/stream_bus.ts";
+import { inProcessBus } from "../bus/in_process_bus.ts";
 import { QueueDevice } from "../devices/queue_device.ts";
 import { LinuxError } from "../linux/errors.ts";
-import { mapAnonymous, type Mapping, PAGE_SIZE } from "../linux/mapping.ts";
+import { mapAnonymous, PAGE_SIZE } from "../linux/mapping.ts";
 import { Reactor } from "../linux/reactor.ts";
-import { type UnixStream, unixStreamPair } from "../linux/unix_socket.ts";
 import type { Codec } from "../message/codec.ts";
 import { Kind, Message, QUEUE_ENABLED } from "../message/message.ts";
 import { uncounted } from "../observe/counters.ts";
@@ -30,7 +27,6 @@ const ROUNDS = 2;
 const MAX_TURNS = 4;
 /** How long a turn waits for what should be there already. */
 const TURN_MS = 10;
-const SLOTS = 64;
 /** Rings of 4 entries in one page. */
 const RINGS = { descriptorAddress: PAGE_SIZE, driverAddress: 0x1100, deviceAddress: 0x1200 };
 const CONFIG_SIZE = 17;
@@ -61,24 +57,6 @@ const LINES: readonly Line[] = [
   [Kind.RESET_VQUEUE],
   ...status(0),
 ];
-
-class OwnBus extends StreamBus {
-  readonly description = "rehearsal";
-
-  constructor(side: Side, reactor: Reactor, memory: Mapping, readonly stream: UnixStream) {
-    const queue = (n: number) => new SpscQueue(memory, n * spscSize(SLOTS), spscSize(SLOTS));
-    const [outgoing, incoming] = side === "driver" ? [0, 1] : [1, 0];
-    const options = { discardOnAttach: false, ringPerMessage: true };
-    super(side, reactor, options, queue(outgoing), queue(incoming));
-  }
-
-  override open(listener: BusListener): void {
-    super.open(listener);
-    this.connected(this.stream);
-  }
-
-  protected override disconnected(): void {}
-}
 
 class Nothing extends QueueDevice {
   constructor(reactor: Reactor) {
@@ -118,14 +96,12 @@ interface Outcome {
 
 function play(codec: Codec, isTraced: boolean, outcome: Outcome): void {
   using reactor = new Reactor();
-  using queues = mapAnonymous(2 * spscSize(SLOTS));
   using memory = mapAnonymous(2 * PAGE_SIZE);
-  const [ours, theirs] = unixStreamPair();
-  using device = new OwnBus("device", reactor, queues, ours);
-  using driver = new OwnBus("driver", reactor, queues, theirs);
+  using bus = inProcessBus(reactor, { discardOnAttach: false, ringPerMessage: true });
+  const { driver } = bus;
   using side = new DeviceSide({
     reactor,
-    bus: device,
+    bus: bus.device,
     codec,
     log: createLog("", "error", () => {}),
     tracer: isTraced ? createTracer(() => {}, reactor) : undefined,

@@ -41,6 +41,7 @@ const pollfd = pollBlock.view;
 
 const AF_UNIX = 1;
 const SOCK_STREAM = 1;
+const SOCK_DGRAM = 2;
 const SOCK_NONBLOCK = 0o4000;
 const SOCK_CLOEXEC = 0o2000000;
 const SOL_SOCKET = 1;
@@ -356,8 +357,17 @@ function tryConnect(path: string): UnixStream | "EAGAIN" | "nobody" {
 
 /** Two connected streams, for tests and in-process buses. */
 export function unixStreamPair(): [UnixStream, UnixStream] {
-  const type = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
-  check(libc.socketpair(AF_UNIX, type, 0, pair.address), "socketpair");
-  const [a, b] = [pair.view.getInt32(0, true), pair.view.getInt32(4, true)];
-  return [new UnixStream(new Fd(a)), new UnixStream(new Fd(b))];
+  const [a, b] = socketPair(SOCK_STREAM);
+  return [new UnixStream(a), new UnixStream(b)];
+}
+
+/** Two connected sockets that keep frames apart. */
+export function unixDatagramPair(): [Fd, Fd] {
+  return socketPair(SOCK_DGRAM);
+}
+
+function socketPair(type: number): [Fd, Fd] {
+  const flags = SOCK_NONBLOCK | SOCK_CLOEXEC;
+  check(libc.socketpair(AF_UNIX, type | flags, 0, pair.address), "socketpair");
+  return [new Fd(pair.view.getInt32(0, true)), new Fd(pair.view.getInt32(4, true))];
 }

@@ -11,7 +11,7 @@ import { createLog } from "../../src/observe/log.ts";
 import { DeviceSide } from "../../src/transport/device_side.ts";
 import { DriverSide } from "../../src/transport/driver_side.ts";
 import { everyKind } from "../support/descriptor_kinds.ts";
-import { inProcessBus, type InProcessPair } from "../support/in_process_bus.ts";
+import { inProcessBus, type InProcessPair } from "../../src/bus/in_process_bus.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { RawPeer } from "../support/raw_peer.ts";
 import { VirtualClock } from "../support/virtual_clock.ts";

@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { RECEIVE_BUDGET } from "../../src/bus/bus.ts";
-import { inProcessBus } from "../support/in_process_bus.ts";
+import { inProcessBus } from "../../src/bus/in_process_bus.ts";
 import { SpscQueue, spscSize } from "../../src/bus/spsc_queue.ts";
 import { MAX_WAITING_FDS, StreamBus } from "../../src/bus/stream_bus.ts";
 import { allocate } from "../../src/linux/arena.ts";

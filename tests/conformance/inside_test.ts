@@ -12,7 +12,7 @@ import type { RemoteDevice } from "../../src/transport/remote_device.ts";
 import { withForeign } from "../support/device_rig.ts";
 import { FakeDevice } from "../support/fake_device.ts";
 import { withReady } from "../support/driver_rig.ts";
-import { inProcessBus } from "../support/in_process_bus.ts";
+import { inProcessBus } from "../../src/bus/in_process_bus.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { relay } from "./relay.ts";
 import { AT, withWhole } from "./whole.ts";

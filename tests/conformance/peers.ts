@@ -19,7 +19,7 @@ import { DeviceSide } from "../../src/transport/device_side.ts";
 import { DriverSide } from "../../src/transport/driver_side.ts";
 import type { DeviceModel } from "../../src/virtio/device.ts";
 import { FakeDevice } from "../support/fake_device.ts";
-import { inProcessBus } from "../support/in_process_bus.ts";
+import { inProcessBus } from "../../src/bus/in_process_bus.ts";
 import { LED_DEVICE } from "./led_device.ts";
 import { LED_DRIVER } from "./led_driver.ts";
 import { type Change, relay } from "./relay.ts";

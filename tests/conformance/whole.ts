@@ -3,7 +3,7 @@
  * its pinger in front, all messages on record. The relay may change what passes.
  */
 
-import { inProcessBus } from "../support/in_process_bus.ts";
+import { inProcessBus } from "../../src/bus/in_process_bus.ts";
 import { NetDevice } from "../../src/devices/net/net_device.ts";
 import { mapAnonymous, type Mapping } from "../../src/linux/mapping.ts";
 import { Reactor } from "../../src/linux/reactor.ts";

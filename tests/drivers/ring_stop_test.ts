@@ -11,7 +11,7 @@ import { Kind, type Message } from "../../src/message/message.ts";
 import { createLog } from "../../src/observe/log.ts";
 import { Descriptors } from "../../src/sharing/descriptors.ts";
 import { DriverSide } from "../../src/transport/driver_side.ts";
-import { inProcessBus } from "../support/in_process_bus.ts";
+import { inProcessBus } from "../../src/bus/in_process_bus.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { VirtualClock } from "../support/virtual_clock.ts";
 

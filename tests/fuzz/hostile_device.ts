@@ -20,7 +20,7 @@ import { Pages } from "../../src/sharing/pages.ts";
 import { DeviceSide } from "../../src/transport/device_side.ts";
 import { DriverSide } from "../../src/transport/driver_side.ts";
 import { MADE_UP } from "../support/front_end.ts";
-import { inProcessBus, type InProcessPair } from "../support/in_process_bus.ts";
+import { inProcessBus, type InProcessPair } from "../../src/bus/in_process_bus.ts";
 import { withDirectory } from "../support/leaks.ts";
 import type { Random } from "../support/mock_driver.ts";
 import { FakePins } from "../support/translated_rig.ts";

@@ -33,7 +33,7 @@ import { createLog, withoutRepeats } from "../../src/observe/log.ts";
 import { DeviceSide } from "../../src/transport/device_side.ts";
 import { PRIVATE_VERSION } from "../../src/transport/epoch.ts";
 import type { DeviceModel } from "../../src/virtio/device.ts";
-import { inProcessBus } from "../support/in_process_bus.ts";
+import { inProcessBus } from "../../src/bus/in_process_bus.ts";
 import { LateDevice } from "../support/late_device.ts";
 import { MockDriver, MockMemory, type Random } from "../support/mock_driver.ts";
 import { mutate, noise, putSlot, SLOT } from "./bytes.ts";

@@ -1,7 +1,7 @@
 /** A device side under test: an in-process bus, two fake devices, a raw peer, virtual time. */
 
 import { assertEquals } from "@std/assert";
-import { inProcessBus } from "./in_process_bus.ts";
+import { inProcessBus } from "../../src/bus/in_process_bus.ts";
 import type { SharedSegment } from "../../src/bus/bus.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { codecFor } from "../../src/message/codecs.ts";

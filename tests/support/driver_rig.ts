@@ -1,6 +1,6 @@
 /** A driver side under test: an in-process bus, and a raw peer that plays the device side. */
 
-import { inProcessBus } from "./in_process_bus.ts";
+import { inProcessBus } from "../../src/bus/in_process_bus.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import type { Dialect } from "../../src/message/codec.ts";

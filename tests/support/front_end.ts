@@ -4,7 +4,7 @@
  * directory, over an in-process bus.
  */
 
-import { inProcessBus } from "./in_process_bus.ts";
+import { inProcessBus } from "../../src/bus/in_process_bus.ts";
 import { createEventFd } from "../../src/linux/eventfd.ts";
 import { createSealedMemory, type Fd } from "../../src/linux/fd.ts";
 import { allocate } from "../../src/linux/arena.ts";

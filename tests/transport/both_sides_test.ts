@@ -1,7 +1,7 @@
 /** The two sides on one bus: what they say to each other when nobody is in between. */
 
 import { assert, assertEquals } from "@std/assert";
-import { inProcessBus } from "../support/in_process_bus.ts";
+import { inProcessBus } from "../../src/bus/in_process_bus.ts";
 import { LinuxUserBus } from "../../src/bus/linux_user.ts";
 import type { Bus } from "../../src/bus/bus.ts";
 import { createSealedMemory } from "../../src/linux/fd.ts";

@@ -4,7 +4,7 @@
  */
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { inProcessBus } from "../support/in_process_bus.ts";
+import { inProcessBus } from "../../src/bus/in_process_bus.ts";
 import { linuxErrno, type VmsgError } from "../../src/linux/errors.ts";
 import { createSealedMemory } from "../../src/linux/fd.ts";
 import { Reactor } from "../../src/linux/reactor.ts";

@@ -6,7 +6,7 @@ import { codecFor } from "../../src/message/codecs.ts";
 import { Kind } from "../../src/message/message.ts";
 import { Link } from "../../src/transport/link.ts";
 import { Notifications, QueueNotification } from "../../src/transport/notifications.ts";
-import { inProcessBus } from "../support/in_process_bus.ts";
+import { inProcessBus } from "../../src/bus/in_process_bus.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { RawPeer } from "../support/raw_peer.ts";
 import { VirtualClock } from "../support/virtual_clock.ts";

@@ -16,7 +16,7 @@ import { DeviceSide } from "../../../src/transport/device_side.ts";
 import { DriverSide } from "../../../src/transport/driver_side.ts";
 import { RingFeature, Status } from "../../../src/virtio/features.ts";
 import { FAKE_FEATURES, FakeDevice, type FakeDeviceOptions } from "../../support/fake_device.ts";
-import { inProcessBus } from "../../support/in_process_bus.ts";
+import { inProcessBus } from "../../../src/bus/in_process_bus.ts";
 import { cleanTest } from "../../support/leaks.ts";
 import { VirtualClock } from "../../support/virtual_clock.ts";
 

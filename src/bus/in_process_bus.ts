@@ -1,14 +1,14 @@
 /**
- * A bus between two halves of one process, for tests: the queues lie in anonymous memory, the
- * doorbell is a socket pair, so that descriptors travel as on the linux-user bus.
+ * A bus between two halves of one process, which talks to itself before others come, or is tested: the queues lie
+ * in anonymous memory, the doorbell is a socket pair, so that descriptors travel as on the linux-user bus.
  */
 
-import { mapAnonymous } from "../../src/linux/mapping.ts";
-import type { Reactor } from "../../src/linux/reactor.ts";
-import { type UnixStream, unixStreamPair } from "../../src/linux/unix_socket.ts";
-import type { BusListener, BusOptions, SharedSegment, Side } from "../../src/bus/bus.ts";
-import { SpscQueue, spscSize } from "../../src/bus/spsc_queue.ts";
-import { StreamBus } from "../../src/bus/stream_bus.ts";
+import { mapAnonymous } from "../linux/mapping.ts";
+import type { Reactor } from "../linux/reactor.ts";
+import { type UnixStream, unixStreamPair } from "../linux/unix_socket.ts";
+import type { BusListener, BusOptions, SharedSegment, Side } from "./bus.ts";
+import { SpscQueue, spscSize } from "./spsc_queue.ts";
+import { StreamBus } from "./stream_bus.ts";
 
 class InProcessBus extends StreamBus {
   readonly description: string = "in-process bus";
