@@ -304,7 +304,7 @@ const ROOM_LINES: Readonly<Record<string, number>> = {
   transport: 2000,
   sharing: 1400,
   drivers: 2800,
-  devices: 800,
+  devices: 1800,
   network: 4500,
   observe: 300,
   check: 800,

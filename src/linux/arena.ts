@@ -8,7 +8,8 @@
 
 import { mapAnonymous } from "./mapping.ts";
 
-const ARENA_SIZE = 4 << 20;
+/** Only what is used takes memory. */
+const ARENA_SIZE = 16 << 20;
 const arena = mapAnonymous(ARENA_SIZE);
 let used = 0;
 

@@ -120,6 +120,7 @@ const S_IFMT = 0o170000;
 const KINDS: Readonly<Record<number, FileStatus["kind"]>> = {
   0o010000: "pipe",
   0o040000: "directory",
+  0o060000: "block device",
   0o100000: "file",
   0o140000: "socket",
 };
@@ -148,7 +149,7 @@ export function isRegularFile(fd: Fd): boolean {
 
 /** Who may do what with a file. */
 export interface FileStatus {
-  readonly kind: "file" | "directory" | "socket" | "pipe" | "other";
+  readonly kind: "file" | "block device" | "directory" | "socket" | "pipe" | "other";
   /** The lower nine bits of its mode. */
   readonly mode: number;
   /** User and group, by number. */

@@ -35,6 +35,12 @@ const library = Deno.dlopen("libc.so.6", {
   readv: { parameters: ["i32", "u64", "i32"], result: "i32" },
   /** ssize_t writev(int fd, const struct iovec *iov, int iovcnt) */
   writev: { parameters: ["i32", "u64", "i32"], result: "i32" },
+  /** ssize_t preadv(int fd, const struct iovec *iov, int iovcnt, off_t offset) */
+  preadv: { parameters: ["i32", "u64", "i32", "i64"], result: "i32" },
+  /** ssize_t pwritev(int fd, const struct iovec *iov, int iovcnt, off_t offset) */
+  pwritev: { parameters: ["i32", "u64", "i32", "i64"], result: "i32" },
+  /** int fdatasync(int fd) */
+  fdatasync: { parameters: ["i32"], result: "i32" },
   /** ssize_t preadv2(int fd, const struct iovec *iov, int iovcnt, off_t offset, int flags) */
   preadv2: { parameters: ["i32", "u64", "i32", "i64", "i32"], result: "i32" },
   /** int getsockopt(int sockfd, int level, int optname, void *optval, socklen_t *optlen) */
@@ -85,6 +91,12 @@ const library = Deno.dlopen("libc.so.6", {
   syscall: { parameters: ["i64", "i64", "u64"], result: "i32" },
   /** The same for io_submit(aio_context_t ctx, long nr, struct iocb **iocbs) */
   io_submit: { name: "syscall", parameters: ["i64", "u64", "i64", "u64"], result: "i32" },
+  /** The same for io_uring_enter(int fd, u32 to_submit, u32 min_complete, u32 flags, sigset_t *sig, size_t size) */
+  io_uring_enter: {
+    name: "syscall",
+    parameters: ["i64", "i32", "u32", "u32", "u32", "u64", "u64"],
+    result: "i32",
+  },
   /** int fstatfs(int fd, struct statfs *buf) */
   fstatfs: { parameters: ["i32", "u64"], result: "i32" },
   /** int memfd_create(const char *name, unsigned int flags) */

@@ -104,6 +104,12 @@ export class IovecArray {
     return size;
   }
 
+  /** Stores the byte right behind segment `i`, one of the array that {@link IovecList.cutByte} has cut off. */
+  setByteBehind(i: number, value: number): void {
+    const behind = this.offsetOf(i) + this.words[i * IOVEC_WORDS + LENGTH_WORD];
+    this.windowOf(i).view.setUint8(behind, value);
+  }
+
   /** Where segment `i` begins in its window. */
   offsetOf(i: number): number {
     const word = i * IOVEC_WORDS;
@@ -186,6 +192,32 @@ export class IovecList {
     words[at] = this.#words[word];
     words[at + 1] = this.#words[word + 1];
     words[at + LENGTH_WORD] = this.#words[word + LENGTH_WORD];
+  }
+
+  /** Takes the first bytes off the list, for good; there must be as many. */
+  skip(bytes: number): void {
+    const words = this.#words;
+    this.length -= bytes;
+    for (; bytes > 0; this.start++, this.count--) {
+      const word = this.start * IOVEC_WORDS;
+      const size = words[word + LENGTH_WORD];
+      if (bytes < size) {
+        const low = words[word] + bytes;
+        words[word] = low;
+        if (low >= TWO_TO_32) words[word + 1]++;
+        words[word + LENGTH_WORD] = size - bytes;
+        return;
+      }
+      bytes -= size;
+    }
+  }
+
+  /** Takes the last byte off the list, for good; it must not be empty. @returns the segment it is right behind */
+  cutByte(): number {
+    const last = this.start + this.count - 1;
+    this.length--;
+    if (--this.#words[last * IOVEC_WORDS + LENGTH_WORD] === 0) this.count--;
+    return last;
   }
 
   /** The address of the iovec of segment `first`, to hand the segments from there on to readv. */

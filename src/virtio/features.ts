@@ -3,7 +3,7 @@
  *
  * The constants are bit numbers, not masks, since feature bits do not fit in 32 bits: bit n is bit
  * n % 32 of block n / 32. Names are those of the virtio specification 1.3 (6 "Reserved Feature Bits",
- * 5.1.3 net, 2.1 device status) without VIRTIO_F_ and VIRTIO_NET_F_. Status values are masks.
+ * 5.1.3 net, 5.2.3 block, 2.1 device status) without VIRTIO_F_, VIRTIO_NET_F_ and VIRTIO_BLK_F_. Status values are masks.
  */
 
 /** Bits of the transport and the rings, the same for every device. */
@@ -64,6 +64,24 @@ export const NetFeature = {
   SPEED_DUPLEX: 63,
 } as const;
 
+/** Bits of the block device (5.2.3). */
+export const BlkFeature = {
+  SIZE_MAX: 1,
+  SEG_MAX: 2,
+  GEOMETRY: 4,
+  RO: 5,
+  BLK_SIZE: 6,
+  FLUSH: 9,
+  TOPOLOGY: 10,
+  CONFIG_WCE: 11,
+  MQ: 12,
+  DISCARD: 13,
+  WRITE_ZEROES: 14,
+  LIFETIME: 15,
+  SECURE_ERASE: 16,
+  ZONED: 17,
+} as const;
+
 /** Device status, as masks. */
 export const Status = {
   ACKNOWLEDGE: 0x01,
@@ -76,11 +94,16 @@ export const Status = {
 
 /** The device id of a net device. */
 export const DEVICE_NET = 1;
+/** The device id of a block device. */
+export const DEVICE_BLK = 2;
 /** The device id of an entropy device. */
 export const DEVICE_RNG = 4;
 
 const RING_NAMES = byNumber(RingFeature);
-const NET_NAMES = byNumber(NetFeature);
+const DEVICE_NAMES: ReadonlyMap<number, ReadonlyMap<number, string>> = new Map([
+  [DEVICE_NET, byNumber(NetFeature)],
+  [DEVICE_BLK, byNumber(BlkFeature)],
+]);
 const STATUS_NAMES = byNumber(Status);
 
 function byNumber(names: Readonly<Record<string, number>>): ReadonlyMap<number, string> {
@@ -95,7 +118,7 @@ function byNumber(names: Readonly<Record<string, number>>): ReadonlyMap<number, 
  * @param firstBlock which block words[0] is
  */
 export function featureNames(words: ArrayLike<number>, deviceId: number, firstBlock = 0): string[] {
-  const device = deviceId === DEVICE_NET ? NET_NAMES : undefined;
+  const device = DEVICE_NAMES.get(deviceId);
   return Array.from(words).flatMap((word, n) =>
     bitsOf(word).map((bit) => {
       const number = 32 * (firstBlock + n) + bit;

@@ -35,8 +35,8 @@ import { checkSize, type Vring, type VringHost, Vrings } from "./vrings.ts";
 
 /** A front end that leaves so soon after it was told how many queues there are wanted more. */
 const LEFT_SOON_MS = 1000;
-/** The most configuration bytes of one answer. */
-const MAX_CONFIG = 256;
+/** The most configuration bytes of one answer: what a message has room for. */
+const MAX_CONFIG = protocol.MAX_PAYLOAD - protocol.CONFIG_HEADER;
 
 /** A reply's payload; undefined for a request that has none of its own. */
 type Reply = Uint8Array | undefined;
