@@ -23,6 +23,7 @@ import { download, foreignApt } from "./fetch_arm64.ts";
 const PACKAGES = [
   "busybox-static",
   "dpdk-dev",
+  "e2fsprogs",
   "erofs-utils",
   "ethtool",
   "iperf3",
