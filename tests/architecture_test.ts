@@ -296,7 +296,7 @@ const MAX_HOUSE_LINES = 36_500;
 const ROOM_LINES: Readonly<Record<string, number>> = {
   virtio: 1500,
   message: 1700,
-  memory: 550,
+  memory: 600,
   linux: 2400,
   ivshmem: 1600,
   xen: 900,
