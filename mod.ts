@@ -141,6 +141,7 @@ export type {
   Notifications,
 } from "./src/transport/notifications.ts";
 export type { RemotePresence } from "./src/transport/remote_presence.ts";
+export type { RemotePrivate, RingEvents } from "./src/transport/remote_private.ts";
 export type { DeviceInfo, QueueInfo } from "./src/transport/remote_device.ts";
 export type {
   Asker,

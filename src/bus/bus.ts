@@ -103,8 +103,8 @@ export interface Bus extends Disposable {
   send(): void;
   /** Sends the claimed slot with the next one: a peer that attaches sees both or neither. */
   sendWithNext(): void;
-  /** Sends a descriptor ahead of the message that names it; its ordinal, or -1 to try again later. */
-  sendFd(fd: Fd): number;
+  /** Sends descriptors ahead of the message that names them; the first one's ordinal, or -1 to try again later. */
+  sendFd(...fds: readonly Fd[]): number;
   /** Takes the descriptor with this ordinal, once. */
   takeFd(ordinal: number): Fd | undefined;
   /**
@@ -288,7 +288,7 @@ export abstract class QueueBus implements Bus {
     return this.incoming.granted;
   }
 
-  abstract sendFd(fd: Fd): number;
+  abstract sendFd(...fds: readonly Fd[]): number;
   abstract takeFd(ordinal: number): Fd | undefined;
   abstract drop(reason: string): void;
   /** Closes what the bus is made of. */

@@ -3,7 +3,7 @@
  * (docs/wire.md 4.2): the byte 0xED after messages, values and number of bytes without meaning, the
  * end of file as the peer's farewell.
  *
- * Between two vmsg processes a byte can carry one file descriptor (ADD_MEMORY's memory). Descriptors
+ * Between two vmsg processes a byte can carry file descriptors (ADD_MEMORY's memory). Descriptors
  * are numbered per connection in the order they were sent, 0, 1, ...; the message that uses one names
  * its ordinal and is published after the byte was sent, so it never arrives first. At most
  * {@link MAX_WAITING_FDS} wait for their message; a truncated or surplus one ends the attachment. Where they have
@@ -105,10 +105,11 @@ export abstract class StreamBus extends QueueBus {
     this.#stream?.send(notification, 1);
   }
 
-  /** One byte with the descriptor, see the head of this file. */
-  override sendFd(fd: Fd): number {
-    if (this.#stream === undefined || this.#stream.send(notification, 1, [fd]) <= 0) return -1;
-    return this.#sentFds++;
+  /** One byte with the descriptors, see the head of this file. */
+  override sendFd(...fds: readonly Fd[]): number {
+    if (this.#stream === undefined || this.#stream.send(notification, 1, fds) <= 0) return -1;
+    this.#sentFds += fds.length;
+    return this.#sentFds - fds.length;
   }
 
   offerDoorbells(): number {
@@ -118,8 +119,8 @@ export abstract class StreamBus extends QueueBus {
     const bells = this.#openDoorbells(ours, theirs);
     if (bells === undefined) return -1;
     stack.use(bells);
-    const ordinal = this.sendFd(theirs);
-    if (ordinal < 0 || this.sendFd(ours) < 0) return -1;
+    const ordinal = this.sendFd(theirs, ours);
+    if (ordinal < 0) return -1;
     this.#bells = bells;
     stack.move();
     return ordinal;

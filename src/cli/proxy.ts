@@ -27,6 +27,7 @@ interface ProxySettings {
   /** Confined mode: bytes of the segment, undefined for all that the bus has. */
   readonly confined: { readonly size: number | undefined } | undefined;
   readonly limits: MemoryLimits;
+  readonly notifiesInBand: boolean;
 }
 
 function parseVhostUser(text: string, index: number): VhostUserOptions {
@@ -47,6 +48,11 @@ function parseVhostUser(text: string, index: number): VhostUserOptions {
   }
   const source = { kind, socket: group.required("socket") } as const;
   return { source, device, access: parseAccess(group) };
+}
+
+function parseNotify(text: string): boolean {
+  if (text === "in-band" || text === "out-of-band") return text === "in-band";
+  throw new UsageError(`--notify is in-band or out-of-band, not ${text}`);
 }
 
 /** See `vmsg proxy --help`. */
@@ -71,6 +77,14 @@ export const proxyCommand: PlaneCommand<ProxySettings> = planeCommand({
     XEN_OPTION,
     ...CONFINED_OPTIONS,
     memoryLimitOption("front ends", true),
+    {
+      name: "notify",
+      value: "in-band|out-of-band",
+      default: "out-of-band",
+      help:
+        "on one host a device side that is a vmsg hears a guest's kicks and calls it by itself (out-of-band); " +
+        "with in-band each is a message, which --trace shows",
+    },
     {
       name: "print-capabilities",
       alone: true,
@@ -106,14 +120,16 @@ export const proxyCommand: PlaneCommand<ProxySettings> = planeCommand({
     }
     const limits = parseMemoryLimit(options, true);
     const bus = parseBus(options.text("bus")!, "driver");
-    return { bus, vhostUsers, domains, confined, limits };
+    const notifiesInBand = parseNotify(options.text("notify")!);
+    return { bus, vhostUsers, domains, confined, limits, notifiesInBand };
   },
   open: (settings, context) => {
     const { reactor, log, tracer, stack } = context;
     const bus = stack.use(openBus(settings.bus, "driver", reactor, log));
     const codec = codecFor(settings.bus.dialect);
-    const side = stack.use(new DriverSide({ reactor, bus, codec, log, tracer }));
-    const { confined, vhostUsers, domains } = settings;
+    const { confined, vhostUsers, domains, notifiesInBand } = settings;
+    const options = { reactor, bus, codec, log, tracer, notifiesInBand };
+    const side = stack.use(new DriverSide(options));
     const deviceCount = vhostUsers.length + domains.flatMap(({ cards }) => cards).length;
     const quota = new MemoryQuota(settings.limits);
     const mode = stack.use(openSharing({ reactor, bus, side, confined, deviceCount, log, quota }));

@@ -11,6 +11,7 @@
  *     status 0, ACKNOWLEDGE, DRIVER, features, FEATURES_OK          if a ring may start
  *     SET_VQUEUE_STATE and SET_VQUEUE for each ring that may run
  *     DRIVER_OK, then one kick and one call per started ring
+ *     SET_NOTIFIER for each ring whose kick and call the device side can take, and has not
  *
  * A device side that was replaced has been told nothing: {@link Session.lost} says so, and the next `apply` replays
  * everything. Where a ring goes on whose device died is ring_position.ts.
@@ -357,6 +358,7 @@ export class Session implements Disposable {
       shared.available();
       wanted.call();
     }
+    for (const ring of told.running()) await this.#handOver(ring);
   }
 
   // --- rings -------------------------------------------------------------------------------------
@@ -392,9 +394,37 @@ export class Session implements Disposable {
       hasFeature(negotiated, RingFeature.RING_RESET);
   }
 
+  /**
+   * Has the device side hear the driver's kicks and call it, if it can and there is something new. No kick is lost: whoever
+   * begins to hear them looks at the ring, and until the device side is known to, both hear them.
+   */
+  async #handOver(ring: ToldRing): Promise<void> {
+    const { wanted, shared } = ring;
+    const { events } = wanted;
+    if (shared.handOver === undefined || events === undefined || events === ring.events) return;
+    const isTaken = await shared.handOver(events);
+    if (this.told.rings[wanted.index] !== ring) return;
+    // Whoever has changed them meanwhile comes here next.
+    ring.events = events;
+    this.#setOutOfBand(ring, isTaken);
+    if (!isTaken) shared.available();
+  }
+
+  #setOutOfBand(ring: ToldRing, isSo: boolean): void {
+    const { device } = this.options;
+    ring.wanted.handedOver?.(isSo);
+    if (ring.isOutOfBand === isSo) return;
+    ring.isOutOfBand = isSo;
+    const way = `dev ${device.number} queue ${ring.wanted.index}: notifications ${
+      isSo ? "out of" : "in"
+    } band`;
+    device.side.link.tracer?.note(way);
+  }
+
   /** The device works on it no more; where it goes on, if that is known without asking the device. */
   #forget(ring: ToldRing): number | undefined {
     this.told.rings[ring.wanted.index] = undefined;
+    this.#setOutOfBand(ring, false);
     return ring.shared.stop();
   }
 
@@ -421,7 +451,7 @@ export class Session implements Disposable {
     await device.startQueue(index, shared.setup);
     shared.start();
     wanted.started?.();
-    const ring = { wanted, shared, setup };
+    const ring = { wanted, shared, setup, events: undefined, isOutOfBand: false };
     told.rings[index] = ring;
     return ring;
   }

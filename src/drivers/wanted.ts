@@ -8,6 +8,7 @@
 
 import type { QueueSetup } from "../virtio/device.ts";
 import type { DeviceInfo } from "../transport/remote_device.ts";
+import type { RingEvents } from "../transport/remote_private.ts";
 import type { RingOwner, SharedRegion, SharedRing } from "../sharing/sharing.ts";
 
 /** A ring that is described completely and that its driver has enabled. */
@@ -21,6 +22,10 @@ export interface WantedRing extends RingOwner {
   setup(): QueueSetup;
   /** The device has taken it. A driver of our own gives its first buffers now, not before (rule R32). */
   started?(): void;
+  /** What the driver kicks and is called by, where the device side can be given them. */
+  readonly events?: RingEvents | undefined;
+  /** The device side hears the kick and calls by itself from here on; if not, kicks are to be heard here again. */
+  handedOver?(isSo: boolean): void;
   /** The device works on it no more; it goes on from `base` when it starts again. */
   stopped(base: number): void;
 }
@@ -45,6 +50,9 @@ export interface ToldRing {
   readonly shared: SharedRing;
   /** Where the driver's own ring lies. */
   readonly setup: QueueSetup;
+  /** What the device side was offered last to be notified by; {@link isOutOfBand} if it took that. */
+  events: RingEvents | undefined;
+  isOutOfBand: boolean;
 }
 
 /** What the device side has been told, and what it said of itself. */

@@ -49,6 +49,7 @@ export const Kind = {
   STOP_VQUEUE: 26,
   SET_VQUEUE_STATE: 27,
   SET_DOORBELLS: 28,
+  SET_NOTIFIER: 29,
 } as const;
 
 /** One of the values of {@link Kind}. */
@@ -76,6 +77,10 @@ export const QueueFlag = {
 export const MEMORY_SEGMENT: number = 1;
 /** ADD_MEMORY's flag: memory that the device side was given by `--memory`, no descriptor comes along. */
 export const MEMORY_WINDOW: number = 2;
+/** SET_NOTIFIER's flag: there is a kick, the descriptor with the ordinal. Without it notifications are in band. */
+export const NOTIFIER_KICK: number = 1;
+/** SET_NOTIFIER's flag: there is a call, the descriptor behind the kick. Without it nobody is called. */
+export const NOTIFIER_CALL: number = 2;
 /** EVENT_DEVICE's states (docs/wire.md 3.2); `v1-2025` calls this one READY. */
 export const DEVICE_ADDED: number = 1;
 /** See {@link DEVICE_ADDED}. */
@@ -105,7 +110,7 @@ export const FIELDS = [
   "status", // Device status bits
   "maxSize", // Most entries the queue may have, 0 = no such queue
   "queueSize", // Entries the queue has
-  "flags", // QUEUE_ENABLED or MEMORY_SEGMENT
+  "flags", // QUEUE_ENABLED, MEMORY_SEGMENT, NOTIFIER_KICK and the like
   "mustBeZero", // SET_VQUEUE's word without a meaning, which `v1` looks at all the same
   "descriptorAddress", // Bus address of the descriptor area
   "driverAddress", // Bus address of the driver area (avail ring)
@@ -123,7 +128,7 @@ export const FIELDS = [
   "nonce", // The lease's token, see private.ts
   "version", // `proto`: revision of the device. HELLO: version of the private messages
   "capabilities", // HELLO: what the sender can do, one bit each
-  "ordinal", // ADD_MEMORY: which descriptor of this connection
+  "ordinal", // Which descriptor of this connection
   "memoryDevice", // The device number a memory table or a queue belongs to
   "base", // A queue's next index
   "wrap", // A packed queue's wrap counters

@@ -14,7 +14,7 @@
  *                  status 0 before it answers. The nonce is a lease: the device side touches the
  *                  driver side's memory until 250 ms after it issued the one that came back.
  *                  Bit 0 of `capabilities`, if both have it: the driver side keeps a grant in its queue, which the
- *                  device side looks at as well. Bit 1, if both have it: SET_DOORBELLS may follow.
+ *                  device side looks at as well. Bit 1, if both have it: SET_DOORBELLS may follow. Bit 2: SET_NOTIFIER.
  * ADD_MEMORY       `length` bytes of the `ordinal`th descriptor of this connection, from `offset`, are
  *                  at bus address `address` for device number `memoryDevice`. Where no descriptor can
  *                  come, a flag says what is meant instead: MEMORY_SEGMENT the shared memory that holds
@@ -30,6 +30,11 @@
  *                  stop, reset and status 0 clear it.
  * SET_DOORBELLS    the `ordinal`th descriptor of this connection and the next are eventfds: the device side listens to
  *                  the first and rings the second from its answer on, the driver side rings the first from then on.
+ * SET_NOTIFIER     notifications of a queue that is set up, out of band. NOTIFIER_KICK: the `ordinal`th descriptor of
+ *                  this connection is what the driver kicks, and the device side watches it. NOTIFIER_CALL: the next one
+ *                  is what calls the driver, and the device side signals it; without, the driver wants no call. With
+ *                  flags 0, or an answer other than 0, notifications are in band: EVENT_AVAIL, EVENT_USED. It holds
+ *                  until the next one, or until the queue is stopped or reset.
  *
  * Every request names the sender's epoch, so that one from before a restart is dropped. `result` is 0
  * or an errno. An epoch is drawn below 2^53, so that a Number holds it and an echo is exact.
@@ -93,6 +98,12 @@ export const PRIVATE_MESSAGES: readonly Definition[] = [
     RESULT,
   ),
   privateRequest("SET_DOORBELLS", 0x95, layout(12, "0 u64 epoch, 8 u32 ordinal"), RESULT),
+  privateRequest(
+    "SET_NOTIFIER",
+    0x96,
+    layout(20, "0 u64 epoch, 8 u32 ordinal, 12 u16 memoryDevice, 14 u16 flags, 16 u32 index"),
+    RESULT,
+  ),
 ];
 
 const FIRST: number = PRIVATE_MESSAGES[0]!.kind;

@@ -20,6 +20,8 @@ import {
   MEMORY_SEGMENT,
   MEMORY_WINDOW,
   type Message,
+  NOTIFIER_CALL,
+  NOTIFIER_KICK,
   QUEUE_ENABLED,
 } from "./message.ts";
 import { DEVICE_NET, featureNames, statusNames } from "../virtio/features.ts";
@@ -93,6 +95,8 @@ function payload(m: Message, deviceId: number): string {
     case Kind.SET_VQUEUE_STATE:
       if (m.response) return result(m);
       return `device ${m.memoryDevice} queue ${m.index} base ${m.base} wrap ${m.wrap}`;
+    case Kind.SET_NOTIFIER:
+      return m.response ? result(m) : notifier(m);
     default:
       return fromTable(m);
   }
@@ -215,6 +219,12 @@ function memory(m: Message): string {
   if (m.flags & MEMORY_WINDOW) return `${what} is at ${hex(m.offset)} of the sender's machine`;
   const from = m.flags & MEMORY_SEGMENT ? "segment" : `descriptor ${m.ordinal}`;
   return `${what} is ${from} offset ${hex(m.offset)}`;
+}
+
+function notifier({ memoryDevice, index, flags, ordinal }: Message): string {
+  const kick = flags & NOTIFIER_KICK ? `kick descriptor ${ordinal}` : "in band";
+  const call = flags & NOTIFIER_CALL ? ` call descriptor ${ordinal + 1}` : "";
+  return `device ${memoryDevice} queue ${index} ${kick}${call}`;
 }
 
 /** What the table says about a message, for all that have no words of their own. */

@@ -32,6 +32,8 @@ export interface Tracer {
   ): void;
   /** A received slot that the codec did not understand, with the reason; `length` is the slot's. */
   malformed(view: DataView, offset: number, length: number, reason: string): void;
+  /** What no message shows. */
+  note(line: string): void;
 }
 
 /** Requests whose answers are awaited; more are forgotten, a peer may never answer. */
@@ -78,5 +80,6 @@ export function createTracer(write: (line: string) => void, clock: Pick<Clock, "
       const hex = bytes.map((b) => b.toString(16).padStart(2, "0")).join(" ");
       write(`${stamp()} <- not understood (${reason}): ${hex} ...`);
     },
+    note: (line) => write(`${stamp()} ${line}`),
   };
 }

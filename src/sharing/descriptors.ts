@@ -81,6 +81,9 @@ export class Descriptors implements Sharing {
       start: () => {},
       available: () => device.available(owner.index),
       used: () => owner.call(),
+      handOver: device.takesNotifiers
+        ? (events) => device.setNotifier(owner.index, events)
+        : undefined,
       stop: () => undefined,
     };
   }

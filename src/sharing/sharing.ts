@@ -21,6 +21,7 @@
 
 import type { MemoryRegion } from "../memory/mod.ts";
 import type { QueueSetup } from "../virtio/device.ts";
+import type { RingEvents } from "../transport/remote_private.ts";
 import type { DeviceTerms } from "./division.ts";
 
 /** A piece of a driver's memory: where it lies for us, on the bus, and perhaps in a file. */
@@ -66,6 +67,11 @@ export interface SharedRing {
   available(): void;
   /** The device has used buffers. */
   used(): void;
+  /**
+   * Has the device side hear the driver's kicks and call it, out of band; true if it does. Only where the ring is the
+   * driver's own and is started, and again when one of them has become another.
+   */
+  handOver?: ((events: RingEvents) => Promise<boolean>) | undefined;
   /**
    * The device touches it no more.
    *

@@ -30,7 +30,7 @@ import { DeviceSlot } from "./device_slot.ts";
 import { Link } from "./link.ts";
 import { Notifications } from "./notifications.ts";
 import { Peer } from "./peer.ts";
-import { answerPrivately, PrivateRequests, takeDescriptor } from "./private_requests.ts";
+import { answerPrivately, dropDescriptors, PrivateRequests } from "./private_requests.ts";
 import { SlotMemory } from "./slot_memory.ts";
 
 /** Slots that events leave free for answers. */
@@ -214,7 +214,7 @@ export class DeviceSide implements BusListener, Disposable {
 
   #take(device: Device, slot: DataView): void {
     if (device.slot.conversation.take(slot)) return;
-    takeDescriptor(this.#link)?.[Symbol.dispose]();
+    dropDescriptors(this.#link);
     this.#context.complain(
       `device ${device.slot.number} is busy, and too many requests wait for it`,
     );
@@ -307,8 +307,11 @@ export class DeviceSide implements BusListener, Disposable {
       const isTaken = link.bus.takeDoorbells?.(link.in.ordinal) === true;
       return answerPrivately(link, this.#peer.ownEpoch, isTaken ? 0 : EBADF);
     }
-    if (device !== undefined && !isStale) return this.#take(device, slot);
-    takeDescriptor(link)?.[Symbol.dispose]();
+    if (device !== undefined && !isStale) {
+      if (link.in.kind === Kind.SET_NOTIFIER) return device.privates.setNotifier();
+      return this.#take(device, slot);
+    }
+    dropDescriptors(link);
     answerPrivately(link, this.#peer.ownEpoch, isStale ? ESTALE : ENODEV);
   }
 

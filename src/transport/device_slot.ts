@@ -13,12 +13,14 @@
  */
 
 import { Kind, type Message } from "../message/message.ts";
+import type { Fd } from "../linux/fd.ts";
 import type { AddressSpace, MemoryRegion } from "../memory/mod.ts";
 import type { Answer, DeviceHost, DeviceModel, QueueSetup } from "../virtio/device.ts";
 import { hasFeature, RingFeature, Status } from "../virtio/features.ts";
 import type { Conversation } from "./conversation.ts";
 import type { DeviceContext } from "./device_context.ts";
 import { Notification, QueueNotification } from "./notifications.ts";
+import { Notifier } from "./notifier.ts";
 import type { SlotMemory } from "./slot_memory.ts";
 import { Translation } from "./translation.ts";
 
@@ -37,6 +39,8 @@ export interface QueueRecord {
   base: number;
   /** EVENT_USED. */
   readonly used: Notification;
+  /** What takes its place, and EVENT_AVAIL's; only while {@link isEnabled}. */
+  notifier: Notifier | undefined;
 }
 
 const UNSET: QueueSetup = {
@@ -81,6 +85,7 @@ export class DeviceSlot implements DeviceHost {
       isHeld: false,
       base: 0,
       used: new QueueNotification(Kind.EVENT_USED, number, index),
+      notifier: undefined,
     }));
     this.#configEvent = new ConfigNotification(this);
     const { reactor, link } = owner.notifications;
@@ -120,7 +125,10 @@ export class DeviceSlot implements DeviceHost {
 
   used(queue: number): void {
     // A queue that is stopped because of a reset has nobody to tell.
-    if (!this.#isResetting) this.owner.notifications.raise(this.queues[queue].used);
+    if (this.#isResetting) return;
+    const { notifier, used } = this.queues[queue];
+    if (notifier !== undefined) notifier.call();
+    else this.owner.notifications.raise(used);
   }
 
   configChanged(): void {
@@ -162,10 +170,37 @@ export class DeviceSlot implements DeviceHost {
   /** A queue is as if it had never been set up; one that the device has stays its until it is stopped. */
   unsetQueue(index: number): void {
     this.translation.drop(index);
+    this.dropNotifier(index);
     const queue = this.queues[index];
     queue.stored = UNSET;
     queue.isEnabled = false;
     queue.base = 0;
+  }
+
+  /**
+   * Has a queue that is enabled notify and be notified out of band, and looks at it: kicks may have gone elsewhere before.
+   *
+   * @throws VmsgError EVENT_KIND; the descriptors are the caller's then
+   */
+  setNotifier(index: number, kick: Fd, call: Fd | undefined): void {
+    const { model, owner: { notifications: { reactor } } } = this;
+    const kicked = () => model.available(index);
+    this.queues[index].notifier = new Notifier(reactor, kick, call, kicked);
+    this.#tellWay(index, "out of band");
+    kicked();
+  }
+
+  /** From here on the driver's kick is not heard and its call not signalled. */
+  dropNotifier(index: number): void {
+    const queue = this.queues[index];
+    if (queue.notifier === undefined) return;
+    queue.notifier[Symbol.dispose]();
+    queue.notifier = undefined;
+    this.#tellWay(index, "in band");
+  }
+
+  #tellWay(index: number, way: string): void {
+    this.owner.link.tracer?.note(`dev ${this.number} queue ${index}: notifications ${way}`);
   }
 
   /** Was this feature negotiated? */

@@ -30,6 +30,7 @@ import {
   capabilitiesOf,
   CAPABILITY_DOORBELLS,
   CAPABILITY_GRANT,
+  CAPABILITY_NOTIFIERS,
   grantOf,
   PRIVATE_VERSION,
   randomEpoch,
@@ -69,6 +70,8 @@ export interface DriverSideOptions {
   readonly tracer?: Tracer | undefined;
   /** How long an answer may take, instead of {@link REQUEST_TIMEOUT_MS}. */
   readonly requestTimeoutMs?: number | undefined;
+  /** Are all notifications messages, also where kicks and calls could be the device side's? */
+  readonly notifiesInBand?: boolean | undefined;
 }
 
 /** The driver side of one bus. */
@@ -83,6 +86,7 @@ export class DriverSide implements BusListener, Requests, Disposable {
   readonly complain: (line: string) => void;
   peer: PeerKind = "none";
   epoch = 0;
+  takesNotifiers = false;
   #peerEpoch = 0;
   /** What a device side that heeds it is granted; 0 for nothing. */
   #grant = 0;
@@ -185,6 +189,7 @@ export class DriverSide implements BusListener, Requests, Disposable {
     this.revoke();
     const wasReady = this.isReady;
     this.peer = "probing";
+    this.takesNotifiers = false;
     this.link.forget();
     this.notifications.cancelAll();
     for (const device of this.#devices.values()) device.left(reason);
@@ -246,7 +251,8 @@ export class DriverSide implements BusListener, Requests, Disposable {
     out.peerEpoch = this.#peerEpoch;
     out.nonce = this.#nonce;
     out.version = PRIVATE_VERSION;
-    out.capabilities = capabilitiesOf(this.options.bus);
+    const { bus, notifiesInBand } = this.options;
+    out.capabilities = capabilitiesOf(bus) & ~(notifiesInBand === true ? CAPABILITY_NOTIFIERS : 0);
   }
 
   /** GET_DEVICE_INFO, which every device side answers, also one that knows no HELLO. */
@@ -274,6 +280,7 @@ export class DriverSide implements BusListener, Requests, Disposable {
     if (this.peer === "vmsg") this.#lose("the device side was replaced");
     this.#peerEpoch = epoch;
     if ((capabilities & CAPABILITY_GRANT) !== 0) this.#grant = grantOf(this.epoch);
+    this.takesNotifiers = (capabilities & CAPABILITY_NOTIFIERS) !== 0;
     // The device side drops all else until a HELLO names its epoch; one queue keeps the order.
     this.#sendHello();
     this.#heartbeat.arm(HELLO_MS);

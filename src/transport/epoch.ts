@@ -9,10 +9,13 @@ export const PRIVATE_VERSION = 1;
 export const CAPABILITY_GRANT = 1;
 /** A capability in HELLO: the bus can ring by eventfds. */
 export const CAPABILITY_DOORBELLS = 2;
+/** A capability in HELLO: a queue's kick and call can be the device side's (notifier.ts). */
+export const CAPABILITY_NOTIFIERS = 4;
 
 /** What this side can do. */
-export function capabilitiesOf({ offerDoorbells }: Bus): number {
-  return CAPABILITY_GRANT | (offerDoorbells === undefined ? 0 : CAPABILITY_DOORBELLS);
+export function capabilitiesOf({ offerDoorbells, carriesFds }: Bus): number {
+  return CAPABILITY_GRANT | (offerDoorbells === undefined ? 0 : CAPABILITY_DOORBELLS) |
+    (carriesFds ? CAPABILITY_NOTIFIERS : 0);
 }
 
 /** What stands for the memory of an epoch where the driver side grants it: never 0. */

@@ -1,5 +1,5 @@
 /**
- * What only a vmsg driver side asks of a device: memory, and queues that stop and go on
+ * What only a vmsg driver side asks of a device: memory, queues that stop and go on, and by what they are notified
  * (src/message/private.ts, docs/wire.md 6).
  *
  * Each request is answered when it is done: memory is mapped, or unmapped, or the queue is not touched any
@@ -7,9 +7,16 @@
  */
 
 import type { Bus } from "../bus/bus.ts";
-import { linuxErrno } from "../linux/errors.ts";
+import { linuxErrno, VmsgError } from "../linux/errors.ts";
 import type { Fd } from "../linux/fd.ts";
-import { Kind, MEMORY_SEGMENT, MEMORY_WINDOW, type Message } from "../message/message.ts";
+import {
+  Kind,
+  MEMORY_SEGMENT,
+  MEMORY_WINDOW,
+  type Message,
+  NOTIFIER_CALL,
+  NOTIFIER_KICK,
+} from "../message/message.ts";
 import type { DeviceSlot } from "./device_slot.ts";
 import type { Link } from "./link.ts";
 
@@ -23,17 +30,28 @@ const EPERM = linuxErrno("EPERM");
 const EPROTO = linuxErrno("EPROTO");
 const ETIMEDOUT = linuxErrno("ETIMEDOUT");
 
-/** Does a descriptor come with this request? */
-function carriesFd({ kind, flags }: Message, bus: Bus): boolean {
-  if (kind !== Kind.ADD_MEMORY) return false;
+/** How many descriptors come with this request? */
+function carriedFds({ kind, flags }: Message, bus: Bus): number {
+  if (kind === Kind.SET_NOTIFIER) {
+    return (flags & NOTIFIER_KICK ? 1 : 0) + (flags & NOTIFIER_CALL ? 1 : 0);
+  }
+  if (kind !== Kind.ADD_MEMORY) return 0;
   const from = flags & (MEMORY_SEGMENT | MEMORY_WINDOW);
   // A segment is the bus's own memory; a bus that has none but carries descriptors brings it.
-  return from === 0 || (from === MEMORY_SEGMENT && bus.segment === undefined);
+  return from === 0 || (from === MEMORY_SEGMENT && bus.segment === undefined) ? 1 : 0;
 }
 
-/** The descriptor that came with a request; it belongs to its message, also to one that is refused. */
-export function takeDescriptor({ in: message, bus }: Link): Fd | undefined {
-  return carriesFd(message, bus) ? bus.takeFd(message.ordinal) : undefined;
+/** The descriptors that came with a request; they belong to their message, also to one that is refused. */
+function takeDescriptors({ in: message, bus }: Link): (Fd | undefined)[] {
+  return Array.from(
+    { length: carriedFds(message, bus) },
+    (_, n) => bus.takeFd(message.ordinal + n),
+  );
+}
+
+/** Closes the descriptors of a request that is not handled. */
+export function dropDescriptors(link: Link): void {
+  for (const fd of takeDescriptors(link)) fd?.[Symbol.dispose]();
 }
 
 /** Answers the private request in hand. */
@@ -67,6 +85,32 @@ export class PrivateRequests {
     }
   }
 
+  /** Answers SET_NOTIFIER: at once, for it asks the device nothing, and its descriptors wait for nobody. */
+  setNotifier(): void {
+    const { slot, link } = this;
+    const { index, flags } = link.in;
+    const [kick, call] = takeDescriptors(link);
+    using stack = new DisposableStack();
+    for (const fd of [kick, call]) if (fd !== undefined) stack.use(fd);
+    if (slot.queues[index]?.isEnabled !== true) return this.#answer(ENOENT);
+    // What was set before is no more, whatever becomes of this.
+    slot.dropNotifier(index);
+    if (flags === 0) return this.#answer(0);
+    if ((flags & ~NOTIFIER_CALL) !== NOTIFIER_KICK) return this.#answer(EINVAL);
+    if (kick === undefined || (flags !== NOTIFIER_KICK && call === undefined)) {
+      return this.#answer(EBADF);
+    }
+    try {
+      slot.setNotifier(index, kick, call);
+    } catch (error) {
+      if (!(error instanceof VmsgError)) throw error;
+      slot.owner.complain(`device ${slot.number}, queue ${index}: ${error.message}`);
+      return this.#answer(EINVAL);
+    }
+    stack.move();
+    this.#answer(0);
+  }
+
   /** The device does not answer the request in hand. */
   fail(): void {
     const { kind, address } = this.link.in;
@@ -92,7 +136,7 @@ export class PrivateRequests {
     const { slot: { tables, conversation, owner: { confined, complain } }, link } = this;
     const { address, length, offset, flags } = link.in;
     const from = flags & (MEMORY_SEGMENT | MEMORY_WINDOW);
-    const fd = takeDescriptor(link);
+    const [fd] = takeDescriptors(link);
     let result: number;
     if (confined && from !== MEMORY_SEGMENT) {
       complain("the driver side offers its memory, but --confined takes a segment only");
@@ -100,7 +144,7 @@ export class PrivateRequests {
     } else if (conversation.isHung) result = ETIMEDOUT;
     // Regions are known by their address; one that is empty there (all of --memory) overlaps nothing.
     else if (tables.table(address) !== undefined) result = EEXIST;
-    else if (carriesFd(link.in, link.bus)) {
+    else if (carriedFds(link.in, link.bus) > 0) {
       result = fd === undefined ? EBADF : tables.addFile(fd, address, length, offset);
     } else if (from === MEMORY_SEGMENT) result = tables.addSegment(address, length, offset);
     else if (from === MEMORY_WINDOW) result = tables.addFixed(address, length, offset);

@@ -3,21 +3,19 @@
  *
  * Every method that asks may throw what {@link Requests.request} does. What a device answers is hostile:
  * an answer that is not what was asked for is an error ("BAD_ANSWER"), whatever it says is limited.
- * Whether the device is there at all is remote_presence.ts.
+ * Whether the device is there at all is remote_presence.ts; what only vmsg is asked, remote_private.ts.
  */
 
 import { VmsgError } from "../linux/errors.ts";
-import type { Fd } from "../linux/fd.ts";
 import type { Conduct } from "../message/codec.ts";
-import { type Fields, Kind, QUEUE_ENABLED } from "../message/message.ts";
+import { Kind, QUEUE_ENABLED } from "../message/message.ts";
 import { kindName } from "../message/table.ts";
 import type { QueueSetup } from "../virtio/device.ts";
 import { RingFeature, Status, statusNames } from "../virtio/features.ts";
 import { isAligned } from "../virtio/split/layout.ts";
-import { FULL_RETRY_MS } from "./link.ts";
 import { QueueNotification } from "./notifications.ts";
-import { RemotePresence } from "./remote_presence.ts";
-import { PeerLost, REQUEST_TIMEOUT_MS, RequestRefused } from "./requests.ts";
+import { RemotePrivate } from "./remote_private.ts";
+import { PeerLost } from "./requests.ts";
 
 /** How long a device may take to be reset, or to start. */
 const STATE_TIMEOUT_MS = 10_000;
@@ -55,7 +53,7 @@ export interface QueueInfo extends Omit<QueueSetup, "base"> {
 }
 
 /** See the head of this file. */
-export class RemoteDevice extends RemotePresence {
+export class RemoteDevice extends RemotePrivate {
   /** Buffers of a queue were used. */
   onUsed: ((queue: number) => void) | undefined;
   /** The device changed its configuration or status by itself. */
@@ -289,7 +287,9 @@ export class RemoteDevice extends RemotePresence {
         `queue ${index} lies at addresses that no queue can have`,
       );
     }
-    if (setup.base !== 0) await this.#private(Kind.SET_VQUEUE_STATE, { index, base: setup.base });
+    if (setup.base !== 0) {
+      await this.askPrivately(Kind.SET_VQUEUE_STATE, { index, base: setup.base });
+    }
     const { size: queueSize, base: _, ...areas } = setup;
     const said = { index, flags: QUEUE_ENABLED, queueSize, ...areas };
     await this.request(Kind.SET_VQUEUE, said);
@@ -306,85 +306,5 @@ export class RemoteDevice extends RemotePresence {
     await this.request(Kind.RESET_VQUEUE, { index });
     const isClear = async () => (await this.queue(index)).size === 0;
     await this.#until(await isClear(), `does not reset queue ${index}`, isClear);
-  }
-
-  // --- private messages, to a vmsg device side only ----------------------------------------------
-
-  /** The base that was answered, which but one of them has. */
-  async #private(kind: Kind, fields: Fields): Promise<number> {
-    const said = { epoch: this.side.epoch, memoryDevice: this.number, ...fields };
-    const { result, base } = await this.request(kind, said, ({ result, base }) => ({
-      result,
-      base,
-    }));
-    if (result !== 0) throw new RequestRefused(kind, this.number, result);
-    return base;
-  }
-
-  /** STOP_VQUEUE: when it resolves, the device touches nothing of the queue; the next index. */
-  stopQueue(index: number): Promise<number> {
-    return this.#private(Kind.STOP_VQUEUE, { index });
-  }
-
-  /**
-   * ADD_MEMORY: when it resolves, the device side has mapped the memory.
-   *
-   * @param fd the file that holds it; the caller keeps owning it
-   * @param address of its first byte on the bus
-   * @param length in bytes
-   * @param offset of the first byte in the file
-   * @param flags MEMORY_SEGMENT if it is confined mode's segment
-   */
-  async addMemory(
-    fd: Fd,
-    address: number,
-    length: number,
-    offset: number,
-    flags = 0,
-  ): Promise<void> {
-    const { link: { bus }, reactor } = this.side;
-    if (!bus.carriesFds) {
-      throw new VmsgError(
-        "NO_MEMORY",
-        `${bus.description} carries no files, so it cannot give the device side a guest's memory: ` +
-          "use confined mode (vmsg proxy --confined)",
-      );
-    }
-    const { session } = this;
-    const endMs = reactor.now() + REQUEST_TIMEOUT_MS;
-    let ordinal = -1;
-    while (ordinal < 0) {
-      // The peer does not read its socket, or the kernel takes no more descriptors.
-      if (reactor.now() > endMs) {
-        throw new VmsgError("TIMEOUT", "the device side takes no memory");
-      }
-      if (!this.isReady || session !== this.session) throw new PeerLost("the device side is gone");
-      ordinal = bus.sendFd(fd);
-      if (ordinal < 0) await reactor.sleep(FULL_RETRY_MS);
-    }
-    await this.#private(Kind.ADD_MEMORY, { flags, ordinal, address, length, offset });
-  }
-
-  /**
-   * ADD_MEMORY without a descriptor, for systems that share memory instead of files.
-   *
-   * @param from MEMORY_SEGMENT: the memory beside the bus's queues; MEMORY_WINDOW: what the device side
-   * was given by `--memory`
-   * @param address of its first byte on the bus
-   * @param length in bytes
-   * @param offset of the first byte in the segment, or its address as `--memory` counts
-   */
-  async addSharedMemory(
-    from: number,
-    address: number,
-    length: number,
-    offset: number,
-  ): Promise<void> {
-    await this.#private(Kind.ADD_MEMORY, { flags: from, address, length, offset });
-  }
-
-  /** REMOVE_MEMORY: when it resolves, the device side has unmapped it. */
-  async removeMemory(address: number, length: number): Promise<void> {
-    await this.#private(Kind.REMOVE_MEMORY, { address, length });
   }
 }

@@ -78,6 +78,8 @@ export interface Requests {
   readonly isReady: boolean;
   /** The epoch that private requests carry. */
   readonly epoch: number;
+  /** Does the device side take kicks and calls (notifier.ts)? */
+  readonly takesNotifiers: boolean;
   /** Those that were sent. */
   readonly requests: OpenRequests;
   /** What the device side is told as soon as there is room. */

@@ -338,6 +338,7 @@ const SIZES: Readonly<Partial<Record<Kind, readonly [request: number, response: 
   [Kind.STOP_VQUEUE]: [24, 28],
   [Kind.SET_VQUEUE_STATE]: [28, 20],
   [Kind.SET_DOORBELLS]: [20, 20],
+  [Kind.SET_NOTIFIER]: [28, 20],
 };
 
 /** Wire document 5.3: where `v1-2025` differs. */

@@ -80,6 +80,18 @@ const CASES: readonly [Kind, boolean, Partial<Record<Field, number>>, string][] 
     { epoch: EPOCH, result: 9 },
     `0395000001021400${EPOCH_BYTES}09000000`,
   ],
+  [
+    Kind.SET_NOTIFIER,
+    false,
+    { epoch: EPOCH, ordinal: 3, memoryDevice: 2, flags: 3, index: 1 },
+    `0296000001021c00${EPOCH_BYTES}030000000200030001000000`,
+  ],
+  [
+    Kind.SET_NOTIFIER,
+    true,
+    { epoch: EPOCH, result: 22 },
+    `0396000001021400${EPOCH_BYTES}16000000`,
+  ],
 ];
 
 Deno.test("private messages, both ways", () => {

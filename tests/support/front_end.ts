@@ -196,6 +196,8 @@ export interface ProxyRigOptions<Device> {
   readonly waitForSilence?: () => void;
   /** How long an answer of the device side may take. */
   readonly requestTimeoutMs?: number;
+  /** No notification is out of band. */
+  readonly notifiesInBand?: boolean;
 }
 
 /** A proxy with our device side behind it. */
@@ -254,9 +256,16 @@ export async function withProxy<Device extends FakeDevice = FakeDevice>(
     const device = options.device ?? new FakeDevice() as Device;
     const ram = stack.use(mapAnonymous(PAGE_SIZE));
     deviceSide.add(0, device, [{ at: 0, size: PAGE_SIZE, memory: ram, offset: 0 }]);
-    const { requestTimeoutMs, direct } = options;
+    const { requestTimeoutMs, direct, notifiesInBand } = options;
     const driverSide = stack.use(
-      new DriverSide({ reactor, bus: pair.driver, codec, log: quiet, requestTimeoutMs }),
+      new DriverSide({
+        reactor,
+        bus: pair.driver,
+        codec,
+        log: quiet,
+        requestTimeoutMs,
+        notifiesInBand,
+      }),
     );
     const path = `${directory}/vu.sock`;
     const source = { kind: "listen", socket: path } as const;

@@ -396,12 +396,16 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
     if (isKick && fd === undefined) {
       throw new VmsgError("NO_KICK", "the front end gives no kick descriptor: polling is not done");
     }
+    const isCall = message.request === Request.SET_VRING_CALL;
     if (isKick) vring.setKick(fd);
-    else if (message.request === Request.SET_VRING_CALL) vring.setCall(fd);
+    else if (isCall) vring.setCall(fd);
     else vring.setError(fd);
     // Taken; what could not be used is closed with the message.
     if (fd !== undefined) message.fds.shift();
-    if (isKick) await this.#apply();
+    const isRunning = this.#session.runs(vring.index);
+    if (isKick || (isCall && isRunning)) await this.#apply();
+    // QEMU masks an interrupt by another call, and looks at that one only once, when it takes it back.
+    if (isCall && isRunning) vring.call();
     return undefined;
   }
 

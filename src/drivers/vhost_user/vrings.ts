@@ -9,6 +9,7 @@ import { VmsgError } from "../../linux/errors.ts";
 import type { Fd } from "../../linux/fd.ts";
 import { PeerEvent } from "../../linux/peer_event.ts";
 import { EPOLLIN, type Reactor } from "../../linux/reactor.ts";
+import type { RingEvents } from "../../transport/remote_private.ts";
 import type { QueueSetup } from "../../virtio/device.ts";
 import type { WantedRing } from "../wanted.ts";
 
@@ -51,7 +52,9 @@ export class Vring implements WantedRing, Disposable {
   enabled = false;
   /** The front end has kicked since the ring was last stopped. */
   kicked = false;
+  events: RingEvents | undefined;
   #kick: PeerEvent | undefined;
+  #isHandedOver = false;
   #call: PeerEvent | undefined;
   #error: PeerEvent | undefined;
 
@@ -92,6 +95,11 @@ export class Vring implements WantedRing, Disposable {
     const event = fd && new PeerEvent(fd, "signal", `the call of ring ${this.index}`);
     this.#call?.[Symbol.dispose]();
     this.#call = event;
+    this.#setEvents();
+  }
+
+  #setEvents(): void {
+    this.events = this.#kick && { kick: this.#kick.fd, call: this.#call?.fd };
   }
 
   /** SET_VRING_ERR; takes the descriptor, unless it throws. */
@@ -107,18 +115,34 @@ export class Vring implements WantedRing, Disposable {
     const event = fd && new PeerEvent(fd, "wait", `the kick of ring ${this.index}`);
     const old = this.#kick;
     if (old !== undefined) {
-      reactor.unwatch(old.fd);
+      if (!this.#isHandedOver) reactor.unwatch(old.fd);
       old[Symbol.dispose]();
     }
     this.#kick = undefined;
-    if (event === undefined) return;
-    reactor.watch(event.fd, EPOLLIN, () => {
+    this.#isHandedOver = false;
+    if (event !== undefined) this.#watch(event);
+    // Not before it is watched, or it would be taken though that threw.
+    this.#kick = event;
+    this.#setEvents();
+  }
+
+  #watch(event: PeerEvent): void {
+    this.host.reactor.watch(event.fd, EPOLLIN, () => {
       const isKicked = event.clear();
       if (isKicked) this.host.kicked(this);
       return isKicked;
     });
-    // Not before it is watched, or it would be taken though that threw.
-    this.#kick = event;
+  }
+
+  handedOver(isSo: boolean): void {
+    const kick = this.#kick;
+    if (kick === undefined || this.#isHandedOver === isSo) return;
+    this.#isHandedOver = isSo;
+    if (isSo) return this.host.reactor.unwatch(kick.fd);
+    this.#watch(kick);
+    // The count is of kicks that the device side has heard, too: of a ring that has stopped they are no first kick. Of
+    // one that runs on they are looked for.
+    kick.clear();
   }
 
   [Symbol.dispose](): void {
