@@ -49,6 +49,8 @@ export interface QemuOptions extends GuestOptions {
   readonly mac?: string;
   /** QEMU connects again, every second, when the back end is gone; otherwise it gives up. */
   readonly reconnect?: boolean;
+  /** How many queue pairs its card has, and processors to use them; 1 unless given. */
+  readonly queues?: number;
   /** Instead of a socket: a TAP that QEMU serves the card with by itself, for comparison. */
   readonly tap?: string;
   /** False gives it private memory, which a vhost-user back end cannot map: an error test. */
@@ -198,18 +200,22 @@ function memoryArguments(
 }
 
 function networkArguments(installation: QemuInstallation, options: QemuOptions): string[] {
-  const { mac = "52:54:00:12:34:56" } = options;
+  const { mac = "52:54:00:12:34:56", queues = 1 } = options;
   const backend = backendArguments(installation, options);
   if (backend.length === 0) return [];
   return [
     ...backend,
     ...["-global", "virtio-mmio.force-legacy=false"],
-    ...["-device", `${MACHINES[installation.kind].card},netdev=n0,mac=${mac}`],
+    ...[
+      "-device",
+      `${MACHINES[installation.kind].card},netdev=n0,mac=${mac}${queues > 1 ? ",mq=on" : ""}`,
+    ],
+    ...(queues > 1 ? ["-smp", `${queues}`] : []),
   ];
 }
 
 function backendArguments(installation: QemuInstallation, options: QemuOptions): string[] {
-  const { socket, tap, reconnect = false } = options;
+  const { socket, tap, reconnect = false, queues = 1 } = options;
   if (tap !== undefined) {
     return ["-netdev", `tap,id=n0,ifname=${tap},script=no,downscript=no`];
   }
@@ -221,7 +227,7 @@ function backendArguments(installation: QemuInstallation, options: QemuOptions):
   const again = major > 9 || (major === 9 && minor >= 2) ? "reconnect-ms=1000" : "reconnect=1";
   return [
     ...["-chardev", `socket,id=c0,path=${path}${reconnect ? `,${again}` : ""}`],
-    ...["-netdev", "vhost-user,id=n0,chardev=c0"],
+    ...["-netdev", `vhost-user,id=n0,chardev=c0${queues > 1 ? `,queues=${queues}` : ""}`],
   ];
 }
 

@@ -110,8 +110,11 @@ export class MemoryTable implements Disposable {
 
   /** ADD_MEM_REG. Arguments and errors as {@link set}. */
   add(region: FrontEndRegion, fds: Fd[]): void {
+    const identity = identityOf(fds[0]!);
+    // QEMU 7.2 adds, and removes, each once for every queue pair of a card.
+    if (this.regions.some((old) => old.shows(region, identity))) return;
     this.#checkQuota([...this.regions, region], [region]);
-    const added = this.#map(region, fds[0]!, identityOf(fds[0]!), fds);
+    const added = this.#map(region, fds[0]!, identity, fds);
     this.#replace([...this.regions, ...added]);
   }
 

@@ -53,6 +53,25 @@ cleanTest("memory table: a region that is shown again is looked at, and not mapp
   assertEquals(table.regions.length, 1);
 });
 
+cleanTest("memory table: a region that is added, or removed, once more changes nothing", () => {
+  const name = "vmsg-test-twice";
+  using file = createSealedMemory(name, 2 * SIZE);
+  using other = createSealedMemory("vmsg-test-thrice", SIZE);
+  using table = new MemoryTable();
+  table.add(region(0), [copy(file)]);
+  const [first] = table.regions;
+  const again = [copy(file)];
+  table.add(region(0), again);
+  assertEquals([table.regions, mappings(name), again.length], [[first], 1, 1]);
+  // The same place, but other bytes.
+  const fds = [copy(file), copy(other)];
+  assertThrows(() => table.add(region(0, SIZE), [fds[0]!]), RangeError, "overlap");
+  assertThrows(() => table.add(region(0), [fds[1]!]), RangeError, "overlap");
+  for (let time = 0; time < 2; time++) table.remove(region(0));
+  assertEquals(table.regions, []);
+  again[0]![Symbol.dispose]();
+});
+
 cleanTest("memory table: another file of the same shape is another region", () => {
   using one = createSealedMemory("vmsg-test-one", SIZE);
   using two = createSealedMemory("vmsg-test-two", SIZE);
