@@ -12,6 +12,7 @@ import { Fd } from "../linux/fd.ts";
 import { guardMemory } from "../linux/memory_guard.ts";
 import { takeMemoryFiles } from "../linux/memory_file.ts";
 import { threadId } from "../linux/process_files.ts";
+import { forgetProgramPages } from "../linux/program_pages.ts";
 import { nameOf } from "../linux/received_fd.ts";
 import { Reactor, stopReactorFrom } from "../linux/reactor.ts";
 import { openCounterFile } from "../observe/counter_file.ts";
@@ -49,6 +50,8 @@ new ArrayBuffer(8).transfer();
 
 async function run({ plane, settings, common, stopFd }: StartMessage): Promise<number> {
   const command: PlaneCommand = await PLANES[plane]();
+  // Before anybody waits for an answer.
+  forgetProgramPages();
   using stack = new DisposableStack();
   // First, so that it is removed last: whatever counts is gone by then.
   stack.use(openCounterFile(plane));

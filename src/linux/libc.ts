@@ -109,6 +109,8 @@ const library = Deno.dlopen("libc.so.6", {
   mprotect: { parameters: ["u64", "u64", "i32"], result: "i32" },
   /** int sigaction(int signum, const struct sigaction *act, struct sigaction *oldact) */
   sigaction: { parameters: ["i32", "u64", "u64"], result: "i32" },
+  /** int madvise(void *addr, size_t length, int advice) */
+  madvise: { parameters: ["u64", "u64", "i32"], result: "i32" },
   /** void *memcpy(void *dest, const void *src, size_t n), result not wanted */
   memcpy: { parameters: ["u64", "u64", "u32"], result: "void" },
   /** int eventfd(unsigned int initval, int flags) */
