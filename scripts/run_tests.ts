@@ -1,7 +1,7 @@
 /**
  * Runs the tests and says plainly what ran.
  *
- *     deno task test [--report=FILE] [arguments of deno test, files]
+ *     deno task test [--report=FILE] [--leave-out=FILE,FILE...] [arguments of deno test, files]
  *
  * After what `deno test` prints come the slowest tests and the seconds of each directory, the tests that could
  * not run here, with reasons (a test prints `NOT RUN: name: reason`), the failures once more, and as the last
@@ -9,8 +9,8 @@
  * `deno test`, and 1 if no test ran; a run that ended without its summary, or that failed with every test
  * passed, counts as one failure. (Called test.ts, this file would be a test.)
  *
- * Without arguments all tests run, in two processes at the same time: those that boot guests, and the others.
- * An emulated guest uses one processor, and a test that waits for a guest none.
+ * Without other arguments all tests run, but for those that are to be left out, in two processes at the same time:
+ * those that boot guests, and the others. An emulated guest uses one processor, a test that waits for it none.
  *
  * With --report the counts go into a file too, one line for a shell's `read`: passed, failed, skipped; what
  * failed follows.
@@ -19,6 +19,7 @@
 import { brief, countsOf, type Failure, failuresOf, plain, timesOf } from "./test_output.ts";
 
 const REPORT = "--report=";
+const LEAVE_OUT = "--leave-out=";
 /** Where most tests wait for guests or for other slow programs. */
 const WITH_GUESTS = ["tests/guest", "tests/bench", "tests/compile"];
 const NOT_RUN = /^NOT RUN: .*$/gm;
@@ -91,15 +92,24 @@ function printTimes(runs: readonly Run[]): void {
   console.log(sums.map(([directory, ms]) => `${directory} ${seconds(ms)}`).join(", "));
 }
 
-const report = Deno.args.findLast((argument) => argument.startsWith(REPORT))?.slice(REPORT.length);
-const args = Deno.args.filter((argument) => !argument.startsWith(REPORT));
+const valueOf = (option: string) =>
+  Deno.args.findLast((argument) => argument.startsWith(option))?.slice(option.length);
+const report = valueOf(REPORT);
+const leftOut = valueOf(LEAVE_OUT)?.split(",") ?? [];
+const args = Deno.args.filter((argument) =>
+  ![REPORT, LEAVE_OUT].some((o) => argument.startsWith(o))
+);
+const ignore = (paths: readonly string[]) => paths.length === 0 ? [] : [`--ignore=${paths}`];
 // deno test gets the terminal's signal as well, ends its tests and prints what it has.
 Deno.addSignalListener("SIGINT", () => {});
 Deno.addSignalListener("SIGTERM", () => children.forEach((child) => child.kill("SIGTERM")));
 
 const runs = args.length > 0
-  ? [await test(args, true)]
-  : await Promise.all([test(WITH_GUESTS, true), test([`--ignore=${WITH_GUESTS}`], false)]);
+  ? [await test([...ignore(leftOut), ...args], true)]
+  : await Promise.all([
+    test([...ignore(leftOut), ...WITH_GUESTS], true),
+    test(ignore([...leftOut, ...WITH_GUESTS]), false),
+  ]);
 printTimes(runs);
 for (const line of new Set(runs.flatMap(({ output }) => output.match(NOT_RUN) ?? []))) {
   console.log(line);

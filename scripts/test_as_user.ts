@@ -3,6 +3,9 @@
  *
  *     deno task test:user [arguments of scripts/run_tests.ts]
  *
+ * Without files it runs all tests but those of guests that do for a user what they do for root, through the same code:
+ * a few of each kind stay. `deno task test:user tests` runs every one.
+ *
  * The user is 65534 (nobody), without groups and capabilities. It gets a directory of its own, which is gone
  * afterwards: a copy of the sources as git knows them, of this Deno and of the packages that it has fetched
  * (they may lie in root's home), and of what guests are made of. Tests that need root, or anything else that
@@ -15,6 +18,18 @@ import { cacheDirectory } from "./lab/cache.ts";
 const USER = "65534";
 const ROOT = new URL("../", import.meta.url).pathname;
 const REPORT = "--report=";
+const GUESTS = "tests/guest";
+/** Of the tests with guests those that run as a user as well: of each dialect and mode, and what people type. */
+const USERS_GUESTS = [
+  "dialects",
+  "first_ping",
+  "guest",
+  "initramfs",
+  "interrupt",
+  "no_shared_memory",
+  "prepare",
+  "readme",
+];
 /** What is made for executables, and what was found out about root's guests. */
 const NOT_COPIED = ["denort", "executables", "accelerator"];
 
@@ -46,6 +61,17 @@ async function copySources(directory: string): Promise<void> {
   }
 }
 
+/** Tests that root's run is enough for. */
+function rootsTests(): string[] {
+  const kept = USERS_GUESTS.map((name) => `${name}_test.ts`);
+  const names = [...Deno.readDirSync(`${ROOT}${GUESTS}`)].map(({ name }) => name);
+  for (const name of kept) {
+    if (!names.includes(name)) throw new Error(`${GUESTS}/${name} is gone`);
+  }
+  const left = names.filter((name) => name.endsWith("_test.ts") && !kept.includes(name));
+  return ["tests/bench", ...left.map((name) => `${GUESTS}/${name}`)];
+}
+
 async function testAsUser(args: readonly string[]): Promise<number> {
   const home = await Deno.makeTempDir({ prefix: "vmsg-user-" });
   // Ctrl-C reaches the tests as well, which end; then the directory goes.
@@ -63,7 +89,8 @@ async function testAsUser(args: readonly string[]): Promise<number> {
     }
     await run("chown", "-R", `${USER}:${USER}`, home);
     const report = args.find((arg) => arg.startsWith(REPORT))?.slice(REPORT.length);
-    const rest = args.filter((arg) => !arg.startsWith(REPORT));
+    const given = args.filter((arg) => !arg.startsWith(REPORT));
+    const rest = given.length > 0 ? given : [`--leave-out=${rootsTests()}`];
     const accel = Deno.env.get("VMSG_ACCEL");
     const child = new Deno.Command("setpriv", {
       args: [

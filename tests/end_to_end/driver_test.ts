@@ -125,7 +125,7 @@ processTest("driver: killed and started again, the device goes on", async (vmsg)
   }
   const { code, stdout } = await vmsg.run("driver", ...BUS, "--count", "200", "--interval=0.001");
   assertEquals([code, summary(stdout)], [0, { sent: 200, received: 200 }]);
-  assertEquals(device.stderr.filter((line) => line.includes("driver side is there")).length, 4);
+  assert(device.stderr.filter((line) => line.includes("driver side is there")).length >= 4);
   await assertTidy(vmsg, device);
 });
 

@@ -94,7 +94,8 @@ machineTest(
     assertMatch(memory ?? "", /1040384 bytes at 0x2000 is segment offset 0x2000$/);
     await pinged("sysfs");
     const { stderr } = await first.end("SIGTERM");
-    assertEquals(stderr.filter((line) => line.includes("a vmsg driver side is there")).length, 3);
+    // More where a slow machine was thought to be gone.
+    assert(stderr.filter((line) => line.includes("a vmsg driver side is there")).length >= 3);
 
     const plain = await host.device(`shm,file=${host.shared},size=1M`);
     await pinged("shm");

@@ -7,8 +7,9 @@
  *                                      or: vmsg driver --confined -> TAP of B's own kernel
  *
  * The guest inside gets its address from A's network, pings, and fetches a file of this host through A's network card.
- * It is User-Mode Linux at every size of the shared memory. With VMSG_GUEST_FULL=1 it is also a microvm under a QEMU
- * with KVM inside B, and A is killed and reset under its pings.
+ * It is User-Mode Linux in the smallest shared memory that works; larger ones differ in where pieces lie, which
+ * confined_test.ts has on one host. With VMSG_GUEST_FULL=1 it is every size, and also a microvm under a QEMU with KVM
+ * inside B, and A is killed and reset under its pings.
  */
 
 import { createHash } from "node:crypto";
@@ -113,7 +114,8 @@ async function assertConfined(a: ControlledMachine, b: ControlledMachine): Promi
 const PING = pingScript({ address: "dhcp", peer: "10.0.2.2", count: 3 });
 
 function transferTest(kind: InnerKind, size: string): void {
-  const lacks = [...kind === "uml" ? [] : FULL_LACK, ...innerLacks(kind)];
+  const isShort = kind === "uml" && size === SMALLEST;
+  const lacks = [...isShort ? [] : FULL_LACK, ...innerLacks(kind)];
   const name = `ivshmem inner, ${size}: ${kind} inside B, DHCP, ping and 4 MiB through A's card`;
   machineTest(name, PAIR_KIND, async (test) => {
     await using file = new HostFile();

@@ -118,7 +118,7 @@ pairTest("ivshmem machines: traffic by bridge, then by packet socket in a new A"
   await driver.runUntilDone("ping -c 1 -W 1 10.0.2.2");
   await traffic("packet", a, driver);
   assertEquals(await vmsgPid(driver), pid);
-  await driver.counts(DEVICE_CAME, 2);
+  await driver.hasSaid(DEVICE_CAME, 2);
 });
 
 pairTest("ivshmem machines: each process is killed, and A is reset", async (test) => {
@@ -163,8 +163,8 @@ pairTest("ivshmem machines: each process is killed, and A is reset", async (test
   await reachesHost();
   assertEquals(await vmsgPid(b), driverPid);
   // At the boot, at B's and A's new process, and at A's new boot. B's is reset in the test below.
-  await b.counts(DEVICE_CAME, 4);
-  await a.counts(DEVICE_STARTED, 3);
+  await b.hasSaid(DEVICE_CAME, 4);
+  assertEquals(a.count(DEVICE_STARTED), 3);
 });
 
 /**
@@ -295,10 +295,10 @@ pairTest("ivshmem machines: no write into a machine that stands still", async (t
     if (resets) await b.booted(lineCount);
     await reachesB();
     if (!resets) assertEquals(await vmsgPid(b), driverPid);
-    await a.counts(DRIVER_CAME, came + (resets ? 1 : 0));
+    await a.hasSaid(DRIVER_CAME, came + (resets ? 1 : 0));
   }
   // The lease lasts for 50 to 150 ms after a stop, so a few each are usual.
   assert(seen >= STOPS + RESETS, `${seen} changes in all: there was no flood`);
   assertEquals(await vmsgPid(a), devicePid);
-  await a.counts(DEVICE_STARTED, 1);
+  assertEquals(a.count(DEVICE_STARTED), 1);
 });

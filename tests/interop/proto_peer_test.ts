@@ -101,7 +101,7 @@ processTest(
       assertEquals(peer.aborts, []);
       // Killed in the middle of everything: no reset, no farewell.
       peer[Symbol.dispose]();
-      await device.waitFor(/waiting for the driver side/, 4000, length);
+      await device.waitFor(/waiting for the driver side/, undefined, length);
     }
   },
 );
@@ -211,7 +211,7 @@ for (
       await leave(peer);
       assertEquals(peer.aborts, []);
       peer[Symbol.dispose]();
-      await device.waitFor(/waiting for the driver side/, 4000, length);
+      await device.waitFor(/waiting for the driver side/, undefined, length);
     }
   });
 }

@@ -14,7 +14,7 @@ import {
   readRecording,
 } from "./recording.ts";
 
-const TIMEOUT_MS = 4000;
+const TIMEOUT_MS = 30_000;
 const exchanged = exchanges(readRecording());
 
 /** The other end of the bus: bytes in, bytes out. */

@@ -148,7 +148,7 @@ Deno.test("passt: nonsense ends the connection, and another begins", async () =>
     assertEquals(port.send(memory.frame(frame)), true);
     assertEquals(port.counters.lost, 1);
   }
-  await turnUntil(reactor, () => listener.links.length === 3, "a new connection", 3000);
+  await turnUntil(reactor, () => listener.links.length === 3, "a new connection");
   listening.accept()![Symbol.dispose]();
   await turnUntil(reactor, () => listener.links.length === 4, "its end");
   assertEquals(listener.links, [true, false, true, false]);
@@ -359,7 +359,7 @@ networkTest(
       const first = passt.process!.pid;
       await turnUntil(reactor, () => isRunning(first), "its start");
       Deno.kill(first, "SIGKILL");
-      await turnUntil(reactor, () => listener.links.length === 3, "the next one", 5000);
+      await turnUntil(reactor, () => listener.links.length === 3, "the next one");
       assertEquals(listener.links, [true, false, true]);
       assertNotEquals(passt.process!.pid, first);
       assertEquals(log.map((line) => line.replace(/passt \d+/, "passt N")), [
@@ -380,7 +380,7 @@ processTest(
     // As one that reads the end of a connection again and again.
     Deno.kill(passt, "SIGSTOP");
     await device.end("SIGKILL");
-    await until(() => !isRunning(passt), 2000);
+    await until(() => !isRunning(passt));
   },
   ENDS_LATER,
 );

@@ -63,7 +63,7 @@ class Link implements Disposable {
       const text = ip("-6 addr show dev resp0");
       return text.includes("inet6 fd00:") && !text.includes("tentative");
     };
-    await turnUntil(this.reactor, ready, "an address from our prefix", 15_000);
+    await turnUntil(this.reactor, ready, "an address from our prefix");
   }
 
   [Symbol.dispose](): void {

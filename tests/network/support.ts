@@ -17,6 +17,7 @@ import type { Reactor } from "../../src/linux/reactor.ts";
 import { AddressSpace, IovecList } from "../../src/memory/mod.ts";
 import type { NetworkPort, PortListener, PortQueue } from "../../src/network/port.ts";
 import type { Log } from "../../src/observe/log.ts";
+import { PATIENCE_MS } from "../support/processes.ts";
 
 const SYS_UNSHARE = Deno.build.arch === "x86_64" ? 272n : 97n;
 const SYS_SETNS = Deno.build.arch === "x86_64" ? 308n : 268n;
@@ -105,7 +106,7 @@ export async function turnUntil(
   reactor: Reactor,
   holds: () => boolean,
   what: string,
-  timeoutMs = 5000,
+  timeoutMs = PATIENCE_MS,
 ): Promise<void> {
   const deadlineMs = performance.now() + timeoutMs;
   const tick = reactor.timer(() => {});

@@ -19,7 +19,7 @@ const buffer = allocate(BUFFER_SIZE);
 const answer = allocate(256);
 
 /** How long it lives. */
-const LIFE_MS = 120_000;
+const LIFE_MS = 300_000;
 
 /** struct fuse_attr, 88 bytes. */
 function putAttributes(at: number, node: number, size: number): void {

@@ -15,7 +15,7 @@ import { Pop } from "../../../src/virtio/split/pop.ts";
 import { DriverQueue } from "../../../src/virtio/split/driver_queue.ts";
 import { Random } from "../../support/mock_driver.ts";
 
-const SIZE = 16, BUFFERS = 300_000, AT = 0x1_0000_0000, MEMORY_SIZE = 1 << 16, TIMEOUT_MS = 20_000;
+const SIZE = 16, BUFFERS = 300_000, AT = 0x1_0000_0000, MEMORY_SIZE = 1 << 16, TIMEOUT_MS = 60_000;
 const DATA = 0x8000;
 
 interface Order {
