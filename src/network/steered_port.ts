@@ -9,14 +9,15 @@
  *     guest -> queue n -> flow table[flow] = n -> port
  *     port -> slot -> flow table -> queue n -> guest
  *
- * A queue that the guest does not empty is full with {@link WAITING} frames and gets no more, so that it costs the others
- * nothing. As long as one queue is used, frames go through without a slot.
+ * A queue is full with {@link WAITING} frames. The next one for it is held back, and the port with it, for as long as the
+ * guest may take to empty a queue that it works on; then the frame is dropped, and so is what follows for that queue until
+ * the guest takes something: it costs the others no more. As long as one queue is used, frames go through without a slot.
  *
  * When queues or features are given up the frames that wait are dropped: they may have been made for what was taken before.
  */
 
 import { mapAnonymous, type Mapping } from "../linux/mapping.ts";
-import type { Reactor, Task } from "../linux/reactor.ts";
+import type { Reactor, Task, Timer } from "../linux/reactor.ts";
 import { IovecList, MemoryWindow } from "../memory/mod.ts";
 import { counterShape } from "../observe/counters.ts";
 import { flowOf, FLOWS, NO_FLOW } from "./flow.ts";
@@ -27,6 +28,8 @@ import type { NetworkPort, PortListener, PortQueue } from "./port.ts";
 const WAITING = 64;
 /** Frames that are taken from the port in a turn. */
 const BATCH = 64;
+/** How long one that is full may hold back the others. */
+const PATIENCE_MS = 20;
 const SLOT_SIZE = LARGE_FRAME_ROOM + 6;
 
 const SteeringCounters = counterShape("steered", "dropped");
@@ -35,6 +38,8 @@ const SteeringCounters = counterShape("steered", "dropped");
 class SteeredQueue implements PortQueue {
   /** Has a frame that was refused. */
   isBlocked = false;
+  /** It was full for too long. */
+  isStalled = false;
   readonly #slots = new Uint16Array(WAITING);
   #first = 0;
   count = 0;
@@ -47,6 +52,7 @@ class SteeredQueue implements PortQueue {
 
   /** Takes the oldest slot. */
   shift(): number {
+    this.isStalled = false;
     const slot = this.#slots[this.#first]!;
     this.#first = (this.#first + 1) % WAITING;
     this.count--;
@@ -90,6 +96,10 @@ export class SteeredPort implements NetworkPort {
   readonly #free: number[];
   readonly #flows = new Uint8Array(FLOWS);
   readonly #task: Task = { run: () => this.#take() };
+  /** Takes the slot that is held back, and the queue that it is for. */
+  #held: SteeredQueue | undefined;
+  #heldSlot = 0;
+  readonly #patience: Timer;
   #used = 1;
   #listener!: PortListener;
 
@@ -106,6 +116,7 @@ export class SteeredPort implements NetworkPort {
     this.#lengths = new Uint32Array(slots);
     this.#free = Array.from({ length: slots }, (_, i) => i);
     this.#flows.fill(count);
+    this.#patience = reactor.timer(() => this.#drop());
   }
 
   setFeatures(words: Uint32Array): void {
@@ -132,8 +143,32 @@ export class SteeredPort implements NetworkPort {
   /** Empties the queues from the `first` on. */
   #forget(first: number): void {
     for (const queue of this.queues.slice(first)) {
-      while (queue.count > 0) this.#free.push(queue.shift());
+      while (queue.count > 0) this.#free.push(this.#shift(queue));
     }
+  }
+
+  /** Takes the oldest slot of a queue, which makes room for the one that is held back. */
+  #shift(queue: SteeredQueue): number {
+    const slot = queue.shift();
+    if (this.#held === queue) {
+      queue.push(this.#heldSlot);
+      this.#goOn();
+    }
+    return slot;
+  }
+
+  /** The guest does not work on the queue that is full. */
+  #drop(): void {
+    this.#held!.isStalled = true;
+    this.#free.push(this.#heldSlot);
+    this.counters.dropped++;
+    this.#goOn();
+  }
+
+  #goOn(): void {
+    this.#held = undefined;
+    this.#patience.cancel();
+    this.reactor.schedule(this.#task);
   }
 
   open(listener: PortListener): void {
@@ -154,7 +189,7 @@ export class SteeredPort implements NetworkPort {
 
   /** Takes frames from the port and has each wait in the queue of its flow. */
   #take(): boolean {
-    if (this.#used === 1) return false;
+    if (this.#used === 1 || this.#held !== undefined) return false;
     for (let i = 0; i < BATCH; i++) {
       const wanted = this.port.nextLength();
       if (wanted === 0) return false;
@@ -166,14 +201,24 @@ export class SteeredPort implements NetworkPort {
       this.#slot.clear();
       this.#slot.push(this.#window, slot * SLOT_SIZE, SLOT_SIZE);
       const length = this.port.receive(this.#slot, 0);
-      const queue = this.queues[this.#queueOf(this.#slot)]!;
-      if (length === 0 || queue.count === WAITING) {
+      if (length === 0) {
         this.#free.push(slot);
-        if (length === 0) return false;
+        return false;
+      }
+      this.#lengths[slot] = length;
+      const queue = this.queues[this.#queueOf(this.#slot)]!;
+      const isFull = queue.count === WAITING;
+      if (isFull && !queue.isStalled) {
+        this.#held = queue;
+        this.#heldSlot = slot;
+        this.#patience.arm(PATIENCE_MS);
+        return false;
+      }
+      if (isFull) {
+        this.#free.push(slot);
         this.counters.dropped++;
         continue;
       }
-      this.#lengths[slot] = length;
       queue.push(slot);
       this.counters.steered++;
       this.#listener.readable(queue.index);
@@ -211,7 +256,7 @@ export class SteeredPort implements NetworkPort {
   receiveFrom(queue: SteeredQueue, into: IovecList, first: number): number {
     if (this.#isDirect(queue)) return this.port.receive(into, first);
     if (queue.count === 0) return 0;
-    const slot = queue.shift();
+    const slot = this.#shift(queue);
     this.#free.push(slot);
     const source = this.#window.address + BigInt(slot * SLOT_SIZE);
     return into.copyIn(0, source, this.#lengths[slot]!, first);
@@ -220,7 +265,7 @@ export class SteeredPort implements NetworkPort {
   /** {@link PortQueue.discard}, of a queue. */
   discardOf(queue: SteeredQueue): void {
     if (this.#isDirect(queue)) this.port.discard();
-    else if (queue.count > 0) this.#free.push(queue.shift());
+    else if (queue.count > 0) this.#free.push(this.#shift(queue));
   }
 
   send(frame: IovecList): boolean {
@@ -240,6 +285,7 @@ export class SteeredPort implements NetworkPort {
   }
 
   [Symbol.dispose](): void {
+    this.reactor.dropTimer(this.#patience);
     this.port[Symbol.dispose]();
     this.#memory[Symbol.dispose]();
   }

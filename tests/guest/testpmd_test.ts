@@ -57,6 +57,12 @@ class Testpmd {
     return { received: count("RX"), sent: count("TX") };
   }
 
+  /** How many of them each queue sent. */
+  async sentByQueue(): Promise<number[]> {
+    const text = await this.say("show port xstats 0", /tx_q0_.*[^]*testpmd> /);
+    return [...text.matchAll(/^tx_q\d+_good_packets: (\d+)/gm)].map(([, count]) => Number(count));
+  }
+
   async quit(): Promise<Deno.CommandStatus> {
     await this.say("quit", /Bye/);
     await this.#writer.close().catch(() => {});
@@ -94,85 +100,90 @@ async function readCapture(path: string): Promise<Captured> {
   return { bySource, strange };
 }
 
-guestlessTest(
-  "DPDK's testpmd: both sides count the same frames, out and in",
-  { programs: { "dpdk-testpmd": "dpdk-dev", stdbuf: "coreutils" } },
-  async ({ vmsg, keeper, directory }) => {
-    const net = `responder,flood=${FLOOD},pcap=frames.pcap`;
-    const device = await vmsg.start("device", ...BUS, "--net", net);
-    await device.waitFor(/waiting for the driver side/);
-    const proxy = await vmsg.start("proxy", ...BUS, "--vhost-user", "socket=vu.sock");
-    await proxy.waitFor(/waiting for a front end/);
+for (const queues of [1, 2]) {
+  guestlessTest(
+    `DPDK's testpmd with ${queues} queue pairs: both sides count the same frames, out and in`,
+    { programs: { "dpdk-testpmd": "dpdk-dev", stdbuf: "coreutils" } },
+    async ({ vmsg, keeper, directory }) => {
+      const net = `responder,queues=${queues},flood=${FLOOD},pcap=frames.pcap`;
+      const device = await vmsg.start("device", ...BUS, "--net", net);
+      await device.waitFor(/waiting for the driver side/);
+      const proxy = await vmsg.start("proxy", ...BUS, "--vhost-user", "socket=vu.sock");
+      await proxy.waitFor(/waiting for a front end/);
 
-    const child = new Deno.Command("stdbuf", {
-      args: [
-        "-oL",
-        "dpdk-testpmd",
-        ...["--no-huge", "-m", "256", "--no-pci", "--no-telemetry"],
-        // Both of its threads on one processor: the one that polls takes all it gets.
-        ...["--lcores", "0@0,1@0"],
-        ...["--vdev", "net_virtio_user0,path=vu.sock,queues=1"],
-        "--",
-        "-i",
-        "--total-num-mbufs=4096",
-        "--tx-ip=10.0.2.15,10.0.2.2",
-        "--tx-udp=9,9",
-        `--eth-peer=0,${RESPONDER}`,
-      ],
-      cwd: directory,
-      // It leaves files there.
-      env: { RUNTIME_DIRECTORY: directory },
-      stdin: "piped",
-      stdout: "piped",
-      stderr: "piped",
-      detached: true,
-    }).spawn();
-    const testpmd = new Testpmd(child);
-    try {
-      await keeper.keep(child.pid);
-      const banner = await testpmd.waitFor(/Port 0: [0-9A-F:]{17}/);
-      const mac = banner.match(/Port 0: ([0-9A-F:]{17})/)![1]!.replaceAll(":", "").toLowerCase();
-      await testpmd.waitFor(/testpmd> /);
+      const child = new Deno.Command("stdbuf", {
+        args: [
+          "-oL",
+          "dpdk-testpmd",
+          ...["--no-huge", "-m", "256", "--no-pci", "--no-telemetry"],
+          // Both of its threads on one processor: the one that polls takes all it gets.
+          ...["--lcores", "0@0,1@0"],
+          ...["--vdev", `net_virtio_user0,path=vu.sock,queues=${queues}`],
+          "--",
+          "-i",
+          "--total-num-mbufs=4096",
+          ...[`--rxq=${queues}`, `--txq=${queues}`],
+          "--tx-ip=10.0.2.15,10.0.2.2",
+          "--tx-udp=9,9",
+          `--eth-peer=0,${RESPONDER}`,
+        ],
+        cwd: directory,
+        // It leaves files there.
+        env: { RUNTIME_DIRECTORY: directory },
+        stdin: "piped",
+        stdout: "piped",
+        stderr: "piped",
+        detached: true,
+      }).spawn();
+      const testpmd = new Testpmd(child);
+      try {
+        await keeper.keep(child.pid);
+        const banner = await testpmd.waitFor(/Port 0: [0-9A-F:]{17}/);
+        const mac = banner.match(/Port 0: ([0-9A-F:]{17})/)![1]!.replaceAll(":", "").toLowerCase();
+        await testpmd.waitFor(/testpmd> /);
 
-      await testpmd.say("set fwd txonly", /Set txonly/);
-      await testpmd.say("start", /txonly packet forwarding -/);
-      await delay(RUN_MS);
-      await testpmd.say("stop", /Done\./);
-      const { sent } = await testpmd.packets();
-      // What is in the ring is still to be taken, and the capture is written every 200 ms.
-      const capture = `${directory}/frames.pcap`;
-      const deadlineMs = performance.now() + PATIENCE_MS;
-      let captured = await readCapture(capture);
-      while ((captured.bySource.get(mac) ?? 0) < sent && performance.now() < deadlineMs) {
-        await delay(200);
-        captured = await readCapture(capture);
+        await testpmd.say("set fwd txonly", /Set txonly/);
+        await testpmd.say("start", /txonly packet forwarding -/);
+        await delay(RUN_MS);
+        await testpmd.say("stop", /Done\./);
+        const { sent } = await testpmd.packets();
+        const byQueue = await testpmd.sentByQueue();
+        assert(byQueue.length === queues && byQueue.every((frames) => frames > 100), `${byQueue}`);
+        // What is in the ring is still to be taken, and the capture is written every 200 ms.
+        const capture = `${directory}/frames.pcap`;
+        const deadlineMs = performance.now() + PATIENCE_MS;
+        let captured = await readCapture(capture);
+        while ((captured.bySource.get(mac) ?? 0) < sent && performance.now() < deadlineMs) {
+          await delay(200);
+          captured = await readCapture(capture);
+        }
+        console.log(`out: testpmd sent ${sent} frames in ${RUN_MS} ms`);
+        assert(sent > 1000, `testpmd sent only ${sent} frames`);
+        assertEquals(captured.bySource.get(mac), sent);
+        assertEquals(captured.strange, 0);
+
+        await testpmd.say("set fwd rxonly", /Set rxonly/);
+        await testpmd.say("start", /rxonly packet forwarding -/);
+        await delay(RUN_MS);
+        // Nobody else sends to it, and all that was put into its ring is taken soon.
+        assertEquals((await device.end("SIGTERM")).code, 0);
+        const sentIn = (await readCapture(capture)).bySource.get(RESPONDER.replaceAll(":", ""))!;
+        await until(async () => (await testpmd.packets()).received >= sentIn).catch(() => {});
+        await testpmd.say("stop", /Done\./);
+        const { received } = await testpmd.packets();
+        console.log(`in: testpmd received ${received} frames of a flood of ${FLOOD} a second`);
+        assert(received > FLOOD * RUN_MS / 1000 / 20, `testpmd received only ${received} frames`);
+        assertEquals(received, sentIn);
+
+        assertEquals((await testpmd.quit()).code, 0);
+        assertEquals((await proxy.end("SIGTERM")).code, 0);
+      } catch (error) {
+        console.error(`--- testpmd\n${testpmd.text}`);
+        throw error;
+      } finally {
+        await keeper.end(child.pid);
+        await testpmd.ended;
       }
-      console.log(`out: testpmd sent ${sent} frames in ${RUN_MS} ms`);
-      assert(sent > 1000, `testpmd sent only ${sent} frames`);
-      assertEquals(captured.bySource.get(mac), sent);
-      assertEquals(captured.strange, 0);
-
-      await testpmd.say("set fwd rxonly", /Set rxonly/);
-      await testpmd.say("start", /rxonly packet forwarding -/);
-      await delay(RUN_MS);
-      // Nobody else sends to it, and all that was put into its ring is taken soon.
-      assertEquals((await device.end("SIGTERM")).code, 0);
-      const sentIn = (await readCapture(capture)).bySource.get(RESPONDER.replaceAll(":", ""))!;
-      await until(async () => (await testpmd.packets()).received >= sentIn).catch(() => {});
-      await testpmd.say("stop", /Done\./);
-      const { received } = await testpmd.packets();
-      console.log(`in: testpmd received ${received} frames of a flood of ${FLOOD} a second`);
-      assert(received > FLOOD * RUN_MS / 1000 / 20, `testpmd received only ${received} frames`);
-      assertEquals(received, sentIn);
-
-      assertEquals((await testpmd.quit()).code, 0);
-      assertEquals((await proxy.end("SIGTERM")).code, 0);
-    } catch (error) {
-      console.error(`--- testpmd\n${testpmd.text}`);
-      throw error;
-    } finally {
-      await keeper.end(child.pid);
-      await testpmd.ended;
-    }
-  },
-);
+    },
+  );
+}

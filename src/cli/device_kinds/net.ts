@@ -54,15 +54,15 @@ export const netKind: DeviceKind<NetSettings> = {
   open: (settings, { reactor, log, hubs, number }) => {
     const { mac, capture, queues } = settings;
     const { port, mtu } = openPort(settings.port, { reactor, log, card: mac, hubs, queues });
-    const watched = capture === undefined
+    const wide = queues === 1 || port.queues !== undefined
       ? port
-      : new CapturingPort(port, { path: capture }, reactor, log);
-    const wide = queues === 1 || watched.queues !== undefined
-      ? watched
-      : new SteeredPort(watched, queues, reactor);
+      : new SteeredPort(port, queues, reactor);
+    const watched = capture === undefined
+      ? wide
+      : new CapturingPort(wide, { path: capture }, reactor, log);
     const name = `${number} net, ${watched.description}`;
     const options = { mac, mtu: settings.mtu ?? mtu, pairs: queues, name };
-    const model = new NetDevice(reactor, wide, options);
+    const model = new NetDevice(reactor, watched, options);
     return { model, description: watched.description, counters: model.counters };
   },
 };
