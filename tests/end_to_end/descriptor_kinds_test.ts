@@ -38,6 +38,27 @@ async function runBroken(front: RawFrontEnd, request: number, fd: Fd): Promise<v
   signalEventFd(kick);
 }
 
+/** A ring that runs, whose eventfds the device side has, gets another kick or call: so has the device side. */
+async function runNotified(front: RawFrontEnd, request: number, fd: Fd): Promise<void> {
+  using memory = createSealedMemory("vmsg-test", MEMORY_SIZE);
+  using guest = mapShared(memory.number, MEMORY_SIZE);
+  using kick = createEventFd();
+  using call = createEventFd();
+  await front.setUp(memory);
+  front.send(Request.SET_VRING_CALL, u32s(1, 0), [call]);
+  front.startRing(1, kick);
+  await front.barrier();
+  front.send(request, u32s(1, 0), [fd]);
+  await front.barrier();
+  // Buffers of no length are used, and called for.
+  const view = new DataView(guest.buffer);
+  for (let n = 1; n <= 3; n++) {
+    view.setUint16(AVAILABLE + 2, n, true);
+    signalEventFd(request === Request.SET_VRING_KICK ? fd : kick);
+    await front.barrier();
+  }
+}
+
 /** What is done with the descriptor. */
 const ROLES: Readonly<Record<string, (front: RawFrontEnd, fd: Fd) => Promise<void> | void>> = {
   memory: async (front, fd) => {
@@ -52,6 +73,8 @@ const ROLES: Readonly<Record<string, (front: RawFrontEnd, fd: Fd) => Promise<voi
     front.startRing(0, fd);
   },
   call: (front, fd) => runBroken(front, Request.SET_VRING_CALL, fd),
+  "notifier, its kick": (front, fd) => runNotified(front, Request.SET_VRING_KICK, fd),
+  "notifier, its call": (front, fd) => runNotified(front, Request.SET_VRING_CALL, fd),
   error: (front, fd) => runBroken(front, Request.SET_VRING_ERR, fd),
   "back-end channel": (front, fd) => front.send(Request.SET_BACKEND_REQ_FD, new Uint8Array(), [fd]),
   "a region that is added": (front, fd) => {
@@ -92,6 +115,8 @@ processTest(
         await using kinds = await everyKind(vmsg.directory, MEMORY_SIZE);
         await guests.attack((attack) => play(attack, "memory", kinds.fds.get("sealed memfd")!));
         await guests.answered(1);
+        // All of the first one's is given back by then.
+        await guests.proxy.waitFor(/; waiting for a front end/);
         before = held();
         for (const role of Object.keys(ROLES)) {
           for (const [kind, fd] of kinds.fds) {
