@@ -5,11 +5,11 @@
  *     deno task bench:guest [--quick] [--rounds=N] [--json] [--compare] [--exe=compiled]
  *
  * The guest is a q35 with a stock kernel, under KVM where that works and TCG elsewhere (VMSG_ACCEL=kvm|tcg). It is
- * booted anew for each option, in turns: QEMU's virtio-net and tap, then `vmsg proxy`, `vmsg device` and tap. In it
- * run ping, every 2 ms and every 100 ms, and iperf3 out of it and into it. Nothing is pinned: the stock card shares a
+ * booted anew for each option, in turns: QEMU's virtio-net and tap, then `vmsg proxy`, `vmsg device` and tap, with
+ * notifications in band (not with --quick) and out of band. In it run ping, every 2 ms and every 100 ms, and iperf3 out of it and into it. Nothing is pinned: the stock card shares a
  * process with the guest's processor, so that tying ours to another would compare two machines.
  *
- * It needs root, QEMU, a kernel and iperf3 (scripts/fetch_guests.ts); with five rounds it takes ten minutes.
+ * It needs root, QEMU, a kernel and iperf3 (scripts/fetch_guests.ts); with five rounds it takes a quarter of an hour.
  */
 
 import {
@@ -23,7 +23,7 @@ import type { GuestFile } from "../scripts/lab/initramfs.ts";
 import { programFiles } from "../tests/guest/program_files.ts";
 import { has, ip, Namespace } from "../tests/network/support.ts";
 import { isQuick, rounds, say } from "./options.ts";
-import { Bench } from "./processes.ts";
+import { Bench, processorTimeNs, type Running } from "./processes.ts";
 import { Report, type RowOptions } from "./report.ts";
 
 const HOST = "10.0.2.2";
@@ -39,6 +39,10 @@ const TIMEOUT_MS = 300_000;
 
 /** The network card that stock QEMU serves is the twin. */
 const STOCK = "stock QEMU, tap", OURS = "vmsg proxy, device, tap";
+/** What they cost that are messages through the proxy. */
+const IN_BAND = "the same, --notify in-band";
+type Card = typeof STOCK | typeof OURS | typeof IN_BAND;
+const CARDS: readonly Card[] = isQuick ? [STOCK, OURS] : [STOCK, IN_BAND, OURS];
 const PING: RowOptions = { unit: "ms", target: 1.1 };
 const STREAM: RowOptions = { unit: "Mbit/s", more: true, target: 1 };
 const QUOTED =
@@ -74,10 +78,11 @@ async function measureCard(
   report: Report,
   installation: QemuInstallation,
   files: readonly GuestFile[],
-  card: typeof STOCK | typeof OURS,
+  card: Card,
 ): Promise<void> {
   using _namespace = new Namespace();
   await using bench = await Bench.open();
+  let proxy: Running | undefined;
   if (card === STOCK) {
     ip("tuntap add dev tap0 mode tap");
     ip(`addr add ${HOST}/24 dev tap0`);
@@ -85,14 +90,20 @@ async function measureCard(
   } else {
     const device = await bench.vmsg(["device", ...BUS, "--net", `tap=tap0,address=${HOST}/24`]);
     await device.waitFor(/waiting for the driver side/);
-    const proxy = await bench.vmsg(["proxy", ...BUS, "--vhost-user", "socket=vu.sock"]);
+    const way = card === IN_BAND ? ["--notify", "in-band"] : [];
+    proxy = await bench.vmsg(["proxy", ...BUS, "--vhost-user", "socket=vu.sock", ...way]);
     await proxy.waitFor(/waiting for a front end/);
   }
   await bench.start(["iperf3", "--server", "--bind", HOST]);
   const initramfs = await guestInitramfs(installation, { script, files });
   const back = card === STOCK ? { tap: "tap0" } : { socket: `${bench.directory}/vu.sock` };
   await using guest = await bootGuest(installation, { initramfs, ...back });
+  const beforeNs = proxy && processorTimeNs(proxy.child.pid);
   await guest.waitFor(/^MEASURED/, TIMEOUT_MS);
+  if (proxy !== undefined) {
+    const ms = (processorTimeNs(proxy.child.pid) - beforeNs!) / 1e6;
+    report.add("the proxy's processor time", { unit: "ms" }, card, [ms]);
+  }
   const lines = guest.console().split("\n");
 
   for (const [i, [intervalMs, count]] of PINGS.entries()) {
@@ -127,7 +138,7 @@ async function measure(): Promise<void> {
   const accelerator = await chooseAccelerator(installation);
   say(`q35, ${accelerator}, QEMU ${installation.qemuVersion}, Linux ${installation.release}`);
   for (let round = 0; round < rounds; round++) {
-    for (const card of [STOCK, OURS] as const) {
+    for (const card of CARDS) {
       await measureCard(report, installation, files, card);
     }
   }
