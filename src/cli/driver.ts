@@ -26,6 +26,7 @@ import {
 } from "./memory_option.ts";
 import { type PlaneCommand, planeCommand } from "./plane.ts";
 import { WarmUp } from "./warm_up.ts";
+import { parseQueues } from "./port_kinds/port_kind.ts";
 import { tapKind } from "./port_kinds/tap.ts";
 
 interface DriverSettings {
@@ -34,6 +35,8 @@ interface DriverSettings {
   readonly memory: DriverMemorySettings | undefined;
   readonly ping: Omit<PingOptions, "print">;
   readonly tap: TapOptions | undefined;
+  /** Queue pairs, of the device and of the TAP. */
+  readonly queues: number;
   readonly json: boolean;
 }
 
@@ -59,8 +62,9 @@ export const driverCommand: PlaneCommand<DriverSettings> = planeCommand({
     { name: "device", value: "N", default: "0", help: "device number on the bus" },
     {
       name: "tap",
-      value: "NAME[,bridge=BR][,address=A/P][,persistent][,offloads=off]",
-      help: "be a network card of this machine: join the device to a TAP instead of pinging",
+      value: "NAME[,bridge=BR][,address=A/P][,queues=N][,persistent][,offloads=off]",
+      help:
+        "be a network card of this machine: join the device to a TAP instead of pinging, with as many queue pairs",
     },
     { name: "ping", value: "ADDRESS", default: "10.0.2.2", help: "whom to ping" },
     { name: "address", value: "ADDRESS", default: "10.0.2.15", help: "our own address" },
@@ -87,15 +91,17 @@ export const driverCommand: PlaneCommand<DriverSettings> = planeCommand({
   ],
   parse: (options) => {
     const tap = options.text("tap");
+    const group = tap === undefined
+      ? undefined
+      : parseKind("--tap", `tap=${tap}`, [tapKind], ["mtu", "queues"]).group;
     const memory = options.text("memory");
     const confined = parseConfined(options);
     if (confined !== undefined && memory !== undefined) {
       throw new UsageError("give either --memory or --confined");
     }
     return {
-      tap: tap === undefined
-        ? undefined
-        : tapKind.parse(parseKind("--tap", `tap=${tap}`, [tapKind], ["mtu"]).group),
+      tap: group && tapKind.parse(group),
+      queues: group === undefined ? 1 : parseQueues(group),
       memory: confined !== undefined
         ? { kind: "confined", ...confined } as const
         : memory === undefined
@@ -118,7 +124,7 @@ export const driverCommand: PlaneCommand<DriverSettings> = planeCommand({
     const bus = stack.use(openBus(settings.bus, "driver", reactor, log));
     const codec = codecFor(settings.bus.dialect);
     const side = stack.use(new DriverSide({ reactor, bus, codec, log, tracer }));
-    const memory = openDriverMemory(settings.memory, bus, stack);
+    const memory = openDriverMemory(settings.memory, settings.queues, bus, stack);
     // Before the memory goes.
     stack.defer(() => side.revoke());
     const start = () => {
@@ -126,9 +132,10 @@ export const driverCommand: PlaneCommand<DriverSettings> = planeCommand({
       stack.use(new WarmUp(reactor, () => false));
     };
     if (settings.tap !== undefined) {
-      const { port } = tapKind.open(settings.tap, context);
+      const { queues } = settings;
+      const { port } = tapKind.open(settings.tap, { ...context, queues });
       const bridge = stack.use(new PortBridge(reactor, port, log.info));
-      const options = { memory, offloads: mirrored(port.features) };
+      const options = { memory, offloads: mirrored(port.features), pairs: queues };
       bridge.use(stack.use(new NetDriver(reactor, side, settings.device, bridge, log, options)));
       start();
       return {};

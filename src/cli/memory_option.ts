@@ -25,7 +25,7 @@ import {
   pageMemory,
   segmentMemory,
 } from "../sharing/driver_memory.ts";
-import { DRIVER_MEMORY_SIZE } from "../drivers/net/net_buffers.ts";
+import { driverMemorySize } from "../drivers/net/net_buffers.ts";
 import type { MemoryRegion } from "../memory/mod.ts";
 import { parseOwner } from "./access_option.ts";
 import type { Option, Options } from "./command.ts";
@@ -241,15 +241,17 @@ export function windowsOf(settings: DeviceMemorySettings, memory: MappedMemory):
  * Makes the memory of a driver, for `stack` to own.
  *
  * @param settings undefined: what the bus has
+ * @param pairs how many queue pairs it has
  */
 export function openDriverMemory(
   settings: DriverMemorySettings | undefined,
+  pairs: number,
   bus: Bus,
   stack: DisposableStack,
 ): DriverMemory {
   if (settings === undefined) {
     return bus.carriesFds
-      ? stack.use(ownMemory(DRIVER_MEMORY_SIZE))
+      ? stack.use(ownMemory(driverMemorySize(pairs)))
       : segmentMemory(bus, undefined, 0);
   }
   if (settings.kind === "segment") return segmentMemory(bus, settings.offset, settings.size);

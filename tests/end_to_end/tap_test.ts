@@ -10,7 +10,8 @@ import { fromFileUrl } from "@std/path";
 import { assertSound, isPartial, readFrames } from "../support/capture.ts";
 import { type HeldNamespace, namespacesTest } from "../support/namespaces.ts";
 import { answersIn, assertNoneLostSince, sinceReturn } from "../support/pings.ts";
-import { PATIENCE_MS, until, type VmsgProcess } from "../support/processes.ts";
+import { PATIENCE_MS, until, VMSG_COMMAND, type VmsgProcess } from "../support/processes.ts";
+import { readCounters } from "../support/read_counters.ts";
 
 const BUS = ["--bus", "linux-user,socket=lu.sock"];
 const NEAR = { tap: "eth1", address: "10.77.0.1", address6: "fd77::1" };
@@ -163,6 +164,60 @@ for (const side of ["driver", "device", "both"] as const) {
     },
   );
 }
+
+/** Frames by each queue of a TAP, in both directions, as the latest process of that subcommand counts them. */
+function framesByQueue(directory: string, subcommand: string): number[] {
+  const [latest] = [...Deno.readDirSync(`${directory}/vmsg`)]
+    .map(({ name }) => readCounters(`${directory}/vmsg/${name}`))
+    .filter((one) => one.subcommand === subcommand)
+    .sort((x, y) => y.startMs - x.startMs);
+  const queues = latest!.groups.filter(({ name }) => /^tap \S+( queue|$)/.test(name));
+  return queues.flatMap(({ counters }) =>
+    ["sent", "received"].map((name) => counters.find((counter) => counter.name === name)!.value)
+  );
+}
+
+namespacesTest(
+  "tap: several queue pairs share streams, also with a device that has fewer or more, and is killed",
+  ["ping", "iperf3"],
+  async (a, b) => {
+    const { directory } = a.processes;
+    const start = (from: HeldNamespace, ...args: string[]) =>
+      from.start("env", `XDG_RUNTIME_DIR=${directory}`, ...VMSG_COMMAND, ...args);
+    const startDevice = (queues: number) =>
+      start(
+        b,
+        "device",
+        ...BUS,
+        "--net",
+        `tap=${FAR.tap},address=${FAR.address}/24,queues=${queues}`,
+      );
+    let device = await startDevice(2);
+    const near = `${NEAR.tap},address=${NEAR.address}/24,queues=2`;
+    const driver = await start(a, "driver", ...BUS, "--tap", near);
+    await connected(driver);
+    const assertUsed = async (pairs: number, queues: number) => {
+      await assertPings(a, FAR.address);
+      const before = [framesByQueue(directory, "driver"), framesByQueue(directory, "device")];
+      await iperf(a, b, FAR.address, "--bytes 8M --parallel 12");
+      await iperf(b, a, NEAR.address, "--bytes 8M --parallel 12");
+      const after = [framesByQueue(directory, "driver"), framesByQueue(directory, "device")];
+      const used = after.map((counts, side) => counts.map((count, i) => count > before[side]![i]!));
+      const expected = (count: number) =>
+        Array.from({ length: 2 * count }, (_, i) => i < 2 * pairs);
+      assertEquals(used, [expected(2), expected(queues)], JSON.stringify([before, after]));
+    };
+    await assertUsed(2, 2);
+    for (const [queues, pairs] of [[1, 1], [4, 2]] as const) {
+      const { length } = driver.lines;
+      await device.end("SIGKILL");
+      device = await startDevice(queues);
+      await connected(driver, length);
+      await assertUsed(pairs, queues);
+    }
+    await assertTidy(a, driver, device);
+  },
+);
 
 async function startPing(from: HeldNamespace, to: string): Promise<VmsgProcess> {
   const ping = await from.start("ping", "-i", "0.02", "-W", "1", to);

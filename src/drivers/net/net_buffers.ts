@@ -1,5 +1,5 @@
 /**
- * Where a network driver's rings and buffers lie in its memory.
+ * Where a network driver's rings and buffers lie in its memory, of which each queue pair has an equal share.
  *
  *     rings      of both queues
  *     receive    small buffers, which are mergeable (VIRTIO 1.2, 5.1.6.3.1): a large frame takes several
@@ -9,6 +9,7 @@
  */
 
 import { VmsgError } from "../../linux/errors.ts";
+import { COMMANDS_SIZE } from "./driver_commands.ts";
 import { PAGE_SIZE } from "../../linux/mapping.ts";
 import { MemoryWindow } from "../../memory/mod.ts";
 import { NET_HEADER_SIZE } from "../../virtio/net_header.ts";
@@ -30,8 +31,21 @@ const RING_SIZE = DriverQueue.bytesNeeded(QUEUE_SIZE, true);
 const RINGS_SIZE = Math.ceil(2 * RING_SIZE / PAGE_SIZE) * PAGE_SIZE;
 const MINIMUM = RINGS_SIZE + MIN_RECEIVE * RECEIVE_SIZE + MIN_TRANSMIT * TRANSMIT_SIZE;
 
-export const DRIVER_MEMORY_SIZE: number = RINGS_SIZE + QUEUE_SIZE * RECEIVE_SIZE +
-  TRANSMIT_BUFFERS * TRANSMIT_SIZE;
+/** All that a pair can use. */
+const PAIR_SIZE = RINGS_SIZE + QUEUE_SIZE * RECEIVE_SIZE + TRANSMIT_BUFFERS * TRANSMIT_SIZE;
+
+/** Memory for a driver with so many queue pairs. */
+export function driverMemorySize(pairs: number): number {
+  return pairs * PAIR_SIZE + (pairs === 1 ? 0 : COMMANDS_SIZE);
+}
+
+/** A pair's share of a driver's memory, of which the first bytes are for something else. */
+export function shareOf(place: Place, reserved: number, index: number, pairs: number): Place {
+  if (pairs === 1) return place;
+  const size = Math.floor((place.size - reserved) / pairs / PAGE_SIZE) * PAGE_SIZE;
+  const start = reserved + index * size;
+  return { memory: place.memory, offset: place.offset + start, size, at: place.at + start };
+}
 
 /** See the head of this file. Offsets count in {@link window}. */
 export class NetBuffers {
@@ -47,7 +61,8 @@ export class NetBuffers {
   constructor(readonly place: Place) {
     const { memory, offset, size, at } = place;
     if (size < MINIMUM) {
-      const needs = `the driver needs at least ${MINIMUM} bytes of shared memory`;
+      const needs =
+        `the driver needs at least ${MINIMUM} bytes of shared memory for each queue pair`;
       throw new VmsgError("MEMORY", `${needs}, not ${size}: 1M is enough`);
     }
     this.window = new MemoryWindow(at, size, memory, offset);

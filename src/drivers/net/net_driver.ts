@@ -9,18 +9,13 @@
  *
  * Frames in flight when a device side dies are lost, as on a cable that is pulled; nothing else is.
  *
- * A received frame is given to the listener as the list of its buffers, for one writev. They are handed back at
- * once. Transmit buffers are reclaimed when they are needed.
+ * Each queue pair is a driver_pair.ts. Where the device has several, and as many are wanted, it is commanded to use them
+ * (driver_commands.ts) as soon as it is up; before that only the first is used.
  */
 
-import {
-  NET_HEADER_SIZE,
-  NetConfig,
-  NetStatus,
-  NUM_BUFFERS_OFFSET,
-} from "../../virtio/net_header.ts";
+import { NetConfig, NetStatus } from "../../virtio/net_header.ts";
 import { VmsgError } from "../../linux/errors.ts";
-import type { Reactor, Task } from "../../linux/reactor.ts";
+import type { Reactor } from "../../linux/reactor.ts";
 import {
   DEVICE_NET,
   featureNames,
@@ -29,8 +24,7 @@ import {
   RingFeature,
   Status,
 } from "../../virtio/features.ts";
-import type { QueueSetup } from "../../virtio/device.ts";
-import { IovecList } from "../../memory/mod.ts";
+import type { IovecList } from "../../memory/mod.ts";
 import { counterShape } from "../../observe/counters.ts";
 import type { Log } from "../../observe/log.ts";
 import { Descriptors } from "../../sharing/descriptors.ts";
@@ -38,21 +32,11 @@ import { type DriverMemory, ownMemory } from "../../sharing/driver_memory.ts";
 import type { DriverSide, PeerListener } from "../../transport/driver_side.ts";
 import type { RemoteDevice } from "../../transport/remote_device.ts";
 import { PeerLost } from "../../transport/requests.ts";
-import { DriverQueue } from "../../virtio/split/mod.ts";
 import { Session } from "../session.ts";
 import type { WantedRing } from "../wanted.ts";
-import {
-  DRIVER_MEMORY_SIZE,
-  MAX_MERGED,
-  NetBuffers,
-  QUEUE_SIZE,
-  RECEIVE_SIZE,
-  TRANSMIT_SIZE,
-} from "./net_buffers.ts";
-
-const RECEIVE = 0;
-const TRANSMIT = 1;
-const BATCH = 64;
+import { COMMANDS_SIZE, DriverCommands } from "./driver_commands.ts";
+import { DriverPair, type PairOwner } from "./driver_pair.ts";
+import { driverMemorySize, shareOf } from "./net_buffers.ts";
 
 /** What is taken if offered. The last two are what a modern device cannot do without. */
 const WANTED = [
@@ -71,6 +55,8 @@ export interface NetDriverOptions {
   readonly memory?: DriverMemory | undefined;
   /** Offload features that whoever uses the driver can handle; none unless given. */
   readonly offloads?: readonly number[];
+  /** How many queue pairs to use if the device has as many; 1 unless given. */
+  readonly pairs?: number | undefined;
 }
 
 export interface NetDriverListener {
@@ -82,15 +68,17 @@ export interface NetDriverListener {
    * A frame, virtio-net header first, valid during the call; false if it cannot be taken now: it is
    * given again after {@link NetDriver.resume}.
    */
-  frame(frame: IovecList): boolean;
-  /** A transmit buffer is free after {@link NetDriver.claim} found none. */
-  writable(): void;
+  frame(frame: IovecList, pair: number): boolean;
+  /** A transmit buffer of a pair is free after {@link DriverPair.claim} found none. */
+  writable(pair: number): void;
+  /** So many pairs are used from here on; one since it is up. */
+  pairs?(count: number): void;
 }
 
 const DriverCounters = counterShape("received", "sent", "badQueues");
 
 /** See the head of this file. */
-export class NetDriver implements PeerListener, Disposable {
+export class NetDriver implements PeerListener, PairOwner, Disposable {
   /** Can frames be sent? */
   isUp = false;
   mac: Uint8Array = new Uint8Array(6);
@@ -107,26 +95,19 @@ export class NetDriver implements PeerListener, Disposable {
   readonly #ownsMemory: boolean;
   readonly #device: RemoteDevice;
   readonly #session: Session;
-  readonly #rings: readonly WantedRing[] = [this.#ring(RECEIVE), this.#ring(TRANSMIT)];
+  /** Those there is memory for. */
+  readonly pairs: readonly DriverPair[];
+  readonly #commands: DriverCommands | undefined;
+  /** How many pairs are used of the device that is there, and which queue commands them. */
+  #given = { count: 1, control: 0 };
+  #rings: readonly WantedRing[] = [];
+  terms = { eventIndex: false, indirect: false, mergeable: false };
   /** What is wanted of the device; nothing before it is known. */
   #wanted: Uint32Array | undefined;
-  /** As made for the latest device; used while {@link isUp}. */
-  readonly #queues: DriverQueue[] = [];
-  readonly #buffers: NetBuffers;
-  readonly #freeTransmit: number[] = [];
   readonly #offloads: readonly number[];
-  #mergeable = false;
-  readonly #frame = new IovecList(MAX_MERGED);
-  readonly #merged: number[] = [];
-  #held = false;
-  /** The claimed transmit buffer. */
-  readonly #claimed = new IovecList(1);
-  #starved = false;
   /** Of the configuration as it was read last. */
   #generation = 0;
   #reads = false;
-  readonly #receiveTask: Task = { run: () => this.#receive() };
-  readonly #publishTask: Task = { run: () => this.#publish() };
 
   /** Makes room for rings and buffers; the bring-up begins when the device side is there. */
   constructor(
@@ -137,25 +118,39 @@ export class NetDriver implements PeerListener, Disposable {
     readonly log: Log,
     options: NetDriverOptions = {},
   ) {
-    const { memory, offloads = [] } = options;
+    const { memory, offloads = [], pairs = 1 } = options;
     this.counters = new DriverCounters("driver", `device ${number}`);
     this.#offloads = offloads;
     this.#ownsMemory = memory === undefined;
-    this.#memory = memory ?? ownMemory(DRIVER_MEMORY_SIZE);
-    this.#buffers = new NetBuffers(this.#memory);
+    this.#memory = memory ?? ownMemory(driverMemorySize(pairs));
     this.#device = side.device(number);
+    const commands = pairs === 1 ? 0 : COMMANDS_SIZE;
+    this.pairs = Array.from(
+      { length: pairs },
+      (_, i) => new DriverPair(this, i, shareOf(this.#memory, commands, i, pairs)),
+    );
+    if (pairs > 1) {
+      this.#commands = new DriverCommands(
+        reactor,
+        { ...this.#memory, size: commands },
+        (queue) => this.available(queue),
+      );
+    }
     this.#session = this.#openSession(log);
     this.#device.listen(this);
   }
 
   #openSession(log: Log): Session {
     const wanted = () => this.#wanted;
+    const rings = () => this.#rings;
     const owner = {
       get features() {
         return wanted();
       },
       regions: this.#memory.regions,
-      rings: this.#rings,
+      get rings() {
+        return rings();
+      },
       mayRun: true,
       known: () => this.#known(),
       configChanged: (status: number) => this.#configChanged(status),
@@ -190,6 +185,7 @@ export class NetDriver implements PeerListener, Disposable {
 
   #down(reason: string): void {
     this.#wanted = undefined;
+    this.#commands?.lost();
     if (!this.isUp) return;
     this.isUp = false;
     this.listener.down(reason);
@@ -200,8 +196,27 @@ export class NetDriver implements PeerListener, Disposable {
     // Lost meanwhile: the next device side has a bring-up of its own.
     if (this.isUp || !this.#session.told.driverOk) return;
     this.isUp = true;
-    this.reactor.schedule(this.#receiveTask);
+    for (const pair of this.pairs) pair.resume();
     this.listener.up();
+    await this.#usePairs();
+  }
+
+  received(pair: number, frame: IovecList): boolean {
+    return this.listener.frame(frame, pair);
+  }
+
+  writable(pair: number): void {
+    this.listener.writable(pair);
+  }
+
+  available(queue: number): void {
+    this.#session.available(queue);
+  }
+
+  broke(queue: number, why: string): void {
+    this.counters.badQueues++;
+    this.log.warn(`queue ${queue}: ${why}`);
+    this.#down("the device broke a queue");
   }
 
   /** A device is there: what is wanted of it depends on what it has. */
@@ -216,10 +231,27 @@ export class NetDriver implements PeerListener, Disposable {
     const accepted = this.#choose(offered);
     this.features = featureNames(accepted, DEVICE_NET);
     this.accepted = accepted;
-    this.#mergeable = hasFeature(accepted, NetFeature.MRG_RXBUF);
+    this.terms = {
+      eventIndex: hasFeature(accepted, RingFeature.EVENT_IDX),
+      indirect: hasFeature(accepted, RingFeature.INDIRECT_DESC),
+      mergeable: hasFeature(accepted, NetFeature.MRG_RXBUF),
+    };
     // A driver may read before it accepts (VIRTIO 1.2, 3.1.1 step 4).
     await this.#readConfig();
+    await this.#findPairs();
     this.#wanted = accepted;
+  }
+
+  /** How many pairs the device has, and where its control queue is then (5.1.2). */
+  async #findPairs(): Promise<void> {
+    this.#given = { count: 1, control: 0 };
+    if (hasFeature(this.accepted, NetFeature.MQ)) {
+      const [low, high] = await this.#device.config(NetConfig.PAIRS, 2);
+      const most = low! | high! << 8;
+      this.#given = { count: Math.min(this.pairs.length, Math.max(1, most)), control: 2 * most };
+    }
+    const { count, control } = this.#given;
+    this.#rings = this.#ringsOf(count, control);
   }
 
   /** Reads what of the configuration space is there (5.1.4). */
@@ -258,7 +290,8 @@ export class NetDriver implements PeerListener, Disposable {
 
   #choose(offered: Uint32Array): Uint32Array {
     const accepted = new Uint32Array(offered.length);
-    for (const bit of [...WANTED, ...this.#offloads]) {
+    const queues = this.pairs.length > 1 ? [NetFeature.MQ, NetFeature.CTRL_VQ] : [];
+    for (const bit of [...WANTED, ...queues, ...this.#offloads]) {
       if (hasFeature(offered, bit)) accepted[bit >> 5]! |= 1 << (bit & 31);
     }
     if (!hasFeature(accepted, RingFeature.VERSION_1)) {
@@ -282,177 +315,38 @@ export class NetDriver implements PeerListener, Disposable {
 
   // --- rings -------------------------------------------------------------------------------------
 
-  #ring(index: number): WantedRing {
-    return {
-      index,
-      setup: () => this.#makeQueue(index),
-      started: () => this.#fill(index),
-      // It is made anew for the next device.
-      stopped: () => {},
-      call: () => this.#used(index),
-      fail: () => {},
-    };
+  /** The rings of the pairs that this device has, and its control queue if it has several. */
+  #ringsOf(pairs: number, control: number): readonly WantedRing[] {
+    const rings = this.pairs.slice(0, pairs).flatMap((pair) => pair.rings);
+    return pairs === 1 ? rings : [...rings, this.#commands!.ring(control, this.terms.eventIndex)];
   }
 
-  /** Makes a queue, empty; the session kicks it when the device is ready. */
-  #makeQueue(index: number): QueueSetup {
-    const queue = new DriverQueue({
-      place: this.#buffers.ring(index),
-      size: QUEUE_SIZE,
-      eventIndex: hasFeature(this.accepted, RingFeature.EVENT_IDX),
-      indirect: hasFeature(this.accepted, RingFeature.INDIRECT_DESC),
-    });
-    this.#queues[index] = queue;
-    const { size, descriptorAddress, driverAddress, deviceAddress } = queue;
-    return { size, descriptorAddress, driverAddress, deviceAddress, base: 0 };
+  /** Asks the device to use all pairs; one that refuses uses the first. */
+  async #usePairs(): Promise<void> {
+    const { count, control } = this.#given;
+    if (count === 1) return;
+    if (await this.#commands!.setPairs(control, count)) this.listener.pairs?.(count);
+    else if (this.isUp) this.log.warn(`device ${this.#device.number} refuses ${count} queue pairs`);
   }
 
-  /** All receive buffers go to the device, all transmit buffers are free. */
-  #fill(index: number): void {
-    if (index === RECEIVE) {
-      const queue = this.#queues[RECEIVE]!;
-      this.#held = false;
-      for (let i = 0; i < this.#buffers.receiveCount; i++) this.#giveReceiveBuffer(queue, i);
-      queue.publish();
-    } else {
-      this.#starved = false;
-      this.#freeTransmit.length = 0;
-      for (let i = this.#buffers.transmitCount - 1; i >= 0; i--) this.#freeTransmit.push(i);
-    }
+  /** Frames are looked for on a pair: the one that was refused may be taken now. */
+  resume(pair = 0): void {
+    this.pairs[pair]!.resume();
   }
 
-  #giveReceiveBuffer(queue: DriverQueue, buffer: number): void {
-    const address = this.#memory.at + this.#buffers.receiveOffset(buffer);
-    queue.addOne(address, RECEIVE_SIZE, true, buffer);
-  }
-
-  #used(queue: number): void {
-    if (!this.isUp) return;
-    if (queue === RECEIVE) return this.reactor.schedule(this.#receiveTask);
-    if (!this.#starved) return;
-    this.#starved = false;
-    this.listener.writable();
-  }
-
-  /** The listener can take the frame that it refused. */
-  resume(): void {
-    this.reactor.schedule(this.#receiveTask);
-  }
-
-  #receive(): boolean {
-    if (!this.isUp) return false;
-    const queue = this.#queues[RECEIVE]!;
-    let more = true;
-    for (let i = 0; i < BATCH; i++) {
-      if (!this.#held && !this.#collect(queue)) {
-        more = queue.wantCalls();
-        if (!more) break;
-        continue;
-      }
-      this.#held = !this.listener.frame(this.#frame);
-      more = !this.#held;
-      if (this.#held) break;
-      this.counters.received++;
-      for (const buffer of this.#merged) this.#giveReceiveBuffer(queue, buffer);
-    }
-    if (queue.publish()) this.#session.available(RECEIVE);
-    return this.#checkBroken(queue, RECEIVE) && more;
-  }
-
-  /** Gathers the buffers of the next frame; false if there is none. */
-  #collect(queue: DriverQueue): boolean {
-    this.#frame.clear();
-    this.#merged.length = 0;
-    for (let wanted = 1; this.#merged.length < wanted;) {
-      if (!queue.nextUsed()) {
-        // All buffers of a frame are shown at once (5.1.6.4.1), so a part of one is the device's fault.
-        if (this.#merged.length > 0) {
-          queue.broken ??= "the device merged fewer buffers than it said";
-        }
-        return false;
-      }
-      const offset = this.#buffers.receiveOffset(queue.usedToken);
-      if (wanted === 1 && this.#merged.length === 0) {
-        const { view } = this.#buffers.window;
-        wanted = this.#mergeable ? view.getUint16(offset + NUM_BUFFERS_OFFSET, true) : 1;
-        if (wanted < 1 || wanted > MAX_MERGED || queue.usedLength < NET_HEADER_SIZE) {
-          queue.broken ??=
-            `the device gave a frame of ${wanted} buffers, ${queue.usedLength} bytes`;
-          return false;
-        }
-      }
-      this.#frame.push(this.#buffers.window, offset, queue.usedLength);
-      this.#merged.push(queue.usedToken);
-    }
-    return true;
-  }
-
-  /** True while the queue is whole; otherwise the device is given up for now. */
-  #checkBroken(queue: DriverQueue, index: number): boolean {
-    if (queue.broken === undefined) return true;
-    if (!this.isUp) return false;
-    this.counters.badQueues++;
-    this.log.warn(`queue ${index}: ${queue.broken}`);
-    this.#down("the device broke a queue");
-    return false;
-  }
-
-  /**
-   * Claims a transmit buffer, to be filled through {@link frame} or {@link buffer} and followed by
-   * {@link send}.
-   *
-   * @returns false when all are with the device: `writable` will be called
-   */
+  /** {@link DriverPair.claim} of the first pair. */
   claim(): boolean {
-    if (!this.isUp) return false;
-    const queue = this.#queues[TRANSMIT]!;
-    if (this.#freeTransmit.length === 0) this.#reclaim(queue);
-    if (this.#freeTransmit.length === 0) {
-      // Publish first: what has not been shown to the device cannot come back.
-      this.#publish();
-      while (this.#freeTransmit.length === 0 && queue.wantCalls()) this.#reclaim(queue);
-      // The look for used buffers may be what finds the queue broken.
-      this.#checkBroken(queue, TRANSMIT);
-    }
-    // Buffers that came back before the queue broke are there, but the queue is not any more.
-    const claimed = this.isUp && this.#freeTransmit.length > 0;
-    if (!claimed) this.#starved = true;
-    return claimed;
+    return this.pairs[0]!.claim();
   }
 
-  /** The claimed buffer as room for a frame; the virtio-net header before it becomes zeros. */
+  /** {@link DriverPair.frame} of the first pair. */
   get frame(): Uint8Array {
-    const buffer = this.#freeTransmit.at(-1)!;
-    this.#buffers.transmitHeaders[buffer]!.fill(0);
-    return this.#buffers.transmitFrames[buffer]!;
+    return this.pairs[0]!.frame;
   }
 
-  get buffer(): IovecList {
-    this.#claimed.clear();
-    const offset = this.#buffers.transmitOffset(this.#freeTransmit.at(-1)!);
-    this.#claimed.push(this.#buffers.window, offset, TRANSMIT_SIZE);
-    return this.#claimed;
-  }
-
-  #reclaim(queue: DriverQueue): void {
-    while (queue.nextUsed()) this.#freeTransmit.push(queue.usedToken);
-    queue.noCalls();
-    this.#checkBroken(queue, TRANSMIT);
-  }
-
-  /** Sends the claimed buffer's first `length` bytes, header included, at the end of the turn. */
+  /** {@link DriverPair.send} of the first pair. */
   send(length: number): void {
-    const buffer = this.#freeTransmit.pop();
-    if (!this.isUp || buffer === undefined) throw new Error("send without claim");
-    const address = this.#memory.at + this.#buffers.transmitOffset(buffer);
-    this.#queues[TRANSMIT]!.addOne(address, length, false, buffer);
-    this.counters.sent++;
-    this.reactor.schedule(this.#publishTask);
-  }
-
-  #publish(): boolean {
-    if (this.isUp && this.#queues[TRANSMIT]!.publish()) this.#session.available(TRANSMIT);
-    return false;
+    this.pairs[0]!.send(length);
   }
 
   [Symbol.dispose](): void {

@@ -11,7 +11,7 @@ import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../../virtio/net_header.ts"
 import type { Reactor, Task } from "../../linux/reactor.ts";
 import type { IovecList } from "../../memory/mod.ts";
 import { hasFeature, NetFeature } from "../../virtio/features.ts";
-import type { NetworkPort } from "../../network/port.ts";
+import type { NetworkPort, PortQueue } from "../../network/port.ts";
 import type { NetDriver, NetDriverListener } from "./net_driver.ts";
 
 const BATCH = 64;
@@ -38,20 +38,24 @@ export function mirrored(features: readonly number[]): number[] {
 
 /** See the head of this file. */
 export class PortBridge implements NetDriverListener, Disposable {
-  readonly #task: Task = { run: () => this.#transmit() };
+  readonly #tasks: readonly Task[];
+  readonly #queues: readonly PortQueue[];
   #driver!: NetDriver;
 
   constructor(
     readonly reactor: Reactor,
     readonly port: NetworkPort,
     readonly print: (line: string) => void,
-  ) {}
+  ) {
+    this.#queues = port.queues ?? [port];
+    this.#tasks = this.#queues.map((_, i) => ({ run: () => this.#transmit(i) }));
+  }
 
   use(driver: NetDriver): void {
     this.#driver = driver;
     this.port.open({
-      readable: () => this.reactor.schedule(this.#task),
-      writable: () => driver.resume(),
+      readable: (queue = 0) => this.writable(queue),
+      writable: (queue = 0) => driver.resume(queue),
       // A driver has no way to tell its device that the wire behind it was cut.
       link: () => {},
     });
@@ -65,28 +69,34 @@ export class PortBridge implements NetDriverListener, Disposable {
     this.port.setFeatures?.(words);
     this.port.setMac?.(this.#driver.mac);
     this.print(`${this.port.description}: connected; features ${features.join(" ")}`);
-    this.reactor.schedule(this.#task);
+    this.pairs(1);
+  }
+
+  pairs(count: number): void {
+    this.port.setQueues?.(count);
+    for (const task of this.#tasks) this.reactor.schedule(task);
   }
 
   down(reason: string): void {
     this.print(`${this.port.description}: ${reason}`);
   }
 
-  frame(frame: IovecList): boolean {
-    return this.port.send(frame);
+  frame(frame: IovecList, pair: number): boolean {
+    return this.#queues[pair]!.send(frame);
   }
 
-  writable(): void {
-    this.reactor.schedule(this.#task);
+  writable(pair: number): void {
+    this.reactor.schedule(this.#tasks[pair]!);
   }
 
-  #transmit(): boolean {
-    const driver = this.#driver;
-    if (!driver.isUp) return false;
+  #transmit(index: number): boolean {
+    if (!this.#driver.isUp) return false;
+    const port = this.#queues[index]!;
+    const driver = this.#driver.pairs[index]!;
     for (let i = 0; i < BATCH; i++) {
-      if (this.port.nextLength() === 0 || !driver.claim()) return false;
+      if (port.nextLength() === 0 || !driver.claim()) return false;
       const { buffer } = driver;
-      const length = this.port.receive(buffer, 0);
+      const length = port.receive(buffer, 0);
       if (length < NET_HEADER_SIZE) return false;
       // Meant for receivers; a transmitted frame has 0 there (5.1.6.2.1).
       buffer.setUint16(NUM_BUFFERS_OFFSET, 0);
