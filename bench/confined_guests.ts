@@ -35,7 +35,7 @@ const ROUND_TRIPS = isQuick ? 200 : 3000;
 const WARM_UP_TRIPS = isQuick ? 50 : 500;
 const FLOOD_MS = isQuick ? 200 : 1500;
 const WARM_UP_MS = isQuick ? 100 : 500;
-const PATIENCE_MS = 20_000;
+const PATIENCE_MS = 120_000;
 /** Frames on the way at once. */
 const WINDOW = 64;
 const GSO_SIZE = 65_226;

@@ -42,7 +42,7 @@ const ABORT_MS = 3;
 const MEMORY_SIZE = 64 << 20;
 const MEMORY_AT = 0x4000_0000;
 /** A device side that does not come, or does not answer any more, must not hang the run. */
-const PATIENCE_MS = 20_000;
+const PATIENCE_MS = 120_000;
 const US: RowOptions = { unit: "us" };
 const BESIDE_C: RowOptions = { ...US, target: 2.5 };
 const TWINS = [["socket", "C pair, a socket"], ["doorbell", "C pair, eventfds"]] as const;

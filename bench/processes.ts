@@ -13,7 +13,7 @@ import { type Keeper, openKeeper } from "../src/cli/keeper.ts";
 import { executable } from "./options.ts";
 
 const PATIENCE_MS = 60_000;
-const END_MS = 5000;
+const END_MS = 20_000;
 const MAX_TEXT = 1 << 20;
 
 const TASKSET = await findProgram("taskset");
