@@ -6,6 +6,7 @@
  * The modes are measured in turns; everything they are made of is started anew each time.
  */
 
+import { isListening } from "../scripts/lab/listening.ts";
 import { clearEventFd, createEventFd, signalEventFd } from "../src/linux/eventfd.ts";
 import { createSealedMemory, type Fd } from "../src/linux/fd.ts";
 import { type Mapping, mapShared } from "../src/linux/mapping.ts";
@@ -303,16 +304,6 @@ async function throughput(
 /** In a network namespace of its own, with a bridge. */
 const WITH_BRIDGE = 'ip link add bench type bridge && ip link set bench up && exec "$0" "$@"';
 
-/** Asked without waiting: inside the reactor nothing but the reactor is waited for. */
-function exists(path: string): boolean {
-  try {
-    Deno.statSync(path);
-    return true;
-  } catch {
-    return false;
-  }
-}
-
 /** How much worse than direct mode it may be. */
 const WORSE = 1.15;
 const ROUND_TRIP = { unit: "us", target: WORSE };
@@ -337,7 +328,7 @@ async function measureMode(report: Report, name: string, segment?: string): Prom
   const patience = reactor.timer(() => reactor.fail(new Error(`${name}: nothing moves`)));
   patience.arm(PATIENCE_MS);
   await reactor.until((async () => {
-    for (const socket of sockets) while (!exists(socket)) await reactor.sleep(10);
+    for (const socket of sockets) while (!isListening(socket)) await reactor.sleep(10);
     const [one, two] = sockets.map((socket) => stack.use(new Guest(reactor, socket)));
     for (const guest of [one, two]) await guest.start();
     // A port of a bridge that has just joined learns and forwards at once, its link may take a moment.

@@ -9,6 +9,7 @@
  * share; --exe=compiled measures the executable, which is how vmsg is meant to run.
  */
 
+import { untilListening } from "../scripts/lab/listening.ts";
 import { DriverQueue } from "../src/virtio/split/mod.ts";
 import { FEATURE_PROTOCOL_FEATURES, Request } from "../src/drivers/vhost_user/protocol.ts";
 import { RingFeature } from "../src/virtio/features.ts";
@@ -116,12 +117,9 @@ async function measure(report: Report, count: number): Promise<void> {
   const sockets = Array.from({ length: count }, (_, i) => `${bench.directory}/vu${i}.sock`);
   const users = sockets.flatMap((socket) => ["--vhost-user", `socket=${socket}`]);
   const proxy = await bench.vmsg(["proxy", ...BUS, ...users]);
-  const isThere = (path: string) => Deno.stat(path).then(() => true, () => false);
-  const endMs = performance.now() + PATIENCE_MS;
   for (const socket of sockets) {
-    while (!await isThere(socket)) {
-      if (performance.now() > endMs) throw new Error(`the proxy makes no ${socket}: ${proxy.text}`);
-      await sleep(10);
+    if (!await untilListening(socket, PATIENCE_MS)) {
+      throw new Error(`the proxy makes no ${socket}: ${proxy.text}`);
     }
   }
   using stack = new DisposableStack();

@@ -14,6 +14,7 @@ import {
   type Guests,
   type Installation,
 } from "./machines.ts";
+import { untilListening } from "./listening.ts";
 import { fetchMissing } from "./prepare.ts";
 import { pingScript } from "./scripts.ts";
 import { runTask } from "./task.ts";
@@ -22,6 +23,7 @@ import { eachLine, selfCommand, untilInterrupted } from "../../src/cli/self.ts";
 
 /** From power-on to the last ping, twenty times what it takes under emulation. */
 const GUEST_TIMEOUT_MS = 120_000;
+const PROXY_TIMEOUT_MS = 60_000;
 
 function parseKinds(wanted: string | undefined): GuestKind[] {
   const named = GUEST_KINDS.find((kind) => kind === wanted);
@@ -77,7 +79,10 @@ async function demoGuest(
   const script = pingScript({ address: "dhcp", peer: "10.0.2.2", count: 3 });
   const initramfs = await guestInitramfs(installation, { script });
   console.log(`booting a ${installation.kind} guest, an unmodified kernel, with ${socket}`);
-  await waitForSocket(socket);
+  // A front end connects once and gives up.
+  if (!await untilListening(socket, PROXY_TIMEOUT_MS)) {
+    throw new VmsgError("DEMO_FAILED", "vmsg proxy did not start");
+  }
   await using guest = await bootGuest(installation, {
     socket,
     initramfs,
@@ -91,19 +96,6 @@ async function demoGuest(
   const code = await Promise.race([interrupted, pinged]);
   if (code !== 130) console.log(code === 0 ? "\nDEMO PASSED" : `\nDEMO FAILED (${code})`);
   return code;
-}
-
-/** A front end connects once and gives up, so the proxy's socket must be there first. */
-async function waitForSocket(path: string): Promise<void> {
-  for (let attempt = 0; attempt < 500; attempt++) {
-    try {
-      await Deno.stat(path);
-      return;
-    } catch {
-      await new Promise((resolve) => setTimeout(resolve, 10));
-    }
-  }
-  throw new VmsgError("DEMO_FAILED", "vmsg proxy did not start");
 }
 
 /** See `deno task demo:guest --help`. */

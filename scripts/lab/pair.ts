@@ -22,11 +22,12 @@ import {
   OTHER_MEMORY_ADDRESS,
   startMachine,
 } from "./machine.ts";
+import { untilListening } from "./listening.ts";
 import { buildMachineImage, type MachineImageOptions } from "./machine_image.ts";
 import type { QemuInstallation } from "./qemu.ts";
 
 /** How long a process of ours takes to listen. */
-const SERVER_TIMEOUT_MS = 10_000;
+const SERVER_TIMEOUT_MS = 60_000;
 
 /** The network interface that `vmsg driver` makes in machine B. */
 export const DRIVER_INTERFACE = "vm0";
@@ -119,7 +120,9 @@ export async function startIvshmemServer(
 ): Promise<string> {
   const socket = `${keeper.directory}/iv.sock`;
   await startProcess(keeper, ["ivshmem-server", "--socket", socket, "--size", size], onLine);
-  await waitForFile(socket);
+  if (!await untilListening(socket, SERVER_TIMEOUT_MS)) {
+    throw new VmsgError("NO_SERVER", `vmsg ivshmem-server does not listen on ${socket}`);
+  }
   return socket;
 }
 
@@ -139,14 +142,6 @@ async function startProcess(
   // Its end comes with the keeper's; a child that fails has said why.
   const done = [eachLine(child.stdout, onLine), eachLine(child.stderr, onLine), child.status];
   Promise.all(done).catch(() => {});
-}
-
-async function waitForFile(path: string): Promise<void> {
-  for (let waitedMs = 0; waitedMs < SERVER_TIMEOUT_MS; waitedMs += 10) {
-    if (await Deno.stat(path).then(() => true, () => false)) return;
-    await new Promise((resolve) => setTimeout(resolve, 10));
-  }
-  throw new VmsgError("NO_SERVER", `vmsg ivshmem-server did not make ${path}`);
 }
 
 /** What machine A's script is told. */
