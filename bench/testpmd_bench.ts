@@ -9,6 +9,9 @@
  *     out       one front end sends; the back end takes frames and drops them
  *     across    one front end sends, the back end hands each frame to another front end, which counts it
  *
+ * Out also goes with two queue pairs. Each side has one thread for both of them, so that the row says what a second pair costs;
+ * what it brings would take a thread for each, and more processors than two.
+ *
  * Each front end polls on a processor of its own, the back end has another one: `across` takes three, as two that poll on
  * the same would measure the scheduler. Of each 100 ms of a run the frames are counted. Out of vmsg itself come no
  * frames of 64 bytes at such a rate, so there is no `in`.
@@ -64,15 +67,24 @@ async function forward(testpmd: Running, mode: "txonly" | "rxonly" | "io"): Prom
   await testpmd.ask("start", new RegExp(`${mode} packet forwarding`));
 }
 
+/** Options of a testpmd whose ports have so many queue pairs. */
+const pairs = (queues: number) => [`--rxq=${queues}`, `--txq=${queues}`];
+
 /** Starts the back end: so many sockets, whose frames it drops (one) or exchanges (two). */
-async function startBackEnd(bench: Bench, subject: Subject, sockets: string[]): Promise<void> {
+async function startBackEnd(
+  bench: Bench,
+  subject: Subject,
+  sockets: string[],
+  queues: number,
+): Promise<void> {
   if (subject === "testpmd vhost") {
-    const vdevs = sockets.map((path, i) => `net_vhost${i},iface=${path},queues=1`);
-    const vhost = await startTestpmd(bench, "back", THERE, vdevs);
+    const vdevs = sockets.map((path, i) => `net_vhost${i},iface=${path},queues=${queues}`);
+    const vhost = await startTestpmd(bench, "back", THERE, vdevs, ...pairs(queues));
     await forward(vhost, sockets.length === 1 ? "rxonly" : "io");
     return;
   }
-  const nets = sockets.flatMap(() => ["--net", sockets.length === 1 ? "responder" : "hub=link"]);
+  const port = sockets.length === 1 ? "responder" : "hub=link";
+  const nets = sockets.flatMap(() => ["--net", `${port},queues=${queues}`]);
   const device = await bench.vmsg(["device", ...BUS, ...nets], THERE);
   await device.waitFor(/waiting for the driver side/);
   const users = sockets.flatMap((path) => ["--vhost-user", `socket=${path}`]);
@@ -80,16 +92,22 @@ async function startBackEnd(bench: Bench, subject: Subject, sockets: string[]): 
   for (const _ of sockets) await proxy.waitFor(/waiting for a front end/);
 }
 
-async function measure(report: Report, subject: Subject, count: 1 | 2): Promise<void> {
+async function measure(
+  report: Report,
+  subject: Subject,
+  count: 1 | 2,
+  queues = 1,
+): Promise<void> {
   await using bench = await Bench.open();
   const sockets = Array.from({ length: count }, (_, i) => `${bench.directory}/vu${i}.sock`);
-  await startBackEnd(bench, subject, sockets);
+  await startBackEnd(bench, subject, sockets, queues);
   const fronts: Running[] = [];
   for (const [i, path] of sockets.entries()) {
     const mac = `52:54:00:00:00:0${i}`;
-    const vdev = `net_virtio_user0,path=${path},queues=1,mac=${mac}`;
+    const vdev = `net_virtio_user0,path=${path},queues=${queues},mac=${mac}`;
     const peer = ["--eth-peer=0,52:54:00:00:00:01", "--tx-ip=10.0.2.15,10.0.2.2", "--tx-udp=9,9"];
-    fronts.push(await startTestpmd(bench, `front${i}`, i === 0 ? HERE : 2, [vdev], ...peer));
+    const options = [...peer, ...pairs(queues)];
+    fronts.push(await startTestpmd(bench, `front${i}`, i === 0 ? HERE : 2, [vdev], ...options));
   }
   const [one, two] = fronts;
   if (two !== undefined) await forward(two, "rxonly");
@@ -104,7 +122,8 @@ async function measure(report: Report, subject: Subject, count: 1 | 2): Promise<
     rates.push((now - before) / (nowMs - beforeMs));
     [before, beforeMs] = [now, nowMs];
   }
-  report.add(`64 B, ${count === 1 ? "out" : "across"}`, RATE, subject, rates);
+  const way = count === 1 ? "out" : "across";
+  report.add(`64 B, ${way}${queues === 1 ? "" : `, ${queues} queue pairs`}`, RATE, subject, rates);
 }
 
 if (import.meta.main) {
@@ -115,10 +134,14 @@ if (import.meta.main) {
   const report = new Report("testpmd");
   const counts = navigator.hardwareConcurrency < 3 ? [1] as const : [1, 2] as const;
   if (counts.length === 1) report.note("across NOT RUN: it needs three processors");
+  report.note(
+    "2 queue pairs: one thread a side serves both; scaling needs a thread each, and more processors than 2",
+  );
   for (let round = 0; round < rounds; round++) {
     for (const count of counts) {
       for (const subject of SUBJECTS) await measure(report, subject, count);
     }
+    for (const subject of SUBJECTS) await measure(report, subject, 1, 2);
   }
   report.finish();
 }

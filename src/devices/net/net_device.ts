@@ -28,7 +28,7 @@ import { macKey, ReceiveFilter } from "./receive_filter.ts";
 
 const RECEIVE = 0;
 const TRANSMIT = 1;
-/** The most queue pairs of a card. Each keeps its own buffers' descriptions ready: 100 KB of this process. */
+/** The most queue pairs of a card: as many queues as front ends may describe without asking, and each costs memory of ours. */
 export const MAX_PAIRS = 8;
 /** Mbit/s; what a TAP reports, since memory has no line rate. */
 const SPEED = 10_000;
