@@ -69,6 +69,11 @@ export class CopiedQueue extends ForwardingQueue {
     this.#writable = new IovecRing(Math.max(CHAIN_CAPACITY, SEGMENTS_PER_ENTRY * size));
   }
 
+  /** Buffers of one queue are mostly of one kind: those that the device reads are fetched together. */
+  protected override popped({ array, segments, writableFrom }: ChainBatch): void {
+    if (writableFrom[0] > 0) array.touch(0, segments.count);
+  }
+
   /** Copies what the device reads, and takes room for what it writes. */
   protected override add({ readable, writable }: ChainBatch, slot: number): boolean {
     const { shadow } = this;

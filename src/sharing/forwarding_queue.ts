@@ -88,6 +88,9 @@ export abstract class ForwardingQueue {
    */
   protected abstract add(buffer: ChainBatch, slot: number): boolean;
 
+  /** These buffers of the guest's are about to be added. */
+  protected popped(_buffers: ChainBatch): void {}
+
   /** The oldest buffer comes back. @param next the slot of the one behind it */
   protected abstract returned(slot: number, written: number, next: number): void;
 
@@ -106,6 +109,7 @@ export abstract class ForwardingQueue {
       const count = guest.pop(batch, left);
       const asks = count === 0 && guest.outcome === Pop.EMPTY && guest.wantKicks();
       if (count === 0 && !asks) return shadow.publish();
+      if (count > 0) this.popped(batch);
       for (let i = 0; i < count; i++) {
         batch.select(i);
         const isAdded = this.#add();

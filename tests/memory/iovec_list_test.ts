@@ -1,4 +1,4 @@
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertThrows } from "@std/assert";
 import { mapAnonymous, type Mapping } from "../../src/linux/mapping.ts";
 import { AddressSpace } from "../../src/memory/address_space.ts";
 import { IovecArray, IovecList } from "../../src/memory/iovec_list.ts";
@@ -123,6 +123,33 @@ cleanTest("copies: a negative length copies nothing", () => {
   assertEquals(list.copyOut(0, memory.address + 1000n, -1), 0);
   assertEquals(list.copyIn(0, memory.address + 1000n, -1), 0);
 });
+
+cleanTest(
+  "touch: nothing outside of segments, at the ends of windows and over several of them",
+  () => {
+    using memory = mapAnonymous(8192);
+    const array = new IovecArray(8);
+    const list = new IovecList(array);
+    // What lies outside of its window throws.
+    const windows = [0, 4096].map((at) => new MemoryWindow(at, 4096, memory, at));
+    for (
+      const [window, offset, length] of [
+        [0, 4095, 1],
+        [0, 4000, 96],
+        [1, 4032, 64],
+        [1, 4031, 65],
+        [0, 0, 4096],
+        [1, 0, 3],
+      ]
+    ) {
+      list.push(windows[window!]!, offset!, length!);
+    }
+    for (let from = 0; from <= list.count; from++) {
+      for (let end = from; end <= list.count; end++) array.touch(from, end);
+    }
+    assertThrows(() => array.touch(0, list.count + 1));
+  },
+);
 
 cleanTest("a part of the list: the segments from `first` on", () => {
   using memory = mapAnonymous(4096);

@@ -86,6 +86,7 @@ export class QueuePair {
         count = popOrAsk(queue, frames, budget - sent);
         if (count === 0) break;
       }
+      frames.array.touch(0, frames.segments.count);
       let done = 0;
       for (; done < count; done++) {
         frames.selectReadable(done);
