@@ -3,13 +3,14 @@
  * device type, and what becomes of one that nobody can say of where it goes on.
  */
 
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertMatch } from "@std/assert";
 import { positionAfterLoss } from "../../src/drivers/ring_position.ts";
 import { Session } from "../../src/drivers/session.ts";
 import type { WantedRing } from "../../src/drivers/wanted.ts";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
 import { Kind, MEMORY_WINDOW, type Message } from "../../src/message/message.ts";
 import { createLog } from "../../src/observe/log.ts";
+import { NetFeature } from "../../src/virtio/features.ts";
 import { Descriptors } from "../../src/sharing/descriptors.ts";
 import { answerHello, type DriverRig, withDriverSide } from "../support/driver_rig.ts";
 import { cleanTest } from "../support/leaks.ts";
@@ -59,10 +60,12 @@ Deno.test("position after a loss: in order, all used, or unknown", () => {
 interface Rig extends DriverRig {
   readonly session: Session;
   /** What is wanted; a test changes it. */
-  readonly wanted: { rings: WantedRing[] };
+  readonly wanted: { features: Uint32Array; rings: WantedRing[] };
   readonly ring: WantedRing;
   /** What happened to the ring: "stopped at 3", "call", "fail". */
   readonly told: string[];
+  /** What the next device side says of its device. */
+  readonly shown: { maxQueues: number; features: number };
   /** What was asked since the last time, but for questions. */
   asked(): Message[];
   /** Another device side takes the place of the last one, and is brought up. */
@@ -74,6 +77,7 @@ async function withRing(
   deviceId: number,
   [available, used]: readonly [number, number],
   body: (rig: Rig) => Promise<void>,
+  shown = { maxQueues: 1, features: 0 },
 ): Promise<void> {
   using region = ringMemory(available, used);
   await withDriverSide(async (driver) => {
@@ -87,10 +91,12 @@ async function withRing(
       if (message.kind === Kind.EVENT_AVAIL) return false;
       requests.push(message);
       peer.reply(message, (m) => {
-        Object.assign(m, { deviceId: info, featureBlocks: 2, maxQueues: 1, maxSize: 256 });
+        Object.assign(m, { deviceId: info, featureBlocks: 2, maxSize: 256 });
+        m.maxQueues = shown.maxQueues;
         Object.assign(m, { index: message.index, count: message.count, status: message.status });
         m.base = 9;
         queues.answer(message, m);
+        m.words[0] = shown.features;
         m.words[1] = 1;
       });
       return false;
@@ -108,7 +114,7 @@ async function withRing(
       fail: () => told.push("fail"),
     };
     const owner = {
-      features: Uint32Array.of(0, 1),
+      features: Uint32Array.of(shown.features, 1),
       regions: [region],
       rings: [ring],
       mayRun: true,
@@ -132,6 +138,7 @@ async function withRing(
       wanted: owner,
       ring,
       told,
+      shown,
       asked: () => requests.splice(0).filter(({ kind }) => !questions.includes(kind)),
       async replace() {
         told.length = 0;
@@ -206,3 +213,36 @@ cleanTest(
       assertEquals(failure, "the device did not take queue 0");
     }),
 );
+
+const MQ = 1 << NetFeature.MQ;
+
+for (
+  const [what, features, maxQueues, problem] of [
+    [
+      "with fewer queue pairs, to a driver that uses several",
+      MQ,
+      3,
+      /queues=1, the last one had 2: restart/,
+    ],
+    ["with more", MQ, 9, /queues=4, the last one had 2: restart/],
+    ["with as many", MQ, 5, undefined],
+    ["with fewer, to a driver that uses one", 0, 3, undefined],
+  ] as const
+) {
+  cleanTest(`session: a network card is replaced by one ${what}`, () =>
+    withRing(
+      NET,
+      [5, 3],
+      async ({ session, shown, replace }) => {
+        shown.maxQueues = maxQueues;
+        let failure: string | undefined;
+        await replace().catch((error) => failure = error.message);
+        assertEquals([session.runs(0), failure === undefined], [
+          problem === undefined,
+          problem === undefined,
+        ]);
+        if (problem !== undefined) assertMatch(failure!, problem);
+      },
+      { maxQueues: 5, features },
+    ));
+}

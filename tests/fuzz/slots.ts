@@ -29,6 +29,7 @@ import {
 } from "../../src/message/message.ts";
 import { kindName } from "../../src/message/table.ts";
 import { ResponderPort } from "../../src/network/responder_port.ts";
+import { SteeredPort } from "../../src/network/steered_port.ts";
 import { createLog, withoutRepeats } from "../../src/observe/log.ts";
 import { DeviceSide } from "../../src/transport/device_side.ts";
 import { PRIVATE_VERSION } from "../../src/transport/epoch.ts";
@@ -237,9 +238,9 @@ function script(peer: Peer, device: number, guest: GuestFile, random: Random): (
 
 const open: Fuzzer["open"] = async (use) => {
   using reactor = new RoundReactor();
-  using port = new ResponderPort({}, reactor);
+  using port = new SteeredPort(new ResponderPort({}, reactor), 2, reactor);
   const mac = Uint8Array.of(0x52, 0x54, 0, 0x12, 0x34, 0x56);
-  const card = lasting(new NetDevice(reactor, port, { mac, mtu: 1500 }));
+  const card = lasting(new NetDevice(reactor, port, { mac, mtu: 1500, pairs: 2 }));
   const alone = lasting(rngDevice(reactor));
   using event = createEventFd();
   using small = createSealedMemory("vmsg-fuzz-small", PAGE_SIZE);

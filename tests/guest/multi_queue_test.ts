@@ -96,23 +96,21 @@ function countsOf(directory: string): Counts {
   return [count(0, "sent"), count(0, "received"), count(1, "sent"), count(1, "received")];
 }
 
-/** What the test says of a guest's traffic, with the label it has; `pairs` are in use. */
+/** What the test says of a guest's traffic, with the label it has; so many pairs are sent by, and received by. */
 function assertUse(
   kind: "microvm" | "uml",
   label: string,
   grew: (label: string) => Counts,
   pairs = 2,
+  receiving = pairs,
 ) {
   if (kind === "uml") {
     const counts = grew(label);
-    const used = counts.map((count) => count >= FETCHES);
-    // Of 16 connections none in one of two halves: once in 30 000 times.
-    assertEquals(pairs === 1 ? used : counts.map((count) => count > 3), [
-      true,
-      true,
-      pairs > 1,
-      pairs > 1,
-    ], `${label}: ${counts}`);
+    const [first, other] = [counts.slice(0, 2), counts.slice(2)];
+    // Of 16 connections none by one of two pairs: once in 30 000 times.
+    assert(first.every((count) => count > 3), `${label}: ${counts}`);
+    const used = other.map((count) => count > 3);
+    assertEquals(used, [pairs > 1, receiving > 1], `${label}: ${counts}`);
     return;
   }
   for (const [pair, which] of ["first", "second"].entries()) {
@@ -172,7 +170,10 @@ function multiQueueTest(kind: "microvm" | "uml", mode: Mode, isShort: boolean): 
         const [from, to] = ["before", "after"].map((when) => marks.get(`${label}-${when}`)!);
         return to!.map((count, i) => count - from![i]!) as unknown as Counts;
       };
-      for (const label of ["booted", "flooded", "killed", "rebooted"]) assertUse(kind, label, grew);
+      for (const label of ["booted", "flooded", "rebooted"]) assertUse(kind, label, grew);
+      // The shadow rings of confined mode are new ones: from them a device cannot tell what was commanded before.
+      const knows = kind === "microvm" || !mode.isConfined;
+      assertUse(kind, "killed", grew, 2, knows ? 2 : 1);
       assertUse(kind, "one", grew, 1);
       const pings = guest.console().match(/^PINGS \d+/gm) ?? [];
       assertEquals(pings.filter((line) => line !== `PINGS ${PINGS}`), []);

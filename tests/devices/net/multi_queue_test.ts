@@ -183,3 +183,29 @@ Deno.test("net queues: one that is stopped and goes on leaves what was commanded
   net.settle();
   assertEquals(net.port.used, 1);
 });
+
+Deno.test("net queues: a pair that was stopped writes no byte more, and takes back what it kept", () => {
+  using net = new Rig(2, [CTRL_VQ, MQ]);
+  assertEquals(net.pairs(4, 2), 0);
+  const give = () => {
+    for (const queue of net.port.queues) queue.waiting = 1;
+    for (const pair of [0, 1]) net.port.listener.readable(pair);
+    net.settle();
+  };
+  for (let i = 0; i < 4; i++) {
+    for (const queue of [0, 2]) {
+      net.offer(queue, BUFFERS + 0x800 * (4 * queue + i), new Uint8Array(), 0x800);
+    }
+  }
+  give();
+  // Of the four it has used one, and holds the others.
+  assertEquals([net.device.stopQueue(2), net.device.stopQueue(3)], [1, 0]);
+  net.settle();
+  net.used.length = 0;
+  give();
+  net.offer(3, BUFFERS, new Uint8Array(FRAME));
+  net.settle();
+  assertEquals([net.used, net.port.queues[1]!.sent], [[0], 0]);
+  assertEquals(net.queues[2]!.takeUsed()?.length, FRAME);
+  assertEquals(net.queues[2]!.takeUsed(), undefined);
+});
