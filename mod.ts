@@ -83,7 +83,7 @@ export {
   type QueueDeviceOptions,
   take,
 } from "./src/devices/queue_device.ts";
-export { Chain, ChainBatch, DeviceQueue, Pop } from "./src/virtio/split/mod.ts";
+export { Chain, ChainBatch, DeviceQueue, Pop } from "./src/virtio/queue/mod.ts";
 export { hasFeature, NetFeature, RingFeature, Status } from "./src/virtio/features.ts";
 export type { DeviceHost, DeviceModel, QueueSetup } from "./src/virtio/device.ts";
 
@@ -101,7 +101,7 @@ export { TapPort } from "./src/network/tap.ts";
 export { DeviceSide, type DeviceSideOptions } from "./src/transport/device_side.ts";
 
 // Driving a device.
-export { DriverQueue, type DriverQueueOptions } from "./src/virtio/split/mod.ts";
+export { DriverQueue, type DriverQueueOptions } from "./src/virtio/queue/mod.ts";
 export {
   DriverSide,
   type DriverSideOptions,
@@ -153,4 +153,4 @@ export type {
 export type { LinkOptions } from "./src/transport/link.ts";
 export type { Answer } from "./src/virtio/device.ts";
 export type { Place } from "./src/virtio/place.ts";
-export type { QueueConfig, RingViews } from "./src/virtio/split/mod.ts";
+export type { QueueConfig } from "./src/virtio/queue/mod.ts";

@@ -4,7 +4,7 @@
  * (bench/c/split_ring.h).
  */
 
-import { type DeviceQueue, openDeviceQueue, type QueueConfig } from "../src/virtio/split/mod.ts";
+import { type DeviceQueue, openDeviceQueue, type QueueConfig } from "../src/virtio/queue/mod.ts";
 import { MockDriver, MockMemory } from "../tests/support/mock_driver.ts";
 
 const BUS_ADDRESS = 0x1_0000_0000;

@@ -7,9 +7,9 @@
 
 import { mapAnonymous } from "../src/linux/mapping.ts";
 import { AddressSpace } from "../src/memory/address_space.ts";
-import { ChainBatch } from "../src/virtio/split/chain.ts";
-import { ChainSequence } from "../src/virtio/split/chain_sequence.ts";
-import { type DeviceQueue, openDeviceQueue } from "../src/virtio/split/device_queue.ts";
+import { ChainBatch } from "../src/virtio/queue/chain.ts";
+import { ChainSequence } from "../src/virtio/queue/chain_sequence.ts";
+import { type DeviceQueue, openDeviceQueue } from "../src/virtio/queue/mod.ts";
 import { DriverQueue } from "../src/virtio/split/driver_queue.ts";
 import { type OfferedRing, offeredRing } from "./offered_ring.ts";
 

@@ -6,7 +6,7 @@
 
 import { SLOT_SIZE, type SpscQueue, spscSize } from "../src/bus/spsc_queue.ts";
 import { mapAnonymous } from "../src/linux/mapping.ts";
-import { ChainBatch } from "../src/virtio/split/chain.ts";
+import { ChainBatch } from "../src/virtio/queue/chain.ts";
 import { measureCase, measureOwnRounds, printHead, report, startTwin } from "./harness.ts";
 import { offeredRing } from "./offered_ring.ts";
 import { isQuick, isSelected } from "./options.ts";

@@ -11,7 +11,7 @@
  *
  * Before a batch the host is asked whether the driver's memory may be touched (DRIVER_OK, lease). After it
  * the used buffers are published once, and the driver is notified at most once. A batch ends also when its buffers have had
- * many segments (split/device_queue.ts): how long it takes is bounded, whatever a driver makes of them. A queue is opened by
+ * many segments (queue/device_queue.ts): how long it takes is bounded, whatever a driver makes of them. A queue is opened by
  * `startQueue` and forgotten by `stopQueue`, which publishes what was completed, takes back what was not,
  * and answers the index where a successor goes on. A batch function touches a queue only while it runs:
  * whoever gets work done elsewhere keeps the results and calls `wake`.
@@ -23,7 +23,7 @@
  * ```ts
  * import { Reactor } from "../linux/reactor.ts";
  * import { allocate } from "../linux/arena.ts";
- * import { Chain, type DeviceQueue } from "../virtio/split/mod.ts";
+ * import { Chain, type DeviceQueue } from "../virtio/queue/mod.ts";
  *
  * const chain = new Chain();
  * const text = allocate(4096);
@@ -62,7 +62,7 @@ import {
   type DeviceQueue,
   openDeviceQueue,
   Pop,
-} from "../virtio/split/mod.ts";
+} from "../virtio/queue/mod.ts";
 
 /** Buffers per batch; more would let requests wait. */
 export const BATCH = 64;

@@ -11,7 +11,7 @@ import type { Reactor } from "../linux/reactor.ts";
 import type { IovecList } from "../memory/mod.ts";
 import { counterShape } from "../observe/counters.ts";
 import { DEVICE_RNG } from "../virtio/features.ts";
-import { Chain, type DeviceQueue } from "../virtio/split/mod.ts";
+import { Chain, type DeviceQueue } from "../virtio/queue/mod.ts";
 import { QueueDevice, take } from "./queue_device.ts";
 
 /** Bytes given per buffer, and pieces of it that are filled, each by a system call; Linux asks for 64 in one. */

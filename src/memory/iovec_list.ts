@@ -33,7 +33,7 @@ function tooLong(length: number): Error {
 
 /**
  * An iovec array in the arena, for good, and the windows its segments lie in. Several lists may be parts of one
- * array; who fills them in a row writes the words itself (split/device_queue.ts). Neighbours are nearly always of
+ * array; who fills them in a row writes the words itself (queue/device_queue.ts). Neighbours are nearly always of
  * the same window, and storing an object for each is not free: what is kept is where another window begins.
  */
 export class IovecArray {

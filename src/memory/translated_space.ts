@@ -5,7 +5,7 @@
  * that is not known the owner is told, who asks for it; until the answer is there
  *
  * - buffers: `translate` fails and counts the page as missed. The queue then walks the chain again with `collects`
- *   set: all pages that it lacks are asked for together, and it parks (split/device_queue.ts);
+ *   set: all pages that it lacks are asked for together, and it parks (queue/device_queue.ts);
  * - rings: {@link TranslatedSpace.prepare} says that they have to wait. Their pages, scattered as they may be, are
  *   mapped behind one another where they are not neighbours already, since rings are viewed in one piece;
  * - indirect tables that cross a page: they are copied, which is rare, because allocators align them.

@@ -11,7 +11,7 @@
 
 import { IovecRing } from "../memory/mod.ts";
 import type { Place } from "../virtio/place.ts";
-import { type ChainBatch, type DeviceQueue, DriverQueue } from "../virtio/split/mod.ts";
+import { type ChainBatch, type DeviceQueue, DriverQueue } from "../virtio/queue/mod.ts";
 import { CHAIN_CAPACITY, ForwardingQueue } from "./forwarding_queue.ts";
 import { POOL_ALIGNMENT, RingPool } from "./pool.ts";
 

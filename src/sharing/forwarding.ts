@@ -22,7 +22,7 @@ import type { Log } from "../observe/log.ts";
 import type { RemoteDevice } from "../transport/remote_device.ts";
 import type { QueueSetup } from "../virtio/device.ts";
 import { hasFeature, RingFeature } from "../virtio/features.ts";
-import { type DeviceQueue, openDeviceQueue } from "../virtio/split/mod.ts";
+import { type DeviceQueue, openDeviceQueue } from "../virtio/queue/mod.ts";
 import { type DeviceTerms, queuesInUse, type RingPart } from "./division.ts";
 import type { ForwardingQueue } from "./forwarding_queue.ts";
 import {

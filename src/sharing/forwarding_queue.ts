@@ -27,7 +27,7 @@
 
 import { counterShape } from "../observe/counters.ts";
 import type { QueueSetup } from "../virtio/device.ts";
-import { ChainBatch, type DeviceQueue, type DriverQueue, Pop } from "../virtio/split/mod.ts";
+import { ChainBatch, type DeviceQueue, type DriverQueue, Pop } from "../virtio/queue/mod.ts";
 
 /** The guest's buffers given to the device per {@link ForwardingQueue.forward}. */
 const BATCH = 64;

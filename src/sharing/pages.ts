@@ -19,7 +19,7 @@ import type { Log } from "../observe/log.ts";
 import type { PeerListener } from "../transport/driver_side.ts";
 import type { RemoteDevice } from "../transport/remote_device.ts";
 import { VmsgError } from "../linux/errors.ts";
-import type { DeviceQueue } from "../virtio/split/mod.ts";
+import type { DeviceQueue } from "../virtio/queue/mod.ts";
 import { tellRegion } from "./descriptors.ts";
 import { divide, type RingPart } from "./division.ts";
 import type { ForwardingPlace, OpenTerms } from "./forwarding.ts";

@@ -26,7 +26,7 @@ import { type MappedMemory, storeRelease32 } from "../memory/mod.ts";
 import { MEMORY_SEGMENT } from "../message/message.ts";
 import type { RemoteDevice } from "../transport/remote_device.ts";
 import type { Place } from "../virtio/place.ts";
-import type { DeviceQueue } from "../virtio/split/mod.ts";
+import type { DeviceQueue } from "../virtio/queue/mod.ts";
 import { CopiedQueue, copiedRingsSize } from "./copied_queue.ts";
 import { alignPart, commandQueue, type DeviceTerms, divide, type RingPart } from "./division.ts";
 import { tellRegion } from "./descriptors.ts";

@@ -16,7 +16,7 @@
 
 import { PAGE_SIZE } from "../linux/mapping.ts";
 import type { Place } from "../virtio/place.ts";
-import { type ChainBatch, type DeviceQueue, DriverQueue } from "../virtio/split/mod.ts";
+import { type ChainBatch, type DeviceQueue, DriverQueue } from "../virtio/queue/mod.ts";
 import type { OpenTerms } from "./forwarding.ts";
 import { ForwardingQueue } from "./forwarding_queue.ts";
 import { type PhysicalMap, PhysicalPieces } from "./physical_map.ts";

@@ -12,7 +12,7 @@
 import { Kind, type Message, QUEUE_ENABLED, QueueFlag } from "../message/message.ts";
 import type { QueueSetup } from "../virtio/device.ts";
 import { RingFeature } from "../virtio/features.ts";
-import { ringViews } from "../virtio/split/ring_views.ts";
+import { whyNoQueue } from "../virtio/queue/open.ts";
 import type { DeviceSlot } from "./device_slot.ts";
 import type { Link } from "./link.ts";
 import { described, operate } from "./queue_operation.ts";
@@ -298,7 +298,7 @@ export class DeviceRequests {
     const { memory, regions } = this.slot;
     if (regions.length === 0 || setup.size === 0) return true;
     const config = { ...setup, eventIndex: false, indirect: false };
-    return typeof ringViews(memory, config) !== "string";
+    return whyNoQueue(memory, config) === undefined;
   }
 
   readonly #startQueue = (): void => {

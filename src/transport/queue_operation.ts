@@ -5,7 +5,7 @@
 
 import { type Message, QUEUE_ENABLED, QueueFlag } from "../message/message.ts";
 import type { QueueSetup } from "../virtio/device.ts";
-import { isAligned, isQueueSize } from "../virtio/split/layout.ts";
+import { isAligned, isQueueSize } from "../virtio/queue/config.ts";
 import type { QueueRecord } from "./device_slot.ts";
 
 /** The queue that SET_VQUEUE describes. */

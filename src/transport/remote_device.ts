@@ -12,7 +12,7 @@ import { Kind, QUEUE_ENABLED } from "../message/message.ts";
 import { kindName } from "../message/table.ts";
 import type { QueueSetup } from "../virtio/device.ts";
 import { RingFeature, Status, statusNames } from "../virtio/features.ts";
-import { isAligned } from "../virtio/split/layout.ts";
+import { isAligned } from "../virtio/queue/config.ts";
 import { QueueNotification } from "./notifications.ts";
 import { RemotePrivate } from "./remote_private.ts";
 import { PeerLost } from "./requests.ts";

@@ -23,12 +23,8 @@ import { TranslatedSpace } from "../memory/translated_space.ts";
 import type { MemoryRegion } from "../memory/mod.ts";
 import { Kind, type Message } from "../message/message.ts";
 import type { QueueSetup } from "../virtio/device.ts";
-import {
-  descriptorAreaSize,
-  deviceAreaSize,
-  driverAreaSize,
-  isQueueSize,
-} from "../virtio/split/layout.ts";
+import { isQueueSize } from "../virtio/queue/config.ts";
+import { descriptorAreaSize, deviceAreaSize, driverAreaSize } from "../virtio/split/layout.ts";
 import { FULL_RETRY_MS, type Link } from "./link.ts";
 
 /** Requests that are open at once. */

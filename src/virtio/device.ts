@@ -41,7 +41,10 @@ export interface QueueSetup {
   readonly driverAddress: number;
   /** Bus address of the device area (the used ring). */
   readonly deviceAddress: number;
-  /** The available index to begin at: 0, or what the queue's predecessor ended with. */
+  /**
+   * Where to begin: 0, or what the queue's predecessor ended with. Of a split queue the available index, of a packed one
+   * the slot and in bit 15 whether it is in an odd lap (packed/layout.ts).
+   */
   readonly base: number;
 }
 

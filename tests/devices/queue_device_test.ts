@@ -3,7 +3,7 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { type Batch, QueueDevice, take } from "../../src/devices/queue_device.ts";
 import { hasFeature, RingFeature } from "../../src/virtio/features.ts";
-import { Chain, SEGMENT_BUDGET } from "../../src/virtio/split/mod.ts";
+import { Chain, SEGMENT_BUDGET } from "../../src/virtio/queue/mod.ts";
 import { BUFFERS, QueueRig } from "../support/queue_rig.ts";
 
 const NOTHING = new Uint8Array();

@@ -6,10 +6,10 @@
 
 import { assert } from "@std/assert";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
-import { Chain } from "../../src/virtio/split/chain.ts";
-import { ChainSequence } from "../../src/virtio/split/chain_sequence.ts";
-import { openDeviceQueue } from "../../src/virtio/split/device_queue.ts";
-import { Pop } from "../../src/virtio/split/pop.ts";
+import { Chain } from "../../src/virtio/queue/chain.ts";
+import { ChainSequence } from "../../src/virtio/queue/chain_sequence.ts";
+import { openDeviceQueue } from "../../src/virtio/queue/mod.ts";
+import { Pop } from "../../src/virtio/queue/pop.ts";
 import { DriverQueue } from "../../src/virtio/split/driver_queue.ts";
 import { MockDriver, MockMemory, type Random } from "../support/mock_driver.ts";
 import { segmentOf, segmentSize, shadowOf } from "../support/shadow_rig.ts";

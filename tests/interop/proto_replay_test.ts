@@ -17,7 +17,7 @@ import { NetDriver } from "../../src/drivers/net/net_driver.ts";
 import type { DeviceHost, DeviceModel, QueueSetup } from "../../src/virtio/device.ts";
 import { DeviceSide } from "../../src/transport/device_side.ts";
 import { DriverSide } from "../../src/transport/driver_side.ts";
-import { type DeviceQueue, openDeviceQueue } from "../../src/virtio/split/mod.ts";
+import { type DeviceQueue, openDeviceQueue } from "../../src/virtio/queue/mod.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { BytePeer, RecordedAnswers, wait } from "./recorded_answers.ts";
 import {

@@ -11,7 +11,7 @@ import { libc } from "../../src/linux/libc.ts";
 import { mapShared } from "../../src/linux/mapping.ts";
 import { Request } from "../../src/drivers/vhost_user/protocol.ts";
 import type { QueueSetup } from "../../src/virtio/device.ts";
-import { Chain, type DeviceQueue, openDeviceQueue, Pop } from "../../src/virtio/split/mod.ts";
+import { Chain, type DeviceQueue, openDeviceQueue, Pop } from "../../src/virtio/queue/mod.ts";
 import { FakeDevice } from "../support/fake_device.ts";
 import {
   MEMORY_SIZE,

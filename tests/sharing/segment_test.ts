@@ -8,7 +8,7 @@ import { Segment } from "../../src/sharing/segment.ts";
 import type { RemoteDevice } from "../../src/transport/remote_device.ts";
 import { commandQueue, type DeviceTerms, queuesInUse } from "../../src/sharing/division.ts";
 import { NetFeature } from "../../src/virtio/features.ts";
-import type { DeviceQueue } from "../../src/virtio/split/mod.ts";
+import type { DeviceQueue } from "../../src/virtio/queue/mod.ts";
 import { copiedRingsSize } from "../../src/sharing/copied_queue.ts";
 import { cleanTest } from "../support/leaks.ts";
 

@@ -6,6 +6,7 @@
 
 import { mapAnonymous, type Mapping } from "../../src/linux/mapping.ts";
 import { AddressSpace, type MappedMemory } from "../../src/memory/mod.ts";
+import type { QueueConfig } from "../../src/virtio/queue/config.ts";
 import type { IovecList } from "../../src/memory/iovec_list.ts";
 
 const GUARD_SIZE = 4096;
@@ -156,8 +157,36 @@ export interface MockDriverOptions {
   readonly start?: number;
 }
 
+/** What a model of a ring needs of its driver, whichever the format. */
+export interface RingDriver {
+  readonly size: number;
+  readonly eventIndex: boolean;
+  readonly indirect: boolean;
+  readonly config: QueueConfig;
+  /** The first bus address behind the rings. */
+  readonly end: number;
+  /** How many descriptors {@link add} can still take. */
+  readonly free: number;
+  /** Makes a buffer; its head or id, or undefined if descriptors are short. The device sees it after publish. */
+  add(
+    readable: readonly MockElement[],
+    writable: readonly MockElement[],
+    tableAddress?: number,
+    direct?: number,
+  ): number | undefined;
+  /** Whether the device must be kicked. */
+  publish(): boolean;
+  /** Takes back the next used buffer; undefined if there is none. */
+  takeUsed(): { head: number; length: number } | undefined;
+  /** Whether the device must call when it has used these buffers, which follow those it showed before. */
+  mustCall(heads: readonly number[]): boolean;
+  /** Wants to be called with the next used buffer, or not for now. */
+  wantCalls(): void;
+  maskCalls(): void;
+}
+
 /** A driver's queue in {@link MockMemory}. */
-export class MockDriver {
+export class MockDriver implements RingDriver {
   readonly size: number;
   readonly eventIndex: boolean;
   readonly indirect: boolean;
@@ -172,6 +201,7 @@ export class MockDriver {
   published: number;
   /** The used index up to which buffers were taken back. */
   seen: number;
+  readonly #start: number;
   readonly #free: number[] = [];
   readonly #chains: Map<number, number[]> = new Map();
 
@@ -189,6 +219,7 @@ export class MockDriver {
     this.available = start;
     this.published = start;
     this.seen = start;
+    this.#start = start;
     for (let i = 0; i < size; i++) this.#free.push(i);
     memory.write16(this.driverAddress + 2, start);
     memory.write16(this.deviceAddress + 2, start);
@@ -294,6 +325,28 @@ export class MockDriver {
 
   get availEvent(): number {
     return this.memory.read16(this.deviceAddress + 4 + 8 * this.size);
+  }
+
+  /** Buffers that {@link mustCall} was asked about. */
+  #shown = 0;
+
+  /** By the letter of 2.7.7.2, entry by entry. */
+  mustCall(heads: readonly number[]): boolean {
+    let wanted = false;
+    for (let i = 0; i < heads.length; i++) {
+      const entry = (this.#start + this.#shown++) & 0xffff;
+      if (this.eventIndex ? entry === this.usedEvent : this.availFlags === 0) wanted = true;
+    }
+    return wanted;
+  }
+
+  wantCalls(): void {
+    this.setUsedEvent(this.seen);
+    this.setAvailFlags(0);
+  }
+
+  maskCalls(): void {
+    if (!this.eventIndex) this.setAvailFlags(1);
   }
 
   /** How many descriptors {@link add} can still take. */

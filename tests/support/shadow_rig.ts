@@ -7,7 +7,7 @@ import { RingPool } from "../../src/sharing/pool.ts";
 import { CopiedQueue, copiedRingsSize } from "../../src/sharing/copied_queue.ts";
 import type { QueueSetup } from "../../src/virtio/device.ts";
 import type { Place } from "../../src/virtio/place.ts";
-import { Chain, type DeviceQueue, openDeviceQueue, Pop } from "../../src/virtio/split/mod.ts";
+import { Chain, type DeviceQueue, openDeviceQueue, Pop } from "../../src/virtio/queue/mod.ts";
 import { type MockDriver, type MockElement, MockMemory } from "./mock_driver.ts";
 
 /** Where the segment lies on the bus. */

@@ -10,7 +10,7 @@ import { PhysicalMap } from "../../src/sharing/physical_map.ts";
 import type { PagesBus } from "../../src/sharing/pages.ts";
 import { TranslatedQueue } from "../../src/sharing/translated_queue.ts";
 import type { SharedRegion } from "../../src/sharing/sharing.ts";
-import { openDeviceQueue } from "../../src/virtio/split/mod.ts";
+import { openDeviceQueue } from "../../src/virtio/queue/mod.ts";
 import type { MockDriver, MockElement, MockMemory, Random } from "./mock_driver.ts";
 import type { segmentOf } from "./shadow_rig.ts";
 

@@ -15,7 +15,7 @@ import { DeviceSide } from "../../src/transport/device_side.ts";
 import { DriverSide } from "../../src/transport/driver_side.ts";
 import type { RemoteDevice } from "../../src/transport/remote_device.ts";
 import { PeerLost } from "../../src/transport/requests.ts";
-import { Chain } from "../../src/virtio/split/mod.ts";
+import { Chain } from "../../src/virtio/queue/mod.ts";
 import { Status } from "../../src/virtio/features.ts";
 import { waitUntil } from "../support/front_end.ts";
 import { MockDriver, MockMemory } from "../support/mock_driver.ts";

@@ -26,7 +26,7 @@ import type { Log } from "../../observe/log.ts";
 import { BlkConfig, BlkRequest, BlkStatus, SECTOR } from "../../virtio/blk.ts";
 import type { Answer } from "../../virtio/device.ts";
 import { BlkFeature, DEVICE_BLK } from "../../virtio/features.ts";
-import type { DeviceQueue } from "../../virtio/split/mod.ts";
+import type { DeviceQueue } from "../../virtio/queue/mod.ts";
 import { QueueDevice, take } from "../queue_device.ts";
 import { type Disk, PUNCH_HOLE } from "./disk.ts";
 import { type Engine, type MakeEngine, Operation } from "./engine.ts";

@@ -8,7 +8,7 @@
 
 import type { IovecList } from "../../memory/mod.ts";
 import { BlkStatus } from "../../virtio/blk.ts";
-import { Chain, type DeviceQueue } from "../../virtio/split/mod.ts";
+import { Chain, type DeviceQueue } from "../../virtio/queue/mod.ts";
 
 /** What was asked in one buffer; made once and used again and again. */
 export class Request {

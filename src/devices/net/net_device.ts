@@ -20,7 +20,7 @@ import type { NetworkPort } from "../../network/port.ts";
 import { counterShape } from "../../observe/counters.ts";
 import type { Answer, DeviceHost, QueueSetup } from "../../virtio/device.ts";
 import { DEVICE_NET, NetFeature } from "../../virtio/features.ts";
-import { Chain, type DeviceQueue } from "../../virtio/split/mod.ts";
+import { Chain, type DeviceQueue } from "../../virtio/queue/mod.ts";
 import { type Batch, QueueDevice, take } from "../queue_device.ts";
 import { type ControlTarget, GUEST_OFFLOADS, runCommand } from "./control_queue.ts";
 import { QueuePair } from "./queue_pair.ts";

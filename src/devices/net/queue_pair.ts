@@ -17,7 +17,7 @@
 import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../../virtio/net_header.ts";
 import type { IovecList } from "../../memory/mod.ts";
 import type { PortQueue } from "../../network/port.ts";
-import { ChainBatch, ChainSequence, type DeviceQueue } from "../../virtio/split/mod.ts";
+import { ChainBatch, ChainSequence, type DeviceQueue } from "../../virtio/queue/mod.ts";
 import { BATCH, type Batch, popOnly, popOrAsk } from "../queue_device.ts";
 import type { ReceiveFilter } from "./receive_filter.ts";
 

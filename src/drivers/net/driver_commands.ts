@@ -8,7 +8,7 @@ import type { Deferred, Reactor } from "../../linux/reactor.ts";
 import { PAGE_SIZE } from "../../linux/mapping.ts";
 import type { QueueSetup } from "../../virtio/device.ts";
 import type { Place } from "../../virtio/place.ts";
-import { DriverQueue } from "../../virtio/split/mod.ts";
+import { DriverQueue } from "../../virtio/queue/mod.ts";
 import type { WantedRing } from "../wanted.ts";
 
 const ENTRIES = 4;

@@ -10,7 +10,7 @@ import { IovecList } from "../../memory/mod.ts";
 import type { QueueSetup } from "../../virtio/device.ts";
 import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../../virtio/net_header.ts";
 import type { Place } from "../../virtio/place.ts";
-import { DriverQueue } from "../../virtio/split/mod.ts";
+import { DriverQueue } from "../../virtio/queue/mod.ts";
 import type { WantedRing } from "../wanted.ts";
 import { MAX_MERGED, NetBuffers, QUEUE_SIZE, RECEIVE_SIZE, TRANSMIT_SIZE } from "./net_buffers.ts";
 

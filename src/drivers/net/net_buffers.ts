@@ -14,7 +14,7 @@ import { PAGE_SIZE } from "../../linux/mapping.ts";
 import { MemoryWindow } from "../../memory/mod.ts";
 import { NET_HEADER_SIZE } from "../../virtio/net_header.ts";
 import type { Place } from "../../virtio/place.ts";
-import { DriverQueue } from "../../virtio/split/mod.ts";
+import { DriverQueue } from "../../virtio/queue/mod.ts";
 
 export const QUEUE_SIZE = 256;
 export const RECEIVE_SIZE = 4096;

@@ -17,6 +17,7 @@
 
 import { loadAcquire16, storeRelease16 } from "../../memory/atomics.ts";
 import type { Place } from "../place.ts";
+import { isQueueSize } from "../queue/config.ts";
 import {
   AREAS,
   AVAIL_HEADS,
@@ -29,7 +30,6 @@ import {
   descriptorAreaSize,
   deviceAreaSize,
   driverAreaSize,
-  isQueueSize,
   needsEvent,
   RING_FLAGS,
   RING_INDEX,

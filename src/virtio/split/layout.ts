@@ -12,9 +12,6 @@
  * read as four 32-bit words, the last of which holds flags (low half) and next (high half).
  */
 
-/** The largest queue size (2.7): indices must tell a full ring from an empty one. */
-export const MAX_QUEUE_SIZE = 32768;
-
 /** The size of one descriptor, in bytes. */
 export const DESCRIPTOR_SIZE = 16;
 
@@ -30,24 +27,6 @@ export const RING_FLAGS = 0;
 export const RING_INDEX = 1;
 export const AVAIL_HEADS = 2;
 export const USED_ELEMENTS = 1;
-
-/** Whether a number can be a queue size: a power of two, at most {@link MAX_QUEUE_SIZE}. */
-export function isQueueSize(size: number): boolean {
-  return Number.isInteger(size) && size > 0 && size <= MAX_QUEUE_SIZE && (size & (size - 1)) === 0;
-}
-
-type AreaAddress = "descriptorAddress" | "driverAddress" | "deviceAddress";
-
-/** Whether areas lie at addresses that can be (2.7). */
-export function isAligned(queue: Readonly<Record<AreaAddress, number>>): boolean {
-  return isMultiple(queue.descriptorAddress, AREAS.descriptor.alignment) &&
-    isMultiple(queue.driverAddress, AREAS.driver.alignment) &&
-    isMultiple(queue.deviceAddress, AREAS.device.alignment);
-}
-
-function isMultiple(address: number, alignment: number): boolean {
-  return Number.isSafeInteger(address) && address % alignment === 0;
-}
 
 /** The bytes of the descriptor area of a queue of `size` entries. */
 export function descriptorAreaSize(size: number): number {

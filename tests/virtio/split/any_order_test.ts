@@ -1,7 +1,7 @@
 /** A ring whose buffers are completed in any order: what is kept, what is refused, what a stop leaves. */
 
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { Chain, openDeviceQueue, Pop } from "../../../src/virtio/split/mod.ts";
+import { Chain, openDeviceQueue, Pop } from "../../../src/virtio/queue/mod.ts";
 import { MockDriver, MockMemory, Random } from "../../support/mock_driver.ts";
 
 const SIZE = 8;

@@ -1,8 +1,8 @@
 /** Mergeable receive: one read over several buffers, the rest kept for the next. */
 
 import { assert, assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
-import { ChainSequence } from "../../../src/virtio/split/chain_sequence.ts";
-import { openDeviceQueue } from "../../../src/virtio/split/device_queue.ts";
+import { ChainSequence } from "../../../src/virtio/queue/chain_sequence.ts";
+import { openDeviceQueue } from "../../../src/virtio/queue/mod.ts";
 import { MockDriver, MockMemory, Random } from "../../support/mock_driver.ts";
 
 const BUFFER = 100;

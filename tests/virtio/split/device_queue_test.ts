@@ -1,10 +1,10 @@
 /** The device's side of a split ring, against the mock driver: what it does step by step. */
 
 import { assert, assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
-import { Chain, ChainBatch } from "../../../src/virtio/split/chain.ts";
-import { type DeviceQueue, openDeviceQueue } from "../../../src/virtio/split/device_queue.ts";
-import { Pop } from "../../../src/virtio/split/pop.ts";
-import type { QueueConfig } from "../../../src/virtio/split/ring_views.ts";
+import { Chain, ChainBatch } from "../../../src/virtio/queue/chain.ts";
+import { type DeviceQueue, openDeviceQueue } from "../../../src/virtio/queue/mod.ts";
+import { Pop } from "../../../src/virtio/queue/pop.ts";
+import type { QueueConfig } from "../../../src/virtio/queue/mod.ts";
 import { needsEvent } from "../../../src/virtio/split/layout.ts";
 import { MockDriver, type MockDriverOptions, MockMemory } from "../../support/mock_driver.ts";
 

@@ -1,9 +1,9 @@
 /** The driver's side of a split ring, against a device written out by hand, and against our own. */
 
 import { assert, assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
-import { Chain } from "../../../src/virtio/split/chain.ts";
-import { openDeviceQueue } from "../../../src/virtio/split/device_queue.ts";
-import { Pop } from "../../../src/virtio/split/pop.ts";
+import { Chain } from "../../../src/virtio/queue/chain.ts";
+import { openDeviceQueue } from "../../../src/virtio/queue/mod.ts";
+import { Pop } from "../../../src/virtio/queue/pop.ts";
 import type { Place } from "../../../src/virtio/place.ts";
 import { DriverQueue } from "../../../src/virtio/split/driver_queue.ts";
 import { MockMemory, Random } from "../../support/mock_driver.ts";

@@ -4,9 +4,9 @@
  */
 
 import { assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
-import { Chain, ChainBatch } from "../../../src/virtio/split/chain.ts";
-import { openDeviceQueue } from "../../../src/virtio/split/device_queue.ts";
-import { Pop } from "../../../src/virtio/split/pop.ts";
+import { Chain, ChainBatch } from "../../../src/virtio/queue/chain.ts";
+import { openDeviceQueue } from "../../../src/virtio/queue/mod.ts";
+import { Pop } from "../../../src/virtio/queue/pop.ts";
 import { MockDriver, MockMemory } from "../../support/mock_driver.ts";
 
 const NEXT = 1, WRITE = 2, INDIRECT = 4;

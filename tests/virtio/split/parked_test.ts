@@ -3,7 +3,7 @@
 import { assertEquals, assertMatch } from "@std/assert";
 import { mapAnonymous, PAGE_SIZE } from "../../../src/linux/mapping.ts";
 import { TranslatedSpace } from "../../../src/memory/translated_space.ts";
-import { Chain, openDeviceQueue, Pop } from "../../../src/virtio/split/mod.ts";
+import { Chain, openDeviceQueue, Pop } from "../../../src/virtio/queue/mod.ts";
 
 const PAGES = 64;
 const MACHINE_AT = 0x100_0000;

@@ -9,9 +9,9 @@
 import { assertEquals } from "@std/assert";
 import { mapAnonymous } from "../../../src/linux/mapping.ts";
 import { AddressSpace, type MappedMemory } from "../../../src/memory/mod.ts";
-import { Chain } from "../../../src/virtio/split/chain.ts";
-import { openDeviceQueue } from "../../../src/virtio/split/device_queue.ts";
-import { Pop } from "../../../src/virtio/split/pop.ts";
+import { Chain } from "../../../src/virtio/queue/chain.ts";
+import { openDeviceQueue } from "../../../src/virtio/queue/open.ts";
+import { Pop } from "../../../src/virtio/queue/pop.ts";
 import { DriverQueue } from "../../../src/virtio/split/driver_queue.ts";
 import { Random } from "../../support/mock_driver.ts";
 

@@ -1,5 +1,5 @@
 /**
- * Split virtqueues: the device's side, the driver's side, the layout both share. The loop of a device that reads
+ * Virtqueues, the device's side and the driver's, in both formats: ../split/ and ../packed/. The loop of a device that reads
  * buffers:
  *
  * @example
@@ -42,9 +42,8 @@
 
 export * from "./chain.ts";
 export * from "./chain_sequence.ts";
+export * from "./config.ts";
 export * from "./device_queue.ts";
-export * from "./driver_queue.ts";
-export * from "./layout.ts";
-export * from "./open_buffers.ts";
+export * from "../split/driver_queue.ts";
+export * from "./open.ts";
 export * from "./pop.ts";
-export * from "./ring_views.ts";

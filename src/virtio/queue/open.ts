@@ -1,0 +1,19 @@
+/** Which queue it is that a driver set up. */
+
+import type { AddressSpace } from "../../memory/address_space.ts";
+import { SplitDeviceQueue } from "../split/device_queue.ts";
+import { ringViews } from "../split/ring_views.ts";
+import type { QueueConfig } from "./config.ts";
+import type { DeviceQueue } from "./device_queue.ts";
+
+/** Opens the device's side of a queue; or says in one line why it cannot be one. */
+export function openDeviceQueue(space: AddressSpace, config: QueueConfig): DeviceQueue | string {
+  const views = ringViews(space, config);
+  return typeof views === "string" ? views : new SplitDeviceQueue(space, config, views);
+}
+
+/** Why {@link openDeviceQueue} could not open a queue, without opening it; undefined if it could. */
+export function whyNoQueue(space: AddressSpace, config: QueueConfig): string | undefined {
+  const views = ringViews(space, config);
+  return typeof views === "string" ? views : undefined;
+}
