@@ -13,7 +13,7 @@ import type { BusListener, SharedSegment } from "../../src/bus/bus.ts";
 import type { StreamBus } from "../../src/bus/stream_bus.ts";
 import { NetDevice } from "../../src/devices/net/net_device.ts";
 import { rngDevice } from "../../src/devices/rng.ts";
-import { createEventFd } from "../../src/linux/eventfd.ts";
+import { createEventFd, signalEventFd } from "../../src/linux/eventfd.ts";
 import { createSealedMemory, type Fd } from "../../src/linux/fd.ts";
 import { mapAnonymous, mapShared, PAGE_SIZE } from "../../src/linux/mapping.ts";
 import type { Reactor } from "../../src/linux/reactor.ts";
@@ -25,6 +25,8 @@ import {
   MEMORY_SEGMENT,
   MEMORY_WINDOW,
   Message,
+  NOTIFIER_CALL,
+  NOTIFIER_KICK,
   QUEUE_ENABLED,
 } from "../../src/message/message.ts";
 import { kindName } from "../../src/message/table.ts";
@@ -177,7 +179,13 @@ class Peer implements BusListener {
 }
 
 /** What a sound session says, step by step, about one device. */
-function script(peer: Peer, device: number, guest: GuestFile, random: Random): (() => DataView)[] {
+function script(
+  peer: Peer,
+  device: number,
+  guest: GuestFile,
+  random: Random,
+  eventOf: () => Fd,
+): (() => DataView)[] {
   const say = (kind: Kind, fields: Fields = {}) => () =>
     peer.codec.has(kind)
       ? peer.bytes(kind, { device, memoryDevice: device, ...fields })
@@ -186,6 +194,12 @@ function script(peer: Peer, device: number, guest: GuestFile, random: Random): (
   const addMemory = (flags: number, offset: number, address = AT, length = SIZE) => () => {
     const ordinal = flags === 0 ? peer.sendFd(guest.file) : 0;
     return say(Kind.ADD_MEMORY, { flags, ordinal, address, length, offset })();
+  };
+  const notifier = () => {
+    const flags = random.pick([0, NOTIFIER_KICK, NOTIFIER_KICK | NOTIFIER_CALL, random.below(8)]);
+    const fds = peer.codec.has(Kind.SET_NOTIFIER) ? flags & 3 : 0;
+    const [ordinal] = [fds & 1, fds & 2].flatMap((isSent) => isSent ? peer.sendFd(eventOf()) : []);
+    return say(Kind.SET_NOTIFIER, { index, flags, ordinal: ordinal ?? 0 })();
   };
   const status = (status: number) => say(Kind.SET_DEVICE_STATUS, { status });
   const queue = (index: number) =>
@@ -223,7 +237,9 @@ function script(peer: Peer, device: number, guest: GuestFile, random: Random): (
     status(0xf),
     say(Kind.EVENT_AVAIL, { index }),
     hello,
+    notifier,
     say(Kind.EVENT_AVAIL, { index: index ^ 1 }),
+    notifier,
     say(Kind.IOMMU_TRANSLATE, { address: AT, physicalAddress: FIXED_AT, prot: 3 }),
     say(Kind.PING, { data: 1 }),
     say(Kind.GET_SHM),
@@ -252,7 +268,10 @@ const open: Fuzzer["open"] = async (use) => {
   const session = async (random: Random, peer: Peer, late: LateDevice, guest: GuestFile) => {
     const malice = random.pick([0, 0.02, 0.1, 0.5]);
     let isGranted = false;
-    const scripts = [CARD, CARD, LATE].map((device) => script(peer, device, guest, random));
+    const eventOf = () => random.chance(malice) ? random.pick([small, guest.file]) : event;
+    const scripts = [CARD, CARD, LATE].map((device) =>
+      script(peer, device, guest, random, eventOf)
+    );
     const main = random.pick(scripts);
     for (let steps = 10 + random.below(100), position = 0; steps > 0 && peer.isAttached; steps--) {
       const steps = random.chance(malice) ? random.pick(scripts) : main;
@@ -265,6 +284,7 @@ const open: Fuzzer["open"] = async (use) => {
         if (peer.put(bytes)) messages++;
       }
       if (random.chance(0.5)) guest.offer();
+      if (random.chance(0.3)) signalEventFd(event);
       late.isLate = random.chance(0.5);
       if (late.isAsked && random.chance(0.5)) {
         if (random.chance(0.8)) late.answer();
