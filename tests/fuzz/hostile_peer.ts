@@ -5,11 +5,18 @@
 
 import { assertEquals } from "@std/assert";
 import type { Bus, BusListener } from "../../src/bus/bus.ts";
+import { clearEventFd, signalEventFd } from "../../src/linux/eventfd.ts";
 import { type Mapping, mapShared } from "../../src/linux/mapping.ts";
 import type { Reactor } from "../../src/linux/reactor.ts";
 import type { Codec } from "../../src/message/codec.ts";
-import { Kind, KIND_COUNT, Message } from "../../src/message/message.ts";
-import { PRIVATE_VERSION } from "../../src/transport/epoch.ts";
+import {
+  Kind,
+  KIND_COUNT,
+  Message,
+  NOTIFIER_CALL,
+  NOTIFIER_KICK,
+} from "../../src/message/message.ts";
+import { CAPABILITY_NOTIFIERS, PRIVATE_VERSION } from "../../src/transport/epoch.ts";
 import type { Random } from "../support/mock_driver.ts";
 import { SetQueues } from "../support/raw_peer.ts";
 import { mutate, noise, putSlot, SLOT } from "./bytes.ts";
@@ -74,6 +81,7 @@ export class HostileDevice implements BusListener, Disposable {
       return;
     }
     if (request.kind === Kind.ADD_MEMORY) this.#keep(request);
+    if (request.kind === Kind.SET_NOTIFIER) this.#misuse(request);
     if (request.kind === Kind.SET_VQUEUE) {
       this.#rings.set(request.index, request);
       this.#used[request.index] = 0;
@@ -98,6 +106,14 @@ export class HostileDevice implements BusListener, Disposable {
     const mapping = mapShared(fd.number, length, offset);
     this.#brought.push({ find: viewIn(mapping.buffer, address), mapping });
     if (this.#brought.length > MOST_BROUGHT) this.#brought.shift()!.mapping[Symbol.dispose]();
+  }
+
+  /** Signals a kick and a call, which the proxy and the front end have too, or reads them empty; it hears neither. */
+  #misuse({ flags, ordinal }: Message): void {
+    for (let n = 0; n < (flags & NOTIFIER_CALL ? 2 : flags & NOTIFIER_KICK); n++) {
+      using fd = this.bus.takeFd(ordinal + n);
+      if (fd !== undefined) this.random.pick([signalEventFd, clearEventFd])(fd);
+    }
   }
 
   #find(address: number, length: number): DataView | undefined {
@@ -132,6 +148,7 @@ export class HostileDevice implements BusListener, Disposable {
     if (random.chance(malice)) this.#epoch = 1 + random.u32();
     answer.say({ epoch: this.#epoch, peerEpoch: request.epoch, nonce: ++this.#nonce });
     answer.version = PRIVATE_VERSION;
+    answer.capabilities = request.capabilities & CAPABILITY_NOTIFIERS;
     this.#queues.answer(request, answer);
     return this.#encode(answer);
   }
