@@ -47,7 +47,10 @@ export interface CommonSettings {
 }
 
 const COMMON_OPTIONS: readonly Option[] = [
-  { name: "trace", help: "print every message in words on standard error" },
+  {
+    name: "trace",
+    help: "print every message in words on standard error, and where notifications are none",
+  },
   {
     name: "log-level",
     value: LOG_LEVELS.join("|"),

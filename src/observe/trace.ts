@@ -3,6 +3,7 @@
  *
  *     +0.013207 -> dev 0 SET_DEVICE_STATUS? ACKNOWLEDGE
  *     +0.013391 <- dev 0 SET_DEVICE_STATUS = ACKNOWLEDGE   184 us
+ *     +0.014102 dev 0 queue 1: notifications out of band
  *
  * The arrow is seen from the process that prints: `->` was sent, `<-` was received. Time counts from
  * the start of the trace.

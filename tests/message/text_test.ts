@@ -103,6 +103,12 @@ Deno.test("private messages and empty records have words too", () => {
   message.reset(Kind.ADD_MEMORY, true);
   message.result = 12;
   assertEquals(describe(message), "ADD_MEMORY = errno 12");
+  message.reset(Kind.SET_NOTIFIER, false);
+  message.say({ memoryDevice: 2, index: 1, ordinal: 7 });
+  assertEquals(describe(message), "SET_NOTIFIER? device 2 queue 1 in band");
+  message.flags = 3;
+  const both = "SET_NOTIFIER? device 2 queue 1 kick descriptor 7 call descriptor 8";
+  assertEquals(describe(message), both);
   for (const { kind } of MESSAGES) {
     for (const response of [false, true]) {
       message.reset(kind, response);

@@ -59,6 +59,12 @@ Deno.test("trace: the heartbeat is shown at an attachment's beginning only", () 
   assertEquals(rig.lines.length, shown + 2);
 });
 
+Deno.test("trace: what no message shows has the time as well", () => {
+  const rig = new Rig();
+  rig.tracer.note("dev 0 queue 1: notifications out of band");
+  assertEquals(rig.lines, ["+0.000000 dev 0 queue 1: notifications out of band"]);
+});
+
 Deno.test("trace: a slot that is no message, in hex, with the reason", () => {
   const rig = new Rig();
   const bytes = new DataView(Uint8Array.from({ length: 128 }, (_, i) => i).buffer);
