@@ -19,6 +19,8 @@ import { SetQueues } from "../support/raw_peer.ts";
 const NET = 1;
 const BLOCK = 2;
 const ENTROPY = 4;
+/** It gives buffers back in any order. */
+const GRAPHICS = 16;
 const AT = 0x4000_0000;
 const SETUP = {
   size: 64,
@@ -49,8 +51,9 @@ Deno.test("position after a loss: in order, all used, or unknown", () => {
   using idle = ringMemory(7, 7);
   const at = (region: typeof busy, deviceId: number) =>
     positionAfterLoss([region], SETUP, deviceId);
-  assertEquals([at(busy, NET), at(busy, ENTROPY), at(busy, BLOCK)], [3, 3, undefined]);
-  assertEquals([at(idle, NET), at(idle, ENTROPY), at(idle, BLOCK)], [7, 7, 7]);
+  const types = [NET, ENTROPY, BLOCK, GRAPHICS];
+  assertEquals(types.map((type) => at(busy, type)), [3, 3, 3, undefined]);
+  assertEquals(types.map((type) => at(idle, type)), [7, 7, 7, 7]);
   assertEquals(positionAfterLoss([], SETUP, NET), undefined);
   // The index itself has to lie in the memory.
   const short = { ...idle, size: 0x2003 };
@@ -167,9 +170,9 @@ cleanTest(
 );
 
 cleanTest(
-  "session: a disk that is replaced goes on if nothing was under way",
+  "session: a device without an order that is replaced goes on if nothing was under way",
   () =>
-    withRing(BLOCK, [7, 7], async ({ session, told, replace }) => {
+    withRing(GRAPHICS, [7, 7], async ({ session, told, replace }) => {
       await replace();
       assert(session.runs(0));
       assertEquals(told, ["stopped at 7", "call", "call"]);
@@ -177,9 +180,9 @@ cleanTest(
 );
 
 cleanTest(
-  "session: a disk that is lost with buffers: the driver is told, and has to start over",
+  "session: a device without an order that is lost with buffers: the driver is told, and has to start over",
   () =>
-    withRing(BLOCK, [5, 3], async ({ session, wanted, ring, told, lines, asked, replace }) => {
+    withRing(GRAPHICS, [5, 3], async ({ session, wanted, ring, told, lines, asked, replace }) => {
       await replace();
       assert(!session.runs(0));
       assertEquals(told, ["fail", "call"]);
