@@ -11,7 +11,7 @@
  * Control-plane sequences (a bring-up, a replay) are ordinary async functions. Promises settle in
  * microtasks, which never run while the loop is on the stack. Whoever settles a promise that such a
  * function may wait for uses {@link Reactor.defer}: the reactor then leaves the stack for one turn of
- * Deno's event loop (about 5 us) before it blocks again. The data path settles no promise and never
+ * Deno's event loop (about 5 us) before it blocks again. What such a function schedules has its batch at once. The data path settles no promise and never
  * pays for this.
  *
  * Only {@link stopReactorFrom}'s eventfd reaches a blocked Worker from outside.
@@ -315,6 +315,8 @@ export class Reactor implements Disposable {
       // message to oneself does not in a Worker: it arrives after a few microtasks.)
       await new Promise<void>((resolve) => setImmediate(resolve));
       this.now();
+      // What they have sent is rung for before the next wait, not after it.
+      this.#runTasks();
     }
   }
 

@@ -48,6 +48,23 @@ cleanTest(
   },
 );
 
+cleanTest("tasks: one that a sequence schedules runs before the loop waits again", async () => {
+  using reactor = new Reactor(new VirtualClock());
+  using bell = createEventFd();
+  const order: string[] = [];
+  const task: Task = { run: () => (order.push("task"), false) };
+  reactor.watch(bell, EPOLLIN, () => void order.push("look"));
+  signalEventFd(bell);
+  const { promise, resolve } = reactor.defer<void>();
+  reactor.spawn(async () => {
+    await promise;
+    reactor.schedule(task);
+  });
+  resolve();
+  await reactor.until(reactor.sleep(1));
+  assertEquals(order[0], "task");
+});
+
 cleanTest("tasks: one that is scheduled by a task runs in the same turn, but none twice", () => {
   using reactor = new Reactor();
   const order: string[] = [];
