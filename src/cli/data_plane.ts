@@ -9,6 +9,7 @@
 
 import { VmsgError } from "../linux/errors.ts";
 import { createEventFd, signalEventFd } from "../linux/eventfd.ts";
+import { libc } from "../linux/libc.ts";
 import { notifySystemd, systemdSocket } from "../linux/sd_notify.ts";
 import { complaintOf } from "./complaint.ts";
 import type { Options } from "./command.ts";
@@ -21,6 +22,8 @@ import type { StartMessage, WorkerMessage } from "./worker.ts";
 
 /** Many times what it takes: a machine may have other work to do, and exit code 1 says that something hangs. */
 const STOP_TIMEOUT_MS = 5000;
+/** A tenth of what the Worker gets, where they compete. */
+const NICE = 10;
 
 /**
  * Runs a plane until it ends or a signal comes; the exit code.
@@ -54,6 +57,9 @@ export async function runDataPlane(
       const start: StartMessage = { plane, settings, common, stopFd: stop.number };
       worker.postMessage(start);
     } else if (data.kind === "ready") {
+      // From here on this thread only looks. Its collector, which is at work for seconds in an emulated machine, must not
+      // keep the Worker from the only processor there may be.
+      libc.nice(NICE);
       notifySystemd(systemd, "READY=1");
       watchdog = watchThread(data.thread, (error) => ended.reject(error));
     } else if (data.kind === "ended") ended.resolve(data.exitCode);

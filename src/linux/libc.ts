@@ -109,6 +109,8 @@ const library = Deno.dlopen("libc.so.6", {
   mprotect: { parameters: ["u64", "u64", "i32"], result: "i32" },
   /** int sigaction(int signum, const struct sigaction *act, struct sigaction *oldact) */
   sigaction: { parameters: ["i32", "u64", "u64"], result: "i32" },
+  /** int nice(int inc), on Linux of the calling thread alone */
+  nice: { parameters: ["i32"], result: "i32" },
   /** int madvise(void *addr, size_t length, int advice) */
   madvise: { parameters: ["u64", "u64", "i32"], result: "i32" },
   /** void *memcpy(void *dest, const void *src, size_t n), result not wanted */
