@@ -121,13 +121,15 @@ export class IovecArray {
     while (i < end) {
       let run = this.#runs - 1;
       while (this.#firsts[run] > i) run--;
-      const { view, addressNumber } = this.#windows[run];
+      const window = this.#windows[run], { view } = window;
       const runEnd = run + 1 < this.#runs ? Math.min(end, this.#firsts[run + 1]) : end;
+      // Lower halves are enough, and integers; of a larger window this would be some other byte.
+      const addressLow = window.addressLow | 0, mask = window.size < TWO_TO_32 ? -1 : 0;
       for (; i < runEnd; i++) {
         const word = i * IOVEC_WORDS;
-        const offset = words[word + 1] * TWO_TO_32 + words[word] - addressNumber;
+        const offset = ((words[word] - addressLow) & mask) >>> 0;
         const last = words[word + LENGTH_WORD] - 1;
-        sum += view.getUint8(offset) + view.getUint8(offset + (last < 64 ? last : 64));
+        sum += view.getUint8(offset) ^ view.getUint8(offset + ((last < 64 ? last : 64) & mask));
       }
     }
     // Otherwise a compiler might leave the loads out.

@@ -86,7 +86,8 @@ export class QueuePair {
         count = popOrAsk(queue, frames, budget - sent);
         if (count === 0) break;
       }
-      frames.array.touch(0, frames.segments.count);
+      // A single frame gains nothing, and waits for nobody else's.
+      if (count > 1) frames.array.touch(0, frames.segments.count);
       let done = 0;
       for (; done < count; done++) {
         frames.selectReadable(done);
