@@ -119,7 +119,7 @@ Deno.test("private messages and empty records have words too", () => {
 
 Deno.test("feature and status names", () => {
   assertEquals(featureNames([1 << NetFeature.MAC, 1], 1), ["MAC", "VERSION_1"]);
-  assertEquals(featureNames([1 << NetFeature.MAC, 1], 2), ["bit 5", "VERSION_1"]);
+  assertEquals(featureNames([1 << NetFeature.MAC, 1], 3), ["bit 5", "VERSION_1"]);
   assertEquals(featureNames([1 << (RingFeature.RING_RESET - 32)], 1, 1), ["RING_RESET"]);
   assertEquals(featureNames([0, 0, 0x80000001], 1), ["bit 64", "bit 95"]);
   assertEquals(featureNames([], 1), []);
