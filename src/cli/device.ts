@@ -113,8 +113,10 @@ export const deviceCommand: PlaneCommand<DeviceSettings> = planeCommand({
     );
     assertDisjoint(windows);
     const hubs = new Hubs(settings.hubs, context);
+    // With memory of its own to look at it may serve direct mode.
+    const forwarded = confined || windows.length > 0;
     const devices = settings.devices.map((wanted, number) => {
-      const device = openDevice(wanted, { reactor, log, hubs, number });
+      const device = openDevice(wanted, { reactor, log, hubs, number, forwarded });
       side.add(number, device.model, windows);
       return device;
     });

@@ -26,6 +26,7 @@ export const BlkStatus = { OK: 0, IOERR: 1, UNSUPP: 2 } as const;
 /** Where the fields of the configuration space are. */
 export const BlkConfig = {
   CAPACITY: 0,
+  SIZE_MAX: 8,
   SEG_MAX: 12,
   BLK_SIZE: 20,
   PHYSICAL_BLOCK_EXP: 24,

@@ -119,3 +119,29 @@ for (const kind of FULL ? ["uml", "microvm", "q35", "arm64"] as const : ["uml"] 
     },
   );
 }
+
+guestTest(
+  "uml: blk confined to a small segment, into which every request fits",
+  { guest: "uml", programs: PROGRAMS },
+  async (test) => {
+    const { vmsg } = test;
+    await makeDisk(test);
+    await vmsg.start("device", ...BUS, "--confined", "--device", `blk,file=${DISK}`);
+    const proxy = await vmsg.start(
+      "proxy",
+      ...[...BUS, "--confined", "--segment", "256K", "--vhost-user", "socket=vu.sock"],
+    );
+    await proxy.waitFor(/waiting for a front end/);
+    const guest = await test.boot({
+      script: `
+for queue in /sys/block/vda/queue; do cat $queue/max_hw_sectors_kb >$queue/max_sectors_kb; done
+dd if=/dev/zero of=/dev/vda bs=4M count=2 oflag=direct 2>/dev/null; echo "WROTE rc=$?"
+dd if=/dev/vda of=/dev/null bs=4M count=2 iflag=direct 2>/dev/null; echo "READ rc=$?"
+`,
+      modules: ["virtio_blk"],
+      ...frontEnd("uml", `${vmsg.directory}/vu.sock`),
+    });
+    assertEquals(await guest.waitFor(/^WROTE /, GUEST_TIMEOUT_MS.uml), "WROTE rc=0");
+    assertEquals(await guest.waitFor(/^READ /, GUEST_TIMEOUT_MS.uml), "READ rc=0");
+  },
+);

@@ -39,9 +39,9 @@ export const blkKind: DeviceKind<BlkSettings> = {
       queues: group.number("queues", 1, MOST_QUEUES, QUEUES),
     };
   },
-  open: ({ file, readonly, serial, discard, queues }, { reactor, log, number }) => {
+  open: ({ file, readonly, serial, discard, queues }, { reactor, log, number, forwarded }) => {
     const disk = new Disk({ path: file, readonly });
-    const options = { serial, discard, queues, name: `${number} blk` };
+    const options = { serial, discard, queues, forwarded, name: `${number} blk` };
     const model = new BlkDevice(reactor, disk, options, log);
     return { model, description: `blk ${file}`, counters: model.counters };
   },

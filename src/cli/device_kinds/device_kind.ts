@@ -15,6 +15,8 @@ export interface DeviceContext {
   /** What the device's counters are called, in front of what it is. */
   readonly number: number;
   readonly hubs: HubLinks;
+  /** Do buffers come through a proxy that has room, or pieces, for so much only (confined and direct mode)? */
+  readonly forwarded: boolean;
 }
 
 export interface OpenDevice {

@@ -40,6 +40,12 @@ const TAGS = 64;
 const SEGMENTS = 126;
 /** The same where a segment may be in several windows of the guest's memory. */
 const MOST_SEGMENTS = 160;
+/**
+ * In confined mode a request has to fit into its queue's part of the segment, in direct mode it is so many pages that
+ * may lie anywhere; or the queue breaks. 120 KiB do in a segment of 256 KiB, and in 4 MiB for each of 16 queues.
+ */
+const FORWARDED_SEGMENTS = 30;
+const FORWARDED_SEGMENT_BYTES = 4096;
 /** Of one DISCARD or WRITE_ZEROES: 1 GiB, which a file system does in one go. */
 const MOST_AT_ONCE = 1 << 21;
 /** Alignment of discards, in bytes: blocks of file systems. */
@@ -54,6 +60,8 @@ export interface BlkDeviceOptions {
   /** Is room given back to the disk's file system? */
   readonly discard: boolean;
   readonly queues: number;
+  /** Do requests come through confined or direct mode? */
+  readonly forwarded: boolean;
   /** What its counters are called. */
   readonly name: string;
   /** What reads and writes it, unless it is to be found out. */
@@ -88,13 +96,14 @@ export class BlkDevice extends QueueDevice {
 
   /** Makes a device of a disk, which it owns. */
   constructor(reactor: Reactor, readonly disk: Disk, options: BlkDeviceOptions, readonly log: Log) {
-    const { discard, queues, serial, name } = options;
+    const { discard, queues, serial, forwarded, name } = options;
     const { readonly } = disk.options;
     const discards = discard && disk.punches;
     super(reactor, {
       deviceId: DEVICE_BLK,
       features: [
         BlkFeature.SEG_MAX,
+        ...(forwarded ? [BlkFeature.SIZE_MAX] : []),
         BlkFeature.BLK_SIZE,
         BlkFeature.TOPOLOGY,
         BlkFeature.FLUSH,
@@ -103,7 +112,7 @@ export class BlkDevice extends QueueDevice {
         ...(discards ? [BlkFeature.DISCARD] : []),
         ...(disk.punches ? [BlkFeature.WRITE_ZEROES] : []),
       ],
-      config: configOf(disk, queues, discards),
+      config: configOf(disk, queues, discards, forwarded),
       queues: Array.from(
         { length: queues },
         (_, index) => (queue: DeviceQueue, budget: number) => this.#work(index, queue, budget),
@@ -386,11 +395,17 @@ export class BlkDevice extends QueueDevice {
   }
 }
 
-function configOf(disk: Disk, queues: number, discards: boolean): Uint8Array {
+function configOf(
+  disk: Disk,
+  queues: number,
+  discards: boolean,
+  forwarded: boolean,
+): Uint8Array {
   const config = new DataView(new ArrayBuffer(BlkConfig.SIZE));
   const { sectors, blockSize, physicalBlockSize } = disk;
   config.setBigUint64(BlkConfig.CAPACITY, BigInt(sectors), true);
-  config.setUint32(BlkConfig.SEG_MAX, SEGMENTS, true);
+  config.setUint32(BlkConfig.SIZE_MAX, forwarded ? FORWARDED_SEGMENT_BYTES : 0, true);
+  config.setUint32(BlkConfig.SEG_MAX, forwarded ? FORWARDED_SEGMENTS : SEGMENTS, true);
   config.setUint32(BlkConfig.BLK_SIZE, blockSize, true);
   const blocks = Math.max(1, physicalBlockSize / blockSize);
   config.setUint8(BlkConfig.PHYSICAL_BLOCK_EXP, Math.floor(Math.log2(blocks)));

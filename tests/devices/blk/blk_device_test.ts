@@ -170,6 +170,21 @@ for (const [name, options] of [["io_uring", {}], ["system calls", WITHOUT_RING]]
   });
 }
 
+Deno.test("blk: behind a proxy that forwards, requests are of a size that it has room for", () => {
+  const limits = (disk: DiskRig) => {
+    const { device } = disk.rig;
+    const config = new DataView(device.readConfig(0, device.configSize).slice().buffer);
+    const isLimited = featureNames(device.features, device.deviceId).includes("SIZE_MAX");
+    const [size, count] = [BlkConfig.SIZE_MAX, BlkConfig.SEG_MAX].map((at) =>
+      config.getUint32(at, true)
+    );
+    return [isLimited, size, count];
+  };
+  using forwarded = new DiskRig({ forwarded: true });
+  using other = new DiskRig();
+  assertEquals([limits(forwarded), limits(other)], [[true, 4096, 30], [false, 0, 126]]);
+});
+
 Deno.test("blk: GET_ID tells the serial, in as much room as there is", () => {
   using disk = new DiskRig();
   const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);

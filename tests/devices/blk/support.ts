@@ -25,6 +25,7 @@ export interface DiskRigOptions {
   readonly readonly?: boolean;
   readonly discard?: boolean;
   readonly queues?: number;
+  readonly forwarded?: boolean;
   /** Beside those that are always negotiated. */
   readonly features?: readonly number[];
   readonly engine?: "system calls" | ((reactor: Reactor) => MakeEngine);
@@ -70,6 +71,7 @@ export class DiskRig implements Disposable {
         serial: "serial 1",
         discard,
         queues,
+        forwarded: options.forwarded ?? false,
         name: "blk",
         ...(made === undefined ? {} : { engine: made }),
       }, log);
