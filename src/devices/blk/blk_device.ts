@@ -112,7 +112,7 @@ export class BlkDevice extends QueueDevice {
         ...(discards ? [BlkFeature.DISCARD] : []),
         ...(disk.punches ? [BlkFeature.WRITE_ZEROES] : []),
       ],
-      config: configOf(disk, queues, discards, forwarded),
+      config: configOf(disk, options),
       queues: Array.from(
         { length: queues },
         (_, index) => (queue: DeviceQueue, budget: number) => this.#work(index, queue, budget),
@@ -284,10 +284,7 @@ export class BlkDevice extends QueueDevice {
     if (!this.has(feature)) return this.#refuse(request, BlkStatus.UNSUPP);
     const { address, view } = this.#header;
     if (readable.length !== BlkRequest.SEGMENT_SIZE) return this.#refuse(request);
-    // Short where the guest's memory was cut off.
-    if (readable.copyOut(0, address, BlkRequest.SEGMENT_SIZE) < BlkRequest.SEGMENT_SIZE) {
-      return this.#refuse(request);
-    }
+    readable.copyOut(0, address, BlkRequest.SEGMENT_SIZE);
     const sector = view.getUint32(0, true) + view.getUint32(4, true) * 0x1_0000_0000;
     const sectors = view.getUint32(8, true);
     const flags = view.getUint32(12, true);
@@ -297,7 +294,7 @@ export class BlkDevice extends QueueDevice {
     if (sectors > MOST_AT_ONCE || this.#isOutside(sector, sectors)) return this.#refuse(request);
     if (sectors === 0) return request.line.finished(request);
     this.counters.discards++;
-    const unmaps = zeroes ? flags !== 0 && this.#mayUnmap : true;
+    const unmaps = !zeroes || flags !== 0 && this.config[BlkConfig.WRITE_ZEROES_MAY_UNMAP] === 1;
     // That room can be given back is a hint: who cannot has done all there is.
     request.unsupported = zeroes ? BlkStatus.UNSUPP : BlkStatus.OK;
     request.flushes = this.#writesThrough;
@@ -305,10 +302,6 @@ export class BlkDevice extends QueueDevice {
     request.length = sectors * SECTOR;
     const mode = unmaps ? PUNCH_HOLE : this.disk.zeroMode;
     this.#engine.allocate(request.tag, mode, request.offset, request.length);
-  }
-
-  get #mayUnmap(): boolean {
-    return this.config[BlkConfig.WRITE_ZEROES_MAY_UNMAP] === 1;
   }
 
   /** An operation has ended; perhaps another one is needed. */
@@ -395,12 +388,9 @@ export class BlkDevice extends QueueDevice {
   }
 }
 
-function configOf(
-  disk: Disk,
-  queues: number,
-  discards: boolean,
-  forwarded: boolean,
-): Uint8Array {
+function configOf(disk: Disk, options: BlkDeviceOptions): Uint8Array {
+  const { forwarded, queues } = options;
+  const discards = options.discard && disk.punches;
   const config = new DataView(new ArrayBuffer(BlkConfig.SIZE));
   const { sectors, blockSize, physicalBlockSize } = disk;
   config.setBigUint64(BlkConfig.CAPACITY, BigInt(sectors), true);
