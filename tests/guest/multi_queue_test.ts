@@ -119,7 +119,8 @@ function assertUse(
     const [sent, received] = counts.slice(2 * mine);
     const others = counts.filter((_, i) => i >> 1 !== mine);
     // Where ARP goes is the kernel's affair, and the answers to a connection's first frames.
-    const good = sent! >= PINGS && received! >= PINGS && others.every((count) => count < PINGS / 2);
+    const good = sent! >= PINGS && received! >= PINGS - 1 &&
+      others.every((count) => count < PINGS / 2);
     assert(good, `${label}, ${which} pair: ${counts}`);
   }
 }
@@ -175,8 +176,11 @@ function multiQueueTest(kind: "microvm" | "uml", mode: Mode, isShort: boolean): 
       const knows = kind === "microvm" || !mode.isConfined;
       assertUse(kind, "killed", grew, 2, knows ? 2 : 1);
       assertUse(kind, "one", grew, 1);
-      const pings = guest.console().match(/^PINGS \d+/gm) ?? [];
-      assertEquals(pings.filter((line) => line !== `PINGS ${PINGS}`), []);
+      // What waits in the queue of a pair that is given up is lost, which may be one.
+      const answered = [...guest.console().matchAll(/^PINGS (\d+)/gm)].map(([, count]) =>
+        Number(count)
+      );
+      assertEquals(answered.filter((count) => count < PINGS - 1), []);
       const wrong = [proxy, device, next].flatMap(({ stderr }) => stderr)
         .filter((line) => /error|needs a reset|given up/i.test(line));
       assertEquals(wrong, []);
