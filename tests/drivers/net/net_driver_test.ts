@@ -6,6 +6,8 @@ import { mapAnonymous, type Mapping } from "../../../src/linux/mapping.ts";
 import { Kind, type Message } from "../../../src/message/message.ts";
 import { createLog } from "../../../src/observe/log.ts";
 import { knownMemory } from "../../../src/sharing/driver_memory.ts";
+import { NetConfig } from "../../../src/virtio/net_header.ts";
+import { NetFeature } from "../../../src/virtio/features.ts";
 import { NetDriver } from "../../../src/drivers/net/net_driver.ts";
 import { type DriverRig, withDriverSide } from "../../support/driver_rig.ts";
 import { cleanTest } from "../../support/leaks.ts";
@@ -22,12 +24,20 @@ interface Rig extends DriverRig {
   readonly driver: NetDriver;
   readonly memory: Mapping;
   readonly downs: string[];
+  /** How many pairs the listener was told of. */
+  readonly inUse: number[];
   /** Where the used ring of a queue lies in the memory. */
   readonly used: number[];
 }
 
+/** What the device has: its features' first word, and its queue pairs; and how many the driver would use. */
+const ONE_PAIR = { features: 0, pairs: 1, wanted: 1 };
+
 /** A driver that is up, in memory that the test writes as its device. */
-async function withDriver(body: (rig: Rig) => Promise<void>): Promise<void> {
+async function withDriver(
+  body: (rig: Rig) => Promise<void>,
+  { features, pairs, wanted } = ONE_PAIR,
+): Promise<void> {
   using memory = mapAnonymous(SIZE);
   await withDriverSide(async (rig) => {
     const { peer } = rig;
@@ -39,10 +49,13 @@ async function withDriver(body: (rig: Rig) => Promise<void>): Promise<void> {
         m.deviceId = 1;
         m.featureBlocks = 2;
         m.configSize = 12;
-        m.maxQueues = 2;
+        m.maxQueues = 2 * pairs + (pairs > 1 ? 1 : 0);
+        m.offset = request.offset;
+        m.length = request.length;
+        if (request.offset === NetConfig.PAIRS) m.bytes[0] = pairs;
         m.index = request.index;
         m.count = request.count;
-        m.words[1] = 1;
+        if (request.kind !== Kind.GET_CONFIG) m.words.set([features, 1]);
         m.status = request.status;
         queues.answer(request, m);
       });
@@ -54,7 +67,9 @@ async function withDriver(body: (rig: Rig) => Promise<void>): Promise<void> {
       return false;
     };
     const downs: string[] = [];
+    const inUse: number[] = [];
     const listener = {
+      pairs: (count: number) => inUse.push(count),
       up: () => {},
       down: (reason: string) => downs.push(reason),
       frame: () => true,
@@ -62,9 +77,12 @@ async function withDriver(body: (rig: Rig) => Promise<void>): Promise<void> {
     };
     const log = createLog("test", "info", (line) => rig.lines.push(line));
     const shared = knownMemory(memory, AT);
-    using driver = new NetDriver(rig.reactor, rig.side, 3, listener, log, { memory: shared });
+    using driver = new NetDriver(rig.reactor, rig.side, 3, listener, log, {
+      memory: shared,
+      pairs: wanted,
+    });
     await rig.wait(() => driver.isUp);
-    await body({ ...rig, driver, memory, downs, used });
+    await body({ ...rig, driver, memory, downs, used, inUse });
   });
 }
 
@@ -110,4 +128,49 @@ cleanTest(
       assertThrows(() => knownMemory(memory, AT + 8), VmsgError, "multiple of 4096");
       return Promise.resolve();
     }),
+);
+
+const SEVERAL = { features: 1 << NetFeature.MQ | 1 << NetFeature.CTRL_VQ, pairs: 2, wanted: 2 };
+const CONTROL = 4;
+/** Where the command lies, and what the device makes of it. */
+const [COMMAND, ACK] = [4096, 4100];
+
+for (const [what, ack, told] of [["accepts", 0, [2]], ["refuses", 1, []]] as const) {
+  cleanTest(
+    `driver: a device that ${what} two queue pairs`,
+    () =>
+      withDriver(async ({ memory, used, peer, wait, inUse, lines, driver, downs }) => {
+        const bytes = new Uint8Array(memory.buffer);
+        await wait(() => bytes[COMMAND] === 4);
+        assertEquals([...bytes.slice(COMMAND, COMMAND + 4)], [4, 0, 2, 0]);
+        assertEquals(inUse, [], "one until it is answered");
+        bytes[ACK] = ack;
+        const ring = new DataView(memory.buffer, used[CONTROL]);
+        ring.setUint32(4, 0, true);
+        ring.setUint32(8, 1, true);
+        ring.setUint16(2, 1, true);
+        peer.send(Kind.EVENT_USED, (m) => Object.assign(m, { device: 3, index: CONTROL }));
+        const isSaid = () => lines.some((line) => line.includes("refuses 2 queue pairs"));
+        await wait(() => inUse.length > 0 || isSaid());
+        assertEquals([inUse, isSaid(), driver.isUp, downs], [[...told], ack === 1, true, []]);
+      }, SEVERAL),
+  );
+}
+
+cleanTest(
+  "driver: a device that has more queue pairs, or none but one, and one that is lost while it is asked",
+  async () => {
+    await withDriver(async ({ memory, wait, peer, downs, driver }) => {
+      const bytes = new Uint8Array(memory.buffer);
+      await wait(() => bytes[COMMAND] === 4);
+      assertEquals([...bytes.slice(COMMAND, COMMAND + 4)], [4, 0, 2, 0]);
+      peer.send(Kind.EVENT_CONFIG, (m) => Object.assign(m, { device: 3, status: NEEDS_RESET }));
+      await wait(() => downs.length === 1 && driver.isUp);
+    }, { ...SEVERAL, pairs: 8 });
+    await withDriver(({ driver, inUse }) => {
+      assert(driver.isUp);
+      assertEquals(inUse, []);
+      return Promise.resolve();
+    }, { ...ONE_PAIR, wanted: 2 });
+  },
 );
