@@ -24,7 +24,7 @@ import { SoundFrontEnd } from "./sound_front_end.ts";
 /** How long a device side is hostile at most. */
 const HOSTILE_MS = 800;
 /** Then all is done within the time of a few requests that are not answered. */
-const PATIENCE_MS = HOSTILE_MS + 30_000;
+const PATIENCE_MS = HOSTILE_MS + 60_000;
 const CHECK_ROUNDS = 20;
 /** Of the loop, so that Deno reads what the proxy says. */
 const BREATH_MS = 2;
