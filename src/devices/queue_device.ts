@@ -115,13 +115,7 @@ export function take(queue: DeviceQueue, chain: Chain): boolean {
   return queue.next(chain) === Pop.CHAIN || queue.wantKicks() && queue.next(chain) === Pop.CHAIN;
 }
 
-/** Pops up to `most` buffers and asks for no kick; `batch` forgets what it held. @returns how many there are */
-export function popOnly(queue: DeviceQueue, batch: ChainBatch, most: number): number {
-  batch.clear();
-  return queue.pop(batch, most);
-}
-
-/** {@link take} for up to `most` buffers; `batch` forgets what it held. @returns how many there are */
+/** The same for up to `most` buffers; `batch` forgets what it held. @returns how many there are */
 export function popOrAsk(queue: DeviceQueue, batch: ChainBatch, most: number): number {
   batch.clear();
   const count = queue.pop(batch, most);

@@ -27,6 +27,9 @@ export const LENGTH_WORD = 2;
 /** A descriptor's length has 32 bits, and so has memcpy's here. */
 const MAX_SEGMENT = 0xffff_ffff;
 
+/** A segment of fewer bytes is short. */
+const SHORT = 256;
+
 function tooLong(length: number): Error {
   return new Error(`a segment of ${length} bytes`);
 }
@@ -112,8 +115,9 @@ export class IovecArray {
   }
 
   /**
-   * Reads a byte of the first two cache lines of each segment from `i` on and before `end`: what another processor has
-   * written comes from there, and many loads wait for it together, while copies would wait one after another.
+   * Reads a byte of the first two cache lines of each short segment from `i` on and before `end`: what another processor
+   * has written comes from there, and many loads wait for it together, while copies would wait one after another. (A long
+   * copy waits for many lines by itself.)
    */
   touch(i: number, end: number): void {
     const { words } = this;
@@ -129,6 +133,7 @@ export class IovecArray {
         const word = i * IOVEC_WORDS;
         const offset = ((words[word] - addressLow) & mask) >>> 0;
         const last = words[word + LENGTH_WORD] - 1;
+        if (last >= SHORT) continue;
         sum += view.getUint8(offset) ^ view.getUint8(offset + ((last < 64 ? last : 64) & mask));
       }
     }

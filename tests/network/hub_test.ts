@@ -160,6 +160,29 @@ Deno.test("hub: a station that was silent for too long is looked for again", () 
   assertEquals(isFlooded(), true);
 });
 
+Deno.test("hub, responder: the clock, which costs more than a small frame, is not read for each of them", () => {
+  const clock = new VirtualClock();
+  let reads = 0;
+  const now = () => {
+    reads++;
+    return clock.nowMs;
+  };
+  using reactor = new Reactor({ now });
+  using hub = new Hub(reactor);
+  using memory = new GuestMemory();
+  const [one, two] = open(hub, 2);
+  using responder = new ResponderPort({}, reactor);
+  responder.open({ readable: () => {}, writable: () => {}, link: () => {} });
+  reads = 0;
+  for (let i = 0; i < 50; i++) {
+    one.send(memory.frame(ethernet(B, A)));
+    two.discard();
+    responder.send(memory.frame(ethernet(B, A)));
+    assertEquals(responder.nextLength(), 0);
+  }
+  assertEquals(reads, 1);
+});
+
 Deno.test("hub: an uplink that is full is waited for", () => {
   using reactor = new Reactor(new VirtualClock());
   const uplink = new SlowPort();

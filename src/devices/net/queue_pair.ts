@@ -7,9 +7,6 @@
  *     receive:  port has a frame -> pop buffers -> port.receive -> complete; sleeps until the port is readable,
  *               or, when buffers lack, until the driver kicks
  *
- * A kick costs both sides more than a look at the ring. So frames that were sent buy looks: while a driver sends much, an
- * empty ring is looked at for some more turns before a kick is asked for. Who sends little gets none of them.
- *
  * Buffers are popped many at once. Those for receiving are kept until frames come. Which receive function runs, for one
  * buffer a frame or for several (MRG_RXBUF), is chosen with the features.
  */
@@ -18,14 +15,11 @@ import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../../virtio/net_header.ts"
 import type { IovecList } from "../../memory/mod.ts";
 import type { PortQueue } from "../../network/port.ts";
 import { ChainBatch, ChainSequence, type DeviceQueue } from "../../virtio/queue/mod.ts";
-import { BATCH, type Batch, popOnly, popOrAsk } from "../queue_device.ts";
+import { BATCH, type Batch, popOrAsk } from "../queue_device.ts";
 import type { ReceiveFilter } from "./receive_filter.ts";
 
 /** Buffers for frames are popped so many at once, and those that are not needed now are kept. */
 const AHEAD = 16;
-/** A look at the empty ring costs what so many frames bought; they buy no more than some ten microseconds of looks. */
-const FRAMES_PER_LOOK = 4;
-const MAX_BOUGHT = 64;
 /** As many as one system call takes. */
 const MAX_SEGMENTS = 1024;
 /** Where destination and VLAN tag lie in a frame that follows its header. */
@@ -49,8 +43,6 @@ export class QueuePair {
   /** Fills buffers of the receive queue. */
   receive: Batch = this.#receiveSingle;
   readonly #sent = new ChainBatch(BATCH, MAX_SEGMENTS);
-  /** Frames that have not been used up by looks. */
-  #bought = 0;
   /** Buffers for frames, of which those from `#nextBuffer` on are unused. */
   readonly #buffers = new ChainBatch(AHEAD, MAX_SEGMENTS);
   #nextBuffer = 0;
@@ -77,32 +69,23 @@ export class QueuePair {
   /** Sends what is in buffers of the transmit queue. */
   transmit(queue: DeviceQueue, budget: number): boolean {
     const frames = this.#sent;
-    let sent = 0, isFull = false, isLooking = false;
-    while (sent < budget && !isFull) {
-      let count = popOnly(queue, frames, budget - sent);
-      if (count === 0) {
-        isLooking = this.#bought + sent >= FRAMES_PER_LOOK;
-        if (isLooking) break;
-        count = popOrAsk(queue, frames, budget - sent);
-        if (count === 0) break;
-      }
+    let sent = 0, done = 0, count = 0;
+    while (sent < budget && done === count) {
+      count = popOrAsk(queue, frames, budget - sent);
+      if (count === 0) break;
       // A single frame gains nothing, and waits for nobody else's.
       if (count > 1) frames.array.touch(0, frames.segments.count);
-      let done = 0;
-      for (; done < count; done++) {
+      for (done = 0; done < count; done++) {
         frames.selectReadable(done);
         if (!this.#port.send(frames.readable)) break;
       }
       queue.completeOldest(done);
       queue.rewind(count - done);
       sent += done;
-      isFull = done < count;
     }
     // Once for all of them, which is a nanosecond or two a frame.
     this.owner.counters.transmitted += sent;
-    const spent = isLooking ? FRAMES_PER_LOOK : 0;
-    this.#bought = Math.min(this.#bought + sent - spent, MAX_BOUGHT);
-    return sent === budget || isLooking;
+    return sent === budget;
   }
 
   #receiveSingle(queue: DeviceQueue, budget: number): boolean {

@@ -132,63 +132,6 @@ Deno.test("net: a full port keeps the frame, and nothing is sent twice", () => {
   assertEquals(net.queues[TRANSMIT].takeUsed()?.length, 0);
 });
 
-Deno.test("net: who sends much is looked at without kicks for some turns, then asked for one", () => {
-  using net = rig([RingFeature.EVENT_IDX]);
-  const { device, port } = net;
-  const queue = net.queues[TRANSMIT];
-  /** Offers without a kick; whether the device has asked for one. */
-  const add = (count: number) => {
-    let isAsked = false;
-    for (let i = 0; i < count; i++) {
-      queue.add([{ address: BUFFERS + i * 0x800, length: 74 }], []);
-      isAsked = queue.publish() || isAsked;
-    }
-    return isAsked;
-  };
-  const settle = (turns: number) => {
-    for (let i = 0; i < turns; i++) net.settle();
-    while (queue.takeUsed() !== undefined);
-  };
-  device.available(TRANSMIT);
-  settle(1);
-  // A frame or two buy nothing, and the kick for the next one is asked for at once.
-  for (let n = 1; n <= 3; n++) {
-    assert(add(1), "asleep without having asked for a kick");
-    device.available(TRANSMIT);
-    settle(1);
-    assertEquals(port.sent.length, n);
-  }
-  assert(add(60));
-  device.available(TRANSMIT);
-  for (let i = 0; i < 5; i++) net.reactor.turn();
-  assertEquals(port.sent.length, 63);
-  while (queue.takeUsed() !== undefined);
-  assert(!add(1), "a kick was asked for");
-  net.reactor.turn();
-  assertEquals(port.sent.length, 64);
-  settle(5);
-  assert(add(1), "asleep without having asked for a kick");
-  // A port that is full ends the looks: it says when there is room.
-  device.available(TRANSMIT);
-  settle(1);
-  add(60);
-  port.full = true;
-  let attempts = 0;
-  const { send } = port;
-  port.send = (frame) => {
-    attempts++;
-    return send.call(port, frame);
-  };
-  device.available(TRANSMIT);
-  settle(1);
-  assertEquals(attempts, 1);
-  port.full = false;
-  port.listener.writable();
-  settle(5);
-  assertEquals(port.sent.length, 125);
-  assert(add(1), "asleep without having asked for a kick");
-});
-
 Deno.test("net: a frame goes into one buffer, header first; too long ones are dropped", () => {
   using net = rig([]);
   net.offer(RECEIVE, BUFFERS, new Uint8Array(), 200);
