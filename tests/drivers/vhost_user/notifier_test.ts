@@ -14,6 +14,7 @@ import { allocate } from "../../../src/linux/arena.ts";
 import { libc } from "../../../src/linux/libc.ts";
 import type { Reactor } from "../../../src/linux/reactor.ts";
 import { Request, VRING_NO_FD } from "../../../src/drivers/vhost_user/protocol.ts";
+import { LEASE_MS } from "../../../src/transport/peer.ts";
 import type { QueueSetup } from "../../../src/virtio/device.ts";
 import { FakeDevice } from "../../support/fake_device.ts";
 import {
@@ -207,3 +208,27 @@ for (const notifiesInBand of [false, true]) {
       }, { device: new RingDevice(), notifiesInBand }),
   );
 }
+
+cleanTest(
+  "notifications out of band: behind the lease a kick is for nothing, and nobody is called",
+  () =>
+    withProxy<RingDevice>(async (rig) => {
+      const { device, reactor } = rig;
+      using front = rig.connect();
+      using guest = new Guest(front, device);
+      device.reactor = reactor;
+      await guest.start();
+      guest.put();
+      await reactor.sleep(REST_MS);
+      guest.look();
+      assertEquals([device.used, guest.seen], [1, 1]);
+      // As if the proxy stood still.
+      rig.silence();
+      await reactor.sleep(2 * LEASE_MS);
+      clearEventFd(guest.call!);
+      guest.put();
+      await reactor.sleep(REST_MS);
+      assertEquals(device.used, 1);
+      assert(!wasSignalled(guest.call!));
+    }, { device: new RingDevice() }),
+);
