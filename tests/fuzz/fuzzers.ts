@@ -1,5 +1,6 @@
 /** Every fuzzer there is. */
 
+import { DISK_FUZZERS } from "./disks.ts";
 import type { Fuzzer } from "./fuzzer.ts";
 import { FRAME_FUZZERS } from "./frames.ts";
 import { FRONT_END_FUZZERS } from "./front_ends.ts";
@@ -12,6 +13,7 @@ import { SLOT_FUZZERS } from "./slots.ts";
 export const FUZZERS: readonly Fuzzer[] = [
   ...RING_FUZZERS,
   ...FRAME_FUZZERS,
+  ...DISK_FUZZERS,
   ...SLOT_FUZZERS,
   ...HOSTILE_DEVICE_FUZZERS,
   ...FRONT_END_FUZZERS,
