@@ -125,7 +125,7 @@ export class BlkDevice extends QueueDevice {
     this.#engine = options.engine?.(done) ??
       openIoUring(reactor, disk.fd, TAGS, done) ??
       new PlainIo(reactor, disk.fd, TAGS, done);
-    log.debug(`disk ${disk.options.path}: ${disk.sectors} sectors, by ${this.#engine.name}`);
+    log.info(`disk ${disk.options.path}: ${disk.sectors} sectors, by ${this.#engine.name}`);
   }
 
   override acceptFeatures(words: Uint32Array): boolean {

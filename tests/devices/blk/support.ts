@@ -60,7 +60,7 @@ export class DiskRig implements Disposable {
     Deno.truncateSync(this.path, sectors * 512);
     const log = {
       warn: (line: string) => this.warnings.push(line),
-      debug: () => {},
+      info: () => {},
     } as unknown as Log;
     const make = (reactor: Reactor) => {
       const disk = new Disk({ path: this.path, readonly });
