@@ -35,7 +35,7 @@ import { DeviceSide } from "../transport/device_side.ts";
 import { DriverSide } from "../transport/driver_side.ts";
 import { NET_HEADER_SIZE } from "../virtio/net_header.ts";
 
-/** For how long, by the reactor's clock; on a machine with nothing else to do it takes half of that. */
+/** For how long, by the reactor's clock; on a machine with nothing else to do it takes less. */
 const BUDGET_MS = 500;
 const CIRCUITS = 4;
 /** Of one circuit. V8's last compiler takes up what was called 3000 times. */
