@@ -9,11 +9,12 @@ import {
   type OpenDevice,
 } from "./device_kinds/device_kind.ts";
 import { blkKind } from "./device_kinds/blk.ts";
+import { consoleKind } from "./device_kinds/console.ts";
 import { netKind } from "./device_kinds/net.ts";
 import { rngKind } from "./device_kinds/rng.ts";
 import { type Chosen, findKind, kindsSection } from "./kinds.ts";
 
-const DEVICE_KINDS: readonly DeviceKind[] = [netKind, blkKind, rngKind];
+const DEVICE_KINDS: readonly DeviceKind[] = [netKind, blkKind, consoleKind, rngKind];
 
 const MAX_DEVICES = 64;
 

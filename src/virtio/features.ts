@@ -3,7 +3,7 @@
  *
  * The constants are bit numbers, not masks, since feature bits do not fit in 32 bits: bit n is bit
  * n % 32 of block n / 32. Names are those of the virtio specification 1.3 (6 "Reserved Feature Bits",
- * 5.1.3 net, 5.2.3 block, 2.1 device status) without VIRTIO_F_, VIRTIO_NET_F_ and VIRTIO_BLK_F_. Status values are masks.
+ * 5.1.3 net, 5.2.3 block, 5.3.3 console, 2.1 device status) without VIRTIO_F_, VIRTIO_NET_F_ and their kind. Status values are masks.
  */
 
 /** Bits of the transport and the rings, the same for every device. */
@@ -82,6 +82,9 @@ export const BlkFeature = {
   ZONED: 17,
 } as const;
 
+/** Bits of the console (5.3.3). */
+export const ConsoleFeature = { SIZE: 0, MULTIPORT: 1, EMERG_WRITE: 2 } as const;
+
 /** Device status, as masks. */
 export const Status = {
   ACKNOWLEDGE: 0x01,
@@ -96,6 +99,8 @@ export const Status = {
 export const DEVICE_NET = 1;
 /** The device id of a block device. */
 export const DEVICE_BLK = 2;
+/** The device id of a console. */
+export const DEVICE_CONSOLE = 3;
 /** The device id of an entropy device. */
 export const DEVICE_RNG = 4;
 
@@ -103,6 +108,7 @@ const RING_NAMES = byNumber(RingFeature);
 const DEVICE_NAMES: ReadonlyMap<number, ReadonlyMap<number, string>> = new Map([
   [DEVICE_NET, byNumber(NetFeature)],
   [DEVICE_BLK, byNumber(BlkFeature)],
+  [DEVICE_CONSOLE, byNumber(ConsoleFeature)],
 ]);
 const STATUS_NAMES = byNumber(Status);
 

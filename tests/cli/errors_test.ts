@@ -92,7 +92,10 @@ const WRONG_USAGE: readonly [string[], RegExp][] = [
   [onBus("device", `${BUS},listen=maybe`), /listen is on or off, not maybe/],
   [onBus("device", `${BUS},dialect=v7`), /dialect is one of .*v1.*, not v7/],
   [onBus("device", BUS, "--net", "carrier-pigeon"), /--net carrier-pigeon: unknown, one of/],
-  [onBus("device", BUS, "--device", "pigeon"), /--device pigeon: unknown, one of net, blk, rng is/],
+  [
+    onBus("device", BUS, "--device", "pigeon"),
+    /--device pigeon: unknown, one of net, blk, console, rng is/,
+  ],
   [onBus("device", BUS, "--device", "net,pigeon"), /--device net,pigeon: unknown, one of respond/],
   [onBus("device", BUS, "--device", "net,tap,mtu=1"), /--device net,tap: mtu is a whole number/],
   [onBus("device", BUS, "--device", "rng,fast"), /--device rng,fast: unknown key fast, there are/],
