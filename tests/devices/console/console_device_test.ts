@@ -4,7 +4,7 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import { ConsoleDevice, type ConsolePort } from "../../../src/devices/console/console_device.ts";
 import { type ConsoleEnd, PtyEnd, SocketEnd } from "../../../src/devices/console/console_end.ts";
 import { allocate } from "../../../src/linux/arena.ts";
-import { Fd, openFile } from "../../../src/linux/fd.ts";
+import { type Fd, openFile } from "../../../src/linux/fd.ts";
 import { libc } from "../../../src/linux/libc.ts";
 import type { Reactor } from "../../../src/linux/reactor.ts";
 import { connectUnix, type UnixStream } from "../../../src/linux/unix_socket.ts";
