@@ -21,7 +21,7 @@ import type { Reactor } from "../../linux/reactor.ts";
 import { counterShape } from "../../observe/counters.ts";
 import type { Answer, DeviceHost, QueueSetup } from "../../virtio/device.ts";
 import { ConsoleFeature, DEVICE_CONSOLE } from "../../virtio/features.ts";
-import { Chain, type DeviceQueue } from "../../virtio/split/mod.ts";
+import { Chain, type DeviceQueue } from "../../virtio/queue/mod.ts";
 import { type Batch, QueueDevice, take } from "../queue_device.ts";
 import type { ConsoleEnd } from "./console_end.ts";
 
