@@ -19,8 +19,12 @@ const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
 const bytes = (text: string) => new TextEncoder().encode(text);
 const buffer = allocate(8192);
 
+const directories: string[] = [];
+
 function socketPath(): string {
-  return `${Deno.makeTempDirSync()}/end.sock`;
+  const directory = Deno.makeTempDirSync();
+  directories.push(directory);
+  return `${directory}/end.sock`;
 }
 
 class ConsoleRig implements Disposable {
@@ -73,6 +77,7 @@ class ConsoleRig implements Disposable {
 
   [Symbol.dispose](): void {
     this.rig[Symbol.dispose]();
+    for (const directory of directories.splice(0)) Deno.removeSync(directory);
   }
 }
 
