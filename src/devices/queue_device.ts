@@ -80,6 +80,8 @@ const RING_FEATURES = [
   // Linux's own virtio-msg buses demand it (rule V43); addresses are the same with and without.
   RingFeature.ACCESS_PLATFORM,
 ];
+/** The same of those that complete buffers in order: neither is for others (packed/device_queue.ts). */
+const ORDERED_FEATURES = [RingFeature.RING_PACKED, RingFeature.IN_ORDER];
 
 /**
  * Works on at most `budget` buffers of a queue, without blocking.
@@ -150,11 +152,14 @@ export class QueueDevice implements DeviceModel {
   constructor(readonly reactor: Reactor, options: QueueDeviceOptions) {
     const { deviceId, features = [], config = new Uint8Array(), queues } = options;
     this.deviceId = deviceId;
-    for (const bit of [...RING_FEATURES, ...features]) this.features[bit >> 5] |= 1 << (bit & 31);
+    this.outOfOrder = options.anyOrder ?? false;
+    const ordered = this.outOfOrder ? [] : ORDERED_FEATURES;
+    for (const bit of [...RING_FEATURES, ...ordered, ...features]) {
+      this.features[bit >> 5] |= 1 << (bit & 31);
+    }
     this.config = config;
     this.configSize = config.length;
     this.queueCount = queues.length;
-    this.outOfOrder = options.anyOrder ?? false;
     this.counters = options.counters ?? new Batches("device", `device id ${deviceId}`);
     this.#batches = queues;
     this.#tasks = queues.map((_, index) => ({ run: () => this.#run(index) }));
@@ -189,6 +194,8 @@ export class QueueDevice implements DeviceModel {
       ...setup,
       eventIndex: this.has(RingFeature.EVENT_IDX),
       indirect: this.has(RingFeature.INDIRECT_DESC),
+      packed: this.has(RingFeature.RING_PACKED),
+      inOrder: this.has(RingFeature.IN_ORDER),
       anyOrder: this.outOfOrder,
     });
     if (typeof queue === "string") return queue;

@@ -17,6 +17,7 @@ const CARRIED = [
   RingFeature.INDIRECT_DESC,
   RingFeature.EVENT_IDX,
   RingFeature.VERSION_1,
+  RingFeature.RING_PACKED,
   RingFeature.IN_ORDER,
   RingFeature.ORDER_PLATFORM,
 ];

@@ -31,7 +31,7 @@ import type { DeviceInfo, RemoteDevice } from "../transport/remote_device.ts";
 import { PeerLost } from "../transport/requests.ts";
 import type { QueueSetup } from "../virtio/device.ts";
 import { DEVICE_NET, hasFeature, NetFeature, RingFeature, Status } from "../virtio/features.ts";
-import { positionAfterLoss, usedIndex } from "./ring_position.ts";
+import { positionAfterLoss, ringPosition } from "./ring_position.ts";
 import { Told, type ToldRing, type Wanted, type WantedRing } from "./wanted.ts";
 
 const BLOCK_OF_33 = RingFeature.ACCESS_PLATFORM >> 5;
@@ -127,6 +127,7 @@ export class Session implements Disposable {
     }
     const offered = await device.features(Math.max(2, info.featureBlocks));
     for (const bit of sharing.withheld) offered[bit >> 5]! &= ~(1 << (bit & 31));
+    for (const bit of sharing.own) offered[bit >> 5]! |= 1 << (bit & 31);
     this.told.offered = offered;
     this.told.info = await this.#complete(info);
   }
@@ -174,7 +175,7 @@ export class Session implements Disposable {
     for (const ring of told.running()) {
       const { wanted, setup } = ring;
       const base = this.#forget(ring) ??
-        positionAfterLoss(owner.regions, setup, info!.deviceId);
+        positionAfterLoss(owner.regions, setup, info!.deviceId, this.#isPacked);
       if (base !== undefined) {
         wanted.stopped(base);
       } else if (owner.regions.length > 0) {
@@ -381,10 +382,16 @@ export class Session implements Disposable {
       stopped = this.told.running();
     }
     for (const one of stopped) {
-      const base = this.#forget(one) ?? usedIndex(owner.regions, one.setup);
+      const base = this.#forget(one) ?? ringPosition(owner.regions, one.setup, this.#isPacked);
       if (base !== undefined) one.wanted.stopped(base);
       one.wanted.call();
     }
+  }
+
+  /** Does the device work on packed rings? */
+  get #isPacked(): boolean {
+    const { negotiated } = this.told;
+    return negotiated !== undefined && hasFeature(negotiated, RingFeature.RING_PACKED);
   }
 
   get #hasRingReset(): boolean {
@@ -430,7 +437,7 @@ export class Session implements Disposable {
 
   /** Has the device work on a ring; undefined if it cannot go on with it. */
   async #start(wanted: WantedRing): Promise<ToldRing | undefined> {
-    const { told, options: { device, sharing } } = this;
+    const { told, options: { device, sharing, owner: { features } } } = this;
     const { index } = wanted;
     const setup = wanted.setup();
     // A device drops what is too large without a word, and the driver would wait for ever.
@@ -441,7 +448,7 @@ export class Session implements Disposable {
         `the device's queue ${index} has ${maxSize} entries, ${setup.size} needed`,
       );
     }
-    const shared = sharing.open(wanted, setup, { features: told.negotiated!, maxSize });
+    const shared = sharing.open(wanted, setup, { features: features!, maxSize });
     checkAddresses(index, shared.setup);
     if (shared.setup.base !== 0 && !this.#isVmsg) {
       if (told.stuck.size === 0) this.options.reactor.spawn(() => this.#tellStuck());
@@ -485,6 +492,7 @@ export class Session implements Disposable {
     const wanted = new Uint32Array(offered.length);
     wanted.set(features.subarray(0, wanted.length));
     // Hidden from front ends, taken when offered: the prototype refuses FEATURES_OK otherwise.
+    for (const bit of this.options.sharing.own) wanted[bit >> 5]! &= ~(1 << (bit & 31));
     wanted[BLOCK_OF_33]! |= offered[BLOCK_OF_33]! & MASK_OF_33;
     return wanted;
   }

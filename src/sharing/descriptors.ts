@@ -7,6 +7,7 @@
 
 import { VmsgError } from "../linux/errors.ts";
 import type { QueueSetup } from "../virtio/device.ts";
+import { RingFeature } from "../virtio/features.ts";
 import type { RemoteDevice } from "../transport/remote_device.ts";
 import { RequestRefused } from "../transport/requests.ts";
 import {
@@ -45,12 +46,17 @@ export async function tellRegion(device: RemoteDevice, region: SharedRegion): Pr
 
 /** See the head of this file. */
 export class Descriptors implements Sharing {
-  readonly withheld: readonly number[] = [];
+  readonly own: readonly number[] = [];
   /** What the device side has. */
   readonly #regions: SharedRegion[] = [];
 
   /** Nothing is told yet. */
   constructor(readonly device: RemoteDevice) {}
+
+  /** Where a packed ring goes on, only a vmsg device side can tell, or has left in it (packed/position.ts). */
+  get withheld(): readonly number[] {
+    return this.#tells ? [] : [RingFeature.RING_PACKED];
+  }
 
   get #tells(): boolean {
     return this.device.side.peer === "vmsg";

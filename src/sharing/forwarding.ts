@@ -34,8 +34,8 @@ import {
   type Sharing,
 } from "./sharing.ts";
 
-/** Kinds of rings that are not carried over. */
-const NOT_CARRIED = [RingFeature.RING_PACKED, RingFeature.IN_ORDER];
+/** The driver's ring is served here, in either format and in order, whatever the device makes of its own. */
+const OWN = [RingFeature.RING_PACKED, RingFeature.IN_ORDER];
 
 /** Where the rings for the device lie, and what becomes of buffers in them. */
 export interface ForwardingPlace {
@@ -96,7 +96,8 @@ export interface ForwardingOptions {
 
 /** See the head of this file. */
 export class Forwarding implements Sharing {
-  readonly withheld: readonly number[] = NOT_CARRIED;
+  readonly withheld: readonly number[] = [];
+  readonly own: readonly number[] = OWN;
   #regions: readonly SharedRegion[] = [];
   /** The regions at the driver's addresses. */
   #space = new AddressSpace();
@@ -152,7 +153,13 @@ export class Forwarding implements Sharing {
   open(owner: RingOwner, setup: QueueSetup, { features, maxSize }: RingTerms): SharedRing {
     const eventIndex = hasFeature(features, RingFeature.EVENT_IDX);
     const indirect = hasFeature(features, RingFeature.INDIRECT_DESC);
-    const queue = openDeviceQueue(this.#space, { ...setup, eventIndex, indirect });
+    const queue = openDeviceQueue(this.#space, {
+      ...setup,
+      eventIndex,
+      indirect,
+      packed: hasFeature(features, RingFeature.RING_PACKED),
+      inOrder: hasFeature(features, RingFeature.IN_ORDER),
+    });
     if (typeof queue === "string") throw new VmsgError("BAD_RING", `ring ${owner.index}: ${queue}`);
     const part = this.#parts.get(owner.index)!;
     const name = `device ${this.options.device.number}, ring ${owner.index}`;

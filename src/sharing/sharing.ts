@@ -51,7 +51,7 @@ export interface RingOwner {
 
 /** What was agreed on when a ring is opened. */
 export interface RingTerms {
-  /** The negotiated features in blocks of 32. */
+  /** The features that the driver has accepted, in blocks of 32. */
   readonly features: Uint32Array;
   /** The most entries that the device takes. */
   readonly maxSize: number;
@@ -84,6 +84,8 @@ export interface SharedRing {
 export interface Sharing {
   /** Feature bits that stand for what cannot be carried this way; no driver is offered them. */
   readonly withheld: readonly number[];
+  /** Feature bits that it carries out itself; every driver is offered them, no device is told of them. */
+  readonly own: readonly number[];
   /**
    * Do the rings that run have to stop before these are the driver's regions, and these its rings?
    *

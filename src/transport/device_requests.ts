@@ -297,7 +297,8 @@ export class DeviceRequests {
   #mayLieThere(setup: QueueSetup): boolean {
     const { memory, regions } = this.slot;
     if (regions.length === 0 || setup.size === 0) return true;
-    const config = { ...setup, eventIndex: false, indirect: false };
+    const { isPacked: packed } = this.slot;
+    const config = { ...setup, packed, eventIndex: false, indirect: false };
     return whyNoQueue(memory, config) === undefined;
   }
 
@@ -307,7 +308,7 @@ export class DeviceRequests {
     const queue = slot.queues[index];
     const setup = this.#starting = { ...this.#starting!, base: queue.base };
     const request = () => conversation.copyOfRequest();
-    const prepared = translation.prepare(index, setup, request);
+    const prepared = translation.prepare(index, setup, slot.isPacked, request);
     // Kept until its pages are known. There is no answer that anybody would wait for.
     if (prepared === false) return;
     // For this start only, whatever becomes of it: the next one may begin anew without a word.

@@ -57,6 +57,11 @@ export class DeviceSlot implements DeviceHost {
   readonly queues: readonly QueueRecord[];
   /** What the driver has written, accepted or not. */
   readonly driverFeatures: Uint32Array = new Uint32Array(FEATURE_BLOCKS);
+  /** Is the format of the queues the packed one? */
+  get isPacked(): boolean {
+    return hasFeature(this.driverFeatures, RingFeature.RING_PACKED);
+  }
+
   /** Of the configuration space: no two contents have the same one (V11, V59), not even by a reset (V10). */
   generation = 0;
   /** Of addresses that only the driver side can translate. */

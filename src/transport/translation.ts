@@ -23,8 +23,7 @@ import { TranslatedSpace } from "../memory/translated_space.ts";
 import type { MemoryRegion } from "../memory/mod.ts";
 import { Kind, type Message } from "../message/message.ts";
 import type { QueueSetup } from "../virtio/device.ts";
-import { isQueueSize } from "../virtio/queue/config.ts";
-import { descriptorAreaSize, deviceAreaSize, driverAreaSize } from "../virtio/split/layout.ts";
+import { areasOf, isQueueSize } from "../virtio/queue/config.ts";
 import { FULL_RETRY_MS, type Link } from "./link.ts";
 
 /** Requests that are open at once. */
@@ -143,7 +142,12 @@ export class Translation implements Disposable {
    * @param request the SET_VQUEUE, to be kept where pages have to be asked for first
    * @returns true if they are, false if the request is kept, or in one line why they cannot be
    */
-  prepare(index: number, setup: QueueSetup, request: () => DataView): boolean | string {
+  prepare(
+    index: number,
+    setup: QueueSetup,
+    isPacked: boolean,
+    request: () => DataView,
+  ): boolean | string {
     const { space } = this;
     // What is no queue size is said elsewhere.
     if (space === undefined || !isQueueSize(setup.size)) return true;
@@ -152,10 +156,11 @@ export class Translation implements Disposable {
         "nothing is seen here: give --memory";
     }
     const { size, descriptorAddress, driverAddress, deviceAddress } = setup;
+    const { descriptor, driver, device } = areasOf(isPacked);
     const prepared = space.prepare(index, [
-      { at: descriptorAddress, size: descriptorAreaSize(size) },
-      { at: driverAddress, size: driverAreaSize(size) },
-      { at: deviceAddress, size: deviceAreaSize(size) },
+      { at: descriptorAddress, size: descriptor.sizeFor(size) },
+      { at: driverAddress, size: driver.sizeFor(size) },
+      { at: deviceAddress, size: device.sizeFor(size) },
     ]);
     if (prepared === false) this.#kept.set(index, request());
     else this.#kept.delete(index);

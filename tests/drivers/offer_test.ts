@@ -14,7 +14,6 @@ const LATER = [42, 43, 44, 45, 46, 47, 48, 49];
 const named = (bits: readonly number[]) => bits.map((bit) => `bit ${bit}`);
 const OF_RING = [
   "ACCESS_PLATFORM",
-  "RING_PACKED",
   "SR_IOV",
   "NOTIFICATION_DATA",
   "NOTIF_CONFIG_DATA",

@@ -50,14 +50,14 @@ Deno.test("position after a loss: in order, all used, or unknown", () => {
   using busy = ringMemory(5, 3);
   using idle = ringMemory(7, 7);
   const at = (region: typeof busy, deviceId: number) =>
-    positionAfterLoss([region], SETUP, deviceId);
+    positionAfterLoss([region], SETUP, deviceId, false);
   const types = [NET, ENTROPY, BLOCK, GRAPHICS];
   assertEquals(types.map((type) => at(busy, type)), [3, 3, 3, undefined]);
   assertEquals(types.map((type) => at(idle, type)), [7, 7, 7, 7]);
-  assertEquals(positionAfterLoss([], SETUP, NET), undefined);
+  assertEquals(positionAfterLoss([], SETUP, NET, false), undefined);
   // The index itself has to lie in the memory.
   const short = { ...idle, size: 0x2003 };
-  assertEquals(positionAfterLoss([short], SETUP, NET), undefined);
+  assertEquals(positionAfterLoss([short], SETUP, NET, false), undefined);
 });
 
 interface Rig extends DriverRig {

@@ -55,6 +55,18 @@ const FRONT_ENDS: readonly FrontEndKind[] = [
     outcomes: { "device": "goes on", "proxy": "goes on", "front end": "goes on" },
   },
   {
+    // Its rings are split unless it is told, those of User-Mode Linux packed wherever they can be.
+    name: "QEMU with packed=on",
+    guest: "microvm",
+    proxy: "",
+    boot: (socket) => ({
+      socket,
+      reconnect: true,
+      extraArgs: ["-global", "virtio-net-device.packed=on"],
+    }),
+    outcomes: { "device": "goes on", "proxy": "goes on", "front end": "goes on" },
+  },
+  {
     name: "User-Mode Linux",
     guest: "uml",
     proxy: "",

@@ -20,6 +20,7 @@ import {
   Random,
   type RingDriver,
 } from "../support/mock_driver.ts";
+import { MockPackedDriver } from "../support/mock_packed_driver.ts";
 
 interface ModelBuffer {
   readonly head: number;
@@ -133,11 +134,12 @@ class Model {
       () => this.#element(),
     );
     const count = readable.length + writable.length;
+    const isPacked = this.#driver.config.packed === true;
     let head: number | undefined;
     if (this.#driver.indirect && random.chance(0.5) && count <= this.#driver.size) {
       // One table for each buffer that can be out, each of 8 descriptors.
       const table = LOW + 0x40000 + 128 * (this.#nextTable++ % 1024);
-      head = this.#driver.add(readable, writable, table, random.below(count));
+      head = this.#driver.add(readable, writable, table, isPacked ? 0 : random.below(count));
     } else {
       head = this.#driver.add(readable, writable);
     }
@@ -301,7 +303,7 @@ class Model {
   }
 }
 
-const FORMATS = ["split, in order", "split, any order"] as const;
+const FORMATS = ["split, in order", "split, any order", "packed", "packed, IN_ORDER"] as const;
 
 for (const eventIndex of [false, true]) {
   for (const indirect of [false, true]) {
@@ -332,8 +334,13 @@ function runModel(
     const size = random.pick([8, 16, 64, 256]);
     const anyOrder = format === "split, any order";
     const options = { size, eventIndex, indirect };
-    const start = random.pick([0, 65530, 65535, 32760]);
-    const driver = new MockDriver(memory, { ...options, start });
+    const driver = format.startsWith("split")
+      ? new MockDriver(memory, { ...options, start: random.pick([0, 65530, 65535, 32760]) })
+      : new MockPackedDriver(memory, {
+        ...options,
+        inOrder: format === "packed, IN_ORDER",
+        start: { index: random.below(size), odd: random.chance(0.5) },
+      });
     const model = new Model(memory, driver, random, anyOrder);
     for (let i = 0; i < STEPS; i++) model.step();
     model.finish();

@@ -7,7 +7,7 @@
  * What goes wrong and cannot be told in an answer is told as DEVICE_NEEDS_RESET, and in a line for people.
  *
  * Registers that another process has left are gone on with: what its device had and did not give back is done once
- * more, from the used index on, as after a device side that was lost (ring_position.ts). That is right for every
+ * more, from where the ring says, as after a device side that was lost (ring_position.ts). That is right for every
  * type of device where buffers go by way of a ring of ours, which gives them back in order (sharing/forwarding.ts).
  */
 
@@ -18,9 +18,9 @@ import type { SharedRegion, Sharing } from "../../sharing/sharing.ts";
 import type { DeviceInfo, RemoteDevice } from "../../transport/remote_device.ts";
 import { PeerLost } from "../../transport/requests.ts";
 import type { Answer, QueueSetup } from "../../virtio/device.ts";
-import { RingFeature, Status } from "../../virtio/features.ts";
+import { hasFeature, RingFeature, Status } from "../../virtio/features.ts";
 import { carriedFeatures } from "../offer.ts";
-import { usedIndex } from "../ring_position.ts";
+import { ringPosition } from "../ring_position.ts";
 import { Session, SessionEnded, type SessionOwner } from "../session.ts";
 import type { WantedRing } from "../wanted.ts";
 import { type MmioDevice, Registers, type RegisterState } from "./registers.ts";
@@ -54,7 +54,7 @@ export interface MmioDriverOptions {
 
 /** A queue as the registers describe it. */
 class MmioRing implements WantedRing {
-  /** @param base where it goes on; undefined: where the used index says */
+  /** @param base where it goes on; undefined: where the ring says */
   constructor(
     readonly driver: MmioDriver,
     readonly index: number,
@@ -70,7 +70,9 @@ class MmioRing implements WantedRing {
       deviceAddress: device,
       base: 0,
     };
-    return { ...setup, base: this.base ?? usedIndex(this.driver.regions, setup) ?? 0 };
+    const { regions, features } = this.driver;
+    const isPacked = features !== undefined && hasFeature(features, RingFeature.RING_PACKED);
+    return { ...setup, base: this.base ?? ringPosition(regions, setup, isPacked) ?? 0 };
   }
 
   stopped(base: number): void {

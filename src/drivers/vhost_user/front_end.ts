@@ -20,7 +20,7 @@ import type { Reactor } from "../../linux/reactor.ts";
 import { describeFd, kindOf } from "../../linux/received_fd.ts";
 import { UnixStream } from "../../linux/unix_socket.ts";
 import { MAX_WINDOWS, type MemoryQuota } from "../../memory/mod.ts";
-import { Status } from "../../virtio/features.ts";
+import { hasFeature, RingFeature, Status } from "../../virtio/features.ts";
 import type { Log } from "../../observe/log.ts";
 import type { Sharing } from "../../sharing/sharing.ts";
 import type { RemoteDevice } from "../../transport/remote_device.ts";
@@ -85,6 +85,10 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
 
   get rings(): readonly Vring[] {
     return this.#vrings.wanted;
+  }
+
+  get isPacked(): boolean {
+    return this.features !== undefined && hasFeature(this.features, RingFeature.RING_PACKED);
   }
 
   get mayRun(): boolean {
@@ -258,7 +262,7 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
       case Request.SET_VRING_NUM:
         return this.#setVringSize(u32(payload, 0), u32(payload, 4));
       case Request.SET_VRING_BASE:
-        this.#vring(u32(payload, 0)).base = u32(payload, 4) & 0xffff;
+        this.#vring(u32(payload, 0)).setBase(u32(payload, 4));
         return undefined;
       case Request.SET_VRING_ADDR:
         return await this.#setVringAddresses(payload);
@@ -385,7 +389,7 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
     vring.setKick(undefined);
     await this.#apply();
     vring.kicked = false;
-    return words(index, vring.base);
+    return words(index, vring.baseToSay);
   }
 
   async #setVringFd(message: FrontEndMessage): Promise<undefined> {

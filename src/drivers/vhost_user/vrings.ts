@@ -9,8 +9,10 @@ import { VmsgError } from "../../linux/errors.ts";
 import type { Fd } from "../../linux/fd.ts";
 import { PeerEvent } from "../../linux/peer_event.ts";
 import { EPOLLIN, type Reactor } from "../../linux/reactor.ts";
+import type { MemoryRegion } from "../../memory/mod.ts";
 import type { RingEvents } from "../../transport/remote_private.ts";
 import type { QueueSetup } from "../../virtio/device.ts";
+import { ringPosition } from "../ring_position.ts";
 import type { WantedRing } from "../wanted.ts";
 
 /** Queues a front end may describe of a device that has fewer: DPDK describes more. Each may bring three descriptors. */
@@ -19,6 +21,9 @@ const FEW_VRINGS = 16;
 const MAX_VRINGS = 129;
 /** The largest virtqueue there is (VIRTIO 1.2, 2.7). */
 const MAX_QUEUE_SIZE = 32768;
+
+/** In a packed ring's position, which vhost-user has with the wrap counter and we with its reverse (packed/layout.ts). */
+const WRAP_COUNTER = 0x8000;
 
 /** Where a ring lies, in the front end's own address space. */
 export interface UserAddresses {
@@ -36,6 +41,10 @@ export interface VringHost {
   readonly reactor: Reactor;
   /** The bus address behind a user address. @throws VmsgError if there is none */
   busAddress(ring: number, userAddress: number): number;
+  /** Has its driver accepted packed rings? */
+  readonly isPacked: boolean;
+  /** The front end's memory. */
+  readonly regions: readonly MemoryRegion[];
   /** The front end has kicked. */
   kicked(ring: Vring): void;
 }
@@ -46,8 +55,9 @@ export class Vring implements WantedRing, Disposable {
   size = 0;
   /** As the front end gave them; undefined before SET_VRING_ADDR. */
   addresses: UserAddresses | undefined;
-  /** Where the ring goes on the next time it starts. */
-  base = 0;
+  /** Where the ring goes on the next time it starts, as QueueSetup has it; or as SET_VRING_BASE said. */
+  #base = 0;
+  #said: number | undefined;
   /** SET_VRING_ENABLE. */
   enabled = false;
   /** The front end has kicked since the ring was last stopped. */
@@ -69,17 +79,45 @@ export class Vring implements WantedRing, Disposable {
   setup(): QueueSetup {
     const { descriptor, available, used } = this.addresses!;
     const find = (address: number) => this.host.busAddress(this.index, address);
-    return {
+    const setup = {
       size: this.size,
       descriptorAddress: find(descriptor),
       driverAddress: find(available),
       deviceAddress: find(used),
-      base: this.base,
+      base: this.#start,
     };
+    // A front end reads where a split ring has come to when its back end is gone. It cannot do so with a packed one,
+    // and names where that was started, mostly its beginning: what a device side of ours has left in it knows better.
+    // 0 says nothing: a ring that begins has it, and one that another back end has served may.
+    const { isPacked, regions } = this.host;
+    const left = isPacked ? ringPosition(regions, setup, true) : undefined;
+    return { ...setup, base: left === undefined || left === 0 ? setup.base : left };
   }
 
   stopped(base: number): void {
-    this.base = base;
+    this.#base = base;
+    this.#said = undefined;
+  }
+
+  /** SET_VRING_BASE. */
+  setBase(said: number): void {
+    this.#said = said;
+  }
+
+  /** What GET_VRING_BASE is answered: of a packed ring both sides' positions, which are one as nothing is in flight. */
+  get baseToSay(): number {
+    const base = this.#start;
+    if (!this.host.isPacked) return base;
+    return ((base ^ WRAP_COUNTER) | (base ^ WRAP_COUNTER) << 16) >>> 0;
+  }
+
+  get #start(): number {
+    const said = this.#said;
+    if (said === undefined) return this.#base;
+    if (!this.host.isPacked) return said & 0xffff;
+    // User-Mode Linux says 0 of every ring that begins. Of the two positions that of what was seen counts, as in DPDK,
+    // whose driver names no other.
+    return said === 0 ? 0 : (said & 0xffff) ^ WRAP_COUNTER;
   }
 
   call(): void {

@@ -2,12 +2,17 @@
 
 import type { AddressSpace } from "../../memory/address_space.ts";
 import type { QueueSetup } from "../device.ts";
-import { AREAS } from "../split/layout.ts";
+import * as packed from "../packed/layout.ts";
+import * as split from "../split/layout.ts";
 
 /** Where a queue lies, and how it is used, as negotiated; nothing in it needs to be trusted. */
 export interface QueueConfig extends QueueSetup {
   /** The used index to begin at, of a split ring; the base unless given. */
   readonly used?: number;
+  /** Whether VIRTIO_F_RING_PACKED was negotiated; split unless given. */
+  readonly packed?: boolean;
+  /** Whether VIRTIO_F_IN_ORDER was: one used element stands for several buffers. */
+  readonly inOrder?: boolean;
   /** Whether VIRTIO_F_EVENT_IDX was negotiated. */
   readonly eventIndex: boolean;
   /** Whether VIRTIO_F_INDIRECT_DESC was negotiated. */
@@ -16,7 +21,7 @@ export interface QueueConfig extends QueueSetup {
   readonly anyOrder?: boolean;
 }
 
-/** The largest queue size (2.7). */
+/** The largest queue size in either format (2.7, 2.8). */
 export const MAX_QUEUE_SIZE = 32768;
 
 /** Whether a number can be a queue size: a power of two, at most {@link MAX_QUEUE_SIZE}. */
@@ -37,11 +42,16 @@ export interface Areas {
   readonly device: Area;
 }
 
+/** Those of a format. */
+export function areasOf(isPacked: boolean): Areas {
+  return isPacked ? packed.AREAS : split.AREAS;
+}
+
 type AreaAddress = "descriptorAddress" | "driverAddress" | "deviceAddress";
 
-/** Whether areas lie at addresses that can be (2.7). */
+/** Whether areas lie at addresses that can be, as far as that is so in both formats. */
 export function isAligned(queue: Readonly<Record<AreaAddress, number>>): boolean {
-  const { descriptor, driver, device } = AREAS;
+  const { descriptor, driver, device } = split.AREAS;
   return isMultiple(queue.descriptorAddress, descriptor.alignment) &&
     isMultiple(queue.driverAddress, driver.alignment) &&
     isMultiple(queue.deviceAddress, device.alignment);
@@ -63,12 +73,13 @@ export function findAreas(
   space: AddressSpace,
   config: QueueConfig,
 ): Record<keyof Areas, FoundArea> | string {
-  const { size } = config;
+  const { size, packed: isPacked = false } = config;
   if (!isQueueSize(size)) {
     return `queue size ${size} is not a power of two from 1 to ${MAX_QUEUE_SIZE}`;
   }
+  const areas = areasOf(isPacked);
   const find = (name: keyof Areas) =>
-    findArea(space, name, config[`${name}Address`], AREAS[name], size);
+    findArea(space, name, config[`${name}Address`], areas[name], size);
   const descriptor = find("descriptor");
   if (typeof descriptor === "string") return descriptor;
   const driver = find("driver");

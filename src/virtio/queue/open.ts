@@ -1,6 +1,7 @@
 /** Which queue it is that a driver set up. */
 
 import type { AddressSpace } from "../../memory/address_space.ts";
+import { PackedDeviceQueue, packedViews } from "../packed/device_queue.ts";
 import { SplitDeviceQueue } from "../split/device_queue.ts";
 import { ringViews } from "../split/ring_views.ts";
 import type { QueueConfig } from "./config.ts";
@@ -8,12 +9,16 @@ import type { DeviceQueue } from "./device_queue.ts";
 
 /** Opens the device's side of a queue; or says in one line why it cannot be one. */
 export function openDeviceQueue(space: AddressSpace, config: QueueConfig): DeviceQueue | string {
+  if (config.packed === true) {
+    const views = packedViews(space, config);
+    return typeof views === "string" ? views : new PackedDeviceQueue(space, config, views);
+  }
   const views = ringViews(space, config);
   return typeof views === "string" ? views : new SplitDeviceQueue(space, config, views);
 }
 
 /** Why {@link openDeviceQueue} could not open a queue, without opening it; undefined if it could. */
 export function whyNoQueue(space: AddressSpace, config: QueueConfig): string | undefined {
-  const views = ringViews(space, config);
+  const views = config.packed === true ? packedViews(space, config) : ringViews(space, config);
   return typeof views === "string" ? views : undefined;
 }

@@ -7,13 +7,11 @@
  */
 
 import { assertEquals } from "@std/assert";
-import { mapAnonymous } from "../../../src/linux/mapping.ts";
-import { AddressSpace, type MappedMemory } from "../../../src/memory/mod.ts";
-import { Chain } from "../../../src/virtio/queue/chain.ts";
-import { openDeviceQueue } from "../../../src/virtio/queue/open.ts";
-import { Pop } from "../../../src/virtio/queue/pop.ts";
-import { DriverQueue } from "../../../src/virtio/split/driver_queue.ts";
-import { Random } from "../../support/mock_driver.ts";
+import { mapAnonymous } from "../../src/linux/mapping.ts";
+import { AddressSpace, type MappedMemory } from "../../src/memory/mod.ts";
+import { Chain, DriverQueue, openDeviceQueue, Pop } from "../../src/virtio/queue/mod.ts";
+import { PackedDriverQueue } from "../support/packed_driver_queue.ts";
+import { Random } from "../support/mock_driver.ts";
 
 const SIZE = 16, BUFFERS = 300_000, AT = 0x1_0000_0000, MEMORY_SIZE = 1 << 16, TIMEOUT_MS = 60_000;
 const DATA = 0x8000;
@@ -21,6 +19,8 @@ const DATA = 0x8000;
 interface Order {
   readonly address: bigint;
   readonly size: number;
+  readonly packed: boolean;
+  readonly inOrder: boolean;
   readonly eventIndex: boolean;
   /** Counts kicks in [0] and calls in [1]: what eventfds do elsewhere. */
   readonly bells: Int32Array;
@@ -47,9 +47,10 @@ function hear(bells: Int32Array, bell: number, heard: number): number {
   return Atomics.load(bells, bell);
 }
 
-function drive(memory: MappedMemory, { eventIndex, bells, port }: Order): void {
+function drive(memory: MappedMemory, { packed, inOrder, eventIndex, bells, port }: Order): void {
   const place = { memory, offset: 0, size: MEMORY_SIZE, at: AT };
-  const queue = new DriverQueue({ place, size: SIZE, eventIndex, indirect: false });
+  const options = { place, size: SIZE, eventIndex, indirect: false, inOrder };
+  const queue = new (packed ? PackedDriverQueue : DriverQueue)(options);
   const view = new DataView(memory.buffer);
   const random = new Random(1);
   let sent = 0, taken = 0, heard = 0;
@@ -79,17 +80,20 @@ function drive(memory: MappedMemory, { eventIndex, bells, port }: Order): void {
   port?.postMessage("done");
 }
 
-function serve(memory: MappedMemory, { eventIndex, bells }: Order): number {
+function serve(memory: MappedMemory, { packed, inOrder, eventIndex, bells }: Order): number {
   const space = new AddressSpace();
   space.add(AT, memory.size, memory);
   const scratch = { address: 0n, buffer: new ArrayBuffer(MEMORY_SIZE), size: MEMORY_SIZE };
-  const probe = new DriverQueue({
+  const probe = new (packed ? PackedDriverQueue : DriverQueue)({
     place: { memory: scratch, offset: 0, size: MEMORY_SIZE, at: AT },
     size: SIZE,
     eventIndex,
     indirect: false,
   });
-  const queue = openDeviceQueue(space, { ...probe, base: 0, eventIndex, indirect: false });
+  const { size, descriptorAddress, driverAddress, deviceAddress } = probe;
+  const areas = { size, descriptorAddress, driverAddress, deviceAddress };
+  const terms = { packed, inOrder, eventIndex, indirect: false };
+  const queue = openDeviceQueue(space, { ...areas, base: 0, ...terms });
   if (typeof queue === "string") throw new Error(queue);
   const view = new DataView(memory.buffer);
   const chain = new Chain();
@@ -123,8 +127,16 @@ function inWorker(order: Order): void {
 if ("WorkerGlobalScope" in globalThis) {
   addEventListener("message", (event) => inWorker((event as MessageEvent<Order>).data));
 } else {
-  for (const eventIndex of [true, false]) {
-    const name = eventIndex ? "EVENT_IDX" : "flags";
+  const rings = [["split", false, false], ["packed", true, false], [
+    "packed, IN_ORDER",
+    true,
+    true,
+  ]];
+  const cases = rings.flatMap((ring) => [true, false].map((eventIndex) => [...ring, eventIndex]));
+  for (
+    const [format, packed, inOrder, eventIndex] of cases as [string, boolean, boolean, boolean][]
+  ) {
+    const name = `${format}, ${eventIndex ? "EVENT_IDX" : "flags"}`;
     Deno.test(`a driver and a device in two threads lose no notification: ${name}`, async () => {
       // Unmapped only when all is well: a thread that is terminated may still use it for a moment.
       const memory = mapAnonymous(MEMORY_SIZE);
@@ -139,7 +151,14 @@ if ("WorkerGlobalScope" in globalThis) {
             reject(new Error(event.message));
           };
         });
-      const order: Order = { address: memory.address, size: MEMORY_SIZE, eventIndex, bells };
+      const order: Order = {
+        address: memory.address,
+        size: MEMORY_SIZE,
+        packed,
+        inOrder,
+        eventIndex,
+        bells,
+      };
       try {
         const ready = expect("ready");
         worker.postMessage({ ...order, port: port2 }, [port2]);
