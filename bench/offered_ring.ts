@@ -6,6 +6,7 @@
 
 import { type DeviceQueue, openDeviceQueue, type QueueConfig } from "../src/virtio/queue/mod.ts";
 import { MockDriver, MockMemory } from "../tests/support/mock_driver.ts";
+import { MockPackedDriver } from "../tests/support/mock_packed_driver.ts";
 
 const BUS_ADDRESS = 0x1_0000_0000;
 
@@ -78,6 +79,56 @@ export function offeredRing(options: OfferedRingOptions): OfferedRing {
     },
     offer(count) {
       avail[1] += count;
+    },
+    [Symbol.dispose]: () => memory[Symbol.dispose](),
+  };
+}
+
+/** The same of a packed ring. Its driver has to write descriptors anew, since the device writes over them; buffers are read. */
+export function offeredPackedRing(
+  options: Pick<OfferedRingOptions, "size" | "lengths" | "stride" | "indirect">,
+): OfferedRing {
+  const { size, lengths, stride, indirect } = options;
+  const tables = indirect ? 16 * lengths.length * size : 0;
+  const rings = 4 * 4096 + 16 * size;
+  const memory = new MockMemory([{ at: BUS_ADDRESS, size: rings + tables + 4096 + stride * size }]);
+  const driver = new MockPackedDriver(memory, { size, eventIndex: true, indirect });
+  const data = Math.ceil((driver.end + tables) / 4096) * 4096;
+  const last = lengths.length - 1;
+  const elements = indirect ? 1 : lengths.length;
+  for (let i = 0; i < size / elements; i++) {
+    let address = data + stride * i;
+    const table = driver.end + 16 * lengths.length * i;
+    lengths.forEach((length, k) => {
+      const at = indirect ? table + 16 * k : driver.slot(i * elements + k);
+      driver.desc(at, address, length, i, !indirect && k < last ? 1 : 0);
+      address += length;
+    });
+    if (indirect) driver.desc(driver.slot(i), table, 16 * lengths.length, i, 4);
+  }
+  memory.write32(driver.driverAddress, 1 << 16);
+  const { config } = driver;
+  const ring = new Uint32Array(memory.memory.buffer, memory.offset(BUS_ADDRESS), 4 * size);
+  const copy = ring.slice();
+  for (let i = 0; i < size; i++) ring[4 * i + 3] = 0;
+  let position = 0;
+  return {
+    memory,
+    config,
+    open() {
+      const queue = openDeviceQueue(memory.space, config);
+      if (typeof queue === "string") throw new Error(queue);
+      return queue;
+    },
+    offer(count) {
+      for (let n = count * elements; n > 0; n--) {
+        const at = (position & (size - 1)) << 2;
+        ring[at] = copy[at]!;
+        ring[at + 1] = copy[at + 1]!;
+        ring[at + 2] = copy[at + 2]!;
+        ring[at + 3] = copy[at + 3]! | ((position & size) === 0 ? 1 << 23 : 1 << 31);
+        position = (position + 1) & (2 * size - 1);
+      }
     },
     [Symbol.dispose]: () => memory[Symbol.dispose](),
   };

@@ -8,7 +8,7 @@ import { SLOT_SIZE, type SpscQueue, spscSize } from "../src/bus/spsc_queue.ts";
 import { mapAnonymous } from "../src/linux/mapping.ts";
 import { ChainBatch } from "../src/virtio/queue/chain.ts";
 import { measureCase, measureOwnRounds, printHead, report, startTwin } from "./harness.ts";
-import { offeredRing } from "./offered_ring.ts";
+import { offeredPackedRing, offeredRing } from "./offered_ring.ts";
 import { isQuick, isSelected } from "./options.ts";
 import { CAPACITY, type Order, queuesIn, send } from "./spsc_echo.ts";
 
@@ -89,20 +89,19 @@ async function rings(): Promise<void> {
       ["indirect, 2 descriptors", [12, 1500], true],
     ] as const
   ) {
-    for (const batch of [1, 8, 32]) {
-      using ring = offeredRing({
-        size: 256,
-        lengths,
-        stride: 2048,
-        indirect,
-        negotiated: indirect,
-        writable: false,
-      });
+    const options = { size: 256, lengths, stride: 2048, indirect };
+    const cases = ["ring", "packed"].flatMap((format) =>
+      [1, 8, 32].map((n) => [format, n] as const)
+    );
+    for (const [format, batch] of cases) {
+      using ring = format === "packed"
+        ? offeredPackedRing(options)
+        : offeredRing({ ...options, negotiated: indirect, writable: false });
       const queue = ring.open();
       await measureCase({
-        name: `ring, ${kind}, batch ${batch}`,
+        name: `${format === "packed" ? "packed ring" : "ring"}, ${kind}, batch ${batch}`,
         granularity: batch,
-        twin: `ring ${lengths.length} ${Number(indirect)} ${batch}`,
+        twin: `${format} ${lengths.length} ${Number(indirect)} ${batch}`,
         run: (operations) => {
           for (let done = 0; done < operations; done += batch) {
             ring.offer(batch);

@@ -17,12 +17,12 @@
  *
  * Only in order: a queue that completes in any order could not say by one position where it goes on.
  *
- * Cost: an atomic load per chain, an atomic store and load per `publish` and per `wantKicks`. Nothing is allocated
+ * Cost: an acquiring load per chain, an atomic store and load per `publish` and per `wantKicks`. Nothing is allocated
  * after opening.
  */
 
 import type { AddressSpace } from "../../memory/address_space.ts";
-import { loadAcquire32, storeRelease32 } from "../../memory/atomics.ts";
+import { loadAcquire32, loadAcquireEach32, storeRelease32 } from "../../memory/atomics.ts";
 import type { ChainBatch } from "../queue/chain.ts";
 import { findAreas, type QueueConfig } from "../queue/config.ts";
 import { DeviceQueue } from "../queue/device_queue.ts";
@@ -164,7 +164,7 @@ export class PackedDeviceQueue extends DeviceQueue {
         break;
       }
       // Acquire: the descriptors, and the buffer's bytes, that the driver wrote before these flags are visible from here on.
-      let word = loadAcquire32(ring, ((base & mask) << 2) + LAST_WORD);
+      let word = loadAcquireEach32(ring, ((base & mask) << 2) + LAST_WORD);
       const state = word & (DESCRIPTOR_AVAIL | DESCRIPTOR_USED);
       if (state !== ((base & size) === 0 ? DESCRIPTOR_AVAIL : DESCRIPTOR_USED)) {
         outcome = Pop.EMPTY;
