@@ -24,8 +24,8 @@
  *                  that at its own addresses. Answered when it is mapped.
  * REMOVE_MEMORY    takes that away again; refused (EBUSY) under a running queue.
  * STOP_VQUEUE      publishes used entries, takes back unfinished chains, flushes the queue's
- *                  EVENT_USED, then answers where the queue goes on: `base` (next avail index) and
- *                  `wrap`. The queue is unconfigured then.
+ *                  EVENT_USED, then answers where the queue goes on: `base` (virtio/device.ts); `wrap` is
+ *                  0. The queue is unconfigured then.
  * SET_VQUEUE_STATE says where it goes on, behind FEATURES_OK and before SET_VQUEUE, which consumes it;
  *                  stop, reset and status 0 clear it.
  * SET_DOORBELLS    the `ordinal`th descriptor of this connection and the next are eventfds: the device side listens to

@@ -100,15 +100,16 @@ async function readCapture(path: string): Promise<Captured> {
   return { bySource, strange };
 }
 
-for (const queues of [1, 2]) {
+for (const [queues, packed] of [[1, 0], [2, 0], [2, 1]] as const) {
+  const format = packed === 1 ? "packed" : "split";
   guestlessTest(
-    `DPDK's testpmd with ${queues} queue pairs: both sides count the same frames, out and in`,
+    `DPDK's testpmd with ${queues} queue pairs, ${format} rings: both sides count the same frames, out and in`,
     { programs: { "dpdk-testpmd": "dpdk-dev", stdbuf: "coreutils" } },
     async ({ vmsg, keeper, directory }) => {
       const net = `responder,queues=${queues},flood=${FLOOD},pcap=frames.pcap`;
       const device = await vmsg.start("device", ...BUS, "--net", net);
       await device.waitFor(/waiting for the driver side/);
-      const proxy = await vmsg.start("proxy", ...BUS, "--vhost-user", "socket=vu.sock");
+      const proxy = await vmsg.start("proxy", ...BUS, "--vhost-user", "socket=vu.sock", "--trace");
       await proxy.waitFor(/waiting for a front end/);
 
       const child = new Deno.Command("stdbuf", {
@@ -118,7 +119,7 @@ for (const queues of [1, 2]) {
           ...["--no-huge", "-m", "256", "--no-pci", "--no-telemetry"],
           // Both of its threads on one processor: the one that polls takes all it gets.
           ...["--lcores", "0@0,1@0"],
-          ...["--vdev", `net_virtio_user0,path=vu.sock,queues=${queues}`],
+          ...["--vdev", `net_virtio_user0,path=vu.sock,queues=${queues},packed_vq=${packed}`],
           "--",
           "-i",
           "--total-num-mbufs=4096",
@@ -141,6 +142,9 @@ for (const queues of [1, 2]) {
         const banner = await testpmd.waitFor(/Port 0: [0-9A-F:]{17}/);
         const mac = banner.match(/Port 0: ([0-9A-F:]{17})/)![1]!.replaceAll(":", "").toLowerCase();
         await testpmd.waitFor(/testpmd> /);
+
+        const split = /SET_DRIVER_FEATURES\? (?!.*RING_PACKED).*IN_ORDER/;
+        await proxy.waitFor(packed === 1 ? /SET_DRIVER_FEATURES\? .*RING_PACKED IN_ORDER/ : split);
 
         await testpmd.say("set fwd txonly", /Set txonly/);
         await testpmd.say("start", /txonly packet forwarding -/);
