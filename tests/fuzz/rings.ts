@@ -8,13 +8,16 @@ import { assert } from "@std/assert";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
 import { Chain } from "../../src/virtio/queue/chain.ts";
 import { ChainSequence } from "../../src/virtio/queue/chain_sequence.ts";
-import { openDeviceQueue } from "../../src/virtio/queue/mod.ts";
+import { openDeviceQueue, type QueueConfig } from "../../src/virtio/queue/mod.ts";
 import { Pop } from "../../src/virtio/queue/pop.ts";
 import { DriverQueue } from "../../src/virtio/split/driver_queue.ts";
 import { MockDriver, MockMemory, type Random } from "../support/mock_driver.ts";
 import { segmentOf, segmentSize, shadowOf } from "../support/shadow_rig.ts";
 import { ScatteredMemory, translatedOf } from "../support/translated_rig.ts";
+import { MockPackedDriver } from "../support/mock_packed_driver.ts";
 import type { Fuzzer } from "./fuzzer.ts";
+
+type Writable<T> = { -readonly [K in keyof T]: T[K] };
 
 const LOW = 0x4000_0000, HIGH = 0x7_0000_0000;
 const WINDOWS = [
@@ -56,7 +59,7 @@ function flags(random: Random, malice: number): number {
 /** The rounds of {@link deviceRing} and {@link driverRing} until the guards are looked at. */
 const GUARD_ROUNDS = 64;
 
-const deviceRing: Fuzzer["open"] = async (use) => {
+const deviceRing = (isPacked: boolean): Fuzzer["open"] => async (use) => {
   using memory = new MockMemory(WINDOWS);
   using stable = mapAnonymous(65536);
   const chain = new Chain(16);
@@ -66,8 +69,17 @@ const deviceRing: Fuzzer["open"] = async (use) => {
     const size = random.pick([1, 2, 8, 64]);
     const eventIndex = random.chance(0.5), indirect = random.chance(0.6);
     const start = random.u32() & 0xffff;
-    const driver = new MockDriver(memory, { size, eventIndex, indirect, start });
-    const config = { ...driver.config, anyOrder: random.chance(0.3) };
+    const options = { size, eventIndex, indirect };
+    const driver = new MockDriver(memory, { ...options, start });
+    const position = { index: random.below(size), odd: random.chance(0.5) };
+    const packed = new MockPackedDriver(memory, {
+      ...options,
+      inOrder: random.chance(0.5),
+      start: position,
+    });
+    const config: Writable<QueueConfig> = isPacked
+      ? { ...packed.config }
+      : { ...driver.config, anyOrder: random.chance(0.3) };
     if (random.chance(0.2)) config.descriptorAddress = Number(address(random, 1));
     if (random.chance(0.1)) config.driverAddress = Number(address(random, 1));
     if (random.chance(0.1)) config.deviceAddress = Number(address(random, 1));
@@ -100,6 +112,25 @@ const deviceRing: Fuzzer["open"] = async (use) => {
     const ahead = random.chance(malice / 4) ? random.u32() : random.below(size + 1);
     driver.setAvailableIndex(start + ahead);
     driver.setUsedEvent(random.u32());
+
+    // Each slot in this lap or the last one, mostly; the ring is written last, as the split one's words lie there too.
+    const offerPacked = (slot: number) => {
+      const isAhead = (slot >= position.index) !== random.chance(malice);
+      const available = isAhead !== position.odd ? 1 << 7 : 1 << 15;
+      const words = flags(random, malice) ^ (random.chance(malice) ? random.u32() & 0xffff : 0);
+      const to = packed.slot(slot);
+      packed.desc(
+        to,
+        address(random, malice),
+        length(random, malice),
+        random.u32(),
+        available | words,
+      );
+    };
+    if (isPacked) {
+      for (let i = random.below(size + 1); i > 0; i--) offerPacked((position.index + i - 1) % size);
+      memory.write32(packed.driverAddress, random.u32());
+    }
 
     const queue = openDeviceQueue(memory.space, config);
     if (typeof queue === "string") return;
@@ -141,7 +172,9 @@ const deviceRing: Fuzzer["open"] = async (use) => {
           queue.complete(chain.head, random.below(chain.writable.length + 1));
         }
       }
-      if (random.chance(malice / 4)) driver.setAvailableIndex(random.u32());
+      if (isPacked) {
+        if (random.chance(malice)) offerPacked(random.below(size));
+      } else if (random.chance(malice / 4)) driver.setAvailableIndex(random.u32());
       if (random.chance(malice)) scribble(memory, random, 0x3000);
       if (queue.broken !== undefined) {
         assert(queue.broken.length > 10);
@@ -318,7 +351,12 @@ const carriedRing: Fuzzer["open"] = async (use) => {
 
 /** See the head of this file. */
 export const RING_FUZZERS: readonly Fuzzer[] = [
-  { name: "device-ring", what: "any words under the device's side of a ring", open: deviceRing },
+  {
+    name: "device-ring",
+    what: "any words under the device's side of a ring",
+    open: deviceRing(false),
+  },
+  { name: "packed-ring", what: "the same of a packed ring", open: deviceRing(true) },
   { name: "driver-ring", what: "any words under the driver's side of a ring", open: driverRing },
   { name: "carried-ring", what: "a hostile guest and device around a shadow", open: carriedRing },
 ];
