@@ -42,7 +42,7 @@ import {
   toBase,
   usedFlags,
 } from "./layout.ts";
-import { MARK } from "./position.ts";
+import { findGap, type Gap, MARK, NO_GAP, SKIP } from "./position.ts";
 
 /** A chain's bytes must be countable in a used descriptor's 32-bit length. */
 const MAX_CHAIN_BYTES = 0xffff_ffff;
@@ -94,6 +94,8 @@ export class PackedDeviceQueue extends DeviceQueue {
   /** Free-running numbers: of the next buffer to pop, to complete is `#next - inFlight`, to show. */
   #next = 0;
   #unshown = 0;
+  /** What a predecessor had used when it died, behind what it had not. */
+  #gap: Gap;
   /** What the event suppression word asks for: one of EVENT_. */
   #wish = EVENT_ENABLE;
 
@@ -111,6 +113,7 @@ export class PackedDeviceQueue extends DeviceQueue {
     this.#written = new Uint32Array(size);
     this.#base = views.position;
     this.#published = views.position;
+    this.#gap = findGap(views.ring, views.position);
   }
 
   override get base(): number {
@@ -153,6 +156,7 @@ export class PackedDeviceQueue extends DeviceQueue {
     let segment = segments.count, bytes = segments.length;
     let spent = this.spent, base = this.#base, next = this.#next;
     // Descriptors that are not out: whatever else a chain names belongs to a buffer that the driver gave before.
+    const { at: gapAt, length: gap } = this.#gap;
     let free = size - ((base - this.#published) & (2 * size - 1));
     let outcome: number = end - first < most ? Pop.FULL : Pop.CHAIN;
     let count = first;
@@ -264,6 +268,7 @@ export class PackedDeviceQueue extends DeviceQueue {
         writable = segment;
         readable = total;
       }
+      if (((base + taken) & (2 * size - 1)) === gapAt) taken += gap;
       const room = total - readable;
       // The id is in the chain's last descriptor.
       const id = word & 0xffff;
@@ -333,9 +338,11 @@ export class PackedDeviceQueue extends DeviceQueue {
     let moved = 0;
     for (let i = 0; i < this.#unshown; i++) moved += counts[(first + i) & mask];
     const end = (this.#published + moved) & (2 * size - 1);
+    const { at: gapAt } = this.#gap;
+    if (gapAt >= 0 && ((gapAt - this.#published) & (2 * size - 1)) < moved) this.#gap = NO_GAP;
     let position = this.#published + moved;
     for (let i = this.#unshown - 1; i >= 0; i--) {
-      const last = (first + i) & mask;
+      const last = (first + i) & mask, behind = position;
       position -= counts[last];
       // One descriptor for all that follow one another and have nothing written.
       for (; inOrder && i > 0 && capacities[(first + i - 1) & mask] === 0; i--) {
@@ -347,6 +354,7 @@ export class PackedDeviceQueue extends DeviceQueue {
       ring[at + 2] = written[last];
       if (i > 0) {
         // Plain: the driver looks at them when it has seen the first.
+        ring[at + 1] = SKIP | (behind - position);
         ring[at + LAST_WORD] = word;
         continue;
       }

@@ -30,7 +30,7 @@ for (const eventIndex of [false, true]) {
       const size = 16;
       const driver = new MockPackedDriver(memory, { size, eventIndex, inOrder, indirect: true });
       let queue = open(memory, driver, found(memory, driver)!);
-      let added = 0, taken = 0, deaths = 0;
+      let added = 0, taken = 0, deaths = 0, halves = 0;
       for (let step = 0; step < 20_000; step++) {
         switch (random.below(7)) {
           case 0:
@@ -65,7 +65,17 @@ for (const eventIndex of [false, true]) {
             break;
           default:
             if (random.chance(0.5)) break;
-            // As it is: popped, completed and not shown, shown and not taken.
+            // As it is: popped, completed and not shown, shown and not taken. Or while it shows: all but the first
+            // descriptor of the batch, and the word behind it, are written.
+            if (random.chance(0.5)) {
+              const slot = driver.slot(found(memory, driver)! & (size - 1));
+              const before = [memory.bytes(slot, 16), memory.bytes(driver.deviceAddress, 4)]
+                .map((bytes) => bytes.slice());
+              queue.publish();
+              memory.bytes(slot, 16).set(before[0]!);
+              memory.bytes(driver.deviceAddress, 4).set(before[1]!);
+              halves++;
+            }
             queue = open(memory, driver, found(memory, driver)!);
             deaths++;
         }
@@ -75,7 +85,7 @@ for (const eventIndex of [false, true]) {
       queue.publish();
       while (driver.takeUsed() !== undefined) taken++;
       assertEquals([taken, driver.free], [added, size]);
-      assertEquals(deaths > 100, true);
+      assertEquals([deaths > 100, halves > 50], [true, true]);
     });
   }
 }
