@@ -12,7 +12,7 @@
  */
 
 import { allocate } from "../linux/arena.ts";
-import { VmsgError } from "../linux/errors.ts";
+import { LinuxError, VmsgError } from "../linux/errors.ts";
 import { createEventFd } from "../linux/eventfd.ts";
 import type { Fd } from "../linux/fd.ts";
 import { EPOLLHUP, EPOLLIN } from "../linux/reactor.ts";
@@ -115,7 +115,14 @@ export abstract class StreamBus extends QueueBus {
   offerDoorbells(): number {
     if (this.#stream === undefined || this.#bells !== undefined) return -1;
     using stack = new DisposableStack();
-    const [theirs, ours] = [stack.use(createEventFd()), stack.use(createEventFd())];
+    let theirs: Fd, ours: Fd;
+    try {
+      [theirs, ours] = [stack.use(createEventFd()), stack.use(createEventFd())];
+    } catch (error) {
+      // No descriptors are left; the socket rings on.
+      if (!(error instanceof LinuxError)) throw error;
+      return -1;
+    }
     const bells = this.#openDoorbells(ours, theirs);
     if (bells === undefined) return -1;
     stack.use(bells);
@@ -155,9 +162,9 @@ export abstract class StreamBus extends QueueBus {
 
   readonly #rung = (): void => void this.rung();
 
-  /** What came with that byte, which may still be in the socket. */
+  /** What came with that byte, which may still be in the socket: the message was seen after that was read. */
   override takeFd(ordinal: number): Fd | undefined {
-    if (this.#bells !== undefined && !this.#waiting.has(ordinal) && this.#stream !== undefined) {
+    if (!this.#waiting.has(ordinal) && this.#stream !== undefined) {
       const stream = this.#stream;
       const problem = this.#read(stream);
       // Whoever asks is about to answer, and its answer is not for the next peer: so not before it is done.

@@ -94,7 +94,16 @@ class Circuit implements Disposable {
   readonly #ping = new IovecList(1);
   readonly #room = new IovecList(1);
 
-  constructor(reactor: Reactor, hasResponder: boolean, cameBack: (pings: number) => void) {
+  /**
+   * @param cameBack is told how often the ping did
+   * @param failed is told if it never will: there are no descriptors left, say
+   */
+  constructor(
+    reactor: Reactor,
+    hasResponder: boolean,
+    cameBack: (pings: number) => void,
+    failed: () => void,
+  ) {
     using stack = new DisposableStack();
     const log = createLog("", "error", () => {});
     const codec = codecFor("v1");
@@ -105,9 +114,11 @@ class Circuit implements Disposable {
     const driver = stack.use(new DriverSide({ reactor, bus: bus.driver, codec, log }));
     const [here, there] = ports();
     const bridge = new PortBridge(reactor, there!, () => {});
-    bridge.use(stack.use(new NetDriver(reactor, driver, 0, bridge, log)));
-    const [echo, card] = hasResponder ? [undefined, new ResponderPort({}, reactor)] : ports();
-    device.add(0, new NetDevice(reactor, card!, { mac: MAC, mtu: MTU }));
+    const card = stack.use(new NetDriver(reactor, driver, 0, bridge, log));
+    card.failed = failed;
+    bridge.use(card);
+    const [echo, port] = hasResponder ? [undefined, new ResponderPort({}, reactor)] : ports();
+    device.add(0, new NetDevice(reactor, port!, { mac: MAC, mtu: MTU }));
     if (echo !== undefined) this.#open(echo as SocketPort, () => true);
     this.#open(here!, () => {
       cameBack(++this.pings);
@@ -183,10 +194,12 @@ export class WarmUp implements Disposable {
           reactor,
           this.#opened++ % 2 === 0,
           (pings) => this.#cameBack(pings),
+          () => this.#giveUp(),
         );
       });
     } catch (error) {
       if (!(error instanceof LinuxError)) throw error;
+      return;
     }
     this.#timer.arm(Math.min(BUDGET_MS / CIRCUITS, this.#endMs - reactor.now()));
   }
@@ -195,6 +208,12 @@ export class WarmUp implements Disposable {
     this.pings++;
     if (this.#circuit!.isResting || pings < PINGS && !this.isOver()) return;
     this.#next();
+  }
+
+  /** There is no other circuit. */
+  #giveUp(): void {
+    this.#opened = CIRCUITS;
+    if (this.#circuit?.isResting === false) this.#next();
   }
 
   #close(): void {

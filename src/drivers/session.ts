@@ -323,9 +323,10 @@ export class Session implements Disposable {
   }
 
   async #bring(mayRun: boolean): Promise<void> {
-    const { told, options: { sharing, owner } } = this;
+    const { told, options: { device, sharing, owner } } = this;
     const { info } = told;
     if (info === undefined) return;
+    const { session } = device;
     // As they are now: while this runs a driver that goes takes its memory away.
     const { features, regions } = owner;
     const { rings } = owner;
@@ -343,16 +344,21 @@ export class Session implements Disposable {
       // A foreign device stops all of them at once.
       if (!this.runs(ring.wanted.index)) continue;
       if (stopsAll || !indices.includes(ring.wanted.index)) await this.#stop(ring);
+      device.checkSession(session);
     }
     await sharing.prepare(regions, indices, { info, features: features ?? NO_FEATURES });
+    device.checkSession(session);
     if (runnable.length === 0) return;
     await this.#negotiate(features!);
+    device.checkSession(session);
     const started: ToldRing[] = [];
     for (const ring of runnable) {
       const fresh = this.runs(ring.index) ? undefined : await this.#start(ring);
+      device.checkSession(session);
       if (fresh !== undefined) started.push(fresh);
     }
     if (!told.driverOk) await this.#setDriverOk();
+    device.checkSession(session);
     if (!this.#isVmsg) this.#look.arm(LOOK_MS);
     for (const { wanted, shared } of started) {
       // Whoever was told about buffers before is gone: both ends look once (docs/wire.md 6).
@@ -367,8 +373,10 @@ export class Session implements Disposable {
   async #stop(ring: ToldRing): Promise<void> {
     const { device, owner } = this.options;
     const { index } = ring.wanted;
+    const { session } = device;
     if (this.#isVmsg) {
       const base = await device.stopQueue(index);
+      device.checkSession(session);
       ring.wanted.stopped(this.#forget(ring) ?? base);
       return ring.wanted.call();
     }
@@ -381,6 +389,7 @@ export class Session implements Disposable {
       this.told.forgetSession();
       stopped = this.told.running();
     }
+    device.checkSession(session);
     for (const one of stopped) {
       const base = this.#forget(one) ?? ringPosition(owner.regions, one.setup, this.#isPacked);
       if (base !== undefined) one.wanted.stopped(base);
@@ -439,6 +448,7 @@ export class Session implements Disposable {
   async #start(wanted: WantedRing): Promise<ToldRing | undefined> {
     const { told, options: { device, sharing, owner: { features } } } = this;
     const { index } = wanted;
+    const { session } = device;
     const setup = wanted.setup();
     // A device drops what is too large without a word, and the driver would wait for ever.
     const { maxSize } = await device.queue(index);
@@ -456,6 +466,7 @@ export class Session implements Disposable {
       return undefined;
     }
     await device.startQueue(index, shared.setup);
+    device.checkSession(session);
     shared.start();
     wanted.started?.();
     const ring = { wanted, shared, setup, events: undefined, isOutOfBand: false };
@@ -506,6 +517,7 @@ export class Session implements Disposable {
     if (this.#isNegotiated(features)) return;
     const { told, options: { device, whose } } = this;
     const wanted = this.#forDevice(features);
+    const { session } = device;
     told.forgetSession();
     await device.reset();
     await device.setStatus(Status.ACKNOWLEDGE);
@@ -513,6 +525,7 @@ export class Session implements Disposable {
     await device.setFeatures(wanted);
     const status = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK;
     const result = await device.setStatus(status);
+    device.checkSession(session);
     if ((result & Status.FEATURES_OK) === 0) {
       const isLegacy = !hasFeature(wanted, RingFeature.VERSION_1);
       const why = isLegacy
@@ -529,7 +542,10 @@ export class Session implements Disposable {
 
   async #setDriverOk(): Promise<void> {
     const status = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK | Status.DRIVER_OK;
-    await this.options.device.start(status);
+    const { device } = this.options;
+    const { session } = device;
+    await device.start(status);
+    device.checkSession(session);
     this.told.driverOk = true;
   }
 

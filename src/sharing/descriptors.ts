@@ -67,15 +67,18 @@ export class Descriptors implements Sharing {
   }
 
   async prepare(regions: readonly SharedRegion[]): Promise<void> {
+    const { session } = this.device;
     const gone = this.#regions.filter((region) => !regions.includes(region));
     const fresh = regions.filter((region) => !this.#regions.includes(region));
     for (const region of gone) {
       if (this.#tells) await this.device.removeMemory(region.at, region.size);
+      this.device.checkSession(session);
       this.#regions.splice(this.#regions.indexOf(region), 1);
     }
     for (const region of fresh) {
       region.exposed?.();
       await tellRegion(this.device, region);
+      this.device.checkSession(session);
       this.#regions.push(region);
     }
   }

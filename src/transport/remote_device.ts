@@ -15,7 +15,6 @@ import { RingFeature, Status, statusNames } from "../virtio/features.ts";
 import { isAligned } from "../virtio/queue/config.ts";
 import { QueueNotification } from "./notifications.ts";
 import { RemotePrivate } from "./remote_private.ts";
-import { PeerLost } from "./requests.ts";
 
 /** How long a device may take to be reset, or to start. */
 const STATE_TIMEOUT_MS = 10_000;
@@ -180,7 +179,7 @@ export class RemoteDevice extends RemotePrivate {
     while (!isSo) {
       if (reactor.now() > endMs) throw new VmsgError("TIMEOUT", `device ${this.number} ${what}`);
       await reactor.sleep(POLL_MS);
-      if (session !== this.session) throw new PeerLost("the device side is gone");
+      this.checkSession(session);
       isSo = await look();
     }
   }

@@ -12,7 +12,7 @@
 
 import { VmsgError } from "../linux/errors.ts";
 import type { Fields, Kind, Message } from "../message/message.ts";
-import type { Asker, PeerListener, PeerLost, Requests } from "./requests.ts";
+import { type Asker, type PeerListener, PeerLost, type Requests } from "./requests.ts";
 
 /** How long a device that does not answer a reset is left alone. */
 const RECOVERY_MS = 5000;
@@ -46,6 +46,15 @@ export abstract class RemotePresence implements Asker {
 
   get session(): number {
     return this.#losses;
+  }
+
+  /**
+   * For whoever remembers what it was told: it may have gone between its answer and the line that waited for that.
+   *
+   * @throws PeerLost if it is not the one of that session any more
+   */
+  checkSession(session: number): void {
+    if (session !== this.session) throw new PeerLost("the device side is gone");
   }
 
   /** Adds a listener; it is called for what happens from now on. */

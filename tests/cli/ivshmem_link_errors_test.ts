@@ -34,7 +34,7 @@ processTest("cli: an ivshmem memory that holds no buffers", async (vmsg) => {
   await assertFails(
     vmsg,
     ["driver", "--bus", BUS],
-    /the driver needs at least 418816 bytes of shared memory, not 57344: 1M is enough$/,
+    /the driver needs at least 418816 bytes of shared memory for each queue pair, not 57344: 1M is enough$/,
   );
   await assertFails(
     vmsg,

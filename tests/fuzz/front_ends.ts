@@ -180,7 +180,7 @@ const open: Fuzzer["open"] = async (use) => {
     withTwoGuests(vmsg, async (guests) => {
       using hostile = new HostileDescriptors(MEMORY_SIZE);
       await guests.answered();
-      const holders = [guests.proxy, guests.device].map((process) => new Holder(process));
+      const holders = await Promise.all([guests.proxy, guests.device].map(Holder.of));
       const before = await load(holders);
       let messages = 0, worked = 0, rounds = 0, longestMs = 0;
 

@@ -1,7 +1,7 @@
 /** A live process seen from outside: what it holds, what it uses, what it says. */
 
 import { assert } from "@std/assert";
-import { until, type VmsgProcess } from "../support/processes.ts";
+import { atRest, until, type VmsgProcess } from "../support/processes.ts";
 import { assertFew } from "./round_reactor.ts";
 
 /** How long it may take to let go of what a peer gave it. */
@@ -10,15 +10,22 @@ const MOST_GROWTH_KIB = 300 << 10;
 /** Clock ticks of /proc/PID/stat in a second. */
 const TICKS = 100;
 
-/** See the head of this file; what it held when this was made is what it is to hold again. */
+/** See the head of this file; what it held when it had come to rest is what it is to hold again. */
 export class Holder {
   readonly #before: string;
   readonly #kib: number;
   readonly #startMs = performance.now();
 
-  constructor(readonly process: VmsgProcess) {
+  private constructor(readonly process: VmsgProcess) {
     this.#before = this.#held();
     this.#kib = this.#residentKib();
+  }
+
+  /** Waits until what a process holds does not change. */
+  static async of(process: VmsgProcess): Promise<Holder> {
+    const holder = new Holder(process);
+    await atRest(() => holder.#held());
+    return new Holder(process);
   }
 
   #read(name: string): string {

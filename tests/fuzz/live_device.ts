@@ -106,7 +106,7 @@ function opener(isConfined: boolean): Fuzzer["open"] {
       });
       await proxy.waitFor(/hung up; waiting for a front end/);
       await delay(SETTLE_MS);
-      const holder = new Holder(proxy);
+      const holder = await Holder.of(proxy);
       const round = async (random: Random) => {
         await run(() => body(random));
         if (++rounds % CHECK_ROUNDS === 0) await holder.check();

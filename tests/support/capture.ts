@@ -87,12 +87,17 @@ const GOOD = "1";
 /** Has tshark read a file, checksums and all. */
 export async function dissect(path: string): Promise<Dissection> {
   const checks = ["ip", "tcp", "udp"].flatMap((name) => ["-o", `${name}.check_checksum:TRUE`]);
+  // A port that the kernel chose is nobody's, whatever tshark has read of it: else some streams look malformed.
+  const ports = ["tcp", "udp"].flatMap((name) => ["-d", `${name}.port==1024-65535,data`]);
   const fields = [
     ...["frame.number", "_ws.col.Protocol", "_ws.malformed"],
     ...CHECKED.map((name) => `${name}.checksum.status`),
   ];
   const { code, stdout, stderr } = await new Deno.Command("tshark", {
-    args: ["-n", "-r", path, ...checks, "-T", "fields", ...fields.flatMap((name) => ["-e", name])],
+    args: [
+      ...["-n", "-r", path, ...checks, ...ports],
+      ...["-T", "fields", ...fields.flatMap((name) => ["-e", name])],
+    ],
     stdin: "null",
   }).output();
   const complaints = new TextDecoder().decode(stderr).split("\n")

@@ -64,6 +64,18 @@ export async function until(
   }
 }
 
+/** A second later nothing of a process's start is under way any more (src/cli/warm_up.ts takes half of one). */
+const AT_REST_MS = 1000;
+
+/** Looks until it sees twice the same, some time apart. */
+export async function atRest<T>(look: () => T): Promise<T> {
+  for (;;) {
+    const seen = look();
+    await delay(AT_REST_MS);
+    if (look() === seen) return seen;
+  }
+}
+
 interface Waiter {
   readonly pattern: RegExp;
   resolve(line: Line): void;

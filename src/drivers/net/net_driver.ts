@@ -104,6 +104,8 @@ export class NetDriver implements PeerListener, PairOwner, Disposable {
   terms = { eventIndex: false, indirect: false, mergeable: false };
   /** What is wanted of the device; nothing before it is known. */
   #wanted: Uint32Array | undefined;
+  /** What becomes of a bring-up that fails: it ends the loop, unless somebody else takes it. */
+  failed: (error: unknown) => void = (error) => this.reactor.fail(error);
   readonly #offloads: readonly number[];
   /** Of the configuration as it was read last. */
   #generation = 0;
@@ -173,7 +175,7 @@ export class NetDriver implements PeerListener, PairOwner, Disposable {
         await sequence();
       } catch (error) {
         // The next device side starts another bring-up.
-        if (!(error instanceof PeerLost)) throw error;
+        if (!(error instanceof PeerLost)) this.failed(error);
       }
     });
   }

@@ -202,7 +202,10 @@ for (const notifiesInBand of [false, true]) {
         for (let n = 0; n < 60; n++) {
           const random = new Random(seed + n);
           await round(rig, random).catch((error) => {
-            throw new Error(`SEED=${seed + n}: ${error.message}`, { cause: error });
+            throw new Error(
+              `SEED=${seed + n}: ${error.message}; ${rig.lines.slice(-5).join(" | ")}`,
+              { cause: error },
+            );
           });
         }
       }, { device: new RingDevice(), notifiesInBand }),
