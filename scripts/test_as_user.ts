@@ -110,6 +110,7 @@ async function testAsUser(args: readonly string[]): Promise<number> {
       },
       stdin: "null",
     }).spawn();
+    Deno.addSignalListener("SIGTERM", () => child.kill("SIGTERM"));
     const { code } = await child.status;
     if (report !== undefined) await Deno.copyFile(`${home}/report`, report).catch(() => {});
     return code;
