@@ -17,7 +17,10 @@ echo 'root::0:0:root:/root:/bin/sh' >/etc/passwd
 tries=0
 while [ ! -e /dev/vport0p1 ] && [ "$tries" -lt 50 ]; do sleep 0.1; tries=$((tries + 1)); done
 echo "PORT $(cat /sys/class/virtio-ports/vport0p1/name)"
-(read line; echo "heard $line") </dev/vport0p1 >/tmp/heard
+# A port that nobody holds at the other end reads as ended.
+line=
+while [ -z "$line" ]; do read line || sleep 0.1; done </dev/vport0p1
+echo "heard $line" >/tmp/heard
 echo "HEARD $(cat /tmp/heard)"
 getty -L 115200 hvc0 vt100
 echo "SESSION over"
