@@ -24,7 +24,9 @@ processTest(
       // What is not there comes with what to do about it.
       if (state !== "yes") assert(advice.length > 0, name);
       assertEquals(text.stdout[i].startsWith(name), true);
-      assertMatch(text.stdout[i], new RegExp(detail.slice(0, 8).replace(/[^\w]/g, ".")));
+      // Others use memory and files meanwhile: the numbers may differ.
+      const pattern = detail.slice(0, 8).replace(/[^\w]/g, ".").replace(/\d/g, "\\d");
+      assertMatch(text.stdout[i], new RegExp(pattern));
     }
     const kvm = findings.find(({ name }: { name: string }) => name === "kvm");
     const opens = await Deno.open("/dev/kvm", { read: true, write: true }).then(
