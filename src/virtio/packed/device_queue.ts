@@ -15,6 +15,9 @@
  * A ring that one slot of whose is available in a lap that cannot have begun, or a chain that runs into buffers that are still out, is
  * broken. A buffer's id is the driver's own affair: it is handed back as it came.
  *
+ * The walk of a chain's segments stands in split/device_queue.ts as well: shared, it would be a call for each
+ * descriptor, which is what made rings slow.
+ *
  * Only in order: a queue that completes in any order could not say by one position where it goes on.
  *
  * Cost: an acquiring load per chain, an atomic store and load per `publish` and per `wantKicks`. Nothing is allocated
@@ -177,7 +180,8 @@ export class PackedDeviceQueue extends DeviceQueue {
       const start = segment;
       let writable = -1, readable = 0, total = 0, taken = 0;
       for (let isWhole = false; !isWhole;) {
-        if (taken === free) {
+        // Not ===: behind a gap that somebody forged less than nothing would be free, and the walk never end.
+        if (taken >= free) {
           outcome = this.break(
             `a chain has more descriptors than are not out of the queue's ${size}: a loop?`,
           );
