@@ -12,7 +12,7 @@ import { createSealedMemory, type Fd } from "../src/linux/fd.ts";
 import { type Mapping, mapShared } from "../src/linux/mapping.ts";
 import { EPOLLIN, Reactor } from "../src/linux/reactor.ts";
 import { NetFeature, RingFeature } from "../src/virtio/features.ts";
-import { FEATURE_PROTOCOL_FEATURES, Request } from "../src/drivers/vhost_user/protocol.ts";
+import { FEATURE_PROTOCOL_FEATURES, Request } from "../src/vhost_user/protocol.ts";
 import { DriverQueue } from "../src/virtio/split/driver_queue.ts";
 import { RawFrontEnd, regionBytes, u32s, USER_ADDRESS } from "../tests/support/front_end.ts";
 import { isQuick, rounds } from "./options.ts";

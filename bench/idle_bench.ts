@@ -11,7 +11,7 @@
 
 import { untilListening } from "../scripts/lab/listening.ts";
 import { DriverQueue } from "../src/virtio/queue/mod.ts";
-import { FEATURE_PROTOCOL_FEATURES, Request } from "../src/drivers/vhost_user/protocol.ts";
+import { FEATURE_PROTOCOL_FEATURES, Request } from "../src/vhost_user/protocol.ts";
 import { RingFeature } from "../src/virtio/features.ts";
 import { createEventFd } from "../src/linux/eventfd.ts";
 import { createSealedMemory } from "../src/linux/fd.ts";

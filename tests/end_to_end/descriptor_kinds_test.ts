@@ -8,7 +8,7 @@ import { createEventFd, signalEventFd } from "../../src/linux/eventfd.ts";
 import { createSealedMemory, Fd, resizeFile } from "../../src/linux/fd.ts";
 import { check, cString, libc } from "../../src/linux/libc.ts";
 import { mapShared } from "../../src/linux/mapping.ts";
-import { Request } from "../../src/drivers/vhost_user/protocol.ts";
+import { Request } from "../../src/vhost_user/protocol.ts";
 import { everyKind } from "../support/descriptor_kinds.ts";
 import {
   MEMORY_SIZE,

@@ -1,7 +1,7 @@
 /** One guest's front end comes, goes and sends what it should not; the other guest goes on being answered. */
 
 import { assert } from "@std/assert";
-import { Request } from "../../src/drivers/vhost_user/protocol.ts";
+import { Request } from "../../src/vhost_user/protocol.ts";
 import { createEventFd } from "../../src/linux/eventfd.ts";
 import { createSealedMemory, F_SEAL_GROW, F_SEAL_SHRINK, Fd } from "../../src/linux/fd.ts";
 import { check, cString, libc } from "../../src/linux/libc.ts";

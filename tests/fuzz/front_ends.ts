@@ -10,7 +10,7 @@
 
 import { assert } from "@std/assert";
 import { openKeeper } from "../../src/cli/keeper.ts";
-import { Request } from "../../src/drivers/vhost_user/protocol.ts";
+import { Request } from "../../src/vhost_user/protocol.ts";
 import { createEventFd } from "../../src/linux/eventfd.ts";
 import type { Fd } from "../../src/linux/fd.ts";
 import { LinuxError } from "../../src/linux/errors.ts";

@@ -1,7 +1,7 @@
 /** A front end that behaves, and expects to be answered or sent away, whatever the device behind the proxy does. */
 
 import { assert } from "@std/assert";
-import { Request } from "../../src/drivers/vhost_user/protocol.ts";
+import { Request } from "../../src/vhost_user/protocol.ts";
 import { LinuxError } from "../../src/linux/errors.ts";
 import type { Reactor } from "../../src/linux/reactor.ts";
 import { FEATURES, RawFrontEnd, u32s } from "../support/front_end.ts";

@@ -9,7 +9,7 @@ import { clearEventFd, createEventFd, signalEventFd } from "../../src/linux/even
 import { createSealedMemory, type Fd } from "../../src/linux/fd.ts";
 import { libc } from "../../src/linux/libc.ts";
 import { mapShared } from "../../src/linux/mapping.ts";
-import { Request } from "../../src/drivers/vhost_user/protocol.ts";
+import { Request } from "../../src/vhost_user/protocol.ts";
 import type { QueueSetup } from "../../src/virtio/device.ts";
 import { Chain, type DeviceQueue, openDeviceQueue, Pop } from "../../src/virtio/queue/mod.ts";
 import { FakeDevice } from "../support/fake_device.ts";

@@ -16,7 +16,7 @@ import { codecFor } from "../../src/message/codecs.ts";
 import { createLog, withoutRepeats } from "../../src/observe/log.ts";
 import { openSharing } from "../../src/sharing/mode.ts";
 import { Pages, type PagesBus, type PagesMemory } from "../../src/sharing/pages.ts";
-import { FLAG_VERSION, HEADER_SIZE, Request } from "../../src/drivers/vhost_user/protocol.ts";
+import { FLAG_VERSION, HEADER_SIZE, Request } from "../../src/vhost_user/protocol.ts";
 import { VhostUserServer } from "../../src/drivers/vhost_user/server.ts";
 import { DeviceSide } from "../../src/transport/device_side.ts";
 import { DriverSide } from "../../src/transport/driver_side.ts";

@@ -12,7 +12,7 @@ import { createEventFd } from "../../src/linux/eventfd.ts";
 import { createSealedMemory } from "../../src/linux/fd.ts";
 import { mapShared } from "../../src/linux/mapping.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
-import { CONFIG_HEADER, Request } from "../../src/drivers/vhost_user/protocol.ts";
+import { CONFIG_HEADER, Request } from "../../src/vhost_user/protocol.ts";
 import { FEATURES, MEMORY_SIZE, RawFrontEnd, u32s } from "./front_end.ts";
 import { MockDriver, MockMemory } from "./mock_driver.ts";
 

@@ -26,11 +26,12 @@ import type { Sharing } from "../../sharing/sharing.ts";
 import type { RemoteDevice } from "../../transport/remote_device.ts";
 import { PeerLost } from "../../transport/requests.ts";
 import { Session, SessionEnded, type SessionOwner } from "../session.ts";
-import { type FrontEndConnection, type FrontEndMessage, sendMessage } from "./connection.ts";
+import { type Connection, type Message, sendMessage } from "../../vhost_user/connection.ts";
 import { MemoryTable, type TableRegion } from "./memory_table.ts";
+import { offeredProtocolFeatures, queueNumber } from "./offered.ts";
 import { carriedFeatures } from "../offer.ts";
-import * as protocol from "./protocol.ts";
-import { ProtocolFeature, Request } from "./protocol.ts";
+import * as protocol from "../../vhost_user/protocol.ts";
+import { ProtocolFeature, Request } from "../../vhost_user/protocol.ts";
 import { checkSize, type Vring, type VringHost, Vrings } from "./vrings.ts";
 
 /** A front end that leaves so soon after it was told how many queues there are wanted more. */
@@ -60,7 +61,7 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
 
   /** Serves nothing before {@link serve}. */
   constructor(
-    readonly connection: FrontEndConnection,
+    readonly connection: Connection,
     readonly device: RemoteDevice,
     readonly reactor: Reactor,
     readonly log: Log,
@@ -210,11 +211,11 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
     const { info } = this.#session.told;
     const isSoon = this.reactor.now() - this.#toldQueuesMs < LEFT_SOON_MS;
     if (this.#showedMemory || !isSoon || info === undefined) return "";
-    return `, told that device ${this.device.number} has queues=${protocol.queueNumber(info)}: ` +
+    return `, told that device ${this.device.number} has queues=${queueNumber(info)}: ` +
       "perhaps it wants more (vmsg device --net ...,queues=N, or fewer queues= of QEMU)";
   }
 
-  async #handle(message: FrontEndMessage): Promise<void> {
+  async #handle(message: Message): Promise<void> {
     const { request } = message;
     this.log.debug(`front end: ${protocol.requestName(request)}`);
     const reply = await this.#dispatch(message);
@@ -226,7 +227,7 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
   }
 
   /** Carries a request out; returns the payload of a request that has a reply of its own. */
-  async #dispatch(message: FrontEndMessage): Promise<Reply> {
+  async #dispatch(message: Message): Promise<Reply> {
     const { request, payload } = message;
     switch (request) {
       case Request.GET_FEATURES:
@@ -238,14 +239,14 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
         return this.#setFeatures(payload);
       case Request.GET_PROTOCOL_FEATURES:
         await this.#deviceKnown();
-        return words(protocol.offeredProtocolFeatures(this.#session.told.info!), 0);
+        return words(offeredProtocolFeatures(this.#session.told.info!), 0);
       case Request.SET_PROTOCOL_FEATURES:
         this.#protocolFeatures = u32(payload, 0);
         return undefined;
       case Request.GET_QUEUE_NUM:
         await this.#deviceKnown();
         this.#toldQueuesMs = this.reactor.now();
-        return words(protocol.queueNumber(this.#session.told.info!), 0);
+        return words(queueNumber(this.#session.told.info!), 0);
       case Request.SET_OWNER:
         return undefined;
       case Request.RESET_OWNER:
@@ -330,7 +331,7 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
     this.features = this.#carried.map((word, i) => word & u32(payload, 4 * i));
   }
 
-  async #setMemoryTable({ payload, fds }: FrontEndMessage): Promise<undefined> {
+  async #setMemoryTable({ payload, fds }: Message): Promise<undefined> {
     const regions = protocol.parseRegions(payload);
     if (regions === undefined || regions.length !== fds.length) {
       throw new VmsgError("BAD_REQUEST", "the front end sent a malformed memory table");
@@ -342,7 +343,7 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
   }
 
   /** ADD_MEM_REG, REM_MEM_REG: one region more or less. */
-  async #changeRegion({ request, payload, fds }: FrontEndMessage): Promise<undefined> {
+  async #changeRegion({ request, payload, fds }: Message): Promise<undefined> {
     const region = protocol.parseSingleRegion(payload);
     const adds = request === Request.ADD_MEM_REG;
     if (region === undefined || (adds && fds.length !== 1)) {
@@ -355,7 +356,7 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
     return undefined;
   }
 
-  #isShared({ guestAddress, size, userAddress }: protocol.FrontEndRegion, fd: Fd): boolean {
+  #isShared({ guestAddress, size, userAddress }: protocol.Region, fd: Fd): boolean {
     if (!mapsPrivately(this.connection.stream.peerProcess, fd, userAddress)) return true;
     this.log.warn(
       `the guest's memory at 0x${guestAddress.toString(16)} (${
@@ -392,7 +393,7 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
     return words(index, vring.baseToSay);
   }
 
-  async #setVringFd(message: FrontEndMessage): Promise<undefined> {
+  async #setVringFd(message: Message): Promise<undefined> {
     const value = u32(message.payload, 0);
     const vring = this.#vring(value & protocol.VRING_INDEX_MASK);
     const fd = (value & protocol.VRING_NO_FD) === 0 ? message.fds[0] : undefined;

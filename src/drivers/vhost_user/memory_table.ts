@@ -18,7 +18,7 @@ import { type Fd, fileIdentity, fileSize } from "../../linux/fd.ts";
 import { assertMemoryFile, mapMemoryFile } from "../../linux/memory_file.ts";
 import { AddressSpace, type MappedMemory, MemoryQuota } from "../../memory/mod.ts";
 import type { SharedRegion } from "../../sharing/sharing.ts";
-import type { FrontEndRegion } from "./protocol.ts";
+import type { Region } from "../../vhost_user/protocol.ts";
 
 /** A region of the table: at its guest-physical address, with its file and mapping. */
 export class TableRegion implements SharedRegion, Disposable {
@@ -35,7 +35,7 @@ export class TableRegion implements SharedRegion, Disposable {
    *
    * @param identity of the file
    */
-  constructor(region: FrontEndRegion, readonly fd: Fd, readonly identity: string) {
+  constructor(region: Region, readonly fd: Fd, readonly identity: string) {
     const { size, fileOffset, guestAddress, userAddress } = region;
     const numbers = [size, fileOffset + size, guestAddress + size, userAddress + size];
     if (!numbers.every(Number.isSafeInteger) || size === 0) throw new RangeError("bad region");
@@ -47,12 +47,12 @@ export class TableRegion implements SharedRegion, Disposable {
   }
 
   /** True if it shows the bytes that the front end describes, in the file of this identity, where it says. */
-  shows(region: FrontEndRegion, identity: string): boolean {
+  shows(region: Region, identity: string): boolean {
     return this.isAt(region) && this.fileOffset === region.fileOffset && this.identity === identity;
   }
 
   /** True if this is the region that REM_MEM_REG describes; its offset there means nothing. */
-  isAt({ guestAddress, size, userAddress }: FrontEndRegion): boolean {
+  isAt({ guestAddress, size, userAddress }: Region): boolean {
     return this.at === guestAddress && this.size === size && this.userAddress === userAddress;
   }
 
@@ -80,7 +80,7 @@ export class MemoryTable implements Disposable {
    * @param quota how much front ends may show
    */
   constructor(
-    readonly isShared: (region: FrontEndRegion, fd: Fd) => boolean = () => true,
+    readonly isShared: (region: Region, fd: Fd) => boolean = () => true,
     readonly quota: MemoryQuota = new MemoryQuota(),
   ) {}
 
@@ -95,7 +95,7 @@ export class MemoryTable implements Disposable {
    * @param fds one for each region; those that are taken are taken out
    * @throws RangeError in words, LinuxError
    */
-  set(regions: readonly FrontEndRegion[], fds: Fd[]): void {
+  set(regions: readonly Region[], fds: Fd[]): void {
     // By what stands beside it, because descriptors that are taken leave the list.
     const pairs = regions.map((region, i) => {
       const identity = identityOf(fds[i]!);
@@ -109,7 +109,7 @@ export class MemoryTable implements Disposable {
   }
 
   /** ADD_MEM_REG. Arguments and errors as {@link set}. */
-  add(region: FrontEndRegion, fds: Fd[]): void {
+  add(region: Region, fds: Fd[]): void {
     const identity = identityOf(fds[0]!);
     // QEMU 7.2 adds, and removes, each once for every queue pair of a card.
     if (this.regions.some((old) => old.shows(region, identity))) return;
@@ -119,7 +119,7 @@ export class MemoryTable implements Disposable {
   }
 
   /** REM_MEM_REG. */
-  remove(region: FrontEndRegion): void {
+  remove(region: Region): void {
     this.#replace(this.regions.filter((other) => !other.isAt(region)));
   }
 
@@ -133,7 +133,7 @@ export class MemoryTable implements Disposable {
   }
 
   /** In a list of its own, or none. */
-  #map(region: FrontEndRegion, fd: Fd, identity: string, fds: Fd[]): TableRegion[] {
+  #map(region: Region, fd: Fd, identity: string, fds: Fd[]): TableRegion[] {
     if (!this.isShared(region, fd)) return [];
     const mapped = new TableRegion(region, fd, identity);
     fds.splice(fds.indexOf(fd), 1);

@@ -22,7 +22,7 @@ import type { Log } from "../../observe/log.ts";
 import type { DriverSide, PeerListener } from "../../transport/driver_side.ts";
 import type { RemoteDevice } from "../../transport/remote_device.ts";
 import type { Sharing } from "../../sharing/sharing.ts";
-import { FrontEndConnection, MESSAGE_BUFFER_SIZE } from "./connection.ts";
+import { Connection, MESSAGE_BUFFER_SIZE } from "../../vhost_user/connection.ts";
 import { FrontEnd } from "./front_end.ts";
 
 /** How often a connecting back end tries. */
@@ -178,10 +178,11 @@ export class VhostUserServer implements PeerListener, Disposable {
   }
 
   #serve(stream: UnixStream): void {
-    const connection = new FrontEndConnection(
+    const connection = new Connection(
       stream,
       this.reactor,
       this.#buffer,
+      "the front end",
       () => this.#frontEnd?.hungUp(),
     );
     const { reactor, log, sharing, quota } = this;

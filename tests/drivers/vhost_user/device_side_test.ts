@@ -9,7 +9,7 @@ import { createSealedMemory, type Fd } from "../../../src/linux/fd.ts";
 import { Kind, type Message } from "../../../src/message/message.ts";
 import { kindName } from "../../../src/message/table.ts";
 import { createLog } from "../../../src/observe/log.ts";
-import { Request } from "../../../src/drivers/vhost_user/protocol.ts";
+import { Request } from "../../../src/vhost_user/protocol.ts";
 import { Descriptors } from "../../../src/sharing/descriptors.ts";
 import { VhostUserServer } from "../../../src/drivers/vhost_user/server.ts";
 import {

@@ -7,7 +7,7 @@ import { assert, assertEquals } from "@std/assert";
 import { createEventFd, signalEventFd } from "../../../src/linux/eventfd.ts";
 import { openFile } from "../../../src/linux/fd.ts";
 import { unixStreamPair } from "../../../src/linux/unix_socket.ts";
-import { Request } from "../../../src/drivers/vhost_user/protocol.ts";
+import { Request } from "../../../src/vhost_user/protocol.ts";
 import {
   MEMORY_SIZE,
   type ProxyRig,

@@ -13,7 +13,7 @@ import { createSealedMemory, type Fd } from "../../../src/linux/fd.ts";
 import { allocate } from "../../../src/linux/arena.ts";
 import { libc } from "../../../src/linux/libc.ts";
 import type { Reactor } from "../../../src/linux/reactor.ts";
-import { Request, VRING_NO_FD } from "../../../src/drivers/vhost_user/protocol.ts";
+import { Request, VRING_NO_FD } from "../../../src/vhost_user/protocol.ts";
 import { LEASE_MS } from "../../../src/transport/peer.ts";
 import type { QueueSetup } from "../../../src/virtio/device.ts";
 import { FakeDevice } from "../../support/fake_device.ts";

@@ -1,11 +1,8 @@
 /** What of the vhost-user protocol depends on the kind of device. */
 
 import { assertEquals } from "@std/assert";
-import {
-  offeredProtocolFeatures,
-  ProtocolFeature,
-  queueNumber,
-} from "../../../src/drivers/vhost_user/protocol.ts";
+import { offeredProtocolFeatures, queueNumber } from "../../../src/drivers/vhost_user/offered.ts";
+import { ProtocolFeature } from "../../../src/vhost_user/protocol.ts";
 import { DEVICE_NET, DEVICE_RNG } from "../../../src/virtio/features.ts";
 
 const CARD = { deviceId: DEVICE_NET, vendorId: 0, featureBlocks: 2, configSize: 17, maxQueues: 3 };

@@ -1,14 +1,11 @@
 /**
- * The vhost-user protocol: numbers, names and the layout of its messages, from the back end's side
+ * The vhost-user protocol: numbers, names and the layout of its messages, for either end of it
  * (qemu docs/interop/vhost-user.rst). All fields are little-endian here; a message is a header of
  * three u32 {request, flags, size} and `size` bytes of payload.
  */
 
-import type { DeviceInfo } from "../../transport/remote_device.ts";
-import { DEVICE_NET } from "../../virtio/features.ts";
-
 /** A region of SET_MEM_TABLE: guest memory, where the front end sees it, where it lies in its file. */
-export interface FrontEndRegion {
+export interface Region {
   /** Guest-physical address, and so the address on the bus. */
   readonly guestAddress: number;
   /** In bytes. */
@@ -40,6 +37,9 @@ export const Request = {
   SET_BACKEND_REQ_FD: 21,
   GET_CONFIG: 24,
   SET_CONFIG: 25,
+  GET_INFLIGHT_FD: 31,
+  SET_INFLIGHT_FD: 32,
+  RESET_DEVICE: 34,
   GET_MAX_MEM_SLOTS: 36,
   ADD_MEM_REG: 37,
   REM_MEM_REG: 38,
@@ -63,6 +63,8 @@ export const ProtocolFeature = {
   REPLY_ACK: 3,
   BACKEND_REQ: 5,
   CONFIG: 9,
+  INFLIGHT_SHMFD: 12,
+  RESET_DEVICE: 13,
   CONFIGURE_MEM_SLOTS: 15,
   STATUS: 16,
 } as const;
@@ -70,8 +72,9 @@ export const ProtocolFeature = {
 /** Feature bit 30: the back end has protocol features. It is not a virtio feature. */
 export const FEATURE_PROTOCOL_FEATURES = 30;
 
-/** Header flags: version 1; a reply; the front end wants a reply. */
+/** Header flags: version 1, in two bits; a reply; the front end wants a reply. */
 export const FLAG_VERSION = 1;
+export const FLAG_VERSION_MASK = 3;
 export const FLAG_REPLY = 4;
 export const FLAG_NEED_REPLY = 8;
 
@@ -86,33 +89,12 @@ export const VRING_NO_FD = 0x100;
 /** The payload of GET_CONFIG and SET_CONFIG before the data: u32 offset, size, flags. */
 export const CONFIG_HEADER = 12;
 
-/**
- * What GET_QUEUE_NUM is answered for a device. The protocol counts queues; QEMU and DPDK count pairs of them for a
- * network card, and do not count its control queue.
- */
-export function queueNumber({ deviceId, maxQueues }: DeviceInfo): number {
-  return Math.max(1, deviceId === DEVICE_NET ? maxQueues >> 1 : maxQueues);
-}
-
-/**
- * What GET_PROTOCOL_FEATURES is answered for a device. QEMU reports DRIVER_OK for network cards alone (its
- * vhost_user_dev_start knows of no other device which queues are the last), so with others the rings must tell. And
- * it warns of a configuration space that it has no use for.
- */
-export function offeredProtocolFeatures({ deviceId, configSize }: DeviceInfo): number {
-  let bits = 0;
-  for (const bit of Object.values(ProtocolFeature)) bits |= 1 << bit;
-  if (deviceId !== DEVICE_NET) bits &= ~(1 << ProtocolFeature.STATUS);
-  if (configSize === 0) bits &= ~(1 << ProtocolFeature.CONFIG);
-  return bits;
-}
-
 /** A u64 as a Number; above 2^53 it is inexact, and range checks reject it. */
 export function getUint64(view: DataView, at: number): number {
   return view.getUint32(at, true) + view.getUint32(at + 4, true) * 0x1_0000_0000;
 }
 
-function parseRegion(payload: DataView, at: number): FrontEndRegion {
+function parseRegion(payload: DataView, at: number): Region {
   return {
     guestAddress: getUint64(payload, at),
     size: getUint64(payload, at + 8),
@@ -122,7 +104,7 @@ function parseRegion(payload: DataView, at: number): FrontEndRegion {
 }
 
 /** Reads SET_MEM_TABLE's payload, u32 count, u32 0, regions; undefined if it is malformed. */
-export function parseRegions(payload: DataView): FrontEndRegion[] | undefined {
+export function parseRegions(payload: DataView): Region[] | undefined {
   if (payload.byteLength < 8) return undefined;
   const count = payload.getUint32(0, true);
   if (count > MAX_REGIONS || payload.byteLength < 8 + 32 * count) return undefined;
@@ -130,6 +112,6 @@ export function parseRegions(payload: DataView): FrontEndRegion[] | undefined {
 }
 
 /** Reads ADD_MEM_REG's and REM_MEM_REG's payload, u64 0, one region; undefined if it is malformed. */
-export function parseSingleRegion(payload: DataView): FrontEndRegion | undefined {
+export function parseSingleRegion(payload: DataView): Region | undefined {
   return payload.byteLength < 40 ? undefined : parseRegion(payload, 8);
 }

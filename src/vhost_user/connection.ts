@@ -1,12 +1,12 @@
 /**
- * One vhost-user connection: whole messages in, replies out.
+ * One vhost-user connection, of either end: whole messages in, requests or replies out.
  *
  * Messages are taken one at a time: the next one is read only when the last one has been handled,
  * because many of them are barriers. Descriptors that nobody takes from a message are closed with it.
  */
 
-import { allocate, type Block } from "../../linux/arena.ts";
-import type { Fd } from "../../linux/fd.ts";
+import { allocate, type Block } from "../linux/arena.ts";
+import type { Fd } from "../linux/fd.ts";
 import {
   type Deferred,
   EPOLLERR,
@@ -14,12 +14,12 @@ import {
   EPOLLIN,
   type Reactor,
   type Timer,
-} from "../../linux/reactor.ts";
-import { MAX_FDS, type UnixStream } from "../../linux/unix_socket.ts";
+} from "../linux/reactor.ts";
+import { MAX_FDS, type UnixStream } from "../linux/unix_socket.ts";
 import { FLAG_REPLY, FLAG_VERSION, HEADER_SIZE, MAX_PAYLOAD } from "./protocol.ts";
 
-/** A message of the front end. */
-export interface FrontEndMessage {
+/** A message of the peer. */
+export interface Message {
   readonly request: number;
   readonly flags: number;
   readonly payload: DataView;
@@ -41,45 +41,48 @@ export function sendMessage(
   request: number,
   flags: number,
   payload: Uint8Array,
+  fds: readonly Fd[] = [],
 ): boolean {
   outgoing.view.setUint32(0, request, true);
   outgoing.view.setUint32(4, FLAG_VERSION | flags, true);
   outgoing.view.setUint32(8, payload.length, true);
   outgoing.bytes.set(payload, HEADER_SIZE);
   const size = HEADER_SIZE + payload.length;
-  // A front end reads each reply before it asks again, so its socket is never full.
-  return stream.send(outgoing.address, size) === size;
+  // Who reads each reply before it asks again has a socket that is never full.
+  return stream.send(outgoing.address, size, fds) === size;
 }
 
 /** See the head of this file. */
-export class FrontEndConnection implements Disposable {
+export class Connection implements Disposable {
   /** Why the connection ended, once it has. */
   closed: string | undefined;
   readonly #fds: Fd[] = [];
   #filled = 0;
-  #waiting: Deferred<FrontEndMessage | undefined> | undefined;
+  #waiting: Deferred<Message | undefined> | undefined;
   #watched = true;
   /** For a message that has begun: who sends a part of one keeps others out. */
   readonly #patience: Timer;
 
   /**
-   * @param buffer of {@link MESSAGE_BUFFER_SIZE}, from whoever accepts connections one after another
-   * @param onClosed called once when the front end hangs up, also while a message is being handled
+   * @param buffer of {@link MESSAGE_BUFFER_SIZE}, from whoever has connections one after another
+   * @param peer for people: "the front end", "the back end"
+   * @param onClosed called once when the peer hangs up, also while a message is being handled
    */
   constructor(
     readonly stream: UnixStream,
     readonly reactor: Reactor,
     readonly buffer: Block,
+    readonly peer: string,
     readonly onClosed: (reason: string) => void,
   ) {
     this.#patience = reactor.timer(() =>
-      this.close(`the front end did not end a message within ${PART_MS / 1000} s`)
+      this.close(`${this.peer} did not end a message within ${PART_MS / 1000} s`)
     );
     reactor.watch(stream.fd, EPOLLIN, (events) => this.#ready(events));
   }
 
   /** The next message, or undefined when the connection has ended. */
-  next(): Promise<FrontEndMessage | undefined> {
+  next(): Promise<Message | undefined> {
     this.#waiting = this.reactor.defer();
     const { promise } = this.#waiting;
     if (this.closed !== undefined) this.#deliver(undefined);
@@ -87,7 +90,7 @@ export class FrontEndConnection implements Disposable {
     return promise;
   }
 
-  #deliver(message: FrontEndMessage | undefined): void {
+  #deliver(message: Message | undefined): void {
     this.#waiting?.resolve(message);
     this.#waiting = undefined;
   }
@@ -115,7 +118,7 @@ export class FrontEndConnection implements Disposable {
   #ready(events: number): void {
     if (this.#waiting === undefined) {
       // Nobody reads at the moment; a hang-up is level-triggered and would spin.
-      if ((events & (EPOLLHUP | EPOLLERR)) !== 0) this.close("the front end hung up");
+      if ((events & (EPOLLHUP | EPOLLERR)) !== 0) this.close(`${this.peer} hung up`);
       return;
     }
     const message = this.#read();
@@ -128,13 +131,13 @@ export class FrontEndConnection implements Disposable {
   }
 
   /** Reads on; a whole message, or undefined when more has to come or the connection has ended. */
-  #read(): FrontEndMessage | undefined {
+  #read(): Message | undefined {
     for (;;) {
       const size = this.#filled < HEADER_SIZE
         ? HEADER_SIZE
         : HEADER_SIZE + this.buffer.view.getUint32(8, true);
       if (size > HEADER_SIZE + MAX_PAYLOAD) {
-        this.close(`the front end sent a message of ${size} bytes`);
+        this.close(`${this.peer} sent a message of ${size} bytes`);
         return undefined;
       }
       if (this.#filled === size) return this.#take(size);
@@ -144,7 +147,7 @@ export class FrontEndConnection implements Disposable {
       // A message in many parts could bring as many descriptors as there are bytes.
       const tooMany = this.stream.truncated || this.#fds.length > MAX_FDS;
       if (received === 0 || tooMany) {
-        this.close(received === 0 ? "the front end hung up" : "the front end sent too many fds");
+        this.close(received === 0 ? `${this.peer} hung up` : `${this.peer} sent too many fds`);
         // Nothing is handled after the end, also not what is whole by now.
         return undefined;
       }
@@ -156,7 +159,7 @@ export class FrontEndConnection implements Disposable {
     }
   }
 
-  #take(size: number): FrontEndMessage {
+  #take(size: number): Message {
     const { bytes, view } = this.buffer;
     this.#filled = 0;
     this.#patience.cancel();
