@@ -63,7 +63,8 @@ export function ip(command: string): string {
 
 /** Whether PATH has a program. */
 export function has(program: string): boolean {
-  return (Deno.env.get("PATH") ?? "").split(":").some((directory) => {
+  const directories = program.startsWith("/") ? [""] : (Deno.env.get("PATH") ?? "").split(":");
+  return directories.some((directory) => {
     try {
       return Deno.statSync(`${directory}/${program}`).isFile;
     } catch {
