@@ -36,6 +36,10 @@ export interface InnerGuestOptions {
   readonly script: string;
   /** Files for it besides. */
   readonly files?: readonly GuestFile[];
+  /** Modules besides those of a network card. */
+  readonly modules?: readonly string[];
+  /** virtio's number of what the socket serves; only User-Mode Linux can have another than a network card. */
+  readonly deviceType?: number;
   /** MiB of memory; 64 or 128 unless given. */
   readonly memoryMiB?: number;
   /** A microvm's memory is one huge page of 1 GiB, so it is in one piece; not with {@link memoryMiB}. */
@@ -56,8 +60,8 @@ export async function innerUml(
   installation: Installation & { readonly kind: "uml" },
   options: InnerGuestOptions,
 ): Promise<InnerGuest> {
-  const { script, files = [], memoryMiB = 64 } = options;
-  const initramfs = await guestInitramfs(installation, { script, files });
+  const { script, files = [], modules = [], deviceType = 1, memoryMiB = 64 } = options;
+  const initramfs = await guestInitramfs(installation, { script, files, modules });
   return {
     files: [
       ...await withLibraries(installation.kernel, "/bin/linux.uml"),
@@ -70,7 +74,7 @@ export async function innerUml(
 mkdir -p /tmp/uml
 TMPDIR=/dev/shm HOME=/tmp setarch x86_64 -R linux.uml mem=${memoryMiB}M \\
   initrd=/mnt/inner/initramfs.cpio uml_dir=/tmp/uml/ con0=null,fd:1 con=null ssl=null quiet \\
-  virtio_uml.device=${socket}:1 </dev/null
+  virtio_uml.device=${socket}:${deviceType} </dev/null
 `,
   };
 }
