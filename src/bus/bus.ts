@@ -123,6 +123,8 @@ export interface Bus extends Disposable {
   grant(number: number): void;
   /** Device side: what the driver side grants at this moment, in a word of its own that both see. */
   readonly granted: number;
+  /** Where that word is in this process, as long as the bus is. */
+  readonly grantAddress: bigint;
   /** Continues where the memory says, dropping nothing: whoever came may have emptied the queues. */
   resume(): void;
 }
@@ -286,6 +288,10 @@ export abstract class QueueBus implements Bus {
 
   get granted(): number {
     return this.incoming.granted;
+  }
+
+  get grantAddress(): bigint {
+    return this.incoming.grantAddress;
   }
 
   abstract sendFd(...fds: readonly Fd[]): number;

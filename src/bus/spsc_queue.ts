@@ -44,6 +44,8 @@ export class SpscQueue {
   /** How often the peer's index was out of range. */
   badIndices = 0;
   readonly #words: Uint32Array;
+  /** This process's address of the word that {@link granted} reads, for its other threads. */
+  readonly grantAddress: bigint;
   /** The private slot, if there is one. */
   readonly #staging: Uint32Array | undefined;
   /** The producer's head or the consumer's tail: this side's index, and its truth. */
@@ -63,6 +65,7 @@ export class SpscQueue {
     this.capacity = spscCapacity(size);
     if (this.capacity < 2) throw new Error(`a queue of ${size} bytes has no room for two messages`);
     this.#words = new Uint32Array(memory.buffer, offset, spscSize(this.capacity) / 4);
+    this.grantAddress = memory.address + BigInt(offset + 4 * GRANT_WORD);
     this.#staging = isDeviceMemory ? new Uint32Array(WORDS) : undefined;
     this.view = this.#staging === undefined
       ? new DataView(memory.buffer, offset, size)

@@ -59,6 +59,11 @@ export class Fd implements Disposable {
   }
 }
 
+/** A descriptor that somebody else closes, as one of another thread's. */
+export class BorrowedFd extends Fd {
+  protected override close(): void {}
+}
+
 /**
  * Opens a file for reading and writing.
  *

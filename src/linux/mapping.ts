@@ -92,6 +92,19 @@ export function mapAnonymous(size: number): Mapping {
   return map(size, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0n, `mmap ${size} bytes`);
 }
 
+/** What another thread of this process has mapped, for as long as that thread keeps it: dispose takes away the views alone. */
+export function borrowMapping(address: bigint, size: number): Mapping {
+  let buffer = Deno.UnsafePointerView.getArrayBuffer(Deno.UnsafePointer.create(address)!, size);
+  return {
+    address,
+    get buffer() {
+      return buffer;
+    },
+    size,
+    [Symbol.dispose]: () => void (buffer = buffer.transfer(0)),
+  };
+}
+
 /**
  * Has a mapping show a file's bytes from `offset` on instead, or without a file zeroed memory of this process:
  * whoever has views of it keeps them. The file must be as long as the mapping.

@@ -45,6 +45,7 @@ export class FrameDescriptor implements Disposable {
     this.counters = new FrameCounters("port", name);
   }
 
+  /** Starts, also again after it was disposed of: the descriptor is not closed by that. */
   open(listener: Pick<PortListener, "readable" | "writable">): void {
     this.#listener = listener;
     const events = EPOLLIN | EPOLLOUT | EPOLLET;
@@ -117,6 +118,6 @@ export class FrameDescriptor implements Disposable {
   [Symbol.dispose](): void {
     if (this.#listener !== undefined) this.reactor.unwatch(this.fd);
     this.#listener = undefined;
-    this.readable = false;
+    this.readable = this.#blocked = false;
   }
 }

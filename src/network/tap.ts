@@ -24,7 +24,7 @@
  * been made for what the driver took before.
  */
 
-import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../virtio/net_header.ts";
+import { NET_HEADER_SIZE } from "../virtio/net_header.ts";
 import { hasFeature, NetFeature } from "../virtio/features.ts";
 import { LinuxError, UsageError, VmsgError } from "../linux/errors.ts";
 import type { Fd } from "../linux/fd.ts";
@@ -34,10 +34,10 @@ import type { Reactor } from "../linux/reactor.ts";
 import { directoryNames, linkName, readAttribute, SYSFS } from "../linux/sysfs.ts";
 import * as tun from "../linux/tun.ts";
 import type { IovecList } from "../memory/mod.ts";
-import { FrameDescriptor } from "./frame_descriptor.ts";
 import { frameRoom, KERNEL_OFFLOADS, LARGE_FRAME_ROOM, takesLargeFrames } from "./frame_size.ts";
-import type { NetworkPort, PortListener, PortQueue } from "./port.ts";
+import type { NetworkPort, PortListener } from "./port.ts";
 import { parseIpv4Address } from "./protocols/ipv4.ts";
+import { TapQueue } from "./tap_queue.ts";
 
 /** What the TAP is. */
 export interface TapOptions {
@@ -71,43 +71,6 @@ const USO_TUN_BITS = tun.TUN_F_USO4 | tun.TUN_F_USO6;
 /** What kernels since 6.2 do besides. */
 const USO_FEATURES = [NetFeature.GUEST_USO4, NetFeature.GUEST_USO6, NetFeature.HOST_USO];
 
-/** A queue of a TAP. It owns the descriptor. */
-class TapQueue implements PortQueue, Disposable {
-  readonly frames: FrameDescriptor;
-  /** The kernel may send frames here. */
-  used = true;
-  /** Room that a frame may need. */
-  room = 0;
-
-  constructor(readonly fd: Fd, reactor: Reactor, name: string) {
-    this.frames = new FrameDescriptor(fd, reactor, name);
-  }
-
-  send(frame: IovecList): boolean {
-    return this.frames.write(frame.address, frame.count);
-  }
-
-  nextLength(): number {
-    return this.frames.readable ? this.room : 0;
-  }
-
-  receive(into: IovecList, first: number): number {
-    const length = this.frames.read(into.addressFrom(first), into.count - first);
-    // The kernel's header ends before num_buffers; those two bytes are left as they were.
-    if (length > 0) into.setUint16(NUM_BUFFERS_OFFSET, 1, first);
-    return length;
-  }
-
-  discard(): void {
-    this.frames.discard();
-  }
-
-  [Symbol.dispose](): void {
-    this.frames[Symbol.dispose]();
-    this.fd[Symbol.dispose]();
-  }
-}
-
 /** See the head of this file. */
 export class TapPort implements NetworkPort {
   /** The interface's name. */
@@ -116,8 +79,7 @@ export class TapPort implements NetworkPort {
   readonly features: readonly number[];
   /** The largest payload of a frame, in bytes: what the device should tell its driver. */
   readonly mtu: number;
-  readonly queues: readonly PortQueue[];
-  readonly #queues: readonly TapQueue[];
+  readonly queues: readonly TapQueue[];
   readonly #fd: Fd;
   readonly #bridged: boolean;
   #tunBits = 0;
@@ -161,17 +123,17 @@ export class TapPort implements NetworkPort {
     opened.move();
     const queueName = (i: number) =>
       queues === 1 ? this.description : `${this.description} queue ${i}`;
-    this.queues = this.#queues = fds.map((fd, i) => new TapQueue(fd, reactor, queueName(i)));
+    this.queues = fds.map((fd, i) => new TapQueue(fd, reactor, queueName(i)));
     this.#setRoom(frameRoom(this.mtu));
     this.setQueues(1);
   }
 
   #setRoom(room: number): void {
-    for (const queue of this.#queues) queue.room = room;
+    for (const queue of this.queues) queue.room = room;
   }
 
   setQueues(count: number): void {
-    for (const [i, queue] of this.#queues.entries()) {
+    for (const [i, queue] of this.queues.entries()) {
       const used = i < count;
       if (used === queue.used) continue;
       // It fails when the interface was deleted, and then nothing comes anyway.
@@ -190,7 +152,7 @@ export class TapPort implements NetworkPort {
 
   /** What went through, and what the kernel refused. */
   get counters(): Readonly<Record<string, number>> {
-    return this.#queues[0]!.frames.counters;
+    return this.queues[0]!.frames.counters;
   }
 
   setFeatures(words: Uint32Array): void {
@@ -198,7 +160,7 @@ export class TapPort implements NetworkPort {
     this.#setRoom(takesLargeFrames(words) ? LARGE_FRAME_ROOM : frameRoom(this.mtu));
     if (bits === this.#tunBits) return;
     tun.setTapOffloads(this.#fd, bits);
-    if ((this.#tunBits & ~bits) !== 0) { for (const { frames } of this.#queues) frames.drain(); }
+    if ((this.#tunBits & ~bits) !== 0) { for (const { frames } of this.queues) frames.drain(); }
     this.#tunBits = bits;
   }
 
@@ -216,8 +178,8 @@ export class TapPort implements NetworkPort {
   }
 
   open(listener: PortListener): void {
-    for (const [i, { frames }] of this.#queues.entries()) {
-      frames.open({
+    for (const [i, queue] of this.queues.entries()) {
+      queue.open({
         readable: () => listener.readable(i),
         writable: () => listener.writable(i),
       });
@@ -227,25 +189,25 @@ export class TapPort implements NetworkPort {
   }
 
   send(frame: IovecList): boolean {
-    return this.#queues[0]!.send(frame);
+    return this.queues[0]!.send(frame);
   }
 
   nextLength(): number {
-    return this.#queues[0]!.nextLength();
+    return this.queues[0]!.nextLength();
   }
 
   receive(into: IovecList, first: number): number {
-    return this.#queues[0]!.receive(into, first);
+    return this.queues[0]!.receive(into, first);
   }
 
   discard(): void {
-    this.#queues[0]!.discard();
+    this.queues[0]!.discard();
   }
 
   /** Closes the TAP; the interface goes with it unless it is persistent. */
   [Symbol.dispose](): void {
     this.#watch[Symbol.dispose]();
-    for (const queue of this.#queues) queue[Symbol.dispose]();
+    for (const queue of this.queues) queue[Symbol.dispose]();
   }
 }
 

@@ -55,6 +55,14 @@ export type Counters<Name extends string> = Record<Name, number>;
 /** Makes the counters of one thing of a kind ("device", "bus", "port" ...) with a name for people. */
 export type CounterShape<Name extends string> = new (kind: string, name: string) => Counters<Name>;
 
+/** Where a group is, for another thread that is to count in it. */
+export interface GroupPlace {
+  /** This process's address, as a Number: user-space addresses are below 2^47. */
+  readonly address: number;
+  /** In bytes. */
+  readonly size: number;
+}
+
 /** Memory that holds groups; the thread that made it alone writes, and but for values reads nothing there. */
 export class CounterMemory {
   readonly #words: Uint32Array<ArrayBuffer>;
@@ -65,7 +73,13 @@ export class CounterMemory {
   #generation = 0;
 
   /** Takes zeroed memory and writes the header. */
-  constructor(readonly buffer: ArrayBuffer, subcommand: string, pid: number, startMs: number) {
+  constructor(
+    readonly buffer: ArrayBuffer,
+    subcommand: string,
+    pid: number,
+    startMs: number,
+    readonly address: bigint = 0n,
+  ) {
     this.#words = new Uint32Array(buffer);
     this.#bytes = new Uint8Array(buffer);
     this.#write(0, 8, MAGIC);
@@ -111,7 +125,7 @@ export class CounterMemory {
 }
 
 /** Where new groups go: one place per process, which is that of the thread with the data plane. */
-let memory: CounterMemory | undefined;
+let memory: Pick<CounterMemory, "buffer" | "address" | "take" | "free"> | undefined;
 
 /** Has groups that are made from now on go there, or into memory of their own. */
 export function countIn(place: CounterMemory | undefined): void {
@@ -126,6 +140,21 @@ export function uncounted(work: () => void): void {
     work();
   } finally {
     memory = place;
+  }
+}
+
+/**
+ * Makes something whose one group of counters is another thread's, which does not count there meanwhile.
+ *
+ * @param buffer over that group's place; undefined if it is in no file, so that nobody else sees it
+ */
+export function countingAt<T>(buffer: ArrayBuffer | undefined, make: () => T): T {
+  const before = memory;
+  memory = buffer && { buffer, address: 0n, take: () => 0, free: () => {} };
+  try {
+    return make();
+  } finally {
+    memory = before;
   }
 }
 
@@ -155,6 +184,13 @@ class Group {
   toJSON(): Counters<string> {
     const counters = this as unknown as Counters<string>;
     return Object.fromEntries(this.names.map((name) => [name, counters[name]!]));
+  }
+
+  /** See {@link placeOf}. */
+  get place(): GroupPlace | undefined {
+    if (this.#at < 0 || this.#memory!.address === 0n) return undefined;
+    const size = HEADER_SIZE + COUNTER_SIZE * this.names.length;
+    return { address: Number(this.#memory!.address) + this.#at, size };
   }
 
   /** See {@link retire}. */
@@ -190,6 +226,11 @@ export function counterShape<Name extends string>(...names: Name[]): CounterShap
     });
   });
   return Shape as unknown as CounterShape<Name>;
+}
+
+/** Where the counters are, if they are in the process's file. */
+export function placeOf(counters: Counters<string>): GroupPlace | undefined {
+  return counters instanceof Group ? counters.place : undefined;
 }
 
 /** Says that what was counted is gone. The counters must not be used any more: others may be there. */

@@ -3,6 +3,7 @@
 import type { Reactor } from "../linux/reactor.ts";
 import type { MemoryQuota } from "../memory/mod.ts";
 import type { Log } from "../observe/log.ts";
+import type { Terms } from "../virtio/device.ts";
 import type { Link } from "./link.ts";
 import type { Notifications } from "./notifications.ts";
 
@@ -24,6 +25,8 @@ export interface DeviceContext {
   readonly confined: boolean;
   /** May memory of the peer be touched at this moment? */
   leaseHolds(): boolean;
+  /** The same, for other threads. */
+  terms(): Terms;
   /** The epoch of this side, which every private answer names. */
   ownEpoch(): number;
 }

@@ -96,6 +96,7 @@ export class DeviceSide implements BusListener, Disposable {
       confined,
       quota,
       leaseHolds: () => this.#peer.leaseHolds(),
+      terms: () => this.#peer.terms,
       ownEpoch: () => this.#peer.ownEpoch,
     };
     this.#peer = new Peer(this.#context, {

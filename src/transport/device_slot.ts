@@ -12,15 +12,22 @@
  * status 0 nothing of its memory is touched, and it is told nothing.
  */
 
-import { Kind, type Message } from "../message/message.ts";
+import { Kind } from "../message/message.ts";
 import type { Fd } from "../linux/fd.ts";
+import { Notifier } from "../linux/notifier.ts";
 import type { AddressSpace, MemoryRegion } from "../memory/mod.ts";
-import type { Answer, DeviceHost, DeviceModel, QueueSetup } from "../virtio/device.ts";
+import type {
+  Answer,
+  DeviceHost,
+  DeviceModel,
+  QueueNotifier,
+  QueueSetup,
+  Terms,
+} from "../virtio/device.ts";
 import { hasFeature, RingFeature, Status } from "../virtio/features.ts";
 import type { Conversation } from "./conversation.ts";
 import type { DeviceContext } from "./device_context.ts";
-import { Notification, QueueNotification } from "./notifications.ts";
-import { Notifier } from "./notifier.ts";
+import { ConfigNotification, type Notification, QueueNotification } from "./notifications.ts";
 import type { SlotMemory } from "./slot_memory.ts";
 import { Translation } from "./translation.ts";
 
@@ -40,7 +47,7 @@ export interface QueueRecord {
   /** EVENT_USED. */
   readonly used: Notification;
   /** What takes its place, and EVENT_AVAIL's; only while {@link isEnabled}. */
-  notifier: Notifier | undefined;
+  notifier: QueueNotifier | undefined;
 }
 
 const UNSET: QueueSetup = {
@@ -120,9 +127,17 @@ export class DeviceSlot implements DeviceHost {
     return this.tables.regions;
   }
 
+  get #isRunning(): boolean {
+    return (this.#status & (Status.DRIVER_OK | Status.DEVICE_NEEDS_RESET)) === Status.DRIVER_OK;
+  }
+
+  get terms(): Terms | undefined {
+    if (this.translation.space !== undefined) return undefined;
+    return this.#isRunning ? this.owner.terms() : { untilMs: 0 };
+  }
+
   mayTouchMemory(): boolean {
-    const running = Status.DRIVER_OK | Status.DEVICE_NEEDS_RESET;
-    if ((this.#status & running) !== Status.DRIVER_OK) return false;
+    if (!this.#isRunning) return false;
     if (this.owner.leaseHolds()) return true;
     this.#isPaused = true;
     return false;
@@ -152,6 +167,7 @@ export class DeviceSlot implements DeviceHost {
     // In reset it needs none, and nothing is announced before the first status write (rule U3).
     if (this.#status === 0) return;
     this.#status |= Status.DEVICE_NEEDS_RESET;
+    this.model.termsChanged?.();
     this.#announce();
   }
 
@@ -190,7 +206,8 @@ export class DeviceSlot implements DeviceHost {
   setNotifier(index: number, kick: Fd, call: Fd | undefined): void {
     const { model, owner: { notifications: { reactor } } } = this;
     const kicked = () => model.available(index);
-    this.queues[index].notifier = new Notifier(reactor, kick, call, kicked);
+    this.queues[index].notifier = model.takeNotifier?.(index, kick, call) ??
+      new Notifier(reactor, kick, call, kicked);
     this.#tellWay(index, "out of band");
     kicked();
   }
@@ -226,6 +243,7 @@ export class DeviceSlot implements DeviceHost {
     const kept = before & (Status.DEVICE_NEEDS_RESET | Status.FEATURES_OK);
     const refused = this.setsFeaturesOk(status) && !featuresAreOk ? Status.FEATURES_OK : 0;
     this.#status = (status & 0xff & ~Status.DEVICE_NEEDS_RESET & ~refused) | kept;
+    this.model.termsChanged?.();
     if ((this.#status & ~before & Status.DRIVER_OK) !== 0) this.model.resume();
   }
 
@@ -248,6 +266,7 @@ export class DeviceSlot implements DeviceHost {
 
   /** Looks at the queues again if the lease ran out and holds again. */
   resumeIfPaused(): void {
+    this.model.termsChanged?.();
     if (!this.#isPaused || !this.mayTouchMemory()) return;
     this.#isPaused = false;
     this.model.resume();
@@ -278,6 +297,7 @@ export class DeviceSlot implements DeviceHost {
     this.#isResetting = true;
     if (this.#status !== 0) this.#isToldOfReset = false;
     this.#status = 0;
+    this.model.termsChanged?.();
     this.#isPaused = false;
     this.translation.reset();
     this.driverFeatures.fill(0);
@@ -377,17 +397,5 @@ export class DeviceSlot implements DeviceHost {
     this.model[Symbol.dispose]();
     this.translation[Symbol.dispose]();
     this.tables.dropAll();
-  }
-}
-
-/** EVENT_CONFIG: the device changed its configuration or its status by itself. */
-class ConfigNotification extends Notification {
-  constructor(readonly slot: DeviceSlot) {
-    super(Kind.EVENT_CONFIG, slot.number);
-  }
-
-  override fill(event: Message): void {
-    event.status = this.slot.status;
-    event.generation = this.slot.generation;
   }
 }

@@ -9,7 +9,7 @@ export const PRIVATE_VERSION = 1;
 export const CAPABILITY_GRANT = 1;
 /** A capability in HELLO: the bus can ring by eventfds. */
 export const CAPABILITY_DOORBELLS = 2;
-/** A capability in HELLO: a queue's kick and call can be the device side's (notifier.ts). */
+/** A capability in HELLO: a queue's kick and call can be the device side's (linux/notifier.ts). */
 export const CAPABILITY_NOTIFIERS = 4;
 
 /** What this side can do. */

@@ -12,7 +12,7 @@
  */
 
 import type { Reactor, Timer } from "../linux/reactor.ts";
-import type { Kind, Message } from "../message/message.ts";
+import { Kind, type Message } from "../message/message.ts";
 import { FULL_RETRY_MS, type Link } from "./link.ts";
 
 /** Something to tell the peer. */
@@ -39,6 +39,24 @@ export class QueueNotification extends Notification {
 
   override fill(event: Message): void {
     event.index = this.index;
+  }
+}
+
+/** EVENT_CONFIG: the device changed its configuration or its status by itself. */
+export class ConfigNotification extends Notification {
+  constructor(
+    readonly slot: {
+      readonly number: number;
+      readonly status: number;
+      readonly generation: number;
+    },
+  ) {
+    super(Kind.EVENT_CONFIG, slot.number);
+  }
+
+  override fill(event: Message): void {
+    event.status = this.slot.status;
+    event.generation = this.slot.generation;
   }
 }
 

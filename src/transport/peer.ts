@@ -28,6 +28,7 @@
 import type { Timer } from "../linux/reactor.ts";
 import { Kind } from "../message/message.ts";
 import { limitedLog } from "../observe/log.ts";
+import type { Terms } from "../virtio/device.ts";
 import type { DeviceContext } from "./device_context.ts";
 import {
   capabilitiesOf,
@@ -133,6 +134,16 @@ export class Peer implements Disposable {
     const { reactor, link: { bus } } = this.options;
     return this.state === "vmsg" && reactor.now() < this.#leaseEndMs &&
       (this.#grant === undefined || bus.granted === this.#grant);
+  }
+
+  /** The same for other threads; renewed with each HELLO. */
+  get terms(): Terms {
+    if (this.state === "foreign") return { untilMs: Infinity };
+    const number = this.#grant;
+    const grant = number === undefined
+      ? undefined
+      : { address: this.options.link.bus.grantAddress, number };
+    return { untilMs: this.state === "vmsg" ? this.#leaseEndMs : 0, grant };
   }
 
   /**

@@ -78,7 +78,7 @@ export interface Requests {
   readonly isReady: boolean;
   /** The epoch that private requests carry. */
   readonly epoch: number;
-  /** Does the device side take kicks and calls (notifier.ts)? */
+  /** Does the device side take kicks and calls (linux/notifier.ts)? */
   readonly takesNotifiers: boolean;
   /** Those that were sent. */
   readonly requests: OpenRequests;

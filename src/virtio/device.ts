@@ -28,6 +28,8 @@ import type { AddressSpace, MemoryRegion } from "../memory/mod.ts";
 
 export type { MemoryRegion } from "../memory/mod.ts";
 
+type Fd = NonNullable<MemoryRegion["fd"]>;
+
 /** An answer that is there, or that comes later; see the head of this file. */
 export type Answer<T> = T | Promise<T>;
 
@@ -48,6 +50,20 @@ export interface QueueSetup {
   readonly base: number;
 }
 
+/** What {@link DeviceHost.mayTouchMemory} says, in a form that other threads can go by. */
+export interface Terms {
+  /** Until when, by CLOCK_MONOTONIC in milliseconds; 0 is not now, Infinity until something changes. */
+  readonly untilMs: number;
+  /** A word at this address has to hold this number at each look, besides; an address lasts as long as any queue runs. */
+  readonly grant?: { readonly address: bigint; readonly number: number } | undefined;
+}
+
+/** A queue's notifications out of band (linux/notifier.ts). */
+export interface QueueNotifier extends Disposable {
+  /** Tells the driver that buffers were used. */
+  call(): void;
+}
+
 /** What the transport does for a device. */
 export interface DeviceHost {
   /** The driver side's memory, by bus address. */
@@ -60,6 +76,11 @@ export interface DeviceHost {
    * {@link DeviceModel.resume} is called as soon as it would say yes.
    */
   mayTouchMemory(): boolean;
+  /**
+   * The same for a device with threads of its own; {@link DeviceModel.termsChanged} tells of what changes. Undefined if only
+   * this thread can find its way in the memory, which changes while no queue runs.
+   */
+  readonly terms?: Terms | undefined;
   /** Buffers of a queue were used and the driver wants to know. */
   used(queue: number): void;
   /** The configuration space changed; the next {@link DeviceModel.readConfig} shows it. */
@@ -119,6 +140,16 @@ export interface DeviceModel extends Disposable {
   memoryRemoved?(regions: readonly MemoryRegion[]): Answer<void>;
   /** The driver made buffers available. */
   available(index: number): void;
+  /** {@link DeviceHost.terms} are others, or last longer. */
+  termsChanged?(): void;
+  /**
+   * For a queue that another thread works on: has it watch the kick and signal the call. It owns both, unless it throws, and
+   * has let go of them when it is disposed.
+   *
+   * @returns undefined for a queue of this thread, which is the transport's to notify
+   * @throws VmsgError EVENT_KIND
+   */
+  takeNotifier?(index: number, kick: Fd, call: Fd | undefined): QueueNotifier | undefined;
   /** Looks at every queue that was started. */
   resume(): void;
   /** Ends the device at once, whatever is outstanding: afterwards it touches no memory any more. */

@@ -71,6 +71,7 @@ export class SlotBus implements Bus {
   drop(): void {}
 
   readonly granted = 0;
+  readonly grantAddress = 0n;
 
   grant(): void {}
 

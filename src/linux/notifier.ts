@@ -2,17 +2,17 @@
  * A virtqueue's notifications out of band, at the device side: SET_NOTIFIER (src/message/private.ts) brought what the
  * driver kicks and is called by, and whoever is between the two sleeps.
  *
- * Both are foreign, whoever made them (linux/peer_event.ts). The kick is watched edge-triggered and never read: each
+ * Both are foreign, whoever made them (peer_event.ts). The kick is watched edge-triggered and never read: each
  * signal is an edge, also where the count is full, and a count that is not 0 is one at once. So whoever watches it again,
  * when this is gone, finds it ready. A kick may come in vain, for a queue that the device may not touch, and as often as
  * the driver likes: it costs a turn of the loop.
  *
- * It belongs to a queue that is set up, and is gone before the answer that says that the queue is not (device_slot.ts).
+ * It belongs to a queue that is set up, and is gone before the answer that says that the queue is not (transport/device_slot.ts).
  */
 
-import type { Fd } from "../linux/fd.ts";
-import { PeerEvent } from "../linux/peer_event.ts";
-import { EPOLLET, EPOLLIN, type Reactor } from "../linux/reactor.ts";
+import type { Fd } from "./fd.ts";
+import { PeerEvent } from "./peer_event.ts";
+import { EPOLLET, EPOLLIN, type Reactor } from "./reactor.ts";
 
 /** See the head of this file. */
 export class Notifier implements Disposable {
