@@ -85,7 +85,14 @@ export {
 } from "./src/devices/queue_device.ts";
 export { Chain, ChainBatch, DeviceQueue, Pop } from "./src/virtio/queue/mod.ts";
 export { hasFeature, NetFeature, RingFeature, Status } from "./src/virtio/features.ts";
-export type { DeviceHost, DeviceModel, QueueSetup } from "./src/virtio/device.ts";
+export type {
+  DeviceHost,
+  DeviceModel,
+  QueueNotifier,
+  QueueSetup,
+  Terms,
+} from "./src/virtio/device.ts";
+export type { PairLine } from "./src/devices/net/pair_line.ts";
 
 // Devices there are.
 export {

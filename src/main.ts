@@ -36,10 +36,10 @@ async function dispatch(args: readonly string[]): Promise<number> {
     return 0;
   }
   enterOpening(name);
-  return await command.run(options, async (settings) => {
+  return await command.run(options, async (settings, pairs) => {
     const { runDataPlane } = await import("./cli/data_plane.ts");
     // Only the commands of PLANES ask for it.
-    return await runDataPlane(name as PlaneName, settings, options);
+    return await runDataPlane(name as PlaneName, settings, options, pairs);
   });
 }
 

@@ -1,5 +1,5 @@
 /**
- * The two threads of a data plane subcommand, as seen from the main one.
+ * The threads of a data plane subcommand, as seen from the main one.
  *
  * The Worker (worker.ts) builds the parts and blocks in its reactor; the main thread keeps Deno's event
  * loop for signals. They share a stop eventfd, by number: SIGINT and SIGTERM signal it, the Worker takes
@@ -7,6 +7,7 @@
  * ending the process; the kernel then closes what it held.
  */
 
+import { endPair, openPairLine, type PairLine } from "../devices/net/pair_line.ts";
 import { VmsgError } from "../linux/errors.ts";
 import { createEventFd, signalEventFd } from "../linux/eventfd.ts";
 import { libc } from "../linux/libc.ts";
@@ -14,7 +15,7 @@ import { notifySystemd, systemdSocket } from "../linux/sd_notify.ts";
 import { complaintOf } from "./complaint.ts";
 import type { Options } from "./command.ts";
 import type { PlaneName } from "./commands.ts";
-import { limitsProblem } from "./needs.ts";
+import { limitsProblem, pairThreadsFor } from "./needs.ts";
 import { forbidNewPrivileges } from "./permissions.ts";
 import { parseCommon } from "./plane.ts";
 import { watchThread } from "./watchdog.ts";
@@ -25,56 +26,86 @@ const STOP_TIMEOUT_MS = 5000;
 /** A tenth of what the Worker gets, where they compete. */
 const NICE = 10;
 
+/** A Worker, and how it ends. */
+class PlaneThread implements Disposable {
+  readonly #worker = new Worker(new URL("./worker.ts", import.meta.url).href, { type: "module" });
+  readonly #ended = Promise.withResolvers<number>();
+  #watchdog: Disposable | undefined;
+
+  constructor(start: StartMessage | PairLine, readonly ready: () => void = () => {}) {
+    this.#worker.onmessage = ({ data }: MessageEvent<WorkerMessage>) => {
+      if (data.kind === "loaded") this.#worker.postMessage(start);
+      else if (data.kind === "ready") {
+        this.ready();
+        this.#watchdog = watchThread(data.thread, (error) => this.#ended.reject(error));
+      } else if (data.kind === "ended") this.#ended.resolve(data.exitCode);
+      else this.#ended.reject(new VmsgError(data.code, data.message));
+    };
+    this.#worker.onerror = (event) => {
+      event.preventDefault();
+      this.#ended.reject(new VmsgError("INTERNAL", complaintOf(event.message)));
+    };
+  }
+
+  /** Its exit code. */
+  get ended(): Promise<number> {
+    return this.#ended.promise;
+  }
+
+  [Symbol.dispose](): void {
+    this.#watchdog?.[Symbol.dispose]();
+    this.#worker.terminate();
+  }
+}
+
 /**
  * Runs a plane until it ends or a signal comes; the exit code.
  *
  * @param settings what the subcommand's `parse` gave
  * @param options for what all planes share
+ * @param pairs how many queue pairs would have Workers, which the plane's, as it blocks, could not start
  */
 export async function runDataPlane(
   plane: PlaneName,
   settings: unknown,
   options: Options,
+  pairs = 0,
 ): Promise<number> {
   const common = parseCommon(options);
   const problem = limitsProblem();
   if (problem !== undefined) throw new VmsgError("LIMITS", problem);
   const systemd = systemdSocket();
   forbidNewPrivileges();
-  using stop = createEventFd();
-  const worker = new Worker(new URL("./worker.ts", import.meta.url).href, { type: "module" });
-  const ended = Promise.withResolvers<number>();
-  let stopping: ReturnType<typeof setTimeout> | undefined;
-  let watchdog: Disposable | undefined;
-  const onSignal = () => {
-    signalEventFd(stop);
-    stopping ??= setTimeout(() => ended.resolve(1), STOP_TIMEOUT_MS);
-  };
-  const signals: Deno.Signal[] = ["SIGINT", "SIGTERM"];
-  for (const signal of signals) Deno.addSignalListener(signal, onSignal);
-  worker.onmessage = ({ data }: MessageEvent<WorkerMessage>) => {
-    if (data.kind === "loaded") {
-      const start: StartMessage = { plane, settings, common, stopFd: stop.number };
-      worker.postMessage(start);
-    } else if (data.kind === "ready") {
+  using stack = new DisposableStack();
+  const stop = stack.use(createEventFd());
+  const pairLines = Array.from({ length: pairThreadsFor(pairs) }, () => openPairLine(stack));
+  const pairThreads = pairLines.map((line) => stack.use(new PlaneThread(line)));
+  const start = { plane, settings, common, stopFd: stop.number, pairLines };
+  const thread = stack.use(
+    new PlaneThread(start, () => {
       // From here on this thread only looks. Its collector, which is at work for seconds in an emulated machine, must not
       // keep the Worker from the only processor there may be.
       libc.nice(NICE);
       notifySystemd(systemd, "READY=1");
-      watchdog = watchThread(data.thread, (error) => ended.reject(error));
-    } else if (data.kind === "ended") ended.resolve(data.exitCode);
-    else ended.reject(new VmsgError(data.code, data.message));
+    }),
+  );
+  const late = Promise.withResolvers<number>();
+  let stopping: ReturnType<typeof setTimeout> | undefined;
+  const onSignal = () => {
+    signalEventFd(stop);
+    stopping ??= setTimeout(() => late.resolve(1), STOP_TIMEOUT_MS);
   };
-  worker.onerror = (event) => {
-    event.preventDefault();
-    ended.reject(new VmsgError("INTERNAL", complaintOf(event.message)));
-  };
+  const signals: Deno.Signal[] = ["SIGINT", "SIGTERM"];
+  for (const signal of signals) Deno.addSignalListener(signal, onSignal);
+  const pairsEnd = Promise.all(pairThreads.map(({ ended }) => ended));
   try {
-    return await ended.promise;
+    // None of a pair ends before the plane's, unless it fails.
+    return await Promise.race([thread.ended, pairsEnd.then(() => late.promise), late.promise]);
   } finally {
+    for (const line of pairLines) endPair(line);
+    stopping ??= setTimeout(() => late.resolve(1), STOP_TIMEOUT_MS);
+    await Promise.race([pairsEnd.catch(() => {}), late.promise]);
     clearTimeout(stopping);
-    watchdog?.[Symbol.dispose]();
     for (const signal of signals) Deno.removeSignalListener(signal, onSignal);
-    worker.terminate();
   }
 }

@@ -12,7 +12,13 @@ import {
   openBus,
   parseBus,
 } from "./bus_option.ts";
-import { DEVICE_OPTIONS, DEVICE_SECTION, openDevice, parseDevices } from "./device_option.ts";
+import {
+  DEVICE_OPTIONS,
+  DEVICE_SECTION,
+  openDevice,
+  pairThreadsOf,
+  parseDevices,
+} from "./device_option.ts";
 import type { Chosen } from "./kinds.ts";
 import {
   DEVICE_MEMORY_OPTION,
@@ -97,6 +103,7 @@ export const deviceCommand: PlaneCommand<DeviceSettings> = planeCommand({
       devices,
     };
   },
+  pairThreads: ({ devices }) => pairThreadsOf(devices),
   open: (settings, context) => {
     const { reactor, log, tracer, stack } = context;
     const codec = codecFor(settings.bus.dialect);
@@ -115,8 +122,9 @@ export const deviceCommand: PlaneCommand<DeviceSettings> = planeCommand({
     const hubs = new Hubs(settings.hubs, context);
     // With memory of its own to look at it may serve direct mode.
     const forwarded = confined || windows.length > 0;
+    const pairLines = [...context.pairLines];
     const devices = settings.devices.map((wanted, number) => {
-      const device = openDevice(wanted, { reactor, log, hubs, number, forwarded });
+      const device = openDevice(wanted, { reactor, log, hubs, number, forwarded, pairLines });
       side.add(number, device.model, windows);
       return device;
     });

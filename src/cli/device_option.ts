@@ -55,6 +55,13 @@ function parseDevice(value: string, number: number): Chosen {
   return { kind: name, settings: kind.parse(rest.join(","), `--device ${name}`, number) };
 }
 
+/** For how many queue pairs of all devices threads are wanted. */
+export function pairThreadsOf(devices: readonly Chosen[]): number {
+  const wanted = ({ kind, settings }: Chosen) =>
+    findKind(DEVICE_KINDS, "--device", kind).pairThreads?.(settings) ?? 0;
+  return devices.reduce((sum, device) => sum + wanted(device), 0);
+}
+
 export function openDevice({ kind, settings }: Chosen, context: DeviceContext): OpenDevice {
   return findKind(DEVICE_KINDS, "--device", kind).open(settings, context);
 }

@@ -39,6 +39,19 @@ export function memoryLimit(): number {
   return Math.min(...limits.map((limit) => limit < 2 ** 62 ? limit : Infinity));
 }
 
+/** What the Worker of a queue pair needs besides: it took 10 files and 8 to 14 MiB. */
+const PAIR_FILES = 16;
+const PAIR_MEMORY = 16 * MIB;
+const MAX_PAIR_THREADS = 16;
+
+/** How many of so many queue pairs get a Worker: one processor is the data plane's. */
+export function pairThreadsFor(pairs: number): number {
+  const files = (softLimit("open files") - MIN_FILES) / PAIR_FILES;
+  const memory = (memoryLimit() - MIN_MEMORY) / PAIR_MEMORY;
+  const most = Math.min(MAX_PAIR_THREADS, navigator.hardwareConcurrency - 1, files, memory);
+  return Math.max(0, Math.min(pairs, Math.floor(most)));
+}
+
 export function limitsProblem(): string | undefined {
   const files = softLimit("open files");
   if (files < MIN_FILES) {

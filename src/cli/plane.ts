@@ -3,6 +3,7 @@
  * opens the parts that they describe. One file a subcommand holds both.
  */
 
+import type { PairLine } from "../devices/net/pair_line.ts";
 import { UsageError } from "../linux/errors.ts";
 import { MEMORY_FILES, type MemoryFiles } from "../linux/memory_file.ts";
 import type { Reactor } from "../linux/reactor.ts";
@@ -18,6 +19,8 @@ export interface PlaneContext {
   readonly trace: ((line: string) => void) | undefined;
   readonly stack: DisposableStack;
   readonly print: (line: string) => void;
+  /** To as many threads as {@link PlaneCommand.pairThreads} said, or fewer. */
+  readonly pairLines: readonly PairLine[];
 }
 
 export interface RunningPlane {
@@ -26,13 +29,16 @@ export interface RunningPlane {
   exitCode?(): number;
 }
 
-export type RunPlane = (settings: unknown) => Promise<number>;
+/** @param pairs for how many queue pairs threads are wanted */
+export type RunPlane = (settings: unknown, pairs: number) => Promise<number>;
 
 /** A subcommand with a Worker. */
 export interface PlaneCommand<Settings = unknown> extends CommandText {
   parse(options: Options): Settings;
   /** Builds the parts, for the context's stack to own. */
   open(settings: Settings, context: PlaneContext): RunningPlane;
+  /** For how many queue pairs of its devices threads are wanted. */
+  pairThreads?(settings: Settings): number;
   /** Answers an option that stands alone, and tells whether one was given. */
   inform?(options: Options): boolean;
   run(options: Options, runPlane: RunPlane): Promise<number>;
@@ -88,7 +94,10 @@ export function planeCommand<Settings>(
   return {
     ...plane,
     options: [...plane.options, ...COMMON_OPTIONS],
-    run: async (options, runPlane) =>
-      plane.inform?.(options) === true ? 0 : await runPlane(plane.parse(options)),
+    run: async (options, runPlane) => {
+      if (plane.inform?.(options) === true) return 0;
+      const settings = plane.parse(options);
+      return await runPlane(settings, plane.pairThreads?.(settings) ?? 0);
+    },
   };
 }

@@ -1,5 +1,6 @@
 /**
- * The Worker of a data plane: builds the parts, runs the reactor, takes everything down.
+ * The Worker of a data plane: builds the parts, runs the reactor, takes everything down. Or that of a queue pair of one of its
+ * devices, which runs a reactor for its end of a line.
  *
  * Its end is always told to the main thread, see data_plane.ts. Whatever was opened is owned by one
  * stack and disposed in reverse order, however the run ends.
@@ -7,6 +8,7 @@
 
 /// <reference lib="deno.worker" />
 
+import { type PairLine, PairThread } from "../devices/net/pair_line.ts";
 import { VmsgError } from "../linux/errors.ts";
 import { Fd } from "../linux/fd.ts";
 import { guardMemory } from "../linux/memory_guard.ts";
@@ -31,6 +33,8 @@ export interface StartMessage {
   readonly common: CommonSettings;
   /** The number of the stop eventfd; the main thread owns it. */
   readonly stopFd: number;
+  /** To the Workers of queue pairs. */
+  readonly pairLines: readonly PairLine[];
 }
 
 export type WorkerMessage =
@@ -48,7 +52,18 @@ const STDERR = 2;
 // shows it, so no test does.
 new ArrayBuffer(8).transfer();
 
-async function run({ plane, settings, common, stopFd }: StartMessage): Promise<number> {
+/** Permissions are the process's, for the plane to give up. */
+async function runPair(line: PairLine): Promise<number> {
+  using reactor = new Reactor();
+  new PairThread(line, reactor);
+  post({ kind: "ready", thread: threadId() });
+  await reactor.run();
+  return 0;
+}
+
+async function run(
+  { plane, settings, common, stopFd, pairLines }: StartMessage,
+): Promise<number> {
   const command: PlaneCommand = await PLANES[plane]();
   // Before anybody waits for an answer.
   forgetProgramPages();
@@ -65,6 +80,7 @@ async function run({ plane, settings, common, stopFd }: StartMessage): Promise<n
     trace: common.trace ? toStderr : undefined,
     stack,
     print: (line) => console.log(line),
+    pairLines,
   };
   const { log } = context;
   const canEnd = () => log.info("memory without seals came: cut off, it would end this process");
@@ -93,9 +109,10 @@ function post(message: WorkerMessage): void {
   self.postMessage(message);
 }
 
-self.onmessage = async ({ data }: MessageEvent<StartMessage>) => {
+self.onmessage = async ({ data }: MessageEvent<StartMessage | PairLine>) => {
   try {
-    post({ kind: "ended", exitCode: await run(data) });
+    const exitCode = await ("bells" in data ? runPair(data) : run(data));
+    post({ kind: "ended", exitCode });
   } catch (error) {
     const code = error instanceof VmsgError ? error.code : "INTERNAL";
     if (code === "STOPPED") post({ kind: "ended", exitCode: 0 });

@@ -7,7 +7,8 @@
  * for x86-64: it puts an empty page of this process's own in the place of the one that is gone, counts, and lets the
  * access be made again. Reads give zeros from there on, and what is written is seen by nobody: the peer has lost its
  * memory, and its rings are nonsense that is checked as always. It costs nothing until it is needed. The reactor
- * tells of it after the turn ({@link lastCut}). System calls on such pages fail with EFAULT and need none of this.
+ * tells of it after the turn ({@link lastCut}), in the thread that put the handler in place. It serves all threads: two that come
+ * to a page at once put an empty one there twice. System calls on such pages fail with EFAULT and need none of this.
  *
  * A page for which a full tmpfs has no room is the same signal and the same end.
  */

@@ -62,34 +62,25 @@ export function storeRelease32(view: Uint32Array, index: number, value: number):
   else Atomics.store(view, index, value);
 }
 
-/** Adds bits to a word that another thread takes them from; what was written before is visible to it. @returns those there were */
-export function addBits(words: Int32Array, index: number, bits: number): number {
+/** Adds bits to a word; what was written before is visible to who takes them. @returns those that were there */
+export function addBits(words: Uint32Array, index: number, bits: number): number {
   return Atomics.or(words, index, bits);
 }
 
 /** Takes all bits out of a word. */
-export function takeBits(words: Int32Array, index: number): number {
+export function takeBits(words: Uint32Array, index: number): number {
   return Atomics.exchange(words, index, 0);
 }
 
-/**
- * Blocks this thread while a word that threads of this process share holds a value, until {@link wakeWaiting}.
- *
- * @returns false if that took longer than `limitMs`
- */
-export function waitWhile(
-  words: Int32Array,
-  index: number,
-  value: number,
-  limitMs: number,
-): boolean {
-  return Atomics.wait(words, index, value, limitMs) !== "timed-out";
+/** Blocks this thread while a word of a SharedArrayBuffer has a value; false if nobody woke it ({@link wakeWaiting}) in time. */
+export function waitWhile(words: Uint32Array, index: number, value: number, ms: number): boolean {
+  return Atomics.wait(new Int32Array(words.buffer), index, value | 0, ms) !== "timed-out";
 }
 
-/** Stores a word, and wakes who waits for it. */
-export function wakeWaiting(words: Int32Array, index: number, value: number): void {
+/** Stores a word, and wakes who waits while it has another value. */
+export function wakeWaiting(words: Uint32Array, index: number, value: number): void {
   Atomics.store(words, index, value);
-  Atomics.notify(words, index);
+  Atomics.notify(new Int32Array(words.buffer), index);
 }
 
 const fenceWord = new Int32Array(new SharedArrayBuffer(4));

@@ -35,7 +35,7 @@ import { directoryNames, linkName, readAttribute, SYSFS } from "../linux/sysfs.t
 import * as tun from "../linux/tun.ts";
 import type { IovecList } from "../memory/mod.ts";
 import { frameRoom, KERNEL_OFFLOADS, LARGE_FRAME_ROOM, takesLargeFrames } from "./frame_size.ts";
-import type { NetworkPort, PortListener } from "./port.ts";
+import type { NetworkPort, PortListener, PortQueue } from "./port.ts";
 import { parseIpv4Address } from "./protocols/ipv4.ts";
 import { TapQueue } from "./tap_queue.ts";
 
@@ -79,7 +79,8 @@ export class TapPort implements NetworkPort {
   readonly features: readonly number[];
   /** The largest payload of a frame, in bytes: what the device should tell its driver. */
   readonly mtu: number;
-  readonly queues: readonly TapQueue[];
+  readonly queues: readonly PortQueue[];
+  readonly #queues: readonly TapQueue[];
   readonly #fd: Fd;
   readonly #bridged: boolean;
   #tunBits = 0;
@@ -123,17 +124,17 @@ export class TapPort implements NetworkPort {
     opened.move();
     const queueName = (i: number) =>
       queues === 1 ? this.description : `${this.description} queue ${i}`;
-    this.queues = fds.map((fd, i) => new TapQueue(fd, reactor, queueName(i)));
+    this.queues = this.#queues = fds.map((fd, i) => new TapQueue(fd, reactor, queueName(i)));
     this.#setRoom(frameRoom(this.mtu));
     this.setQueues(1);
   }
 
   #setRoom(room: number): void {
-    for (const queue of this.queues) queue.room = room;
+    for (const queue of this.#queues) queue.room = room;
   }
 
   setQueues(count: number): void {
-    for (const [i, queue] of this.queues.entries()) {
+    for (const [i, queue] of this.#queues.entries()) {
       const used = i < count;
       if (used === queue.used) continue;
       // It fails when the interface was deleted, and then nothing comes anyway.
@@ -152,7 +153,7 @@ export class TapPort implements NetworkPort {
 
   /** What went through, and what the kernel refused. */
   get counters(): Readonly<Record<string, number>> {
-    return this.queues[0]!.frames.counters;
+    return this.#queues[0]!.frames.counters;
   }
 
   setFeatures(words: Uint32Array): void {
@@ -160,7 +161,7 @@ export class TapPort implements NetworkPort {
     this.#setRoom(takesLargeFrames(words) ? LARGE_FRAME_ROOM : frameRoom(this.mtu));
     if (bits === this.#tunBits) return;
     tun.setTapOffloads(this.#fd, bits);
-    if ((this.#tunBits & ~bits) !== 0) { for (const { frames } of this.queues) frames.drain(); }
+    if ((this.#tunBits & ~bits) !== 0) { for (const { frames } of this.#queues) frames.drain(); }
     this.#tunBits = bits;
   }
 
@@ -178,7 +179,7 @@ export class TapPort implements NetworkPort {
   }
 
   open(listener: PortListener): void {
-    for (const [i, queue] of this.queues.entries()) {
+    for (const [i, queue] of this.#queues.entries()) {
       queue.open({
         readable: () => listener.readable(i),
         writable: () => listener.writable(i),
@@ -189,25 +190,25 @@ export class TapPort implements NetworkPort {
   }
 
   send(frame: IovecList): boolean {
-    return this.queues[0]!.send(frame);
+    return this.#queues[0]!.send(frame);
   }
 
   nextLength(): number {
-    return this.queues[0]!.nextLength();
+    return this.#queues[0]!.nextLength();
   }
 
   receive(into: IovecList, first: number): number {
-    return this.queues[0]!.receive(into, first);
+    return this.#queues[0]!.receive(into, first);
   }
 
   discard(): void {
-    this.queues[0]!.discard();
+    this.#queues[0]!.discard();
   }
 
   /** Closes the TAP; the interface goes with it unless it is persistent. */
   [Symbol.dispose](): void {
     this.#watch[Symbol.dispose]();
-    for (const queue of this.queues) queue[Symbol.dispose]();
+    for (const queue of this.#queues) queue[Symbol.dispose]();
   }
 }
 

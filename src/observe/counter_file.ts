@@ -77,7 +77,9 @@ function create(directory: string, subcommand: string): CounterFile | undefined 
       using fd = openOwnFile(path, { what: "counter file", make: "always" }).fd;
       reserveFile(fd, `counter file ${path}`, FILE_SIZE);
       const mapping = mapShared(fd.number, FILE_SIZE);
-      countIn(new CounterMemory(mapping.buffer, subcommand, Deno.pid, dateMs(), mapping.address));
+      countIn(
+        new CounterMemory(mapping.buffer, subcommand, Deno.pid, dateMs(), Number(mapping.address)),
+      );
       const close = () => {
         countIn(undefined);
         mapping[Symbol.dispose]();

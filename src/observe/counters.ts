@@ -27,11 +27,12 @@
  * a line, the value first and the name last. A new group is written before the bytes in use cover it, and one
  * that takes a free place is in use only when it is whole: whoever reads after a crash finds no half of one.
  *
- * One thread writes. Therefore adding is reading, adding and storing, and no atomic operation; the high word
+ * One thread writes a group. Therefore adding is reading, adding and storing, and no atomic operation; the high word
  * is stored only when it changes, before the low one. A reader that comes between the two sees a value that is
  * 2^32 too great; it reads twice.
  */
 
+import { borrowMapping } from "../linux/mapping.ts";
 import { storeRelease32 } from "../memory/atomics.ts";
 
 /** Bytes of the header, and of a group's. */
@@ -55,14 +56,6 @@ export type Counters<Name extends string> = Record<Name, number>;
 /** Makes the counters of one thing of a kind ("device", "bus", "port" ...) with a name for people. */
 export type CounterShape<Name extends string> = new (kind: string, name: string) => Counters<Name>;
 
-/** Where a group is, for another thread that is to count in it. */
-export interface GroupPlace {
-  /** This process's address, as a Number: user-space addresses are below 2^47. */
-  readonly address: number;
-  /** In bytes. */
-  readonly size: number;
-}
-
 /** Memory that holds groups; the thread that made it alone writes, and but for values reads nothing there. */
 export class CounterMemory {
   readonly #words: Uint32Array<ArrayBuffer>;
@@ -78,7 +71,7 @@ export class CounterMemory {
     subcommand: string,
     pid: number,
     startMs: number,
-    readonly address: bigint = 0n,
+    readonly address = 0,
   ) {
     this.#words = new Uint32Array(buffer);
     this.#bytes = new Uint8Array(buffer);
@@ -143,14 +136,22 @@ export function uncounted(work: () => void): void {
   }
 }
 
-/**
- * Makes something whose one group of counters is another thread's, which does not count there meanwhile.
- *
- * @param buffer over that group's place; undefined if it is in no file, so that nobody else sees it
- */
-export function countingAt<T>(buffer: ArrayBuffer | undefined, make: () => T): T {
+/** Makes what counts in one group in the place of {@link addressOf} another thread's, which does not count meanwhile. */
+export function countAt<T>(address: number, make: () => T): T {
   const before = memory;
-  memory = buffer && { buffer, address: 0n, take: () => 0, free: () => {} };
+  let buffer = new ArrayBuffer();
+  const take = (_kind: string, _name: string, { length }: readonly string[]) => {
+    buffer = borrowMapping(BigInt(address), HEADER_SIZE + COUNTER_SIZE * length).buffer;
+    return 0;
+  };
+  memory = address === 0 ? undefined : {
+    address: 0,
+    take,
+    free: () => {},
+    get buffer() {
+      return buffer;
+    },
+  };
   try {
     return make();
   } finally {
@@ -186,11 +187,10 @@ class Group {
     return Object.fromEntries(this.names.map((name) => [name, counters[name]!]));
   }
 
-  /** See {@link placeOf}. */
-  get place(): GroupPlace | undefined {
-    if (this.#at < 0 || this.#memory!.address === 0n) return undefined;
-    const size = HEADER_SIZE + COUNTER_SIZE * this.names.length;
-    return { address: Number(this.#memory!.address) + this.#at, size };
+  /** See {@link addressOf}. */
+  get address(): number {
+    const { address } = this.#memory ?? { address: 0 };
+    return this.#at < 0 || address === 0 ? 0 : address + this.#at;
   }
 
   /** See {@link retire}. */
@@ -228,9 +228,9 @@ export function counterShape<Name extends string>(...names: Name[]): CounterShap
   return Shape as unknown as CounterShape<Name>;
 }
 
-/** Where the counters are, if they are in the process's file. */
-export function placeOf(counters: Counters<string>): GroupPlace | undefined {
-  return counters instanceof Group ? counters.place : undefined;
+/** Where counters are in this process, for {@link countAt}; 0 if they are in no file. */
+export function addressOf(counters: Counters<string>): number {
+  return counters instanceof Group ? counters.address : 0;
 }
 
 /** Says that what was counted is gone. The counters must not be used any more: others may be there. */

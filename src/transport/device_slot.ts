@@ -22,7 +22,6 @@ import type {
   DeviceModel,
   QueueNotifier,
   QueueSetup,
-  Terms,
 } from "../virtio/device.ts";
 import { hasFeature, RingFeature, Status } from "../virtio/features.ts";
 import type { Conversation } from "./conversation.ts";
@@ -131,7 +130,7 @@ export class DeviceSlot implements DeviceHost {
     return (this.#status & (Status.DRIVER_OK | Status.DEVICE_NEEDS_RESET)) === Status.DRIVER_OK;
   }
 
-  get terms(): Terms | undefined {
+  get terms(): DeviceHost["terms"] {
     if (this.translation.space !== undefined) return undefined;
     return this.#isRunning ? this.owner.terms() : { untilMs: 0 };
   }

@@ -44,13 +44,7 @@ export class QueueNotification extends Notification {
 
 /** EVENT_CONFIG: the device changed its configuration or its status by itself. */
 export class ConfigNotification extends Notification {
-  constructor(
-    readonly slot: {
-      readonly number: number;
-      readonly status: number;
-      readonly generation: number;
-    },
-  ) {
+  constructor(readonly slot: Record<"number" | "status" | "generation", number>) {
     super(Kind.EVENT_CONFIG, slot.number);
   }
 

@@ -28,8 +28,6 @@ import type { AddressSpace, MemoryRegion } from "../memory/mod.ts";
 
 export type { MemoryRegion } from "../memory/mod.ts";
 
-type Fd = NonNullable<MemoryRegion["fd"]>;
-
 /** An answer that is there, or that comes later; see the head of this file. */
 export type Answer<T> = T | Promise<T>;
 
@@ -149,7 +147,11 @@ export interface DeviceModel extends Disposable {
    * @returns undefined for a queue of this thread, which is the transport's to notify
    * @throws VmsgError EVENT_KIND
    */
-  takeNotifier?(index: number, kick: Fd, call: Fd | undefined): QueueNotifier | undefined;
+  takeNotifier?(
+    index: number,
+    kick: NonNullable<MemoryRegion["fd"]>,
+    call: MemoryRegion["fd"],
+  ): QueueNotifier | undefined;
   /** Looks at every queue that was started. */
   resume(): void;
   /** Ends the device at once, whatever is outstanding: afterwards it touches no memory any more. */

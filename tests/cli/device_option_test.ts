@@ -3,6 +3,7 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { parseOptions } from "../../src/cli/command.ts";
 import { deviceCommand } from "../../src/cli/device.ts";
+import { pairThreadsOf } from "../../src/cli/device_option.ts";
 import { UsageError } from "../../src/linux/errors.ts";
 
 /** What the Worker is told of the devices, after its way there. */
@@ -61,4 +62,12 @@ Deno.test("devices: a card has one queue pair, or as many as are given", () => {
       "queues is a whole number from 1 to 8",
     );
   }
+});
+
+Deno.test("devices: pairs behind the first would have threads where the queues of a tap are theirs alone", () => {
+  const threads = (...ports: string[]) =>
+    pairThreadsOf(devices(...ports.flatMap((p) => ["--net", p])));
+  assertEquals(threads("tap"), 0);
+  assertEquals(threads("tap,queues=4", "tap=tap1,queues=2", "hub=lan"), 4);
+  assertEquals(threads("tap,queues=4,pcap=x", "responder,queues=8"), 0);
 });

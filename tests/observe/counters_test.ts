@@ -1,5 +1,7 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import {
+  addressOf,
+  countAt,
   CounterMemory,
   counterShape,
   countIn,
@@ -104,6 +106,26 @@ cleanTest("counters: od shows a counter a line, its value first", async () => {
     const { stdout } = await new Deno.Command("od", { args }).output();
     const line = new TextDecoder().decode(stdout).split("\n").find((line) => /received/.test(line));
     assert(/^0000128 +123456 .*>.{8}received\.+<$/.test(line!), line);
+  });
+});
+
+cleanTest("counters: another thread counts in a group's place, by its address", async () => {
+  await withDirectory((directory) => {
+    assertEquals(addressOf(new Traffic("port", "none")), 0);
+    using file = openCounterFile("device", [directory]);
+    const [one, two] = ["tap0", "tap1"].map((name) => new Traffic("port", name));
+    const there = countAt(addressOf(two!), () => new Traffic("", ""));
+    there.sent += TWO_32 + 5;
+    one!.sent++;
+    assertEquals([two!.sent, one!.sent], [TWO_32 + 5, 1]);
+    assertEquals(groupsOf(file.path!).map(([, name, { sent }]) => [name, sent]), [
+      ["tap0", 1],
+      ["tap1", TWO_32 + 5],
+    ]);
+    // In memory of its own where there is no place.
+    const alone = countAt(0, () => new Traffic("port", "alone"));
+    alone.sent++;
+    assertEquals([addressOf(alone), alone.sent, groupsOf(file.path!).length], [0, 1, 2]);
   });
 });
 

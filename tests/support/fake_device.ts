@@ -1,6 +1,6 @@
 /** A virtio device that does nothing but remember what the transport asked of it. */
 
-import type { DeviceHost, DeviceModel, QueueSetup } from "../../src/virtio/device.ts";
+import type { DeviceHost, DeviceModel, QueueSetup, Terms } from "../../src/virtio/device.ts";
 
 /** How a fake device differs from the usual one. */
 export interface FakeDeviceOptions {
@@ -40,6 +40,13 @@ export class FakeDevice implements DeviceModel {
     this.features = Uint32Array.from(options.features ?? FAKE_FEATURES);
     this.config = Uint8Array.from({ length: options.configSize ?? 12 }, (_, i) => i + 1);
     this.queueCount = options.queueCount ?? 3;
+  }
+
+  /** What another thread would go by: what the host said when it last said that it has changed. */
+  told: Terms | undefined;
+
+  termsChanged(): void {
+    this.told = this.host.terms;
   }
 
   connect(host: DeviceHost): void {

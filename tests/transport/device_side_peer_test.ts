@@ -225,6 +225,44 @@ cleanTest(
 // --- lease ---------------------------------------------------------------------------------------
 
 cleanTest(
+  "lease: what is told for other threads ends when that of this one does, and changes with the status",
+  () =>
+    withVmsg(async ({ device, peer, clock, hello, greet, negotiate, setStatus }) => {
+      const agrees = (may: boolean) => {
+        const { untilMs } = device.told!;
+        assertEquals([clock.nowMs < untilMs, device.host.mayTouchMemory()], [may, may]);
+      };
+      await negotiate();
+      agrees(false);
+      await setStatus(0xf);
+      clock.nowMs = 5000;
+      await greet();
+      agrees(true);
+      assertEquals(device.told!.untilMs, 5000 + LEASE_MS);
+      clock.nowMs = 5251;
+      agrees(false);
+      await greet();
+      agrees(true);
+      device.host.needsReset("test");
+      agrees(false);
+      await peer.nextOf(Kind.EVENT_CONFIG);
+      await setStatus(0);
+      await negotiate();
+      await setStatus(0xf);
+      await greet();
+      agrees(true);
+      await setStatus(0);
+      agrees(false);
+      await negotiate();
+      await setStatus(0xf);
+      agrees(true);
+      // Another driver side.
+      await hello(EPOCH + 1, 0, 0);
+      agrees(false);
+    }),
+);
+
+cleanTest(
   "lease: ends 250 ms after the nonce that came back was issued; a HELLO resumes",
   () =>
     // A message that is handled takes a turn or two, much less than the millisecond that is left here.

@@ -16,6 +16,7 @@ import { DriverSide } from "../../src/transport/driver_side.ts";
 import type { RemoteDevice } from "../../src/transport/remote_device.ts";
 import { PeerLost } from "../../src/transport/requests.ts";
 import { Chain } from "../../src/virtio/queue/mod.ts";
+import type { DeviceHost } from "../../src/virtio/device.ts";
 import { Status } from "../../src/virtio/features.ts";
 import { waitUntil } from "../support/front_end.ts";
 import { MockDriver, MockMemory } from "../support/mock_driver.ts";
@@ -72,6 +73,7 @@ interface Rig {
   /** The word behind the driver queue's head, its name and its count. */
   readonly word: () => number;
   readonly clock: MachineClock;
+  readonly host: DeviceHost;
   /** What a device does by itself: a frame came from its network. */
   wake(): void;
   /** One turn of the device's machine, which has not heard of anything new. */
@@ -92,7 +94,7 @@ async function withMachines(body: (rig: Rig) => Promise<void>): Promise<void> {
   const driverSide = new DriverSide({ reactor, bus: driverBus, codec, log });
   const deviceSide = new DeviceSide({ reactor: elsewhere, bus: deviceBus, codec, log });
   const model = filler(elsewhere);
-  deviceSide.add(0, model, [{
+  const host = deviceSide.add(0, model, [{
     at: AT,
     size: 1 << 20,
     memory: memory.memory as never,
@@ -120,6 +122,7 @@ async function withMachines(body: (rig: Rig) => Promise<void>): Promise<void> {
     memory,
     queue,
     clock,
+    host,
     word: () => new Uint32Array(link.buffer)[3]!,
     wake: () => model.wake(0),
     turn,
@@ -171,7 +174,11 @@ for (const [how, leave] of Object.entries(left)) {
   Deno.test(`grant: a machine that was paused writes nothing to what was let go: it ${how}`, () =>
     withMachines(async (rig) => {
       await start(rig);
-      const { clock, memory, queue, offer } = rig;
+      const { clock, memory, queue, offer, host } = rig;
+      // What other threads would look at.
+      const { address: at, number } = host.terms!.grant!;
+      const granted = () => new Deno.UnsafePointerView(Deno.UnsafePointer.create(at)!).getUint32();
+      assertEquals(granted(), number);
       // A frame has come for a buffer that is there.
       const address = offer();
       rig.wake();
@@ -180,6 +187,7 @@ for (const [how, leave] of Object.entries(left)) {
       // From here on the memory is somebody else's.
       const before = memory.bytes(AT, 1 << 20).slice();
       clock.resume();
+      assert(granted() !== number);
       for (let i = 0; i < 3; i++) rig.turn();
       assertEquals(memory.bytes(address, 16)[0], 0);
       assert(

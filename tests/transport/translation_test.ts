@@ -82,6 +82,7 @@ Deno.test("a queue starts when its rings are translated; requests are answered m
     await statusNow(rig);
     assertEquals(rig.device.takeCalls(), ["start 1", "available 1", "resume"]);
     assertEquals(rig.device.setups.at(-1)!.deviceAddress, 0x3000);
+    assertEquals(rig.device.host.terms, undefined, "other threads cannot ask");
     const found = rig.device.host.memory.find(0x3000, 64)!;
     assertEquals(found.byteOffset + 0x3000 - found.at, 0);
     // Known now: no question.

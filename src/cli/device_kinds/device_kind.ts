@@ -1,5 +1,6 @@
 /** What a kind of `--device` is. Each has a file of its own here, and a line in device_option.ts. */
 
+import type { PairLine } from "../../devices/net/pair_line.ts";
 import type { Reactor } from "../../linux/reactor.ts";
 import type { Log } from "../../observe/log.ts";
 import type { DeviceModel } from "../../virtio/device.ts";
@@ -17,6 +18,8 @@ export interface DeviceContext {
   readonly hubs: HubLinks;
   /** Do buffers come through a proxy that has room, or pieces, for so much only (confined and direct mode)? */
   readonly forwarded: boolean;
+  /** Lines to threads for queue pairs that no device has yet; who has one takes it out. */
+  readonly pairLines: PairLine[];
 }
 
 export interface OpenDevice {
@@ -36,5 +39,7 @@ export interface DeviceKind<Settings = unknown> extends Kind {
    * @param number the device's number on the bus
    */
   parse(text: string, option: string, number: number): Settings;
+  /** For how many queue pairs it would have threads. */
+  pairThreads?(settings: Settings): number;
   open(settings: Settings, context: DeviceContext): OpenDevice;
 }

@@ -6,6 +6,7 @@ import { CapturingPort } from "../../network/pcap.ts";
 import { SteeredPort } from "../../network/steered_port.ts";
 import type { Group } from "../groups.ts";
 import type { Chosen } from "../kinds.ts";
+import { tapKind } from "../port_kinds/tap.ts";
 import { parseMtu, parseQueues } from "../port_kinds/port_kind.ts";
 import { openPort, parsePort } from "../port_option.ts";
 import type { DeviceKind } from "./device_kind.ts";
@@ -39,7 +40,8 @@ export const netKind: DeviceKind<NetSettings> = {
   usage: "net[,PORT[=VALUE][,mac=MAC][,mtu=N][,queues=N][,pcap=FILE][,...]]",
   help:
     "a network card, on the port `responder` unless another is named; queues is how many queue pairs its " +
-    "driver may use (1 to 8); pcap writes all frames to a file; what else can be given is the port's, see below",
+    "driver may use (1 to 8), on a tap each behind the first with a thread of its own; pcap writes all frames " +
+    "to a file; what else can be given is the port's, see below",
   parse: (text, option, number) => {
     const { group, port } = parsePort(option, text || "responder", [
       "mac",
@@ -51,7 +53,10 @@ export const netKind: DeviceKind<NetSettings> = {
     const capture = group.text("pcap");
     return { mac, mtu: parseMtu(group), queues: parseQueues(group), capture, port };
   },
-  open: (settings, { reactor, log, hubs, number }) => {
+  // Of no other port can a queue be lent; a capture sees all frames in one thread.
+  pairThreads: ({ port, capture, queues }) =>
+    port.kind === tapKind.name && capture === undefined ? queues - 1 : 0,
+  open: (settings, { reactor, log, hubs, number, pairLines }) => {
     const { mac, capture, queues } = settings;
     const { port, mtu } = openPort(settings.port, { reactor, log, card: mac, hubs, queues });
     const wide = queues === 1 || port.queues !== undefined
@@ -61,7 +66,8 @@ export const netKind: DeviceKind<NetSettings> = {
       ? wide
       : new CapturingPort(wide, { path: capture }, reactor, log);
     const name = `${number} net, ${watched.description}`;
-    const options = { mac, mtu: settings.mtu ?? mtu, pairs: queues, name };
+    const lines = pairLines.splice(0, netKind.pairThreads!(settings));
+    const options = { mac, mtu: settings.mtu ?? mtu, pairs: queues, lines, name };
     const model = new NetDevice(reactor, watched, options);
     return { model, description: watched.description, counters: model.counters };
   },

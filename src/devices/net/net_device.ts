@@ -10,19 +10,31 @@
  * of vhost-user keeps commands to itself, so no control queue runs; then the receive queues that run tell how many. Which
  * pair a frame is for is the port's to know (network/port.ts).
  *
+ * The pairs behind the first are in threads of their own, as far as there are any and the port's queues can be lent to them
+ * (pair_line.ts): where one of their queues starts decides for the pair, until none runs.
+ *
  * Offloads are the port's: the virtio-net header goes through unchanged, and no checksum is computed here.
  * Buffers are used in the order they came, which is what makes a restarted device able to go on.
  */
 
 import { NetConfig, NetStatus } from "../../virtio/net_header.ts";
+import type { Fd } from "../../linux/fd.ts";
 import type { Reactor, Task } from "../../linux/reactor.ts";
 import type { NetworkPort } from "../../network/port.ts";
+import { TapQueue } from "../../network/tap_queue.ts";
 import { counterShape } from "../../observe/counters.ts";
-import type { Answer, DeviceHost, QueueSetup } from "../../virtio/device.ts";
+import type {
+  Answer,
+  DeviceHost,
+  MemoryRegion,
+  QueueNotifier,
+  QueueSetup,
+} from "../../virtio/device.ts";
 import { DEVICE_NET, NetFeature } from "../../virtio/features.ts";
 import { Chain, type DeviceQueue } from "../../virtio/queue/mod.ts";
 import { type Batch, QueueDevice, take } from "../queue_device.ts";
 import { type ControlTarget, GUEST_OFFLOADS, runCommand } from "./control_queue.ts";
+import { FarPair, type PairLine } from "./pair_line.ts";
 import { QueuePair } from "./queue_pair.ts";
 import { macKey, ReceiveFilter } from "./receive_filter.ts";
 
@@ -55,6 +67,8 @@ export interface NetDeviceOptions {
   readonly mtu: number;
   /** How many queue pairs it has, 1 unless given; the port has as many queues. */
   readonly pairs?: number;
+  /** To threads for the pairs behind the first; none unless given, and those that lack work in this one. */
+  readonly lines?: readonly PairLine[];
   /** What its counters are called; what the port is, unless given. */
   readonly name?: string;
 }
@@ -93,6 +107,8 @@ export class NetDevice extends QueueDevice {
   declare readonly counters: NetCounters;
   readonly #chain = new Chain();
   readonly #pairs: readonly QueuePair[];
+  /** By pair, those in threads of their own. */
+  readonly #far: (FarPair | undefined)[] = [];
   /** On how many of them the driver has commanded to receive. */
   #commanded: number | undefined;
   /** The same as commanded to another device, as far as its queues tell. */
@@ -106,7 +122,7 @@ export class NetDevice extends QueueDevice {
   readonly #ownMac: Uint8Array;
 
   /** Makes a card on a port that is not open yet; the device owns the port. */
-  constructor(reactor: Reactor, readonly port: NetworkPort, options: NetDeviceOptions) {
+  constructor(reactor: Reactor, readonly port: NetworkPort, readonly options: NetDeviceOptions) {
     const { pairs = 1 } = options;
     const switchable = port.features.some((bit) => GUEST_OFFLOADS.includes(bit));
     super(reactor, {
@@ -152,6 +168,24 @@ export class NetDevice extends QueueDevice {
       writable: (queue = 0) => this.wake(2 * queue + TRANSMIT),
       link: (up) => this.#setStatusBit(NetStatus.LINK_UP, up),
     });
+    this.options.lines?.forEach((line, i) => this.#connectPair(i + 1, line));
+  }
+
+  #connectPair(pair: number, line: PairLine): void {
+    const { options, port, reactor } = this;
+    const queue = port.queues?.[pair];
+    if (!(queue instanceof TapQueue)) return;
+    const name = `${options.name ?? port.description}, pair ${pair}`;
+    this.#far[pair] = new FarPair(line, reactor, queue, name, {
+      used: (side) => this.host.used(2 * pair + side),
+      needsReset: (reason) => this.host.needsReset(`queue pair ${pair}: ${reason}`),
+    });
+  }
+
+  /** The thread of a queue that runs there. */
+  #farOf(index: number): FarPair | undefined {
+    const far = this.#far[index >> 1];
+    return far?.runs(index & 1) === true ? far : undefined;
   }
 
   #setStatusBit(bit: number, on: boolean): void {
@@ -194,7 +228,13 @@ export class NetDevice extends QueueDevice {
         (queue, budget) => pair.transmit(queue, budget),
       ];
     });
-    work.push((queue, budget) => this.#control(queue, budget));
+    work.push((queue, budget) => {
+      const { commands } = this.counters;
+      const more = this.#control(queue, budget);
+      // Once for all of them, and before the driver sees that they are done.
+      if (this.counters.commands !== commands) this.#tellPairs();
+      return more;
+    });
     while (work.length < this.queueCount) work.push(() => false);
     return work;
   }
@@ -211,9 +251,23 @@ export class NetDevice extends QueueDevice {
     return false;
   }
 
+  /** Opens a queue where its pair is. */
+  #open(index: number, setup: QueueSetup): string | undefined {
+    const pair = index >> 1;
+    const far = pair < this.#known ? this.#far[pair] : undefined;
+    const isHere = super.runs(index ^ 1) || this.host.terms === undefined;
+    if (far === undefined || isHere) return super.startQueue(index, setup);
+    return far.start(index & 1, setup, this.accepted, this.#card.filter, this.host);
+  }
+
+  /** Also one that another thread has. */
+  protected override runs(index: number): boolean {
+    return super.runs(index) || this.#farOf(index) !== undefined;
+  }
+
   /** Opens a queue; one that ran before elsewhere makes the card announce itself. */
   override startQueue(index: number, setup: QueueSetup): string | undefined {
-    const problem = super.startQueue(index, setup);
+    const problem = this.#open(index, setup);
     if (problem !== undefined) return problem;
     // A device that goes on where another one was may be on another wire: the guest's neighbours shall
     // learn where it is now (5.1.6.5.4).
@@ -226,7 +280,10 @@ export class NetDevice extends QueueDevice {
     this.reactor.schedule(this.#steer);
     // Which VLANs the driver wants was told to the other device, on a control queue that nobody replays.
     // Filtering is best-effort (5.1.6.5.3): rather too many frames than none.
-    if (moved) this.#card.filter.filtersVlans = false;
+    if (moved) {
+      this.#card.filter.filtersVlans = false;
+      this.#tellPairs();
+    }
     if (moved && this.has(NetFeature.GUEST_ANNOUNCE)) this.#setStatusBit(NetStatus.ANNOUNCE, true);
     return undefined;
   }
@@ -235,7 +292,39 @@ export class NetDevice extends QueueDevice {
   override stopQueue(index: number): Answer<number> {
     if (index % 2 === RECEIVE) this.#pairs[index >> 1]?.forgetBuffers();
     this.reactor.schedule(this.#steer);
-    return super.stopQueue(index);
+    return this.#farOf(index)?.stop(index & 1) ?? super.stopQueue(index);
+  }
+
+  #tellPairs(): void {
+    for (const far of this.#far) far?.tell(this.#card.filter);
+  }
+
+  /** Kicks the pair where it is. */
+  override available(index: number): void {
+    const far = this.#farOf(index);
+    if (far === undefined) super.available(index);
+    else far.available(index & 1);
+  }
+
+  /** Has all threads look. */
+  override resume(): void {
+    super.resume();
+    for (const far of this.#far) far?.resume();
+  }
+
+  /** Shows it to all threads. */
+  memoryAdded(regions: readonly MemoryRegion[]): undefined {
+    for (const far of this.#far) far?.addMemory(regions);
+  }
+
+  /** Tells all threads. */
+  termsChanged(): void {
+    for (const far of this.#far) far?.setTerms(this.host.terms);
+  }
+
+  /** For a queue that another thread has. */
+  takeNotifier(index: number, kick: Fd, call: Fd | undefined): QueueNotifier | undefined {
+    return this.#farOf(index)?.takeNotifier(index & 1, kick, call);
   }
 
   #control(queue: DeviceQueue, budget: number): boolean {
@@ -281,6 +370,7 @@ export class NetDevice extends QueueDevice {
   override [Symbol.dispose](): void {
     super[Symbol.dispose]();
     this.#isOver = true;
+    for (const far of this.#far) far?.[Symbol.dispose]();
     this.port[Symbol.dispose]();
   }
 }

@@ -27,7 +27,7 @@ const DESTINATION = NET_HEADER_SIZE;
 const ETHERTYPE = NET_HEADER_SIZE + 12;
 const ETHERTYPE_VLAN = 0x8100;
 
-/** What the pairs of a card share. */
+/** What the pairs of a card share; those in other threads have theirs. */
 export interface Card {
   readonly filter: ReceiveFilter;
   readonly counters: {

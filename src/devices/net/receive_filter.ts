@@ -4,7 +4,8 @@
  *
  * A driver that never speaks of filtering gets everything, as a card without a filter gives it. The
  * decision needs the first bytes of a frame only; they are given as two numbers, so that nothing is
- * copied or allocated: the destination's first two bytes, and its last four.
+ * copied or allocated: the destination's first two bytes, and its last four. What is kept is plain data, which
+ * threads of pairs get too (pair_line.ts).
  */
 
 /** Addresses in each half of the MAC table; a driver that sends more gets all frames of that kind. */
@@ -15,12 +16,12 @@ export function macKey(high: number, low: number): number {
   return high * 0x1_0000_0000 + low;
 }
 
-/** One half of the MAC table; undefined: all addresses. */
-type AddressSet = ReadonlySet<number> | undefined;
+/** One half of the MAC table; null: all addresses. */
+type AddressSet = readonly number[] | null;
 
 /** Half a table of these addresses, or of all where they are too many. */
 export function addressSet(keys: readonly number[]): AddressSet {
-  return keys.length > MAX_ADDRESSES ? undefined : new Set(keys);
+  return keys.length > MAX_ADDRESSES ? null : keys;
 }
 
 /** See the head of this file. */
@@ -31,9 +32,10 @@ export class ReceiveFilter {
   noMulticast = false;
   noUnicast = false;
   noBroadcast = false;
-  unicast: AddressSet = new Set();
-  multicast: AddressSet = new Set();
-  readonly #vlans = new Uint32Array(128);
+  unicast: AddressSet = [];
+  multicast: AddressSet = [];
+  /** A bit by identifier. */
+  readonly vlans: number[] = new Array(128).fill(0);
 
   /**
    * That of a card that was reset.
@@ -45,8 +47,8 @@ export class ReceiveFilter {
 
   setVlan(identifier: number, accepted: boolean): void {
     const bit = 1 << (identifier & 31);
-    if (accepted) this.#vlans[(identifier & 0xfff) >> 5] |= bit;
-    else this.#vlans[(identifier & 0xfff) >> 5] &= ~bit;
+    if (accepted) this.vlans[(identifier & 0xfff) >> 5] |= bit;
+    else this.vlans[(identifier & 0xfff) >> 5] &= ~bit;
   }
 
   /** True if no frame can be refused, so that looking at them is not needed. */
@@ -74,10 +76,10 @@ export class ReceiveFilter {
   }
 
   #hasVlan(identifier: number): boolean {
-    return (this.#vlans[identifier >> 5] & (1 << (identifier & 31))) !== 0;
+    return (this.vlans[identifier >> 5] & (1 << (identifier & 31))) !== 0;
   }
 }
 
 function isIn(addresses: AddressSet, key: number): boolean {
-  return addresses === undefined || addresses.has(key);
+  return addresses === null || addresses.includes(key);
 }
