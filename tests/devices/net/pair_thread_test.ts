@@ -329,8 +329,9 @@ Deno.test("pair threads: when the lease is over no thread writes, and all go on 
 });
 
 Deno.test("pair threads: a grant that is taken back holds as a lease does", async () => {
-  await using net = new Rig();
+  // Outlasts the threads, which look at it.
   using word = mapAnonymous(4096);
+  await using net = new Rig();
   const words = new Uint32Array(word.buffer);
   words[3] = 7;
   const bases = [RX, TX].map((queue) => net.device.stopQueue(queue) as number);
