@@ -89,6 +89,8 @@ export class Session implements Disposable {
   #last: Promise<void> = Promise.resolve();
   readonly #waiters: Deferred<void>[] = [];
   readonly #look: Timer;
+  /** What the driver was told that the device is. */
+  #deviceId: number | undefined;
   /** How many queues the driver was told of. */
   #queues: number | undefined;
   #ended = false;
@@ -122,9 +124,6 @@ export class Session implements Disposable {
   async #discover(): Promise<void> {
     const { device, sharing } = this.options;
     const info = await device.info();
-    if (info.deviceId === 0) {
-      throw new VmsgError("NO_DEVICE", `the device side has no device ${device.number}`);
-    }
     const offered = await device.features(Math.max(2, info.featureBlocks));
     for (const bit of sharing.withheld) offered[bit >> 5]! &= ~(1 << (bit & 31));
     for (const bit of sharing.own) offered[bit >> 5]! |= 1 << (bit & 31);
@@ -146,6 +145,13 @@ export class Session implements Disposable {
     const { features } = this.options.owner;
     const { deviceId, maxQueues } = this.told.info!;
     const promised = this.#queues;
+    if (features !== undefined && (this.#deviceId ?? deviceId) !== deviceId) {
+      throw new VmsgError(
+        "ANOTHER_DEVICE",
+        `the new device has device id ${deviceId}, the last one had ${this.#deviceId}: restart the guest`,
+      );
+    }
+    this.#deviceId = deviceId;
     if (features?.some((word, i) => (word & ~this.told.offered[i]!) !== 0)) {
       throw new VmsgError(
         "FEATURES_LOST",

@@ -194,6 +194,19 @@ export class Conversation implements Disposable {
     this.#taken = 0;
   }
 
+  /** Forgets the requests that have no answer: that of which the device was asked, and those that wait. */
+  surrender(): { readonly asked: DataView | undefined; readonly waiting: readonly DataView[] } {
+    const asked = this.#isAsked && this.#hasRequest ? copyOf(this.#kept!) : undefined;
+    const waiting = this.#waiting.slice(this.#taken);
+    this.abandon();
+    return { asked, waiting };
+  }
+
+  /** Nothing is asked of the device any more, whatever it has answered. */
+  giveUp(): void {
+    this.#isLate = true;
+  }
+
   /** A copy of the request that is being handled, to {@link take} it later. */
   copyOfRequest(): DataView {
     return copyOf(this.#current!);

@@ -23,6 +23,7 @@ import { isPrivate } from "../message/private.ts";
 import { limitedLog, type Log } from "../observe/log.ts";
 import type { Tracer } from "../observe/trace.ts";
 import type { DeviceHost, DeviceModel } from "../virtio/device.ts";
+import { answerDevices, Arrivals } from "./arrivals.ts";
 import { Conversation } from "./conversation.ts";
 import type { DeviceContext } from "./device_context.ts";
 import { DeviceRequests } from "./device_requests.ts";
@@ -65,6 +66,8 @@ interface Device {
   readonly slot: DeviceSlot;
   readonly requests: DeviceRequests;
   readonly privates: PrivateRequests;
+  /** It is being removed: nothing finds it any more. */
+  isLeaving: boolean;
 }
 
 /** The device side of one bus. */
@@ -74,6 +77,9 @@ export class DeviceSide implements BusListener, Disposable {
   readonly #link: Link;
   readonly #peer: Peer;
   readonly #context: DeviceContext;
+  readonly #arrivals: Arrivals;
+  /** Of driver sides, one after another. */
+  #sessions = 0;
   /** Those that wait for any of the devices. */
   readonly #requests = { waiting: 0 };
   #toldMalformed = false;
@@ -102,18 +108,35 @@ export class DeviceSide implements BusListener, Disposable {
     this.#peer = new Peer(this.#context, {
       startOver: () => this.#startOver(),
       hasStartedOver: () => this.#every((slot) => slot.hasLeft),
-      showForeignMemory: () => this.#forEach((slot) => slot.showForeignMemory()),
+      showForeignMemory: () =>
+        this.#forEach((slot, isLeaving) => isLeaving || slot.showForeignMemory()),
       resume: () => this.#forEach((slot) => slot.resumeIfPaused()),
     });
+    this.#arrivals = new Arrivals(
+      reactor,
+      this.#notifications,
+      () => this.#isKnown && link.codec.has(Kind.EVENT_DEVICE),
+    );
+  }
+
+  /** Has a driver side said who it is? */
+  get #isKnown(): boolean {
+    return this.#peer.state === "vmsg" || this.#peer.state === "foreign";
   }
 
   #startOver(): void {
+    this.#sessions++;
     this.#link.forget();
     this.#forEach((slot) => slot.leave());
   }
 
-  #forEach(action: (slot: DeviceSlot) => void): void {
-    for (const { slot } of this.#devices.values()) action(slot);
+  #forEach(action: (slot: DeviceSlot, isLeaving: boolean) => void): void {
+    for (const { slot, isLeaving } of this.#devices.values()) action(slot, isLeaving);
+  }
+
+  #present(number: number): Device | undefined {
+    const device = this.#devices.get(number);
+    return device?.isLeaving === false ? device : undefined;
   }
 
   #every(condition: (slot: DeviceSlot) => boolean): boolean {
@@ -126,8 +149,18 @@ export class DeviceSide implements BusListener, Disposable {
     return this.#link.counters;
   }
 
+  /** A number for one more device, see arrivals.ts. */
+  get freeNumber(): number {
+    return this.#arrivals.free((number) => this.#devices.has(number));
+  }
+
+  /** How long this number has to rest before it is given to another device. */
+  restMs(number: number): number {
+    return this.#arrivals.restMs(number);
+  }
+
   /**
-   * Adds a device; before {@link open}.
+   * Adds a device, to own, also while a driver side is there, which is told.
    *
    * @param fixed memory that a driver side has which cannot announce any
    */
@@ -150,10 +183,53 @@ export class DeviceSide implements BusListener, Disposable {
       slot,
       requests: new DeviceRequests(slot, link),
       privates: new PrivateRequests(slot, link),
+      isLeaving: false,
     };
+    try {
+      model.connect(slot);
+    } catch (error) {
+      slot[Symbol.dispose]();
+      throw error;
+    }
     this.#devices.set(number, device);
-    model.connect(slot);
+    if (this.#peer.state === "foreign") slot.showForeignMemory();
+    this.#arrivals.added(number);
     return slot;
+  }
+
+  /**
+   * Removes a device and disposes of it, when it has let go of memory: from now on requests for it are dropped. Those that came
+   * before are answered as those of a device that hangs, then the driver side is told. A device that does not
+   * answer is ended all the same.
+   */
+  async remove(number: number): Promise<void> {
+    const device = this.#present(number);
+    if (device === undefined) throw new Error(`there is no device number ${number}`);
+    const { slot } = device;
+    device.isLeaving = true;
+    const owed = slot.conversation.surrender();
+    const gone = this.options.reactor.defer<void>();
+    const sessions = this.#sessions;
+    slot.remove(() => gone.resolve());
+    await gone.promise;
+    // The whole side may have ended.
+    if (this.#devices.get(number) !== device) return;
+    slot.conversation.giveUp();
+    if (sessions === this.#sessions && this.#isKnown) this.#answerOwed(device, owed);
+    slot[Symbol.dispose]();
+    this.#devices.delete(number);
+    this.#arrivals.removed(number);
+  }
+
+  #answerOwed(device: Device, { asked, waiting }: ReturnType<Conversation["surrender"]>): void {
+    const link = this.#link;
+    for (const request of asked === undefined ? waiting : [asked, ...waiting]) {
+      link.takeUp(request);
+      // EVENT_DEVICE ends those of a vmsg, to which an errno would mean that its device has failed.
+      if (isPrivate(link.in.kind)) dropDescriptors(link);
+      else if (request === asked) device.requests.fail();
+      else device.requests.handle();
+    }
   }
 
   /** Who answers the request in hand. */
@@ -198,7 +274,7 @@ export class DeviceSide implements BusListener, Disposable {
     if (isPrivate(kind)) return this.#privateRequest(slot);
     if (kind === Kind.GET_DEVICES) return this.#getDevices();
     if (kind === Kind.PING) return this.#link.pong();
-    const device = this.#devices.get(message.device);
+    const device = this.#present(message.device);
     if (device === undefined) return this.#absentDevice();
     if (kind === Kind.EVENT_AVAIL) device.requests.available();
     else this.#take(device, slot);
@@ -207,7 +283,7 @@ export class DeviceSide implements BusListener, Disposable {
   /** An answer: the only request that a device side sends asks for a translation. */
   #answered(): void {
     const { in: message } = this.#link;
-    const device = this.#devices.get(message.device);
+    const device = this.#present(message.device);
     const isAsked = message.kind === Kind.IOMMU_TRANSLATE && this.#peer.state === "foreign";
     if (device === undefined || !isAsked) return this.#link.drop();
     device.slot.translation.answered(message);
@@ -270,24 +346,8 @@ export class DeviceSide implements BusListener, Disposable {
   // --- about the bus -----------------------------------------------------------------------------
 
   #getDevices(): void {
-    const { codec, in: { offset, count } } = this.#link;
-    const out = this.#link.answer();
-    const end = offset + Math.min(count, codec.limits.deviceBits);
-    // Behind what was asked for, also of a window of nothing: else who goes on there never ends (rule B31).
-    const behind = Math.max(end, offset + 1);
-    out.offset = offset;
-    out.count = end - offset;
-    for (const number of this.#devices.keys()) {
-      if (number >= offset && number < end) {
-        out.bytes[(number - offset) >> 3] |= 1 << ((number - offset) & 7);
-      } else if (number >= behind && (out.nextOffset === 0 || number < out.nextOffset)) {
-        out.nextOffset = number;
-      }
-    }
-    if (codec.conduct.nextOffsetIsAligned && out.nextOffset !== 0) {
-      out.nextOffset = Math.max(end, out.nextOffset - out.nextOffset % 8);
-    }
-    this.#link.send();
+    const numbers = [...this.#devices.keys()].filter((number) => this.#present(number));
+    answerDevices(this.#link, numbers);
   }
 
   #absentDevice(): void {
@@ -302,7 +362,7 @@ export class DeviceSide implements BusListener, Disposable {
     const link = this.#link;
     const { epoch, memoryDevice } = link.in;
     if (this.#peer.state !== "vmsg") return link.drop();
-    const device = this.#devices.get(memoryDevice);
+    const device = this.#present(memoryDevice);
     const isStale = epoch !== this.#peer.epoch;
     if (link.in.kind === Kind.SET_DOORBELLS && !isStale) {
       const isTaken = link.bus.takeDoorbells?.(link.in.ordinal) === true;
@@ -313,6 +373,7 @@ export class DeviceSide implements BusListener, Disposable {
       return this.#take(device, slot);
     }
     dropDescriptors(link);
+    if (!isStale && this.#devices.has(memoryDevice)) return link.drop();
     answerPrivately(link, this.#peer.ownEpoch, isStale ? ESTALE : ENODEV);
   }
 
@@ -320,6 +381,7 @@ export class DeviceSide implements BusListener, Disposable {
   [Symbol.dispose](): void {
     this.#peer[Symbol.dispose]();
     this.#forEach((slot) => slot[Symbol.dispose]());
+    this.#devices.clear();
     this.#notifications[Symbol.dispose]();
     this.#link[Symbol.dispose]();
   }

@@ -82,6 +82,8 @@ export class DeviceSlot implements DeviceHost {
   #awaitsForeign = false;
   /** Called when no step is left. */
   #whenDone: (() => void) | undefined;
+  /** The same of a device that is removed. */
+  #whenGone: (() => void) | undefined;
 
   constructor(
     readonly number: number,
@@ -319,6 +321,17 @@ export class DeviceSlot implements DeviceHost {
     this.advance();
   }
 
+  /**
+   * The device is removed: nothing of it is wanted any more but that it lets go of memory.
+   *
+   * @param gone called when it has, or does not answer; perhaps more than once
+   */
+  remove(gone: () => void): void {
+    this.#whenGone = gone;
+    this.leave();
+    if (this.conversation.isHung) gone();
+  }
+
   /** Has the device let go of all that an earlier driver side gave it? One that hangs is not waited for. */
   get hasLeft(): boolean {
     return !this.#isLeaving || this.conversation.isHung;
@@ -349,6 +362,7 @@ export class DeviceSlot implements DeviceHost {
   failed(reason: string): void {
     this.#whenDone = undefined;
     this.needsReset(reason);
+    this.#whenGone?.();
   }
 
   /** Takes the steps that are left; goes on by itself when one had to wait. */
@@ -387,6 +401,7 @@ export class DeviceSlot implements DeviceHost {
     const done = this.#whenDone;
     this.#whenDone = undefined;
     done?.();
+    this.#whenGone?.();
   }
 
   /** Ends the device, and takes everything away that it had. */

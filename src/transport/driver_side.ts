@@ -348,7 +348,7 @@ export class DriverSide implements BusListener, Requests, Disposable {
     if (!this.isReady || device === undefined) return link.drop();
     // Either may come twice, or without the other (rules R38, B23).
     if (isArrival && state === DEVICE_ADDED) return device.arrived();
-    if (isArrival && state === DEVICE_REMOVED) return device.left("the device was removed");
+    if (isArrival && state === DEVICE_REMOVED) return device.removed();
     if (device.isReady && kind === Kind.EVENT_USED) return device.onUsed?.(index);
     if (!device.isReady || kind !== Kind.EVENT_CONFIG) return link.drop();
     device.generation = generation;

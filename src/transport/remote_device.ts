@@ -31,7 +31,7 @@ const MAX_CONFIG_READS = 5;
 
 /** What GET_DEVICE_INFO says. */
 export interface DeviceInfo {
-  /** 0: there is no such device. */
+  /** Never 0. */
   readonly deviceId: number;
   /** Who made the device. */
   readonly vendorId: number;
@@ -83,7 +83,7 @@ export class RemoteDevice extends RemotePrivate {
     return this.side.link.codec.conduct;
   }
 
-  /** GET_DEVICE_INFO. */
+  /** GET_DEVICE_INFO; PeerLost also if there is no such device, which is waited for then. */
   async info(): Promise<DeviceInfo> {
     const info = await this.request(Kind.GET_DEVICE_INFO, {}, (answer) => ({
       deviceId: answer.deviceId,
@@ -92,6 +92,7 @@ export class RemoteDevice extends RemotePrivate {
       configSize: answer.configSize,
       maxQueues: answer.maxQueues,
     }));
+    if (info.deviceId === 0) throw this.absent();
     if (this.#conduct.configSizeIsNamed) this.#configSize = info.configSize;
     return info;
   }

@@ -8,6 +8,10 @@
  * One front end is served at a time. Whoever connects to a socket of ours is served when it has spoken, so that a
  * client that says nothing stands in nobody's way; it has some time, and is turned away then. One that speaks while
  * another is served waits a moment, in case that one is about to leave, and is turned away too.
+ *
+ * A front end whose device is not there yet is answered when it comes. One whose device is taken away (EVENT_DEVICE) is let go of,
+ * and nobody is served until the device is there again: meanwhile there is no socket, because a QEMU that connected again
+ * would stand still with its guest until it got an answer.
  */
 
 import { Acceptor } from "../../linux/acceptor.ts";
@@ -21,6 +25,7 @@ import { MemoryQuota } from "../../memory/mod.ts";
 import type { Log } from "../../observe/log.ts";
 import type { DriverSide, PeerListener } from "../../transport/driver_side.ts";
 import type { RemoteDevice } from "../../transport/remote_device.ts";
+import { PeerLost } from "../../transport/requests.ts";
 import type { Sharing } from "../../sharing/sharing.ts";
 import { Connection, MESSAGE_BUFFER_SIZE } from "../../vhost_user/connection.ts";
 import { FrontEnd } from "./front_end.ts";
@@ -29,6 +34,8 @@ import { FrontEnd } from "./front_end.ts";
 const RETRY_MS = 50;
 /** How soon the next is served after one that left at once: QEMU 7.2 asks for what is not there without a pause. */
 const PAUSE_MS = 200;
+/** How soon a path is tried again that somebody else has taken. */
+const RELISTEN_MS = 1000;
 /** How long a client may say nothing, and how long one may wait for another to leave. */
 const SILENT_MS = 10_000;
 const BUSY_MS = 500;
@@ -64,6 +71,9 @@ export class VhostUserServer implements PeerListener, Disposable {
   #acceptor: Acceptor | undefined;
   readonly #callers = new Set<Caller>();
   #frontEnd: FrontEnd | undefined;
+  /** The device was taken away. */
+  #isShut = false;
+  #isOver = false;
   /** Since when it is served. */
   #servedMs = 0;
 
@@ -81,7 +91,7 @@ export class VhostUserServer implements PeerListener, Disposable {
     this.#name = source.kind === "fd"
       ? `vhost-user fd ${source.number}`
       : `vhost-user ${source.socket}`;
-    this.#retry = reactor.timer(() => source.kind === "connect" ? this.#connect() : this.#admit());
+    this.#retry = reactor.timer(() => this.#again());
     this.#device.listen(this);
     if (source.kind === "fd") {
       const fd = new Fd(source.number);
@@ -164,10 +174,61 @@ export class VhostUserServer implements PeerListener, Disposable {
 
   ready(): void {
     this.#frontEnd?.deviceReady();
+    if (this.#isShut) this.reactor.spawn(() => this.#reopen());
   }
 
   lost(): void {
     this.#frontEnd?.deviceLost();
+    if (this.#device.isRemoved) this.#shut();
+  }
+
+  // --- the device is taken away and comes back -----------------------------------------------------
+
+  #shut(): void {
+    if (this.#isShut) return;
+    this.#isShut = true;
+    this.log.info(`${this.#name}: device ${this.options.device} was removed; waiting for it`);
+    this.#frontEnd?.connection.close("its device was removed");
+    this.#stopListening();
+  }
+
+  #stopListening(): void {
+    for (const caller of this.#callers) this.#letGo(caller)[Symbol.dispose]();
+    this.#acceptor?.[Symbol.dispose]();
+    this.#acceptor = undefined;
+  }
+
+  /** A device side may be another one than that which took the device away, and have none of its own. */
+  async #reopen(): Promise<void> {
+    try {
+      await this.#device.info();
+    } catch (error) {
+      if (error instanceof PeerLost) return;
+      throw error;
+    }
+    if (!this.#isShut || this.#isOver || !this.#device.isReady) return;
+    this.#isShut = false;
+    this.log.info(`${this.#name}: device ${this.options.device} is there; waiting for a front end`);
+    if (!this.#retry.armed) this.#again();
+  }
+
+  /** Serves the next one, wherever it comes from. */
+  #again(): void {
+    const { source } = this.options;
+    if (this.#isShut || this.#frontEnd !== undefined) return;
+    if (source.kind === "connect") return this.#connect();
+    if (source.kind === "listen" && this.#acceptor === undefined) this.#listenAgain(source.socket);
+    this.#admit();
+  }
+
+  #listenAgain(path: string): void {
+    try {
+      this.#listen(path);
+    } catch (error) {
+      if (!(error instanceof VmsgError)) throw error;
+      this.log.warn(`${this.#name}: ${error.message}`);
+      this.#retry.arm(RELISTEN_MS);
+    }
   }
 
   #connect(): void {
@@ -207,21 +268,21 @@ export class VhostUserServer implements PeerListener, Disposable {
       this.log.info(`${this.#name}: ${reason}`);
       return this.reactor.stop();
     }
-    this.log.info(`${this.#name}: ${reason}; waiting for a front end`);
+    const what = this.#isShut ? "its device" : "a front end";
+    this.log.info(`${this.#name}: ${reason}; waiting for ${what}`);
     const leftAtOnce = this.reactor.now() - this.#servedMs < PAUSE_MS;
     if (leftAtOnce) this.#retry.arm(PAUSE_MS);
-    else if (this.#acceptor === undefined) this.#retry.arm(RETRY_MS);
-    else this.#admit();
+    else if (this.options.source.kind === "connect") this.#retry.arm(RETRY_MS);
+    else this.#again();
   }
 
   /** Drops the front end and closes the socket. */
   [Symbol.dispose](): void {
     const frontEnd = this.#frontEnd;
     this.#frontEnd = undefined;
+    this.#isOver = true;
     frontEnd?.[Symbol.dispose]();
     this.reactor.dropTimer(this.#retry);
-    for (const caller of this.#callers) this.#letGo(caller)[Symbol.dispose]();
-    this.#acceptor?.[Symbol.dispose]();
-    this.#acceptor = undefined;
+    this.#stopListening();
   }
 }
