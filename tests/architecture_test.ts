@@ -304,7 +304,7 @@ const ROOM_LINES: Readonly<Record<string, number>> = {
   ivshmem: 1600,
   xen: 900,
   bus: 1300,
-  transport: 2000,
+  transport: 2100,
   sharing: 1400,
   drivers: 2800,
   devices: 1800,

@@ -16,46 +16,17 @@ import { Kind } from "../message/message.ts";
 import type { Fd } from "../linux/fd.ts";
 import { Notifier } from "../linux/notifier.ts";
 import type { AddressSpace, MemoryRegion } from "../memory/mod.ts";
-import type {
-  Answer,
-  DeviceHost,
-  DeviceModel,
-  QueueNotifier,
-  QueueSetup,
-} from "../virtio/device.ts";
+import type { Answer, DeviceHost, DeviceModel } from "../virtio/device.ts";
 import { hasFeature, RingFeature, Status } from "../virtio/features.ts";
 import type { Conversation } from "./conversation.ts";
 import type { DeviceContext } from "./device_context.ts";
-import { ConfigNotification, type Notification, QueueNotification } from "./notifications.ts";
+import { ConfigNotification, QueueNotification } from "./notifications.ts";
+import { type QueueRecord, UNSET } from "./queue_operation.ts";
 import type { SlotMemory } from "./slot_memory.ts";
 import { Translation } from "./translation.ts";
 
 /** Feature blocks that are stored; bits beyond the device's own blocks are kept to be refused. */
 const FEATURE_BLOCKS = 16;
-
-/** A queue as the transport knows it. */
-export interface QueueRecord {
-  /** Where SET_VQUEUE has put it; {@link UNSET} at first and after a reset. */
-  stored: QueueSetup;
-  /** The device works on it. */
-  isEnabled: boolean;
-  /** The device has it, or is about to, and will have to be told to stop. */
-  isHeld: boolean;
-  /** SET_VQUEUE_STATE's index, for the next SET_VQUEUE. */
-  base: number;
-  /** EVENT_USED. */
-  readonly used: Notification;
-  /** What takes its place, and EVENT_AVAIL's; only while {@link isEnabled}. */
-  notifier: QueueNotifier | undefined;
-}
-
-const UNSET: QueueSetup = {
-  size: 0,
-  descriptorAddress: 0,
-  driverAddress: 0,
-  deviceAddress: 0,
-  base: 0,
-};
 
 /** See the head of this file. */
 export class DeviceSlot implements DeviceHost {
@@ -72,7 +43,7 @@ export class DeviceSlot implements DeviceHost {
   generation = 0;
   /** Of addresses that only the driver side can translate. */
   readonly translation: Translation;
-  readonly #configEvent: Notification;
+  readonly #configEvent: ConfigNotification;
   #status = 0;
   /** The device was found to have to wait for the lease. */
   #isPaused = false;

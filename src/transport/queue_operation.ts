@@ -1,12 +1,37 @@
 /**
- * What SET_VQUEUE makes of a queue in `v1` (docs/wire.md 3.2, rules V45 to V50): it stores fields, all or but
+ * A queue as the transport knows it, and what SET_VQUEUE makes of it in `v1` (docs/wire.md 3.2, rules V45 to V50): it stores fields, all or but
  * some, and may enable what is stored then. Nothing comes of what cannot be, and nothing of an enabled queue.
  */
 
 import { type Message, QUEUE_ENABLED, QueueFlag } from "../message/message.ts";
-import type { QueueSetup } from "../virtio/device.ts";
+import type { QueueNotifier, QueueSetup } from "../virtio/device.ts";
 import { isAligned, isQueueSize } from "../virtio/queue/config.ts";
-import type { QueueRecord } from "./device_slot.ts";
+import type { Notification } from "./notifications.ts";
+
+/** A queue as the transport knows it. */
+export interface QueueRecord {
+  /** Where SET_VQUEUE has put it; {@link UNSET} at first and after a reset. */
+  stored: QueueSetup;
+  /** The device works on it. */
+  isEnabled: boolean;
+  /** The device has it, or is about to, and will have to be told to stop. */
+  isHeld: boolean;
+  /** SET_VQUEUE_STATE's index, for the next SET_VQUEUE. */
+  base: number;
+  /** EVENT_USED. */
+  readonly used: Notification;
+  /** What takes its place, and EVENT_AVAIL's; only while {@link isEnabled}. */
+  notifier: QueueNotifier | undefined;
+}
+
+/** Of a queue that was never set up. */
+export const UNSET: QueueSetup = {
+  size: 0,
+  descriptorAddress: 0,
+  driverAddress: 0,
+  deviceAddress: 0,
+  base: 0,
+};
 
 /** The queue that SET_VQUEUE describes. */
 export function described(request: Message): QueueSetup {
