@@ -125,10 +125,22 @@ export const deviceCommand: PlaneCommand<DeviceSettings> = planeCommand({
     const pairLines = [...context.pairLines];
     const devices = settings.devices.map((wanted, number) => {
       const device = openDevice(wanted, { reactor, log, hubs, number, forwarded, pairLines });
-      side.add(number, device.model, windows);
+      if (device.ready === undefined) side.add(number, device.model, windows);
+      else stack.use(device.model);
       return device;
     });
-    side.open();
+    const late = [...devices.entries()].filter(([, { ready }]) => ready !== undefined);
+    if (late.length === 0) side.open();
+    // A driver side finds all devices, or none.
+    else {
+      reactor.spawn(async () => {
+        for (const [number, { model, ready }] of late) {
+          await ready;
+          side.add(number, model, windows);
+        }
+        side.open();
+      });
+    }
     stack.use(new WarmUp(reactor, () => side.counters.received > 0));
     return {
       finish: () => {

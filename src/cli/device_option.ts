@@ -12,9 +12,16 @@ import { blkKind } from "./device_kinds/blk.ts";
 import { consoleKind } from "./device_kinds/console.ts";
 import { netKind } from "./device_kinds/net.ts";
 import { rngKind } from "./device_kinds/rng.ts";
+import { vhostUserKind } from "./device_kinds/vhost_user.ts";
 import { type Chosen, findKind, kindsSection } from "./kinds.ts";
 
-const DEVICE_KINDS: readonly DeviceKind[] = [netKind, blkKind, consoleKind, rngKind];
+const DEVICE_KINDS: readonly DeviceKind[] = [
+  netKind,
+  blkKind,
+  consoleKind,
+  rngKind,
+  vhostUserKind,
+];
 
 const MAX_DEVICES = 64;
 

@@ -3,7 +3,8 @@
  *
  * The used index of a split ring counts the buffers that the device has given back. Where buffers are used in the order in which
  * they were made available, that is also where the ring goes on: the device types in {@link IN_ORDER} do so in
- * every vmsg device side, and what was used but not yet shown is done once more. Of any other device the used index
+ * every vmsg device side, and what was used but not yet shown is done once more. A program that is behind a device side of ours
+ * (devices/vhost_user) completes what it has taken when it is left alone, and the rest it has not begun. Of any other device the used index
  * says how many buffers came back, but not which. If it was all of them the ring goes on there; else nobody knows
  * what became of the rest, and the driver has to start over.
  *
@@ -12,7 +13,8 @@
  */
 
 import type { MemoryRegion } from "../memory/mod.ts";
-import type { QueueSetup } from "../virtio/device.ts";
+import type { DeviceInfo } from "../transport/remote_device.ts";
+import { type QueueSetup, VENDOR_ELSEWHERE } from "../virtio/device.ts";
 import { DEVICE_BLK, DEVICE_CONSOLE, DEVICE_NET, DEVICE_RNG } from "../virtio/features.ts";
 import { shownBase } from "../virtio/packed/position.ts";
 import { areasOf, isAligned, isQueueSize } from "../virtio/queue/config.ts";
@@ -69,15 +71,16 @@ export function ringPosition(
 /**
  * Where a ring goes on whose device died; undefined if nobody can tell.
  *
- * @param deviceId the type of the device
+ * @param device what it was
  */
 export function positionAfterLoss(
   regions: readonly MemoryRegion[],
   setup: QueueSetup,
-  deviceId: number,
+  { deviceId, vendorId }: Pick<DeviceInfo, "deviceId" | "vendorId">,
   isPacked: boolean,
 ): number | undefined {
   const position = ringPosition(regions, setup, isPacked);
-  if (isPacked || IN_ORDER.has(deviceId)) return position;
+  const isInOrder = IN_ORDER.has(deviceId) || vendorId === VENDOR_ELSEWHERE;
+  if (isPacked || isInOrder) return position;
   return position === readIndex(regions, setup.driverAddress) ? position : undefined;
 }

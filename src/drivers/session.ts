@@ -181,7 +181,7 @@ export class Session implements Disposable {
     for (const ring of told.running()) {
       const { wanted, setup } = ring;
       const base = this.#forget(ring) ??
-        positionAfterLoss(owner.regions, setup, info!.deviceId, this.#isPacked);
+        positionAfterLoss(owner.regions, setup, info!, this.#isPacked);
       if (base !== undefined) {
         wanted.stopped(base);
       } else if (owner.regions.length > 0) {

@@ -78,7 +78,7 @@ export class Connection implements Disposable {
     this.#patience = reactor.timer(() =>
       this.close(`${this.peer} did not end a message within ${PART_MS / 1000} s`)
     );
-    reactor.watch(stream.fd, EPOLLIN, (events) => this.#ready(events));
+    reactor.watch(stream.fd, 0, (events) => this.#ready(events));
   }
 
   /** The next message, or undefined when the connection has ended. */

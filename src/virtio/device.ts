@@ -28,6 +28,9 @@ import type { AddressSpace, MemoryRegion } from "../memory/mod.ts";
 
 export type { MemoryRegion } from "../memory/mod.ts";
 
+/** The vendor of devices behind which there is a program that is not ours (devices/vhost_user); spells "VMSG". */
+export const VENDOR_ELSEWHERE = 0x4753_4d56;
+
 /** An answer that is there, or that comes later; see the head of this file. */
 export type Answer<T> = T | Promise<T>;
 

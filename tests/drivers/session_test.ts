@@ -10,6 +10,7 @@ import type { WantedRing } from "../../src/drivers/wanted.ts";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
 import { Kind, MEMORY_WINDOW, type Message } from "../../src/message/message.ts";
 import { createLog } from "../../src/observe/log.ts";
+import { VENDOR_ELSEWHERE } from "../../src/virtio/device.ts";
 import { NetFeature } from "../../src/virtio/features.ts";
 import { Descriptors } from "../../src/sharing/descriptors.ts";
 import { answerHello, type DriverRig, withDriverSide } from "../support/driver_rig.ts";
@@ -17,6 +18,7 @@ import { cleanTest } from "../support/leaks.ts";
 import { SetQueues } from "../support/raw_peer.ts";
 
 const NET = 1;
+const CARD = { deviceId: NET, vendorId: 0 };
 const BLOCK = 2;
 const ENTROPY = 4;
 /** It gives buffers back in any order. */
@@ -49,15 +51,18 @@ function ringMemory(available: number, used: number) {
 Deno.test("position after a loss: in order, all used, or unknown", () => {
   using busy = ringMemory(5, 3);
   using idle = ringMemory(7, 7);
-  const at = (region: typeof busy, deviceId: number) =>
-    positionAfterLoss([region], SETUP, deviceId, false);
+  const at = (region: typeof busy, deviceId: number, vendorId = 0) =>
+    positionAfterLoss([region], SETUP, { deviceId, vendorId }, false);
   const types = [NET, ENTROPY, BLOCK, GRAPHICS];
+  // What another program has taken behind a device side of ours, it completes when that is gone.
+  assertEquals(types.map((type) => at(busy, type, VENDOR_ELSEWHERE)), [3, 3, 3, 3]);
+  assertEquals(types.map((type) => at(idle, type, VENDOR_ELSEWHERE)), [7, 7, 7, 7]);
   assertEquals(types.map((type) => at(busy, type)), [3, 3, 3, undefined]);
   assertEquals(types.map((type) => at(idle, type)), [7, 7, 7, 7]);
-  assertEquals(positionAfterLoss([], SETUP, NET, false), undefined);
+  assertEquals(positionAfterLoss([], SETUP, CARD, false), undefined);
   // The index itself has to lie in the memory.
   const short = { ...idle, size: 0x2003 };
-  assertEquals(positionAfterLoss([short], SETUP, NET, false), undefined);
+  assertEquals(positionAfterLoss([short], SETUP, CARD, false), undefined);
 });
 
 interface Rig extends DriverRig {

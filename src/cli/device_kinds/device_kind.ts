@@ -27,6 +27,8 @@ export interface OpenDevice {
   /** What it is, or works with, for people. */
   readonly description: string;
   readonly counters?: object;
+  /** Resolves when it is known what the device is, where that takes until somebody comes; at once otherwise. */
+  readonly ready?: Promise<void>;
 }
 
 /** A record of the table; see `Kind` for which thread uses what. */

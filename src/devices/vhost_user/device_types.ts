@@ -1,0 +1,76 @@
+/**
+ * What the vhost-user protocol does not say of a device, because a front end knows it from the kind of device it is: how large
+ * the configuration space is, how many queues there are where a back end does not count them, and where the configuration
+ * space says how many its driver may use.
+ */
+
+/** A number of queues in a configuration space. */
+export interface QueueCountField {
+  readonly at: number;
+  readonly bytes: 2 | 4;
+  /** Queues that it does not count. */
+  readonly others: number;
+}
+
+/** See the head of this file. */
+export interface DeviceType {
+  /** The virtio device id (VIRTIO 1.3, 5). */
+  readonly id: number;
+  readonly name: string;
+  /** The most first: a back end may know fewer fields. */
+  readonly configSizes: readonly number[];
+  /** Unless the back end says, or is told otherwise. */
+  readonly queues: number;
+  readonly queueCount?: QueueCountField;
+}
+
+/** Of a file system (5.11.4): the bytes of its tag, which a number of queues follows. */
+export const FS_TAG_SIZE = 36;
+
+/** Those that there are back ends for. */
+export const DEVICE_TYPES: readonly DeviceType[] = [
+  { id: 1, name: "net", configSizes: [24, 17, 12, 10, 8, 6], queues: 2 },
+  {
+    id: 2,
+    name: "blk",
+    configSizes: [96, 72, 60],
+    queues: 1,
+    queueCount: { at: 34, bytes: 2, others: 0 },
+  },
+  { id: 3, name: "console", configSizes: [12], queues: 2 },
+  { id: 4, name: "rng", configSizes: [], queues: 1 },
+  { id: 8, name: "scsi", configSizes: [36], queues: 3, queueCount: { at: 0, bytes: 4, others: 2 } },
+  { id: 16, name: "gpu", configSizes: [16], queues: 2 },
+  { id: 18, name: "input", configSizes: [136], queues: 2 },
+  { id: 19, name: "vsock", configSizes: [8], queues: 3 },
+  { id: 20, name: "crypto", configSizes: [56], queues: 2 },
+  { id: 25, name: "snd", configSizes: [16, 12], queues: 4 },
+  {
+    id: 26,
+    name: "fs",
+    configSizes: [44, 40],
+    queues: 2,
+    queueCount: { at: FS_TAG_SIZE, bytes: 4, others: 1 },
+  },
+  { id: 32, name: "scmi", configSizes: [], queues: 2 },
+  { id: 34, name: "i2c", configSizes: [], queues: 1 },
+  { id: 36, name: "can", configSizes: [], queues: 3 },
+  { id: 41, name: "gpio", configSizes: [8], queues: 2 },
+  { id: 45, name: "spi", configSizes: [32], queues: 1 },
+];
+
+/** Of any other device, everything has to be said. */
+export function typeOf(id: number): DeviceType {
+  return DEVICE_TYPES.find((type) => type.id === id) ??
+    { id, name: `id ${id}`, configSizes: [], queues: 1 };
+}
+
+/** Has the configuration space promise no more queues than there are. */
+export function limitQueues(config: Uint8Array, { queueCount }: DeviceType, queues: number): void {
+  if (queueCount === undefined || config.length < queueCount.at + queueCount.bytes) return;
+  const { at, bytes, others } = queueCount;
+  const view = new DataView(config.buffer, config.byteOffset + at, bytes);
+  const most = Math.max(1, queues - others);
+  if (bytes === 2) view.setUint16(0, Math.min(most, view.getUint16(0, true)), true);
+  else view.setUint32(0, Math.min(most, view.getUint32(0, true)), true);
+}
