@@ -17,23 +17,21 @@ if (new Uint8Array(new Uint16Array([1]).buffer)[0] !== 1) {
 }
 
 /**
+ * On x86 every load acquires, V8 leaves loads of typed arrays in the order in which they are written and makes no two of
+ * one, and none passes the call that an atomic store is: a plain load, a tenth of the price, is all that is needed.
+ */
+const LOADS_ACQUIRE = Deno.build.arch === "x86_64";
+
+/**
  * Reads an index that the other side publishes. What it wrote before publishing is visible to the
  * plain loads that follow.
  */
 export function loadAcquire16(view: Uint16Array, index: number): number {
-  return Atomics.load(view, index);
+  return LOADS_ACQUIRE ? view[index] : Atomics.load(view, index);
 }
 
 /** As {@link loadAcquire16}, for the 32-bit indices of message queues. */
 export function loadAcquire32(view: Uint32Array, index: number): number {
-  return Atomics.load(view, index);
-}
-
-/** On x86 every load acquires, and V8 leaves loads of typed arrays in the order in which they are written. */
-const LOADS_ACQUIRE = Deno.build.arch === "x86_64";
-
-/** As {@link loadAcquire32} where there is one for each buffer, and not one for a batch: no call where none is needed. */
-export function loadAcquireEach32(view: Uint32Array, index: number): number {
   return LOADS_ACQUIRE ? view[index] : Atomics.load(view, index);
 }
 

@@ -31,7 +31,7 @@ export interface PortQueue {
   nextLength(): number;
   /**
    * Writes the next frame, header first, into the segments from `first` on, which have room for
-   * {@link nextLength} bytes.
+   * {@link nextLength} bytes. The header says that one buffer holds it (num_buffers).
    *
    * @returns its length with header, 0 when there was none after all
    */

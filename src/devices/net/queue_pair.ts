@@ -131,9 +131,10 @@ export class QueuePair {
       const length = this.#port.receive(buffers.writable, first);
       if (length < NET_HEADER_SIZE) break;
       if (this.#isFiltered(buffers.writable, first)) continue;
-      buffers.writable.setUint16(NUM_BUFFERS_OFFSET, buffers.buffersFor(length), first);
       received++;
-      buffers.complete(queue, length);
+      const count = buffers.complete(queue, length);
+      // The port has said one. The driver sees neither before they are published.
+      if (count > 1) buffers.writable.setUint16(NUM_BUFFERS_OFFSET, count, first);
     }
     this.owner.counters.received += received;
     return i === budget;

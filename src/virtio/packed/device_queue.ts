@@ -25,7 +25,7 @@
  */
 
 import type { AddressSpace } from "../../memory/address_space.ts";
-import { loadAcquire32, loadAcquireEach32, storeRelease32 } from "../../memory/atomics.ts";
+import { loadAcquire32, storeRelease32 } from "../../memory/atomics.ts";
 import type { ChainBatch } from "../queue/chain.ts";
 import { findAreas, type QueueConfig } from "../queue/config.ts";
 import { DeviceQueue } from "../queue/device_queue.ts";
@@ -171,7 +171,7 @@ export class PackedDeviceQueue extends DeviceQueue {
         break;
       }
       // Acquire: the descriptors, and the buffer's bytes, that the driver wrote before these flags are visible from here on.
-      let word = loadAcquireEach32(ring, ((base & mask) << 2) + LAST_WORD);
+      let word = loadAcquire32(ring, ((base & mask) << 2) + LAST_WORD);
       const state = word & (DESCRIPTOR_AVAIL | DESCRIPTOR_USED);
       if (state !== ((base & size) === 0 ? DESCRIPTOR_AVAIL : DESCRIPTOR_USED)) {
         outcome = Pop.EMPTY;

@@ -81,18 +81,6 @@ export class ChainSequence {
   }
 
   /**
-   * How many buffers `written` bytes take, for a header that must say so before they are completed.
-   *
-   * @param written at least 1, at most {@link bytes}
-   */
-  buffersFor(written: number): number {
-    if (!(written > 0 && written <= this.bytes)) throw this.#tooMuch(written);
-    let buffer = this.#first;
-    for (let rest = written; rest > 0; buffer++) rest -= this.#batch.writableLengths[buffer];
-    return buffer - this.#first;
-  }
-
-  /**
    * Completes the buffers that `written` bytes took, each but the last to its end (5.1.6.4.1). The others
    * stay for the next frame. The driver sees them after `queue.publish()`.
    *
@@ -101,6 +89,20 @@ export class ChainSequence {
    */
   complete(queue: DeviceQueue, written: number): number {
     if (!(written > 0 && written <= this.bytes)) throw this.#tooMuch(written);
+    const before = this.#first;
+    const { heads, writableLengths } = this.#batch;
+    const capacity = writableLengths[before];
+    // Most frames take one; this is short enough to be compiled into callers.
+    if (written <= capacity) {
+      this.#first = before + 1;
+      this.bytes -= capacity;
+      queue.complete(heads[before], written);
+      return 1;
+    }
+    return this.#completeSeveral(queue, written);
+  }
+
+  #completeSeveral(queue: DeviceQueue, written: number): number {
     const before = this.#first;
     const { heads, writableLengths } = this.#batch;
     while (written > 0) {

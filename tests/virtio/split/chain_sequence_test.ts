@@ -30,7 +30,6 @@ Deno.test("a sequence gives a frame as many buffers as it needs and keeps the ot
   assert(sequence.fill(s.queue, 250));
   assertEquals([sequence.buffers, sequence.bytes, sequence.writable.count], [3, 300, 6]);
   assertEquals(s.queue.inFlight, 3);
-  assertEquals([100, 101, 200, 201].map((n) => sequence.buffersFor(n)), [1, 2, 2, 3]);
   assert(sequence.writable.setUint16(10, 2, sequence.firstSegment));
   assertEquals(sequence.complete(s.queue, 150), 2);
   assertEquals([sequence.buffers, sequence.bytes, sequence.firstSegment], [1, 100, 4]);
