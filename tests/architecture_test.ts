@@ -297,7 +297,7 @@ const MAX_HOUSE_LINES = 43_500;
 
 /** The lines that a room should have: what it is for does not need more. */
 const ROOM_LINES: Readonly<Record<string, number>> = {
-  virtio: 1500,
+  virtio: 1600,
   message: 1700,
   memory: 600,
   linux: 2400,

@@ -8,6 +8,7 @@ import {
   type PingOptions,
   type PingResult,
 } from "../drivers/net/pinger.ts";
+import type { RingFormat } from "../drivers/own_features.ts";
 import { UsageError } from "../linux/errors.ts";
 import { codecFor } from "../message/codecs.ts";
 import { parseIpv4Address } from "../network/protocols/ipv4.ts";
@@ -37,6 +38,7 @@ interface DriverSettings {
   readonly tap: TapOptions | undefined;
   /** Queue pairs, of the device and of the TAP. */
   readonly queues: number;
+  readonly rings: RingFormat;
   readonly json: boolean;
 }
 
@@ -46,6 +48,13 @@ function addressOption(options: Options, name: string): string {
     parseIpv4Address(text);
   } catch {
     throw new UsageError(`--${name} takes an IPv4 address, not ${text}`);
+  }
+  return text;
+}
+
+function ringsOption(text: string): RingFormat {
+  if (text !== "split" && text !== "packed") {
+    throw new UsageError(`--rings is split or packed, not ${text}`);
   }
   return text;
 }
@@ -65,6 +74,12 @@ export const driverCommand: PlaneCommand<DriverSettings> = planeCommand({
       value: "NAME[,bridge=BR][,address=A/P][,queues=N][,persistent][,offloads=off]",
       help:
         "be a network card of this machine: join the device to a TAP instead of pinging, with as many queue pairs",
+    },
+    {
+      name: "rings",
+      value: "split|packed",
+      default: "split",
+      help: "the format of the rings; packed ones have to be offered by the device",
     },
     { name: "ping", value: "ADDRESS", default: "10.0.2.2", help: "whom to ping" },
     { name: "address", value: "ADDRESS", default: "10.0.2.15", help: "our own address" },
@@ -109,6 +124,7 @@ export const driverCommand: PlaneCommand<DriverSettings> = planeCommand({
         : parseDriverMemory(memory),
       bus: parseBus(options.text("bus")!, "driver"),
       device: options.wholeNumber("device", 0, 65535)!,
+      rings: ringsOption(options.text("rings")!),
       json: options.flag("json"),
       ping: {
         target: addressOption(options, "ping"),
@@ -124,6 +140,7 @@ export const driverCommand: PlaneCommand<DriverSettings> = planeCommand({
     const bus = stack.use(openBus(settings.bus, "driver", reactor, log));
     const codec = codecFor(settings.bus.dialect);
     const side = stack.use(new DriverSide({ reactor, bus, codec, log, tracer }));
+    const { rings } = settings;
     const memory = openDriverMemory(settings.memory, settings.queues, bus, stack);
     // Before the memory goes.
     stack.defer(() => side.revoke());
@@ -135,7 +152,7 @@ export const driverCommand: PlaneCommand<DriverSettings> = planeCommand({
       const { queues } = settings;
       const { port } = tapKind.open(settings.tap, { ...context, queues });
       const bridge = stack.use(new PortBridge(reactor, port, log.info));
-      const options = { memory, offloads: mirrored(port.features), pairs: queues };
+      const options = { memory, offloads: mirrored(port.features), pairs: queues, rings };
       bridge.use(stack.use(new NetDriver(reactor, side, settings.device, bridge, log, options)));
       start();
       return {};
@@ -143,7 +160,7 @@ export const driverCommand: PlaneCommand<DriverSettings> = planeCommand({
     const print = settings.json ? () => {} : context.print;
     const pinger = new Pinger(reactor, { ...settings.ping, print });
     pinger.use(
-      stack.use(new NetDriver(reactor, side, settings.device, pinger, log, { memory })),
+      stack.use(new NetDriver(reactor, side, settings.device, pinger, log, { memory, rings })),
     );
     let result: PingResult | undefined;
     reactor.spawn(async () => {

@@ -47,6 +47,8 @@ const TELL_STUCK_MS = 500;
 
 /** Who hands us the driver. */
 export interface SessionOwner extends Wanted {
+  /** Its rings are made anew for each device: where one was when its device was lost does not matter. */
+  readonly beginsAnew?: boolean;
   /**
    * A device side is there and has said what it is; nothing has been told to it yet.
    *
@@ -181,7 +183,9 @@ export class Session implements Disposable {
     for (const ring of told.running()) {
       const { wanted, setup } = ring;
       const base = this.#forget(ring) ??
-        positionAfterLoss(owner.regions, setup, info!, this.#isPacked);
+        (owner.beginsAnew === true
+          ? 0
+          : positionAfterLoss(owner.regions, setup, info!, this.#isPacked));
       if (base !== undefined) {
         wanted.stopped(base);
       } else if (owner.regions.length > 0) {

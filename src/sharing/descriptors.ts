@@ -50,12 +50,16 @@ export class Descriptors implements Sharing {
   /** What the device side has. */
   readonly #regions: SharedRegion[] = [];
 
-  /** Nothing is told yet. */
-  constructor(readonly device: RemoteDevice) {}
+  /**
+   * Nothing is told yet.
+   *
+   * @param beginsAnew no ring ever goes on where another device was: the driver makes them anew
+   */
+  constructor(readonly device: RemoteDevice, readonly beginsAnew = false) {}
 
   /** Where a packed ring goes on, only a vmsg device side can tell, or has left in it (packed/position.ts). */
   get withheld(): readonly number[] {
-    return this.#tells ? [] : [RingFeature.RING_PACKED];
+    return this.#tells || this.beginsAnew ? [] : [RingFeature.RING_PACKED];
   }
 
   get #tells(): boolean {

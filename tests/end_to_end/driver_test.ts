@@ -129,36 +129,40 @@ processTest("driver: killed and started again, the device goes on", async (vmsg)
   await assertTidy(vmsg, device);
 });
 
-processTest(
-  "driver: a device that is restarted 5 times, in all states of its start",
-  async (vmsg) => {
-    const driver = await startDriver(vmsg, "--interval", "0.002");
-    let device = await startDevice(vmsg);
-    await driver.waitFor(/icmp_seq=20 /);
-    // From before it opens anything to after the first pings.
-    const states = [
-      () => {},
-      () => device.waitFor(/waiting for the driver side/),
-      () => device.waitFor(/driver side is there/),
-      () => moreAnswers(driver, 1),
-      () => moreAnswers(driver, 10),
-    ];
-    for (const reached of states) {
-      await device.end("SIGKILL");
-      device = await startDevice(vmsg);
-      await reached();
-    }
-    await moreAnswers(driver, 100);
-    const ended = await driver.end("SIGTERM");
-    assertEquals(ended.code, 0);
-    const { sent, received } = summary(ended.stdout);
-    console.log(
-      `device restarted 5 times: ${sent - received} of ${sent} pings lost, longest gap ` +
-        `${longestGapMs(driver).toFixed(0)} ms`,
-    );
-    await assertTidy(vmsg, device);
-  },
-);
+for (const rings of ["split", "packed"]) {
+  processTest(
+    `driver: a device that is restarted 5 times, in all states of its start, ${rings} rings`,
+    async (vmsg) => {
+      const driver = await startDriver(vmsg, "--interval", "0.002", "--rings", rings, "--trace");
+      let device = await startDevice(vmsg);
+      await driver.waitFor(/icmp_seq=20 /);
+      const accepted = driver.stderr.find((line) => line.includes("SET_DRIVER_FEATURES?"));
+      assertEquals(accepted!.includes("RING_PACKED IN_ORDER"), rings === "packed");
+      // From before it opens anything to after the first pings.
+      const states = [
+        () => {},
+        () => device.waitFor(/waiting for the driver side/),
+        () => device.waitFor(/driver side is there/),
+        () => moreAnswers(driver, 1),
+        () => moreAnswers(driver, 10),
+      ];
+      for (const reached of states) {
+        await device.end("SIGKILL");
+        device = await startDevice(vmsg);
+        await reached();
+      }
+      await moreAnswers(driver, 100);
+      const ended = await driver.end("SIGTERM");
+      assertEquals(ended.code, 0);
+      const { sent, received } = summary(ended.stdout);
+      console.log(
+        `device restarted 5 times: ${sent - received} of ${sent} pings lost, longest gap ` +
+          `${longestGapMs(driver).toFixed(0)} ms`,
+      );
+      await assertTidy(vmsg, device);
+    },
+  );
+}
 
 processTest("driver: --json prints one object and nothing else", async (vmsg) => {
   const device = await startDevice(vmsg);

@@ -9,8 +9,7 @@
 import { assertEquals } from "@std/assert";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
 import { AddressSpace, type MappedMemory } from "../../src/memory/mod.ts";
-import { Chain, DriverQueue, openDeviceQueue, Pop } from "../../src/virtio/queue/mod.ts";
-import { PackedDriverQueue } from "../support/packed_driver_queue.ts";
+import { Chain, openDeviceQueue, openDriverRing, Pop } from "../../src/virtio/queue/mod.ts";
 import { Random } from "../support/mock_driver.ts";
 
 const SIZE = 16, BUFFERS = 300_000, AT = 0x1_0000_0000, MEMORY_SIZE = 1 << 16, TIMEOUT_MS = 60_000;
@@ -49,8 +48,7 @@ function hear(bells: Int32Array, bell: number, heard: number): number {
 
 function drive(memory: MappedMemory, { packed, inOrder, eventIndex, bells, port }: Order): void {
   const place = { memory, offset: 0, size: MEMORY_SIZE, at: AT };
-  const options = { place, size: SIZE, eventIndex, indirect: false, inOrder };
-  const queue = new (packed ? PackedDriverQueue : DriverQueue)(options);
+  const queue = openDriverRing({ place, size: SIZE, eventIndex, indirect: false, packed, inOrder });
   const view = new DataView(memory.buffer);
   const random = new Random(1);
   let sent = 0, taken = 0, heard = 0;
@@ -84,15 +82,11 @@ function serve(memory: MappedMemory, { packed, inOrder, eventIndex, bells }: Ord
   const space = new AddressSpace();
   space.add(AT, memory.size, memory);
   const scratch = { address: 0n, buffer: new ArrayBuffer(MEMORY_SIZE), size: MEMORY_SIZE };
-  const probe = new (packed ? PackedDriverQueue : DriverQueue)({
-    place: { memory: scratch, offset: 0, size: MEMORY_SIZE, at: AT },
-    size: SIZE,
-    eventIndex,
-    indirect: false,
-  });
+  const place = { memory: scratch, offset: 0, size: MEMORY_SIZE, at: AT };
+  const terms = { packed, inOrder, eventIndex, indirect: false };
+  const probe = openDriverRing({ place, size: SIZE, ...terms });
   const { size, descriptorAddress, driverAddress, deviceAddress } = probe;
   const areas = { size, descriptorAddress, driverAddress, deviceAddress };
-  const terms = { packed, inOrder, eventIndex, indirect: false };
   const queue = openDeviceQueue(space, { ...areas, base: 0, ...terms });
   if (typeof queue === "string") throw new Error(queue);
   const view = new DataView(memory.buffer);

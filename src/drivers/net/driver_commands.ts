@@ -8,7 +8,7 @@ import type { Deferred, Reactor } from "../../linux/reactor.ts";
 import { PAGE_SIZE } from "../../linux/mapping.ts";
 import type { QueueSetup } from "../../virtio/device.ts";
 import type { Place } from "../../virtio/place.ts";
-import { DriverQueue } from "../../virtio/queue/mod.ts";
+import { type DriverRing, openDriverRing, type RingTerms } from "../../virtio/queue/mod.ts";
 import type { WantedRing } from "../wanted.ts";
 
 const ENTRIES = 4;
@@ -21,7 +21,7 @@ export const COMMANDS_SIZE: number = 2 * PAGE_SIZE;
 
 /** See the head of this file. */
 export class DriverCommands {
-  #queue: DriverQueue | undefined;
+  #queue: DriverRing | undefined;
   #outcome: Deferred<boolean> | undefined;
   readonly #view: DataView;
 
@@ -35,24 +35,20 @@ export class DriverCommands {
   }
 
   /** Its ring, as wanted of a device whose control queue is this one. */
-  ring(index: number, eventIndex: boolean): WantedRing {
+  ring(index: number, terms: RingTerms): WantedRing {
     return {
       index,
-      setup: () => this.#makeQueue(eventIndex),
+      setup: () => this.#makeQueue(terms),
       stopped: () => {},
       call: () => this.#used(),
       fail: () => {},
     };
   }
 
-  #makeQueue(eventIndex: boolean): QueueSetup {
+  #makeQueue(terms: RingTerms): QueueSetup {
     this.lost();
-    const queue = new DriverQueue({
-      place: this.place,
-      size: ENTRIES,
-      eventIndex,
-      indirect: false,
-    });
+    // Its table would be behind the ring's page.
+    const queue = openDriverRing({ place: this.place, size: ENTRIES, ...terms, indirect: false });
     this.#queue = queue;
     const { size, descriptorAddress, driverAddress, deviceAddress } = queue;
     return { size, descriptorAddress, driverAddress, deviceAddress, base: 0 };

@@ -10,7 +10,7 @@ import { IovecList } from "../../memory/mod.ts";
 import type { QueueSetup } from "../../virtio/device.ts";
 import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../../virtio/net_header.ts";
 import type { Place } from "../../virtio/place.ts";
-import { DriverQueue } from "../../virtio/queue/mod.ts";
+import { type DriverRing, openDriverRing, type RingTerms } from "../../virtio/queue/mod.ts";
 import type { WantedRing } from "../wanted.ts";
 import { MAX_MERGED, NetBuffers, QUEUE_SIZE, RECEIVE_SIZE, TRANSMIT_SIZE } from "./net_buffers.ts";
 
@@ -24,11 +24,7 @@ export interface PairOwner {
   /** Can frames be sent? */
   readonly isUp: boolean;
   /** What was negotiated of the rings, and whether a frame may take several buffers. */
-  readonly terms: {
-    readonly eventIndex: boolean;
-    readonly indirect: boolean;
-    readonly mergeable: boolean;
-  };
+  readonly terms: RingTerms & { readonly mergeable: boolean };
   readonly counters: { received: number; sent: number };
   /** A frame; false if it cannot be taken now. */
   received(pair: number, frame: IovecList): boolean;
@@ -46,7 +42,7 @@ export class DriverPair {
   readonly rings: readonly WantedRing[];
   readonly #buffers: NetBuffers;
   /** As made for the latest device; used while the driver is up. */
-  readonly #queues: DriverQueue[] = [];
+  readonly #queues: DriverRing[] = [];
   readonly #freeTransmit: number[] = [];
   readonly #frame = new IovecList(MAX_MERGED);
   readonly #merged: number[] = [];
@@ -77,9 +73,8 @@ export class DriverPair {
 
   /** Makes a queue, empty; the session kicks it when the device is ready. */
   #makeQueue(which: number): QueueSetup {
-    const { eventIndex, indirect } = this.owner.terms;
     const place = this.#buffers.ring(which);
-    const queue = new DriverQueue({ place, size: QUEUE_SIZE, eventIndex, indirect });
+    const queue = openDriverRing({ place, size: QUEUE_SIZE, ...this.owner.terms });
     this.#queues[which] = queue;
     const { size, descriptorAddress, driverAddress, deviceAddress } = queue;
     return { size, descriptorAddress, driverAddress, deviceAddress, base: 0 };
@@ -99,7 +94,7 @@ export class DriverPair {
     }
   }
 
-  #giveReceiveBuffer(queue: DriverQueue, buffer: number): void {
+  #giveReceiveBuffer(queue: DriverRing, buffer: number): void {
     const address = this.#buffers.place.at + this.#buffers.receiveOffset(buffer);
     queue.addOne(address, RECEIVE_SIZE, true, buffer);
   }
@@ -141,7 +136,7 @@ export class DriverPair {
   }
 
   /** Gathers the buffers of the next frame; false if there is none. */
-  #collect(queue: DriverQueue): boolean {
+  #collect(queue: DriverRing): boolean {
     this.#frame.clear();
     this.#merged.length = 0;
     for (let wanted = 1; this.#merged.length < wanted;) {
@@ -169,7 +164,7 @@ export class DriverPair {
   }
 
   /** True while the queue is whole; otherwise the device is given up for now. */
-  #checkBroken(queue: DriverQueue, which: number): boolean {
+  #checkBroken(queue: DriverRing, which: number): boolean {
     if (queue.broken === undefined) return true;
     if (this.owner.isUp) this.owner.broke(2 * this.index + which, queue.broken);
     return false;
@@ -212,7 +207,7 @@ export class DriverPair {
     return this.#claimed;
   }
 
-  #reclaim(queue: DriverQueue): void {
+  #reclaim(queue: DriverRing): void {
     while (queue.nextUsed()) this.#freeTransmit.push(queue.usedToken);
     queue.noCalls();
     this.#checkBroken(queue, TRANSMIT);

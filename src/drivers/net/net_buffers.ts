@@ -14,7 +14,7 @@ import { PAGE_SIZE } from "../../linux/mapping.ts";
 import { MemoryWindow } from "../../memory/mod.ts";
 import { NET_HEADER_SIZE } from "../../virtio/net_header.ts";
 import type { Place } from "../../virtio/place.ts";
-import { DriverQueue } from "../../virtio/queue/mod.ts";
+import { driverRingSize } from "../../virtio/queue/mod.ts";
 
 export const QUEUE_SIZE = 256;
 export const RECEIVE_SIZE = 4096;
@@ -27,7 +27,7 @@ const TRANSMIT_BUFFERS = 128;
 /** The fewest transmit buffers, and receive buffers that are two of the largest frames, to go on well. */
 const MIN_TRANSMIT = 2;
 const MIN_RECEIVE = 2 * MAX_MERGED;
-const RING_SIZE = DriverQueue.bytesNeeded(QUEUE_SIZE, true);
+const RING_SIZE = driverRingSize(QUEUE_SIZE);
 const RINGS_SIZE = Math.ceil(2 * RING_SIZE / PAGE_SIZE) * PAGE_SIZE;
 const MINIMUM = RINGS_SIZE + MIN_RECEIVE * RECEIVE_SIZE + MIN_TRANSMIT * TRANSMIT_SIZE;
 

@@ -16,14 +16,7 @@
 import { NetConfig, NetStatus } from "../../virtio/net_header.ts";
 import { VmsgError } from "../../linux/errors.ts";
 import type { Reactor } from "../../linux/reactor.ts";
-import {
-  DEVICE_NET,
-  featureNames,
-  hasFeature,
-  NetFeature,
-  RingFeature,
-  Status,
-} from "../../virtio/features.ts";
+import { DEVICE_NET, featureNames, hasFeature, NetFeature, Status } from "../../virtio/features.ts";
 import type { IovecList } from "../../memory/mod.ts";
 import { counterShape } from "../../observe/counters.ts";
 import type { Log } from "../../observe/log.ts";
@@ -33,22 +26,14 @@ import type { DriverSide, PeerListener } from "../../transport/driver_side.ts";
 import type { RemoteDevice } from "../../transport/remote_device.ts";
 import { PeerLost } from "../../transport/requests.ts";
 import { Session } from "../session.ts";
+import { chooseFeatures, type RingFormat, ringTerms } from "../own_features.ts";
 import type { WantedRing } from "../wanted.ts";
 import { COMMANDS_SIZE, DriverCommands } from "./driver_commands.ts";
 import { DriverPair, type PairOwner } from "./driver_pair.ts";
 import { driverMemorySize, shareOf } from "./net_buffers.ts";
 
-/** What is taken if offered. The last two are what a modern device cannot do without. */
-const WANTED = [
-  NetFeature.MAC,
-  NetFeature.STATUS,
-  NetFeature.MTU,
-  NetFeature.MRG_RXBUF,
-  RingFeature.INDIRECT_DESC,
-  RingFeature.EVENT_IDX,
-  RingFeature.VERSION_1,
-  RingFeature.ACCESS_PLATFORM,
-];
+/** What is taken if offered, besides what rings have. */
+const WANTED = [NetFeature.MAC, NetFeature.STATUS, NetFeature.MTU, NetFeature.MRG_RXBUF];
 
 export interface NetDriverOptions {
   /** Where rings and buffers go, the caller's own; otherwise the driver makes its own memory. */
@@ -57,6 +42,8 @@ export interface NetDriverOptions {
   readonly offloads?: readonly number[];
   /** How many queue pairs to use if the device has as many; 1 unless given. */
   readonly pairs?: number | undefined;
+  /** The format of the rings; split unless given. */
+  readonly rings?: RingFormat | undefined;
 }
 
 export interface NetDriverListener {
@@ -101,12 +88,13 @@ export class NetDriver implements PeerListener, PairOwner, Disposable {
   /** How many pairs are used of the device that is there, and which queue commands them. */
   #given = { count: 1, control: 0 };
   #rings: readonly WantedRing[] = [];
-  terms = { eventIndex: false, indirect: false, mergeable: false };
+  terms: PairOwner["terms"] = { ...ringTerms(new Uint32Array(2)), mergeable: false };
   /** What is wanted of the device; nothing before it is known. */
   #wanted: Uint32Array | undefined;
   /** What becomes of a bring-up that fails: it ends the loop, unless somebody else takes it. */
   failed: (error: unknown) => void = (error) => this.reactor.fail(error);
   readonly #offloads: readonly number[];
+  readonly #format: RingFormat;
   /** Of the configuration as it was read last. */
   #generation = 0;
   #reads = false;
@@ -120,7 +108,8 @@ export class NetDriver implements PeerListener, PairOwner, Disposable {
     readonly log: Log,
     options: NetDriverOptions = {},
   ) {
-    const { memory, offloads = [], pairs = 1 } = options;
+    const { memory, offloads = [], pairs = 1, rings = "split" } = options;
+    this.#format = rings;
     this.counters = new DriverCounters("driver", `device ${number}`);
     this.#offloads = offloads;
     this.#ownsMemory = memory === undefined;
@@ -154,12 +143,13 @@ export class NetDriver implements PeerListener, PairOwner, Disposable {
         return rings();
       },
       mayRun: true,
+      beginsAnew: true,
       known: () => this.#known(),
       configChanged: (status: number) => this.#configChanged(status),
     };
     const { reactor } = this;
     const device = this.#device;
-    const sharing = new Descriptors(device);
+    const sharing = new Descriptors(device, true);
     return new Session({ reactor, device, sharing, owner, whose: "our", log });
   }
 
@@ -233,11 +223,7 @@ export class NetDriver implements PeerListener, PairOwner, Disposable {
     const accepted = this.#choose(offered);
     this.features = featureNames(accepted, DEVICE_NET);
     this.accepted = accepted;
-    this.terms = {
-      eventIndex: hasFeature(accepted, RingFeature.EVENT_IDX),
-      indirect: hasFeature(accepted, RingFeature.INDIRECT_DESC),
-      mergeable: hasFeature(accepted, NetFeature.MRG_RXBUF),
-    };
+    this.terms = { ...ringTerms(accepted), mergeable: hasFeature(accepted, NetFeature.MRG_RXBUF) };
     // A driver may read before it accepts (VIRTIO 1.2, 3.1.1 step 4).
     await this.#readConfig();
     await this.#findPairs();
@@ -291,15 +277,9 @@ export class NetDriver implements PeerListener, PairOwner, Disposable {
   }
 
   #choose(offered: Uint32Array): Uint32Array {
-    const accepted = new Uint32Array(offered.length);
     const queues = this.pairs.length > 1 ? [NetFeature.MQ, NetFeature.CTRL_VQ] : [];
-    for (const bit of [...WANTED, ...queues, ...this.#offloads]) {
-      if (hasFeature(offered, bit)) accepted[bit >> 5]! |= 1 << (bit & 31);
-    }
-    if (!hasFeature(accepted, RingFeature.VERSION_1)) {
-      throw new VmsgError("LEGACY_DEVICE", `device ${this.#device.number} is no modern device`);
-    }
-    return accepted;
+    const wanted = [...WANTED, ...queues, ...this.#offloads];
+    return chooseFeatures(this.#device.number, offered, wanted, this.#format);
   }
 
   #configChanged(status: number): void {
@@ -320,7 +300,7 @@ export class NetDriver implements PeerListener, PairOwner, Disposable {
   /** The rings of the pairs that this device has, and its control queue if it has several. */
   #ringsOf(pairs: number, control: number): readonly WantedRing[] {
     const rings = this.pairs.slice(0, pairs).flatMap((pair) => pair.rings);
-    return pairs === 1 ? rings : [...rings, this.#commands!.ring(control, this.terms.eventIndex)];
+    return pairs === 1 ? rings : [...rings, this.#commands!.ring(control, this.terms)];
   }
 
   /** Asks the device to use all pairs; one that refuses uses the first. */

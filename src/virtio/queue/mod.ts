@@ -44,6 +44,7 @@ export * from "./chain.ts";
 export * from "./chain_sequence.ts";
 export * from "./config.ts";
 export * from "./device_queue.ts";
+export * from "./driver_ring.ts";
 export * from "../split/driver_queue.ts";
 export * from "./open.ts";
 export * from "./pop.ts";

@@ -1,5 +1,8 @@
 /** Which queue it is that a driver set up. */
 
+import { PackedDriverQueue } from "../packed/driver_queue.ts";
+import { DriverQueue, type DriverQueueOptions } from "../split/driver_queue.ts";
+import type { DriverRing, RingTerms } from "./driver_ring.ts";
 import type { AddressSpace } from "../../memory/address_space.ts";
 import { PackedDeviceQueue, packedViews } from "../packed/device_queue.ts";
 import { SplitDeviceQueue } from "../split/device_queue.ts";
@@ -21,4 +24,16 @@ export function openDeviceQueue(space: AddressSpace, config: QueueConfig): Devic
 export function whyNoQueue(space: AddressSpace, config: QueueConfig): string | undefined {
   const views = config.packed === true ? packedViews(space, config) : ringViews(space, config);
   return typeof views === "string" ? views : undefined;
+}
+
+/** Makes an empty ring of the format that was negotiated. */
+export function openDriverRing(
+  options: Pick<DriverQueueOptions, "place" | "size"> & RingTerms,
+): DriverRing {
+  return options.packed ? new PackedDriverQueue(options) : new DriverQueue(options);
+}
+
+/** Room for a ring of either format with tables, in bytes. */
+export function driverRingSize(size: number): number {
+  return Math.max(DriverQueue.bytesNeeded(size, true), PackedDriverQueue.bytesNeeded(size, true));
 }

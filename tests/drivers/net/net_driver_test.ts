@@ -9,6 +9,7 @@ import { knownMemory } from "../../../src/sharing/driver_memory.ts";
 import { NetConfig } from "../../../src/virtio/net_header.ts";
 import { NetFeature } from "../../../src/virtio/features.ts";
 import { NetDriver } from "../../../src/drivers/net/net_driver.ts";
+import type { RingFormat } from "../../../src/drivers/own_features.ts";
 import { type DriverRig, withDriverSide } from "../../support/driver_rig.ts";
 import { cleanTest } from "../../support/leaks.ts";
 import { SetQueues } from "../../support/raw_peer.ts";
@@ -24,6 +25,8 @@ interface Rig extends DriverRig {
   readonly driver: NetDriver;
   readonly memory: Mapping;
   readonly downs: string[];
+  /** What ended a bring-up. */
+  readonly failures: unknown[];
   /** How many pairs the listener was told of. */
   readonly inUse: number[];
   /** Where the used ring of a queue lies in the memory. */
@@ -36,7 +39,7 @@ const ONE_PAIR = { features: 0, pairs: 1, wanted: 1 };
 /** A driver that is up, in memory that the test writes as its device. */
 async function withDriver(
   body: (rig: Rig) => Promise<void>,
-  { features, pairs, wanted } = ONE_PAIR,
+  { features, pairs, wanted, rings }: typeof ONE_PAIR & { rings?: RingFormat } = ONE_PAIR,
 ): Promise<void> {
   using memory = mapAnonymous(SIZE);
   await withDriverSide(async (rig) => {
@@ -80,9 +83,12 @@ async function withDriver(
     using driver = new NetDriver(rig.reactor, rig.side, 3, listener, log, {
       memory: shared,
       pairs: wanted,
+      rings,
     });
-    await rig.wait(() => driver.isUp);
-    await body({ ...rig, driver, memory, downs, used, inUse });
+    const failures: unknown[] = [];
+    driver.failed = (error) => failures.push(error);
+    await rig.wait(() => driver.isUp || failures.length > 0);
+    await body({ ...rig, driver, memory, downs, used, inUse, failures });
   });
 }
 
@@ -173,4 +179,14 @@ cleanTest(
       return Promise.resolve();
     }, { ...ONE_PAIR, wanted: 2 });
   },
+);
+
+cleanTest(
+  "driver: packed rings that the device does not offer are refused in words",
+  () =>
+    withDriver(({ failures }) => {
+      const [failure] = failures;
+      assert(failure instanceof VmsgError && failure.code === "NO_PACKED_RINGS", `${failure}`);
+      return Promise.resolve();
+    }, { ...ONE_PAIR, rings: "packed" }),
 );

@@ -1,6 +1,6 @@
 /**
- * The driver's side of a packed virtqueue (VIRTIO 1.2, section 2.8), in memory that the device shares, as the counterpart
- * of a device's side in tests. Its life is that of a split one (src/virtio/split/driver_queue.ts).
+ * The driver's side of a packed virtqueue (VIRTIO 1.2, section 2.8), in memory of our own that the device shares: for `vmsg
+ * driver`, and as the counterpart of a device's side in tests. Its life is that of a split one (split/driver_queue.ts).
  *
  * The device can write the whole region, so nothing in it is believed. What is out is remembered by buffer id in
  * private arrays; of shared memory one descriptor is read, where the next used one must be, and the device's wish.
@@ -8,9 +8,9 @@
  * With IN_ORDER a used descriptor stands for all buffers up to the one it names; those before it count as written completely.
  */
 
-import { loadAcquire32, storeRelease32 } from "../../src/memory/atomics.ts";
-import { isQueueSize } from "../../src/virtio/queue/config.ts";
-import type { DriverQueueOptions } from "../../src/virtio/queue/mod.ts";
+import { loadAcquire32, storeRelease32 } from "../../memory/atomics.ts";
+import { isQueueSize } from "../queue/config.ts";
+import type { DriverQueueOptions } from "../split/driver_queue.ts";
 import {
   AREAS,
   availableFlags,
@@ -24,7 +24,7 @@ import {
   eventAt,
   needsEvent,
   usedFlags,
-} from "../../src/virtio/packed/layout.ts";
+} from "./layout.ts";
 
 /** The most elements of a buffer that goes through an indirect table. */
 const INDIRECT_TABLE_LENGTH = 16;
