@@ -3,6 +3,7 @@
  * directly, as QEMU's manual has it, or `vmsg device --device vhost-user,...`.
  */
 
+import { cacheDirectory } from "./cache.ts";
 import type { QemuKind } from "./guest.ts";
 
 /** Debian 12's virtiofsd, of package qemu-system-common. It wants root, for namespaces of its own. */
@@ -52,4 +53,22 @@ export function frontEndArguments(kind: QemuKind, type: DeviceType, socket: stri
     ...["-chardev", `socket,id=c0,path=${socket}`],
     ...["-global", "virtio-mmio.force-legacy=false", "-device", device],
   ];
+}
+
+/** Back ends of the rust-vmm project on crates.io, and the versions that are tried. */
+export const CRATES = {
+  "vhost-device-console": "0.1.0",
+  "vhost-device-rng": "0.1.0",
+  "vhost-device-vsock": "0.3.0",
+} as const;
+
+/** Where scripts/fetch_back_ends.ts installs them; undefined without a cache directory. */
+export function crateRoot(): string | undefined {
+  const cache = cacheDirectory();
+  return cache === undefined ? undefined : `${cache}/back-ends`;
+}
+
+/** The path of an installed one, whether it is there or not. */
+export function crateProgram(name: keyof typeof CRATES): string {
+  return `${crateRoot() ?? "/nonexistent"}/bin/${name}`;
 }
