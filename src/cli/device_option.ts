@@ -13,6 +13,7 @@ import { consoleKind } from "./device_kinds/console.ts";
 import { netKind } from "./device_kinds/net.ts";
 import { rngKind } from "./device_kinds/rng.ts";
 import { vhostUserKind } from "./device_kinds/vhost_user.ts";
+import { vsockKind } from "./device_kinds/vsock.ts";
 import { type Chosen, findKind, kindsSection } from "./kinds.ts";
 
 const DEVICE_KINDS: readonly DeviceKind[] = [
@@ -21,6 +22,7 @@ const DEVICE_KINDS: readonly DeviceKind[] = [
   consoleKind,
   rngKind,
   vhostUserKind,
+  vsockKind,
 ];
 
 const MAX_DEVICES = 64;

@@ -139,6 +139,8 @@ const library = Deno.dlopen("libc.so.6", {
   connect: { parameters: ["i32", "u64", "u32"], result: "i32" },
   /** int accept4(int sockfd, struct sockaddr *addr, socklen_t *addrlen, int flags) */
   accept4: { parameters: ["i32", "u64", "u64", "i32"], result: "i32" },
+  /** int shutdown(int sockfd, int how) */
+  shutdown: { parameters: ["i32", "i32"], result: "i32" },
   /** int socketpair(int domain, int type, int protocol, int sv[2]) */
   socketpair: { parameters: ["i32", "i32", "i32", "u64"], result: "i32" },
   /** pid_t waitpid(pid_t pid, int *wstatus, int options) */

@@ -3,7 +3,7 @@
  *
  * The constants are bit numbers, not masks, since feature bits do not fit in 32 bits: bit n is bit
  * n % 32 of block n / 32. Names are those of the virtio specification 1.3 (6 "Reserved Feature Bits",
- * 5.1.3 net, 5.2.3 block, 5.3.3 console, 2.1 device status) without VIRTIO_F_, VIRTIO_NET_F_ and their kind. Status values are masks.
+ * 5.1.3 net, 5.2.3 block, 5.3.3 console, 5.10.3 socket, 2.1 device status) without VIRTIO_F_, VIRTIO_NET_F_ and their kind. Status values are masks.
  */
 
 /** Bits of the transport and the rings, the same for every device. */
@@ -85,6 +85,9 @@ export const BlkFeature = {
 /** Bits of the console (5.3.3). */
 export const ConsoleFeature = { SIZE: 0, MULTIPORT: 1, EMERG_WRITE: 2 } as const;
 
+/** Bits of the socket device (5.10.3). */
+export const VsockFeature = { STREAM: 0, SEQPACKET: 1, NO_IMPLIED_STREAM: 2 } as const;
+
 /** Device status, as masks. */
 export const Status = {
   ACKNOWLEDGE: 0x01,
@@ -103,12 +106,15 @@ export const DEVICE_BLK = 2;
 export const DEVICE_CONSOLE = 3;
 /** The device id of an entropy device. */
 export const DEVICE_RNG = 4;
+/** The device id of a socket device. */
+export const DEVICE_VSOCK = 19;
 
 const RING_NAMES = byNumber(RingFeature);
 const DEVICE_NAMES: ReadonlyMap<number, ReadonlyMap<number, string>> = new Map([
   [DEVICE_NET, byNumber(NetFeature)],
   [DEVICE_BLK, byNumber(BlkFeature)],
   [DEVICE_CONSOLE, byNumber(ConsoleFeature)],
+  [DEVICE_VSOCK, byNumber(VsockFeature)],
 ]);
 const STATUS_NAMES = byNumber(Status);
 
