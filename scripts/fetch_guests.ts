@@ -31,6 +31,7 @@ const PACKAGES = [
   "iputils-ping",
   "qemu-system-arm",
   "qemu-system-x86",
+  "socat",
   "user-mode-linux",
   "xz-utils",
 ];

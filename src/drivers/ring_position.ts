@@ -15,7 +15,13 @@
 import type { MemoryRegion } from "../memory/mod.ts";
 import type { DeviceInfo } from "../transport/remote_device.ts";
 import { type QueueSetup, VENDOR_ELSEWHERE } from "../virtio/device.ts";
-import { DEVICE_BLK, DEVICE_CONSOLE, DEVICE_NET, DEVICE_RNG } from "../virtio/features.ts";
+import {
+  DEVICE_BLK,
+  DEVICE_CONSOLE,
+  DEVICE_NET,
+  DEVICE_RNG,
+  DEVICE_VSOCK,
+} from "../virtio/features.ts";
 import { shownBase } from "../virtio/packed/position.ts";
 import { areasOf, isAligned, isQueueSize } from "../virtio/queue/config.ts";
 
@@ -23,7 +29,13 @@ import { areasOf, isAligned, isQueueSize } from "../virtio/queue/config.ts";
  * Device types whose buffers come back in order: an entropy device answers one request after another, a disk works on
  * many at a time and tells of them in turn.
  */
-const IN_ORDER: ReadonlySet<number> = new Set([DEVICE_NET, DEVICE_BLK, DEVICE_CONSOLE, DEVICE_RNG]);
+const IN_ORDER: ReadonlySet<number> = new Set([
+  DEVICE_NET,
+  DEVICE_BLK,
+  DEVICE_CONSOLE,
+  DEVICE_RNG,
+  DEVICE_VSOCK,
+]);
 
 /** Of the index in an available or used ring (VIRTIO 1.2, 2.7.6 and 2.7.8). */
 const RING_INDEX = 2;

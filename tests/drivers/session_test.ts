@@ -21,6 +21,8 @@ const NET = 1;
 const CARD = { deviceId: NET, vendorId: 0 };
 const BLOCK = 2;
 const ENTROPY = 4;
+const CONSOLE = 3;
+const VSOCK = 19;
 /** It gives buffers back in any order. */
 const GRAPHICS = 16;
 const AT = 0x4000_0000;
@@ -53,12 +55,12 @@ Deno.test("position after a loss: in order, all used, or unknown", () => {
   using idle = ringMemory(7, 7);
   const at = (region: typeof busy, deviceId: number, vendorId = 0) =>
     positionAfterLoss([region], SETUP, { deviceId, vendorId }, false);
-  const types = [NET, ENTROPY, BLOCK, GRAPHICS];
+  const types = [NET, ENTROPY, BLOCK, CONSOLE, VSOCK, GRAPHICS];
   // What another program has taken behind a device side of ours, it completes when that is gone.
-  assertEquals(types.map((type) => at(busy, type, VENDOR_ELSEWHERE)), [3, 3, 3, 3]);
-  assertEquals(types.map((type) => at(idle, type, VENDOR_ELSEWHERE)), [7, 7, 7, 7]);
-  assertEquals(types.map((type) => at(busy, type)), [3, 3, 3, undefined]);
-  assertEquals(types.map((type) => at(idle, type)), [7, 7, 7, 7]);
+  assertEquals(types.map((type) => at(busy, type, VENDOR_ELSEWHERE)), types.map(() => 3));
+  assertEquals(types.map((type) => at(idle, type, VENDOR_ELSEWHERE)), types.map(() => 7));
+  assertEquals(types.map((type) => at(busy, type)), [3, 3, 3, 3, 3, undefined]);
+  assertEquals(types.map((type) => at(idle, type)), types.map(() => 7));
   assertEquals(positionAfterLoss([], SETUP, CARD, false), undefined);
   // The index itself has to lie in the memory.
   const short = { ...idle, size: 0x2003 };
