@@ -307,7 +307,7 @@ const ROOM_LINES: Readonly<Record<string, number>> = {
   transport: 2100,
   sharing: 1400,
   drivers: 2800,
-  devices: 2600,
+  devices: 3000,
   vhost_user: 300,
   network: 4500,
   observe: 300,
