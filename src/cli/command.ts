@@ -39,6 +39,11 @@ export class Options {
     return this.values[name] as string[];
   }
 
+  /** What stands alone, see {@link CommandText.operands}. */
+  get operands(): string[] {
+    return this.list("_");
+  }
+
   /** A whole number within limits; a usage error otherwise. */
   wholeNumber(name: string, min: number, max: number): number | undefined {
     return this.number(name, min, max, "whole number", Number.isSafeInteger);
@@ -66,6 +71,8 @@ export interface CommandText {
   /** One line for the list of subcommands. */
   readonly summary: string;
   readonly description: string;
+  /** What stands before the options, for the help; nothing may unless this is given. */
+  readonly operands?: string;
   /** How it is started, for messages, where that is not `vmsg NAME`. */
   readonly call?: string;
   /** Arguments that were misplaced here, and the line that says where they belong. */
@@ -102,7 +109,7 @@ export function parseOptions(command: CommandText, args: readonly string[]): Opt
   if (wrong !== undefined) throw new UsageError(`--${wrong} takes no value`);
   const parsed: Record<string, unknown> = parseArgs(inOrder(options, args), {
     boolean: flags,
-    string: names(({ value }) => value),
+    string: [...names(({ value }) => value), "_"],
     collect: names(({ repeated }) => repeated),
     default: Object.fromEntries(
       options.flatMap((option) =>
@@ -110,6 +117,7 @@ export function parseOptions(command: CommandText, args: readonly string[]): Opt
       ),
     ),
     unknown: (argument: string, key?: string) => {
+      if (key === undefined && command.operands !== undefined) return;
       throw new UsageError(
         key !== undefined
           ? `unknown option ${argument.split("=")[0]}; ${see}`

@@ -17,6 +17,7 @@ export type PlaneName = keyof typeof PLANES;
 /** All of them, in the order of `vmsg --help`. */
 export const COMMANDS: Readonly<Record<string, Load<Command | PlaneCommand>>> = {
   ...PLANES,
+  ctl: async () => (await import("./ctl.ts")).ctlCommand,
   demo: async () => (await import("./demo.ts")).demoCommand,
   "xen-acpi": async () => (await import("./xen_acpi.ts")).xenAcpiCommand,
   doctor: async () => (await import("./doctor.ts")).doctorCommand,

@@ -2,8 +2,11 @@
 
 import { UsageError, VmsgError } from "../linux/errors.ts";
 import { AddressSpace, type MemoryLimits, MemoryQuota, type MemoryRegion } from "../memory/mod.ts";
+import type { Access } from "../linux/own_file.ts";
+import { startProgramsLater } from "../linux/programs.ts";
 import { codecFor } from "../message/codecs.ts";
 import { DeviceSide } from "../transport/device_side.ts";
+import { ACCESS_HELP, ACCESS_KEYS, ACCESS_USAGE, parseAccess } from "./access_option.ts";
 import {
   BUS_OPTION,
   BUS_SECTION,
@@ -12,13 +15,11 @@ import {
   openBus,
   parseBus,
 } from "./bus_option.ts";
-import {
-  DEVICE_OPTIONS,
-  DEVICE_SECTION,
-  openDevice,
-  pairThreadsOf,
-  parseDevices,
-} from "./device_option.ts";
+import { DEVICE_OPTIONS, DEVICE_SECTION, pairThreadsOf, parseDevices } from "./device_option.ts";
+import { ControlSocket } from "./control/control_socket.ts";
+import { DeviceSet } from "./control/device_set.ts";
+import { parseLine } from "./control/request.ts";
+import { parseGroup } from "./groups.ts";
 import type { Chosen } from "./kinds.ts";
 import {
   DEVICE_MEMORY_OPTION,
@@ -42,6 +43,18 @@ interface DeviceSettings {
   readonly confined: boolean;
   readonly memories: readonly DeviceMemorySettings[];
   readonly limits: MemoryLimits;
+  readonly control: ControlSettings | undefined;
+}
+
+/** `--control`. */
+interface ControlSettings {
+  readonly path: string;
+  readonly access: Access;
+}
+
+function parseControl(text: string): ControlSettings {
+  const group = parseGroup("--control", `socket=${text}`, ["socket", ...ACCESS_KEYS]);
+  return { path: group.required("socket"), access: parseAccess(group) };
 }
 
 /** Each device shows the windows only when a driver side needs them; what is wrong is said before. */
@@ -73,6 +86,13 @@ export const deviceCommand: PlaneCommand<DeviceSettings> = planeCommand({
     DEVICE_MEMORY_OPTION,
     memoryLimitOption("the driver side", false),
     {
+      name: "control",
+      value: `PATH${ACCESS_USAGE}`,
+      help:
+        "listen on PATH for vmsg ctl, which adds and removes devices; all that it can do is done as this " +
+        `user. ${ACCESS_HELP}`,
+    },
+    {
       name: "confined",
       help: "touch no memory of the other side but the bus's segment (proxy and driver --confined)",
     },
@@ -101,6 +121,9 @@ export const deviceCommand: PlaneCommand<DeviceSettings> = planeCommand({
       limits: parseMemoryLimit(options, false),
       hubs: options.list("hub").map(parseHub),
       devices,
+      control: options.text("control") === undefined
+        ? undefined
+        : parseControl(options.text("control")!),
     };
   },
   pairThreads: ({ devices }) => pairThreadsOf(devices),
@@ -110,7 +133,7 @@ export const deviceCommand: PlaneCommand<DeviceSettings> = planeCommand({
     const detect = detectable(settings.bus);
     rehearse([codec, ...detect], tracer !== undefined);
     const bus = stack.use(openBus(settings.bus, "device", reactor, log));
-    const { confined } = settings;
+    const { confined, control } = settings;
     const quota = new MemoryQuota(settings.limits);
     const side = stack.use(
       new DeviceSide({ reactor, bus, codec, detect, log, tracer, confined, quota }),
@@ -123,30 +146,23 @@ export const deviceCommand: PlaneCommand<DeviceSettings> = planeCommand({
     // With memory of its own to look at it may serve direct mode.
     const forwarded = confined || windows.length > 0;
     const pairLines = [...context.pairLines];
-    const devices = settings.devices.map((wanted, number) => {
-      const device = openDevice(wanted, { reactor, log, hubs, number, forwarded, pairLines });
-      if (device.ready === undefined) side.add(number, device.model, windows);
-      else stack.use(device.model);
-      return device;
-    });
-    const late = [...devices.entries()].filter(([, { ready }]) => ready !== undefined);
-    if (late.length === 0) side.open();
-    // A driver side finds all devices, or none.
-    else {
-      reactor.spawn(async () => {
-        for (const [number, { model, ready }] of late) {
-          await ready;
-          side.add(number, model, windows);
-        }
-        side.open();
-      });
+    const devices = stack.use(
+      new DeviceSet(side, { reactor, log, hubs, forwarded, pairLines }, windows),
+    );
+    settings.devices.forEach((wanted, number) => devices.open(number, wanted, true));
+    if (control !== undefined) {
+      const answer = (line: string) => devices.ask(parseLine(line));
+      stack.use(new ControlSocket(reactor, control.path, control.access, answer, log.warn));
+      // A device that needs one may be added.
+      startProgramsLater();
     }
+    devices.begin(() => side.open());
     stack.use(new WarmUp(reactor, () => side.counters.received > 0));
     return {
       finish: () => {
-        devices.forEach(({ counters = {}, description }, number) => {
+        for (const { number, description, counters } of devices.list()) {
           log.debug(`device ${number} (${description}): ${JSON.stringify(counters)}`);
-        });
+        }
         log.debug(`transport: ${JSON.stringify(side.counters)}`);
       },
     };

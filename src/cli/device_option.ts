@@ -25,7 +25,8 @@ const DEVICE_KINDS: readonly DeviceKind[] = [
   vsockKind,
 ];
 
-const MAX_DEVICES = 64;
+/** Of a device side, at a time. */
+export const MAX_DEVICES = 64;
 
 export const DEVICE_OPTIONS: readonly Option[] = [
   {
@@ -54,7 +55,8 @@ export function parseDevices(options: Options): Chosen[] {
   return (given.length > 0 ? given : [DEFAULT_DEVICE]).map(parseDevice);
 }
 
-function parseDevice(value: string, number: number): Chosen {
+/** One of the values of {@link DEVICE_OPTIONS}. */
+export function parseDevice(value: string, number: number): Chosen {
   const port = /^--net (.*)$/s.exec(value)?.[1];
   if (port !== undefined) {
     return { kind: netKind.name, settings: netKind.parse(port, "--net", number) };

@@ -84,7 +84,12 @@ function sectionLines({ title, rows }: Section, width: number): string[] {
 /** The text of `vmsg NAME --help`, in lines of at most `width` columns. */
 export function helpText(command: CommandText, width: number): string {
   return [
-    ...wrap(`${callOf(command)} [options]`, "Usage: ", 7, width),
+    ...wrap(
+      [callOf(command), command.operands, "[options]"].filter(Boolean).join(" "),
+      "Usage: ",
+      7,
+      width,
+    ),
     "",
     ...wrap(command.description, "", 0, width),
     "",

@@ -41,6 +41,8 @@ export const KEPT: Readonly<Record<PlaneName, Kept> & Record<string, Kept>> = {
   demo: { opening: ["ffi", "env", "run", "write"] },
   // Programs are asked for their version. TMPDIR.
   doctor: { opening: ["ffi", "env", "run"] },
+  // It connects to a socket, and writes to standard output.
+  ctl: { opening: ["ffi"] },
   // It writes to standard output.
   "xen-acpi": { opening: [] },
 };

@@ -3,6 +3,7 @@
 import { Hub } from "../network/hub.ts";
 import type { Option, Section } from "./command.ts";
 import type { Group } from "./groups.ts";
+import { outliving } from "./lifetime.ts";
 import { type Chosen, findKind, kindsSection, parseKind } from "./kinds.ts";
 import type { PlaneContext } from "./plane.ts";
 import { hubKind } from "./port_kinds/hub.ts";
@@ -64,13 +65,13 @@ export class Hubs implements HubLinks {
 
   connect(name: string, card: Uint8Array): OpenPort {
     const { reactor, log, stack } = this.context;
-    let hub = this.#hubs.get(name);
-    if (hub === undefined) {
+    // Of all cards on it, whichever came first.
+    const hub = this.#hubs.get(name) ?? outliving(() => {
       const wanted = this.settings.find((hub) => hub.name === name)?.uplink;
       const uplink = wanted && openPort(wanted, { reactor, log, card }).port;
-      hub = stack.use(new Hub(reactor, { name, uplink }));
-      this.#hubs.set(name, hub);
-    }
+      return stack.use(new Hub(reactor, { name, uplink }));
+    });
+    this.#hubs.set(name, hub);
     return { port: hub.connect(), mtu: hub.mtu };
   }
 }

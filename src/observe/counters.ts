@@ -159,6 +159,19 @@ export function countAt<T>(address: number, make: () => T): T {
   }
 }
 
+let noted: Counters<string>[] | undefined;
+
+/** Notes the counters that are made while `work` runs; undefined for those that outlive whatever else is being made. */
+export function noteCounters<T>(counters: Counters<string>[] | undefined, work: () => T): T {
+  const outer = noted;
+  noted = counters;
+  try {
+    return work();
+  } finally {
+    noted = outer;
+  }
+}
+
 /** What instances of all shapes have; a shape adds its accessors. */
 class Group {
   /** Of each counter the first {@link COUNTER_WORDS}: low word, high word, name. */
@@ -168,6 +181,7 @@ class Group {
 
   constructor(readonly names: readonly string[], kind: string, name: string) {
     if (this.#memory !== undefined) this.#at = this.#memory.take(kind, name, names);
+    noted?.push(this as unknown as Counters<string>);
     const length = COUNTER_WORDS * names.length;
     this.words = this.#at < 0
       ? new Uint32Array(length)

@@ -149,6 +149,11 @@ export class DeviceSide implements BusListener, Disposable {
     return this.#link.counters;
   }
 
+  /** The status of a device, as its driver reads it. */
+  status(number: number): number {
+    return this.#devices.get(number)!.slot.status;
+  }
+
   /** A number for one more device, see arrivals.ts. */
   get freeNumber(): number {
     return this.#arrivals.free((number) => this.#devices.has(number));

@@ -39,10 +39,15 @@ export const blkKind: DeviceKind<BlkSettings> = {
       queues: group.number("queues", 1, MOST_QUEUES, QUEUES),
     };
   },
-  open: ({ file, readonly, serial, discard, queues }, { reactor, log, number, forwarded }) => {
-    const disk = new Disk({ path: file, readonly });
+  open: ({ file, readonly, serial, discard, queues }, context) => {
+    const { reactor, log, number, forwarded, mayBlock } = context;
+    using stack = new DisposableStack();
+    const disk = stack.use(
+      new Disk({ path: file, readonly, ...mayBlock ? {} : { patienceMs: 0 } }),
+    );
     const options = { serial, discard, queues, forwarded, name: `${number} blk` };
     const model = new BlkDevice(reactor, disk, options, log);
+    stack.move();
     return { model, description: `blk ${file}`, counters: model.counters };
   },
 };

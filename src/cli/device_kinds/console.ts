@@ -48,13 +48,16 @@ export const consoleKind: DeviceKind<ConsoleSettings> = {
   },
   open: ({ at, port }, context) => {
     const { reactor, log, number } = context;
-    const end = openEnd(at, context);
+    using stack = new DisposableStack();
+    const end = stack.use(openEnd(at, context));
     const ports: ConsolePort[] = [{ end }];
     if (port !== undefined) {
-      ports.push({ end: new SocketEnd(reactor, port.socket, log.warn), name: port.name });
+      const end = stack.use(new SocketEnd(reactor, port.socket, log.warn));
+      ports.push({ end, name: port.name });
     }
     log.info(`device ${number}: a console at ${end.description}`);
     const model = new ConsoleDevice(reactor, ports, `${number} console`);
+    stack.move();
     return { model, description: `console, ${end.description}`, counters: model.counters };
   },
 };

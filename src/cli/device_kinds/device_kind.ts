@@ -18,6 +18,8 @@ export interface DeviceContext {
   readonly hubs: HubLinks;
   /** Do buffers come through a proxy that has room, or pieces, for so much only (confined and direct mode)? */
   readonly forwarded: boolean;
+  /** Is nobody served yet, so that it may wait for what others are about to let go of? */
+  readonly mayBlock: boolean;
   /** Lines to threads for queue pairs that no device has yet; who has one takes it out. */
   readonly pairLines: PairLine[];
 }
@@ -29,6 +31,10 @@ export interface OpenDevice {
   readonly counters?: object;
   /** Resolves when it is known what the device is, where that takes until somebody comes; at once otherwise. */
   readonly ready?: Promise<void>;
+  /** Of a network card: plugs its cable in or pulls it. */
+  link?(up: boolean): void;
+  /** Of a disk: looks at its size again. */
+  refresh?(): void;
 }
 
 /** A record of the table; see `Kind` for which thread uses what. */
@@ -43,5 +49,6 @@ export interface DeviceKind<Settings = unknown> extends Kind {
   parse(text: string, option: string, number: number): Settings;
   /** For how many queue pairs it would have threads. */
   pairThreads?(settings: Settings): number;
+  /** Opens it; what was opened is closed if that fails. */
   open(settings: Settings, context: DeviceContext): OpenDevice;
 }

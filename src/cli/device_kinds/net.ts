@@ -58,7 +58,9 @@ export const netKind: DeviceKind<NetSettings> = {
     port.kind === tapKind.name && capture === undefined ? queues - 1 : 0,
   open: (settings, { reactor, log, hubs, number, pairLines }) => {
     const { mac, capture, queues } = settings;
+    using stack = new DisposableStack();
     const { port, mtu } = openPort(settings.port, { reactor, log, card: mac, hubs, queues });
+    stack.use(port);
     const wide = queues === 1 || port.queues !== undefined
       ? port
       : new SteeredPort(port, queues, reactor);
@@ -69,6 +71,8 @@ export const netKind: DeviceKind<NetSettings> = {
     const lines = pairLines.splice(0, netKind.pairThreads!(settings));
     const options = { mac, mtu: settings.mtu ?? mtu, pairs: queues, lines, name };
     const model = new NetDevice(reactor, watched, options);
-    return { model, description: watched.description, counters: model.counters };
+    stack.move();
+    const { description } = watched;
+    return { model, description, counters: model.counters, link: (up) => model.plug(up) };
   },
 };

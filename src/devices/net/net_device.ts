@@ -114,6 +114,8 @@ export class NetDevice extends QueueDevice {
   /** The same as commanded to another device, as far as its queues tell. */
   #inherited = 1;
   #isOver = false;
+  #isPlugged = true;
+  #hasNetwork = true;
   /** What each queue does, which depends on the features. */
   #work: readonly Batch[] = [];
   readonly #steer: Task = { run: () => this.#setPortQueues() };
@@ -166,7 +168,10 @@ export class NetDevice extends QueueDevice {
     this.port.open({
       readable: (queue = 0) => this.wake(2 * queue + RECEIVE),
       writable: (queue = 0) => this.wake(2 * queue + TRANSMIT),
-      link: (up) => this.#setStatusBit(NetStatus.LINK_UP, up),
+      link: (up) => {
+        this.#hasNetwork = up;
+        this.#setLink();
+      },
     });
     this.options.lines?.forEach((line, i) => this.#connectPair(i + 1, line));
   }
@@ -186,6 +191,16 @@ export class NetDevice extends QueueDevice {
   #farOf(index: number): FarPair | undefined {
     const far = this.#far[index >> 1];
     return far?.runs(index & 1) === true ? far : undefined;
+  }
+
+  /** Plugs the card's cable in, or pulls it: a driver that is told so sends nothing. It is in at first. */
+  plug(isIn: boolean): void {
+    this.#isPlugged = isIn;
+    this.#setLink();
+  }
+
+  #setLink(): void {
+    this.#setStatusBit(NetStatus.LINK_UP, this.#isPlugged && this.#hasNetwork);
   }
 
   #setStatusBit(bit: number, on: boolean): void {
