@@ -13,6 +13,7 @@ import { DONE_LINE, guestInitramfs, type GuestKind } from "../../scripts/lab/mac
 import { pingScript } from "../../scripts/lab/scripts.ts";
 import { type Command, parseOptions } from "../../src/cli/command.ts";
 import { COMMANDS } from "../../src/cli/commands.ts";
+import { requestOf } from "../../src/cli/control/request.ts";
 import { deviceCommand } from "../../src/cli/device.ts";
 import { ip, Namespace } from "../network/support.ts";
 import { delay } from "../support/processes.ts";
@@ -65,6 +66,7 @@ Deno.test("README: every vmsg command is accepted", async () => {
     const command = await COMMANDS[name]();
     const options = parseOptions(command, args);
     if ("parse" in command) command.parse(options);
+    if (name === "ctl") requestOf(options, options.operands.slice(1));
   }
 });
 
