@@ -8,12 +8,14 @@ import { HOSTILE_DEVICE_FUZZERS } from "./hostile_device.ts";
 import { LIVE_DEVICE_FUZZERS } from "./live_device.ts";
 import { RING_FUZZERS } from "./rings.ts";
 import { SLOT_FUZZERS } from "./slots.ts";
+import { SOCKET_FUZZERS } from "./sockets.ts";
 
 /** In the order in which they run. */
 export const FUZZERS: readonly Fuzzer[] = [
   ...RING_FUZZERS,
   ...FRAME_FUZZERS,
   ...DISK_FUZZERS,
+  ...SOCKET_FUZZERS,
   ...SLOT_FUZZERS,
   ...HOSTILE_DEVICE_FUZZERS,
   ...FRONT_END_FUZZERS,

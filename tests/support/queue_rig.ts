@@ -49,6 +49,14 @@ export class QueueRig<Device extends DeviceModel> implements Disposable {
     const words = new Uint32Array(2);
     for (const bit of [RingFeature.VERSION_1, ...features]) words[bit >> 5] |= 1 << (bit & 31);
     assert(device.acceptFeatures(words));
+    this.#start(features, started, base);
+    this.#restart = () => this.#start(features, started, 0);
+  }
+
+  readonly #restart: () => void;
+
+  #start(features: readonly number[], started: readonly number[] | undefined, base: number): void {
+    const { device } = this;
     for (let index = 0; index < device.queueCount; index++) {
       const queue = new MockDriver(this.memory, {
         size: QUEUE_SIZE,
@@ -56,11 +64,19 @@ export class QueueRig<Device extends DeviceModel> implements Disposable {
         eventIndex: features.includes(RingFeature.EVENT_IDX),
         indirect: features.includes(RingFeature.INDIRECT_DESC),
       });
-      this.queues.push(queue);
+      this.queues[index] = queue;
       if (started?.includes(index) ?? true) {
         assertEquals(device.startQueue(index, { ...queue.config, base }), undefined);
       }
     }
+  }
+
+  /** The driver resets the device and begins anew. */
+  restart(): void {
+    for (let index = 0; index < this.device.queueCount; index++) this.device.stopQueue(index);
+    this.device.reset?.();
+    this.resets.length = this.used.length = 0;
+    this.#restart();
   }
 
   /** Lets the device work until it has nothing to do. */

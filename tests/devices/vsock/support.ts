@@ -32,7 +32,7 @@ export interface Packet {
   readonly bufAlloc: number;
   readonly fwdCnt: number;
   /** What the header says, unless it is the payload's. */
-  readonly len?: number;
+  readonly len?: number | undefined;
   readonly payload: Uint8Array;
 }
 
@@ -88,8 +88,8 @@ function decode(bytes: Uint8Array): Packet {
 
 /** Where a packet to be sent lies; buffers to receive are behind it. */
 const SEND_AT = BUFFERS, RECEIVE_AT = BUFFERS + 0x2_8000, BUFFER = 0x1000;
-/** What {@link Guest.fill} sends at once. */
-const PIECE = 0x4000;
+/** What {@link Guest.fill} sends at once: nothing that buffers are a multiple of. */
+const PIECE = 0x3ffb;
 const scratch = allocate(256 << 10);
 
 export interface GuestOptions {

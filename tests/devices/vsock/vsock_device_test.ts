@@ -354,6 +354,20 @@ Deno.test("vsock: what the guest wrote before it left comes, however slowly it i
   assertEquals(read(other), "other");
 });
 
+Deno.test("vsock: who reads slowly reads the end behind all that the guest sent", () => {
+  using guest = new Guest();
+  using listener = guest.listen(HOST_PORT);
+  guest.room(40);
+  using program = guest.connect(listener);
+  guest.heard();
+  const sent = guest.fill();
+  guest.send({ op: SHUTDOWN, flags: SEND });
+  guest.drain(program, 0, sent);
+  assertEquals(read(program), "");
+  write(program, "still here");
+  assertEquals(textOf(guest.heard().at(-1)!.payload), "still here");
+});
+
 Deno.test("vsock: a guest that takes no answers is not heard until it does; none is lost", () => {
   using guest = new Guest();
   let sent = 0;
