@@ -136,7 +136,7 @@ export class BackEnd implements Disposable {
   }
 
   /** Has it agreed to this part of the protocol? */
-  has(bit: number): boolean {
+  #has(bit: number): boolean {
     return (this.#protocol & (1 << bit)) !== 0;
   }
 
@@ -200,12 +200,18 @@ export class BackEnd implements Disposable {
 
   /** Asks for what has no reply of its own, and waits until it is done where the back end tells. */
   async #tell(request: number, bytes: Uint8Array, fds: readonly Fd[] = []): Promise<void> {
-    const acknowledges = this.has(ProtocolFeature.REPLY_ACK);
+    const acknowledges = this.#has(ProtocolFeature.REPLY_ACK);
     this.#send(request, bytes, fds, acknowledges ? FLAG_NEED_REPLY : 0);
     if (!acknowledges) return;
     const { payload } = await this.#reply(request);
     if (payload.byteLength !== 8) this.#fail(`it acknowledges ${requestName(request)} oddly`);
     if (getUint64(payload, 0) !== 0) throw new Refused(request);
+  }
+
+  /** The same, and waits until it is done where the back end does not tell: it answers what it is asked in turn. */
+  async #tellAndWait(request: number, bytes: Uint8Array, fds: readonly Fd[] = []): Promise<void> {
+    await this.#tell(request, bytes, fds);
+    if (!this.#has(ProtocolFeature.REPLY_ACK)) await this.#ask(Request.GET_FEATURES, 8);
   }
 
   // --- what it is --------------------------------------------------------------------------------
@@ -224,13 +230,13 @@ export class BackEnd implements Disposable {
       features[0]! &= ~bit;
     }
     await this.#tell(Request.SET_OWNER, u32s());
-    const queues = this.has(ProtocolFeature.MQ)
+    const queues = this.#has(ProtocolFeature.MQ)
       ? await this.#askNumber(Request.GET_QUEUE_NUM)
       : undefined;
-    if (this.has(ProtocolFeature.CONFIGURE_MEM_SLOTS)) {
+    if (this.#has(ProtocolFeature.CONFIGURE_MEM_SLOTS)) {
       this.#slots = await this.#askNumber(Request.GET_MAX_MEM_SLOTS);
     }
-    if (this.has(ProtocolFeature.BACKEND_REQ)) await this.#openChannel();
+    if (this.#has(ProtocolFeature.BACKEND_REQ)) await this.#openChannel();
     return { features, queues };
   }
 
@@ -258,7 +264,7 @@ export class BackEnd implements Disposable {
 
   /** The first bytes of its configuration; undefined if it has none, or not so many. */
   async readConfig(size: number): Promise<Uint8Array | undefined> {
-    if (!this.has(ProtocolFeature.CONFIG) || size === 0) return undefined;
+    if (!this.#has(ProtocolFeature.CONFIG) || size === 0) return undefined;
     const bytes = payload(CONFIG_HEADER + size, (view) => view.setUint32(4, size, true));
     this.#send(Request.GET_CONFIG, bytes, [], 0);
     const { payload: reply } = await this.#reply(Request.GET_CONFIG);
@@ -269,7 +275,7 @@ export class BackEnd implements Disposable {
 
   /** The driver writes configuration bytes. */
   async writeConfig(offset: number, bytes: Uint8Array): Promise<void> {
-    if (!this.has(ProtocolFeature.CONFIG)) throw new Refused(Request.SET_CONFIG);
+    if (!this.#has(ProtocolFeature.CONFIG)) throw new Refused(Request.SET_CONFIG);
     const header = u32s(offset, bytes.length, 0);
     await this.#tell(Request.SET_CONFIG, new Uint8Array([...header, ...bytes]));
   }
@@ -282,7 +288,7 @@ export class BackEnd implements Disposable {
 
   /** Says the device status; true if the back end shows it, or has none. */
   async setStatus(status: number): Promise<boolean> {
-    if (!this.has(ProtocolFeature.STATUS)) return true;
+    if (!this.#has(ProtocolFeature.STATUS)) return true;
     await this.#tell(Request.SET_STATUS, u32s(status, 0));
     if (status === 0) return true;
     const shown = (await this.#ask(Request.GET_STATUS, 8)).getUint32(0, true);
@@ -291,8 +297,10 @@ export class BackEnd implements Disposable {
 
   /** The driver has reset the device; no ring runs. */
   async reset(): Promise<void> {
-    if (this.has(ProtocolFeature.STATUS)) await this.setStatus(0);
-    else if (this.has(ProtocolFeature.RESET_DEVICE)) await this.#tell(Request.RESET_DEVICE, u32s());
+    if (this.#has(ProtocolFeature.STATUS)) await this.setStatus(0);
+    else if (this.#has(ProtocolFeature.RESET_DEVICE)) {
+      await this.#tell(Request.RESET_DEVICE, u32s());
+    }
   }
 
   // --- memory ------------------------------------------------------------------------------------
@@ -312,7 +320,7 @@ export class BackEnd implements Disposable {
       view.setUint32(0, regions.length, true);
       regions.forEach((region, i) => setRegion(view, 8 + 32 * i, region));
     });
-    await this.#tell(
+    await this.#tellAndWait(
       Request.SET_MEM_TABLE,
       bytes,
       regions.map((region) => fileOf(region)!.fd as Fd),
@@ -327,19 +335,24 @@ export class BackEnd implements Disposable {
   /** Shows it one region more. */
   async addRegion(region: MemoryRegion): Promise<void> {
     const bytes = payload(40, (view) => setRegion(view, 8, region));
-    await this.#tell(Request.ADD_MEM_REG, bytes, [fileOf(region)!.fd as Fd]);
+    await this.#tellAndWait(Request.ADD_MEM_REG, bytes, [fileOf(region)!.fd as Fd]);
   }
 
   /** Has it let go of a region. */
   async removeRegion(region: MemoryRegion): Promise<void> {
-    await this.#tell(Request.REM_MEM_REG, payload(40, (view) => setRegion(view, 8, region)));
+    await this.#tellAndWait(Request.REM_MEM_REG, payload(40, (view) => setRegion(view, 8, region)));
   }
 
   // --- buffers in flight -------------------------------------------------------------------------
 
+  /** Does it write down which buffers it has not completed? */
+  get writesInflight(): boolean {
+    return this.#has(ProtocolFeature.INFLIGHT_SHMFD);
+  }
+
   /** Where it will write what it has not completed; undefined if it does not. */
   async getInflight(queues: number, size: number): Promise<Inflight | undefined> {
-    if (!this.has(ProtocolFeature.INFLIGHT_SHMFD)) return undefined;
+    if (!this.writesInflight) return undefined;
     const wanted = payload(INFLIGHT_SIZE, (view) => {
       view.setUint16(16, queues, true);
       view.setUint16(18, size, true);

@@ -64,13 +64,3 @@ export function typeOf(id: number): DeviceType {
   return DEVICE_TYPES.find((type) => type.id === id) ??
     { id, name: `id ${id}`, configSizes: [], queues: 1 };
 }
-
-/** Has the configuration space promise no more queues than there are. */
-export function limitQueues(config: Uint8Array, { queueCount }: DeviceType, queues: number): void {
-  if (queueCount === undefined || config.length < queueCount.at + queueCount.bytes) return;
-  const { at, bytes, others } = queueCount;
-  const view = new DataView(config.buffer, config.byteOffset + at, bytes);
-  const most = Math.max(1, queues - others);
-  if (bytes === 2) view.setUint16(0, Math.min(most, view.getUint16(0, true)), true);
-  else view.setUint32(0, Math.min(most, view.getUint32(0, true)), true);
-}

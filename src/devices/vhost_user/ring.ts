@@ -1,9 +1,14 @@
 /**
- * A ring that a vhost-user back end works on: where it is, its eventfds, and how far it has come.
+ * A ring that a vhost-user back end works on: where it is, its eventfds, and which buffers the back end has.
  *
  * The eventfds are ours, and the back end has them too, so nothing it does with them may block us (linux/peer_event.ts). The
  * call is watched edge-triggered and never read. They stay the same when the back end is replaced: what the driver kicked
  * meanwhile is still in the kick's count.
+ *
+ * Buffers are counted by their heads: one that appears in the available ring is the back end's until it appears in the
+ * used ring. At every kick and every call both rings are looked at from where they were seen last, so that when a back end dies it is
+ * known which buffers it had, in whatever order it completes. The order of the two is not needed: of each head the difference
+ * counts. Only if a ring has gone round between two looks is it not known, until the ring is empty again.
  */
 
 import { createEventFd } from "../../linux/eventfd.ts";
@@ -12,10 +17,16 @@ import { PeerEvent } from "../../linux/peer_event.ts";
 import { EPOLLET, EPOLLIN, type Reactor } from "../../linux/reactor.ts";
 import type { AddressSpace } from "../../memory/mod.ts";
 import type { QueueSetup } from "../../virtio/device.ts";
-import { findAreas } from "../../virtio/queue/config.ts";
+import { AVAIL_HEADS, RING_INDEX, USED_ELEMENTS } from "../../virtio/split/layout.ts";
+import { type RingViews, ringViews } from "../../virtio/split/ring_views.ts";
 
-/** Of the index in an available or used ring (VIRTIO 1.3, 2.7.6 and 2.7.8). */
-const RING_INDEX = 2;
+/** What a ring tells. */
+export interface RingListener {
+  /** The back end has used buffers, and the driver wants to know. */
+  used(): void;
+  /** The back end says that something is wrong with it. */
+  wrong(): void;
+}
 
 /** See the head of this file. */
 export class Ring implements Disposable {
@@ -27,24 +38,28 @@ export class Ring implements Disposable {
   readonly #call = createEventFd();
   readonly #error = createEventFd();
   readonly #kicks = new PeerEvent(this.#kick, "signal", "a kick");
+  /** By head: how often it is with the back end, which is once or not. */
+  readonly #held: Int8Array;
+  #availableSeen: number;
+  #usedSeen: number;
+  #isKnown = true;
 
-  /**
-   * Use {@link openRing}.
-   *
-   * @param available the index of what the driver made available
-   * @param used the index of what the back end has used
-   */
+  /** Use {@link openRing}. @param isCounted is it to be known which buffers the back end has? */
   constructor(
     readonly reactor: Reactor,
     readonly index: number,
     readonly setup: QueueSetup,
-    readonly available: DataView,
-    readonly used: DataView,
-    whenUsed: () => void,
-    whenWrong: () => void,
+    readonly views: RingViews,
+    readonly isCounted: boolean,
+    listener: RingListener,
   ) {
-    reactor.watch(this.#call, EPOLLIN | EPOLLET, whenUsed);
-    reactor.watch(this.#error, EPOLLIN | EPOLLET, whenWrong);
+    this.#held = new Int8Array(isCounted ? setup.size : 0);
+    this.#availableSeen = this.#usedSeen = this.begin;
+    reactor.watch(this.#call, EPOLLIN | EPOLLET, () => {
+      this.look();
+      listener.used();
+    });
+    reactor.watch(this.#error, EPOLLIN | EPOLLET, () => listener.wrong());
   }
 
   /** What a back end is given. */
@@ -54,12 +69,18 @@ export class Ring implements Disposable {
 
   /** The driver made buffers available. */
   kick(): void {
+    this.look();
     this.#kicks.signal();
   }
 
-  /** How many buffers have come back, in 16 bits: where a back end that completes in order has come to. */
+  /** How many buffers have come back, in 16 bits. */
   get usedIndex(): number {
-    return this.used.getUint16(0, true);
+    return this.views.used[RING_INDEX]!;
+  }
+
+  /** How many buffers were made available, in 16 bits. */
+  get availableIndex(): number {
+    return this.views.avail[RING_INDEX]!;
   }
 
   /**
@@ -71,9 +92,68 @@ export class Ring implements Disposable {
     return ((usedIndex - base) & 0xffff) < 0x8000 ? usedIndex : base;
   }
 
-  /** Has every buffer come back that the driver made available? */
-  get isEmpty(): boolean {
-    return this.usedIndex === this.available.getUint16(0, true);
+  /** Takes note of what has changed; see the head of this file. */
+  look(): void {
+    if (!this.isCounted) return;
+    const used = this.usedIndex;
+    const available = this.availableIndex;
+    if (used === available) return this.#forget(used);
+    const { views: { avail, usedElements }, setup: { size } } = this;
+    const mask = size - 1;
+    this.#isKnown &&= this.#isInTime();
+    if (this.#isKnown) {
+      for (let i = this.#usedSeen; i !== used; i = (i + 1) & 0xffff) {
+        this.#count(usedElements[USED_ELEMENTS + 2 * (i & mask)]!, -1);
+      }
+      for (let i = this.#availableSeen; i !== available; i = (i + 1) & 0xffff) {
+        this.#count(avail[AVAIL_HEADS + (i & mask)]!, 1);
+      }
+      // Entries may have been written over while they were read.
+      this.#isKnown &&= this.#isInTime();
+    }
+    this.#usedSeen = used;
+    this.#availableSeen = available;
+  }
+
+  #isInTime(): boolean {
+    const { size } = this.setup;
+    return ((this.usedIndex - this.#usedSeen) & 0xffff) <= size &&
+      ((this.availableIndex - this.#availableSeen) & 0xffff) <= size;
+  }
+
+  #count(head: number, by: 1 | -1): void {
+    if (head < this.#held.length) this.#held[head]! += by;
+    else this.#isKnown = false;
+  }
+
+  /** Every buffer has come back. */
+  #forget(index: number): void {
+    if (!this.#isKnown || this.#usedSeen !== index) this.#held.fill(0);
+    this.#isKnown = true;
+    this.#usedSeen = this.#availableSeen = index;
+  }
+
+  /**
+   * The heads of the buffers that a back end had which is gone, and of those that came since; undefined if they are
+   * not known.
+   */
+  heldBack(): number[] | undefined {
+    this.look();
+    const count = (this.availableIndex - this.usedIndex) & 0xffff;
+    if (count === 0) return [];
+    const heads = [...this.#held.keys()].filter((head) => this.#held[head] === 1);
+    return this.#isKnown && heads.length === count && this.#held.every((n) => n === 0 || n === 1)
+      ? heads
+      : undefined;
+  }
+
+  /** Are these the buffers that were made available last, so that a ring that goes on at its used index has them? */
+  hasAsLast(heads: readonly number[]): boolean {
+    const { views: { avail }, availableIndex, setup: { size } } = this;
+    const last = new Set(
+      heads.map((_, i) => avail[AVAIL_HEADS + ((availableIndex - 1 - i) & (size - 1))]),
+    );
+    return heads.every((head) => last.has(head));
   }
 
   /** Its back end is gone. */
@@ -98,14 +178,10 @@ export function openRing(
   space: AddressSpace,
   index: number,
   setup: QueueSetup,
-  whenUsed: () => void,
-  whenWrong: () => void,
+  isCounted: boolean,
+  listener: RingListener,
 ): Ring | string {
-  const areas = findAreas(space, { ...setup, eventIndex: false, indirect: false });
-  if (typeof areas === "string") return areas;
-  if (!(setup.base >= 0 && setup.base <= 0xffff)) return `no ring goes on at ${setup.base}`;
-  const [available, used] = [areas.driver, areas.device].map(({ buffer, offset }) =>
-    new DataView(buffer, offset + RING_INDEX, 2)
-  );
-  return new Ring(reactor, index, setup, available!, used!, whenUsed, whenWrong);
+  const views = ringViews(space, { ...setup, eventIndex: false, indirect: false });
+  if (typeof views === "string") return views;
+  return new Ring(reactor, index, setup, views, isCounted, listener);
 }

@@ -12,9 +12,9 @@
  * no ring, and the device needs a reset. The first one says what the device is, so nothing is known before it has come
  * ({@link VhostUserDevice.ready}).
  *
- * Where a ring goes on whose back end died: at its used index. With INFLIGHT_SHMFD the back end writes down which
- * buffers it has not completed, in a file that we keep for its successor, which does them again. Without, buffers of a back
- * end that completes out of order may be lost or done twice, unless there are none: the device needs a reset.
+ * Where a ring goes on whose back end died. With INFLIGHT_SHMFD the back end writes down which buffers it has not completed,
+ * in a file that we keep for its successor, which does them again. Without, we know it (ring.ts): where it is not just the
+ * last ones, the successor begins with a ring of ours in which they stand (second_chance.ts).
  *
  * A stop is GET_VRING_BASE. Back ends may still complete buffers when they have answered it, so it is waited until as many
  * have come back as were taken, for a while: a disk's requests do, buffers that a back end keeps do not. Memory is taken
@@ -41,9 +41,11 @@ import {
 } from "../../virtio/device.ts";
 import { DEVICE_NET, hasFeature, RingFeature, Status } from "../../virtio/features.ts";
 import { BackEnd, BackEndLost, fileOf, type Inflight, type Introduction } from "./back_end.ts";
-import { type DeviceType, limitQueues, typeOf } from "./device_types.ts";
+import { ConfigSpace } from "./config_space.ts";
+import { type DeviceType, typeOf } from "./device_types.ts";
 import { areAmong, offeredFeatures, passedOn, withoutOwn } from "./passed_on.ts";
 import { openRing, type Ring } from "./ring.ts";
+import { SecondChances } from "./second_chance.ts";
 
 /** For all that one question of the driver side needs of a back end; less than the device may take. */
 const ANSWER_MS = 3000;
@@ -76,7 +78,7 @@ export interface VhostUserOptions {
   readonly name: string;
 }
 
-const VhostUserCounters = counterShape("kicks", "calls", "connections", "refused");
+const VhostUserCounters = counterShape("kicks", "calls", "connections", "refused", "repeated");
 
 function blockOf({ address, buffer }: Mapping, offset: number, size: number): Block {
   return {
@@ -100,12 +102,14 @@ export class VhostUserDevice implements DeviceModel {
   readonly #type: DeviceType;
   #known: (() => void) | undefined;
   #host: DeviceHost | undefined;
-  #config = new Uint8Array();
+  readonly #config: ConfigSpace;
   /** By index; those that the driver has set up. */
   #rings: (Ring | undefined)[] = [];
   /** What the driver accepted; undefined before, and after a reset. */
   #accepted: Uint32Array | undefined;
   #regions: MemoryRegion[] = [];
+  /** Shown to the back end that is there, by queue. */
+  readonly #chances = new SecondChances();
   #inflight: Inflight | undefined;
   /** Who has been given that. */
   #inflightOf: BackEnd | undefined;
@@ -133,6 +137,7 @@ export class VhostUserDevice implements DeviceModel {
     this.deviceId = options.deviceId;
     this.maxQueueSize = options.queueSize;
     this.#type = typeOf(options.deviceId);
+    this.#config = new ConfigSpace(this.#type, options.config);
     this.counters = new VhostUserCounters("device", options.name);
     this.#buffers = [
       blockOf(this.#memory, 0, MESSAGE_BUFFER_SIZE),
@@ -146,7 +151,7 @@ export class VhostUserDevice implements DeviceModel {
   }
 
   get configSize(): number {
-    return this.#config.length;
+    return this.#config.bytes.length;
   }
 
   get queueCount(): number {
@@ -195,6 +200,7 @@ export class VhostUserDevice implements DeviceModel {
     this.#connected = undefined;
     this.#servedMs = Infinity;
     for (const ring of this.#rings) ring?.leave();
+    this.#chances.clear();
     backEnd[Symbol.dispose]();
     this.#again(reason);
   }
@@ -209,14 +215,17 @@ export class VhostUserDevice implements DeviceModel {
   /** Brings a back end that has come to where the driver is. */
   async #serve(backEnd: BackEnd): Promise<void> {
     const found = await backEnd.introduce();
-    const config = await this.#readConfig(backEnd);
+    const config = await this.#config.read(backEnd);
     this.counters.connections++;
     if (this.#known !== undefined) this.#learn(found, config);
     else if (!this.#isAsBefore(found, config)) this.#isUnfit = true;
-    if (this.#regions.length > 0) await backEnd.showMemory(this.#regions);
+    const rings = this.#isUnfit ? [] : this.#rings.filter((ring) => ring !== undefined);
+    // Before it sees any memory, which it must not lose under a ring that runs.
+    for (const ring of rings) this.#findChance(backEnd, ring);
+    if (this.#regions.length > 0) await backEnd.showMemory(this.#table);
     if (!this.#isUnfit) {
       if (this.#accepted !== undefined) await this.#negotiate(backEnd, this.#accepted);
-      for (const ring of this.#rings) if (ring !== undefined) await this.#goOn(backEnd, ring);
+      for (const ring of rings) await this.#goOn(backEnd, ring);
     }
     this.#backEnd = backEnd;
     this.#servedMs = this.reactor.now();
@@ -240,7 +249,7 @@ export class VhostUserDevice implements DeviceModel {
     }
     this.features.set(offeredFeatures(features, deviceId));
     this.#rings = Array.from({ length: Math.max(1, count) }, () => undefined);
-    this.#setConfig(config);
+    this.#config.set(config, this.queueCount);
   }
 
   /** May one that has come later stand in for the first? */
@@ -256,7 +265,7 @@ export class VhostUserDevice implements DeviceModel {
       lacks = `has ${config.length} bytes of configuration, not ${this.configSize}`;
     }
     if (lacks === undefined) {
-      if (this.#setConfig(config)) this.#host?.configChanged();
+      if (this.#config.set(config, this.queueCount)) this.#host?.configChanged();
       return true;
     }
     this.#host?.needsReset(`the ${this.#name} that came ${lacks}`);
@@ -295,54 +304,28 @@ export class VhostUserDevice implements DeviceModel {
 
   // --- configuration -----------------------------------------------------------------------------
 
-  async #readConfig(backEnd: BackEnd): Promise<Uint8Array> {
-    const { config } = this.options;
-    if (config !== undefined) return config;
-    for (const size of this.#type.configSizes) {
-      const bytes = await backEnd.readConfig(size);
-      if (bytes !== undefined) return bytes;
-    }
-    return new Uint8Array();
-  }
-
-  /** @returns whether it reads otherwise now */
-  #setConfig(bytes: Uint8Array): boolean {
-    const config = bytes.slice();
-    limitQueues(config, this.#type, this.queueCount);
-    const isSame = config.every((byte, i) => byte === this.#config[i]);
-    this.#config = config;
-    return !isSame;
-  }
-
-  /** @returns whether it reads otherwise now */
-  async #refresh(backEnd: BackEnd): Promise<boolean> {
-    if (this.options.config !== undefined || this.configSize === 0) return false;
-    const bytes = await backEnd.readConfig(this.configSize);
-    return bytes !== undefined && this.#setConfig(bytes);
-  }
-
   #configIsStale(): void {
     this.reactor.spawn(() =>
       this.#exclusively(async () => {
         await this.#attempt(this.#backEnd, async (backEnd) => {
-          if (await this.#refresh(backEnd)) this.#host?.configChanged();
+          if (await this.#config.refresh(backEnd)) this.#host?.configChanged();
         });
       })
     );
   }
 
   readConfig(offset: number, length: number): Uint8Array {
-    return this.#config.subarray(offset, offset + length);
+    return this.#config.bytes.subarray(offset, offset + length);
   }
 
   writeConfig(offset: number, bytes: Uint8Array): Answer<boolean> {
-    if (this.options.config !== undefined) return false;
+    if (this.#config.isFixed) return false;
     const copy = bytes.slice();
     return this.#exclusively(async () => {
       let isWritten = false;
       await this.#attempt(this.#backEnd, async (backEnd) => {
         await backEnd.writeConfig(offset, copy);
-        await this.#refresh(backEnd);
+        await this.#config.refresh(backEnd);
         isWritten = true;
       });
       return isWritten;
@@ -371,7 +354,7 @@ export class VhostUserDevice implements DeviceModel {
       throw new VmsgError("FEATURES_REFUSED", "it does not take the driver's features");
     }
     // What there is to read may depend on them.
-    await this.#refresh(backEnd);
+    await this.#config.refresh(backEnd);
   }
 
   reset(): Answer<void> {
@@ -380,6 +363,7 @@ export class VhostUserDevice implements DeviceModel {
       this.#isUnfit = false;
       this.#inflight?.[Symbol.dispose]();
       this.#inflight = undefined;
+      this.#inflightOf = undefined;
       const problem = await this.#attempt(this.#backEnd, (backEnd) => backEnd.reset());
       // As it is now it may not be what it was.
       if (problem !== undefined) this.#backEnd?.cut(problem);
@@ -387,6 +371,11 @@ export class VhostUserDevice implements DeviceModel {
   }
 
   // --- memory ------------------------------------------------------------------------------------
+
+  /** All that a back end is to see. */
+  get #table(): MemoryRegion[] {
+    return [...this.#regions, ...this.#chances.regions];
+  }
 
   memoryAdded(regions: readonly MemoryRegion[]): Answer<string | undefined> {
     if (regions.some((region) => fileOf(region) === undefined)) {
@@ -396,7 +385,7 @@ export class VhostUserDevice implements DeviceModel {
       const before = this.#regions;
       this.#regions = [...before, ...regions];
       const problem = await this.#attempt(this.#backEnd, async (backEnd) => {
-        if (this.#regions.length > backEnd.maxRegions) {
+        if (this.#table.length > backEnd.maxRegions) {
           throw new VmsgError("REGIONS", `the back end takes ${backEnd.maxRegions} regions`);
         }
         await (backEnd.takesRegions
@@ -412,7 +401,7 @@ export class VhostUserDevice implements DeviceModel {
     return this.#exclusively(async () => {
       this.#regions = this.#regions.filter((region) => !regions.includes(region));
       const problem = await this.#attempt(this.#backEnd, async (backEnd) => {
-        if (!backEnd.takesRegions) return await backEnd.showMemory(this.#regions);
+        if (!backEnd.takesRegions) return await backEnd.showMemory(this.#table);
         for (const region of regions) await backEnd.removeRegion(region);
       });
       // It must not keep it.
@@ -424,6 +413,7 @@ export class VhostUserDevice implements DeviceModel {
 
   startQueue(index: number, setup: QueueSetup): Answer<string | undefined> {
     const { memory } = this.#host!;
+    if (this.#accepted === undefined) return "no features were agreed on";
     if (memory instanceof TranslatedSpace) {
       return "its addresses are to be translated, which vhost-user back ends are not asked to do";
     }
@@ -433,8 +423,11 @@ export class VhostUserDevice implements DeviceModel {
         memory,
         index,
         setup,
-        () => this.#used(index),
-        () => this.#host!.needsReset(`queue ${index}: the back end reports an error`),
+        !hasFeature(this.#accepted!, RingFeature.IN_ORDER),
+        {
+          used: () => this.#used(index),
+          wrong: () => this.#host!.needsReset(`queue ${index}: the back end reports an error`),
+        },
       );
       if (typeof ring === "string") return ring;
       this.#rings[index] = ring;
@@ -450,18 +443,26 @@ export class VhostUserDevice implements DeviceModel {
   #used(index: number): void {
     this.counters.calls++;
     this.#host!.used(index);
+    const chance = this.#chances.get(index);
+    if (chance !== undefined && this.#rings[index]?.usedIndex === chance.end) {
+      this.#chanceWasTaken(index);
+    }
   }
 
   async #give(backEnd: BackEnd, ring: Ring, base: number): Promise<void> {
     await this.#shareInflight(backEnd);
-    await backEnd.giveRing(ring.index, { ...ring.setup, base }, ring.events);
+    const { at: driverAddress = ring.setup.driverAddress } =
+      this.#chances.get(ring.index)?.region ?? {};
+    await backEnd.giveRing(ring.index, { ...ring.setup, driverAddress, base }, ring.events);
     ring.isGiven = true;
     if (this.#host!.mayTouchMemory()) await this.#enable(backEnd, ring);
   }
 
   async #shareInflight(backEnd: BackEnd): Promise<void> {
     this.#inflight ??= await backEnd.getInflight(this.queueCount, this.maxQueueSize);
-    if (this.#inflight === undefined || this.#inflightOf === backEnd) return;
+    if (this.#inflight === undefined || this.#inflightOf === backEnd || !backEnd.writesInflight) {
+      return;
+    }
     await backEnd.setInflight(this.#inflight);
     this.#inflightOf = backEnd;
   }
@@ -473,12 +474,44 @@ export class VhostUserDevice implements DeviceModel {
     ring.kick();
   }
 
+  // --- from one back end to the next -------------------------------------------------------------
+
+  #findChance(backEnd: BackEnd, ring: Ring): void {
+    const { index, isCounted } = ring;
+    if (!isCounted || this.#inflight !== undefined && backEnd.writesInflight) return;
+    const count = this.#chances.find(ring, this.#table, backEnd.maxRegions);
+    if (count !== undefined) return void (this.counters.repeated += count);
+    this.#isUnfit = true;
+    this.#host!.needsReset(
+      `queue ${index}: what became of the buffers that the lost ${this.#name} had is unknown`,
+    );
+  }
+
   /** Gives a ring to another back end than had it. */
   async #goOn(backEnd: BackEnd, ring: Ring): Promise<void> {
     await this.#give(backEnd, ring, ring.usedIndex);
     // What the last one still owed.
     this.#used(ring.index);
   }
+
+  /** All that the lost back end had has come back: its successor goes on with the driver's own ring. */
+  #chanceWasTaken(index: number): void {
+    this.reactor.spawn(() =>
+      this.#exclusively(async () => {
+        const problem = await this.#attempt(this.#backEnd, async (backEnd) => {
+          const ring = this.#rings[index];
+          if (ring === undefined || this.#chances.get(index) === undefined) return;
+          const base = await backEnd.stopRing(index);
+          ring.leave();
+          await this.#chances.forget(backEnd, index);
+          await this.#give(backEnd, ring, base);
+        });
+        if (problem !== undefined) this.#backEnd?.cut(problem);
+      })
+    );
+  }
+
+  // --- a ring ends -------------------------------------------------------------------------------
 
   stopQueue(index: number): Answer<number> {
     return this.#exclusively(async () => {
@@ -488,6 +521,9 @@ export class VhostUserDevice implements DeviceModel {
       const problem = await this.#attempt(
         ring.isGiven ? this.#backEnd : undefined,
         async (backEnd) => {
+          // First what is to be done again: where that ends is where the ring goes on.
+          const chance = this.#chances.get(index);
+          if (chance !== undefined) await this.#drain(ring, chance.end);
           base = await backEnd.stopRing(index);
           await this.#drain(ring, base);
         },
@@ -547,6 +583,7 @@ export class VhostUserDevice implements DeviceModel {
     this.#connected = undefined;
     this.#backEnd = undefined;
     for (const ring of this.#rings) if (ring !== undefined) this.#drop(ring);
+    this.#chances.clear();
     this.#inflight?.[Symbol.dispose]();
     this.#memory[Symbol.dispose]();
   }
