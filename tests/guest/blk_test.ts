@@ -105,3 +105,28 @@ dd if=/dev/vda of=/dev/null bs=4M count=2 iflag=direct 2>/dev/null; echo "READ r
     assertEquals(await guest.waitFor(/^READ /, GUEST_TIMEOUT_MS.uml), "READ rc=0");
   },
 );
+
+guestTest("uml: blk, the guest sees that its disk has grown", "uml", async (test) => {
+  const { vmsg, directory } = test;
+  const disk = `${directory}/${DISK}`;
+  await Deno.writeFile(disk, new Uint8Array(1 << 20));
+  const control = ["--control", "ctl.sock"];
+  const device = await vmsg.start("device", ...control, ...BUS, "--device", `blk,file=${DISK}`);
+  const proxy = await vmsg.start("proxy", ...BUS, "--vhost-user", "socket=vu.sock");
+  await proxy.waitFor(/waiting for a front end/);
+  const guest = await test.boot({
+    script: `
+cd /sys/block/vda; echo "SIZE $(cat size)"
+while [ "$(cat size)" = 2048 ]; do sleep 0.05; done; echo "GROWN $(cat size)"
+dd if=/dev/zero of=/dev/vda bs=512 seek=4095 count=1 conv=fsync 2>/dev/null; echo "WROTE rc=$?"
+`,
+    modules: ["virtio_blk"],
+    ...frontEnd("uml", `${directory}/vu.sock`),
+  });
+  assertEquals(await guest.waitFor(/^SIZE /, GUEST_TIMEOUT_MS.uml), "SIZE 2048");
+  await Deno.truncate(disk, 2 << 20);
+  assertEquals((await vmsg.run("ctl", "ctl.sock", "resize", "0")).code, 0);
+  await device.waitFor(/4096 sectors now/);
+  assertEquals(await guest.waitFor(/^GROWN /, GUEST_TIMEOUT_MS.uml), "GROWN 4096");
+  assertEquals(await guest.waitFor(/^WROTE /, GUEST_TIMEOUT_MS.uml), "WROTE rc=0");
+});

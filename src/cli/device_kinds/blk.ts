@@ -48,6 +48,7 @@ export const blkKind: DeviceKind<BlkSettings> = {
     const options = { serial, discard, queues, forwarded, name: `${number} blk` };
     const model = new BlkDevice(reactor, disk, options, log);
     stack.move();
-    return { model, description: `blk ${file}`, counters: model.counters };
+    const refresh = () => model.refresh();
+    return { model, description: `blk ${file}`, counters: model.counters, refresh };
   },
 };

@@ -128,6 +128,19 @@ export class BlkDevice extends QueueDevice {
     log.info(`disk ${disk.options.path}: ${disk.sectors} sectors, by ${this.#engine.name}`);
   }
 
+  /**
+   * The file may have another size: looks, and tells the driver if it has (5.2.5.1). What lies beyond the end of one that
+   * shrank is an error.
+   */
+  refresh(): void {
+    const { disk } = this;
+    if (!disk.refresh()) return;
+    putCapacity(this.config, disk);
+    this.log.info(`disk ${disk.options.path}: ${disk.sectors} sectors now`);
+    // Nobody may have been shown the disk yet.
+    this.host?.configChanged();
+  }
+
   override acceptFeatures(words: Uint32Array): boolean {
     this.config[BlkConfig.WRITEBACK] = 1;
     return super.acceptFeatures(words);
@@ -388,12 +401,15 @@ export class BlkDevice extends QueueDevice {
   }
 }
 
+function putCapacity({ buffer }: Uint8Array, { sectors }: Disk): void {
+  new DataView(buffer).setBigUint64(BlkConfig.CAPACITY, BigInt(sectors), true);
+}
+
 function configOf(disk: Disk, options: BlkDeviceOptions): Uint8Array {
   const { forwarded, queues } = options;
   const discards = options.discard && disk.punches;
   const config = new DataView(new ArrayBuffer(BlkConfig.SIZE));
-  const { sectors, blockSize, physicalBlockSize } = disk;
-  config.setBigUint64(BlkConfig.CAPACITY, BigInt(sectors), true);
+  const { blockSize, physicalBlockSize } = disk;
   config.setUint32(BlkConfig.SIZE_MAX, forwarded ? FORWARDED_SEGMENT_BYTES : 0, true);
   config.setUint32(BlkConfig.SEG_MAX, forwarded ? FORWARDED_SEGMENTS : SEGMENTS, true);
   config.setUint32(BlkConfig.BLK_SIZE, blockSize, true);
@@ -412,5 +428,7 @@ function configOf(disk: Disk, options: BlkDeviceOptions): Uint8Array {
     config.setUint32(BlkConfig.MAX_WRITE_ZEROES_SEG, 1, true);
     config.setUint8(BlkConfig.WRITE_ZEROES_MAY_UNMAP, discards ? 1 : 0);
   }
-  return new Uint8Array(config.buffer);
+  const bytes = new Uint8Array(config.buffer);
+  putCapacity(bytes, disk);
+  return bytes;
 }

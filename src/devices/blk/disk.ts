@@ -53,8 +53,8 @@ export interface DiskOptions {
 /** See the head of this file. */
 export class Disk implements Disposable {
   readonly fd: Fd;
-  /** Whole sectors of 512 bytes. */
-  readonly sectors: number;
+  /** Whole sectors of 512 bytes, as many as there were when the size was last looked at. */
+  sectors: number;
   /** In bytes: what is written in one piece at least, and what the medium has. */
   readonly blockSize: number;
   readonly physicalBlockSize: number;
@@ -65,28 +65,46 @@ export class Disk implements Disposable {
 
   /** @throws VmsgError for a file that is none, cannot be opened, or is in use */
   constructor(readonly options: DiskOptions) {
-    const { path, readonly } = options;
+    const { readonly } = options;
     using stack = new DisposableStack();
     this.fd = stack.use(open(options));
     lockOrWait(this.fd, options);
-    this.sectors = Math.floor(fileSize(this.fd) / SECTOR);
-    if (this.sectors === 0) {
-      throw new VmsgError(
-        "DISK",
-        `${path} is empty: give it the size of the disk (truncate -s 1G)`,
-      );
-    }
-    const limit = softLimit("file size");
-    if (!readonly && this.sectors * SECTOR > limit) {
-      // Not refused by the kernel: the signal would end this process.
-      throw new VmsgError("DISK", `${path}: files are limited to ${limit} bytes (ulimit -f)`);
-    }
+    this.sectors = this.#measure();
     const isDevice = fileStatus(this.fd).kind === "block device";
     this.blockSize = isDevice ? deviceNumber(this.fd, BLKSSZGET, SECTOR) : SECTOR;
     // Of a file, what file systems have: a part of a block is read before it is written.
     this.physicalBlockSize = isDevice ? deviceNumber(this.fd, BLKPBSZGET, SECTOR) : 4096;
     this.punches = !readonly && (isDevice || canPunch(this.fd));
     stack.move();
+  }
+
+  #measure(): number {
+    const { path, readonly } = this.options;
+    const sectors = Math.floor(fileSize(this.fd) / SECTOR);
+    if (sectors === 0) {
+      throw new VmsgError(
+        "DISK",
+        `${path} is empty: give it the size of the disk (truncate -s 1G)`,
+      );
+    }
+    const limit = softLimit("file size");
+    if (!readonly && sectors * SECTOR > limit) {
+      // Not refused by the kernel: the signal would end this process.
+      throw new VmsgError("DISK", `${path}: files are limited to ${limit} bytes (ulimit -f)`);
+    }
+    return sectors;
+  }
+
+  /**
+   * Looks at the size again, which whoever has the file may have changed.
+   *
+   * @returns whether it is another one
+   * @throws VmsgError for one that no disk has; then it stays as it was
+   */
+  refresh(): boolean {
+    const before = this.sectors;
+    this.sectors = this.#measure();
+    return this.sectors !== before;
   }
 
   /**

@@ -1,6 +1,7 @@
 /** The block device against the mock driver, by io_uring where it is there and by system calls. */
 
-import { assert, assertEquals, assertMatch } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
+import { VmsgError } from "../../../src/linux/errors.ts";
 import { BlkConfig } from "../../../src/virtio/blk.ts";
 import { BlkFeature, featureNames } from "../../../src/virtio/features.ts";
 import { BUFFERS } from "../../support/queue_rig.ts";
@@ -247,4 +248,27 @@ Deno.test("blk: the driver chooses how writes are kept, where it has agreed to",
   assertEquals(agreed.ask(OUT, 1, pattern(1)).status, OK);
   using other = new DiskRig();
   assert(!other.rig.device.writeConfig(BlkConfig.WRITEBACK, new Uint8Array([0])));
+});
+
+Deno.test("blk: a disk whose file has another size is another one when it is looked at", () => {
+  using disk = new DiskRig();
+  const { device } = disk.rig;
+  const capacity = () =>
+    new DataView(device.readConfig(0, 8).slice().buffer).getBigUint64(BlkConfig.CAPACITY, true);
+  device.refresh();
+  assertEquals([capacity(), disk.rig.configChanges], [BigInt(SECTORS), 0]);
+  Deno.truncateSync(disk.path, 2 * SECTORS * 512 + 511);
+  // Not before: a driver is told first.
+  assertEquals(disk.ask(OUT, SECTORS, pattern(1)).status, IOERR);
+  device.refresh();
+  assertEquals([capacity(), disk.rig.configChanges], [BigInt(2 * SECTORS), 1]);
+  assertEquals(disk.ask(OUT, 2 * SECTORS - 1, pattern(1)).status, OK);
+  assertEquals(disk.ask(OUT, 2 * SECTORS, pattern(1)).status, IOERR);
+  Deno.truncateSync(disk.path, 512);
+  device.refresh();
+  assertEquals([capacity(), disk.rig.configChanges], [1n, 2]);
+  assertEquals(disk.ask(IN, 1, NOTHING, 512).status, IOERR);
+  Deno.truncateSync(disk.path, 0);
+  assertThrows(() => device.refresh(), VmsgError, "is empty");
+  assertEquals([capacity(), disk.rig.configChanges], [1n, 2]);
 });
