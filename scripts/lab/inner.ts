@@ -26,6 +26,8 @@ export interface InnerGuest {
   readonly machine: Pick<MachineOptions, "extraArgs" | "modules" | "memoryMiB" | "kernelArgs">;
   /** Shell: boots the guest on the console, until it has ended. */
   boot(socket: string): string;
+  /** The same with its memory in huge pages of the machine's pool, where the kind knows them. */
+  bootInHugePages?(socket: string): string;
   /** The same with a card that QEMU itself serves, at the other end of a TAP; not every kind can. */
   bootOnTap?(tap: string): string;
 }
@@ -97,10 +99,10 @@ export async function innerMicrovm(
   const directory = `
 mkdir -p ${ONE_RANGE.directory}
 mount -t hugetlbfs -o pagesize=1G hugetlbfs ${ONE_RANGE.directory}`;
-  const boot = (netdev: string) =>
+  const boot = (netdev: string, memory = backend) =>
     `${oneRange ? directory : ""}
 qemu-system-x86_64 -L /mnt/inner -M microvm,rtc=on,memory-backend=ram \\
-  -append "console=ttyS0 reboot=t panic=-1 quiet" ${qemuArguments(netdev, memoryMiB, backend)}
+  -append "console=ttyS0 reboot=t panic=-1 quiet" ${qemuArguments(netdev, memoryMiB, memory)}
 `;
   return {
     files: [
@@ -121,6 +123,7 @@ qemu-system-x86_64 -L /mnt/inner -M microvm,rtc=on,memory-backend=ram \\
       kernelArgs: oneRange ? ["hugepagesz=1G", "hugepages=1"] : [],
     },
     boot: (socket) => boot(vhostUser(socket)),
+    bootInHugePages: (socket) => boot(vhostUser(socket), `${MEMFD},hugetlb=on,hugetlbsize=2M`),
     bootOnTap: (tap) => boot(`-netdev tap,id=net0,ifname=${tap},script=no,downscript=no`),
   };
 }

@@ -206,9 +206,15 @@ async function describe(installation: Q35, more: string): Promise<string> {
 const INNER_LINKS = [
   "stock QEMU: tap, bridge, virtio-net and a socket",
   "vmsg proxy --confined",
-  "vmsg proxy, the guest's own pages",
+  "vmsg proxy, the guest's own pages, scattered",
+  "vmsg proxy, the guest's own huge pages",
 ] as const;
 const INNER_SOCKET = "/tmp/inner.sock";
+const INNER_MIB = 192;
+/** The inner guest's, once scattered and once in huge pages, besides the machine's own. */
+const INNER_MACHINE_MIB = 1024;
+/** Those, and one for rings. */
+const INNER_HUGE_PAGES = INNER_MIB / 2 + 1;
 
 /** What the inner guest does: whichever of the two networks it is in answers. */
 const innerGuestScript = (plan: Measurement) => {
@@ -232,11 +238,11 @@ iperf3 -c $peer -t ${streamSeconds} -f m -i 0 -R | sed "s/^/IN /"
 };
 
 function innerScriptB(inner: InnerGuest, rounds: number): string {
-  const vmsg = (index: number, mode: string) => `
+  const vmsg = (index: number, mode: string, boot = inner.boot) => `
 vmsg proxy --bus ivshmem,pci=${DOORBELL_ADDRESS},bind --vhost-user socket=${INNER_SOCKET} ${mode} &
 until [ -S ${INNER_SOCKET} ]; do sleep 0.1; done
 echo "BEGIN ${index}"
-${inner.boot(INNER_SOCKET)}
+${boot(INNER_SOCKET)}
 echo "END ${index}"
 kill %1; wait
 `;
@@ -251,6 +257,7 @@ ${inner.bootOnTap?.("tap1")}
 echo "END 0"
 ${vmsg(1, "--confined")}
 ${vmsg(2, "")}
+${vmsg(3, "", inner.bootInHugePages)}
 done
 echo MEASURED
 `;
@@ -265,10 +272,14 @@ export async function measureInner(plan: Measurement): Promise<Measured | string
     placed.map(async ({ from, to }) => ({ path: to.slice(1), bytes: await Deno.readFile(from) })),
   );
   const script = innerGuestScript(plan);
-  const inner = await innerMicrovm(installation, { script, files, memoryMiB: 192 });
-  const { memoryMiB = 512, ...machine } = inner.machine;
-  const pair = { installation, memoryMiB, files: [...placed, ...inner.files] };
-  const options = { ...machine, script: innerScriptB(inner, plan.rounds), hugePages: 1 };
+  const inner = await innerMicrovm(installation, { script, files, memoryMiB: INNER_MIB });
+  const { memoryMiB: _, ...machine } = inner.machine;
+  const pair = { installation, memoryMiB: INNER_MACHINE_MIB, files: [...placed, ...inner.files] };
+  const options = {
+    ...machine,
+    script: innerScriptB(inner, plan.rounds),
+    hugePages: INNER_HUGE_PAGES,
+  };
   const lines = await run(plan, INNER_LINKS.length, pair, options);
   const machines = await describe(installation, "in B a microvm with KVM");
   return { machines, names: INNER_LINKS, lines };
