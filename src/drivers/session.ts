@@ -127,6 +127,7 @@ export class Session implements Disposable {
     const { device, sharing } = this.options;
     const info = await device.info();
     const offered = await device.features(Math.max(2, info.featureBlocks));
+    this.told.offers = offered.slice();
     for (const bit of sharing.withheld) offered[bit >> 5]! &= ~(1 << (bit & 31));
     for (const bit of sharing.own) offered[bit >> 5]! |= 1 << (bit & 31);
     this.told.offered = offered;
@@ -348,7 +349,7 @@ export class Session implements Disposable {
       : [];
     const indices = runnable.map(({ index }) => index);
     // Other features need a reset of the device, and that stops every ring.
-    const stopsAll = sharing.mustStopFor(regions, indices) ||
+    const stopsAll = sharing.mustStopFor(regions, runnable) ||
       (runnable.length > 0 && told.negotiated !== undefined && !this.#isNegotiated(features!));
     for (const ring of told.running()) {
       // A foreign device stops all of them at once.
@@ -356,7 +357,8 @@ export class Session implements Disposable {
       if (stopsAll || !indices.includes(ring.wanted.index)) await this.#stop(ring);
       device.checkSession(session);
     }
-    await sharing.prepare(regions, indices, { info, features: features ?? NO_FEATURES });
+    const { offers } = told;
+    await sharing.prepare(regions, runnable, { info, offers, features: features ?? NO_FEATURES });
     device.checkSession(session);
     if (runnable.length === 0) return;
     await this.#negotiate(features!);

@@ -59,6 +59,8 @@ export interface ToldRing {
 export class Told {
   /** Known since the device side came; undefined while there is none. */
   info: DeviceInfo | undefined;
+  /** Features that the device offers. */
+  offers: Uint32Array = new Uint32Array(2);
   /** Features that a driver may be offered. */
   offered: Uint32Array = new Uint32Array(2);
   /** FEATURES_OK was reached with these features. */

@@ -16,6 +16,9 @@ import { type MappedMemory, MemoryWindow } from "./window.ts";
 /** Here and not imported: compiled code loads an imported Number anew, half a nanosecond a descriptor. */
 const TWO_TO_32 = 0x1_0000_0000;
 
+/** The longest indirect table that is copied: as many descriptors as our queues have entries. */
+export const MAX_COPIED_TABLE: number = 16 * 1024;
+
 /** The most windows one address space holds. */
 export const MAX_WINDOWS = 509;
 
@@ -46,6 +49,8 @@ export class AddressSpace {
   last: MemoryWindow | undefined;
   /** How many pages were looked for that are not known yet; see translated_space.ts. */
   missed = 0;
+  /** Where a table is copied to. */
+  #table: ArrayBuffer | undefined;
   /** Pages that are not known are asked for and passed over, to find all that a chain lacks. */
   collects = false;
 
@@ -88,10 +93,7 @@ export class AddressSpace {
     this.last = undefined;
   }
 
-  /**
-   * The window that contains all of [address, address + length), or undefined. For rings and
-   * descriptor tables, which are viewed in place.
-   */
+  /** The window that contains all of [address, address + length), or undefined. For rings, which are viewed in place. */
   find(address: number, length: number): MemoryWindow | undefined {
     const last = this.last;
     if (last !== undefined && address >= last.at && address + length <= last.end) return last;
@@ -101,9 +103,10 @@ export class AddressSpace {
   }
 
   /**
-   * The same for an address in two halves of 32 bits, as descriptors hold it. Where the window found last
-   * is the right one this is quicker: compiled code keeps halves in registers as integers, while putting
-   * them together goes through floating point.
+   * The same for an indirect table, whose address is in two halves of 32 bits, as descriptors hold it. Where the window
+   * found last is the right one this is quicker: compiled code keeps halves in registers as integers, while putting
+   * them together goes through floating point. A table that lies across windows is copied; the copy is good until
+   * the next one.
    */
   findHalves(high: number, low: number, length: number): MemoryWindow | undefined {
     const last = this.last;
@@ -113,7 +116,25 @@ export class AddressSpace {
     ) {
       return last;
     }
-    return this.find(high * TWO_TO_32 + low, length);
+    const at = high * TWO_TO_32 + low;
+    return this.find(at, length) ?? this.copyOf(at, length);
+  }
+
+  /** A copy of a table that one window does not contain, which is rare: allocators align them. */
+  protected copyOf(at: number, length: number): MemoryWindow | undefined {
+    if (!(at + length <= Number.MAX_SAFE_INTEGER) || length > MAX_COPIED_TABLE) return undefined;
+    const buffer = this.#table ??= new ArrayBuffer(MAX_COPIED_TABLE);
+    const bytes = new Uint8Array(buffer);
+    for (let done = 0; done < length;) {
+      const window = this.containing(at + done);
+      if (window === undefined) return undefined;
+      const from = at + done - window.at;
+      const part = Math.min(length - done, window.size - from);
+      bytes.set(new Uint8Array(window.buffer, window.byteOffset + from, part), done);
+      done += part;
+    }
+    // It is read through its view alone; an address for system calls it has not.
+    return new MemoryWindow(at, length, { address: 0n, buffer, size: buffer.byteLength }, 0);
   }
 
   /**
@@ -150,8 +171,8 @@ export class AddressSpace {
   }
 
   /** The same for {@link findHalves}. */
-  explainTable(_address: number, _length: number): string {
-    return "is not inside one memory window";
+  explainTable(address: number, length: number): string {
+    return length > MAX_COPIED_TABLE ? "is too long" : this.explain(address, length);
   }
 
   /** The rest of {@link translate}, apart, so that its usual case is compiled into its callers. */

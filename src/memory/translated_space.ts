@@ -18,7 +18,7 @@
  */
 
 import { mapPages, type Mapping, type OpenFile, PAGE_SIZE } from "../linux/mapping.ts";
-import { AddressSpace } from "./address_space.ts";
+import { AddressSpace, MAX_COPIED_TABLE } from "./address_space.ts";
 import type { IovecList } from "./iovec_list.ts";
 import type { MemoryRegion } from "./region.ts";
 import { MemoryWindow } from "./window.ts";
@@ -27,8 +27,6 @@ import { MemoryWindow } from "./window.ts";
 export const MAX_PAGES = 16384;
 /** Pages of one chain that are asked for together; a chain that lacks more parks again. */
 export const MAX_MISSED = 32;
-/** The longest indirect table that may cross a page: as many descriptors as our queues have entries. */
-const MAX_COPIED_TABLE = 16 * 1024;
 
 const TWO_TO_32 = 0x1_0000_0000;
 
@@ -56,7 +54,6 @@ export class TranslatedSpace extends AddressSpace implements Disposable {
   readonly #pages = new Map<number, Page>();
   /** By queue. */
   readonly #prepared = new Map<number, readonly PreparedArea[]>();
-  #table: ArrayBuffer | undefined;
 
   /**
    * @param regions what is seen of the driver side's machine
@@ -210,21 +207,7 @@ export class TranslatedSpace extends AddressSpace implements Disposable {
       isComplete = false;
     }
     if (!isComplete) return undefined;
-    return inPage ? this.containing(at) : this.#copyOf(at, length);
-  }
-
-  #copyOf(at: number, length: number): MemoryWindow {
-    const buffer = this.#table ??= new ArrayBuffer(MAX_COPIED_TABLE);
-    const bytes = new Uint8Array(buffer);
-    for (let done = 0; done < length;) {
-      const window = this.containing(at + done)!;
-      const from = at + done - window.at;
-      const part = Math.min(length - done, window.size - from);
-      bytes.set(new Uint8Array(window.buffer, window.byteOffset + from, part), done);
-      done += part;
-    }
-    // It is read through its view alone; an address for system calls it has not.
-    return new MemoryWindow(at, length, { address: 0n, buffer, size: buffer.byteLength }, 0);
+    return inPage ? this.containing(at) : this.copyOf(at, length);
   }
 
   override explain(address: number, length: number): string {
@@ -235,10 +218,6 @@ export class TranslatedSpace extends AddressSpace implements Disposable {
       page += PAGE_SIZE;
     }
     return super.explain(address, length);
-  }
-
-  override explainTable(address: number, length: number): string {
-    return length > MAX_COPIED_TABLE ? "is too long" : this.explain(address, length);
   }
 }
 

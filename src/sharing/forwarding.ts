@@ -28,6 +28,7 @@ import type { ForwardingQueue } from "./forwarding_queue.ts";
 import {
   differ,
   type RingOwner,
+  type RingPlan,
   type RingTerms,
   type SharedRegion,
   type SharedRing,
@@ -41,6 +42,8 @@ const OWN = [RingFeature.RING_PACKED, RingFeature.IN_ORDER];
 export interface ForwardingPlace {
   /** Tells the device side what it has to know of the place. */
   announce(device: RemoteDevice): Promise<void>;
+  /** Has the device side forget what {@link announce} told; only for who goes another way then. */
+  withdraw?(device: RemoteDevice): Promise<void>;
   /**
    * Divides a device number's share between its queues.
    *
@@ -98,7 +101,8 @@ export interface ForwardingOptions {
 export class Forwarding implements Sharing {
   readonly withheld: readonly number[] = [];
   readonly own: readonly number[] = OWN;
-  #regions: readonly SharedRegion[] = [];
+  /** The driver's, of which rings may be served. */
+  regions: readonly SharedRegion[] = [];
   /** The regions at the driver's addresses. */
   #space = new AddressSpace();
   #parts: ReadonlyMap<number, RingPart> = new Map();
@@ -110,20 +114,21 @@ export class Forwarding implements Sharing {
   /** Serves no ring yet. */
   constructor(readonly options: ForwardingOptions) {}
 
-  mustStopFor(regions: readonly SharedRegion[], rings: readonly number[]): boolean {
-    return differ(regions, this.#regions) || rings.some((index) => !this.#parts.has(index));
+  mustStopFor(regions: readonly SharedRegion[], rings: readonly RingPlan[]): boolean {
+    return differ(regions, this.regions) || rings.some(({ index }) => !this.#parts.has(index));
   }
 
   async prepare(
     regions: readonly SharedRegion[],
-    rings: readonly number[],
+    rings: readonly RingPlan[],
     terms: DeviceTerms,
   ): Promise<void> {
-    if (differ(regions, this.#regions)) this.#setRegions(regions);
+    if (differ(regions, this.regions)) this.#setRegions(regions);
     if (rings.length === 0) return;
     const { place, device, position } = this.options;
     if (this.running === 0) {
-      this.#parts = place.divide(device, position, queuesInUse(rings, terms), terms);
+      const queues = queuesInUse(rings.map(({ index }) => index), terms);
+      this.#parts = place.divide(device, position, queues, terms);
     }
     const { session } = device;
     if (this.#announcedTo === session) return;
@@ -131,23 +136,31 @@ export class Forwarding implements Sharing {
     this.#announcedTo = session;
   }
 
+  /** No ring is served for now: the device side forgets the place. */
+  async withdraw(): Promise<void> {
+    const { place, device } = this.options;
+    if (this.#announcedTo !== device.session) return;
+    await place.withdraw?.(device);
+    this.#announcedTo = -1;
+  }
+
   /** Only this process looks at regions, or it says itself where they are. */
   #setRegions(regions: readonly SharedRegion[]): void {
     // Rings stand still. What goes makes room for what comes.
-    const stay = this.#regions.filter((region) => regions.includes(region));
-    for (const region of this.#regions) {
+    const stay = this.regions.filter((region) => regions.includes(region));
+    for (const region of this.regions) {
       if (!stay.includes(region)) this.options.place.removeRegion(region);
     }
-    this.#regions = stay;
+    this.regions = stay;
     const space = new AddressSpace();
     for (const region of regions) {
       const { at, size, memory, offset } = region;
-      if (!this.#regions.includes(region)) this.options.place.addRegion(region);
+      if (!this.regions.includes(region)) this.options.place.addRegion(region);
       const refusal = space.add(at, size, memory, offset);
       if (refusal !== undefined) throw new RangeError(`memory table: ${refusal}`);
     }
     this.#space = space;
-    this.#regions = regions;
+    this.regions = regions;
   }
 
   open(owner: RingOwner, setup: QueueSetup, { features, maxSize }: RingTerms): SharedRing {
@@ -168,15 +181,15 @@ export class Forwarding implements Sharing {
   }
 
   letGo(region: SharedRegion): boolean {
-    if (this.#regions.includes(region)) return false;
+    if (this.regions.includes(region)) return false;
     this.options.place.removeRegion(region);
     return true;
   }
 
   lost(): void {
     // What it was told of was not taken back.
-    if (this.#regions.length > 0) this.options.place.doubt();
-    this.#regions = [];
+    if (this.regions.length > 0) this.options.place.doubt();
+    this.regions = [];
   }
 }
 

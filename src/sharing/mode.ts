@@ -7,6 +7,7 @@ import type { Log } from "../observe/log.ts";
 import type { DriverSide } from "../transport/driver_side.ts";
 import type { RemoteDevice } from "../transport/remote_device.ts";
 import { Descriptors } from "./descriptors.ts";
+import { Direct } from "./direct.ts";
 import { Forwarding } from "./forwarding.ts";
 import { Pages } from "./pages.ts";
 import { Segment } from "./segment.ts";
@@ -46,18 +47,20 @@ export interface SharingMode extends Disposable {
  */
 export function openSharing(options: SharingOptions): SharingMode {
   const { reactor, bus, side, confined, deviceCount, log, pages, quota } = options;
-  if (confined !== undefined) return forwarding(new Segment(bus, confined.size, deviceCount));
-  if (pages === undefined && bus.carriesFds) {
-    return { forDevice: (device) => new Descriptors(device), [Symbol.dispose]: () => {} };
-  }
-  const place = pages ?? new Pages(bus, deviceCount, log, undefined, quota?.limits.pinned);
-  side.listen(place);
-  return forwarding(place);
-
-  function forwarding(place: Segment | Pages): SharingMode {
+  if (confined !== undefined) {
+    const place = new Segment(bus, confined.size, deviceCount);
     return {
       forDevice: (device, position) => new Forwarding({ reactor, device, place, position, log }),
       [Symbol.dispose]: () => place[Symbol.dispose](),
     };
   }
+  if (pages === undefined && bus.carriesFds) {
+    return { forDevice: (device) => new Descriptors(device), [Symbol.dispose]: () => {} };
+  }
+  const place = pages ?? new Pages(bus, deviceCount, log, undefined, quota?.limits.pinned);
+  side.listen(place);
+  return {
+    forDevice: (device, position) => new Direct({ reactor, device, place, position, log }),
+    [Symbol.dispose]: () => place[Symbol.dispose](),
+  };
 }

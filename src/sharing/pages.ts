@@ -1,5 +1,6 @@
 /**
- * Direct mode: the rings for the device lie in huge pages of this machine, one for each device number.
+ * Direct mode: where guests' memory lies in this machine's RAM; and rings for the device where it cannot work on the guest's own
+ * (direct.ts), in huge pages of this machine, one for each device number.
  *
  * A huge page is one piece of RAM, so rings in it lie in one piece too, and the device side that sees this
  * machine's RAM finds them by their physical address like any buffer. A vmsg device side is told once, for
@@ -99,6 +100,11 @@ export class Pages implements ForwardingPlace, PeerListener, Disposable {
       advice: "the device side does not see this machine's memory: give vmsg device " +
         "--memory pci=ADDRESS,at=ADDRESS, or both sides --confined",
     });
+  }
+
+  /** Takes that back. */
+  withdraw(device: RemoteDevice): Promise<void> {
+    return device.side.peer === "vmsg" ? device.removeMemory(0, 0) : Promise.resolve();
   }
 
   /** @throws VmsgError HUGE_PAGES if there are more rings than pages in a huge one */

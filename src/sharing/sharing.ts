@@ -5,11 +5,12 @@
  *                   the driver's own rings (descriptors.ts); the default where both sides are on one host
  *     confined      the device side sees one piece of shared memory and nothing else: rings are made there,
  *                   buffers are copied into it and out of it (segment.ts, copied_queue.ts)
- *     direct        the device side sees this machine's RAM: rings are made in a huge page, and name the
- *                   driver's buffers by physical address (pages.ts, translated_queue.ts)
+ *     direct        the device side sees this machine's RAM (direct.ts). Where the driver's memory lies there in few pieces, it is
+ *                   told where, and works on the driver's own rings. Else rings are made in a huge page, and name
+ *                   the driver's buffers by physical address (pages.ts, translated_queue.ts)
  *
- * The last two have in common that a ring of the driver's is carried over into one that is made for the device
- * (forwarding.ts). Which rings run, and when, is the same for all and decided by whoever uses a {@link Sharing}
+ * Confined, and direct where memory is scattered, have in common that a ring of the driver's is carried over into one that is
+ * made for the device (forwarding.ts). Which rings run, and when, is the same for all and decided by whoever uses a {@link Sharing}
  * (drivers/session.ts). One Sharing serves one device number; drivers may come and go before it. The order is:
  *
  *     mustStopFor, and the rings that run are stopped if it says so
@@ -49,6 +50,24 @@ export interface RingOwner {
   fail(): void;
 }
 
+/** A ring that is to run, or does. */
+export interface RingPlan {
+  /** Which queue of the device. */
+  readonly index: number;
+  /**
+   * Where it lies in the driver's memory.
+   *
+   * @throws VmsgError if it lies nowhere
+   */
+  setup(): QueueSetup;
+}
+
+/** Whom it is all for. */
+export interface SharingTerms extends DeviceTerms {
+  /** The features that the device offers by itself, in blocks of 32. */
+  readonly offers: Uint32Array;
+}
+
 /** What was agreed on when a ring is opened. */
 export interface RingTerms {
   /** The features that the driver has accepted, in blocks of 32. */
@@ -84,14 +103,17 @@ export interface SharedRing {
 export interface Sharing {
   /** Feature bits that stand for what cannot be carried this way; no driver is offered them. */
   readonly withheld: readonly number[];
-  /** Feature bits that it carries out itself; every driver is offered them, no device is told of them. */
+  /**
+   * Feature bits that it carries out itself: every driver is offered them, no device is told of them. Fewer, once it has
+   * prepared for rings that the device itself works on.
+   */
   readonly own: readonly number[];
   /**
    * Do the rings that run have to stop before these are the driver's regions, and these its rings?
    *
-   * @param rings the queues that are to run, those that do so already included
+   * @param rings those that are to run, and those that do so already
    */
-  mustStopFor(regions: readonly SharedRegion[], rings: readonly number[]): boolean;
+  mustStopFor(regions: readonly SharedRegion[], rings: readonly RingPlan[]): boolean;
   /**
    * Makes these the driver's regions, and room for these rings. Without rings the device side learns only
    * what it has to forget or to map.
@@ -100,8 +122,8 @@ export interface Sharing {
    */
   prepare(
     regions: readonly SharedRegion[],
-    rings: readonly number[],
-    terms: DeviceTerms,
+    rings: readonly RingPlan[],
+    terms: SharingTerms,
   ): Promise<void>;
   /**
    * Makes what the device is to be told of a ring.

@@ -2,6 +2,7 @@ import { assert, assertEquals } from "@std/assert";
 import { createSealedMemory } from "../../src/linux/fd.ts";
 import { mapAnonymous, mapShared } from "../../src/linux/mapping.ts";
 import { AddressSpace, type MappedMemory, MAX_WINDOWS } from "../../src/memory/mod.ts";
+import { MAX_COPIED_TABLE } from "../../src/memory/address_space.ts";
 import { IovecList } from "../../src/memory/iovec_list.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { Random } from "../support/mock_driver.ts";
@@ -22,7 +23,10 @@ function translated(space: AddressSpace, address: number, length: number) {
   const high = Math.floor(address / 2 ** 32), low = address % 2 ** 32;
   list.clear();
   assertEquals(outcome(space.translateHalves(high, low, length, list)), whole);
-  assertEquals(space.findHalves(high, low, length), space.find(address, length));
+  const window = space.find(address, length);
+  const table = space.findHalves(high, low, length);
+  if (window !== undefined) assert(table === window, "a table in a window is viewed there");
+  else if (table !== undefined) assertEquals([table.at, table.size], [address, length]);
   return whole;
 }
 
@@ -151,6 +155,15 @@ Deno.test("translate: follows adjacent windows, stops at a hole", () => {
   assertEquals(translated(space, 0x5fff, 2), undefined);
 });
 
+Deno.test("a table across windows is copied up to a length, and is gone with the next one", () => {
+  const space = new AddressSpace();
+  for (const at of [0, 0x4000]) space.add(at, 0x4000, paper(0x4000));
+  assertEquals(space.findHalves(0, 0x3ff0, MAX_COPIED_TABLE)?.size, MAX_COPIED_TABLE);
+  assertEquals(space.findHalves(0, 0x3ff0, MAX_COPIED_TABLE + 16), undefined);
+  assertEquals(space.explainTable(0x3ff0, MAX_COPIED_TABLE + 16), "is too long");
+  assertEquals(space.findHalves(0, 0x7ff0, 0x20), undefined);
+});
+
 Deno.test("translate: no bytes are no segments, and take no room", () => {
   const space = new AddressSpace();
   space.add(0x1000, 0x1000, paper(0x1000));
@@ -201,7 +214,9 @@ Deno.test("translate: agrees with a byte-by-byte model on random windows", () =>
       const at = random.below(240);
       const size = 1 + random.below(16);
       const free = owner.subarray(at, at + size).every((who) => who < 0);
-      assertEquals(space.add(at, size, paper(16)), free ? undefined : "overlap");
+      const memory = paper(16);
+      new Uint8Array(memory.buffer).fill(n);
+      assertEquals(space.add(at, size, memory), free ? undefined : "overlap");
       if (free) owner.fill(n, at, at + size);
     }
     for (let n = 0; n < 50; n++) {
@@ -215,6 +230,10 @@ Deno.test("translate: agrees with a byte-by-byte model on random windows", () =>
         : undefined;
       assertEquals(translated(space, address, length), expected);
       assertEquals(space.find(address, length) !== undefined, covered && segments === 1);
+      const table = space.findHalves(0, address, length);
+      const bytes = table &&
+        [...new Uint8Array(table.buffer, table.byteOffset + address - table.at, length)];
+      assertEquals(bytes, covered ? owners : undefined, "a table across windows is copied whole");
     }
   }
 });

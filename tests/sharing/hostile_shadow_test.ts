@@ -238,7 +238,7 @@ const guestRows: GuestRow[] = [
   },
   {
     name: "names an indirect table outside its memory",
-    reason: "not inside one memory window",
+    reason: "outside of memory",
     act: (driver) => {
       driver.desc(0, SEGMENT_AT, 16, INDIRECT);
       driver.offer(0);

@@ -9,7 +9,8 @@ import { createEventFd } from "../../src/linux/eventfd.ts";
 import { createSealedMemory, type Fd } from "../../src/linux/fd.ts";
 import { allocate } from "../../src/linux/arena.ts";
 import { check, libc } from "../../src/linux/libc.ts";
-import { mapAnonymous, PAGE_SIZE } from "../../src/linux/mapping.ts";
+import { mapAnonymous, mapShared, PAGE_SIZE } from "../../src/linux/mapping.ts";
+import type { PhysicalRun } from "../../src/linux/page_map.ts";
 import { EPOLLIN, Reactor } from "../../src/linux/reactor.ts";
 import { connectUnix, type UnixStream } from "../../src/linux/unix_socket.ts";
 import { codecFor } from "../../src/message/codecs.ts";
@@ -162,12 +163,12 @@ export class RawFrontEnd implements Disposable {
     await this.barrier();
   }
 
-  /** Describes a ring and enables it; it starts. */
-  startRing(index: number, kick: Fd, base = 0, size = 64): void {
+  /** Describes a ring, in the three pages behind `at`, and enables it; it starts. */
+  startRing(index: number, kick: Fd, base = 0, size = 64, at = 0x4000 * index): void {
     const addresses = new DataView(new ArrayBuffer(40));
     addresses.setUint32(0, index, true);
-    [0x1000, 0x3000, 0x2000].forEach((at, i) =>
-      addresses.setBigUint64(8 + 8 * i, BigInt(USER_ADDRESS + 0x4000 * index + at), true)
+    [0x1000, 0x3000, 0x2000].forEach((page, i) =>
+      addresses.setBigUint64(8 + 8 * i, BigInt(USER_ADDRESS + at + page), true)
     );
     this.send(Request.SET_VRING_NUM, u32s(index, size));
     this.send(Request.SET_VRING_BASE, u32s(index, base));
@@ -192,6 +193,8 @@ export interface ProxyRigOptions<Device> {
   readonly direct?: PagesBus;
   /** Bytes of guests' memory that direct mode may pin. */
   readonly pinLimit?: number;
+  /** Where the guest's memory lies in the RAM that the device side sees; it sees none of it unless given. */
+  readonly runs?: readonly PhysicalRun[];
   /** Called where direct mode waits until the device side writes no more. */
   readonly waitForSilence?: () => void;
   /** How long an answer of the device side may take. */
@@ -254,8 +257,14 @@ export async function withProxy<Device extends FakeDevice = FakeDevice>(
       }),
     );
     const device = options.device ?? new FakeDevice() as Device;
-    const ram = stack.use(mapAnonymous(PAGE_SIZE));
-    deviceSide.add(0, device, [{ at: 0, size: PAGE_SIZE, memory: ram, offset: 0 }]);
+    const { runs } = options;
+    const ram = stack.use(
+      runs === undefined ? mapAnonymous(PAGE_SIZE) : mapShared(memory.number, MEMORY_SIZE),
+    );
+    const fixed = (runs ?? [{ offset: 0, physical: 0, length: PAGE_SIZE }]).map((
+      { offset, physical, length },
+    ) => ({ at: physical, size: length, memory: ram, offset }));
+    deviceSide.add(0, device, fixed);
     const { requestTimeoutMs, direct, notifiesInBand } = options;
     const driverSide = stack.use(
       new DriverSide({
@@ -270,8 +279,10 @@ export async function withProxy<Device extends FakeDevice = FakeDevice>(
     const path = `${directory}/vu.sock`;
     const source = { kind: "listen", socket: path } as const;
     const { waitForSilence = () => {} } = options;
+    const locate: PagesMemory["locate"] = (address, size) =>
+      runs === undefined ? MADE_UP.locate(address, size, PAGE_SIZE) : [...runs];
     const pages = direct &&
-      new Pages(direct, 1, log, { ...MADE_UP, waitForSilence }, options.pinLimit);
+      new Pages(direct, 1, log, { ...MADE_UP, locate, waitForSilence }, options.pinLimit);
     const confined = options.confined === undefined ? undefined : { size: options.confined };
     const bus = pair.driver;
     const mode = stack.use(
