@@ -44,8 +44,6 @@ export interface InnerGuestOptions {
   readonly deviceType?: number;
   /** MiB of memory; 64 or 128 unless given. */
   readonly memoryMiB?: number;
-  /** User-Mode Linux's memory is in huge pages of the machine's, so it is in few pieces. */
-  readonly fewPieces?: boolean;
   /** A microvm's memory is one huge page of 1 GiB, so it is in one piece; not with {@link memoryMiB}. */
   readonly oneRange?: boolean;
 }
@@ -64,12 +62,7 @@ export async function innerUml(
   installation: Installation & { readonly kind: "uml" },
   options: InnerGuestOptions,
 ): Promise<InnerGuest> {
-  const { script, files = [], modules = [], deviceType = 1 } = options;
-  const { memoryMiB = 64, fewPieces = false } = options;
-  const directory = fewPieces ? "/tmp/huge" : "/dev/shm";
-  const huge = `
-mkdir -p ${directory}
-mount -t tmpfs -o huge=always,size=${memoryMiB + 1}M tmpfs ${directory}`;
+  const { script, files = [], modules = [], deviceType = 1, memoryMiB = 64 } = options;
   const initramfs = await guestInitramfs(installation, { script, files, modules });
   return {
     files: [
@@ -80,8 +73,8 @@ mount -t tmpfs -o huge=always,size=${memoryMiB + 1}M tmpfs ${directory}`;
     ],
     machine: {},
     boot: (socket) => `
-mkdir -p /tmp/uml${fewPieces ? huge : ""}
-TMPDIR=${directory} HOME=/tmp setarch x86_64 -R linux.uml mem=${memoryMiB}M \\
+mkdir -p /tmp/uml
+TMPDIR=/dev/shm HOME=/tmp setarch x86_64 -R linux.uml mem=${memoryMiB}M \\
   initrd=/mnt/inner/initramfs.cpio uml_dir=/tmp/uml/ con0=null,fd:1 con=null ssl=null quiet \\
   virtio_uml.device=${socket}:${deviceType} </dev/null
 `,

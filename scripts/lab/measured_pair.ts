@@ -268,13 +268,15 @@ export async function measureInner(plan: Measurement): Promise<Measured | string
   const installation = await findMachine();
   if (typeof installation === "string") return installation;
   const placed = await withLibraries(await findProgram("iperf3") ?? "", "/bin/iperf3");
-  const files = await Promise.all(
+  const inside = await Promise.all(
     placed.map(async ({ from, to }) => ({ path: to.slice(1), bytes: await Deno.readFile(from) })),
   );
   const script = innerGuestScript(plan);
-  const inner = await innerMicrovm(installation, { script, files, memoryMiB: INNER_MIB });
+  const inner = await innerMicrovm(installation, { script, files: inside, memoryMiB: INNER_MIB });
   const { memoryMiB: _, ...machine } = inner.machine;
-  const pair = { installation, memoryMiB: INNER_MACHINE_MIB, files: [...placed, ...inner.files] };
+  const files = [...placed, ...inner.files];
+  // One for messages, and one for each of the card's queues.
+  const pair = { installation, memoryMiB: INNER_MACHINE_MIB, files, vectors: 3 };
   const options = {
     ...machine,
     script: innerScriptB(inner, plan.rounds),

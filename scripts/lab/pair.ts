@@ -51,6 +51,8 @@ export interface PairOptions {
   readonly executable: string;
   /** Bytes of the shared memory as `vmsg ivshmem-server --size` takes them; 1M unless given. */
   readonly size?: string;
+  /** Of each machine's doorbell; 2 unless given. */
+  readonly vectors?: number;
   /** MiB of machine B, a power of two. */
   readonly memoryMiB?: number;
   /** Confined mode: machine A does not see B's memory. */
@@ -86,17 +88,22 @@ export interface Pair extends AsyncDisposable {
 /** Starts the server and makes the machines' disk. */
 export async function openPair(options: PairOptions): Promise<Pair> {
   const { installation, executable, size = "1M", memoryMiB = 256, files = [] } = options;
-  const { confined = false } = options;
+  const { confined = false, vectors = 2 } = options;
   await using stack = new AsyncDisposableStack();
   const keeper = stack.use(await openKeeper("/dev/shm"));
   const { directory } = keeper;
   const memoryFile = `${directory}/memory-of-b`;
   const startHere = (args: readonly string[], onLine: (line: string) => void) =>
     startProcess(keeper, args, onLine);
-  const socket = await startIvshmemServer(keeper, size, options.onServerLine ?? (() => {}));
+  const socket = await startIvshmemServer(
+    keeper,
+    size,
+    options.onServerLine ?? (() => {}),
+    vectors,
+  );
   const architecture = machineArchitecture(installation.kind);
   const image = await buildMachineImage({ directory, architecture, executable, files });
-  const common = { image, doorbell: { socket } };
+  const common = { image, doorbell: { socket, vectors } };
   const seen = confined ? {} : { otherMemory: { file: memoryFile, sizeMiB: memoryMiB } };
   const owner = stack.move();
   return {
@@ -117,9 +124,11 @@ export async function startIvshmemServer(
   keeper: Keeper,
   size: string,
   onLine: (line: string) => void,
+  vectors = 2,
 ): Promise<string> {
   const socket = `${keeper.directory}/iv.sock`;
-  await startProcess(keeper, ["ivshmem-server", "--socket", socket, "--size", size], onLine);
+  const args = ["--socket", socket, "--size", size, "--vectors", String(vectors)];
+  await startProcess(keeper, ["ivshmem-server", ...args], onLine);
   if (!await untilListening(socket, SERVER_TIMEOUT_MS)) {
     throw new VmsgError("NO_SERVER", `vmsg ivshmem-server does not listen on ${socket}`);
   }

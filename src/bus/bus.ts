@@ -11,10 +11,13 @@
  * A subclass brings the memory and the doorbell: {@link QueueBus.ring} rings it.
  */
 
+import type { LentVector } from "../ivshmem/end.ts";
 import type { Fd } from "../linux/fd.ts";
 import type { Reactor, Task } from "../linux/reactor.ts";
 import type { MappedMemory } from "../memory/mod.ts";
 import { SLOT_SIZE, type SpscQueue } from "./spsc_queue.ts";
+
+export type { LentVector } from "../ivshmem/end.ts";
 
 /** Which end of a bus: "driver" is where the virtio driver is, "device" where the device is. */
 export type Side = "driver" | "device";
@@ -117,6 +120,14 @@ export interface Bus extends Disposable {
   takeDoorbells?(ordinal: number): boolean;
   /** Driver side: the other side listens to its eventfd now. */
   useDoorbells?(): void;
+  /**
+   * Driver side: an interrupt of its own that signals an eventfd by itself, and that the other side can ring.
+   *
+   * @returns undefined if none is left, or that is no eventfd; without it the bus has no such interrupts
+   */
+  readonly lendVector?: ((event: Fd) => LentVector | undefined) | undefined;
+  /** Device side: rings that interrupt; without it it cannot. */
+  readonly ringVector?: ((vector: number) => void) | undefined;
   /** Drops the peer, because it broke the rules; the bus waits for the next one. */
   drop(reason: string): void;
   /** Driver side: has {@link granted} show a number, 0 for nothing. Only a vmsg may be shown another. */

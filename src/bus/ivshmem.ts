@@ -17,7 +17,7 @@
 import type { EndListener, IvshmemEnd } from "../ivshmem/end.ts";
 import type { Fd } from "../linux/fd.ts";
 import type { Reactor } from "../linux/reactor.ts";
-import type { BusListener, BusOptions, Side } from "./bus.ts";
+import type { Bus, BusListener, BusOptions, Side } from "./bus.ts";
 import { PageBus } from "./page_bus.ts";
 import { Poller } from "./poller.ts";
 
@@ -46,6 +46,8 @@ export class IvshmemBus extends PageBus implements EndListener {
   #isAway = false;
   /** A driver side's rings lie behind the queues. */
   readonly keptFrom: number | undefined;
+  readonly lendVector: Bus["lendVector"];
+  readonly ringVector: Bus["ringVector"];
 
   /**
    * Takes an end, and disposes of it with the bus.
@@ -60,6 +62,11 @@ export class IvshmemBus extends PageBus implements EndListener {
     this.#end = end;
     this.#options = options;
     this.keptFrom = side === "driver" ? this.segment.start : undefined;
+    if (side === "driver") this.lendVector = end.lendVector?.bind(end);
+    const ring = end.ringVector?.bind(end);
+    if (side === "device" && ring !== undefined) {
+      this.ringVector = (vector) => ring(this.#peer, vector);
+    }
   }
 
   /** For log lines. */

@@ -26,7 +26,7 @@
 import { VmsgError } from "../linux/errors.ts";
 import type { Deferred, Reactor, Timer } from "../linux/reactor.ts";
 import type { Log } from "../observe/log.ts";
-import type { SharedRegion, Sharing } from "../sharing/sharing.ts";
+import type { OutOfBand, SharedRegion, Sharing } from "../sharing/sharing.ts";
 import type { DeviceInfo, RemoteDevice } from "../transport/remote_device.ts";
 import { PeerLost } from "../transport/requests.ts";
 import type { QueueSetup } from "../virtio/device.ts";
@@ -430,29 +430,32 @@ export class Session implements Disposable {
     const { wanted, shared } = ring;
     const { events } = wanted;
     if (shared.handOver === undefined || events === undefined || events === ring.events) return;
-    const isTaken = await shared.handOver(events);
+    const taken = await shared.handOver(events);
     if (this.told.rings[wanted.index] !== ring) return;
     // Whoever has changed them meanwhile comes here next.
     ring.events = events;
-    this.#setOutOfBand(ring, isTaken);
-    if (!isTaken) shared.available();
+    this.#setOutOfBand(ring, taken);
+    if (taken !== "all") shared.available();
+    // What was used while an interrupt came to signal its eventfd.
+    if (taken === "calls") wanted.call();
   }
 
-  #setOutOfBand(ring: ToldRing, isSo: boolean): void {
+  #setOutOfBand(ring: ToldRing, which: OutOfBand): void {
     const { device } = this.options;
-    ring.wanted.handedOver?.(isSo);
-    if (ring.isOutOfBand === isSo) return;
-    ring.isOutOfBand = isSo;
-    const way = `dev ${device.number} queue ${ring.wanted.index}: notifications ${
-      isSo ? "out of" : "in"
-    } band`;
-    device.side.link.tracer?.note(way);
+    ring.wanted.handedOver?.(which === "all");
+    if (ring.outOfBand === which) return;
+    ring.outOfBand = which;
+    const way =
+      { none: "in band", calls: "in band, calls by an interrupt", all: "out of band" }[which];
+    device.side.link.tracer?.note(
+      `dev ${device.number} queue ${ring.wanted.index}: notifications ${way}`,
+    );
   }
 
   /** The device works on it no more; where it goes on, if that is known without asking the device. */
   #forget(ring: ToldRing): number | undefined {
     this.told.rings[ring.wanted.index] = undefined;
-    this.#setOutOfBand(ring, false);
+    this.#setOutOfBand(ring, "none");
     return ring.shared.stop();
   }
 
@@ -481,7 +484,7 @@ export class Session implements Disposable {
     device.checkSession(session);
     shared.start();
     wanted.started?.();
-    const ring = { wanted, shared, setup, events: undefined, isOutOfBand: false };
+    const ring = { wanted, shared, setup, events: undefined, outOfBand: "none" as const };
     told.rings[index] = ring;
     return ring;
   }

@@ -9,7 +9,7 @@
 import type { QueueSetup } from "../virtio/device.ts";
 import type { DeviceInfo } from "../transport/remote_device.ts";
 import type { RingEvents } from "../transport/remote_private.ts";
-import type { RingOwner, SharedRegion, SharedRing } from "../sharing/sharing.ts";
+import type { OutOfBand, RingOwner, SharedRegion, SharedRing } from "../sharing/sharing.ts";
 
 /** A ring that is described completely and that its driver has enabled. */
 export interface WantedRing extends RingOwner {
@@ -24,7 +24,7 @@ export interface WantedRing extends RingOwner {
   started?(): void;
   /** What the driver kicks and is called by, where the device side can be given them. */
   readonly events?: RingEvents | undefined;
-  /** The device side hears the kick and calls by itself from here on; if not, kicks are to be heard here again. */
+  /** The device side hears the kick by itself from here on; if not, it is to be heard here again. */
   handedOver?(isSo: boolean): void;
   /** The device works on it no more; it goes on from `base` when it starts again. */
   stopped(base: number): void;
@@ -50,9 +50,9 @@ export interface ToldRing {
   readonly shared: SharedRing;
   /** Where the driver's own ring lies. */
   readonly setup: QueueSetup;
-  /** What the device side was offered last to be notified by; {@link isOutOfBand} if it took that. */
+  /** What the device side was offered last to be notified by, and what it took of that. */
   events: RingEvents | undefined;
-  isOutOfBand: boolean;
+  outOfBand: OutOfBand;
 }
 
 /** What the device side has been told, and what it said of itself. */

@@ -50,6 +50,14 @@ export interface EndListener {
   readonly keptFrom?: number | undefined;
 }
 
+/** A vector of an end's own that signals somebody else's eventfd, until it is disposed. */
+export interface LentVector extends Disposable {
+  /** What a peer has to ring; not 0, which is the end's. */
+  readonly number: number;
+  /** Has it signal another one from here on; false, and it is as before, if that is no eventfd. */
+  lendTo(event: Fd): boolean;
+}
+
 /** See the head of this file. */
 export interface IvshmemEnd extends Disposable {
   /** For log lines, as in "ivshmem 0000:00:02.0". */
@@ -68,6 +76,14 @@ export interface IvshmemEnd extends Disposable {
   open(reactor: Reactor, listener: EndListener): void;
   /** Rings vector 0 of a peer. */
   ring(peer: number): void;
+  /** Rings any vector of a peer; only a function can. */
+  ringVector?(peer: number, vector: number): void;
+  /**
+   * Has a vector signal an eventfd by itself: the kernel does it, nobody of ours wakes. Only vfio can.
+   *
+   * @returns undefined if none is left, or that is no eventfd
+   */
+  lendVector?(event: Fd): LentVector | undefined;
   /**
    * Keeps memory of this process where it is in physical memory, until what is returned or the end is
    * disposed; undefined where there is no means to (only vfio has).

@@ -250,7 +250,11 @@ class SysfsEnd implements IvshmemEnd {
   }
 
   ring(peer: number): void {
-    this.#registers.write(Register.DOORBELL, (peer << 16) >>> 0);
+    this.ringVector(peer, 0);
+  }
+
+  ringVector(peer: number, vector: number): void {
+    this.#registers.write(Register.DOORBELL, ((peer << 16) | vector) >>> 0);
   }
 
   pin(_address: bigint, _size: number): undefined {

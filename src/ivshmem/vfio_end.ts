@@ -28,7 +28,13 @@ import {
 } from "../linux/vfio.ts";
 import type { Log } from "../observe/log.ts";
 import { bindToVfio, VFIO_DRIVER, vfioGroup } from "./binding.ts";
-import { type EndListener, type IvshmemEnd, Register, STOCK_REGISTERS_SIZE } from "./end.ts";
+import {
+  type EndListener,
+  type IvshmemEnd,
+  type LentVector,
+  Register,
+  STOCK_REGISTERS_SIZE,
+} from "./end.ts";
 import {
   type FunctionMemory,
   functionMemory,
@@ -127,6 +133,8 @@ interface Held {
   readonly registers: Registers;
   readonly kind: Interrupts;
   readonly eventFds: readonly Fd[];
+  /** Vectors that signal others. */
+  readonly lent: Set<number>;
   /** Signalled when the kernel wants the function back. */
   readonly request: Fd | undefined;
 }
@@ -189,7 +197,15 @@ class VfioEnd implements IvshmemEnd {
     const vectors = kind === "none" ? [] : eventFds(INDEX_OF[kind]);
     const [request] = eventFds(VFIO_PCI_REQ_IRQ_INDEX);
     if (kind === "intx") registers.write(Register.INTERRUPT_MASK, 0xffff_ffff);
-    return [{ stack: stack.move(), device, registers, kind, eventFds: vectors, request }, opened];
+    return [{
+      stack: stack.move(),
+      device,
+      registers,
+      kind,
+      eventFds: vectors,
+      lent: new Set(),
+      request,
+    }, opened];
   }
 
   open(reactor: Reactor, listener: EndListener): void {
@@ -256,7 +272,37 @@ class VfioEnd implements IvshmemEnd {
   }
 
   ring(peer: number): void {
-    this.#held?.registers.write(Register.DOORBELL, (peer << 16) >>> 0);
+    this.ringVector(peer, 0);
+  }
+
+  ringVector(peer: number, vector: number): void {
+    this.#held?.registers.write(Register.DOORBELL, ((peer << 16) | vector) >>> 0);
+  }
+
+  lendVector(event: Fd): LentVector | undefined {
+    const held = this.#held;
+    if (held === undefined || held.kind !== "msix") return undefined;
+    const number = held.eventFds.findIndex((_, n) => n > 0 && !held.lent.has(n));
+    if (number < 0) return undefined;
+    const lendTo = (fd: Fd): boolean => {
+      try {
+        held.device.setEventFds(VFIO_PCI_MSIX_IRQ_INDEX, [fd], number);
+        return true;
+      } catch (error) {
+        if (error instanceof LinuxError) return false;
+        throw error;
+      }
+    };
+    if (!lendTo(event)) return undefined;
+    held.lent.add(number);
+    return {
+      number,
+      lendTo,
+      [Symbol.dispose]: () => {
+        // A function that was let go has none any more. (Who is lent one has memory pinned, and ends then.)
+        if (this.#held === held && held.lent.delete(number)) lendTo(held.eventFds[number]!);
+      },
+    };
   }
 
   pin(address: bigint, size: number): Disposable | undefined {

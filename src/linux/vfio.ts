@@ -64,6 +64,7 @@ const GROUP_STATUS_SIZE = 8;
 const REGION_INFO_SIZE = 32;
 const IRQ_INFO_SIZE = 16;
 const IRQ_SET_SIZE = 20;
+const IRQ_SET_START = 12;
 const DMA_MAP_SIZE = 32;
 const DMA_UNMAP_SIZE = 24;
 
@@ -367,11 +368,12 @@ export class VfioDevice implements Disposable {
     return result < 0 ? 0 : view.getUint32(12, true);
   }
 
-  /** Has the first interrupts of a kind signal one eventfd each; at most {@link MAX_VECTORS}. */
-  setEventFds(index: number, fds: readonly Fd[]): void {
+  /** Has interrupts of a kind, from the `first` on, signal one eventfd each; at most {@link MAX_VECTORS}. */
+  setEventFds(index: number, fds: readonly Fd[], first = 0): void {
     if (fds.length > MAX_VECTORS) throw new Error(`${fds.length} eventfds`);
     const flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER;
     const view = beginIrqSet(index, flags, fds.length, 4 * fds.length);
+    view.setUint32(IRQ_SET_START, first, true);
     fds.forEach((fd, i) => view.setInt32(IRQ_SET_SIZE + 4 * i, fd.number, true));
     this.#setIrqs("set the interrupts");
   }
@@ -429,7 +431,7 @@ function beginIrqSet(index: number, flags: number, count: number, dataSize: numb
   const view = begin(IRQ_SET_SIZE + dataSize);
   view.setUint32(4, flags, true);
   view.setUint32(8, index, true);
-  view.setUint32(12, 0, true);
+  view.setUint32(IRQ_SET_START, 0, true);
   view.setUint32(16, count, true);
   return view;
 }

@@ -81,6 +81,8 @@ export const MEMORY_WINDOW: number = 2;
 export const NOTIFIER_KICK: number = 1;
 /** SET_NOTIFIER's flag: there is a call, the descriptor behind the kick. Without it nobody is called. */
 export const NOTIFIER_CALL: number = 2;
+/** SET_NOTIFIER's flag, by itself: the driver is called by the interrupt with that ordinal, and kicks in band. */
+export const NOTIFIER_VECTOR: number = 4;
 /** EVENT_DEVICE's states (docs/wire.md 3.2); `v1-2025` calls this one READY. */
 export const DEVICE_ADDED: number = 1;
 /** See {@link DEVICE_ADDED}. */

@@ -33,7 +33,9 @@
  * SET_NOTIFIER     notifications of a queue that is set up, out of band. NOTIFIER_KICK: the `ordinal`th descriptor of
  *                  this connection is what the driver kicks, and the device side watches it. NOTIFIER_CALL: the next one
  *                  is what calls the driver, and the device side signals it; without, the driver wants no call. With
- *                  flags 0, or an answer other than 0, notifications are in band: EVENT_AVAIL, EVENT_USED. It holds
+ *                  flags 0, or an answer other than 0, notifications are in band: EVENT_AVAIL, EVENT_USED.
+ *                  NOTIFIER_VECTOR, and nothing else, where the bus rings interrupts of the peer's instead of carrying
+ *                  descriptors: the device side rings vector `ordinal`, which calls the driver; kicks are in band. It holds
  *                  until the next one, or until the queue is stopped or reset.
  *
  * Every request names the sender's epoch, so that one from before a restart is dropped. `result` is 0

@@ -22,6 +22,7 @@ import {
   type Message,
   NOTIFIER_CALL,
   NOTIFIER_KICK,
+  NOTIFIER_VECTOR,
   QUEUE_ENABLED,
 } from "./message.ts";
 import { DEVICE_NET, featureNames, statusNames } from "../virtio/features.ts";
@@ -222,6 +223,9 @@ function memory(m: Message): string {
 }
 
 function notifier({ memoryDevice, index, flags, ordinal }: Message): string {
+  if (flags & NOTIFIER_VECTOR) {
+    return `device ${memoryDevice} queue ${index} call vector ${ordinal}`;
+  }
   const kick = flags & NOTIFIER_KICK ? `kick descriptor ${ordinal}` : "in band";
   const call = flags & NOTIFIER_CALL ? ` call descriptor ${ordinal + 1}` : "";
   return `device ${memoryDevice} queue ${index} ${kick}${call}`;

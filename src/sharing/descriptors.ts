@@ -6,6 +6,7 @@
  */
 
 import { VmsgError } from "../linux/errors.ts";
+import { CallVector } from "./call_vector.ts";
 import type { QueueSetup } from "../virtio/device.ts";
 import { RingFeature } from "../virtio/features.ts";
 import type { RemoteDevice } from "../transport/remote_device.ts";
@@ -44,9 +45,29 @@ export async function tellRegion(device: RemoteDevice, region: SharedRegion): Pr
   }
 }
 
+/** Requests that are under way at once. */
+const GROUP = 8;
+
+/**
+ * Does something for each region, for some at once: memory in many pieces would take as many round trips. What was begun has
+ * ended when this fails, with the first failure.
+ */
+async function inGroups(
+  regions: readonly SharedRegion[],
+  act: (region: SharedRegion) => Promise<void>,
+): Promise<void> {
+  for (let first = 0; first < regions.length; first += GROUP) {
+    const results = await Promise.allSettled(regions.slice(first, first + GROUP).map(act));
+    const failed = results.find((result) => result.status === "rejected");
+    if (failed !== undefined) throw failed.reason;
+  }
+}
+
 /** See the head of this file. */
 export class Descriptors implements Sharing {
   readonly own: readonly number[] = [];
+  /** How many rings run. */
+  running = 0;
   /** What the device side has. */
   readonly #regions: SharedRegion[] = [];
 
@@ -74,30 +95,40 @@ export class Descriptors implements Sharing {
     const { session } = this.device;
     const gone = this.#regions.filter((region) => !regions.includes(region));
     const fresh = regions.filter((region) => !this.#regions.includes(region));
-    for (const region of gone) {
+    await inGroups(gone, async (region) => {
       if (this.#tells) await this.device.removeMemory(region.at, region.size);
       this.device.checkSession(session);
       this.#regions.splice(this.#regions.indexOf(region), 1);
-    }
-    for (const region of fresh) {
+    });
+    await inGroups(fresh, async (region) => {
       region.exposed?.();
       await tellRegion(this.device, region);
       this.device.checkSession(session);
       this.#regions.push(region);
-    }
+    });
   }
 
   open(owner: RingOwner, setup: QueueSetup): SharedRing {
     const { device } = this;
+    const vector = new CallVector(device, owner.index);
+    const hasFds = device.side.link.bus.carriesFds;
     return {
       setup,
-      start: () => {},
+      start: () => {
+        this.running++;
+      },
       available: () => device.available(owner.index),
       used: () => owner.call(),
-      handOver: device.takesNotifiers
-        ? (events) => device.setNotifier(owner.index, events)
-        : undefined,
-      stop: () => undefined,
+      handOver: !device.takesNotifiers
+        ? undefined
+        : hasFds
+        ? async (events) => await device.setNotifier(owner.index, events) ? "all" : "none"
+        : async ({ call }) => await vector.lendTo(call) ? "calls" : "none",
+      stop: () => {
+        this.running--;
+        vector[Symbol.dispose]();
+        return undefined;
+      },
     };
   }
 

@@ -38,11 +38,6 @@ import {
 /** The most pieces that a device side is told of, with a request each: a quarter of what its address space holds. */
 const MAX_PIECES = 128;
 
-/** See {@link Forwarding}; the place are pages. */
-export interface DirectOptions extends ForwardingOptions {
-  readonly place: Pages;
-}
-
 /** See the head of this file. */
 export class Direct implements Sharing {
   readonly withheld: readonly number[] = [];
@@ -54,14 +49,12 @@ export class Direct implements Sharing {
   /** The same, to find rings in. */
   #view = new AddressSpace();
   #isPacked = false;
-  /** How many rings the device works on itself. */
-  #running = 0;
   /** The session in which the device side did not take the pieces, and its words. */
   #refusal: { readonly session: number; readonly why: string } | undefined;
   #said = "";
 
   /** Nothing is told yet. */
-  constructor(readonly options: DirectOptions) {
+  constructor(readonly options: ForwardingOptions & { readonly place: Pages }) {
     this.#own = new Descriptors(options.device);
     this.#translated = new Forwarding(options);
   }
@@ -88,7 +81,7 @@ export class Direct implements Sharing {
       this.#locate(regions);
     }
     if (rings.length === 0) return;
-    if (this.#running + this.#translated.running === 0) await this.#choose(rings, terms);
+    if (this.#own.running + this.#translated.running === 0) await this.#choose(rings, terms);
     if (this.#way === "translated") await this.#translated.prepare(regions, rings, terms);
   }
 
@@ -147,30 +140,21 @@ export class Direct implements Sharing {
 
   /** Tells the device side where the memory lies; why it does not take that, if so. */
   async #tellPieces(): Promise<string | undefined> {
-    const { session } = this.options.device;
-    await this.#translated.withdraw();
-    try {
-      await this.#own.prepare(this.#pieces);
-      return undefined;
-    } catch (error) {
-      if (!(error instanceof RequestRefused)) throw error;
-      this.#refusal = { session, why: error.message };
-      return error.message;
-    }
+    const { device } = this.options;
+    const { session } = device;
+    // All of its memory at its own addresses, for rings that were carried over (pages.ts).
+    if (this.#translated.announcedTo === session) await device.removeMemory(0, 0);
+    this.#translated.announcedTo = -1;
+    const failure = await this.#own.prepare(this.#pieces).catch((error: unknown) => error);
+    if (failure === undefined) return undefined;
+    if (!(failure instanceof RequestRefused)) throw failure;
+    this.#refusal = { session, why: failure.message };
+    return failure.message;
   }
 
   open(owner: RingOwner, setup: QueueSetup, terms: RingTerms): SharedRing {
     if (this.#way !== "own") return this.#translated.open(owner, setup, terms);
-    return {
-      ...this.#own.open(owner, setup),
-      start: () => {
-        this.#running++;
-      },
-      stop: () => {
-        this.#running--;
-        return undefined;
-      },
-    };
+    return this.#own.open(owner, setup);
   }
 
   letGo(region: SharedRegion): boolean {

@@ -42,8 +42,6 @@ const OWN = [RingFeature.RING_PACKED, RingFeature.IN_ORDER];
 export interface ForwardingPlace {
   /** Tells the device side what it has to know of the place. */
   announce(device: RemoteDevice): Promise<void>;
-  /** Has the device side forget what {@link announce} told; only for who goes another way then. */
-  withdraw?(device: RemoteDevice): Promise<void>;
   /**
    * Divides a device number's share between its queues.
    *
@@ -109,7 +107,7 @@ export class Forwarding implements Sharing {
   /** How many rings run. */
   running = 0;
   /** The device side has been told of the place, in this session of its. */
-  #announcedTo = -1;
+  announcedTo = -1;
 
   /** Serves no ring yet. */
   constructor(readonly options: ForwardingOptions) {}
@@ -131,17 +129,9 @@ export class Forwarding implements Sharing {
       this.#parts = place.divide(device, position, queues, terms);
     }
     const { session } = device;
-    if (this.#announcedTo === session) return;
+    if (this.announcedTo === session) return;
     await place.announce(device);
-    this.#announcedTo = session;
-  }
-
-  /** No ring is served for now: the device side forgets the place. */
-  async withdraw(): Promise<void> {
-    const { place, device } = this.options;
-    if (this.#announcedTo !== device.session) return;
-    await place.withdraw?.(device);
-    this.#announcedTo = -1;
+    this.announcedTo = session;
   }
 
   /** Only this process looks at regions, or it says itself where they are. */

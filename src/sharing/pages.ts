@@ -102,11 +102,6 @@ export class Pages implements ForwardingPlace, PeerListener, Disposable {
     });
   }
 
-  /** Takes that back. */
-  withdraw(device: RemoteDevice): Promise<void> {
-    return device.side.peer === "vmsg" ? device.removeMemory(0, 0) : Promise.resolve();
-  }
-
   /** @throws VmsgError HUGE_PAGES if there are more rings than pages in a huge one */
   divide(
     _device: RemoteDevice,

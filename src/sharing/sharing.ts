@@ -76,6 +76,9 @@ export interface RingTerms {
   readonly maxSize: number;
 }
 
+/** Which notifications of a ring are out of band. */
+export type OutOfBand = "none" | "calls" | "all";
+
 /** A driver's ring as the device side gets to see it. */
 export interface SharedRing {
   /** What the device is told of it. */
@@ -87,10 +90,10 @@ export interface SharedRing {
   /** The device has used buffers. */
   used(): void;
   /**
-   * Has the device side hear the driver's kicks and call it, out of band; true if it does. Only where the ring is the
+   * Has the device side hear the driver's kicks and call it, out of band, as far as it can. Only where the ring is the
    * driver's own and is started, and again when one of them has become another.
    */
-  handOver?: ((events: RingEvents) => Promise<boolean>) | undefined;
+  handOver?: ((events: RingEvents) => Promise<OutOfBand>) | undefined;
   /**
    * The device touches it no more.
    *

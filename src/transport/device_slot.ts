@@ -13,10 +13,8 @@
  */
 
 import { Kind } from "../message/message.ts";
-import type { Fd } from "../linux/fd.ts";
-import { Notifier } from "../linux/notifier.ts";
 import type { AddressSpace, MemoryRegion } from "../memory/mod.ts";
-import type { Answer, DeviceHost, DeviceModel } from "../virtio/device.ts";
+import type { Answer, DeviceHost, DeviceModel, QueueNotifier } from "../virtio/device.ts";
 import { hasFeature, RingFeature, Status } from "../virtio/features.ts";
 import type { Conversation } from "./conversation.ts";
 import type { DeviceContext } from "./device_context.ts";
@@ -170,18 +168,11 @@ export class DeviceSlot implements DeviceHost {
     queue.base = 0;
   }
 
-  /**
-   * Has a queue that is enabled notify and be notified out of band, and looks at it: kicks may have gone elsewhere before.
-   *
-   * @throws VmsgError EVENT_KIND; the descriptors are the caller's then
-   */
-  setNotifier(index: number, kick: Fd, call: Fd | undefined): void {
-    const { model, owner: { notifications: { reactor } } } = this;
-    const kicked = () => model.available(index);
-    this.queues[index].notifier = model.takeNotifier?.(index, kick, call) ??
-      new Notifier(reactor, kick, call, kicked);
-    this.#tellWay(index, "out of band");
-    kicked();
+  /** Has a queue that is enabled notify out of band, and looks at it: kicks may have gone elsewhere before. */
+  setNotifier(index: number, notifier: QueueNotifier, way: string): void {
+    this.queues[index].notifier = notifier;
+    this.#tellWay(index, way);
+    this.model.available(index);
   }
 
   /** From here on the driver's kick is not heard and its call not signalled. */

@@ -9,13 +9,19 @@ export const PRIVATE_VERSION = 1;
 export const CAPABILITY_GRANT = 1;
 /** A capability in HELLO: the bus can ring by eventfds. */
 export const CAPABILITY_DOORBELLS = 2;
-/** A capability in HELLO: a queue's kick and call can be the device side's (linux/notifier.ts). */
+/**
+ * A capability in HELLO: a queue's kick and call can be the device side's (linux/notifier.ts), or the call where the bus has
+ * interrupts for it.
+ */
 export const CAPABILITY_NOTIFIERS = 4;
 
 /** What this side can do. */
-export function capabilitiesOf({ offerDoorbells, carriesFds }: Bus): number {
+export function capabilitiesOf(
+  { offerDoorbells, carriesFds, lendVector, ringVector }: Bus,
+): number {
+  const notifies = carriesFds || lendVector !== undefined || ringVector !== undefined;
   return CAPABILITY_GRANT | (offerDoorbells === undefined ? 0 : CAPABILITY_DOORBELLS) |
-    (carriesFds ? CAPABILITY_NOTIFIERS : 0);
+    (notifies ? CAPABILITY_NOTIFIERS : 0);
 }
 
 /** What stands for the memory of an epoch where the driver side grants it: never 0. */

@@ -9,6 +9,7 @@
 import type { Bus } from "../bus/bus.ts";
 import { linuxErrno, VmsgError } from "../linux/errors.ts";
 import type { Fd } from "../linux/fd.ts";
+import { Notifier } from "../linux/notifier.ts";
 import {
   Kind,
   MEMORY_SEGMENT,
@@ -16,9 +17,13 @@ import {
   type Message,
   NOTIFIER_CALL,
   NOTIFIER_KICK,
+  NOTIFIER_VECTOR,
 } from "../message/message.ts";
 import type { DeviceSlot } from "./device_slot.ts";
 import type { Link } from "./link.ts";
+
+/** What fits into a doorbell's register. */
+const MAX_VECTOR = 0xffff;
 
 const EBADF = linuxErrno("EBADF");
 const EBUSY = linuxErrno("EBUSY");
@@ -96,12 +101,16 @@ export class PrivateRequests {
     // What was set before is no more, whatever becomes of this.
     slot.dropNotifier(index);
     if (flags === 0) return this.#answer(0);
+    if (flags === NOTIFIER_VECTOR) return this.#answer(this.#setVector());
     if ((flags & ~NOTIFIER_CALL) !== NOTIFIER_KICK) return this.#answer(EINVAL);
     if (kick === undefined || (flags !== NOTIFIER_KICK && call === undefined)) {
       return this.#answer(EBADF);
     }
     try {
-      slot.setNotifier(index, kick, call);
+      const { model, owner: { reactor } } = slot;
+      const notifier = model.takeNotifier?.(index, kick, call) ??
+        new Notifier(reactor, kick, call, () => model.available(index));
+      slot.setNotifier(index, notifier, "out of band");
     } catch (error) {
       if (!(error instanceof VmsgError)) throw error;
       slot.owner.complain(`device ${slot.number}, queue ${index}: ${error.message}`);
@@ -109,6 +118,15 @@ export class PrivateRequests {
     }
     stack.move();
     this.#answer(0);
+  }
+
+  #setVector(): number {
+    const { slot, link: { bus, in: { index, ordinal } } } = this;
+    const ring = bus.ringVector;
+    if (ring === undefined || ordinal > MAX_VECTOR) return EINVAL;
+    const notifier = { call: () => ring(ordinal), [Symbol.dispose]: () => {} };
+    slot.setNotifier(index, notifier, `in band, calls by vector ${ordinal}`);
+    return 0;
   }
 
   /** The device does not answer the request in hand. */

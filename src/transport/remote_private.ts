@@ -5,7 +5,13 @@
 
 import { VmsgError } from "../linux/errors.ts";
 import type { Fd } from "../linux/fd.ts";
-import { type Fields, Kind, NOTIFIER_CALL, NOTIFIER_KICK } from "../message/message.ts";
+import {
+  type Fields,
+  Kind,
+  NOTIFIER_CALL,
+  NOTIFIER_KICK,
+  NOTIFIER_VECTOR,
+} from "../message/message.ts";
 import { FULL_RETRY_MS } from "./link.ts";
 import { RemotePresence } from "./remote_presence.ts";
 import { PeerLost, REQUEST_TIMEOUT_MS, RequestRefused } from "./requests.ts";
@@ -98,7 +104,26 @@ export abstract class RemotePrivate extends RemotePresence {
     await this.askPrivately(Kind.REMOVE_MEMORY, { address, length });
   }
 
-  /** Does the device side take a queue's kick and call? */
+  /**
+   * SET_NOTIFIER: when it resolves with true, the device side calls the driver of a running queue by that vector; in band for
+   * undefined.
+   */
+  setVector(index: number, vector: number | undefined): Promise<boolean> {
+    const flags = vector === undefined ? 0 : NOTIFIER_VECTOR;
+    return this.#setNotifier({ index, flags, ordinal: vector ?? 0 });
+  }
+
+  async #setNotifier(fields: Fields): Promise<boolean> {
+    try {
+      await this.askPrivately(Kind.SET_NOTIFIER, fields);
+      return true;
+    } catch (error) {
+      if (error instanceof RequestRefused) return false;
+      throw error;
+    }
+  }
+
+  /** Does the device side take a queue's kick and call, or ring for the call? */
   get takesNotifiers(): boolean {
     return this.side.takesNotifiers;
   }
@@ -113,12 +138,6 @@ export abstract class RemotePrivate extends RemotePresence {
     // A socket that is full is not waited for: in band is always right.
     const isSent = sent >= 0;
     const flags = isSent ? NOTIFIER_KICK | (call === undefined ? 0 : NOTIFIER_CALL) : 0;
-    try {
-      await this.askPrivately(Kind.SET_NOTIFIER, { index, flags, ordinal: isSent ? sent : 0 });
-      return isSent;
-    } catch (error) {
-      if (error instanceof RequestRefused) return false;
-      throw error;
-    }
+    return await this.#setNotifier({ index, flags, ordinal: isSent ? sent : 0 }) && isSent;
   }
 }

@@ -3,7 +3,8 @@
 import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
 import type { BusListener, Side } from "../../src/bus/bus.ts";
 import { IvshmemBus, type IvshmemBusOptions } from "../../src/bus/ivshmem.ts";
-import type { EndListener, IvshmemEnd } from "../../src/ivshmem/end.ts";
+import type { EndListener, IvshmemEnd, LentVector } from "../../src/ivshmem/end.ts";
+import type { Fd } from "../../src/linux/fd.ts";
 import { VmsgError } from "../../src/linux/errors.ts";
 import { mapAnonymous, type Mapping } from "../../src/linux/mapping.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
@@ -312,6 +313,10 @@ class FakeEnd implements IvshmemEnd {
     this.rung.push(peer);
   }
 
+  /** Only a function's end rings more vectors than one, and lends its own. */
+  ringVector?(peer: number, vector: number): void;
+  lendVector?(event: Fd): LentVector | undefined;
+
   readonly pinHandles = [];
 
   pin(): undefined {
@@ -362,6 +367,33 @@ cleanTest("ivshmem bus: at a function the peer is 0 or 1, or whom its queue name
   put(theirs, pattern(0));
   assertEquals([end.rung, other.rung, lines], [[9], [0], []]);
 });
+
+cleanTest(
+  "ivshmem bus: the driver side lends vectors, the device side rings the peer's, if their ends can",
+  () => {
+    using reactor = new Reactor(new VirtualClock());
+    using memory = mapAnonymous(2 * PAGE);
+    const plain = new FakeEnd(memory, 0);
+    for (const side of ["driver", "device"] as const) {
+      using bus = ivshmemBus(side, reactor, plain, []);
+      assertEquals([bus.lendVector, bus.ringVector], [undefined, undefined]);
+    }
+    const rung: number[][] = [];
+    const able = (id: number) =>
+      Object.assign(new FakeEnd(memory, id), {
+        ringVector: (peer: number, vector: number) => void rung.push([peer, vector]),
+        lendVector: () => undefined,
+      });
+    using driver = ivshmemBus("driver", reactor, able(5), []);
+    using device = ivshmemBus("device", reactor, able(0), []);
+    assertEquals([driver.ringVector, device.lendVector], [undefined, undefined]);
+    assert(driver.lendVector !== undefined);
+    driver.open(new Listener());
+    device.open(new Listener());
+    device.ringVector!(3);
+    assertEquals(rung, [[5, 3]]);
+  },
+);
 
 cleanTest("ivshmem bus: peer= is obeyed, and said once if the peer has another name", () => {
   using reactor = new Reactor(new VirtualClock());

@@ -44,6 +44,7 @@ const ACTIONS: readonly string[] = [
   `busy,sysfs,${DOORBELL}`,
   `busy,bind,${DOORBELL}`,
   `driver,${DOORBELL}`,
+  `lend,bind,${DOORBELL}`,
   `both,${TWINS[0]},${TWINS[1]}`,
   `intx,${EDU}`,
   `write,${PCI}/devices/${EDU}/driver_override,uio_pci_generic`,
@@ -204,6 +205,11 @@ function checkFirst(lines: readonly string[], plain: Uint8Array): void {
     assertLines(next(`open,${way},${DOORBELL}`), [/^ERROR FUNCTION_BUSY: .* by another process/]);
   }
   assertLines(next(`driver,${DOORBELL}`), [/ undefined \(null\)$/]);
+  assertLines(next(`lend,bind,${DOORBELL}`), [
+    /^LENT 1, refused true, none left true$/,
+    /^RANG 1 0, moved true: 0 1, refused true: 0 1$/,
+    /^AGAIN 1: 1 0$/,
+  ]);
   assertLines(next(`both,${TWINS[0]},${TWINS[1]}`), [/^BOTH 65536 131072$/]);
   assertLines(next(`intx,${EDU}`), [/^INTX 5 of 5$/]);
   assertLines(next(`write,${PCI}/devices/${EDU}/driver_override,uio_pci_generic`), []);

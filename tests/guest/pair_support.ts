@@ -173,7 +173,7 @@ export const PAIR_KIND = "q35";
 /** Gives a test two machines, for one that needs something before there is a pair. */
 export async function withPair(
   { installation }: Pick<MachineTest, "installation">,
-  options: Pick<PairOptions, "size" | "confined" | "files" | "memoryMiB">,
+  options: Pick<PairOptions, "size" | "confined" | "files" | "memoryMiB" | "vectors">,
   body: (test: PairTest) => Promise<void>,
 ): Promise<void> {
   const kind = PAIR_KIND;

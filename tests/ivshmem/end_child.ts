@@ -7,6 +7,7 @@
  *     busy,WAY,ADDRESS                       opens, and has another process do the same meanwhile
  *     memory,WAY,ADDRESS,TEXT,AT             shows the text at 0, writes TEXT at a byte
  *     play,WAY,ADDRESS,ROLE,GAME,ROUNDS      ping or pong with the end that plays the other role
+ *     lend,WAY,ADDRESS                       lends a vector to an eventfd, and rings itself by it
  *     both,ADDRESS,ADDRESS                   maps two functions of one group through vfio
  *     intx,ADDRESS                           has QEMU's device edu interrupt, which does it by INTx
  *     uio,ADDRESS                            the same by uio_pci_generic and a made-up sysfs, in which edu
@@ -23,6 +24,7 @@ import { examine } from "../../src/cli/doctor.ts";
 import { clearEventFd, createEventFd } from "../../src/linux/eventfd.ts";
 import { openFile } from "../../src/linux/fd.ts";
 import { mapAnonymous, mapShared } from "../../src/linux/mapping.ts";
+import { PeerEvent } from "../../src/linux/peer_event.ts";
 import { EPOLLIN, Reactor } from "../../src/linux/reactor.ts";
 import { PciFunction, writeAttribute } from "../../src/linux/sysfs.ts";
 import { VFIO_PCI_INTX_IRQ_INDEX, VfioDevice } from "../../src/linux/vfio.ts";
@@ -69,6 +71,36 @@ function open(way: string, address: string): void {
   console.log(
     `PINNED ${end.pin(pinned.address, pinned.size) !== undefined} ${before} -> ${lockedMemory()}`,
   );
+}
+
+/** A peer may ring itself. */
+async function lend(way: string, address: string): Promise<void> {
+  using end = openEnd(way, address);
+  using one = new PeerEvent(createEventFd(), "wait", "one");
+  using other = new PeerEvent(createEventFd(), "wait", "other");
+  using notAny = openFile("/dev/null");
+  const seen = async () => {
+    end.ringVector!(end.id, 1);
+    // Which of them it was, and nobody else.
+    for (let n = 0; n < GIVE_UP_MS / 10; n++) {
+      const counts = [one, other].map((event) => event.clear() ? 1 : 0);
+      if (counts.some((count) => count > 0)) return counts.join(" ");
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    }
+    return "none";
+  };
+  const refused = end.lendVector!(notAny) === undefined;
+  const lent = end.lendVector!(one.fd)!;
+  console.log(`LENT ${lent.number}, refused ${refused}, none left ${!end.lendVector!(other.fd)}`);
+  const first = await seen();
+  const moved = lent.lendTo(other.fd);
+  const second = await seen();
+  console.log(
+    `RANG ${first}, moved ${moved}: ${second}, refused ${!lent.lendTo(notAny)}: ${await seen()}`,
+  );
+  lent[Symbol.dispose]();
+  using again = end.lendVector!(one.fd)!;
+  console.log(`AGAIN ${again.number}: ${await seen()}`);
 }
 
 function lockedMemory(): string {
@@ -298,6 +330,7 @@ async function act(words: readonly string[]): Promise<void> {
   else if (action === "play") await play(way, address, third, Number(fourth), Number(fifth));
   else if (action === "intx") await intx(way);
   else if (action === "uio") await uio(way);
+  else if (action === "lend") await lend(way, address);
   else if (action === "both") both(way, address);
   else if (action === "write") writeAttribute(way, address);
   else if (action === "driver") driver(way);

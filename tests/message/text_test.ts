@@ -109,6 +109,8 @@ Deno.test("private messages and empty records have words too", () => {
   message.flags = 3;
   const both = "SET_NOTIFIER? device 2 queue 1 kick descriptor 7 call descriptor 8";
   assertEquals(describe(message), both);
+  message.flags = 4;
+  assertEquals(describe(message), "SET_NOTIFIER? device 2 queue 1 call vector 7");
   for (const { kind } of MESSAGES) {
     for (const response of [false, true]) {
       message.reset(kind, response);

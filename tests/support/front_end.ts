@@ -4,14 +4,16 @@
  * directory, over an in-process bus.
  */
 
-import { inProcessBus } from "../../src/bus/in_process_bus.ts";
-import { createEventFd } from "../../src/linux/eventfd.ts";
-import { createSealedMemory, type Fd } from "../../src/linux/fd.ts";
+import { inProcessBus, type InProcessPair } from "../../src/bus/in_process_bus.ts";
+import type { LentVector } from "../../src/ivshmem/end.ts";
+import { createEventFd, signalEventFd } from "../../src/linux/eventfd.ts";
+import { createSealedMemory, Fd } from "../../src/linux/fd.ts";
 import { allocate } from "../../src/linux/arena.ts";
 import { check, libc } from "../../src/linux/libc.ts";
 import { mapAnonymous, mapShared, PAGE_SIZE } from "../../src/linux/mapping.ts";
 import type { PhysicalRun } from "../../src/linux/page_map.ts";
 import { EPOLLIN, Reactor } from "../../src/linux/reactor.ts";
+import { kindOf } from "../../src/linux/received_fd.ts";
 import { connectUnix, type UnixStream } from "../../src/linux/unix_socket.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { createLog, withoutRepeats } from "../../src/observe/log.ts";
@@ -36,6 +38,7 @@ export const FEATURES: readonly [number, number] = [0x4000_0000, 1];
 
 /** More descriptors than any message may bring. */
 const MAX_FDS = 16;
+const F_DUPFD_CLOEXEC = 1030;
 const SOL_SOCKET = 1;
 const SCM_RIGHTS = 1;
 
@@ -183,6 +186,48 @@ export class RawFrontEnd implements Disposable {
   }
 }
 
+/** Interrupts as those of an ivshmem function are: rung by the device side, and signal what they were lent to. */
+export class FakeVectors {
+  readonly lent: Map<number, Fd> = new Map();
+  /** How often each was rung. */
+  readonly rings: number[] = [];
+
+  /** @param count how many there are, 1 and up */
+  constructor(readonly count: number) {}
+
+  connect({ driver, device }: InProcessPair): void {
+    const lendVector = (event: Fd) => this.#lend(event);
+    const ringVector = (vector: number) => {
+      this.rings[vector] = (this.rings[vector] ?? 0) + 1;
+      const event = this.lent.get(vector);
+      if (event !== undefined) signalEventFd(event);
+    };
+    Object.assign(driver, { carriesFds: false, lendVector });
+    Object.assign(device, { carriesFds: false, ringVector });
+  }
+
+  #lend(event: Fd): LentVector | undefined {
+    const numbers = Array.from({ length: this.count }, (_, n) => n + 1);
+    const number = numbers.find((one) => !this.lent.has(one));
+    if (number === undefined) return undefined;
+    // As the kernel, it has the event whoever closes the descriptor.
+    const lendTo = (fd: Fd): boolean => {
+      if (kindOf(fd) !== "eventfd") return false;
+      this.lent.get(number)?.[Symbol.dispose]();
+      this.lent.set(number, new Fd(check(libc.fcntl(fd.number, F_DUPFD_CLOEXEC, 0n), "dup")));
+      return true;
+    };
+    return lendTo(event)
+      ? { number, lendTo, [Symbol.dispose]: () => this.#takeBack(number) }
+      : undefined;
+  }
+
+  #takeBack(number: number): void {
+    this.lent.get(number)?.[Symbol.dispose]();
+    this.lent.delete(number);
+  }
+}
+
 /** How a rig differs from the usual one. */
 export interface ProxyRigOptions<Device> {
   /** Instead of the usual fake device. */
@@ -195,6 +240,8 @@ export interface ProxyRigOptions<Device> {
   readonly pinLimit?: number;
   /** Where the guest's memory lies in the RAM that the device side sees; it sees none of it unless given. */
   readonly runs?: readonly PhysicalRun[];
+  /** The bus lends so many interrupts, and carries no descriptors. */
+  readonly vectors?: FakeVectors;
   /** Called where direct mode waits until the device side writes no more. */
   readonly waitForSilence?: () => void;
   /** How long an answer of the device side may take. */
@@ -241,6 +288,7 @@ export async function withProxy<Device extends FakeDevice = FakeDevice>(
     using stack = new DisposableStack();
     const reactor = stack.use(new Reactor(new VirtualClock()));
     const pair = stack.use(inProcessBus(reactor));
+    options.vectors?.connect(pair);
     const codec = codecFor("v1");
     const lines: string[] = [];
     const log = withoutRepeats(createLog("test", "info", (line) => lines.push(line)), reactor);

@@ -7,7 +7,7 @@ import { createSealedMemory, type Fd } from "../../src/linux/fd.ts";
 import { allocate } from "../../src/linux/arena.ts";
 import { libc } from "../../src/linux/libc.ts";
 import { unixStreamPair } from "../../src/linux/unix_socket.ts";
-import { Kind, NOTIFIER_CALL, NOTIFIER_KICK } from "../../src/message/message.ts";
+import { Kind, NOTIFIER_CALL, NOTIFIER_KICK, NOTIFIER_VECTOR } from "../../src/message/message.ts";
 import { everyKind } from "../support/descriptor_kinds.ts";
 import { EPOCH, type Rig, withVmsg } from "../support/device_rig.ts";
 import { cleanTest, withDirectory } from "../support/leaks.ts";
@@ -139,6 +139,34 @@ for (const [name, end] of Object.entries(ENDS)) {
       assert(!wasSignalled(call));
     }));
 }
+
+cleanTest(
+  "notifier: a vector is rung for each call, kicks are messages, and it ends as all do",
+  () =>
+    withVmsg(async (rig) => {
+      const { device, peer, quiet, side: { options: { bus } } } = rig;
+      const rung: number[] = [];
+      await start(rig);
+      assertEquals(await set(rig, 1, NOTIFIER_VECTOR), EINVAL, "not on this bus");
+      Object.assign(bus, { ringVector: (vector: number) => rung.push(vector) });
+      const setVector = (index: number, flags: number, ordinal: number) =>
+        rig.ask(Kind.SET_NOTIFIER, (m) => Object.assign(m, { index, flags, ordinal }))
+          .then(({ result }) => result);
+      assertEquals(await setVector(0, NOTIFIER_VECTOR, 2), ENOENT);
+      assertEquals(await setVector(1, NOTIFIER_VECTOR, 0x1_0000), EINVAL);
+      assertEquals(await setVector(1, NOTIFIER_VECTOR, 2), 0);
+      device.takeCalls();
+      device.host.used(1);
+      await quiet();
+      assertEquals(rung, [2]);
+      peer.send(Kind.EVENT_AVAIL, (m) => m.index = 1);
+      await quiet();
+      assertEquals(device.takeCalls(), ["available 1"]);
+      device.usedAtStop.add(1);
+      await ENDS.STOP_VQUEUE!(rig as Notified);
+      assertEquals(rung, [2]);
+    }),
+);
 
 cleanTest(
   "notifier: RESET_VQUEUE ends it",

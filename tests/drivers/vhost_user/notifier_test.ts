@@ -13,13 +13,16 @@ import { createSealedMemory, type Fd } from "../../../src/linux/fd.ts";
 import { allocate } from "../../../src/linux/arena.ts";
 import { libc } from "../../../src/linux/libc.ts";
 import type { Reactor } from "../../../src/linux/reactor.ts";
+import { unixStreamPair } from "../../../src/linux/unix_socket.ts";
 import { Request, VRING_NO_FD } from "../../../src/vhost_user/protocol.ts";
 import { LEASE_MS } from "../../../src/transport/peer.ts";
 import type { QueueSetup } from "../../../src/virtio/device.ts";
 import { FakeDevice } from "../../support/fake_device.ts";
 import {
+  FakeVectors,
   MEMORY_SIZE,
   type ProxyRig,
+  type ProxyRigOptions,
   type RawFrontEnd,
   regionBytes,
   u32s,
@@ -28,6 +31,7 @@ import {
 } from "../../support/front_end.ts";
 import { cleanTest } from "../../support/leaks.ts";
 import { Random } from "../../support/mock_driver.ts";
+import { FakePins } from "../../support/translated_rig.ts";
 
 const RING = 1;
 const STEPS = 60;
@@ -191,11 +195,22 @@ async function round(rig: ProxyRig<RingDevice>, random: Random): Promise<void> {
   assertEquals(guest.seen, device.put, "a call was lost");
 }
 
-for (const notifiesInBand of [false, true]) {
+/** All of the guest's memory in one piece of the RAM that the device side sees. */
+const RUNS = [{ offset: 0, physical: 0x1_4000_0000, length: MEMORY_SIZE }];
+
+const WAYS: Record<string, () => ProxyRigOptions<RingDevice>> = {
+  "in band": () => ({ notifiesInBand: true }),
+  "out of band": () => ({}),
+  "in band, calls by an interrupt": () => ({
+    direct: new FakePins(),
+    runs: RUNS,
+    vectors: new FakeVectors(1),
+  }),
+};
+
+for (const [way, options] of Object.entries(WAYS)) {
   cleanTest(
-    `notifications ${
-      notifiesInBand ? "in" : "out of"
-    } band: none is lost, whatever changes meanwhile`,
+    `notifications ${way}: none is lost, whatever changes meanwhile`,
     () =>
       withProxy<RingDevice>(async (rig) => {
         const seed = Random.seed();
@@ -208,7 +223,7 @@ for (const notifiesInBand of [false, true]) {
             );
           });
         }
-      }, { device: new RingDevice(), notifiesInBand }),
+      }, { device: new RingDevice(), ...options() }),
   );
 }
 
@@ -234,4 +249,80 @@ cleanTest(
       assertEquals(device.used, 1);
       assert(!wasSignalled(guest.call!));
     }, { device: new RingDevice() }),
+);
+
+cleanTest(
+  "notifications in band, calls by an interrupt: without a message, by whichever eventfd",
+  () => {
+    const vectors = new FakeVectors(1);
+    return withProxy<RingDevice>(async (rig) => {
+      const { device, reactor, driverSide, wait } = rig;
+      using front = rig.connect();
+      using guest = new Guest(front, device);
+      device.reactor = reactor;
+      await guest.start();
+      await wait(() => vectors.lent.size === 1);
+      await reactor.sleep(REST_MS);
+      const used = driverSide.counters;
+      const round = async () => {
+        clearEventFd(guest.call!);
+        const before = vectors.rings[1] ?? 0;
+        guest.put();
+        await wait(() => wasSignalled(guest.call!));
+        assertEquals(vectors.rings[1], before + 1);
+      };
+      await round();
+      // As QEMU masks one: the device side is told nothing.
+      guest.setCall(createEventFd());
+      await front.barrier();
+      await round();
+      // A driver that wants no calls costs no interrupt; the next one that does has it.
+      guest.setCall(undefined);
+      await wait(() => vectors.lent.size === 0);
+      guest.setCall(createEventFd());
+      await wait(() => vectors.lent.size === 1);
+      await reactor.sleep(REST_MS);
+      await round();
+      // What is no eventfd is called in band.
+      const [ours, theirs] = unixStreamPair();
+      using _ours = ours;
+      guest.setCall(theirs.fd);
+      await wait(() => vectors.lent.size === 0);
+      guest.put();
+      await wait(() => device.used === device.put);
+      await reactor.sleep(REST_MS);
+      assert(ours.receive(word.address, 8) > 0);
+      await front.ask(Request.GET_VRING_BASE, u32s(RING, 0));
+      assertEquals(used.malformed, 0);
+    }, { device: new RingDevice(), direct: new FakePins(), runs: RUNS, vectors });
+  },
+);
+
+cleanTest(
+  "notifications in band, calls by an interrupt: rings without one are called by messages",
+  () => {
+    const vectors = new FakeVectors(1);
+    return withProxy(async (rig) => {
+      const { device, wait, memory, kick } = rig;
+      using frontEnd = rig.connect();
+      using calls = new DisposableStack();
+      const fds = [0, 1].map(() => calls.use(createEventFd()));
+      await frontEnd.setUp(memory);
+      for (const [queue, call] of fds.entries()) {
+        frontEnd.send(Request.SET_VRING_CALL, u32s(queue, 0), [call]);
+        frontEnd.startRing(queue, kick);
+      }
+      await wait(() => device.calls.includes("start 1") && vectors.lent.size === 1);
+      await rig.reactor.sleep(REST_MS);
+      for (const fd of fds) clearEventFd(fd);
+      vectors.rings.length = 0;
+      for (const queue of [0, 1]) device.host.used(queue);
+      await wait(() => wasSignalled(fds[1]!));
+      assert(wasSignalled(fds[0]!));
+      assertEquals(vectors.rings, [, 1]);
+      // The one that stops leaves it to the next.
+      await frontEnd.ask(Request.GET_VRING_BASE, u32s(0, 0));
+      assertEquals(vectors.lent.size, 0);
+    }, { direct: new FakePins(), runs: RUNS, vectors });
+  },
 );
