@@ -157,7 +157,7 @@ export const deviceCommand: PlaneCommand<DeviceSettings> = planeCommand({
       startProgramsLater();
     }
     devices.begin(() => side.open());
-    stack.use(new WarmUp(reactor, () => side.counters.received > 0));
+    stack.use(new WarmUp(reactor, () => side.counters.received > 0, true));
     return {
       finish: () => {
         for (const { number, description, counters } of devices.list()) {

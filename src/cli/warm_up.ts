@@ -7,6 +7,9 @@
  *
  *     here -> socket -> driver -> in-process bus -> device -> responder, or socket -> ... -> here
  *
+ * A device side's peers are mostly guests with a TAP, whose notifications are out of band (linux/notifier.ts). So where
+ * there are devices every other circuit has those, and a queue of a TAP in front of the socket.
+ *
  * All of this is done by the reactor's own turns. What comes for others meanwhile is looked at in each, so that it
  * waits for one ping at most, some 0.1 ms. It is over when {@link BUDGET_MS} are, or as soon as somebody is there who counts on
  * an answer. A circuit is closed when it has been at rest: then no task of the loop has any part of it.
@@ -17,9 +20,10 @@ import { NetDevice } from "../devices/net/net_device.ts";
 import { NetDriver } from "../drivers/net/net_driver.ts";
 import { PortBridge } from "../drivers/net/port_bridge.ts";
 import { LinuxError } from "../linux/errors.ts";
+import { createEventFd, signalEventFd } from "../linux/eventfd.ts";
 import type { Fd } from "../linux/fd.ts";
 import { mapAnonymous, type Mapping } from "../linux/mapping.ts";
-import type { Reactor, Timer } from "../linux/reactor.ts";
+import { EPOLLET, EPOLLIN, type Reactor, type Timer } from "../linux/reactor.ts";
 import { unixDatagramPair } from "../linux/unix_socket.ts";
 import { IovecList, MemoryWindow } from "../memory/mod.ts";
 import { codecFor } from "../message/codecs.ts";
@@ -29,11 +33,12 @@ import { EtherType, parseMac, writeEthernetHeader } from "../network/protocols/e
 import { writeEchoRequest } from "../network/protocols/icmp.ts";
 import { parseIpv4Address } from "../network/protocols/ipv4.ts";
 import { ResponderPort } from "../network/responder_port.ts";
+import { TapQueue } from "../network/tap_queue.ts";
 import { uncounted } from "../observe/counters.ts";
 import { createLog } from "../observe/log.ts";
 import { DeviceSide } from "../transport/device_side.ts";
 import { DriverSide } from "../transport/driver_side.ts";
-import { NET_HEADER_SIZE } from "../virtio/net_header.ts";
+import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../virtio/net_header.ts";
 
 /** For how long, by the reactor's clock; on a machine with nothing else to do it takes less. */
 const BUDGET_MS = 500;
@@ -85,6 +90,50 @@ class SocketPort implements NetworkPort {
   }
 }
 
+/** The same of a card, by the class that serves it at a TAP. */
+class TapPort extends SocketPort {
+  readonly queues: readonly TapQueue[];
+
+  constructor(fd: Fd, reactor: Reactor) {
+    super(fd, reactor);
+    const queue = new TapQueue(fd, reactor, "");
+    queue.room = ROOM;
+    this.queues = [queue];
+  }
+
+  override open({ readable, writable }: PortListener): void {
+    this.queues[0]!.open({ readable: () => readable(0), writable: () => writable(0) });
+  }
+
+  override [Symbol.dispose](): void {
+    this.queues[0]![Symbol.dispose]();
+  }
+}
+
+/** A driver that kicks and is called by eventfds, as a guest. */
+class KickingDriver extends NetDriver {
+  #kicks: readonly Fd[] = [];
+
+  /** Hands the eventfds over when the device is there; `stack` closes them. */
+  useEvents(stack: DisposableStack): void {
+    const { reactor } = this;
+    const { rings } = this.pairs[0]!;
+    this.#kicks = rings.map(() => stack.use(createEventFd()));
+    for (const [i, ring] of rings.entries()) {
+      const call = stack.use(createEventFd());
+      reactor.watch(call, EPOLLIN | EPOLLET, () => ring.call());
+      stack.defer(() => reactor.unwatch(call));
+      Object.assign(ring, { events: { kick: this.#kicks[i], call } });
+    }
+  }
+
+  override available(queue: number): void {
+    const kick = this.#kicks[queue];
+    if (kick === undefined) super.available(queue);
+    else signalEventFd(kick);
+  }
+}
+
 /** A driver side, a device side, and one ping that goes round. */
 class Circuit implements Disposable {
   isResting = false;
@@ -95,29 +144,38 @@ class Circuit implements Disposable {
   readonly #room = new IovecList(1);
 
   /**
+   * @param isOutOfBand are kicks and calls eventfds?
    * @param cameBack is told how often the ping did
    * @param failed is told if it never will: there are no descriptors left, say
    */
   constructor(
     reactor: Reactor,
     hasResponder: boolean,
+    isOutOfBand: boolean,
     cameBack: (pings: number) => void,
     failed: () => void,
   ) {
     using stack = new DisposableStack();
     const log = createLog("", "error", () => {});
     const codec = codecFor("v1");
-    const ports = () => unixDatagramPair().map((fd) => stack.use(new SocketPort(fd, reactor)));
+    const sockets = (Card = SocketPort) => {
+      const [end, other] = unixDatagramPair();
+      return [stack.use(new SocketPort(end!, reactor)), stack.use(new Card(other!, reactor))];
+    };
     this.#fill(stack.use(mapAnonymous(2 * ROOM)));
     const bus = stack.use(inProcessBus(reactor, BUS_OPTIONS));
     const device = stack.use(new DeviceSide({ reactor, bus: bus.device, codec, log }));
     const driver = stack.use(new DriverSide({ reactor, bus: bus.driver, codec, log }));
-    const [here, there] = ports();
+    const [here, there] = sockets();
     const bridge = new PortBridge(reactor, there!, () => {});
-    const card = stack.use(new NetDriver(reactor, driver, 0, bridge, log));
+    const Driver = isOutOfBand ? KickingDriver : NetDriver;
+    const card = stack.use(new Driver(reactor, driver, 0, bridge, log));
+    if (card instanceof KickingDriver) card.useEvents(stack);
     card.failed = failed;
     bridge.use(card);
-    const [echo, port] = hasResponder ? [undefined, new ResponderPort({}, reactor)] : ports();
+    const [echo, port] = hasResponder
+      ? [undefined, new ResponderPort({}, reactor)]
+      : sockets(isOutOfBand ? TapPort : SocketPort);
     device.add(0, new NetDevice(reactor, port!, { mac: MAC, mtu: MTU }));
     if (echo !== undefined) this.#open(echo as SocketPort, () => true);
     this.#open(here!, () => {
@@ -138,6 +196,8 @@ class Circuit implements Disposable {
     const by = { mac: MAC, address: parseIpv4Address("10.0.2.15"), slot };
     writeEthernetHeader(slot, RESPONDER_MAC, 0, MAC, EtherType.IPV4);
     const length = writeEchoRequest(by, parseIpv4Address("10.0.2.2"), PING_SIZE, 1, 1);
+    // As of a port: a frame in one buffer.
+    window.view.setUint16(NUM_BUFFERS_OFFSET, 1, true);
     this.#ping.push(window, 0, NET_HEADER_SIZE + length);
   }
 
@@ -167,8 +227,13 @@ export class WarmUp implements Disposable {
    * Begins at once, and ends by itself. It is a courtesy: a process without descriptors or memory for it does without.
    *
    * @param isOver is there somebody by now who is not to wait?
+   * @param hasDevices does this process serve devices?
    */
-  constructor(readonly reactor: Reactor, readonly isOver: () => boolean) {
+  constructor(
+    readonly reactor: Reactor,
+    readonly isOver: () => boolean,
+    readonly hasDevices = false,
+  ) {
     this.#timer = reactor.timer(() => this.#next());
     this.#endMs = reactor.now() + BUDGET_MS;
     this.#next();
@@ -188,11 +253,13 @@ export class WarmUp implements Disposable {
     }
     this.#close();
     if (reactor.now() >= this.#endMs || this.isOver() || this.#opened === CIRCUITS) return;
+    const hasResponder = this.#opened++ % 2 === 0;
     try {
       uncounted(() => {
         this.#circuit = new Circuit(
           reactor,
-          this.#opened++ % 2 === 0,
+          hasResponder,
+          !hasResponder && this.hasDevices,
           (pings) => this.#cameBack(pings),
           () => this.#giveUp(),
         );

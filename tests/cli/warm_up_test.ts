@@ -14,14 +14,22 @@ function finish(reactor: Reactor, warmUp: WarmUp): Promise<void> {
   })());
 }
 
-cleanTest("a data plane warms up: pings go round in all circuits, and nothing stays", async () => {
+for (const hasDevices of [false, true]) {
+  const whose = hasDevices ? "that serves devices" : "of a driver side";
+  cleanTest(
+    `a data plane ${whose} warms up: pings go round in all circuits, nothing stays`,
+    () => warm(hasDevices),
+  );
+}
+
+async function warm(hasDevices: boolean): Promise<void> {
   const counters = new CounterMemory(new ArrayBuffer(1 << 16), "test", 1, 0);
   countIn(counters);
   const used = () => new Uint32Array(counters.buffer)[7];
   try {
     const clock = new VirtualClock();
     using reactor = new Reactor(clock);
-    using warmUp = new WarmUp(reactor, () => false);
+    using warmUp = new WarmUp(reactor, () => false, hasDevices);
     await finish(reactor, warmUp);
     assertEquals(warmUp.pings, 4 * 1000);
     assertEquals(used(), HEADER_SIZE, "groups of counters were made that others see");
@@ -33,7 +41,7 @@ cleanTest("a data plane warms up: pings go round in all circuits, and nothing st
   } finally {
     countIn(undefined);
   }
-});
+}
 
 cleanTest("a warm-up ends with its time, however few pings came back", async () => {
   // A clock of which each turn takes a fifth of a second: a machine that is busy.
