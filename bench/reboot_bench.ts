@@ -16,9 +16,10 @@ import { type Mapping, mapShared } from "../src/linux/mapping.ts";
 import { EPOLLIN, Reactor } from "../src/linux/reactor.ts";
 import { FEATURE_PROTOCOL_FEATURES, Request } from "../src/vhost_user/protocol.ts";
 import { RingFeature } from "../src/virtio/features.ts";
+import { PackedDriverQueue } from "../src/virtio/packed/driver_queue.ts";
 import { DriverQueue } from "../src/virtio/split/driver_queue.ts";
 import { RawFrontEnd, regionBytes, u32s, USER_ADDRESS } from "../tests/support/front_end.ts";
-import { PackedDriverQueue } from "../tests/support/packed_driver_queue.ts";
+
 import { isQuick, rounds } from "./options.ts";
 import { Bench } from "./processes.ts";
 import { Report } from "./report.ts";
