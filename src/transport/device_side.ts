@@ -154,9 +154,9 @@ export class DeviceSide implements BusListener, Disposable {
     return this.#devices.get(number)!.slot.status;
   }
 
-  /** A number for one more device, see arrivals.ts. */
-  get freeNumber(): number {
-    return this.#arrivals.free((number) => this.#devices.has(number));
+  /** A number for one more device, see arrivals.ts. @param isTaken by one that is not added yet */
+  freeNumber(isTaken: (number: number) => boolean = () => false): number {
+    return this.#arrivals.free((number) => this.#devices.has(number) || isTaken(number));
   }
 
   /** How long this number has to rest before it is given to another device. */

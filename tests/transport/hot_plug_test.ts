@@ -236,16 +236,16 @@ cleanTest(
     withVmsg(async (rig) => {
       const { side, reactor } = rig;
       const rest = side.restMs(5);
-      assertEquals([rest, side.freeNumber], [0, 6]);
+      assertEquals([rest, side.freeNumber()], [0, 6]);
       await side.remove(5);
       assertEquals(side.restMs(5), REST_MS);
-      assertEquals(side.freeNumber, 6);
+      assertEquals(side.freeNumber(), 6);
       side.add(6, new FakeDevice());
       await side.remove(6);
-      assertEquals(side.freeNumber, 7);
+      assertEquals(side.freeNumber(), 7);
       side.add(0xffff, new FakeDevice());
       // All have been given once: 0 is taken.
-      assertEquals(side.freeNumber, 1);
+      assertEquals(side.freeNumber(), 1);
       await reactor.sleep(REST_MS + 1);
       assertEquals([side.restMs(5), side.restMs(6)], [0, 0]);
       side.add(5, new FakeDevice());

@@ -124,7 +124,7 @@ export class DeviceSet implements Disposable {
     if (this.#entries.size >= MAX_DEVICES) {
       throw new VmsgError("TOO_MANY", `there are ${MAX_DEVICES} devices: remove one first`);
     }
-    const number = wanted ?? this.side.freeNumber;
+    const number = wanted ?? this.side.freeNumber((number) => this.#entries.has(number));
     if (this.#entries.has(number)) {
       throw new VmsgError(
         "NUMBER_TAKEN",
