@@ -14,7 +14,7 @@ import { LinuxError, VmsgError } from "../linux/errors.ts";
 import { type Fd, fileSize, isRegularFile, reserveFile, tryLockByte } from "../linux/fd.ts";
 import { isSystemPath, openOwnFile } from "../linux/own_file.ts";
 import { libc } from "../linux/libc.ts";
-import { type Mapping, mapShared, PAGE_SIZE } from "../linux/mapping.ts";
+import { mapKept, type Mapping, PAGE_SIZE } from "../linux/mapping.ts";
 import { lockHolder } from "../linux/process_files.ts";
 import { EPOLLIN, type Reactor } from "../linux/reactor.ts";
 import { readAttribute } from "../linux/sysfs.ts";
@@ -74,7 +74,8 @@ function mapPart(fd: Fd, file: string, offset: number, size: number): Mapping {
   // One with holes, as ftruncate makes it, has no room for its pages yet.
   if (length < Infinity) reserveFile(fd, `bus shm: ${file}`, size, offset);
   try {
-    return mapShared(fd.number, size, offset);
+    // A device in another process may have to be shown it.
+    return mapKept({ fd, offset }, size);
   } catch (error) {
     if (!(error instanceof LinuxError)) throw error;
     const what = `${size} bytes from ${offset} on cannot be mapped`;

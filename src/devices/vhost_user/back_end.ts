@@ -12,6 +12,7 @@
  */
 
 import type { Fd } from "../../linux/fd.ts";
+import { PAGE_SIZE } from "../../linux/mapping.ts";
 import { VmsgError } from "../../linux/errors.ts";
 import type { Reactor, Timer } from "../../linux/reactor.ts";
 import type { Block } from "../../linux/arena.ts";
@@ -74,13 +75,23 @@ export interface Introduction {
   readonly queues: number | undefined;
 }
 
-/** Where bytes are, as a back end can be shown them; undefined if there is no file. */
-export function fileOf(
-  region: MemoryRegion,
-): { fd: { number: number }; offset: number } | undefined {
-  const { fd, fileOffset = 0, memory: { file }, offset } = region;
-  if (fd !== undefined) return { fd, offset: fileOffset };
-  return file && { fd: file.fd, offset: file.offset + offset };
+/** A region as a back end is shown it. */
+interface ShownRegion {
+  readonly at: number;
+  readonly size: number;
+  readonly fd: { readonly number: number };
+  readonly offset: number;
+}
+
+/** What a back end maps for a region, from a page's start on, as some insist; undefined if there is no file. */
+export function shown(region: MemoryRegion): ShownRegion | undefined {
+  const { at, size, fd, fileOffset = 0, memory: { file } } = region;
+  const whole = fd === undefined
+    ? file && { fd: file.fd, offset: file.offset + region.offset }
+    : { fd, offset: fileOffset };
+  if (whole === undefined) return undefined;
+  const before = whole.offset % PAGE_SIZE;
+  return { at: at - before, size: size + before, fd: whole.fd, offset: whole.offset - before };
 }
 
 function payload(size: number, fill: (view: DataView) => void = () => {}): Uint8Array {
@@ -101,8 +112,8 @@ function setUint64(view: DataView, at: number, value: number): void {
 }
 
 function setRegion(view: DataView, at: number, region: MemoryRegion): void {
-  const { offset } = fileOf(region)!;
-  [region.at, region.size, region.at, offset].forEach((n, i) => setUint64(view, at + 8 * i, n));
+  const { at: start, size, offset } = shown(region)!;
+  [start, size, start, offset].forEach((n, i) => setUint64(view, at + 8 * i, n));
 }
 
 /** See the head of this file. */
@@ -323,7 +334,7 @@ export class BackEnd implements Disposable {
     await this.#tellAndWait(
       Request.SET_MEM_TABLE,
       bytes,
-      regions.map((region) => fileOf(region)!.fd as Fd),
+      regions.map((region) => shown(region)!.fd as Fd),
     );
   }
 
@@ -335,7 +346,7 @@ export class BackEnd implements Disposable {
   /** Shows it one region more. */
   async addRegion(region: MemoryRegion): Promise<void> {
     const bytes = payload(40, (view) => setRegion(view, 8, region));
-    await this.#tellAndWait(Request.ADD_MEM_REG, bytes, [fileOf(region)!.fd as Fd]);
+    await this.#tellAndWait(Request.ADD_MEM_REG, bytes, [shown(region)!.fd as Fd]);
   }
 
   /** Has it let go of a region. */

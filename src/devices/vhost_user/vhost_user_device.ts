@@ -40,7 +40,7 @@ import {
   VENDOR_ELSEWHERE,
 } from "../../virtio/device.ts";
 import { DEVICE_NET, hasFeature, RingFeature, Status } from "../../virtio/features.ts";
-import { BackEnd, BackEndLost, fileOf, type Inflight, type Introduction } from "./back_end.ts";
+import { BackEnd, BackEndLost, type Inflight, type Introduction, shown } from "./back_end.ts";
 import { ConfigSpace } from "./config_space.ts";
 import { type DeviceType, typeOf } from "./device_types.ts";
 import { areAmong, offeredFeatures, passedOn, withoutOwn } from "./passed_on.ts";
@@ -378,7 +378,7 @@ export class VhostUserDevice implements DeviceModel {
   }
 
   memoryAdded(regions: readonly MemoryRegion[]): Answer<string | undefined> {
-    if (regions.some((region) => fileOf(region) === undefined)) {
+    if (regions.some((region) => (shown(region)?.at ?? -1) < 0)) {
       return "it has no file that could be handed to a vhost-user back end";
     }
     return this.#exclusively(async () => {
@@ -480,7 +480,13 @@ export class VhostUserDevice implements DeviceModel {
     const { index, isCounted } = ring;
     if (!isCounted || this.#inflight !== undefined && backEnd.writesInflight) return;
     const count = this.#chances.find(ring, this.#table, backEnd.maxRegions);
-    if (count !== undefined) return void (this.counters.repeated += count);
+    if (count !== undefined) {
+      this.counters.repeated += count;
+      if (count > 0) {
+        this.log.info(`${this.#name}: does ${count} buffers of queue ${index} once more`);
+      }
+      return;
+    }
     this.#isUnfit = true;
     this.#host!.needsReset(
       `queue ${index}: what became of the buffers that the lost ${this.#name} had is unknown`,
