@@ -1,6 +1,7 @@
 /** `--device` and its short form `--net`: the devices of a device side. */
 
 import { UsageError } from "../linux/errors.ts";
+import { uncounted } from "../observe/counters.ts";
 import type { Option, Options, Section } from "./command.ts";
 import {
   DEFAULT_DEVICE,
@@ -55,8 +56,12 @@ export function parseDevices(options: Options): Chosen[] {
   return (given.length > 0 ? given : [DEFAULT_DEVICE]).map(parseDevice);
 }
 
-/** One of the values of {@link DEVICE_OPTIONS}. */
+/** One of the values of {@link DEVICE_OPTIONS}. What a kind makes to look at its settings counts nowhere. */
 export function parseDevice(value: string, number: number): Chosen {
+  return uncounted(() => parseValue(value, number));
+}
+
+function parseValue(value: string, number: number): Chosen {
   const port = /^--net (.*)$/s.exec(value)?.[1];
   if (port !== undefined) {
     return { kind: netKind.name, settings: netKind.parse(port, "--net", number) };

@@ -126,11 +126,11 @@ export function countIn(place: CounterMemory | undefined): void {
 }
 
 /** Runs what is not for others to see: its groups go into memory of their own. */
-export function uncounted(work: () => void): void {
+export function uncounted<T>(work: () => T): T {
   const place = memory;
   memory = undefined;
   try {
-    work();
+    return work();
   } finally {
     memory = place;
   }

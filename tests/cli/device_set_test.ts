@@ -61,7 +61,7 @@ setTest(
   async (rig) => {
     Deno.writeFileSync(`${rig.directory}/disk.img`, new Uint8Array(1 << 20));
     const memory = new CounterMemory(new ArrayBuffer(1 << 16), "test", 1, 0);
-    const places = () => memory.take("test", "probe", Array.from({ length: 7 }, (_, n) => `${n}`));
+    const places = () => memory.take("test", "probe", Array.from({ length: 31 }, (_, n) => `${n}`));
     countIn(memory);
     try {
       const cycle = async () => {
