@@ -310,7 +310,7 @@ const ROOM_LINES: Readonly<Record<string, number>> = {
   devices: 3000,
   vhost_user: 300,
   network: 4500,
-  observe: 300,
+  observe: 1500,
   check: 800,
   cli: 2400,
 };

@@ -11,6 +11,8 @@ import { UsageError } from "../linux/errors.ts";
 export interface Option {
   readonly name: string;
   readonly value?: string;
+  /** It may stand without its value, which is then "". */
+  readonly valueIsOptional?: boolean;
   readonly repeated?: boolean;
   /** The repeated option in whose list its values are, each as `--NAME VALUE`. */
   readonly shortFor?: string;
@@ -77,6 +79,8 @@ export interface CommandText {
   readonly call?: string;
   /** Arguments that were misplaced here, and the line that says where they belong. */
   readonly elsewhere?: ReadonlyMap<string, string>;
+  /** What it takes besides options, as in "FILE..."; nothing unless given. */
+  readonly arguments?: string;
   readonly options: readonly Option[];
   readonly details?: readonly Section[];
   /** Command lines; those of at most 78 columns stay whole on a terminal of 80. */
@@ -126,9 +130,11 @@ export function parseOptions(command: CommandText, args: readonly string[]): Opt
     },
   });
   const isAlone = options.some(({ name, alone }) => alone === true && parsed[name] === true);
-  for (const { name, value, required } of options) {
+  for (const { name, value, required, valueIsOptional } of options) {
     const given = [parsed[name] ?? []].flat();
-    if (given.includes("")) throw new UsageError(`--${name} needs ${value}`);
+    if (given.includes("") && valueIsOptional !== true) {
+      throw new UsageError(`--${name} needs ${value}`);
+    }
     if (required === true && given.length === 0 && !isAlone) {
       throw new UsageError(`--${name} ${value} is missing; ${see}`);
     }

@@ -128,11 +128,12 @@ export const deviceCommand: PlaneCommand<DeviceSettings> = planeCommand({
   },
   pairThreads: ({ devices }) => pairThreadsOf(devices),
   open: (settings, context) => {
-    const { reactor, log, tracer, stack } = context;
+    const { reactor, log, stack } = context;
     const codec = codecFor(settings.bus.dialect);
     const detect = detectable(settings.bus);
-    rehearse([codec, ...detect], tracer !== undefined);
+    rehearse([codec, ...detect], context.isTraced);
     const bus = stack.use(openBus(settings.bus, "device", reactor, log));
+    const tracer = context.tracerFor(bus);
     const { confined, control } = settings;
     const quota = new MemoryQuota(settings.limits);
     const side = stack.use(
@@ -147,7 +148,11 @@ export const deviceCommand: PlaneCommand<DeviceSettings> = planeCommand({
     const forwarded = confined || windows.length > 0;
     const pairLines = [...context.pairLines];
     const devices = stack.use(
-      new DeviceSet(side, { reactor, log, hubs, forwarded, pairLines }, windows),
+      new DeviceSet(
+        side,
+        { reactor, log, hubs, forwarded, pairLines, frameCapture: context.frameCapture },
+        windows,
+      ),
     );
     settings.devices.forEach((wanted, number) => devices.open(number, wanted, true));
     if (control !== undefined) {

@@ -1,5 +1,6 @@
 /** `vmsg driver`: a virtio-net driver in user space, and its pinger or its TAP. */
 
+import { CapturingPort } from "../network/capturing_port.ts";
 import { mirrored, PortBridge } from "../drivers/net/port_bridge.ts";
 import { NetDriver } from "../drivers/net/net_driver.ts";
 import {
@@ -136,9 +137,10 @@ export const driverCommand: PlaneCommand<DriverSettings> = planeCommand({
     };
   },
   open: (settings, context) => {
-    const { reactor, log, tracer, stack } = context;
+    const { reactor, log, stack } = context;
     const bus = stack.use(openBus(settings.bus, "driver", reactor, log));
     const codec = codecFor(settings.bus.dialect);
+    const tracer = context.tracerFor(bus);
     const side = stack.use(new DriverSide({ reactor, bus, codec, log, tracer }));
     const { rings } = settings;
     const memory = openDriverMemory(settings.memory, settings.queues, bus, stack);
@@ -150,7 +152,9 @@ export const driverCommand: PlaneCommand<DriverSettings> = planeCommand({
     };
     if (settings.tap !== undefined) {
       const { queues } = settings;
-      const { port } = tapKind.open(settings.tap, { ...context, queues });
+      const tap = tapKind.open(settings.tap, { ...context, queues }).port;
+      const { frameCapture } = context;
+      const port = frameCapture === undefined ? tap : new CapturingPort(tap, frameCapture, "tap");
       const bridge = stack.use(new PortBridge(reactor, port, log.info));
       const options = { memory, offloads: mirrored(port.features), pairs: queues, rings };
       bridge.use(stack.use(new NetDriver(reactor, side, settings.device, bridge, log, options)));

@@ -68,7 +68,8 @@ function rowLines(term: string, text: string, width: number): string[] {
 }
 
 function optionLines(option: Option, width: number): string[] {
-  const value = option.value === undefined ? "" : ` ${option.value}`;
+  const { value: form, valueIsOptional } = option;
+  const value = form === undefined ? "" : valueIsOptional ? ` [${form}]` : ` ${form}`;
   const notes = [
     option.help,
     option.default === undefined ? "" : `(default ${option.default})`,

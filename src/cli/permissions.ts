@@ -43,6 +43,8 @@ export const KEPT: Readonly<Record<PlaneName, Kept> & Record<string, Kept>> = {
   doctor: { opening: ["ffi", "env", "run"] },
   // It connects to a socket, and writes to standard output.
   ctl: { opening: ["ffi"] },
+  // It reads files through FFI, as all do.
+  trace: { opening: ["ffi"] },
   // It writes to standard output.
   "xen-acpi": { opening: [] },
 };

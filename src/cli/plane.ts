@@ -8,13 +8,19 @@ import { UsageError } from "../linux/errors.ts";
 import { MEMORY_FILES, type MemoryFiles } from "../linux/memory_file.ts";
 import type { Reactor } from "../linux/reactor.ts";
 import { type Log, LOG_LEVELS, type LogLevel } from "../observe/log.ts";
-import type { Tracer } from "../observe/trace.ts";
 import type { CommandText, Option, Options } from "./command.ts";
+import {
+  type CaptureSettings,
+  parseCapture,
+  parseTrace,
+  TRACE_OPTIONS,
+  type TraceSettings,
+  type Watching,
+} from "./trace_option.ts";
 
-export interface PlaneContext {
+export interface PlaneContext extends Watching {
   readonly reactor: Reactor;
   readonly log: Log;
-  readonly tracer: Tracer | undefined;
   /** Takes lines of a trace in other words than virtio-msg's, if one is wanted; they are not limited. */
   readonly trace: ((line: string) => void) | undefined;
   readonly stack: DisposableStack;
@@ -46,17 +52,20 @@ export interface PlaneCommand<Settings = unknown> extends CommandText {
 
 /** What all of them share. */
 export interface CommonSettings {
-  readonly trace: boolean;
+  readonly trace: TraceSettings | undefined;
+  readonly capture: CaptureSettings | undefined;
   readonly logLevel: LogLevel;
   /** Which files a peer's memory may be in. */
   readonly memoryFiles: MemoryFiles;
 }
 
+/** Of a command without a bus: its messages are others. */
+const PLAIN_TRACE: Option = {
+  name: "trace",
+  help: "print every message in words on standard error",
+};
+
 const COMMON_OPTIONS: readonly Option[] = [
-  {
-    name: "trace",
-    help: "print every message in words on standard error, and where notifications are none",
-  },
   {
     name: "log-level",
     value: LOG_LEVELS.join("|"),
@@ -84,20 +93,26 @@ export function parseCommon(options: Options): CommonSettings {
   if (memoryFiles === undefined) {
     throw new UsageError(`--memory-files is one of ${MEMORY_FILES.join(", ")}, not ${files}`);
   }
-  return { trace: options.flag("trace"), logLevel, memoryFiles };
+  const plain = options.flag("trace") ? { filter: "", format: "text" } as const : undefined;
+  const trace = plain ?? parseTrace(options);
+  return { trace, capture: parseCapture(options), logLevel, memoryFiles };
 }
 
 /** Makes the subcommand, with the options that all of them have. */
 export function planeCommand<Settings>(
   plane: Omit<PlaneCommand<Settings>, "run">,
 ): PlaneCommand<Settings> {
+  const hasBus = plane.options.some(({ name }) => name === "bus");
+  const trace = hasBus ? TRACE_OPTIONS : [PLAIN_TRACE];
   return {
     ...plane,
-    options: [...plane.options, ...COMMON_OPTIONS],
+    options: [...plane.options, ...trace, ...COMMON_OPTIONS],
     run: async (options, runPlane) => {
       if (plane.inform?.(options) === true) return 0;
       const settings = plane.parse(options);
-      return await runPlane(settings, plane.pairThreads?.(settings) ?? 0);
+      // A capture sees all frames in one thread.
+      const isCaptured = parseCapture(options)?.frames === true;
+      return await runPlane(settings, isCaptured ? 0 : plane.pairThreads?.(settings) ?? 0);
     },
   };
 }

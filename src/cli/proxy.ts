@@ -124,10 +124,11 @@ export const proxyCommand: PlaneCommand<ProxySettings> = planeCommand({
     return { bus, vhostUsers, domains, confined, limits, notifiesInBand };
   },
   open: (settings, context) => {
-    const { reactor, log, tracer, stack } = context;
+    const { reactor, log, stack } = context;
     const bus = stack.use(openBus(settings.bus, "driver", reactor, log));
     const codec = codecFor(settings.bus.dialect);
     const { confined, vhostUsers, domains, notifiesInBand } = settings;
+    const tracer = context.tracerFor(bus);
     const options = { reactor, bus, codec, log, tracer, notifiesInBand };
     const side = stack.use(new DriverSide(options));
     const deviceCount = vhostUsers.length + domains.flatMap(({ cards }) => cards).length;

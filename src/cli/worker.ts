@@ -20,11 +20,12 @@ import { Reactor, stopReactorFrom } from "../linux/reactor.ts";
 import { openCounterFile } from "../observe/counter_file.ts";
 import { LineWriter } from "../linux/line_writer.ts";
 import { createLog, limitedLog, withoutRepeats } from "../observe/log.ts";
-import { createTracer } from "../observe/trace.ts";
+import type { TraceFormat } from "../observe/trace.ts";
 import { complaintOf } from "./complaint.ts";
 import { type PlaneName, PLANES } from "./commands.ts";
 import { enterRunning } from "./permissions.ts";
 import type { CommonSettings, PlaneCommand, PlaneContext } from "./plane.ts";
+import { openWatching } from "./trace_option.ts";
 
 export interface StartMessage {
   readonly plane: PlaneName;
@@ -61,6 +62,11 @@ async function runPair(line: PairLine): Promise<number> {
   return 0;
 }
 
+/** What stands in the place of lines that nobody read; in JSON where the others are. */
+function gapIn(format: TraceFormat | undefined): ((count: number) => string) | undefined {
+  return format === "json" ? (dropped) => JSON.stringify({ dropped }) : undefined;
+}
+
 async function run(
   { plane, settings, common, stopFd, pairLines }: StartMessage,
 ): Promise<number> {
@@ -71,18 +77,18 @@ async function run(
   // First, so that it is removed last: whatever counts is gone by then.
   stack.use(openCounterFile(plane));
   const reactor = stack.use(new Reactor());
-  const stderr = stack.use(new LineWriter(reactor, STDERR));
+  const stderr = stack.use(new LineWriter(reactor, STDERR, gapIn(common.trace?.format)));
   const toStderr = (line: string) => stderr.write(line);
+  const log = withoutRepeats(createLog(`vmsg ${plane}`, common.logLevel, toStderr), reactor);
   const context: PlaneContext = {
     reactor,
-    log: withoutRepeats(createLog(`vmsg ${plane}`, common.logLevel, toStderr), reactor),
-    tracer: common.trace ? createTracer(toStderr, reactor) : undefined,
+    log,
+    ...openWatching(common.trace, common.capture, toStderr, { reactor, log, stack }),
     trace: common.trace ? toStderr : undefined,
     stack,
     print: (line) => console.log(line),
     pairLines,
   };
-  const { log } = context;
   const canEnd = () => log.info("memory without seals came: cut off, it would end this process");
   takeMemoryFiles(common.memoryFiles, guardMemory() ? undefined : canEnd);
   const complain = limitedLog(log.error, reactor);

@@ -74,6 +74,11 @@ export function openFile(path: string, flags = 0, mode = 0o600): Fd {
   return new Fd(check(libc.open(cString(path), O_RDWR | O_CLOEXEC | flags, mode), `open ${path}`));
 }
 
+/** Opens a file, or a pipe, for reading. */
+export function openForReading(path: string): Fd {
+  return new Fd(check(libc.open(cString(path), O_CLOEXEC, 0), `open ${path}`));
+}
+
 /** The size of an open file in bytes. */
 export function fileSize(fd: Fd): number {
   const size = libc.lseek(fd.number, 0n, SEEK_END);

@@ -39,6 +39,12 @@ const library = Deno.dlopen("libc.so.6", {
   preadv: { parameters: ["i32", "u64", "i32", "i64"], result: "i32" },
   /** ssize_t pwritev(int fd, const struct iovec *iov, int iovcnt, off_t offset) */
   pwritev: { parameters: ["i32", "u64", "i32", "i64"], result: "i32" },
+  /** int aio_write(struct aiocb *aiocbp): in libc since glibc 2.34 */
+  aio_write: { parameters: ["u64"], result: "i32", optional: true },
+  /** int aio_error(const struct aiocb *aiocbp) */
+  aio_error: { parameters: ["u64"], result: "i32", optional: true },
+  /** ssize_t aio_return(struct aiocb *aiocbp) */
+  aio_return: { parameters: ["u64"], result: "i32", optional: true },
   /** int fdatasync(int fd) */
   fdatasync: { parameters: ["i32"], result: "i32" },
   /** ssize_t preadv2(int fd, const struct iovec *iov, int iovcnt, off_t offset, int flags) */

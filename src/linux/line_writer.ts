@@ -42,8 +42,16 @@ export class LineWriter implements Disposable {
   #bytes = 0;
   #dropped = 0;
 
-  /** @param number the descriptor to write to; it stays the caller's */
-  constructor(private readonly reactor: Reactor, number: number) {
+  /**
+   * @param number the descriptor to write to; it stays the caller's
+   * @param gap the line that says how many were dropped in its place
+   */
+  constructor(
+    private readonly reactor: Reactor,
+    number: number,
+    private readonly gap = (count: number) =>
+      `vmsg: ${count} lines were dropped here: nobody read what was written`,
+  ) {
     // Not an owner: it is only asked what it is.
     const { kind } = fileStatus(new Fd(number));
     this.#isSocket = kind === "socket";
@@ -70,7 +78,7 @@ export class LineWriter implements Disposable {
 
   #tellDropped(): void {
     if (this.#dropped === 0) return;
-    this.#push(`vmsg: ${this.#dropped} lines were dropped here: nobody read what was written`);
+    this.#push(this.gap(this.#dropped));
     this.#dropped = 0;
   }
 

@@ -38,7 +38,8 @@ function revision1(exactEvents: boolean, mostConfig: number): Form {
   };
 }
 
-const FORMS: Readonly<Record<Dialect, Form>> = {
+/** How each dialect frames its messages. */
+export const FORMS: Readonly<Record<Dialect, Form>> = {
   v1: revision1(true, Infinity),
   "v1-2025": revision1(false, QEMU_CONFIG),
   proto: {

@@ -29,6 +29,41 @@ import { DEVICE_NET, featureNames, statusNames } from "../virtio/features.ts";
 import type { Layout } from "./layout.ts";
 import { kindName, MESSAGES, wireOf } from "./table.ts";
 
+export { featureNames, statusNames };
+
+/** Kinds of devices by their id (VIRTIO 1.3, 5), as vmsg's options and QEMU's devices have them. */
+export const DEVICE_KINDS: ReadonlyMap<number, string> = new Map([
+  [1, "net"],
+  [2, "blk"],
+  [3, "console"],
+  [4, "rng"],
+  [5, "balloon"],
+  [8, "scsi"],
+  [9, "9p"],
+  [16, "gpu"],
+  [18, "input"],
+  [19, "vsock"],
+  [20, "crypto"],
+  [23, "iommu"],
+  [24, "mem"],
+  [25, "sound"],
+  [26, "fs"],
+  [27, "pmem"],
+  [32, "scmi"],
+  [34, "i2c"],
+  [41, "gpio"],
+]);
+
+/** The name of a kind of devices, undefined for one that has none here. */
+export function deviceKind(deviceId: number): string | undefined {
+  return DEVICE_KINDS.get(deviceId);
+}
+
+/** Is it the name of a kind of devices? */
+export function isDeviceKind(name: string): boolean {
+  return [...DEVICE_KINDS.values()].includes(name);
+}
+
 const FIELD_NAMES: ReadonlySet<string> = new Set(FIELDS);
 
 /**
@@ -112,7 +147,7 @@ function done(m: Message): string {
 }
 
 function deviceInfo(m: Message): string {
-  const kind = m.deviceId === DEVICE_NET ? "net" : `device id ${m.deviceId}`;
+  const kind = deviceKind(m.deviceId) ?? `device id ${m.deviceId}`;
   const admin = m.adminCount > 0 ? `, admin queues ${m.adminStart} +${m.adminCount}` : "";
   const what = `${kind} vendor ${hex(m.vendorId)}`;
   // Only `proto` names a revision, and it says nothing about sizes.
@@ -167,9 +202,9 @@ function generation(m: Message): string[] {
   return m.generation === 0 ? [] : [`generation ${m.generation}`];
 }
 
-/** What a plain SET_VQUEUE does not have. */
+/** What a plain SET_VQUEUE does not have, and that of `proto` never. */
 function flags(m: Message): string {
-  return m.flags === QUEUE_ENABLED ? "" : ` flags ${hex(m.flags)}`;
+  return m.flags === QUEUE_ENABLED || m.dialect === "proto" ? "" : ` flags ${hex(m.flags)}`;
 }
 
 function rings(m: Message): string {
@@ -231,13 +266,32 @@ function notifier({ memoryDevice, index, flags, ordinal }: Message): string {
   return `device ${memoryDevice} queue ${index} ${kick}${call}`;
 }
 
+/** How a message is written. */
+function layoutOf({ kind, dialect, response }: Message): Layout | undefined {
+  const definition = MESSAGES[kind]!;
+  const form = wireOf(definition, dialect ?? "v1") ?? definition.wire.proto;
+  return response ? form?.response : form?.request;
+}
+
+/** What a message says, for programs: its fields by the names of the table, bytes in hex. */
+export function fieldsOf(m: Message): Record<string, number | string | number[]> {
+  const fields: Record<string, number | string | number[]> = {};
+  for (const [, type, name] of layoutOf(m)?.fields ?? []) {
+    if (name === "words") fields[name] = [...m.words.subarray(0, m.count)];
+    else if (name === "uuid") fields[name] = hexBytes(m.uuid);
+    else if (name === "bytes") {
+      const size = type.startsWith("bits") ? Math.ceil(m.count / 8) : m.length;
+      fields[name] = hexBytes(m.bytes.subarray(0, m.omitData !== 0 ? 0 : size));
+    } else if (name !== "reserved") fields[name] = m[name];
+    if (type === "next") fields.nextWrap = m.nextWrap;
+  }
+  return fields;
+}
+
 /** What the table says about a message, for all that have no words of their own. */
 function fromTable(m: Message): string {
-  const definition = MESSAGES[m.kind]!;
-  const form = wireOf(definition, m.dialect ?? "v1") ?? definition.wire.proto;
-  const layout: Layout | undefined = m.response ? form?.response : form?.request;
   const words: string[] = [];
-  for (const [, type, name] of layout?.fields ?? []) {
+  for (const [, type, name] of layoutOf(m)?.fields ?? []) {
     if (!FIELD_NAMES.has(name)) continue;
     const value = m[name as typeof FIELDS[number]];
     words.push(`${name} ${type === "u64" || name === "nonce" ? hex(value) : value}`);

@@ -6,13 +6,17 @@
  *     +0.014102 dev 0 queue 1: notifications out of band
  *
  * The arrow is seen from the process that prints: `->` was sent, `<-` was received. Time counts from
- * the start of the trace.
+ * the start of the trace. Where other lines are between an answer and its request, the answer says when that was:
+ * `184 us after +0.013207`. As JSON a line is an object, see {@link jsonLine}; there each message has a number, and an
+ * answer names its request's.
  */
 
 import type { Clock } from "../linux/clock.ts";
-import { describe } from "../message/text.ts";
-import { isBusMessage } from "../message/table.ts";
+import { codecFor } from "../message/codecs.ts";
 import { Kind, type Message } from "../message/message.ts";
+import { isBusMessage, kindName, MESSAGES } from "../message/table.ts";
+import { describe, fieldsOf } from "../message/text.ts";
+import type { TraceFilter } from "./trace_filter.ts";
 
 /** Sent or received, as seen by this process. */
 export type Direction = "->" | "<-";
@@ -37,8 +41,35 @@ export interface Tracer {
   note(line: string): void;
 }
 
+/** How lines are written. */
+export const TRACE_FORMATS = ["text", "json"] as const;
+/** One of {@link TRACE_FORMATS}. */
+export type TraceFormat = typeof TRACE_FORMATS[number];
+
+/** What is traced, and how. */
+export interface TraceOptions {
+  /** What is shown; all unless given. */
+  readonly filter?: TraceFilter | undefined;
+  readonly format?: TraceFormat | undefined;
+  /** In front of each line, where several buses are in one trace. */
+  readonly bus?: string | undefined;
+  /** When time began; now unless given. */
+  readonly startMs?: number | undefined;
+  /** Show each HELLO, also those that only say that the peer is still there. */
+  readonly heartbeat?: boolean | undefined;
+}
+
+/** A tracer that writes lines. */
+export interface LineTracer extends Tracer {
+  /** Says which requests were not answered so far. */
+  unanswered(): void;
+}
+
 /** Requests whose answers are awaited; more are forgotten, a peer may never answer. */
 const MAX_OPEN = 256;
+
+/** There are fewer kinds of messages than 64, and 65536 devices. */
+const SORTS = 64 * 65536 * 2;
 
 /** HELLO comes ten times a second; only those of an attachment's beginning are worth a line. */
 const SHOWN_HELLOS = 4;
@@ -46,41 +77,169 @@ const SHOWN_HELLOS = 4;
 /** Bytes of a slot that was not understood that a line shows. */
 const SHOWN_BYTES = 16;
 
+/** A request that is not answered yet. */
+interface Open {
+  /** Kind, device and direction as a number. */
+  readonly sort: number;
+  readonly number: number;
+  readonly ms: number;
+  readonly direction: Direction;
+  /** Where and what, for people. */
+  readonly about: string;
+  readonly words: string;
+}
+
+/** What a line is made of. */
+interface Line {
+  readonly direction: Direction;
+  readonly message: Message;
+  readonly number: number;
+  readonly nowMs: number;
+  readonly startMs: number;
+  readonly deviceId: number | undefined;
+  readonly request: Open | undefined;
+  readonly bus: string | undefined;
+}
+
+function stamp(ms: number): string {
+  return `+${(ms / 1000).toFixed(6)}`;
+}
+
+function aboutOf(message: Message): string {
+  return isBusMessage(message.kind) ? "bus  " : `dev ${message.device}`;
+}
+
+function microseconds(ms: number): number {
+  return Math.round(ms * 1000);
+}
+
+function textLine({ direction, message, number, nowMs, startMs, request, ...line }: Line): string {
+  let latency = "";
+  if (request !== undefined) {
+    latency = `   ${microseconds(nowMs - request.ms)} us`;
+    if (request.number !== number - 1) latency += ` after ${stamp(request.ms - startMs)}`;
+  }
+  const words = describe(message, line.deviceId);
+  const bus = line.bus === undefined ? "" : `${line.bus} `;
+  return `${stamp(nowMs - startMs)} ${bus}${direction} ${aboutOf(message)} ${words}${latency}`;
+}
+
+function sortOf({ kind, response }: Message): string {
+  return response ? "answer" : MESSAGES[kind].event ? "event" : "request";
+}
+
+/**
+ * Seconds since the start, and what the table of messages calls things; `words` are those of the text form. An answer
+ * has `latency`, in microseconds, and `request`, the number of the line's object it answers.
+ */
+function jsonLine(line: Line): string {
+  const { direction, message, number, nowMs, startMs, request, bus } = line;
+  const { kind, device, token, dialect } = message;
+  return JSON.stringify({
+    time: microseconds(nowMs - startMs) / 1e6,
+    number,
+    bus,
+    direction,
+    device: isBusMessage(kind) ? undefined : device,
+    message: kindName(kind),
+    sort: sortOf(message),
+    dialect,
+    token,
+    fields: fieldsOf(message),
+    words: describe(message, line.deviceId),
+    latency: request && microseconds(nowMs - request.ms),
+    request: request?.number,
+  });
+}
+
 /**
  * A tracer that writes lines.
  *
  * @param clock the reactor
  */
-export function createTracer(write: (line: string) => void, clock: Pick<Clock, "now">): Tracer {
-  const startMs = clock.now();
-  const open = new Map<number, number>();
+export function createTracer(
+  write: (line: string) => void,
+  clock: Pick<Clock, "now">,
+  options: TraceOptions = {},
+): LineTracer {
+  const { filter = () => true, format = "text", bus, startMs = clock.now() } = options;
+  const open = new Map<number, Open>();
+  const deviceIds = new Map<number, number>();
   let hellos = 0;
-  const stamp = () => `+${((clock.now() - startMs) / 1000).toFixed(6)}`;
+  let number = 0;
+  const front = () => `${stamp(clock.now() - startMs)} ${bus === undefined ? "" : `${bus} `}`;
+  const line = (text: string, rest: Record<string, unknown>) => {
+    const time = microseconds(clock.now() - startMs) / 1e6;
+    write(format === "json" ? JSON.stringify({ time, bus, ...rest }) : front() + text);
+  };
+  /** The request that an answer belongs to, or keeps a request until its answer comes. */
+  const requestOf = (direction: Direction, message: Message, nowMs: number): Open | undefined => {
+    const { kind, device, token, response, dialect } = message;
+    if (MESSAGES[kind].event || (dialect !== undefined && !codecFor(dialect).answered(kind))) {
+      return undefined;
+    }
+    // Both sides may ask the same.
+    const isOurs = (direction === "->") !== response;
+    const sort = (kind * 65536 + device) * 2 + (isOurs ? 1 : 0);
+    const key = token * SORTS + sort;
+    const found = open.get(key);
+    open.delete(key);
+    if (response) {
+      // What was asked before the same was asked again and answered, is not waited for any more.
+      for (const [other, { sort: same, number }] of open) {
+        if (found !== undefined && same === sort && number < found.number) open.delete(other);
+      }
+      return found;
+    }
+    if (open.size >= MAX_OPEN) open.clear();
+    const words = describe(message, deviceIds.get(device));
+    open.set(key, { sort, number, ms: nowMs, direction, about: aboutOf(message), words });
+    return undefined;
+  };
   return {
     message(direction, message) {
-      if (message.kind === Kind.HELLO && ++hellos > SHOWN_HELLOS) return;
-      if (message.kind === Kind.GET_DEVICE_INFO) hellos = 0;
-      const key = (message.token * 64 + message.kind) * 65536 + message.device;
-      let latency = "";
-      if (message.response) {
-        const sentMs = open.get(key);
-        open.delete(key);
-        if (sentMs !== undefined) {
-          latency = `   ${Math.round((clock.now() - sentMs) * 1000)} us`;
-        }
-      } else {
-        if (open.size >= MAX_OPEN) open.clear();
-        open.set(key, clock.now());
+      const { kind, device, response } = message;
+      const nowMs = clock.now();
+      number++;
+      if (kind === Kind.GET_DEVICE_INFO) {
+        hellos = 0;
+        if (response) deviceIds.set(device, message.deviceId);
       }
-      const about = isBusMessage(message.kind) ? "bus  " : `dev ${message.device}`;
-      write(`${stamp()} ${direction} ${about} ${describe(message)}${latency}`);
+      const deviceId = isBusMessage(kind) ? undefined : deviceIds.get(device);
+      const request = requestOf(direction, message, nowMs);
+      if (kind === Kind.HELLO && ++hellos > SHOWN_HELLOS && options.heartbeat !== true) return;
+      if (!filter({ message, deviceId })) return;
+      const parts = { direction, message, number, nowMs, startMs, deviceId, request, bus };
+      write(format === "json" ? jsonLine(parts) : textLine(parts));
     },
     malformed(view, offset, length, reason) {
-      const shown = { length: Math.min(length, SHOWN_BYTES) };
-      const bytes = Array.from(shown, (_, i) => view.getUint8(offset + i));
-      const hex = bytes.map((b) => b.toString(16).padStart(2, "0")).join(" ");
-      write(`${stamp()} <- not understood (${reason}): ${hex} ...`);
+      if (!filter({ message: undefined, sort: "malformed", deviceId: undefined })) return;
+      const hexOf = (shown: number) =>
+        Array.from({ length: shown }, (_, i) => view.getUint8(offset + i))
+          .map((byte) => byte.toString(16).padStart(2, "0"));
+      const hex = hexOf(Math.min(length, SHOWN_BYTES)).join(" ");
+      const bytes = format === "json" ? hexOf(length).join("") : "";
+      line(`<- not understood (${reason}): ${hex} ...`, { malformed: reason, bytes });
     },
-    note: (line) => write(`${stamp()} ${line}`),
+    note(text) {
+      if (!filter({ message: undefined, sort: "note", deviceId: undefined })) return;
+      line(text, { note: text });
+    },
+    unanswered() {
+      for (const { ms, direction, about, words, number } of open.values()) {
+        const when = stamp(ms - startMs);
+        line(`not answered: ${when} ${direction} ${about} ${words}`, { unanswered: number });
+      }
+    },
+  };
+}
+
+/** One tracer for several. */
+export function severalTracers(tracers: readonly Tracer[]): Tracer | undefined {
+  if (tracers.length < 2) return tracers[0];
+  return {
+    message: (...seen) => tracers.forEach((tracer) => tracer.message(...seen)),
+    malformed: (...seen) => tracers.forEach((tracer) => tracer.malformed(...seen)),
+    note: (line) => tracers.forEach((tracer) => tracer.note(line)),
   };
 }

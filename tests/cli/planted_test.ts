@@ -25,6 +25,7 @@ const PLACES: readonly [string, string, string[]][] = [
   ],
   ["memory file", "memory", ["ivshmem-server", "--socket", "iv.sock", "--file", "memory"]],
   ["capture file", "frames", ["device", "--bus", BUS, "--net", "responder,pcap=frames"]],
+  ["capture file", "all", ["driver", "--bus", BUS, "--capture", "all"]],
 ];
 
 async function refused(vmsg: Processes, what: string, place: string, args: string[], why: RegExp) {

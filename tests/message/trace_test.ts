@@ -4,28 +4,11 @@ import { detectDialect } from "../../src/message/detect.ts";
 import { type Kind, Message } from "../../src/message/message.ts";
 import { MESSAGES } from "../../src/message/table.ts";
 import { describe } from "../../src/message/text.ts";
+import { recordedSession } from "./recorded_session.ts";
 import { bytesOf, slotOf } from "./vectors.ts";
 
-/** One line of proto-linux-user.txt, whose head says what it is. */
-interface Recorded {
-  readonly fromDriver: boolean;
-  readonly bytes: Uint8Array;
-}
-
-function readTrace(): Recorded[] {
-  const text = Deno.readTextFileSync(new URL("./proto-linux-user.txt", import.meta.url));
-  const lines = text.split("\n").filter((line) => line !== "" && !line.startsWith("#"));
-  return lines.map((line) => {
-    const [, direction, hex] = /^ *\d+ (driver->device|device->driver) ([0-9a-f]{80})$/.exec(line)!;
-    return {
-      fromDriver: direction === "driver->device",
-      bytes: Uint8Array.from(hex!.match(/../g)!, (byte) => parseInt(byte, 16)),
-    };
-  });
-}
-
 Deno.test("a recorded proto session round-trips, byte for byte, and has words", () => {
-  const trace = readTrace();
+  const trace = recordedSession();
   assertEquals(trace.length, 174);
   const codec = codecFor("proto");
   const message = new Message();

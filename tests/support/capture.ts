@@ -1,24 +1,45 @@
 /** Captures, as Debian's tshark and we ourselves see them. */
 
 import { assert, assertEquals } from "@std/assert";
+import {
+  type CutOff,
+  LINKTYPE_ETHERNET,
+  type ReadPacket,
+  readPcapng,
+  type ReadStatistics,
+} from "../../src/observe/pcapng.ts";
 
 /** An Ethernet frame of a capture. */
 export type Frame = Uint8Array;
 
-/** The frames of a pcap file with nanoseconds; a record that is cut at the end is left out. */
+/** What is in a capture, each packet with a place of its own. */
+export function readAll(path: string): (ReadPacket | ReadStatistics | CutOff)[] {
+  const bytes = Deno.readFileSync(path);
+  let at = 0;
+  const items = readPcapng((into) => {
+    const part = bytes.subarray(at, at + into.length);
+    into.set(part);
+    at += part.length;
+    return part.length;
+  });
+  return Array.from(
+    items,
+    (item) => item.kind === "packet" ? { ...item, data: item.data.slice() } : item,
+  );
+}
+
+/** The packets of a capture; one that is cut off at the end is left out. */
+export function readPackets(path: string): ReadPacket[] {
+  return readAll(path).filter((item) => item.kind === "packet");
+}
+
+/** The frames of a capture, whole ones. */
 export function readFrames(path: string): Frame[] {
-  const data = Deno.readFileSync(path);
-  const view = new DataView(data.buffer);
-  assertEquals(view.getUint32(0, true), 0xa1b23c4d);
-  const frames: Frame[] = [];
-  for (let at = 24; at + 16 <= data.length;) {
-    const size = view.getUint32(at + 8, true);
-    assertEquals(size, view.getUint32(at + 12, true), "a frame was cut");
-    if (at + 16 + size > data.length) break;
-    frames.push(data.subarray(at + 16, at + 16 + size));
-    at += 16 + size;
-  }
-  return frames;
+  return readPackets(path).filter((packet) => packet.interface.linkType === LINKTYPE_ETHERNET)
+    .map(({ data, length }) => {
+      assertEquals(data.length, length, "a frame was cut");
+      return data;
+    });
 }
 
 function onesComplement(bytes: Uint8Array, sum = 0): number {

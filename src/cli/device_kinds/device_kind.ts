@@ -2,6 +2,7 @@
 
 import type { PairLine } from "../../devices/net/pair_line.ts";
 import type { Reactor } from "../../linux/reactor.ts";
+import type { CaptureFile } from "../../observe/capture_file.ts";
 import type { Log } from "../../observe/log.ts";
 import type { DeviceModel } from "../../virtio/device.ts";
 import type { Kind } from "../kinds.ts";
@@ -22,6 +23,10 @@ export interface DeviceContext {
   readonly mayBlock: boolean;
   /** Lines to threads for queue pairs that no device has yet; who has one takes it out. */
   readonly pairLines: PairLine[];
+  /** Owns what a device has besides. */
+  readonly stack: DisposableStack;
+  /** Where the frames of network cards are captured, if they are. */
+  readonly frameCapture: CaptureFile | undefined;
 }
 
 export interface OpenDevice {

@@ -2,7 +2,8 @@
 
 import { NetDevice } from "../../devices/net/net_device.ts";
 import { parseMac } from "../../network/protocols/ethernet.ts";
-import { CapturingPort } from "../../network/pcap.ts";
+import { CapturingPort } from "../../network/capturing_port.ts";
+import { CaptureFile } from "../../observe/capture_file.ts";
 import { SteeredPort } from "../../network/steered_port.ts";
 import type { Group } from "../groups.ts";
 import type { Chosen } from "../kinds.ts";
@@ -56,7 +57,7 @@ export const netKind: DeviceKind<NetSettings> = {
   // Of no other port can a queue be lent; a capture sees all frames in one thread.
   pairThreads: ({ port, capture, queues }) =>
     port.kind === tapKind.name && capture === undefined ? queues - 1 : 0,
-  open: (settings, { reactor, log, hubs, number, pairLines }) => {
+  open: (settings, { reactor, log, hubs, number, pairLines, frameCapture, stack }) => {
     const { mac, capture, queues } = settings;
     using stack = new DisposableStack();
     const { port, mtu } = openPort(settings.port, { reactor, log, card: mac, hubs, queues });
@@ -64,11 +65,18 @@ export const netKind: DeviceKind<NetSettings> = {
     const wide = queues === 1 || port.queues !== undefined
       ? port
       : new SteeredPort(port, queues, reactor);
-    const watched = capture === undefined
-      ? wide
-      : new CapturingPort(wide, { path: capture }, reactor, log);
+    const files = [
+      capture === undefined
+        ? undefined
+        : stack.use(new CaptureFile({ path: capture }, reactor, log)),
+      frameCapture,
+    ].filter((file) => file !== undefined);
+    const watched = files.reduce(
+      (port, file) => new CapturingPort(port, file, `net${number}`),
+      wide,
+    );
     const name = `${number} net, ${watched.description}`;
-    const lines = pairLines.splice(0, netKind.pairThreads!(settings));
+    const lines = pairLines.splice(0, files.length > 0 ? 0 : netKind.pairThreads!(settings));
     const options = { mac, mtu: settings.mtu ?? mtu, pairs: queues, lines, name };
     const model = new NetDevice(reactor, watched, options);
     stack.move();

@@ -1,0 +1,170 @@
+/** `--capture` and `vmsg trace` as users have them, with Debian's tshark beside them. */
+
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { codecFor } from "../../src/message/codecs.ts";
+import { Message } from "../../src/message/message.ts";
+import { recordedSession } from "../message/recorded_session.ts";
+import { readAll } from "../support/capture.ts";
+import { type Processes, processTest } from "../support/processes.ts";
+import { writeCapture } from "../support/capture_of_messages.ts";
+import { slotOf } from "../message/vectors.ts";
+import { findProgram } from "../../src/linux/programs.ts";
+
+const BUS = ["--bus", "linux-user,socket=lu.sock"];
+
+/** A golden text beside this file; VMSG_GOLDEN=write makes it. */
+async function assertGolden(name: string, lines: readonly string[]): Promise<void> {
+  const url = new URL(name, import.meta.url);
+  const text = lines.join("\n") + "\n";
+  if (Deno.env.get("VMSG_GOLDEN") === "write") await Deno.writeTextFile(url, text);
+  assertEquals(text.split("\n"), (await Deno.readTextFile(url)).split("\n"));
+}
+
+processTest("trace: a whole bring-up as it was recorded, in words", async (vmsg) => {
+  const path = `${vmsg.directory}/session.pcapng`;
+  writeCapture(path, recordedSession());
+  const all = await vmsg.run("trace", path);
+  assertEquals([all.code, all.stderr], [0, []]);
+  await assertGolden("bring_up.txt", all.stdout);
+  const some = await vmsg.run("trace", "--filter", "net0,!event,!GET_*", path);
+  const expected = all.stdout.filter((line) => !/dev \d+ (EVENT|GET)_/.test(line));
+  assert(expected.length > 20 && expected.length < all.stdout.length / 2);
+  // Whether an answer came next is not changed by what is shown.
+  assertEquals(some.stdout, expected);
+  const json = await vmsg.run("trace", "--json", path);
+  const objects = json.stdout.map((line) => JSON.parse(line));
+  assertEquals(objects.map(({ words }) => words), all.stdout.map((line) => wordsOf(line)));
+  const codec = codecFor("proto");
+  const message = new Message();
+  for (const [i, { bytes }] of recordedSession().entries()) {
+    codec.decode(slotOf(bytes), 0, message);
+    const { device, sort, request, latency, number } = objects[i];
+    assertEquals([device, sort === "answer", number], [message.device, message.response, i + 1]);
+    if (sort !== "answer") continue;
+    assertEquals(objects[request - 1].message, objects[i].message);
+    assert(latency >= 0);
+  }
+});
+
+/** A line without its time, direction, device and latency. */
+function wordsOf(line: string): string {
+  return /^\S+ (?:->|<-) dev \d+ (.*?)(?: {3}\d+ us.*)?$/.exec(line)![1]!;
+}
+
+/** What tshark makes of a capture: a line for each packet, protocol first. */
+async function tshark(vmsg: Processes, path: string): Promise<string[]> {
+  const script = `${vmsg.directory}/vmsg.lua`;
+  const { stdout } = await vmsg.run("trace", "--dissector");
+  await Deno.writeTextFile(script, stdout.join("\n"));
+  const output = await new Deno.Command("tshark", {
+    args: [
+      ...["-X", `lua_script:${script}`, "-r", path, "-T", "fields"],
+      ...["-e", "_ws.col.Protocol", "-e", "_ws.malformed", "-e", "_ws.col.Info"],
+    ],
+    stdin: "null",
+  }).output();
+  const complaints = new TextDecoder().decode(output.stderr).split("\n")
+    .filter((line) => line !== "" && !line.startsWith("Running as user"));
+  assertEquals(complaints, []);
+  return new TextDecoder().decode(output.stdout).trimEnd().split("\n");
+}
+
+processTest(
+  "capture: messages and frames of both sides; nothing malformed in tshark",
+  async (vmsg) => {
+    const device = await vmsg.start(
+      "device",
+      ...BUS,
+      "--net",
+      "responder",
+      "--capture",
+      "a.pcapng",
+    );
+    const driver = await vmsg.run(
+      "driver",
+      ...BUS,
+      "--count",
+      "3",
+      "--interval",
+      "0.05",
+      "--capture",
+      "b.pcapng",
+    );
+    assertEquals(driver.code, 0);
+    assertEquals((await device.end("SIGTERM")).code, 0);
+    const [a, b] = ["a", "b"].map((name) => `${vmsg.directory}/${name}.pcapng`) as [string, string];
+    assertEquals((await Deno.stat(a)).mode! & 0o777, 0o600);
+    const traces = await Promise.all([a, b].map((path) => vmsg.run("trace", path)));
+    // What one sent the other received, in the same order; but for what is said again until the other is there.
+    const said = (lines: string[], arrow: string) =>
+      lines.filter((line) => line.includes(` ${arrow} `) && !/HELLO|GET_DEVICE_INFO/.test(line))
+        .map((line) => line.replace(/^\S+ (?:->|<-) /, "").replace(/ {3}\d+ us.*$/, ""));
+    const [fromDevice, fromDriver] = traces.map(({ stdout }) => stdout) as [string[], string[]];
+    assert(said(fromDriver, "->").length > 20);
+    assertEquals(said(fromDevice, "<-"), said(fromDriver, "->"));
+    assert(
+      fromDevice.some((line) => /^capture: \d+ Ethernet frames are not shown here$/.test(line)),
+    );
+    if (findProgram("tshark") === undefined) {
+      return console.log(
+        "NOT RUN: captures in tshark: no tshark",
+      );
+    }
+    for (const path of [a, b]) {
+      const lines = await tshark(vmsg, path);
+      assertEquals(lines.length, readAll(path).filter(({ kind }) => kind === "packet").length);
+      const protocols = new Set(lines.map((line) => line.split("\t")[0]));
+      assertEquals(protocols, new Set(path === a ? ["virtio-msg", "ARP", "ICMP"] : ["virtio-msg"]));
+      assertEquals(
+        lines.filter((line) => line.split("\t")[1] !== "" || line.includes("not understood")),
+        [],
+      );
+      assert(
+        lines.some((line) =>
+          line.includes("SET_DEVICE_STATUS? status ACKNOWLEDGE DRIVER DRIVER_OK")
+        ),
+      );
+    }
+    const pings = (await tshark(vmsg, a)).filter((line) => line.startsWith("ICMP"));
+    assertEquals(pings.length, 6);
+    assertMatch(pings[1]!, /Echo \(ping\) reply/);
+  },
+);
+
+processTest("capture: a process that is killed leaves a file that is whole", async (vmsg) => {
+  const device = await vmsg.start("device", ...BUS, "--net", "responder", "--capture", "k.pcapng");
+  const driver = await vmsg.start("driver", ...BUS, "--count", "1000", "--interval", "0.002");
+  await driver.waitFor(/icmp_seq=200 /);
+  device.kill("SIGKILL");
+  await device.ended();
+  const items = readAll(`${vmsg.directory}/k.pcapng`);
+  // Only a write that was under way may be cut off; what was said before the last moments is there.
+  const frames = items.filter((item) => item.kind === "packet" && item.interface.name === "net0");
+  assert(frames.length >= 350, `${frames.length} frames`);
+  const { code, stdout } = await vmsg.run("trace", "k.pcapng");
+  assertEquals(code, 0);
+  assert(stdout.some((line) => line.includes("DRIVER_OK")));
+  await driver.end("SIGTERM");
+});
+
+processTest("capture: a ring keeps what comes last, in two files", async (vmsg) => {
+  const capture = "r.pcapng,ring,limit=4M";
+  const device = await vmsg.start("device", ...BUS, "--net", "responder", "--capture", capture);
+  const pings = ["--count", "2", "--interval", "0.01"];
+  const first = await vmsg.run("driver", ...BUS, ...pings, "--throughput", "0.3");
+  const second = await vmsg.run("driver", ...BUS, ...pings);
+  assertEquals([first.code, second.code], [0, 0]);
+  assertEquals((await device.end("SIGTERM")).code, 0);
+  const paths = ["r.pcapng.old", "r.pcapng"];
+  const sizes = paths.map((name) => Deno.statSync(`${vmsg.directory}/${name}`).size);
+  assert(sizes.every((size) => size <= 2 << 20) && sizes[0]! > 1 << 20, `${sizes}`);
+  const items = paths.flatMap((name) => readAll(`${vmsg.directory}/${name}`));
+  const times = items.filter((item) => item.kind === "packet").map(({ nanoseconds }) =>
+    nanoseconds
+  );
+  assert(times.every((time, i) => i === 0 || time >= times[i - 1]!), "in the order of their time");
+  const { code, stdout } = await vmsg.run("trace", ...paths);
+  assertEquals(code, 0);
+  const greetings = stdout.filter((line) => line.includes("GET_DEVICE_INFO ="));
+  assertEquals(greetings.length, 1, "the second driver's is there, the first one's is not");
+});
