@@ -138,7 +138,8 @@ export type {
 export type { Codec, Conduct, Dialect, Limits, Malformed } from "./src/message/codec.ts";
 export type { Field, FIELDS, Fields, Kind, Message } from "./src/message/message.ts";
 export type { Counters } from "./src/observe/counters.ts";
-export type { Direction } from "./src/observe/trace.ts";
+export type { Direction, LineTracer, TraceFormat, TraceOptions } from "./src/observe/trace.ts";
+export type { Shown, TraceFilter } from "./src/observe/trace_filter.ts";
 export type { DriverMemory } from "./src/sharing/driver_memory.ts";
 export type { SharedRegion } from "./src/sharing/sharing.ts";
 export type { Link } from "./src/transport/link.ts";

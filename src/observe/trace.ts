@@ -42,14 +42,15 @@ export interface Tracer {
 }
 
 /** How lines are written. */
-export const TRACE_FORMATS = ["text", "json"] as const;
-/** One of {@link TRACE_FORMATS}. */
-export type TraceFormat = typeof TRACE_FORMATS[number];
+export type TraceFormat = "text" | "json";
+/** All of them. */
+export const TRACE_FORMATS: readonly TraceFormat[] = ["text", "json"];
 
 /** What is traced, and how. */
 export interface TraceOptions {
   /** What is shown; all unless given. */
   readonly filter?: TraceFilter | undefined;
+  /** Text unless given. */
   readonly format?: TraceFormat | undefined;
   /** In front of each line, where several buses are in one trace. */
   readonly bus?: string | undefined;

@@ -21,7 +21,7 @@ import { deviceKind, isDeviceKind } from "../message/text.ts";
 
 /** What may be shown or not. */
 export interface Shown {
-  /** Undefined for what is no message. */
+  /** The message; undefined for what is none. */
   readonly message: Message | undefined;
   /** What it is, if it is no message. */
   readonly sort?: "malformed" | "note";
@@ -29,10 +29,10 @@ export interface Shown {
   readonly deviceId: number | undefined;
 }
 
-type Term = (shown: Shown) => boolean;
-
 /** Tells whether something is shown. */
-export type TraceFilter = Term;
+export type TraceFilter = (shown: Shown) => boolean;
+
+type Term = TraceFilter;
 
 /** Messages that name the device they are about in their payload. */
 function deviceOf(message: Message): number | undefined {
