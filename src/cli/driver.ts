@@ -1,6 +1,6 @@
 /** `vmsg driver`: a virtio-net driver in user space, and its pinger or its TAP. */
 
-import { CapturingPort } from "../network/capturing_port.ts";
+import { capturingPort } from "../network/capturing_port.ts";
 import { mirrored, PortBridge } from "../drivers/net/port_bridge.ts";
 import { NetDriver } from "../drivers/net/net_driver.ts";
 import {
@@ -154,7 +154,7 @@ export const driverCommand: PlaneCommand<DriverSettings> = planeCommand({
       const { queues } = settings;
       const tap = tapKind.open(settings.tap, { ...context, queues }).port;
       const { frameCapture } = context;
-      const port = frameCapture === undefined ? tap : new CapturingPort(tap, frameCapture, "tap");
+      const port = frameCapture === undefined ? tap : capturingPort(tap, frameCapture, "tap");
       const bridge = stack.use(new PortBridge(reactor, port, log.info));
       const options = { memory, offloads: mirrored(port.features), pairs: queues, rings };
       bridge.use(stack.use(new NetDriver(reactor, side, settings.device, bridge, log, options)));

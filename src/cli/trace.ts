@@ -1,112 +1,70 @@
 /** `vmsg trace`: what `--capture` wrote, as lines; and the dissector that lets Wireshark read it. */
 
-import { UsageError, VmsgError } from "../linux/errors.ts";
-import { openForReading } from "../linux/fd.ts";
-import { allocate } from "../linux/arena.ts";
-import { check, libc } from "../linux/libc.ts";
+import { UsageError } from "../linux/errors.ts";
+import { readFile } from "../linux/fd.ts";
 import { readMessage } from "../observe/capture.ts";
 import { dissector } from "../observe/dissector.ts";
 import { LINKTYPE_ETHERNET, readPcapng } from "../observe/pcapng.ts";
 import { createTracer, type LineTracer } from "../observe/trace.ts";
 import { parseTraceFilter } from "../observe/trace_filter.ts";
 import { VERSION } from "../version.ts";
-import type { Command, Options } from "./command.ts";
+import type { Command } from "./command.ts";
 
-const CHUNK = 1 << 16;
 /** Lines that are printed by one call. */
 const LINES_AT_ONCE = 256;
-const chunk = allocate(CHUNK);
 
-/** Prints lines, many at once. */
-class Printer implements Disposable {
-  readonly #lines: string[] = [];
-
-  write(line: string): void {
-    this.#lines.push(line);
-    if (this.#lines.length >= LINES_AT_ONCE) this.#print();
-  }
-
-  #print(): void {
-    if (this.#lines.length > 0) console.log(this.#lines.join("\n"));
-    this.#lines.length = 0;
-  }
-
-  [Symbol.dispose](): void {
-    this.#print();
-  }
-}
-
-/** Gives a file's bytes piece by piece. */
-function reader(path: string, stack: DisposableStack): (into: Uint8Array) => number {
-  const fd = stack.use(openForReading(path));
-  return (into) => {
-    const length = Math.min(into.length, CHUNK);
-    const count = check(libc.read(fd.number, chunk.address, length), `read ${path}`);
-    into.set(chunk.bytes.subarray(0, count));
-    return count;
+/** Prints captures behind one another, as if they were one. */
+function printCaptures(paths: readonly string[], filterText: string, isJson: boolean): void {
+  const filter = parseTraceFilter(filterText);
+  const tracers = new Map<number, LineTracer>();
+  const lines: string[] = [];
+  let nowMs = 0;
+  let start: bigint | undefined;
+  let frames = 0;
+  const print = () => {
+    if (lines.length > 0) console.log(lines.splice(0).join("\n"));
   };
-}
-
-/** All files behind one another, as lines. */
-class CaptureReader {
-  /** The time of the packet in hand, in milliseconds since the first one. */
-  #nowMs = 0;
-  #start: bigint | undefined;
-  readonly #tracers = new Map<number, LineTracer>();
-  readonly #dropped = new Map<string, number>();
-  #frames = 0;
-
-  constructor(private readonly options: Options, private readonly write: (line: string) => void) {}
-
-  read(path: string): void {
-    using stack = new DisposableStack();
-    // What was dropped is counted anew in each file.
-    this.#dropped.clear();
-    for (const item of readPcapng(reader(path, stack))) {
-      if (item.kind === "cut") this.#say(`${path} ends in the middle of a packet`);
-      else if (item.kind === "statistics") this.#tellDropped(item.interface.name, item.dropped);
-      else {
-        this.#start ??= item.nanoseconds;
-        this.#nowMs = Number(item.nanoseconds - this.#start) / 1e6;
-        if (item.interface.linkType === LINKTYPE_ETHERNET) this.#frames++;
+  const write = (line: string) => {
+    if (lines.push(line) >= LINES_AT_ONCE) print();
+  };
+  const say = (line: string) =>
+    write(isJson ? JSON.stringify({ capture: line }) : `capture: ${line}`);
+  const tracerOf = (number: number) => {
+    // The first bus has no name, since most captures have no other one.
+    const bus = number === 0 ? undefined : `bus${number}`;
+    const format = isJson ? "json" : "text";
+    const options = {
+      filter,
+      format,
+      bus,
+      startMs: 0,
+      heartbeat: /hello/i.test(filterText),
+    } as const;
+    const tracer = tracers.get(number) ?? createTracer(write, { now: () => nowMs }, options);
+    tracers.set(number, tracer);
+    return tracer;
+  };
+  for (const path of paths) {
+    const dropped = new Map<string, number>();
+    for (const item of readPcapng(readFile(path))) {
+      if (item.kind === "cut") say(`${path} ends in the middle of a packet`);
+      else if (item.kind === "statistics") {
+        const { name } = item.interface;
+        const more = item.dropped - (dropped.get(name) ?? 0);
+        dropped.set(name, item.dropped);
+        if (more > 0) say(`${more} packets of ${name} were dropped before this`);
+      } else {
+        start ??= item.nanoseconds;
+        nowMs = Number(item.nanoseconds - start) / 1e6;
+        if (item.interface.linkType === LINKTYPE_ETHERNET) frames++;
         const captured = readMessage(item);
-        captured?.tell(this.#tracerOf(captured.bus));
+        captured?.tell(tracerOf(captured.bus));
       }
     }
   }
-
-  #tracerOf(bus: number): LineTracer {
-    const known = this.#tracers.get(bus);
-    if (known !== undefined) return known;
-    const filter = this.options.text("filter") ?? "";
-    const made = createTracer(this.write, { now: () => this.#nowMs }, {
-      filter: parseTraceFilter(filter),
-      format: this.options.flag("json") ? "json" : "text",
-      // The first has no name, since most captures have no other one.
-      bus: bus === 0 ? undefined : `bus${bus}`,
-      startMs: 0,
-      heartbeat: /\bhello\b/i.test(filter),
-    });
-    this.#tracers.set(bus, made);
-    return made;
-  }
-
-  #tellDropped(name: string, dropped: number): void {
-    const before = this.#dropped.get(name) ?? 0;
-    this.#dropped.set(name, dropped);
-    if (dropped > before) {
-      this.#say(`${dropped - before} packets of ${name} were dropped before this`);
-    }
-  }
-
-  #say(line: string): void {
-    this.write(this.options.flag("json") ? JSON.stringify({ capture: line }) : `capture: ${line}`);
-  }
-
-  end(): void {
-    for (const tracer of this.#tracers.values()) tracer.unanswered();
-    if (this.#frames > 0) this.#say(`${this.#frames} Ethernet frames are not shown here`);
-  }
+  for (const tracer of tracers.values()) tracer.unanswered();
+  if (frames > 0) say(`${frames} Ethernet frames are not shown here`);
+  print();
 }
 
 /** See `vmsg trace --help`. */
@@ -137,24 +95,10 @@ export const traceCommand: Command = {
     "vmsg trace --dissector > vmsg.lua; tshark -X lua_script:vmsg.lua -r c.pcapng",
   ],
   run: (options) => {
-    if (options.flag("dissector")) {
-      console.log(dissector(VERSION));
-      return Promise.resolve(0);
-    }
     const paths = options.arguments;
-    if (paths.length === 0) throw new UsageError("a file is missing; see: vmsg trace --help");
-    using printer = new Printer();
-    const captures = new CaptureReader(options, (line) => printer.write(line));
-    parseTraceFilter(options.text("filter") ?? "");
-    for (const path of paths) {
-      try {
-        captures.read(path);
-      } catch (error) {
-        if (!(error instanceof VmsgError) || error.code !== "CAPTURE") throw error;
-        throw new VmsgError("CAPTURE", `${path} cannot be read: ${error.message}`);
-      }
-    }
-    captures.end();
+    if (options.flag("dissector")) console.log(dissector(VERSION));
+    else if (paths.length === 0) throw new UsageError("a file is missing; see: vmsg trace --help");
+    else printCaptures(paths, options.text("filter") ?? "", options.flag("json"));
     return Promise.resolve(0);
   },
 };

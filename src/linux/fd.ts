@@ -74,15 +74,25 @@ export function openFile(path: string, flags = 0, mode = 0o600): Fd {
   return new Fd(check(libc.open(cString(path), O_RDWR | O_CLOEXEC | flags, mode), `open ${path}`));
 }
 
-/** Opens a file, or a pipe, for reading. */
-export function openForReading(path: string): Fd {
-  return new Fd(check(libc.open(cString(path), O_CLOEXEC, 0), `open ${path}`));
-}
-
 /** The size of an open file in bytes. */
 export function fileSize(fd: Fd): number {
   const size = libc.lseek(fd.number, 0n, SEEK_END);
   return check(Number(size), `lseek fd ${fd.number}`);
+}
+
+const chunk = allocate(1 << 16);
+
+/** All of a file. */
+export function readFile(path: string): Uint8Array {
+  using fd = new Fd(check(libc.open(cString(path), O_CLOEXEC, 0), `open ${path}`));
+  const bytes = new Uint8Array(fileSize(fd));
+  for (let at = 0, count; at < bytes.length; at += count) {
+    const length = Math.min(chunk.bytes.length, bytes.length - at);
+    count = check(libc.pread(fd.number, chunk.address, length, BigInt(at)), `read ${path}`);
+    if (count === 0) return bytes.subarray(0, at);
+    bytes.set(chunk.bytes.subarray(0, count), at);
+  }
+  return bytes;
 }
 
 const SEEK_DATA = 3;

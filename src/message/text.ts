@@ -32,36 +32,15 @@ import { kindName, MESSAGES, wireOf } from "./table.ts";
 export { featureNames, statusNames };
 
 /** Kinds of devices by their id (VIRTIO 1.3, 5), as vmsg's options and QEMU's devices have them. */
-export const DEVICE_KINDS: ReadonlyMap<number, string> = new Map([
-  [1, "net"],
-  [2, "blk"],
-  [3, "console"],
-  [4, "rng"],
-  [5, "balloon"],
-  [8, "scsi"],
-  [9, "9p"],
-  [16, "gpu"],
-  [18, "input"],
-  [19, "vsock"],
-  [20, "crypto"],
-  [23, "iommu"],
-  [24, "mem"],
-  [25, "sound"],
-  [26, "fs"],
-  [27, "pmem"],
-  [32, "scmi"],
-  [34, "i2c"],
-  [41, "gpio"],
-]);
+export const DEVICE_KINDS: ReadonlyMap<number, string> = new Map(
+  ("1 net,2 blk,3 console,4 rng,5 balloon,8 scsi,9 9p,16 gpu,18 input,19 vsock,20 crypto,23 iommu,24 mem,25 sound,26 fs," +
+    "27 pmem,32 scmi,34 i2c,41 gpio").split(",").map((kind) => kind.split(" ") as [string, string])
+    .map(([id, name]) => [Number(id), name]),
+);
 
 /** The name of a kind of devices, undefined for one that has none here. */
 export function deviceKind(deviceId: number): string | undefined {
   return DEVICE_KINDS.get(deviceId);
-}
-
-/** Is it the name of a kind of devices? */
-export function isDeviceKind(name: string): boolean {
-  return [...DEVICE_KINDS.values()].includes(name);
 }
 
 const FIELD_NAMES: ReadonlySet<string> = new Set(FIELDS);

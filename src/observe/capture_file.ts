@@ -16,13 +16,13 @@
 
 import { allocate, type Block } from "../linux/arena.ts";
 import { BackgroundWrite } from "../linux/background_write.ts";
+import { pause } from "../linux/clock.ts";
 import { EAGAIN, EINTR, LinuxError, VmsgError } from "../linux/errors.ts";
 import { type Fd, fileStatus, resizeFile } from "../linux/fd.ts";
-import { cString, errno, libc, linuxError } from "../linux/libc.ts";
+import { check, cString, libc, linuxError } from "../linux/libc.ts";
 import { softLimit } from "../linux/limits.ts";
-import { mapAnonymous, type Mapping } from "../linux/mapping.ts";
+import { mapAnonymous } from "../linux/mapping.ts";
 import { openOwnFile } from "../linux/own_file.ts";
-import { pause } from "../linux/clock.ts";
 import type { Reactor, Timer } from "../linux/reactor.ts";
 import { type Counters, counterShape } from "./counters.ts";
 import type { Log } from "./log.ts";
@@ -33,6 +33,7 @@ import {
   PACKET_HEAD,
   packetSize,
   sectionHeader,
+  type Stamp,
   STATISTICS_SIZE,
   writePacket,
 } from "./pcapng.ts";
@@ -50,11 +51,10 @@ export interface CaptureOptions {
 }
 
 /** tcpdump's "all of it"; no frame is larger. */
-const MAX_SNAP_LENGTH = 262_144;
-const DEFAULT_LIMIT = 1 << 30;
-/** A limit must leave room for some packets. */
+export const MAX_SNAP_LENGTH = 262_144;
+export const DEFAULT_LIMIT: number = 1 << 30;
+/** A limit must leave room for some packets, that of a ring for large ones. */
 export const MIN_LIMIT = 4096;
-/** And that of a ring for large ones. */
 export const MIN_RING_LIMIT: number = 4 << 20;
 /** Of each of two: holds what a fast link brings while the other one is written. Only what is used takes memory. */
 const BUFFER_SIZE = 4 << 20;
@@ -62,9 +62,8 @@ const BUFFER_SIZE = 4 << 20;
 const EAGER_SIZE = 256 << 10;
 /** Soon enough that what led to a crash is there. */
 const FLUSH_MS = 10;
-/** How often a write is looked at. */
+/** How often a write is looked at, and how long the last one is waited for at the end. */
 const LOOK_MS = 5;
-/** How long the last bytes are waited for, at the end. */
 const LAST_WAIT_MS = 1000;
 const APPLICATION = "vmsg";
 const CLOCK_REALTIME = 0;
@@ -79,11 +78,10 @@ export class CaptureFile implements Disposable {
   readonly #snapLength: number;
   readonly #limit: number;
   readonly #isRing: boolean;
-  readonly #buffers: readonly [Mapping, Mapping] = [
-    mapAnonymous(BUFFER_SIZE),
-    mapAnonymous(BUFFER_SIZE),
-  ];
+  readonly #buffers = [mapAnonymous(BUFFER_SIZE), mapAnonymous(BUFFER_SIZE)];
   readonly #views = this.#buffers.map(({ buffer }) => new DataView(buffer));
+  /** How much of a buffer is used. */
+  readonly #room: number;
   readonly #write = new BackgroundWrite();
   readonly #timer: Timer;
   readonly #interfaces: CaptureInterface[] = [];
@@ -91,27 +89,21 @@ export class CaptureFile implements Disposable {
   readonly #time: Block = allocate(16);
   readonly #stamp = { high: 0, low: 0 };
   #fd: Fd | undefined;
+  /** Nothing is captured any more, and why; what there is still has to be written. */
+  #ending: string | undefined;
   /** Which buffer is filled, and how far. */
   #filled = 0;
   #used = 0;
-  /** How much of a buffer is used. */
-  readonly #room: number;
-  /** Nothing is captured any more, and why; what there is still has to be written. */
-  #ending: string | undefined;
   /** Bytes of the file, of the other buffer, and those of it that are in the file. */
   #size = 0;
   #writing = 0;
   #done = 0;
 
-  /**
-   * Opens the file.
-   *
-   * @throws VmsgError with a line for people
-   */
+  /** @throws VmsgError with a line for people */
   constructor(options: CaptureOptions, readonly reactor: Reactor, readonly log: Log) {
     const { path, snapLength = MAX_SNAP_LENGTH, limit = DEFAULT_LIMIT, ring = false } = options;
     this.path = path;
-    this.#snapLength = Math.min(snapLength, MAX_SNAP_LENGTH);
+    this.#snapLength = snapLength;
     this.#isRing = ring;
     this.#fd = this.#open();
     // Beyond what the process may write the kernel would end it.
@@ -119,19 +111,18 @@ export class CaptureFile implements Disposable {
     this.#room = Math.min(BUFFER_SIZE, this.#limit / 2);
     this.#timer = reactor.timer(() => this.#flush());
     this.#append(sectionHeader(APPLICATION));
-    this.#flush();
   }
 
   #open(): Fd {
-    const { path } = this;
     try {
-      const what = { what: "capture file", mayBePipe: !this.#isRing, mayBeDevice: !this.#isRing };
-      const { fd } = openOwnFile(path, what);
+      const isAny = !this.#isRing;
+      const what = { what: "capture file", mayBePipe: isAny, mayBeDevice: isAny };
+      const { fd } = openOwnFile(this.path, what);
       if (fileStatus(fd).kind === "file") resizeFile(fd, 0);
       return fd;
     } catch (error) {
       if (!(error instanceof LinuxError)) throw error;
-      throw new VmsgError("CAPTURE_FILE", `cannot capture to ${path}: ${error.message}`);
+      throw new VmsgError("CAPTURE_FILE", `cannot capture to ${this.path}: ${error.message}`);
     }
   }
 
@@ -139,9 +130,7 @@ export class CaptureFile implements Disposable {
   add(about: CapturedInterface): CaptureInterface {
     const added = new CaptureInterface(this, this.#interfaces.length, about);
     this.#interfaces.push(added);
-    if (!this.#append(this.#describe(about))) {
-      throw new VmsgError("CAPTURE_FILE", `capture ${this.path}: no room for its beginning`);
-    }
+    this.#append(interfaceDescription(about, this.#snapLength));
     return added;
   }
 
@@ -150,12 +139,11 @@ export class CaptureFile implements Disposable {
     return length < this.#snapLength ? length : this.#snapLength;
   }
 
-  /** The buffer that {@link claim}'s offset belongs to, until the next call. */
+  /** The buffer that {@link claim}'s offset belongs to, until the next call; and where that is. */
   get view(): DataView {
     return this.#views[this.#filled]!;
   }
 
-  /** Where that is. */
   get address(): bigint {
     return this.#buffers[this.#filled]!.address;
   }
@@ -164,7 +152,7 @@ export class CaptureFile implements Disposable {
    * Makes room for a packet's data, to be written at once; called by interfaces.
    *
    * @param kept see {@link keptOf}
-   * @param lost how many packets were dropped since the last one, which is told in front of it
+   * @param lost packets were dropped since the last one, which is told in front of it
    * @returns its offset in {@link view}, or -1 if there is no room or the capture is over
    */
   claim(about: CaptureInterface, kept: number, length: number, lost: boolean): number {
@@ -173,7 +161,7 @@ export class CaptureFile implements Disposable {
     if (this.#used > EAGER_SIZE) this.#flush();
     if (this.#used + needed > this.#room && (!this.#flush() || needed > this.#room)) return -1;
     if (!this.#isRing && this.#isBeyond(needed)) {
-      this.#lastWords();
+      this.#statistics().forEach((each) => this.#append(each));
       this.#ending = `has reached its limit of ${this.#limit} bytes`;
       return -1;
     }
@@ -192,12 +180,11 @@ export class CaptureFile implements Disposable {
     return this.#size + this.#writing + this.#used + needed + last > this.#limit;
   }
 
-  #append(bytes: Uint8Array): boolean {
-    if (this.#used + bytes.length > BUFFER_SIZE) return false;
+  #append(bytes: Uint8Array): void {
+    if (this.#used + bytes.length > BUFFER_SIZE) return;
     new Uint8Array(this.view.buffer).set(bytes, this.#used);
     this.#used += bytes.length;
     if (!this.#timer.armed) this.#timer.arm(FLUSH_MS);
-    return true;
   }
 
   #readTime(): void {
@@ -212,6 +199,12 @@ export class CaptureFile implements Disposable {
     this.#stamp.low = low % TWO_32;
   }
 
+  /** How many packets of each interface there were. */
+  #statistics(): Uint8Array[] {
+    this.#readTime();
+    return this.#interfaces.map((each) => each.statistics(this.#stamp));
+  }
+
   /** Has what is in the buffer written, if the other one is; true if there is an empty buffer. */
   #flush(): boolean {
     this.#timer.cancel();
@@ -221,43 +214,30 @@ export class CaptureFile implements Disposable {
       this.#timer.arm(LOOK_MS);
       return false;
     }
-    if (this.#used === 0) {
-      if (this.#ending !== undefined) this.#over(this.#ending);
-      return true;
-    }
+    if (this.#used === 0 && this.#ending !== undefined) this.#over(this.#ending);
+    if (this.#used === 0) return true;
     if (this.#isRing && this.#size > 0 && this.#isBeyond(0)) this.#turnOver();
-    if (this.#fd === undefined) return false;
     this.#filled = 1 - this.#filled;
     this.#writing = this.#used;
     this.#used = this.#done = 0;
-    this.#startWrite(this.#fd);
     this.#look();
     if (this.#writing > 0) this.#timer.arm(LOOK_MS);
     return true;
   }
 
-  #startWrite(fd: Fd): void {
-    const address = this.#buffers[1 - this.#filled]!.address + BigInt(this.#done);
-    this.#write.start(fd, address, this.#writing - this.#done, this.#size);
-  }
-
-  /** Takes note of what was written. */
+  /** Takes note of what was written, and has the rest written. */
   #look(): void {
-    const fd = this.#fd;
-    if (fd === undefined) return;
-    if (this.#writing > 0 && !this.#write.isWriting) this.#startWrite(fd);
-    const written = this.#write.take();
-    if (written === undefined) return;
-    if ("errno" in written) {
-      // Nobody reads the pipe; the next look tries again.
-      if (written.errno === EAGAIN || written.errno === EINTR) return;
-      this.#over(`cannot be written: ${linuxError(written.errno, "write").message}`);
-      return;
+    const count = this.#write.take() ?? 0;
+    // Nobody reads the pipe: the next look tries again.
+    if (count < 0 && count !== -EAGAIN && count !== -EINTR) {
+      return this.#over(`cannot be written: ${linuxError(-count, "write").message}`);
     }
-    this.#size += written.count;
-    this.#done += written.count;
-    if (this.#done === this.#writing) this.#writing = 0;
-    else this.#startWrite(fd);
+    this.#size += Math.max(0, count);
+    this.#done += Math.max(0, count);
+    if (this.#done === this.#writing) this.#writing = this.#done = 0;
+    if (this.#fd === undefined || this.#writing === 0 || this.#write.isWriting) return;
+    const address = this.#buffers[1 - this.#filled]!.address + BigInt(this.#done);
+    this.#write.start(this.#fd, address, this.#writing - this.#done, this.#size);
   }
 
   /**
@@ -267,60 +247,35 @@ export class CaptureFile implements Disposable {
   #turnOver(): void {
     try {
       this.#writeNow(this.#statistics());
-      if (libc.rename(cString(this.path), cString(`${this.path}.old`)) < 0) {
-        throw linuxError(errno(), `rename ${this.path}`);
-      }
+      check(libc.rename(cString(this.path), cString(`${this.path}.old`)), `rename ${this.path}`);
       this.#close();
       this.#fd = this.#open();
       this.#size = 0;
-      const descriptions = this.#interfaces.map(({ about }) => this.#describe(about));
-      this.#writeNow([sectionHeader(APPLICATION), ...descriptions]);
+      const about = this.#interfaces.map((each) =>
+        interfaceDescription(each.about, this.#snapLength)
+      );
+      this.#writeNow([sectionHeader(APPLICATION), ...about]);
     } catch (error) {
       if (!(error instanceof VmsgError)) throw error;
       this.#over(`cannot go on: ${error.message}`);
     }
   }
 
-  #describe(about: CapturedInterface): Uint8Array {
-    return interfaceDescription(about, this.#snapLength);
-  }
-
-  #statistics(): Uint8Array[] {
-    this.#readTime();
-    return this.#interfaces.map((each) => each.statistics(this.#stamp));
-  }
-
-  /** How many packets of each interface there were, at the end of a file. */
-  #lastWords(): void {
-    for (const bytes of this.#statistics()) this.#append(bytes);
-  }
-
   /** Writes small blocks that do not go through the buffers; no write is under way. */
   #writeNow(blocks: readonly Uint8Array[]): void {
     const { buffer, address } = this.#buffers[1 - this.#filled]!;
-    let size = 0;
-    for (const block of blocks) {
-      new Uint8Array(buffer).set(block, size);
-      size += block.length;
-    }
-    const written = libc.pwrite(this.#fd!.number, address, size, BigInt(this.#size));
-    if (written < 0) throw linuxError(errno(), `write ${this.path}`);
-    this.#size += written;
-  }
-
-  /** Writes what there is, if that is possible soon. */
-  #drain(): void {
-    for (let waitedMs = 0; waitedMs < LAST_WAIT_MS; waitedMs += LOOK_MS) {
-      if (this.#flush() && this.#writing === 0 && this.#used === 0) return;
-      if (this.#fd === undefined) return;
-      pause(LOOK_MS);
-    }
+    const bytes = blocks.flatMap((block) => [...block]);
+    new Uint8Array(buffer).set(bytes);
+    const offset = BigInt(this.#size);
+    const written = libc.pwrite(this.#fd!.number, address, bytes.length, offset);
+    this.#size += check(written, `write ${this.path}`);
   }
 
   #over(why: string): void {
-    if (this.#fd === undefined) return;
+    if (this.#fd !== undefined) {
+      this.log.warn(`capture ${this.path} ends, it ${why}; the traffic goes on`);
+    }
     this.#close();
-    this.log.warn(`capture ${this.path} ends, it ${why}; the traffic goes on`);
   }
 
   #close(): void {
@@ -329,10 +284,11 @@ export class CaptureFile implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    this.#drain();
-    if (this.#ending === undefined && this.#fd !== undefined) {
-      this.#lastWords();
-      this.#drain();
+    if (this.#ending === undefined) this.#statistics().forEach((each) => this.#append(each));
+    for (let waitedMs = 0; waitedMs < LAST_WAIT_MS; waitedMs += LOOK_MS) {
+      const isEmpty = this.#flush() && this.#writing === 0 && this.#used === 0;
+      if (isEmpty || this.#fd === undefined) break;
+      pause(LOOK_MS);
     }
     this.#close();
     this.reactor.dropTimer(this.#timer);
@@ -367,7 +323,7 @@ export class CaptureInterface {
   }
 
   /** What is to be said of the interface at that time. */
-  statistics(stamp: { readonly high: number; readonly low: number }): Uint8Array {
+  statistics(stamp: Stamp): Uint8Array {
     const { captured, dropped } = this.counters;
     this.#toldDropped = dropped;
     return interfaceStatistics(this.index, stamp, captured + dropped, dropped);

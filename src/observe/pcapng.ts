@@ -4,13 +4,13 @@
  * A file is a row of blocks: u32 type, u32 total length, body, padding to 4 bytes, u32 total length again. A section
  * header comes first, then a description of each interface before the first packet of it; packets name the
  * interface by its number in the section. Statistics of an interface say how many packets were dropped. What a reader
- * does not know it steps over. Numbers are little-endian here; a section of the other kind is refused.
+ * does not know it steps over. Numbers are little-endian; a section of the other kind is refused.
  */
 
 import { VmsgError } from "../linux/errors.ts";
 
 export const LINKTYPE_ETHERNET = 1;
-/** LINKTYPE_USER0: whoever made the file says what it is; a message.ts of ours begins with a mark. */
+/** LINKTYPE_USER0: whoever made the file says what it is; what capture.ts writes begins with a mark. */
 export const LINKTYPE_USER0 = 147;
 
 const SECTION_HEADER = 0x0a0d0d0a;
@@ -18,24 +18,17 @@ const INTERFACE_DESCRIPTION = 1;
 const INTERFACE_STATISTICS = 5;
 const ENHANCED_PACKET = 6;
 const BYTE_ORDER_MAGIC = 0x1a2b3c4d;
-const SWAPPED_MAGIC = 0x4d3c2b1a;
-
-const OPT_END = 0;
 const SHB_USERAPPL = 4;
 const IF_NAME = 2;
 const IF_DESCRIPTION = 3;
 const IF_TSRESOL = 9;
 const ISB_IFRECV = 4;
 const ISB_IFDROP = 5;
-
-/** Powers of ten in a second: nanoseconds. */
+/** Powers of ten in a second: nanoseconds, and what it is unless said. */
 const RESOLUTION = 9;
 const DEFAULT_RESOLUTION = 6;
-const TWO_32 = 4294967296;
-
-/** Bytes of an enhanced packet before its data, and behind the padding. */
+/** Bytes of an enhanced packet before its data. */
 export const PACKET_HEAD = 28;
-export const PACKET_TAIL = 4;
 /** Bytes of {@link interfaceStatistics}. */
 export const STATISTICS_SIZE = 52;
 
@@ -52,25 +45,23 @@ export interface Stamp {
   readonly low: number;
 }
 
-type OptionValue = string | Uint8Array;
+const padded = (size: number) => size + 3 & ~3;
 
-function block(type: number, body: readonly number[], options: [number, OptionValue][]) {
+function block(type: number, body: readonly number[], options: [number, string | Uint8Array][]) {
   const coded = options.map(([code, value]) =>
     [code, typeof value === "string" ? new TextEncoder().encode(value) : value] as const
   );
-  const optionBytes = coded.reduce((sum, [, { length }]) => sum + 4 + (length + 3 & ~3), 4);
-  const size = 12 + 4 * body.length + optionBytes;
+  let at = 8 + 4 * body.length;
+  // The end of the options is one of size 0 and code 0, which is there already.
+  const size = coded.reduce((sum, [, { length }]) => sum + 4 + padded(length), at) + 8;
   const bytes = new Uint8Array(size);
   const view = new DataView(bytes.buffer);
   [type, size, ...body].forEach((word, i) => view.setUint32(4 * i, word, true));
-  let at = 8 + 4 * body.length;
   for (const [code, value] of coded) {
-    view.setUint16(at, code, true);
-    view.setUint16(at + 2, value.length, true);
+    view.setUint32(at, code | value.length << 16, true);
     bytes.set(value, at + 4);
-    at += 4 + (value.length + 3 & ~3);
+    at += 4 + padded(value.length);
   }
-  view.setUint16(at, OPT_END, true);
   view.setUint32(size - 4, size, true);
   return bytes;
 }
@@ -83,13 +74,10 @@ export function sectionHeader(application: string): Uint8Array {
 }
 
 /** @param snapLength bytes that are kept of a packet at most, 0 for all */
-export function interfaceDescription(
-  { linkType, name, description }: CapturedInterface,
-  snapLength: number,
-): Uint8Array {
-  return block(INTERFACE_DESCRIPTION, [linkType, snapLength], [
-    [IF_NAME, name],
-    [IF_DESCRIPTION, description],
+export function interfaceDescription(about: CapturedInterface, snapLength: number): Uint8Array {
+  return block(INTERFACE_DESCRIPTION, [about.linkType, snapLength], [
+    [IF_NAME, about.name],
+    [IF_DESCRIPTION, about.description],
     [IF_TSRESOL, Uint8Array.of(RESOLUTION)],
   ]);
 }
@@ -101,8 +89,7 @@ export function interfaceStatistics(
   received: number,
   dropped: number,
 ): Uint8Array {
-  const u64 = (value: number) =>
-    new Uint8Array(Uint32Array.of(value % TWO_32, Math.floor(value / TWO_32)).buffer);
+  const u64 = (value: number) => new Uint8Array(BigUint64Array.of(BigInt(value)).buffer);
   return block(INTERFACE_STATISTICS, [index, high, low], [
     [ISB_IFRECV, u64(received)],
     [ISB_IFDROP, u64(dropped)],
@@ -111,7 +98,7 @@ export function interfaceStatistics(
 
 /** Bytes of a packet's block of which `kept` bytes are in the file. */
 export function packetSize(kept: number): number {
-  return PACKET_HEAD + (kept + 3 & ~3) + PACKET_TAIL;
+  return PACKET_HEAD + padded(kept) + 4;
 }
 
 /** Writes a packet's block at `at`, all but its data, which begins {@link PACKET_HEAD} behind it. */
@@ -131,7 +118,7 @@ export function writePacket(
   view.setUint32(at + 16, low, true);
   view.setUint32(at + 20, kept, true);
   view.setUint32(at + 24, length, true);
-  // The padding, which lies in the last word of the data.
+  // The padding is in the last word of the data.
   if (kept % 4 !== 0) view.setUint32(at + size - 8, 0, true);
   view.setUint32(at + size - 4, size, true);
 }
@@ -144,130 +131,72 @@ export interface ReadPacket {
   /** One object for each interface of a section. */
   readonly interface: CapturedInterface;
   readonly nanoseconds: bigint;
-  /** What is in the file of it; the next packet may be in the same place. */
+  /** What is in the file of it. */
   readonly data: Uint8Array;
   /** How long it was. */
   readonly length: number;
 }
 
-/** How many packets of an interface are not in the file. */
-export interface ReadStatistics {
-  readonly kind: "statistics";
-  readonly interface: CapturedInterface;
-  readonly dropped: number;
-}
-
-/** The file ends in the middle of a block. */
-export interface CutOff {
-  readonly kind: "cut";
-}
-
-/** No block that anybody writes is longer. */
-const MAX_BLOCK = 16 << 20;
-const FIRST_BUFFER = 1 << 20;
-
-function broken(problem: string): VmsgError {
-  return new VmsgError("CAPTURE", problem);
-}
-
-/** Gives whole blocks, one after the other, from what `read` gives in pieces. */
-class Blocks {
-  #bytes = new Uint8Array(FIRST_BUFFER);
-  #start = 0;
-  #end = 0;
-
-  constructor(private readonly read: (into: Uint8Array) => number) {}
-
-  /** The view of a block; undefined at the end, "cut" in the middle of one. */
-  next(): DataView | "cut" | undefined {
-    if (!this.#fill(8)) return this.#start === this.#end ? undefined : "cut";
-    const size = this.#view(8).getUint32(4, true);
-    if (size % 4 !== 0 || size < 12 || size > MAX_BLOCK) throw broken("it has a broken block");
-    if (!this.#fill(size)) return "cut";
-    const view = this.#view(size);
-    this.#start += size;
-    if (view.getUint32(size - 4, true) !== size) throw broken("it has a broken block");
-    return view;
-  }
-
-  #view(size: number): DataView {
-    return new DataView(this.#bytes.buffer, this.#start, size);
-  }
-
-  #fill(size: number): boolean {
-    if (this.#end - this.#start >= size) return true;
-    const rest = this.#bytes.subarray(this.#start, this.#end);
-    const room = size <= this.#bytes.length ? this.#bytes : new Uint8Array(2 * size);
-    room.set(rest);
-    this.#bytes = room;
-    this.#start = 0;
-    this.#end = rest.length;
-    while (this.#end < size) {
-      const count = this.read(room.subarray(this.#end));
-      if (count === 0) return false;
-      this.#end += count;
-    }
-    return true;
-  }
-}
+/** What a file has: a packet, how many of an interface were dropped so far, or the middle of a block at its end. */
+export type ReadItem =
+  | ReadPacket
+  | { readonly kind: "statistics"; readonly interface: CapturedInterface; readonly dropped: number }
+  | { readonly kind: "cut" };
 
 interface Known extends CapturedInterface {
   /** Nanoseconds in a unit of its times. */
   readonly unit: bigint;
 }
 
+function broken(problem: string): VmsgError {
+  return new VmsgError("CAPTURE", problem);
+}
+
 /**
  * Reads a file.
  *
- * @param read fills what it is given with the next bytes and says how many; 0 at the end
  * @throws VmsgError CAPTURE with what is wrong; the caller knows the name of the file
  */
-export function* readPcapng(
-  read: (into: Uint8Array) => number,
-): Generator<ReadPacket | ReadStatistics | CutOff> {
-  const blocks = new Blocks(read);
+export function* readPcapng(bytes: Uint8Array): Generator<ReadItem> {
+  const whole = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  if (bytes.length < 28 || whole.getUint32(0, true) !== SECTION_HEADER) {
+    throw broken("it is no pcapng file");
+  }
   let interfaces: Known[] = [];
-  let isFirst = true;
-  for (let view; (view = blocks.next()) !== undefined; isFirst = false) {
-    if (view === "cut") {
-      if (isFirst) throw broken("it is no pcapng file");
-      yield { kind: "cut" };
-      return;
+  for (let at = 0, size; at < bytes.length; at += size) {
+    size = at + 12 > bytes.length ? Infinity : whole.getUint32(at + 4, true);
+    if (at + size > bytes.length) return yield { kind: "cut" };
+    if (size < 12 || size % 4 !== 0 || whole.getUint32(at + size - 4, true) !== size) {
+      throw broken("it has a broken block");
     }
+    const view = new DataView(bytes.buffer, bytes.byteOffset + at, size);
     const type = view.getUint32(0, true);
-    if (isFirst && type !== SECTION_HEADER) throw broken("it is no pcapng file");
     if (type === SECTION_HEADER) {
-      assertByteOrder(view);
+      if (size < 28 || view.getUint32(8, true) !== BYTE_ORDER_MAGIC) {
+        throw broken("a machine of the other byte order wrote it");
+      }
       interfaces = [];
     } else if (type === INTERFACE_DESCRIPTION) interfaces.push(interfaceOf(view));
     else if (type === ENHANCED_PACKET) yield packetOf(view, interfaces);
-    else if (type === INTERFACE_STATISTICS) {
+    else if (type === INTERFACE_STATISTICS && size >= 24) {
       const dropped = optionsOf(view, 20).get(ISB_IFDROP);
       const about = interfaces[view.getUint32(8, true)];
       if (dropped?.byteLength !== 8 || about === undefined) continue;
-      yield {
-        kind: "statistics",
-        interface: about,
-        dropped: dropped.getUint32(0, true) + TWO_32 * dropped.getUint32(4, true),
-      };
+      const count = Number(dropped.getBigUint64(0, true));
+      yield { kind: "statistics", interface: about, dropped: count };
     }
   }
 }
 
-function assertByteOrder(view: DataView): void {
-  const magic = view.byteLength >= 28 ? view.getUint32(8, true) : 0;
-  if (magic === SWAPPED_MAGIC) throw broken("it was written on a big-endian machine");
-  if (magic !== BYTE_ORDER_MAGIC) throw broken("it is no pcapng file");
-}
-
 function optionsOf(view: DataView, start: number): Map<number, DataView> {
   const options = new Map<number, DataView>();
-  for (let at = start; at + 4 <= view.byteLength - 4;) {
-    const code = view.getUint16(at, true);
+  const end = view.byteLength - 4;
+  for (let at = start; at + 4 <= end;) {
     const size = view.getUint16(at + 2, true);
-    if (code === OPT_END || at + 4 + size > view.byteLength - 4) break;
-    options.set(code, new DataView(view.buffer, view.byteOffset + at + 4, size));
-    at += 4 + (size + 3 & ~3);
+    if (at + 4 + size > end) break;
+    const value = new DataView(view.buffer, view.byteOffset + at + 4, size);
+    options.set(view.getUint16(at, true), value);
+    at += 4 + padded(size);
   }
   return options;
 }
@@ -276,21 +205,23 @@ function interfaceOf(view: DataView): Known {
   if (view.byteLength < 20) throw broken("it has a broken block");
   const options = optionsOf(view, 16);
   const text = (code: number) => new TextDecoder().decode(options.get(code));
-  const resolution = options.get(IF_TSRESOL)?.getUint8(0) ?? DEFAULT_RESOLUTION;
-  if (resolution > RESOLUTION) throw broken("it counts time in units that are not known here");
+  const resolution = options.get(IF_TSRESOL);
+  const power = resolution?.byteLength === 1 ? resolution.getUint8(0) : DEFAULT_RESOLUTION;
+  if (power > RESOLUTION) throw broken("it counts time in units that are not known here");
   return {
     linkType: view.getUint16(8, true),
     name: text(IF_NAME),
     description: text(IF_DESCRIPTION),
-    unit: 10n ** BigInt(RESOLUTION - resolution),
+    unit: 10n ** BigInt(RESOLUTION - power),
   };
 }
 
 function packetOf(view: DataView, interfaces: readonly Known[]): ReadPacket {
-  const size = view.byteLength;
-  const kept = size >= packetSize(0) ? view.getUint32(20, true) : Infinity;
-  const about = size >= packetSize(0) ? interfaces[view.getUint32(8, true)] : undefined;
-  if (about === undefined || packetSize(kept) > size) throw broken("it has a broken packet");
+  const { byteLength: size } = view;
+  const isHead = size >= packetSize(0);
+  const about = isHead ? interfaces[view.getUint32(8, true)] : undefined;
+  const kept = isHead ? view.getUint32(20, true) : 0;
+  if (about === undefined || packetSize(0) + kept > size) throw broken("it has a broken packet");
   const units = BigInt(view.getUint32(12, true)) << 32n | BigInt(view.getUint32(16, true));
   return {
     kind: "packet",

@@ -17,7 +17,7 @@ import { UsageError } from "../linux/errors.ts";
 import { Kind, type Message } from "../message/message.ts";
 import { isPrivate } from "../message/private.ts";
 import { isBusMessage, kindName, MESSAGES } from "../message/table.ts";
-import { deviceKind, isDeviceKind } from "../message/text.ts";
+import { DEVICE_KINDS, deviceKind } from "../message/text.ts";
 
 /** What may be shown or not. */
 export interface Shown {
@@ -70,7 +70,8 @@ function whom(term: string): Term | undefined {
   }
   const [, kind = "", digits = ""] = /^(9p|[a-z]*)([0-9]*)$/.exec(term) ?? [];
   const isAny = kind === "dev" || (kind === "" && digits !== "");
-  if (!(isAny && digits !== "") && !isDeviceKind(kind)) return undefined;
+  const isKind = [...DEVICE_KINDS.values()].includes(kind);
+  if (!(isAny && digits !== "") && !isKind) return undefined;
   return ({ message, deviceId }) => {
     const device = message && deviceOf(message);
     if (device === undefined || (digits !== "" && device !== Number(digits))) return false;

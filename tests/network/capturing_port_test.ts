@@ -3,11 +3,12 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { VmsgError } from "../../src/linux/errors.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
-import { CapturingPort } from "../../src/network/capturing_port.ts";
+import { capturingPort } from "../../src/network/capturing_port.ts";
 import { ResponderPort } from "../../src/network/responder_port.ts";
 import { bytes, GuestMemory, keepingLog, Listener, takeFrame } from "./support.ts";
 import { CaptureFile, type CaptureOptions } from "../../src/observe/capture_file.ts";
 import { readAll, readPackets } from "../support/capture.ts";
+import type { NetworkPort } from "../../src/network/port.ts";
 import { VirtualClock } from "../support/virtual_clock.ts";
 
 const ARP = bytes(`ffffffffffff 525400123456 0806 0001 0800 06 04 0001
@@ -45,11 +46,11 @@ class Rig implements Disposable {
   readonly log: string[] = [];
   readonly inner = new ResponderPort({}, this.reactor);
   readonly file: CaptureFile;
-  readonly port: CapturingPort;
+  readonly port: NetworkPort;
 
   constructor(options: CaptureOptions) {
     this.file = this.#stack.use(new CaptureFile(options, this.reactor, keepingLog(this.log)));
-    this.port = this.#stack.use(new CapturingPort(this.inner, this.file, "net0"));
+    this.port = this.#stack.use(capturingPort(this.inner, this.file, "net0"));
     this.port.open(new Listener());
   }
 

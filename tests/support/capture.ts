@@ -2,30 +2,18 @@
 
 import { assert, assertEquals } from "@std/assert";
 import {
-  type CutOff,
   LINKTYPE_ETHERNET,
+  type ReadItem,
   type ReadPacket,
   readPcapng,
-  type ReadStatistics,
 } from "../../src/observe/pcapng.ts";
 
 /** An Ethernet frame of a capture. */
 export type Frame = Uint8Array;
 
-/** What is in a capture, each packet with a place of its own. */
-export function readAll(path: string): (ReadPacket | ReadStatistics | CutOff)[] {
-  const bytes = Deno.readFileSync(path);
-  let at = 0;
-  const items = readPcapng((into) => {
-    const part = bytes.subarray(at, at + into.length);
-    into.set(part);
-    at += part.length;
-    return part.length;
-  });
-  return Array.from(
-    items,
-    (item) => item.kind === "packet" ? { ...item, data: item.data.slice() } : item,
-  );
+/** What is in a capture. */
+export function readAll(path: string): ReadItem[] {
+  return [...readPcapng(Deno.readFileSync(path))];
 }
 
 /** The packets of a capture; one that is cut off at the end is left out. */

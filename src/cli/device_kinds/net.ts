@@ -2,7 +2,7 @@
 
 import { NetDevice } from "../../devices/net/net_device.ts";
 import { parseMac } from "../../network/protocols/ethernet.ts";
-import { CapturingPort } from "../../network/capturing_port.ts";
+import { capturingPort } from "../../network/capturing_port.ts";
 import { CaptureFile } from "../../observe/capture_file.ts";
 import { SteeredPort } from "../../network/steered_port.ts";
 import type { Group } from "../groups.ts";
@@ -72,7 +72,7 @@ export const netKind: DeviceKind<NetSettings> = {
       frameCapture,
     ].filter((file) => file !== undefined);
     const watched = files.reduce(
-      (port, file) => new CapturingPort(port, file, `net${number}`),
+      (port, file) => capturingPort(port, file, `net${number}`),
       wide,
     );
     const name = `${number} net, ${watched.description}`;
