@@ -47,11 +47,13 @@ function choose(guests: Guests, kinds: readonly GuestKind[]): Installation {
  *
  * @param kind one of `GUEST_KINDS`, or the first of User-Mode Linux and microvm that is there
  * @param confined keeps every virtqueue and buffer in a segment of its own
+ * @param capture a file for messages and frames
  * @param interrupted resolves to an exit code when the user has enough
  */
 async function demoGuest(
   kind: string | undefined,
   confined: boolean,
+  capture: string | undefined,
   interrupted: Promise<number>,
 ): Promise<number> {
   const kinds = parseKinds(kind);
@@ -74,7 +76,8 @@ async function demoGuest(
     Promise.all([output, child.status]).catch(() => {});
   };
   const mode = confined ? ["--confined"] : [];
-  await start("device", "--bus", bus, "--net", "responder", ...mode);
+  const kept = capture === undefined ? [] : ["--capture", capture];
+  await start("device", "--bus", bus, "--net", "responder", ...mode, ...kept);
   await start("proxy", "--bus", bus, "--vhost-user", `socket=${socket}`, ...mode);
   const script = pingScript({ address: "dhcp", peer: "10.0.2.2", count: 3 });
   const initramfs = await guestInitramfs(installation, { script });
@@ -113,11 +116,17 @@ export const demoGuestTask: Command = {
       help: "which guest to boot, instead of what is there",
     },
     { name: "confined", help: "the guest's memory stays its own, but for a segment" },
+    {
+      name: "capture",
+      value: "FILE",
+      help: "keep messages and frames in a file, for `vmsg trace`",
+    },
   ],
   examples: ["deno task demo:guest", "deno task demo:guest --guest microvm"],
   run: async (options) => {
     using interrupted = untilInterrupted();
-    return await demoGuest(options.text("guest"), options.flag("confined"), interrupted);
+    const [guest, capture] = [options.text("guest"), options.text("capture")];
+    return await demoGuest(guest, options.flag("confined"), capture, interrupted);
   },
 };
 

@@ -79,8 +79,6 @@ export interface CommandText {
   readonly call?: string;
   /** Arguments that were misplaced here, and the line that says where they belong. */
   readonly elsewhere?: ReadonlyMap<string, string>;
-  /** What it takes besides options, as in "FILE..."; nothing unless given. */
-  readonly arguments?: string;
   readonly options: readonly Option[];
   readonly details?: readonly Section[];
   /** Command lines; those of at most 78 columns stay whole on a terminal of 80. */

@@ -11,7 +11,7 @@ import { eachLine, selfCommand, untilInterrupted } from "./self.ts";
 
 const SHOWN_MESSAGES = 32;
 
-async function demoDriver(throughput: string): Promise<number> {
+async function demoDriver(throughput: string, capture: string | undefined): Promise<number> {
   using interrupted = untilInterrupted();
   await using keeper = await openKeeper();
   const { directory } = keeper;
@@ -24,8 +24,10 @@ async function demoDriver(throughput: string): Promise<number> {
   };
   const bus = ["--bus", `linux-user,name=demo,socket=${directory}/bus.sock,dir=${directory}`];
   console.log("vmsg demo: a virtio network card over messages, between two processes");
-  console.log(`  vmsg device ${bus.join(" ")} --net responder`);
-  const deviceArgs = ["device", ...bus, "--net", "responder", "--log-level", "warn"];
+  const kept = capture === undefined ? [] : ["--capture", capture];
+  const shownArgs = ["device", ...bus, "--net", "responder", ...kept];
+  console.log(`  vmsg ${shownArgs.join(" ")}`);
+  const deviceArgs = [...shownArgs, "--log-level", "warn"];
   const device = await start(deviceArgs, { stdout: "null", stderr: "inherit" });
   const pings = ["--count", "10", "--interval", "0.05"];
   const figures = ["--throughput", throughput];
@@ -73,11 +75,16 @@ export const demoCommand: Command = {
       default: "1",
       help: "how long each throughput figure takes",
     },
+    {
+      name: "capture",
+      value: "FILE",
+      help: "keep messages and frames in a file, for `vmsg trace`",
+    },
   ],
   elsewhere: new Map(IN_THE_SOURCES),
   examples: ["vmsg demo"],
   run: async (options) => {
     options.number("throughput", 0, 3600);
-    return await demoDriver(options.text("throughput")!);
+    return await demoDriver(options.text("throughput")!, options.text("capture"));
   },
 };

@@ -154,7 +154,9 @@ export const driverCommand: PlaneCommand<DriverSettings> = planeCommand({
       const { queues } = settings;
       const tap = tapKind.open(settings.tap, { ...context, queues }).port;
       const { frameCapture } = context;
-      const port = frameCapture === undefined ? tap : capturingPort(tap, frameCapture, "tap");
+      const port = frameCapture === undefined
+        ? tap
+        : capturingPort(tap, frameCapture, "tap", false);
       const bridge = stack.use(new PortBridge(reactor, port, log.info));
       const options = { memory, offloads: mirrored(port.features), pairs: queues, rings };
       bridge.use(stack.use(new NetDriver(reactor, side, settings.device, bridge, log, options)));

@@ -74,7 +74,7 @@ export const traceCommand: Command = {
   description:
     "Prints the messages of captures (device, proxy and driver --capture) as --trace does. More than one " +
     "file is read in the order given: FILE.old and FILE of a ring.",
-  arguments: "FILE...",
+  operands: "FILE...",
   options: [
     {
       name: "filter",
@@ -95,7 +95,7 @@ export const traceCommand: Command = {
     "vmsg trace --dissector > vmsg.lua; tshark -X lua_script:vmsg.lua -r c.pcapng",
   ],
   run: (options) => {
-    const paths = options.arguments;
+    const paths = options.operands;
     if (options.flag("dissector")) console.log(dissector(VERSION));
     else if (paths.length === 0) throw new UsageError("a file is missing; see: vmsg trace --help");
     else printCaptures(paths, options.text("filter") ?? "", options.flag("json"));

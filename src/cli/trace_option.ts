@@ -6,6 +6,8 @@ import { captureMessages, type TracedBus } from "../observe/capture.ts";
 import {
   CaptureFile,
   type CaptureOptions,
+  DEFAULT_LIMIT,
+  MAX_SNAP_LENGTH,
   MIN_LIMIT,
   MIN_RING_LIMIT,
 } from "../observe/capture_file.ts";
@@ -69,8 +71,6 @@ export function parseTrace(options: Options): TraceSettings | undefined {
   return { filter, format };
 }
 
-const MAX_SNAP = 262_144;
-
 export function parseCapture(options: Options): CaptureSettings | undefined {
   const text = options.text("capture");
   if (text === undefined) return undefined;
@@ -78,10 +78,10 @@ export function parseCapture(options: Options): CaptureSettings | undefined {
   const group = new Group("--capture", path, text, parts, ["limit", "ring", "snap", "frames"]);
   if (path === "") throw group.error("a file is missing");
   const ring = group.flag("ring", false);
-  const limit = group.bytes("limit", 2 ** 30);
+  const limit = group.bytes("limit", DEFAULT_LIMIT);
   const least = ring ? MIN_RING_LIMIT : MIN_LIMIT;
   if (limit < least) throw group.error(`limit is at least ${least}, not ${limit}`);
-  const snapLength = group.number("snap", 64, MAX_SNAP, MAX_SNAP);
+  const snapLength = group.number("snap", 64, MAX_SNAP_LENGTH, MAX_SNAP_LENGTH);
   return { path, limit, ring, snapLength, frames: group.flag("frames", true) };
 }
 

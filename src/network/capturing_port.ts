@@ -12,12 +12,17 @@ import { NET_HEADER_SIZE } from "../virtio/net_header.ts";
 import type { NetworkPort, PortQueue } from "./port.ts";
 
 /**
- * See the head of this file. Adds an interface to the file, which stays the caller's.
+ * See the head of this file. Adds an interface to a capture.
  *
- * @param port is disposed with the one that is returned
+ * @param port is disposed with the one that is returned, as the file is if it is this port's own
  * @param name of the interface, as in "net0"
  */
-export function capturingPort(port: NetworkPort, file: CaptureFile, name: string): NetworkPort {
+export function capturingPort(
+  port: NetworkPort,
+  file: CaptureFile,
+  name: string,
+  isOwn: boolean,
+): NetworkPort {
   const { description, features } = port;
   const packets = file.add({ linkType: LINKTYPE_ETHERNET, name, description });
   const capture = (frame: IovecList, length: number, first: number) => {
@@ -52,6 +57,9 @@ export function capturingPort(port: NetworkPort, file: CaptureFile, name: string
     setMac: (mac) => port.setMac?.(mac),
     open: (listener) => port.open(listener),
     setQueues: (count) => port.setQueues?.(count),
-    [Symbol.dispose]: () => port[Symbol.dispose](),
+    [Symbol.dispose]: () => {
+      if (isOwn) file[Symbol.dispose]();
+      port[Symbol.dispose]();
+    },
   };
 }

@@ -111,6 +111,7 @@ export class CaptureFile implements Disposable {
     this.#room = Math.min(BUFFER_SIZE, this.#limit / 2);
     this.#timer = reactor.timer(() => this.#flush());
     this.#append(sectionHeader(APPLICATION));
+    this.#flush();
   }
 
   #open(): Fd {
@@ -126,8 +127,10 @@ export class CaptureFile implements Disposable {
     }
   }
 
-  /** Adds an interface. */
+  /** Adds an interface, or gives that of the same name: a device may come and go. */
   add(about: CapturedInterface): CaptureInterface {
+    const known = this.#interfaces.find((each) => each.about.name === about.name);
+    if (known !== undefined) return known;
     const added = new CaptureInterface(this, this.#interfaces.length, about);
     this.#interfaces.push(added);
     this.#append(interfaceDescription(about, this.#snapLength));

@@ -1,24 +1,54 @@
 /** Standard error that nobody reads: the data plane goes on, and what was dropped is counted. */
 
-import { assertEquals, assertMatch } from "@std/assert";
-import { processTest, VMSG_COMMAND } from "../support/processes.ts";
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { type Processes, processTest, VMSG_COMMAND } from "../support/processes.ts";
 
 const BUS = "linux-user,socket=lu.sock";
+
+/** Starts a device side whose standard error is a pipe that nobody reads yet, and opens that. */
+async function startUnread(vmsg: Processes, ...options: string[]) {
+  const path = `${vmsg.directory}/trace`;
+  await using mkfifo = await vmsg.startProgram("mkfifo", path);
+  await mkfifo.ended();
+  const command = [...VMSG_COMMAND, "device", "--bus", BUS, ...options].join(" ");
+  const start = vmsg.startProgram("sh", "-c", `exec ${command} 2>${path}`);
+  const reader = await Deno.open(path);
+  return { device: await start, reader };
+}
+
+processTest("cli: a trace in JSON at full rate says how much of it was lost", async (vmsg) => {
+  // All messages, also those that only say that the other side is still there.
+  const options = ["--log-level", "error", "--trace", "'HELLO,*'", "--trace-format", "json"];
+  const { device, reader } = await startUnread(vmsg, ...options);
+  const pings = ["--count", "2000", "--interval", "0.0005"];
+  assertEquals((await vmsg.run("driver", "--bus", BUS, ...pings)).code, 0);
+  const text = new Response(reader.readable).text();
+  await vmsg.run("driver", "--bus", BUS, "--count", "20", "--interval", "0.01");
+  assertEquals((await device.end("SIGTERM")).code, 0);
+  const lines = (await text).trimEnd().split("\n").map((line) => JSON.parse(line));
+  let last = 0;
+  let gap = 0;
+  let lost = 0;
+  for (const { number, dropped } of lines) {
+    if (dropped !== undefined) lost += gap = dropped;
+    if (number === undefined) continue;
+    assertEquals(
+      number,
+      last + gap + 1,
+      "each message has a number, and what lacks is what was told",
+    );
+    last = number;
+    gap = 0;
+  }
+  assert(lost > 1000, `${lost} of ${last} were lost`);
+});
 
 processTest(
   "cli: a full pipe behind --trace holds nobody up, also not at the end",
   async (vmsg) => {
-    const path = `${vmsg.directory}/trace`;
-    await using mkfifo = await vmsg.startProgram("mkfifo", path);
-    await mkfifo.ended();
-    const start = () => {
-      const command = [...VMSG_COMMAND, "device", "--bus", BUS, "--trace"].join(" ");
-      return vmsg.startProgram("sh", "-c", `exec ${command} 2>${path}`);
-    };
     const ping = (count: number) =>
       vmsg.run("driver", "--bus", BUS, "--count", `${count}`, "--interval", "0.0005");
-    const device = await start();
-    const reader = await Deno.open(path);
+    const { device, reader } = await startUnread(vmsg, "--trace");
     const { stdout } = await ping(3000);
     assertMatch(stdout.join("\n"), /^3000 packets transmitted, 3000 received, 0% packet loss$/m);
     // What waited is read now, and the gap is told.

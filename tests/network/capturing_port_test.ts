@@ -50,7 +50,7 @@ class Rig implements Disposable {
 
   constructor(options: CaptureOptions) {
     this.file = this.#stack.use(new CaptureFile(options, this.reactor, keepingLog(this.log)));
-    this.port = this.#stack.use(capturingPort(this.inner, this.file, "net0"));
+    this.port = this.#stack.use(capturingPort(this.inner, this.file, "net0", false));
     this.port.open(new Listener());
   }
 
@@ -106,7 +106,7 @@ Deno.test("capturing port: a snap length, and frames on disk before the end", as
   await withFile(async (path) => {
     using rig = new Rig({ path, snapLength: 20 });
     rig.port.send(rig.memory.frame(PING));
-    await rig.until(() => readPackets(path).length === 1);
+    await rig.until(() => Deno.statSync(path).size > 0 && readPackets(path).length === 1);
     const { length, data } = readPackets(path)[0]!;
     assertEquals([length, data], [98, PING.slice(0, 20)]);
   });

@@ -23,8 +23,6 @@ export interface DeviceContext {
   readonly mayBlock: boolean;
   /** Lines to threads for queue pairs that no device has yet; who has one takes it out. */
   readonly pairLines: PairLine[];
-  /** Owns what a device has besides. */
-  readonly stack: DisposableStack;
   /** Where the frames of network cards are captured, if they are. */
   readonly frameCapture: CaptureFile | undefined;
 }

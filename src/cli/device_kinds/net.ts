@@ -57,7 +57,7 @@ export const netKind: DeviceKind<NetSettings> = {
   // Of no other port can a queue be lent; a capture sees all frames in one thread.
   pairThreads: ({ port, capture, queues }) =>
     port.kind === tapKind.name && capture === undefined ? queues - 1 : 0,
-  open: (settings, { reactor, log, hubs, number, pairLines, frameCapture, stack }) => {
+  open: (settings, { reactor, log, hubs, number, pairLines, frameCapture }) => {
     const { mac, capture, queues } = settings;
     using stack = new DisposableStack();
     const { port, mtu } = openPort(settings.port, { reactor, log, card: mac, hubs, queues });
@@ -65,18 +65,14 @@ export const netKind: DeviceKind<NetSettings> = {
     const wide = queues === 1 || port.queues !== undefined
       ? port
       : new SteeredPort(port, queues, reactor);
-    const files = [
-      capture === undefined
-        ? undefined
-        : stack.use(new CaptureFile({ path: capture }, reactor, log)),
-      frameCapture,
-    ].filter((file) => file !== undefined);
-    const watched = files.reduce(
-      (port, file) => capturingPort(port, file, `net${number}`),
+    const own = capture && stack.use(new CaptureFile({ path: capture }, reactor, log));
+    const captures = [[own, true], [frameCapture, false]] as const;
+    const watched = captures.reduce(
+      (port, [file, isOwn]) => file ? capturingPort(port, file, `net${number}`, isOwn) : port,
       wide,
     );
     const name = `${number} net, ${watched.description}`;
-    const lines = pairLines.splice(0, files.length > 0 ? 0 : netKind.pairThreads!(settings));
+    const lines = pairLines.splice(0, watched !== wide ? 0 : netKind.pairThreads!(settings));
     const options = { mac, mtu: settings.mtu ?? mtu, pairs: queues, lines, name };
     const model = new NetDevice(reactor, watched, options);
     stack.move();
