@@ -24,7 +24,7 @@ export interface DeviceContext {
   /** Lines to threads for queue pairs that no device has yet; who has one takes it out. */
   readonly pairLines: PairLine[];
   /** Where the frames of network cards are captured, if they are. */
-  readonly frameCapture: CaptureFile | undefined;
+  readonly frameCapture?: CaptureFile | undefined;
 }
 
 export interface OpenDevice {
