@@ -82,8 +82,8 @@ export const proxyCommand: PlaneCommand<ProxySettings> = planeCommand({
       value: "in-band|out-of-band",
       default: "out-of-band",
       help:
-        "on one host a device side that is a vmsg hears a guest's kicks and calls it by itself (out-of-band); " +
-        "with in-band each is a message, which --trace shows",
+        "on one host a device side that is a vmsg hears a guest's kicks and calls it by itself, over ivshmem it calls " +
+        "where it works on the guest's own rings (out-of-band); with in-band each is a message, which --trace shows",
     },
     {
       name: "print-capabilities",

@@ -435,9 +435,10 @@ export class Session implements Disposable {
     // Whoever has changed them meanwhile comes here next.
     ring.events = events;
     this.#setOutOfBand(ring, taken);
-    if (taken !== "all") shared.available();
-    // What was used while an interrupt came to signal its eventfd.
-    if (taken === "calls") wanted.call();
+    if (taken === "all") return;
+    shared.available();
+    // What was used while an interrupt changed over.
+    wanted.call();
   }
 
   #setOutOfBand(ring: ToldRing, which: OutOfBand): void {

@@ -54,7 +54,7 @@ export interface EndListener {
 export interface LentVector extends Disposable {
   /** What a peer has to ring; not 0, which is the end's. */
   readonly number: number;
-  /** Has it signal another one from here on; false, and it is as before, if that is no eventfd. */
+  /** Has it signal another one from here on; false, and it signals nobody but the end, if that is no eventfd. */
   lendTo(event: Fd): boolean;
 }
 

@@ -289,8 +289,10 @@ class VfioEnd implements IvshmemEnd {
         held.device.setEventFds(VFIO_PCI_MSIX_IRQ_INDEX, [fd], number);
         return true;
       } catch (error) {
-        if (error instanceof LinuxError) return false;
-        throw error;
+        if (!(error instanceof LinuxError)) throw error;
+        // The kernel has taken the vector from whoever had it.
+        held.device.setEventFds(VFIO_PCI_MSIX_IRQ_INDEX, [held.eventFds[number]!], number);
+        return false;
       }
     };
     if (!lendTo(event)) return undefined;

@@ -188,7 +188,7 @@ export class RawFrontEnd implements Disposable {
 
 /** Interrupts as those of an ivshmem function are: rung by the device side, and signal what they were lent to. */
 export class FakeVectors {
-  readonly lent: Map<number, Fd> = new Map();
+  readonly lent: Map<number, Fd | undefined> = new Map();
   /** How often each was rung. */
   readonly rings: number[] = [];
 
@@ -212,14 +212,16 @@ export class FakeVectors {
     if (number === undefined) return undefined;
     // As the kernel, it has the event whoever closes the descriptor.
     const lendTo = (fd: Fd): boolean => {
+      this.#takeBack(number);
+      this.lent.set(number, undefined);
       if (kindOf(fd) !== "eventfd") return false;
-      this.lent.get(number)?.[Symbol.dispose]();
       this.lent.set(number, new Fd(check(libc.fcntl(fd.number, F_DUPFD_CLOEXEC, 0n), "dup")));
       return true;
     };
-    return lendTo(event)
-      ? { number, lendTo, [Symbol.dispose]: () => this.#takeBack(number) }
-      : undefined;
+    const lent = { number, lendTo, [Symbol.dispose]: () => this.#takeBack(number) };
+    if (lendTo(event)) return lent;
+    this.#takeBack(number);
+    return undefined;
   }
 
   #takeBack(number: number): void {
