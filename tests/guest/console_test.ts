@@ -5,6 +5,9 @@
  */
 
 import { assertEquals, assertMatch } from "@std/assert";
+import { allocate } from "../../src/linux/arena.ts";
+import { openFile } from "../../src/linux/fd.ts";
+import { libc } from "../../src/linux/libc.ts";
 import { delay, PATIENCE_MS, type Processes, type VmsgProcess } from "../support/processes.ts";
 import { GUEST_TIMEOUT_MS, guestTest } from "./support.ts";
 
@@ -120,5 +123,43 @@ guestTest(
       again.lines.map(({ text }) => text).join("\n"),
       /a console at socket console\.sock/,
     );
+  },
+);
+
+const O_NOCTTY = 0o400;
+const TIOCSWINSZ = 0x5414n;
+
+guestTest(
+  "uml: console at a pseudo-terminal, whose window's size is the guest's",
+  "uml",
+  async (test) => {
+    const { vmsg } = test;
+    const device = await vmsg.start("device", ...BUS, "--device", "console,pty");
+    const { text } = await device.waitFor(/a console at pty/);
+    using terminal = openFile(/\/dev\/pts\/\d+/.exec(text)![0], O_NOCTTY);
+    const proxy = await vmsg.start("proxy", ...BUS, "--vhost-user", "socket=vu.sock");
+    await proxy.waitFor(/waiting for a front end/);
+    const guest = await test.boot({
+      script: `
+until [ -c /dev/hvc0 ]; do sleep 0.1; done
+exec 3<>/dev/hvc0
+echo "READY"
+until [ "$(stty size <&3)" = "41 132" ]; do sleep 0.1; done; echo "SIZE $(stty size <&3)"
+until [ "$(stty size <&3)" = "24 80" ]; do sleep 0.1; done; echo "AGAIN $(stty size <&3)"
+`,
+      modules: ["virtio_console"],
+      kernelArgs: [`virtio_uml.device=${vmsg.directory}/vu.sock:${DEVICE_CONSOLE}`],
+    });
+    const size = allocate(8);
+    const resize = (rows: number, columns: number) => {
+      size.view.setUint16(0, rows, true);
+      size.view.setUint16(2, columns, true);
+      assertEquals(libc.ioctl(terminal.number, TIOCSWINSZ, size.address), 0);
+    };
+    await guest.waitFor(/^READY/, GUEST_TIMEOUT_MS.uml);
+    resize(41, 132);
+    assertEquals(await guest.waitFor(/^SIZE /, GUEST_TIMEOUT_MS.uml), "SIZE 41 132");
+    resize(24, 80);
+    assertEquals(await guest.waitFor(/^AGAIN /, GUEST_TIMEOUT_MS.uml), "AGAIN 24 80");
   },
 );
