@@ -256,7 +256,10 @@ export interface ProxyRigOptions<Device> {
 export interface ProxyRig<Device = FakeDevice> {
   readonly reactor: Reactor;
   readonly device: Device;
+  readonly deviceSide: DeviceSide;
   readonly driverSide: DriverSide;
+  /** Where the server listens. */
+  readonly path: string;
   readonly server: VhostUserServer;
   readonly lines: string[];
   /** In direct mode. */
@@ -347,7 +350,9 @@ export async function withProxy<Device extends FakeDevice = FakeDevice>(
     await reactor.until(body({
       reactor,
       device,
+      deviceSide,
       driverSide,
+      path,
       server,
       lines,
       pages,
