@@ -1,6 +1,7 @@
 /** Captures, as Debian's tshark and we ourselves see them. */
 
 import { assert, assertEquals } from "@std/assert";
+import { dissector } from "../../src/observe/dissector.ts";
 import {
   LINKTYPE_ETHERNET,
   type ReadItem,
@@ -130,6 +131,33 @@ export async function dissect(path: string): Promise<Dissection> {
     });
   }
   return { protocols, badChecksums, badHeaders, malformed, goodChecksums };
+}
+
+/**
+ * Has tshark read a capture with vmsg's dissector: a line for each packet, its protocol and what it says. None is
+ * malformed or unknown.
+ */
+export async function dissectMessages(path: string): Promise<string[]> {
+  const script = `${path}.lua`;
+  await Deno.writeTextFile(script, dissector("test"));
+  const fields = ["_ws.malformed", "vmsg.refused", "_ws.col.Protocol", "_ws.col.Info"];
+  const { stdout, stderr } = await new Deno.Command("tshark", {
+    args: [
+      ...["-X", `lua_script:${script}`, "-r", path, "-T", "fields"],
+      ...fields.flatMap((name) => ["-e", name]),
+    ],
+    stdin: "null",
+  }).output();
+  await Deno.remove(script);
+  const complaints = new TextDecoder().decode(stderr).split("\n")
+    .filter((line) => line !== "" && !line.startsWith("Running as user"));
+  const lines = new TextDecoder().decode(stdout).replace(/\n$/, "").split("\n")
+    .map((line) => line.split("\t"));
+  const bad = lines.filter(([malformed, refused, protocol]) =>
+    malformed !== "" || refused !== "" || !/^(virtio-msg|ARP|ICMP|DHCP|UDP|ICMPv6)/.test(protocol!)
+  );
+  assertEquals([complaints, bad], [[], []]);
+  return lines.map(([, , protocol, info]) => `${protocol} ${info}`);
 }
 
 /** Asserts that a file is whole, nothing in it malformed, and every computed checksum right. */
