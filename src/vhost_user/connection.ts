@@ -95,9 +95,9 @@ export class Connection implements Disposable {
     this.#waiting = undefined;
   }
 
-  /** Answers a request. */
+  /** Answers a request; in vain if the connection has ended meanwhile. */
   reply(request: number, payload: Uint8Array): void {
-    sendMessage(this.stream, request, FLAG_REPLY, payload);
+    if (this.closed === undefined) sendMessage(this.stream, request, FLAG_REPLY, payload);
   }
 
   /** Ends the connection; {@link next} then gives undefined. */

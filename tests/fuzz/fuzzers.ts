@@ -1,5 +1,6 @@
 /** Every fuzzer there is. */
 
+import { BACK_END_FUZZERS } from "./back_ends.ts";
 import { DISK_FUZZERS } from "./disks.ts";
 import type { Fuzzer } from "./fuzzer.ts";
 import { FRAME_FUZZERS } from "./frames.ts";
@@ -16,6 +17,7 @@ export const FUZZERS: readonly Fuzzer[] = [
   ...FRAME_FUZZERS,
   ...DISK_FUZZERS,
   ...SOCKET_FUZZERS,
+  ...BACK_END_FUZZERS,
   ...SLOT_FUZZERS,
   ...HOSTILE_DEVICE_FUZZERS,
   ...FRONT_END_FUZZERS,

@@ -155,6 +155,16 @@ export class MockBackEnd implements Disposable {
     return this.#stream !== undefined;
   }
 
+  /** Does it? */
+  get isListening(): boolean {
+    return this.#listener !== undefined;
+  }
+
+  /** Has it been given one for requests of its own? */
+  get hasChannel(): boolean {
+    return this.#channel !== undefined;
+  }
+
   /** Listens, again. */
   listen(): void {
     const listener = listenUnix(this.path);
@@ -187,8 +197,9 @@ export class MockBackEnd implements Disposable {
     this.#channel = undefined;
     for (const fd of this.#fds.splice(0)) fd[Symbol.dispose]();
     for (const { mapping } of this.regions.splice(0)) mapping[Symbol.dispose]();
-    for (const { kick, call, error } of this.rings.splice(0)) {
-      for (const fd of [kick, call, error]) fd?.[Symbol.dispose]();
+    // Some may never have been named.
+    for (const ring of this.rings.splice(0)) {
+      for (const fd of [ring?.kick, ring?.call, ring?.error]) fd?.[Symbol.dispose]();
     }
     this.inflight?.[Symbol.dispose]();
     this.inflight = undefined;
