@@ -1,4 +1,4 @@
-/** `vmsg driver`: a virtio-net driver in user space, and its pinger or its TAP. */
+/** `vmsg driver`: drivers in user space; of a network card, with its pinger or its TAP, of a disk, of an entropy device. */
 
 import { capturingPort } from "../network/capturing_port.ts";
 import { mirrored, PortBridge } from "../drivers/net/port_bridge.ts";
@@ -9,6 +9,7 @@ import {
   type PingOptions,
   type PingResult,
 } from "../drivers/net/pinger.ts";
+import { giveUpMute } from "../drivers/mute_device.ts";
 import type { RingFormat } from "../drivers/own_features.ts";
 import { UsageError } from "../linux/errors.ts";
 import { codecFor } from "../message/codecs.ts";
@@ -17,7 +18,10 @@ import type { TapOptions } from "../network/tap.ts";
 import { DriverSide } from "../transport/driver_side.ts";
 import { BUS_OPTION, BUS_SECTION, type BusSettings, openBus, parseBus } from "./bus_option.ts";
 import type { Options } from "./command.ts";
-import { parseKind } from "./kinds.ts";
+import { blkDriver } from "./driver_kinds/blk.ts";
+import type { DriverKind, Outcome } from "./driver_kinds/driver_kind.ts";
+import { rngDriver } from "./driver_kinds/rng.ts";
+import { type Chosen, findKind, kindsSection, parseKind } from "./kinds.ts";
 import {
   CONFINED_OPTIONS,
   DRIVER_MEMORY_OPTION,
@@ -31,9 +35,15 @@ import { WarmUp } from "./warm_up.ts";
 import { parseQueues } from "./port_kinds/port_kind.ts";
 import { tapKind } from "./port_kinds/tap.ts";
 
+const MAX_DEVICE = 65535;
+const DRIVER_KINDS: readonly DriverKind[] = [rngDriver, blkDriver] as readonly DriverKind[];
+
 interface DriverSettings {
   readonly bus: BusSettings;
+  /** On its bus. */
   readonly device: number;
+  /** What it is if it is no network card. */
+  readonly kind: Chosen | undefined;
   readonly memory: DriverMemorySettings | undefined;
   readonly ping: Omit<PingOptions, "print">;
   readonly tap: TapOptions | undefined;
@@ -53,6 +63,18 @@ function addressOption(options: Options, name: string): string {
   return text;
 }
 
+function deviceOption(options: Options): Pick<DriverSettings, "device" | "kind"> {
+  const text = options.text("device")!;
+  if (!/^[a-z]/.test(text)) {
+    return { device: options.wholeNumber("device", 0, MAX_DEVICE)!, kind: undefined };
+  }
+  const { kind, group } = parseKind("--device", text, DRIVER_KINDS, ["number"]);
+  const alone = ["tap", "count"].find((name) => options.text(name) !== undefined);
+  if (alone !== undefined) throw group.error(`--${alone} is for network cards`);
+  const device = group.number("number", 0, MAX_DEVICE, 0);
+  return { device, kind: { kind: kind.name, settings: kind.parse(group) } };
+}
+
 function ringsOption(text: string): RingFormat {
   if (text !== "split" && text !== "packed") {
     throw new UsageError(`--rings is split or packed, not ${text}`);
@@ -63,13 +85,20 @@ function ringsOption(text: string): RingFormat {
 /** See `vmsg driver --help`. */
 export const driverCommand: PlaneCommand<DriverSettings> = planeCommand({
   name: "driver",
-  summary: "the driver side without a guest: a virtio-net driver in user space that pings",
+  summary: "the driver side without a guest: it pings, or reads a disk",
   description:
-    "Drives the network card of a device side from user space, and pings through it. It waits for the " +
-    "device side, and takes it back when it was restarted. Exit code 0 if a ping was answered.",
+    "Drives the network card of a device side from user space, and pings through it; or a device of another kind. " +
+    "It waits for the device side, and takes it back when it was restarted. Exit code 0 if a ping was answered, or " +
+    "all was done.",
   options: [
     BUS_OPTION,
-    { name: "device", value: "N", default: "0", help: "device number on the bus" },
+    {
+      name: "device",
+      value: "N | KIND[,number=N][,...]",
+      default: "0",
+      help:
+        "device number on the bus, of a network card; or another kind of device, see below, which is driven once",
+    },
     {
       name: "tap",
       value: "NAME[,bridge=BR][,address=A/P][,queues=N][,persistent][,offloads=off]",
@@ -96,7 +125,7 @@ export const driverCommand: PlaneCommand<DriverSettings> = planeCommand({
     ...CONFINED_OPTIONS,
     { name: "json", help: "print one JSON object at the end instead of lines" },
   ],
-  details: [BUS_SECTION],
+  details: [kindsSection("Devices other than network cards", DRIVER_KINDS), BUS_SECTION],
   examples: [
     "vmsg driver --bus linux-user,socket=lu.sock --count 3",
     "vmsg driver --bus linux-user,socket=lu.sock --count 100 --interval 0.01 \\\n" +
@@ -104,6 +133,7 @@ export const driverCommand: PlaneCommand<DriverSettings> = planeCommand({
     "vmsg driver --bus linux-user,socket=lu.sock --tap eth1,address=10.0.2.15/24",
     "vmsg driver --bus ivshmem,pci=00:10.0,bind --memory hugepages=10M --tap eth1",
     "vmsg driver --bus ivshmem,server=iv.sock --memory segment --count 3",
+    "vmsg driver --bus linux-user,socket=lu.sock --device blk,read=disk.img",
   ],
   parse: (options) => {
     const tap = options.text("tap");
@@ -124,7 +154,7 @@ export const driverCommand: PlaneCommand<DriverSettings> = planeCommand({
         ? undefined
         : parseDriverMemory(memory),
       bus: parseBus(options.text("bus")!, "driver"),
-      device: options.wholeNumber("device", 0, 65535)!,
+      ...deviceOption(options),
       rings: ringsOption(options.text("rings")!),
       json: options.flag("json"),
       ping: {
@@ -164,6 +194,25 @@ export const driverCommand: PlaneCommand<DriverSettings> = planeCommand({
       return {};
     }
     const print = settings.json ? () => {} : context.print;
+    if (settings.kind !== undefined) {
+      const { kind, settings: chosen } = settings.kind;
+      const options = { memory, number: settings.device, rings };
+      const driver = findKind(DRIVER_KINDS, "--device", kind)
+        .open(chosen, { reactor, log, side, options, stack, print });
+      let outcome: Outcome | undefined;
+      reactor.spawn(() => giveUpMute(side, settings.device, driver.isKnown));
+      reactor.spawn(async () => {
+        outcome = await driver.run();
+        reactor.stop();
+      });
+      start();
+      return {
+        finish: () => {
+          if (settings.json && outcome !== undefined) context.print(JSON.stringify(outcome));
+        },
+        exitCode: () => outcome === undefined ? 1 : 0,
+      };
+    }
     const pinger = new Pinger(reactor, { ...settings.ping, print });
     pinger.use(
       stack.use(new NetDriver(reactor, side, settings.device, pinger, log, { memory, rings })),

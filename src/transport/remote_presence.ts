@@ -45,6 +45,11 @@ export abstract class RemotePresence implements Asker {
     return this.#state === "there";
   }
 
+  /** The device side has said that there is none. */
+  get isAbsent(): boolean {
+    return this.#state === "absent";
+  }
+
   get mayAsk(): boolean {
     return this.#state !== "gone";
   }

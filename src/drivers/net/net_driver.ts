@@ -103,7 +103,7 @@ export class NetDriver implements PeerListener, PairOwner, Disposable {
   constructor(
     readonly reactor: Reactor,
     readonly side: DriverSide,
-    number: number,
+    readonly number: number,
     readonly listener: NetDriverListener,
     readonly log: Log,
     options: NetDriverOptions = {},

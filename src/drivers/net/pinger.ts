@@ -12,7 +12,6 @@
  */
 
 import { NET_HEADER_SIZE } from "../../virtio/net_header.ts";
-import { VmsgError } from "../../linux/errors.ts";
 import { allocate } from "../../linux/arena.ts";
 import type { Deferred, Reactor, Task } from "../../linux/reactor.ts";
 import type { IovecList } from "../../memory/mod.ts";
@@ -28,6 +27,7 @@ import {
 import { Protocol, type Station } from "../../network/protocols/packet.ts";
 import * as traffic from "../../network/protocols/traffic.ts";
 import { UDP_PAYLOAD, writeUdpHeaders } from "../../network/protocols/udp.ts";
+import { giveUpMute } from "../mute_device.ts";
 import type { NetDriver, NetDriverListener } from "./net_driver.ts";
 
 const ARP_RETRY_MS = 200;
@@ -35,9 +35,6 @@ const ECHO_SIZE = 56;
 const ECHO_TIMEOUT_MS = 1000;
 const SOURCE_PORT = 0xc000;
 const BATCH = 64;
-/** How long a device side that is there may say nothing that we understand, and how often that is looked at. */
-const MUTE_LIMIT_MS = 15_000;
-const LOOK_MS = 1000;
 /** No frame we ask for is longer. */
 const MAX_FRAME = 1514;
 /** Datagrams asked for in the receive figure; more than any machine sends in the time. */
@@ -198,38 +195,17 @@ export class Pinger implements NetDriverListener {
   }
 
   async run(): Promise<PingResult> {
-    if (this.options.count !== Infinity) this.reactor.spawn(() => this.#giveUpMute());
+    // Who counts wants an end.
+    if (this.options.count !== Infinity) {
+      const { side, number } = this.#driver;
+      this.reactor.spawn(() => giveUpMute(side, number, () => this.#wasUp));
+    }
     await this.#resolved.promise;
     await this.#ping();
     if (this.options.throughputMs === 0) return this.result();
     const toDevice = await this.#measureSending();
     const fromDevice = await this.#measureReceiving();
     return { ...this.result(), toDevice, fromDevice };
-  }
-
-  /**
-   * Who counts wants an end. A device side that is missing is waited for; one that is there and is never understood
-   * speaks another dialect, or hangs.
-   *
-   * @throws VmsgError MUTE_DEVICE
-   */
-  async #giveUpMute(): Promise<void> {
-    const { side } = this.#driver;
-    const { bus, codec: { dialect } } = side.options;
-    for (let muteMs = 0; !this.#wasUp; muteMs += LOOK_MS) {
-      const isThere = bus.isAttached && (bus.noticesPeers || side.counters.received > 0);
-      if (!isThere) muteMs = 0;
-      else if (muteMs >= MUTE_LIMIT_MS) {
-        throw new VmsgError(
-          "MUTE_DEVICE",
-          `${bus.description}: the device side is there, but for ${
-            MUTE_LIMIT_MS / 1000
-          } s gave no answer ` +
-            `that is ${dialect}: give both sides the same dialect=, if it does not hang`,
-        );
-      }
-      await this.reactor.sleep(LOOK_MS);
-    }
   }
 
   async #ping(): Promise<void> {
