@@ -12,6 +12,7 @@ import type { GuestKind } from "../../scripts/lab/machines.ts";
 import { delay, type Processes, type VmsgProcess } from "../support/processes.ts";
 import { programFiles } from "./program_files.ts";
 import { type BootOptions, GUEST_TIMEOUT_MS, guestTest } from "./support.ts";
+import { dial, exchange, serveEcho, SOCAT } from "./vsock_support.ts";
 
 /** An arm64 guest would need a socat of its own. */
 type Kind = Exclude<GuestKind, "arm64">;
@@ -24,9 +25,6 @@ const MISSING_MS = 300;
 /** Of a file that goes to and fro, in bytes: emulated guests take their time. */
 const sizeFor = (kind: Kind) => kind === "uml" ? 10 << 20 : 1 << 20;
 const ECHO_PORT = 7, HOST_ECHO_PORT = 1009, IDLE_PORT = 1011;
-
-/** Waits for the other end for longer than anything takes. */
-const SOCAT = "socat -t 60 -T 120";
 
 /** What is on an idle connection: where nobody says that it is gone, something has to be sent. */
 const IDLE: Readonly<Record<"told" | "untold", string>> = {
@@ -47,39 +45,6 @@ until echo after | ${SOCAT} - VSOCK-CONNECT:2:${HOST_ECHO_PORT} >/tmp/again; do 
 echo "AGAIN $(cat /tmp/again)"
 sleep 1000
 `;
-
-/** A host program that gives back what it reads, to whoever connects. */
-function serveEcho(path: string): Deno.Listener {
-  const listener = Deno.listen({ transport: "unix", path });
-  (async () => {
-    for await (const connection of listener) {
-      connection.readable.pipeTo(connection.writable).catch(() => {});
-    }
-  })();
-  return listener;
-}
-
-/** Connects to a port of the guest's as firecracker's users do. */
-async function dial(directory: string, port: number): Promise<Deno.UnixConn> {
-  const path = `${directory}/${PREFIX}`;
-  const connection = await Deno.connect({ transport: "unix", path });
-  await connection.write(new TextEncoder().encode(`CONNECT ${port}\n`));
-  let answer = "";
-  for (const byte = new Uint8Array(1); !answer.endsWith("\n");) {
-    if (await connection.read(byte) === null) throw new Error(`no answer but "${answer}"`);
-    answer += String.fromCharCode(byte[0]!);
-  }
-  assertMatch(answer, /^OK \d+\n$/);
-  return connection;
-}
-
-/** Sends bytes, then no more; what comes back until nothing does. */
-async function exchange(connection: Deno.UnixConn, bytes: Uint8Array): Promise<Uint8Array> {
-  const back = new Response(connection.readable).bytes();
-  for (let at = 0; at < bytes.length;) at += await connection.write(bytes.subarray(at));
-  await connection.closeWrite();
-  return await back;
-}
 
 function startDevice(vmsg: Processes, args: readonly string[]): Promise<VmsgProcess> {
   return vmsg.start("device", ...args, "--device", `vsock,socket=${PREFIX},cid=${CID}`);
@@ -125,7 +90,7 @@ function vsockTest(kind: Kind): void {
       await guest.waitFor(/^READY/, timeoutMs);
       const sent = crypto.getRandomValues(new Uint8Array(1 << 16));
       const bytes = new Uint8Array(size).map((_, i) => sent[(i * 31 + (i >> 9)) & 0xffff]!);
-      using connection = await dial(directory, ECHO_PORT);
+      using connection = await dial(`${directory}/${PREFIX}`, ECHO_PORT);
       const back = await exchange(connection, bytes);
       assertEquals(back.length, bytes.length);
       assert(back.every((byte, i) => byte === bytes[i]), "other bytes came back");
