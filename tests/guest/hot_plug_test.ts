@@ -19,6 +19,7 @@ import { type BootOptions, GUEST_TIMEOUT_MS, type GuestTest, guestTest } from ".
 const BUS = ["--bus", "linux-user,socket=lu.sock"];
 const [NET, BLK, CONSOLE, RNG] = [1, 2, 3, 4];
 const DISK_BYTES = 16 << 20;
+const GROWN_BYTES = 24 << 20;
 /** How long something is missing, at least. */
 const MISSING_MS = 300;
 
@@ -80,6 +81,7 @@ carrier 0
 ping -c 1 -W 1 10.0.2.2 >/dev/null; echo "PULLED rc=$?"
 carrier 1
 ping -c 2 10.0.2.2 >/dev/null; echo "PLUGGED rc=$?"
+until [ "$(cat /sys/block/vda/size)" = ${GROWN_BYTES / 512} ]; do sleep 0.05; done; echo "GROWN"
 dd if=/dev/urandom of=/tmp/bytes bs=64k count=64 2>/dev/null
 n=0
 while :; do
@@ -89,7 +91,7 @@ done
 `;
 
 guestTest(
-  "uml: four kinds behind one proxy, a disk that is waited for, a pulled cable, the device killed",
+  "uml: four kinds behind one proxy, a disk that is waited for and grows, a pulled cable, the device killed",
   "uml",
   async (test) => {
     const { vmsg, directory } = test;
@@ -130,6 +132,9 @@ guestTest(
     assertEquals(await guest.waitFor(/^PULLED /, timeoutMs), "PULLED rc=1");
     await ctl(vmsg, "link", "0", "up");
     assertEquals(await guest.waitFor(/^PLUGGED /, timeoutMs), "PLUGGED rc=0");
+    await Deno.truncate(`${directory}/disk.img`, GROWN_BYTES);
+    await ctl(vmsg, "resize", "3");
+    await guest.waitFor(/^GROWN$/, timeoutMs);
     await guest.waitFor(/^ROUND 1$/, timeoutMs);
     await device.end("SIGKILL");
     await delay(MISSING_MS);
