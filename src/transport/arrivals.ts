@@ -46,10 +46,13 @@ export class Arrivals {
     readonly isHeard: () => boolean,
   ) {}
 
-  /** A number that is neither taken nor resting, and was not taken before if there is such a one. */
+  /** A number that is neither taken nor resting, and was not taken before if there is such a one; -1 for none. */
   free(isTaken: (number: number) => boolean): number {
-    while (isTaken(this.#next) || this.restMs(this.#next) > 0) this.#pass(this.#next);
-    return this.#next;
+    for (let tried = 0; tried < NUMBERS; tried++) {
+      if (!isTaken(this.#next) && this.restMs(this.#next) === 0) return this.#next;
+      this.#pass(this.#next);
+    }
+    return -1;
   }
 
   #pass(number: number): void {

@@ -154,7 +154,7 @@ export class DeviceSide implements BusListener, Disposable {
     return this.#devices.get(number)!.slot.status;
   }
 
-  /** A number for one more device, see arrivals.ts. @param isTaken by one that is not added yet */
+  /** A number for one more device, see arrivals.ts; -1 for none. @param isTaken by one that is not added yet */
   freeNumber(isTaken: (number: number) => boolean = () => false): number {
     return this.#arrivals.free((number) => this.#devices.has(number) || isTaken(number));
   }

@@ -51,6 +51,14 @@ processTest("permissions: a data plane that is ready has FFI, and nothing else",
   assertEquals(vmsg.files().includes("forbidden"), true, "written at first, when that was allowed");
 });
 
+processTest(
+  "permissions: programs are run where a device that needs one may be added",
+  async (vmsg) => {
+    const { text } = await allowedFor(vmsg, "device", ...BUS, "--control", "ctl.sock");
+    assertEquals(text, "allowed: run ffi");
+  },
+);
+
 testUnless(
   "permissions: programs are run where there is one to run again, with no more rights",
   findProgram("passt") === undefined ? [{ what: "no passt (Debian: apt-get install passt)" }] : [],

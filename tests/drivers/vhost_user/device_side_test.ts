@@ -6,7 +6,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { createEventFd, signalEventFd } from "../../../src/linux/eventfd.ts";
 import { createSealedMemory, type Fd } from "../../../src/linux/fd.ts";
-import { Kind, type Message } from "../../../src/message/message.ts";
+import { DEVICE_ADDED, Kind, type Message } from "../../../src/message/message.ts";
 import { kindName } from "../../../src/message/table.ts";
 import { createLog } from "../../../src/observe/log.ts";
 import { Request } from "../../../src/vhost_user/protocol.ts";
@@ -204,6 +204,32 @@ cleanTest(
       rig.replace();
       await rig.front.ask(Request.GET_FEATURES);
       assert(blocks <= 64, `${blocks}`);
+    }),
+);
+
+cleanTest(
+  "proxy: a device side with another kind of device under the number, or with none",
+  () =>
+    withDevice(async (rig) => {
+      await start(rig);
+      let deviceId = 0;
+      rig.hold = (request) => {
+        if (request.kind !== Kind.GET_DEVICE_INFO) return false;
+        rig.peer.reply(request, (m) =>
+          Object.assign(m, { deviceId, featureBlocks: 2, maxQueues: 3 }));
+        return true;
+      };
+      rig.replace();
+      await rig.wait(() =>
+        rig.lines.some((line) => line.includes("no device 3: waiting for it"))
+      );
+      await rig.reactor.sleep(3000);
+      assert(!rig.front.hungUp, "it waits for its device");
+      deviceId = 2;
+      rig.peer.send(Kind.EVENT_DEVICE, (m) => Object.assign(m, { number: 3, state: DEVICE_ADDED }));
+      await rig.wait(() => rig.front.hungUp);
+      const said = rig.lines.filter((line) => /device id 2, the last one had 1/.test(line));
+      assertEquals(said.length, 1);
     }),
 );
 
