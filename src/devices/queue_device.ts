@@ -10,7 +10,9 @@
  *                                           '--- ring broken ---> DEVICE_NEEDS_RESET
  *
  * Before a batch the host is asked whether the driver's memory may be touched (DRIVER_OK, lease). After it
- * the used buffers are published once, and the driver is notified at most once. A batch ends also when its buffers have had
+ * the used buffers are published once, and the driver is notified at most once; of a queue whose used buffers are only room to
+ * the driver, together with what the next look at the descriptors brings: an answer to a frame is often there when the frame
+ * has been sent, and whom a first notification wakes may take the processor that the answer needs. A batch ends also when its buffers have had
  * many segments (queue/device_queue.ts): how long it takes is bounded, whatever a driver makes of them. A queue is opened by
  * `startQueue` and forgotten by `stopQueue`, which publishes what was completed, takes back what was not,
  * and answers the index where a successor goes on. A batch function touches a queue only while it runs:
@@ -100,6 +102,8 @@ export interface QueueDeviceOptions {
   readonly config?: Uint8Array;
   /** What to do with each queue's buffers. */
   readonly queues: readonly Batch[];
+  /** Of which queues is what was used nothing that a driver waits for, unless it has no buffers left? */
+  readonly givesRoom?: (index: number) => boolean;
   /** Does the device keep buffers and complete them in any order? */
   readonly anyOrder?: boolean;
   /** What the device counts; batches are counted for it. */
@@ -146,6 +150,9 @@ export class QueueDevice implements DeviceModel {
   protected accepted: Uint32Array = new Uint32Array(2);
   readonly #batches: readonly Batch[];
   readonly #tasks: readonly Task[];
+  /** Of queues that give room: tells the driver, if that is not done. */
+  readonly #tellers: readonly (Task | undefined)[];
+  readonly #untold: boolean[];
   readonly #queues: (DeviceQueue | undefined)[];
 
   /** Makes a device that is connected to nothing yet. */
@@ -163,6 +170,10 @@ export class QueueDevice implements DeviceModel {
     this.counters = options.counters ?? new Batches("device", `device id ${deviceId}`);
     this.#batches = queues;
     this.#tasks = queues.map((_, index) => ({ run: () => this.#run(index) }));
+    this.#tellers = queues.map((_, index) =>
+      options.givesRoom?.(index) ? { run: () => this.#tell(index) } : undefined
+    );
+    this.#untold = queues.map(() => false);
     this.#queues = queues.map(() => undefined);
   }
 
@@ -212,7 +223,8 @@ export class QueueDevice implements DeviceModel {
     const queue = this.#queues[index];
     if (queue === undefined) return 0;
     this.#queues[index] = undefined;
-    if (queue.stop()) this.host.used(index);
+    this.#untold[index] ||= queue.stop();
+    this.#tell(index);
     return queue.base;
   }
 
@@ -236,9 +248,22 @@ export class QueueDevice implements DeviceModel {
     this.counters.batches++;
     queue.noKicks();
     const more = this.#batches[index](queue, BATCH);
-    if (queue.publish()) this.host.used(index);
+    if (queue.publish()) {
+      this.#untold[index] = true;
+      const teller = this.#tellers[index];
+      if (more || teller === undefined) this.#tell(index);
+      else this.reactor.scheduleLate(teller);
+    }
     if (queue.broken === undefined) return more || queue.isSpent;
     this.host.needsReset(`queue ${index}: ${queue.broken}`);
+    return false;
+  }
+
+  #tell(index: number): boolean {
+    if (this.#untold[index]) {
+      this.#untold[index] = false;
+      this.host.used(index);
+    }
     return false;
   }
 

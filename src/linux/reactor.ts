@@ -6,7 +6,8 @@
  * descriptors (messages come in here, requests are answered here), fire timers, then give each
  * scheduled {@link Task} one batch (virtqueues are worked on here). What a task schedules has its batch in the same
  * turn: a frame goes from queue to doorbell between two waits. But no task has two batches in a turn. While one has more
- * to do, the next turn polls instead of blocking, so requests are never more than one batch of each task away.
+ * to do, the next turn polls instead of blocking, so requests are never more than one batch of each task away. What can wait
+ * for such a poll and what it brings ({@link Reactor.scheduleLate}) comes last in the next turn.
  *
  * Control-plane sequences (a bring-up, a replay) are ordinary async functions. Promises settle in
  * microtasks, which never run while the loop is on the stack. Whoever settles a promise that such a
@@ -133,6 +134,9 @@ export class Reactor implements Disposable {
   /** Those that are scheduled are the first {@link #count}; an array that shrinks would be allocated anew. */
   readonly #tasks: Task[] = [];
   #count = 0;
+  /** The same, of those that are late. */
+  readonly #lateTasks: Task[] = [];
+  #lateCount = 0;
   #turns = 0;
   /** See {@link turnMs}. */
   #turnMs = 0;
@@ -233,6 +237,13 @@ export class Reactor implements Disposable {
     this.#tasks[this.#count++] = task;
   }
 
+  /** Has a task run at the end of the next turn, which polls, behind all that its descriptors bring. */
+  scheduleLate(task: Task): void {
+    if (task.isScheduled === true) return;
+    task.isScheduled = true;
+    this.#lateTasks[this.#lateCount++] = task;
+  }
+
   /** A promise whose settling lets the async sequences of this reactor go on. */
   defer<T>(): Deferred<T> {
     const { promise, resolve, reject } = Promise.withResolvers<T>();
@@ -322,7 +333,8 @@ export class Reactor implements Disposable {
 
   /** One turn of the loop, see the head of this file. It blocks until there is something to do. */
   turn(): void {
-    const timeoutMs = this.#count > 0 ? 0 : this.#timeoutMs();
+    const late = this.#lateCount;
+    const timeoutMs = this.#count > 0 || late > 0 ? 0 : this.#timeoutMs();
     const count = libc.epoll_wait(
       this.#epoll.number,
       this.#events.address,
@@ -337,9 +349,10 @@ export class Reactor implements Disposable {
       if (found === false) this.#pace(number);
       else if (found === true) this.#vain[number] = 0;
     }
-    this.clock.skipTo?.(count === 0 && this.#count === 0 ? this.#deadlineMs() : -Infinity);
+    this.clock.skipTo?.(count + late + this.#count === 0 ? this.#deadlineMs() : -Infinity);
     this.#fireTimers();
     this.#runTasks();
+    if (late > 0) this.#runLate(late);
     if (cutCount() !== this.#cuts) this.#tellOfCut();
   }
 
@@ -397,6 +410,18 @@ export class Reactor implements Disposable {
       if (task.run()) this.schedule(task);
     }
     this.#count = kept;
+  }
+
+  /** Those that were late before this turn; more may come meanwhile. */
+  #runLate(count: number): void {
+    const tasks = this.#lateTasks;
+    for (let i = 0; i < count; i++) {
+      const task = tasks[i]!;
+      task.isScheduled = false;
+      if (task.run()) this.schedule(task);
+    }
+    this.#lateCount -= count;
+    tasks.copyWithin(0, count, count + this.#lateCount);
   }
 
   /** Closes the epoll descriptor. */

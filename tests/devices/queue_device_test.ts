@@ -2,6 +2,8 @@
 
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { type Batch, QueueDevice, take } from "../../src/devices/queue_device.ts";
+import { clearEventFd, createEventFd, signalEventFd } from "../../src/linux/eventfd.ts";
+import { EPOLLIN } from "../../src/linux/reactor.ts";
 import { hasFeature, RingFeature } from "../../src/virtio/features.ts";
 import { Chain, SEGMENT_BUDGET } from "../../src/virtio/queue/mod.ts";
 import { BUFFERS, QueueRig } from "../support/queue_rig.ts";
@@ -57,6 +59,54 @@ for (const features of [[], [RingFeature.EVENT_IDX]]) {
     assert(rig.queues[0].publish());
   });
 }
+
+Deno.test("queue device: of a queue that gives room a driver is told behind what the next look brings", () => {
+  const [receive, transmit] = [answerAll(), answerAll()];
+  using bell = createEventFd();
+  let answers = 0, most = 64;
+  using rig = new QueueRig((reactor) => {
+    const device = new QueueDevice(reactor, {
+      deviceId: 42,
+      queues: [receive.batch, (queue, budget) => {
+        // The answer is there as soon as something was sent, and is found with the descriptors.
+        if (answers-- > 0) signalEventFd(bell);
+        return transmit.batch(queue, Math.min(budget, most));
+      }],
+      givesRoom: (index) => index === 1,
+    });
+    reactor.watch(bell, EPOLLIN, () => {
+      clearEventFd(bell);
+      device.wake(0);
+    });
+    return device;
+  });
+  rig.queues[0].add([], [{ address: BUFFERS, length: 8 }]);
+  rig.queues[0].publish();
+  answers = 1;
+  rig.offer(1, BUFFERS, new Uint8Array(8));
+  rig.settle();
+  assertEquals(rig.used.splice(0), [0, 1], "the answer's buffer first");
+  rig.offer(1, BUFFERS, new Uint8Array(8));
+  rig.settle();
+  assertEquals(rig.used.splice(0), [1], "told also where no answer comes");
+  // While there is more to do, as much as a batch did is room that may be lacked.
+  most = 1;
+  for (let i = 0; i < 3; i++) rig.queues[1].add([{ address: BUFFERS, length: 8 }], []);
+  rig.queues[1].publish();
+  rig.device.available(1);
+  rig.settle();
+  assertEquals(rig.used.splice(0), [1, 1, 1]);
+  // A queue that stops owes nothing afterwards.
+  most = 64;
+  rig.offer(1, BUFFERS, new Uint8Array(8));
+  rig.reactor.turn();
+  assertEquals(rig.used, []);
+  rig.device.stopQueue(1);
+  assertEquals(rig.used, [1]);
+  rig.settle();
+  assertEquals(rig.used, [1]);
+  rig.reactor.unwatch(bell);
+});
 
 Deno.test("queue device: a full budget means another batch, in a turn of its own", () => {
   const { batch } = answerAll();

@@ -48,6 +48,45 @@ cleanTest(
   },
 );
 
+cleanTest(
+  "tasks: a late one runs after a poll, behind what that brings, and no time passes for it",
+  () => {
+    const clock = new VirtualClock();
+    using reactor = new Reactor(clock);
+    using bell = createEventFd();
+    const order: string[] = [];
+    const task = (name: string, then = () => {}): Task => ({
+      run: () => (order.push(name), then(), false),
+    });
+    const [more, late, behind] = [task("task"), task("late"), task("behind")];
+    reactor.watch(bell, EPOLLIN, () => {
+      clearEventFd(bell);
+      order.push("descriptor");
+      reactor.schedule(more);
+      // Of the next turn.
+      reactor.scheduleLate(behind);
+    });
+    reactor.timer(() => order.push("timer")).arm(5000);
+    reactor.schedule(task("first", () => {
+      signalEventFd(bell);
+      reactor.scheduleLate(late);
+      reactor.scheduleLate(late);
+    }));
+    const startMs = clock.now();
+    reactor.turn();
+    assertEquals(order.splice(0), ["first"]);
+    reactor.turn();
+    assertEquals(order.splice(0), ["descriptor", "task", "late"]);
+    reactor.turn();
+    assertEquals(order.splice(0), ["behind"]);
+    // A virtual clock moves by itself too, a little at each look.
+    assert(clock.now() - startMs < 1);
+    reactor.turn();
+    assertEquals(order, ["timer"]);
+    assert(clock.now() - startMs >= 5000);
+  },
+);
+
 cleanTest("tasks: one that a sequence schedules runs before the loop waits again", async () => {
   using reactor = new Reactor(new VirtualClock());
   using bell = createEventFd();

@@ -140,6 +140,7 @@ export class NetDevice extends QueueDevice {
         { length: 2 * pairs + 1 },
         (_, index) => (queue, budget) => this.#work[index]!(queue, budget),
       ),
+      givesRoom: (index) => index % 2 === TRANSMIT,
       counters: new CardCounters("device", options.name ?? `net, ${port.description}`),
     });
     this.#ownMac = options.mac.slice(0, 6);

@@ -360,6 +360,7 @@ export class PairThread implements DeviceHost, Letters {
         (queue, budget) => pair.receive(queue, budget),
         (queue, budget) => pair.transmit(queue, budget),
       ],
+      givesRoom: (index) => index === TRANSMIT,
       counters: batches,
     });
     this.#device.connect(this);
