@@ -13,7 +13,7 @@
 import type { Bus } from "../bus/bus.ts";
 import { allocateHugePages, HUGE_PAGE_SIZE, type HugePages } from "../linux/huge_pages.ts";
 import { physicalRuns } from "../linux/page_map.ts";
-import { holdPins, type PinHolder } from "../linux/pin_holder.ts";
+import { holdPins } from "../linux/pin_holder.ts";
 import { startProgramsLater } from "../linux/programs.ts";
 import { MEMORY_WINDOW } from "../message/message.ts";
 import type { Log } from "../observe/log.ts";
@@ -32,7 +32,7 @@ import { TranslatedQueue } from "./translated_queue.ts";
 /** What pins, and what keeps it so when we are killed. */
 export type PagesBus = Pick<Bus, "pin" | "pinHandles" | "description">;
 
-/** Where huge pages, places and silence come from; the kernel, except in tests. */
+/** Where huge pages, places, silence and who outlives us come from; the kernel, except in tests. */
 export interface PagesMemory {
   /** As {@link allocateHugePages}. */
   readonly allocate: typeof allocateHugePages;
@@ -40,12 +40,15 @@ export interface PagesMemory {
   readonly locate: typeof physicalRuns;
   /** As {@link waitForSilence}. */
   readonly waitForSilence: typeof waitForSilence;
+  /** As {@link holdPins}. */
+  readonly hold: (...args: Parameters<typeof holdPins>) => Disposable | undefined;
 }
 
 const OF_THE_KERNEL: PagesMemory = {
   allocate: allocateHugePages,
   locate: physicalRuns,
   waitForSilence,
+  hold: holdPins,
 };
 
 /** See the head of this file. */
@@ -55,7 +58,7 @@ export class Pages implements ForwardingPlace, PeerListener, Disposable {
   readonly #stack: DisposableStack;
   readonly #pages: readonly HugePages[];
   readonly #bus: PagesBus;
-  #holder: PinHolder | undefined;
+  #holder: Disposable | undefined;
   #holderTried = false;
 
   /**
@@ -147,7 +150,7 @@ export class Pages implements ForwardingPlace, PeerListener, Disposable {
   #hold(): void {
     if (this.#holderTried) return;
     this.#holderTried = true;
-    this.#holder = holdPins(this.#bus.pinHandles, SILENCE_MS);
+    this.#holder = this.memory.hold(this.#bus.pinHandles, SILENCE_MS);
     if (this.#holder !== undefined) return;
     this.log.warn(
       "no /bin/sh: if this process is killed, the device side may write for a moment to memory that " +

@@ -281,6 +281,8 @@ export const MADE_UP: Omit<PagesMemory, "waitForSilence"> = {
     const runs = [{ offset: 0, physical: 0x4000_0000, length: size }];
     return { mapping, runs, [Symbol.dispose]: () => mapping[Symbol.dispose]() };
   },
+  // A process would end some time after the test.
+  hold: () => ({ [Symbol.dispose]: () => {} }),
   locate: (address, size) => [{ offset: 0, physical: Number(address), length: size }],
 };
 
