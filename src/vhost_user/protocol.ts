@@ -47,15 +47,34 @@ export const Request = {
   GET_STATUS: 40,
 } as const;
 
-const NAMES = new Map<number, string>(Object.entries(Request).map(([name, id]) => [id, name]));
+/** Requests of a back end, on the channel that SET_BACKEND_REQ_FD gives. */
+export const BackEndRequest = {
+  IOTLB_MSG: 1,
+  CONFIG_CHANGE_MSG: 2,
+  VRING_HOST_NOTIFIER_MSG: 3,
+  VRING_CALL: 4,
+  VRING_ERR: 5,
+  SHARED_OBJECT_ADD: 6,
+  SHARED_OBJECT_REMOVE: 7,
+  SHARED_OBJECT_LOOKUP: 8,
+  SHMEM_MAP: 9,
+  SHMEM_UNMAP: 10,
+} as const;
+
+const names = (requests: Readonly<Record<string, number>>): ReadonlyMap<number, string> =>
+  new Map(Object.entries(requests).map(([name, id]) => [id, name]));
+const NAMES = names(Request);
+const BACK_END_NAMES = names(BackEndRequest);
 
 /** The name of a request, for people. */
 export function requestName(request: number): string {
   return NAMES.get(request) ?? `request ${request}`;
 }
 
-/** Requests of a back end, on the channel that SET_BACKEND_REQ_FD gives. */
-export const BACKEND_CONFIG_CHANGE = 2;
+/** The same of a back end's. */
+export function backEndRequestName(request: number): string {
+  return BACK_END_NAMES.get(request) ?? `request ${request}`;
+}
 
 /** Bits of GET_PROTOCOL_FEATURES. */
 export const ProtocolFeature = {

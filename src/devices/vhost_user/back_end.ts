@@ -20,7 +20,8 @@ import { type UnixStream, unixStreamPair } from "../../linux/unix_socket.ts";
 import type { MemoryRegion } from "../../memory/mod.ts";
 import { Connection, type Message, sendMessage } from "../../vhost_user/connection.ts";
 import {
-  BACKEND_CONFIG_CHANGE,
+  BackEndRequest,
+  backEndRequestName,
   CONFIG_HEADER,
   FEATURE_PROTOCOL_FEATURES,
   FLAG_NEED_REPLY,
@@ -75,6 +76,16 @@ export interface Introduction {
   readonly queues: number | undefined;
 }
 
+/** What a back end does by itself. */
+export interface BackEndListener {
+  /** Once: the connection has ended. */
+  lost(reason: string): void;
+  /** The configuration reads otherwise. */
+  configChanged(): void;
+  /** It asked for what we do not do, such as memory of its own that the driver is to see. */
+  refused(request: string): void;
+}
+
 /** A region as a back end is shown it. */
 interface ShownRegion {
   readonly at: number;
@@ -120,7 +131,6 @@ function setRegion(view: DataView, at: number, region: MemoryRegion): void {
 export class BackEnd implements Disposable {
   readonly #connection: Connection;
   readonly #patience: Timer;
-  readonly #hears: () => void;
   #channel: Connection | undefined;
   /** Does it have protocol features, whichever? Then rings begin disabled. */
   #isModern = false;
@@ -131,19 +141,21 @@ export class BackEnd implements Disposable {
    * Says nothing yet.
    *
    * @param buffers for what comes on the connection, and on the channel of the back end's own requests
-   * @param lost called once when the connection has ended
-   * @param configChanged called when the back end says so
    */
   constructor(
     readonly stream: UnixStream,
     readonly reactor: Reactor,
     readonly buffers: readonly [Block, Block],
-    lost: (reason: string) => void,
-    configChanged: () => void,
+    readonly listener: BackEndListener,
   ) {
-    this.#connection = new Connection(stream, reactor, buffers[0], "the back end", lost);
+    this.#connection = new Connection(
+      stream,
+      reactor,
+      buffers[0],
+      "the back end",
+      (reason) => listener.lost(reason),
+    );
     this.#patience = reactor.timer(() => this.cut("it does not answer"));
-    this.#hears = configChanged;
   }
 
   /** Has it agreed to this part of the protocol? */
@@ -267,8 +279,9 @@ export class BackEnd implements Disposable {
       if (message === undefined) return;
       const { request, flags, fds } = message;
       for (const fd of fds) fd[Symbol.dispose]();
-      const isKnown = request === BACKEND_CONFIG_CHANGE;
-      if (isKnown) this.#hears();
+      const isKnown = request === BackEndRequest.CONFIG_CHANGE_MSG;
+      if (isKnown) this.listener.configChanged();
+      else this.listener.refused(backEndRequestName(request));
       if ((flags & FLAG_NEED_REPLY) !== 0) channel.reply(request, u32s(isKnown ? 0 : 1, 0));
     }
   }

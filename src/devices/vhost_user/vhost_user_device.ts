@@ -30,7 +30,7 @@ import { connectUnix, type UnixStream } from "../../linux/unix_socket.ts";
 import type { MemoryRegion } from "../../memory/mod.ts";
 import { TranslatedSpace } from "../../memory/translated_space.ts";
 import { counterShape } from "../../observe/counters.ts";
-import type { Log } from "../../observe/log.ts";
+import { limitedLog, type Log } from "../../observe/log.ts";
 import { MESSAGE_BUFFER_SIZE } from "../../vhost_user/connection.ts";
 import {
   type Answer,
@@ -57,6 +57,8 @@ const FIRST_PAUSE_MS = 50;
 const LAST_PAUSE_MS = 2000;
 /** One that was served so long is looked for without a long pause. */
 const GOOD_MS = 5000;
+/** Between lines about what a back end asks for. */
+const COMPLAINT_MS = 10_000;
 /** As many as a network card with 64 pairs and control has. */
 const MAX_QUEUES = 129;
 
@@ -125,6 +127,7 @@ export class VhostUserDevice implements DeviceModel {
   #pauseMs = FIRST_PAUSE_MS;
   #servedMs = Infinity;
   #told = "";
+  readonly #complain: (line: string) => void;
   readonly #memory = mapAnonymous(2 * MESSAGE_BUFFER_SIZE);
   readonly #buffers: readonly [Block, Block];
 
@@ -147,6 +150,7 @@ export class VhostUserDevice implements DeviceModel {
     this.ready = promise;
     this.#known = () => resolve();
     this.#retry = reactor.timer(() => this.#connect());
+    this.#complain = limitedLog(log.warn, reactor, COMPLAINT_MS);
     this.#connect();
   }
 
@@ -176,13 +180,11 @@ export class VhostUserDevice implements DeviceModel {
       return this.#again((error as Error).message);
     }
     if (stream === undefined) return this.#again("nobody listens");
-    const backEnd = new BackEnd(
-      stream,
-      this.reactor,
-      this.#buffers,
-      (reason) => this.#lost(backEnd, reason),
-      () => this.#configIsStale(),
-    );
+    const backEnd = new BackEnd(stream, this.reactor, this.#buffers, {
+      lost: (reason) => this.#lost(backEnd, reason),
+      configChanged: () => this.#configIsStale(),
+      refused: (request) => this.#complain(`${this.#name} asks for ${request}, and is refused`),
+    });
     this.#connected = backEnd;
     this.reactor.spawn(() =>
       this.#exclusively(async () => {

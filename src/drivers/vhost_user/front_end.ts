@@ -148,7 +148,12 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
       for (const vring of this.#vrings.all) vring.fail();
     }
     if (this.#backendChannel !== undefined && this.#has(ProtocolFeature.CONFIG)) {
-      sendMessage(this.#backendChannel, protocol.BACKEND_CONFIG_CHANGE, 0, new Uint8Array());
+      sendMessage(
+        this.#backendChannel,
+        protocol.BackEndRequest.CONFIG_CHANGE_MSG,
+        0,
+        new Uint8Array(),
+      );
     }
   }
 
