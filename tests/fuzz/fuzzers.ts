@@ -1,6 +1,7 @@
 /** Every fuzzer there is. */
 
 import { BACK_END_FUZZERS } from "./back_ends.ts";
+import { ARRIVAL_FUZZERS } from "./arrivals.ts";
 import { DISK_FUZZERS } from "./disks.ts";
 import type { Fuzzer } from "./fuzzer.ts";
 import { FRAME_FUZZERS } from "./frames.ts";
@@ -19,6 +20,7 @@ export const FUZZERS: readonly Fuzzer[] = [
   ...SOCKET_FUZZERS,
   ...BACK_END_FUZZERS,
   ...SLOT_FUZZERS,
+  ...ARRIVAL_FUZZERS,
   ...HOSTILE_DEVICE_FUZZERS,
   ...FRONT_END_FUZZERS,
   ...LIVE_DEVICE_FUZZERS,
