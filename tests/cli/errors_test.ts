@@ -96,6 +96,23 @@ const WRONG_USAGE: readonly [string[], RegExp][] = [
     onBus("device", BUS, "--device", "pigeon"),
     /--device pigeon: unknown, one of net, blk, console, rng, .* is/,
   ],
+  [onBus("device", BUS, "--device", "vhost-user"), /vhost-user: socket= is missing/],
+  [
+    onBus("device", BUS, "--device", "vhost-user,socket=s,id=pigeon"),
+    /id is a number or one of net, blk, .*, not pigeon/,
+  ],
+  [
+    onBus("device", BUS, "--device", "vhost-user,socket=s,id=2,queue-size=100"),
+    /queue-size is a power of two/,
+  ],
+  [
+    onBus("device", BUS, "--device", "vhost-user,socket=s,id=2,config=0"),
+    /config has 1 to 256 bytes, each two digits/,
+  ],
+  [
+    onBus("device", BUS, "--device", "vhost-user,socket=s,id=fs,config=00,tag=x"),
+    /give one of config= and tag=/,
+  ],
   [onBus("device", BUS, "--device", "net,pigeon"), /--device net,pigeon: unknown, one of respond/],
   [onBus("device", BUS, "--device", "net,tap,mtu=1"), /--device net,tap: mtu is a whole number/],
   [onBus("device", BUS, "--device", "rng,fast"), /--device rng,fast: unknown key fast, there are/],
