@@ -53,6 +53,25 @@ export function processorTimeNs(pid: number): number {
   return sum;
 }
 
+/** How often threads of a process went from one processor to another; NaN where the kernel does not say. */
+export function moves(pid: number): number {
+  let sum = 0;
+  for (const { name } of Deno.readDirSync(`/proc/${pid}/task`)) {
+    const text = readIfThere(`/proc/${pid}/task/${name}/sched`);
+    sum += Number(/^se\.nr_migrations\s*:\s*(\d+)/m.exec(text)?.[1]);
+  }
+  return sum;
+}
+
+/** Empty where there is no such file, as of a thread that has ended. */
+function readIfThere(path: string): string {
+  try {
+    return Deno.readTextFileSync(path);
+  } catch {
+    return "";
+  }
+}
+
 /** A process that was started. */
 export class Running {
   /** What it said, on both streams. */
