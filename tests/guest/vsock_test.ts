@@ -64,9 +64,11 @@ function frontEnd(kind: Kind, socket: string): Partial<BootOptions> {
   };
 }
 
-function vsockTest(kind: Kind): void {
+function vsockTest(kind: Kind, ...args: string[]): void {
   guestTest(
-    `${kind}: vsock, the same both ways whoever connects; connections die with the device`,
+    `${
+      [kind, ...args].join(" ")
+    }: vsock, the same both ways whoever connects; connections die with the device`,
     { guest: kind, programs: { socat: "socat" } },
     async (test) => {
       const { vmsg, directory } = test;
@@ -74,8 +76,8 @@ function vsockTest(kind: Kind): void {
       const size = sizeFor(kind);
       using _echo = serveEcho(`${directory}/${PREFIX}_${HOST_ECHO_PORT}`);
       using idle = Deno.listen({ transport: "unix", path: `${directory}/${PREFIX}_${IDLE_PORT}` });
-      const device = await startDevice(vmsg, BUS);
-      const proxy = await vmsg.start("proxy", ...BUS, "--vhost-user", "socket=vu.sock");
+      const device = await startDevice(vmsg, [...BUS, ...args]);
+      const proxy = await vmsg.start("proxy", ...BUS, ...args, "--vhost-user", "socket=vu.sock");
       await proxy.waitFor(/waiting for a front end/);
       const guest = await test.boot({
         script: script(size, IDLE[kind === "uml" ? "told" : "untold"]),
@@ -98,7 +100,7 @@ function vsockTest(kind: Kind): void {
       using _held = await idle.accept();
       await device.end("SIGKILL");
       await delay(MISSING_MS);
-      await startDevice(vmsg, BUS);
+      await startDevice(vmsg, [...BUS, ...args]);
       await guest.waitFor(/^ENDED /, timeoutMs);
       assertEquals(await guest.waitFor(/^AGAIN /, timeoutMs), "AGAIN after");
       // The guest's listener has stayed; the program is another one than ours.
@@ -112,4 +114,7 @@ function vsockTest(kind: Kind): void {
 }
 
 for (const kind of ["uml", "microvm"] as const) vsockTest(kind);
-if (Deno.env.get("VMSG_GUEST_FULL") === "1") vsockTest("q35");
+if (Deno.env.get("VMSG_GUEST_FULL") === "1") {
+  vsockTest("q35");
+  vsockTest("uml", "--confined");
+}

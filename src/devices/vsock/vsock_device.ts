@@ -9,7 +9,8 @@
  * queued that could grow. Only RST packets are kept as such (resets.ts).
  *
  * A connection dies with its device, and its sockets are closed. A device that goes on where another one was, and so under a driver
- * that may have connections, tells it that they are gone (VIRTIO_VSOCK_EVENT_TRANSPORT_RESET).
+ * that may have connections, tells it that they are gone (VIRTIO_VSOCK_EVENT_TRANSPORT_RESET). In confined and direct mode
+ * rings are copies that always begin: there every driver is told, which says nothing new to one that begins as well.
  *
  * Hostile drivers. A packet without a whole header, or of a context that is not the guest's, is dropped. Whatever fits no
  * connection, or not the state it is in, is answered by RST, which ends the connection: also data without credit. Connecting
@@ -110,10 +111,10 @@ export class VsockDevice extends QueueDevice {
   #nextPort: number;
   /** Has no queue run since the device began? */
   #isFresh = true;
-  #owesReset = false;
+  #owesReset: boolean;
 
   /** Listens at once. */
-  constructor(reactor: Reactor, options: VsockDeviceOptions, log: Log) {
+  constructor(reactor: Reactor, readonly options: VsockDeviceOptions, log: Log) {
     super(reactor, {
       deviceId: DEVICE_VSOCK,
       features: [VsockFeature.STREAM, VsockFeature.NO_IMPLIED_STREAM],
@@ -126,6 +127,7 @@ export class VsockDevice extends QueueDevice {
       counters: new VsockCounters("device", options.name),
     });
     this.#cid = options.cid;
+    this.#owesReset = options.forwarded;
     this.#sockets = new HostSockets(reactor, options.prefix, log, (fd) => this.#greet(fd));
     this.#table = new ConnectionTable(
       MOST_CONNECTIONS,
@@ -148,7 +150,7 @@ export class VsockDevice extends QueueDevice {
     for (const connection of this.#table.all) this.#release(connection);
     this.#resets.clear();
     this.#isFresh = true;
-    this.#owesReset = false;
+    this.#owesReset = this.options.forwarded;
   }
 
   #tellReset(queue: DeviceQueue): boolean {

@@ -494,8 +494,18 @@ Deno.test("vsock: memory that may not be touched is not; what came meanwhile is 
   assertEquals(textOf(guest.heard()[0].payload), "kept");
 });
 
-Deno.test("vsock: through a segment packets are smaller", () => {
+Deno.test("vsock: through a segment packets are smaller, and a driver is told that connections are gone in any case", () => {
   using guest = new Guest({ forwarded: true });
+  const { queues, device, memory } = guest.rig;
+  for (let time = 0; time < 2; time++) {
+    if (time === 1) guest.rig.restart();
+    memory.write32(BUFFERS, 99);
+    queues[EVENT].add([], [{ address: BUFFERS, length: 4 }]);
+    queues[EVENT].publish();
+    device.available(EVENT);
+    guest.rig.settle();
+    assertEquals([queues[EVENT].takeUsed()?.length, memory.read32(BUFFERS)], [4, 0]);
+  }
   using listener = guest.listen(HOST_PORT);
   guest.room(1);
   using _program = guest.connect(listener);
