@@ -10,6 +10,7 @@ import { Chain } from "../../src/virtio/queue/chain.ts";
 import { ChainSequence } from "../../src/virtio/queue/chain_sequence.ts";
 import { openDeviceQueue, type QueueConfig } from "../../src/virtio/queue/mod.ts";
 import { Pop } from "../../src/virtio/queue/pop.ts";
+import { PackedDriverQueue } from "../../src/virtio/packed/driver_queue.ts";
 import { DriverQueue } from "../../src/virtio/split/driver_queue.ts";
 import { MockDriver, MockMemory, type Random } from "../support/mock_driver.ts";
 import { segmentOf, segmentSize, shadowOf } from "../support/shadow_rig.ts";
@@ -268,6 +269,83 @@ const driverRing: Fuzzer["open"] = async (use) => {
   await use({ round, finish });
 };
 
+/** The same of a packed ring, whose device gives back what it likes, in order and not. */
+const packedDriverRing: Fuzzer["open"] = async (use) => {
+  const size = 16;
+  const needed = PackedDriverQueue.bytesNeeded(size, true);
+  using memory = new MockMemory([{ at: 0x10000, size: needed }]);
+  const place = {
+    memory: memory.memory,
+    offset: memory.offset(0x10000),
+    size: needed,
+    at: 0x10000,
+  };
+  let done = 0, taken = 0, broken = 0;
+  const addresses = new Float64Array(4), lengths = new Uint32Array(4).fill(100);
+  const [AVAIL, USED, WRITE] = [1 << 7, 1 << 15, 2];
+  const round = (random: Random) => {
+    const [eventIndex, indirect, inOrder] = [0, 1, 2].map(() => random.chance(0.5));
+    const terms = { eventIndex: eventIndex!, indirect: indirect!, inOrder: inOrder! };
+    const queue = new PackedDriverQueue({ place, size, ...terms });
+    const bytes = memory.bytes(0x10000, needed);
+    const lent = new Map<number, "added" | "published">();
+    const malice = random.pick([0, 0.01, 0.1, 0.9]);
+    let token = 0;
+    // The device's: the slot and lap where it looks next, what it has seen there, and where it gives back.
+    let look = 0, give = 0;
+    const out: { id: number; count: number }[] = [];
+    const slot = (at: number) => 0x10000 + 16 * (at % size);
+    const lap = (at: number) => Math.floor(at / size) % 2 === 0;
+    const isAvailable = (at: number) => {
+      const flags = memory.read16(slot(at) + 14);
+      return (flags & AVAIL) !== 0 === lap(at) && (flags & USED) !== 0 !== lap(at);
+    };
+    for (let step = 0; step < 40 && queue.broken === undefined; step++) {
+      const [readable, writable] = [random.below(2), 1 + random.below(2)];
+      if (random.chance(0.5) && queue.add(addresses, lengths, readable, writable, token)) {
+        lent.set(token++, "added");
+      }
+      if (random.chance(0.5)) {
+        queue.publish();
+        for (const added of lent.keys()) lent.set(added, "published");
+      }
+      if (random.chance(0.2)) queue.wantCalls();
+      if (random.chance(0.2)) queue.noCalls();
+      if (random.chance(malice)) bytes[random.below(bytes.length)] = random.u32();
+      while (look < give + size && isAvailable(look)) {
+        const start = look;
+        while (look < start + size && (memory.read16(slot(look) + 14) & 1) !== 0) look++;
+        out.push({ id: memory.read16(slot(look) + 12), count: ++look - start });
+      }
+      for (let n = random.below(4); n > 0 && out.length > 0; n--) {
+        const i = random.below(out.length);
+        const gone = terms.inOrder ? out.splice(0, i + 1) : out.splice(i, 1);
+        const { id } = gone.at(-1)!;
+        memory.write16(slot(give) + 12, random.chance(malice) ? random.below(size + 1) : id);
+        memory.write32(slot(give) + 8, random.chance(malice) ? random.u32() : random.below(101));
+        memory.write16(slot(give) + 14, (lap(give) ? AVAIL | USED : 0) | WRITE);
+        give += gone.reduce((sum, { count }) => sum + count, 0);
+      }
+      while (queue.nextUsed()) {
+        taken++;
+        assert(lent.get(queue.usedToken) === "published", "a buffer that the device did not have");
+        lent.delete(queue.usedToken);
+        assert(queue.usedLength <= 200);
+      }
+      assert(malice > 0 || queue.broken === undefined, queue.broken);
+      assert(queue.free >= 0 && queue.free <= size);
+    }
+    if (queue.broken !== undefined) broken++;
+    if (++done % GUARD_ROUNDS === 0) memory.checkGuards();
+  };
+  const finish = (rounds: number) => {
+    memory.checkGuards();
+    assert(rounds < 1000 || taken > rounds / 10 && broken > rounds / 10, "both ends are reached");
+    return `${taken} buffers, ${broken} broken rings`;
+  };
+  await use({ round, finish });
+};
+
 /** A guest's bytes that it lent for reading, lent for writing, and kept. */
 const SHOWN = 0x11, LENT = 0x22, SECRET = 0x5e;
 const SECRET_WORD = 0x5e5e_5e5e_5e5e_5e5en;
@@ -358,5 +436,6 @@ export const RING_FUZZERS: readonly Fuzzer[] = [
   },
   { name: "packed-ring", what: "the same of a packed ring", open: deviceRing(true) },
   { name: "driver-ring", what: "any words under the driver's side of a ring", open: driverRing },
+  { name: "packed-driver", what: "the same of a packed ring", open: packedDriverRing },
   { name: "carried-ring", what: "a hostile guest and device around a shadow", open: carriedRing },
 ];
