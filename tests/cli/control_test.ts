@@ -142,3 +142,41 @@ for (const dialect of ["v1", "v1-2025", "proto"]) {
     },
   );
 }
+
+/** Asks on and on, also nonsense, and some add and remove devices; until told to stop. How often it was answered. */
+async function flood(path: string, line: () => string, isOver: () => boolean): Promise<number> {
+  using connection = await Deno.connect({ transport: "unix", path });
+  const bytes = new Uint8Array(65536);
+  let answers = 0;
+  while (!isOver()) {
+    await connection.write(new TextEncoder().encode(line() + "\n"));
+    if (await connection.read(bytes) === null) break;
+    answers++;
+  }
+  return answers;
+}
+
+processTest(
+  "ctl: clients that ask without end, and devices that come and go, cost no ping",
+  async (vmsg) => {
+    await startDevice(vmsg, BUS, "--net", "responder");
+    const pings = ["--count", "100", "--interval", "0.02", "--json"];
+    const driver = await vmsg.start("driver", "--bus", BUS, ...pings);
+    let isOver = false;
+    const path = `${vmsg.directory}/ctl.sock`;
+    let number = 1;
+    const lines = [
+      () => '["list"]',
+      () => "x".repeat(8000),
+      () => JSON.stringify(["add", "--device", "rng", "--number", String(number)]),
+      () => JSON.stringify(["remove", String(number++)]),
+    ];
+    const floods = lines.map((line) => flood(path, line, () => isOver));
+    const { code, stdout } = await driver.ended();
+    isOver = true;
+    const answers = await Promise.all(floods);
+    const { sent, received } = JSON.parse(stdout.join(""));
+    assertEquals([code, sent, received], [0, 100, 100], stdout.join(""));
+    assert(answers.every((count) => count > 10), answers.join(" "));
+  },
+);

@@ -89,6 +89,9 @@ setTest("what cannot be opened leaves nothing behind", async ({ ask, devices, di
     ["--device", `console,socket=${directory}/c.sock,port=p,port-socket=${directory}/nix/p`],
     ["--device", `console,socket=${directory}/nix/c`],
     ["--device", `blk,file=${directory}/nix`],
+    ["--device", `vsock,socket=${directory}/nix/v,cid=3`],
+    ["--net", `packet=nix`],
+    ["--net", `passt,socket=${directory}/${"x".repeat(120)}`],
   ];
   const tryAll = async () => {
     for (const words of wrong) await assertRejects(() => ask("add", ...words), VmsgError);
