@@ -25,8 +25,16 @@ export function storageDaemonCommand(socket: string, file: string): string[] {
   ];
 }
 
-/** virtio's number of each device type that QEMU 7.2 has a vhost-user front end for. */
-export const DEVICE_TYPES = { blk: 2, rng: 4, vsock: 19, fs: 26, i2c: 34, gpio: 41 } as const;
+/** virtio's number of each device type that is tried; QEMU 7.2 has a vhost-user front end for all but consoles. */
+export const DEVICE_TYPES = {
+  blk: 2,
+  console: 3,
+  rng: 4,
+  vsock: 19,
+  fs: 26,
+  i2c: 34,
+  gpio: 41,
+} as const;
 
 export type DeviceType = keyof typeof DEVICE_TYPES;
 
@@ -57,7 +65,6 @@ export function frontEndArguments(kind: QemuKind, type: DeviceType, socket: stri
 
 /** Back ends of the rust-vmm project on crates.io, and the versions that are tried. */
 export const CRATES = {
-  "vhost-device-console": "0.1.0",
   "vhost-device-rng": "0.1.0",
   "vhost-device-vsock": "0.3.0",
 } as const;

@@ -16,12 +16,13 @@ const BUS = ["--bus", "linux-user,socket=lu.sock"];
 export const BACK_END_SOCKET = "back.sock";
 const FRONT_END_SOCKET = "vu.sock";
 
-/** Starts a back end, and waits until it listens. */
+/** Starts a back end, and waits until it listens at a socket of this name. */
 export async function startBackEnd(
   vmsg: Processes,
   [program, ...args]: readonly string[],
+  name = BACK_END_SOCKET,
 ): Promise<VmsgProcess> {
-  const socket = `${vmsg.directory}/${BACK_END_SOCKET}`;
+  const socket = `${vmsg.directory}/${name}`;
   // Of one that was killed; only the new one's says that it is there.
   await Deno.remove(socket).catch(() => {});
   const backEnd = await vmsg.startProgram(program!, ...args);
@@ -39,19 +40,34 @@ export function startStorageDaemon(vmsg: Processes, file: string): Promise<VmsgP
   return startBackEnd(vmsg, storageDaemonCommand(BACK_END_SOCKET, file));
 }
 
-/** Starts `vmsg device` for the back end. @param more of its option */
+/**
+ * Starts `vmsg device` for a back end.
+ *
+ * @param more of its option
+ * @param name of the back end's socket
+ */
 export function startDevice(
   vmsg: Processes,
   type: DeviceType,
   more = "",
+  name = BACK_END_SOCKET,
 ): Promise<VmsgProcess> {
-  const kind = `vhost-user,socket=${BACK_END_SOCKET},id=${DEVICE_TYPES[type]}${more}`;
+  const kind = `vhost-user,socket=${name},id=${DEVICE_TYPES[type]}${more}`;
   return vmsg.start("device", ...BUS, "--device", kind);
 }
 
 /** Starts `vmsg proxy`, and waits until a guest can be booted. */
-export async function startProxy(vmsg: Processes): Promise<VmsgProcess> {
-  const proxy = await vmsg.start("proxy", ...BUS, "--vhost-user", `socket=${FRONT_END_SOCKET}`);
+export async function startProxy(
+  vmsg: Processes,
+  args: readonly string[] = [],
+): Promise<VmsgProcess> {
+  const proxy = await vmsg.start(
+    "proxy",
+    ...BUS,
+    ...args,
+    "--vhost-user",
+    `socket=${FRONT_END_SOCKET}`,
+  );
   await proxy.waitFor(/waiting for a front end/);
   return proxy;
 }
