@@ -1,6 +1,11 @@
 /** `--device vhost-user,...`: a device that another program serves. */
 
-import { DEVICE_TYPES, FS_TAG_SIZE } from "../../devices/vhost_user/device_types.ts";
+import {
+  DEVICE_TYPES,
+  FS_TAG_SIZE,
+  QUEUE_SIZE,
+  typeOf,
+} from "../../devices/vhost_user/device_types.ts";
 import {
   VhostUserDevice,
   type VhostUserOptions,
@@ -8,8 +13,6 @@ import {
 import { parseGroup } from "../groups.ts";
 import type { DeviceKind } from "./device_kind.ts";
 
-/** What back ends take as a rule. */
-const QUEUE_SIZE = 1024;
 const MOST_ENTRIES = 32768;
 const MOST_QUEUES = 129;
 const MOST_ID = 0xffff;
@@ -51,7 +54,8 @@ export const vhostUserKind: DeviceKind<Omit<VhostUserOptions, "name">> = {
     const deviceId = type?.id ?? group.number("id", 1, MOST_ID, 0);
     const given = group.text("queues");
     const queues = given === undefined ? undefined : group.number("queues", 1, MOST_QUEUES, 1);
-    const queueSize = group.number("queue-size", 1, MOST_ENTRIES, QUEUE_SIZE);
+    const usual = typeOf(deviceId).queueSize ?? QUEUE_SIZE;
+    const queueSize = group.number("queue-size", 1, MOST_ENTRIES, usual);
     if ((queueSize & (queueSize - 1)) !== 0) throw group.error("queue-size is a power of two");
     const [hex, tag] = [group.text("config"), group.text("tag")];
     if (hex !== undefined && tag !== undefined) throw group.error("give one of config= and tag=");

@@ -11,8 +11,8 @@
  * the bus addresses.
  */
 
-import type { Fd } from "../../linux/fd.ts";
-import { PAGE_SIZE } from "../../linux/mapping.ts";
+import { createSealedMemory, type Fd } from "../../linux/fd.ts";
+import { mapShared, PAGE_SIZE } from "../../linux/mapping.ts";
 import { VmsgError } from "../../linux/errors.ts";
 import type { Reactor, Timer } from "../../linux/reactor.ts";
 import type { Block } from "../../linux/arena.ts";
@@ -340,15 +340,20 @@ export class BackEnd implements Disposable {
       for (const region of regions) await this.addRegion(region);
       return;
     }
+    if (regions.length > 0) return await this.#showTable(regions);
+    // It is to let go of all. No front end has an empty table, at which rust-vmm's back ends end: this one has a page of ours.
+    using fd = createSealedMemory("vmsg-nothing", PAGE_SIZE);
+    using memory = mapShared(fd.number, PAGE_SIZE);
+    await this.#showTable([{ at: 0, size: PAGE_SIZE, memory, offset: 0, fd }]);
+  }
+
+  async #showTable(regions: readonly MemoryRegion[]): Promise<void> {
     const bytes = payload(8 + 32 * regions.length, (view) => {
       view.setUint32(0, regions.length, true);
       regions.forEach((region, i) => setRegion(view, 8 + 32 * i, region));
     });
-    await this.#tellAndWait(
-      Request.SET_MEM_TABLE,
-      bytes,
-      regions.map((region) => shown(region)!.fd as Fd),
-    );
+    const fds = regions.map((region) => shown(region)!.fd as Fd);
+    await this.#tellAndWait(Request.SET_MEM_TABLE, bytes, fds);
   }
 
   /** Can it be told of one region at a time? */
@@ -407,7 +412,13 @@ export class BackEnd implements Disposable {
     { size, descriptorAddress, driverAddress, deviceAddress, base }: QueueSetup,
     { kick, call, error }: { kick: Fd; call: Fd; error: Fd },
   ): Promise<void> {
-    await this.#tell(Request.SET_VRING_NUM, u32s(index, size));
+    try {
+      await this.#tell(Request.SET_VRING_NUM, u32s(index, size));
+    } catch (error) {
+      if (!(error instanceof Refused)) throw error;
+      const advice = "give a smaller queue-size=";
+      throw new VmsgError("REFUSED", `the back end takes no ring of ${size} entries: ${advice}`);
+    }
     await this.#tell(Request.SET_VRING_BASE, u32s(index, base));
     const addresses = payload(40, (view) => {
       view.setUint32(0, index, true);
@@ -421,9 +432,9 @@ export class BackEnd implements Disposable {
     await this.#tell(Request.SET_VRING_KICK, u32s(index, 0), [kick]);
   }
 
-  /** Lets a ring run. */
+  /** Lets a ring run. When it is done the ring may be kicked: before, rust-vmm's back ends take a kick and do nothing. */
   async enableRing(index: number): Promise<void> {
-    if (this.#isModern) await this.#tell(Request.SET_VRING_ENABLE, u32s(index, 1));
+    if (this.#isModern) await this.#tellAndWait(Request.SET_VRING_ENABLE, u32s(index, 1));
   }
 
   /** Stops a ring. @returns where it has come to */

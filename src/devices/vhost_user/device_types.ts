@@ -21,11 +21,16 @@ export interface DeviceType {
   readonly configSizes: readonly number[];
   /** Unless the back end says, or is told otherwise. */
   readonly queues: number;
+  /** The most entries of a queue that its known back ends take, where that is less than {@link QUEUE_SIZE}. */
+  readonly queueSize?: number;
   readonly queueCount?: QueueCountField;
 }
 
 /** Of a file system (5.11.4): the bytes of its tag, which a number of queues follows. */
 export const FS_TAG_SIZE = 36;
+
+/** What back ends take as a rule; none says. */
+export const QUEUE_SIZE = 1024;
 
 /** Those that there are back ends for. */
 export const DEVICE_TYPES: readonly DeviceType[] = [
@@ -37,14 +42,14 @@ export const DEVICE_TYPES: readonly DeviceType[] = [
     queues: 1,
     queueCount: { at: 34, bytes: 2, others: 0 },
   },
-  { id: 3, name: "console", configSizes: [12], queues: 2 },
+  { id: 3, name: "console", configSizes: [12], queues: 2, queueSize: 128 },
   { id: 4, name: "rng", configSizes: [], queues: 1 },
   { id: 8, name: "scsi", configSizes: [36], queues: 3, queueCount: { at: 0, bytes: 4, others: 2 } },
   { id: 16, name: "gpu", configSizes: [16], queues: 2 },
   { id: 18, name: "input", configSizes: [136], queues: 2 },
   { id: 19, name: "vsock", configSizes: [8], queues: 3 },
   { id: 20, name: "crypto", configSizes: [56], queues: 2 },
-  { id: 25, name: "snd", configSizes: [16, 12], queues: 4 },
+  { id: 25, name: "snd", configSizes: [16, 12], queues: 4, queueSize: 64 },
   {
     id: 26,
     name: "fs",
@@ -54,8 +59,8 @@ export const DEVICE_TYPES: readonly DeviceType[] = [
   },
   { id: 32, name: "scmi", configSizes: [], queues: 2 },
   { id: 34, name: "i2c", configSizes: [], queues: 1 },
-  { id: 36, name: "can", configSizes: [], queues: 3 },
-  { id: 41, name: "gpio", configSizes: [8], queues: 2 },
+  { id: 36, name: "can", configSizes: [], queues: 3, queueSize: 64 },
+  { id: 41, name: "gpio", configSizes: [8], queues: 2, queueSize: 256 },
   { id: 45, name: "spi", configSizes: [32], queues: 1 },
 ];
 

@@ -76,7 +76,23 @@ cleanTest(
       await device.memoryRemoved([region]);
       assertEquals(backEnd.asked.filter((line) => /MEM_TABLE/.test(line)), [
         "SET_MEM_TABLE 1 0",
-        "SET_MEM_TABLE 0 0",
+        "SET_MEM_TABLE 1 0",
+      ]);
+      // At an empty table rust-vmm's back ends end.
+      assertEquals(backEnd.regions.map(({ size }) => size), [4096]);
+    }, { protocol: CONFIG }),
+);
+
+cleanTest(
+  "vhost-user device: a ring is kicked when it runs, not when that is on its way",
+  () =>
+    withBackEnd(async ({ backEnd, start, until }) => {
+      await start();
+      // rust-vmm's back ends empty the kick of a ring that does not run yet, and the buffers wait for ever.
+      await until(() => backEnd.wasKicked(0));
+      assertEquals(backEnd.asked.slice(backEnd.asked.lastIndexOf("SET_VRING_ENABLE 0 1")), [
+        "SET_VRING_ENABLE 0 1",
+        "GET_FEATURES",
       ]);
     }, { protocol: CONFIG }),
 );
