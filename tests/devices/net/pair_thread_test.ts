@@ -19,7 +19,8 @@ import { TapQueue } from "../../../src/network/tap_queue.ts";
 import type { DeviceHost, MemoryRegion, Terms } from "../../../src/virtio/device.ts";
 import { NetFeature, RingFeature } from "../../../src/virtio/features.ts";
 import { NET_HEADER_SIZE } from "../../../src/virtio/net_header.ts";
-import { MockDriver, MockMemory } from "../../support/mock_driver.ts";
+import { MockDriver, MockMemory, type RingDriver } from "../../support/mock_driver.ts";
+import { MockPackedDriver } from "../../support/mock_packed_driver.ts";
 
 const AT = 0x4000_0000;
 const BUFFERS = AT + 0x4_0000;
@@ -95,6 +96,8 @@ class Rig implements AsyncDisposable {
   readonly reactor = new Reactor();
   readonly memory = new MockMemory([{ at: AT, size: 1 << 20 }, { at: MORE, size: 4096 }]);
   readonly port = new CablePort(3, this.reactor);
+  /** The driver's rings, and the same of who looks into split ones. */
+  readonly rings: RingDriver[] = [];
   readonly queues: MockDriver[] = [];
   readonly used: number[] = [];
   readonly resets: string[] = [];
@@ -105,12 +108,12 @@ class Rig implements AsyncDisposable {
     return { at, size, offset, memory: this.memory.memory };
   });
   readonly device: NetDevice;
-  readonly #bufferOf: number[] = [];
+  readonly #bufferOf = new Map<number, number>();
   readonly #stack = new DisposableStack();
   readonly #lines: PairLine[] = [1, 2].map(() => openPairLine(this.#stack));
   readonly #ended: Promise<void>[] = [];
 
-  constructor(features: readonly number[] = []) {
+  constructor(features: readonly number[] = [], format: "split" | "packed" = "split") {
     for (const line of this.#lines) {
       const worker = new Worker(new URL("./pair_thread_worker.ts", import.meta.url), {
         type: "module",
@@ -137,19 +140,22 @@ class Rig implements AsyncDisposable {
     };
     this.device.connect(host);
     const words = new Uint32Array(2);
-    for (const bit of [RingFeature.VERSION_1, CTRL_VQ, MQ, ...features]) {
+    const rings = format === "packed" ? [RingFeature.RING_PACKED] : [];
+    for (const bit of [RingFeature.VERSION_1, CTRL_VQ, MQ, ...rings, ...features]) {
       words[bit >> 5]! |= 1 << (bit & 31);
     }
     assert(this.device.acceptFeatures(words));
     for (let index = 0; index < this.device.queueCount; index++) {
-      this.queues.push(new MockDriver(memory, { size: QUEUE_SIZE, at: AT + index * 0x3000 }));
+      const options = { size: QUEUE_SIZE, at: AT + index * 0x3000 };
+      if (format === "packed") this.rings.push(new MockPackedDriver(memory, options));
+      else this.rings.push(this.queues[index] = new MockDriver(memory, options));
       assertEquals(this.start(index), undefined);
     }
     this.device.resume();
   }
 
   start(index: number, base = 0) {
-    return this.device.startQueue(index, { ...this.queues[index]!.config, base });
+    return this.device.startQueue(index, { ...this.rings[index]!.config, base });
   }
 
   setTerms(terms: Terms | undefined): void {
@@ -165,19 +171,19 @@ class Rig implements AsyncDisposable {
   offer(queue: number, buffer: number, length = BUFFER_SIZE): void {
     const element = [{ address: this.at(queue, buffer), length }];
     const isReceive = queue % 2 === 0;
-    const head = this.queues[queue]!.add(isReceive ? [] : element, isReceive ? element : []);
-    this.#bufferOf[QUEUE_SIZE * queue + head!] = buffer;
-    this.queues[queue]!.publish();
+    const head = this.rings[queue]!.add(isReceive ? [] : element, isReceive ? element : []);
+    this.#bufferOf.set(0x1_0000 * queue + head!, buffer);
+    this.rings[queue]!.publish();
     this.device.available(queue);
   }
 
   /** The buffers that the device has used; {@link offer} gives one back. */
   *usedBuffers(queue: number): Generator<number> {
     for (;;) {
-      const used = this.queues[queue]!.takeUsed();
+      const used = this.rings[queue]!.takeUsed();
       if (used === undefined) return;
       assertEquals(used.length, FRAME);
-      yield this.#bufferOf[QUEUE_SIZE * queue + used.head]!;
+      yield this.#bufferOf.get(0x1_0000 * queue + used.head)!;
     }
   }
 
@@ -218,7 +224,7 @@ class Rig implements AsyncDisposable {
   }
 
   takeUsed(queue: number) {
-    return this.until(`used, queue ${queue}`, () => this.queues[queue]!.takeUsed());
+    return this.until(`used, queue ${queue}`, () => this.rings[queue]!.takeUsed());
   }
 
   /** Until the threads have done what they were to do: two letters, since what comes with one is done behind it. */
@@ -292,6 +298,35 @@ Deno.test("pair threads: a queue that stops under flood writes no byte more, and
     assertEquals(net.start(RX, base), undefined);
     net.device.available(RX);
   }
+});
+
+Deno.test("pair threads: packed rings, which stop and go on round after round", async () => {
+  await using net = new Rig([], "packed");
+  let delivered = 0, seen = 0;
+  for (let i = 0; i < QUEUE_SIZE; i++) net.offer(RX, i);
+  // More than two laps of either ring, and a stop in each part of one.
+  for (let round = 0; round < 30; round++) {
+    for (let n = 0; n < 7; n++) assert(net.deliver(1, delivered++));
+    net.until("all of them", () => {
+      for (const buffer of net.usedBuffers(RX)) {
+        const { buffer: bytes, byteOffset } = net.memory.bytes(net.at(RX, buffer), FRAME);
+        assertEquals(new DataView(bytes, byteOffset).getUint32(FRAME - 4), seen++);
+        net.offer(RX, buffer);
+      }
+      return seen === delivered || undefined;
+    });
+    for (let n = 0; n < 5; n++) {
+      net.transmit(TX, round);
+      assertEquals(net.until("sent", () => net.sent(1)), round);
+      net.takeUsed(TX);
+    }
+    for (const queue of [RX, TX]) {
+      const base = net.device.stopQueue(queue) as number;
+      assertEquals(net.start(queue, base), undefined);
+      net.device.available(queue);
+    }
+  }
+  assertEquals(net.resets, []);
 });
 
 Deno.test("pair threads: when the lease is over no thread writes, and all go on when it is renewed", async () => {
