@@ -22,16 +22,12 @@
  * any more; one that is not sound cannot be held to that, nor to the lease (docs/security.md).
  */
 
-import type { Block } from "../../linux/arena.ts";
 import { VmsgError } from "../../linux/errors.ts";
-import { mapAnonymous, type Mapping } from "../../linux/mapping.ts";
-import type { Reactor, Timer } from "../../linux/reactor.ts";
-import { connectUnix, type UnixStream } from "../../linux/unix_socket.ts";
+import type { Reactor } from "../../linux/reactor.ts";
 import type { MemoryRegion } from "../../memory/mod.ts";
 import { TranslatedSpace } from "../../memory/translated_space.ts";
 import { counterShape } from "../../observe/counters.ts";
-import { limitedLog, type Log } from "../../observe/log.ts";
-import { MESSAGE_BUFFER_SIZE } from "../../vhost_user/connection.ts";
+import type { Log } from "../../observe/log.ts";
 import {
   type Answer,
   type DeviceHost,
@@ -40,25 +36,17 @@ import {
   VENDOR_ELSEWHERE,
 } from "../../virtio/device.ts";
 import { DEVICE_NET, hasFeature, RingFeature, Status } from "../../virtio/features.ts";
-import { BackEnd, BackEndLost, type Inflight, type Introduction, shown } from "./back_end.ts";
+import { type BackEnd, type Inflight, type Introduction, shown } from "./back_end.ts";
 import { ConfigSpace } from "./config_space.ts";
 import { type DeviceType, typeOf } from "./device_types.ts";
+import { LastingBackEnd } from "./lasting_back_end.ts";
 import { areAmong, offeredFeatures, passedOn, withoutOwn } from "./passed_on.ts";
 import { openRing, type Ring } from "./ring.ts";
 import { SecondChances } from "./second_chance.ts";
 
-/** For all that one question of the driver side needs of a back end; less than the device may take. */
-const ANSWER_MS = 3000;
 /** How long buffers that were taken may still come back after a stop, and how often it is looked. */
 const DRAIN_MS = 1000;
 const LOOK_MS = 2;
-/** Pauses between attempts to connect. */
-const FIRST_PAUSE_MS = 50;
-const LAST_PAUSE_MS = 2000;
-/** One that was served so long is looked for without a long pause. */
-const GOOD_MS = 5000;
-/** Between lines about what a back end asks for. */
-const COMPLAINT_MS = 10_000;
 /** As many as a network card with 64 pairs and control has. */
 const MAX_QUEUES = 129;
 
@@ -81,14 +69,6 @@ export interface VhostUserOptions {
 }
 
 const VhostUserCounters = counterShape("kicks", "calls", "connections", "refused", "repeated");
-
-function blockOf({ address, buffer }: Mapping, offset: number, size: number): Block {
-  return {
-    address: address + BigInt(offset),
-    bytes: new Uint8Array(buffer, offset, size),
-    view: new DataView(buffer, offset, size),
-  };
-}
 
 /** See the head of this file. */
 export class VhostUserDevice implements DeviceModel {
@@ -115,21 +95,12 @@ export class VhostUserDevice implements DeviceModel {
   #inflight: Inflight | undefined;
   /** Who has been given that. */
   #inflightOf: BackEnd | undefined;
-  /** The one that is served: it knows all of the above. */
-  #backEnd: BackEnd | undefined;
-  /** The one that there is a connection to. */
-  #connected: BackEnd | undefined;
   /** No back end is given rings, until a reset. */
   #isUnfit = false;
-  #last: Promise<unknown> = Promise.resolve();
+  /** What the back end that is there offers. */
+  #offered: Uint32Array = new Uint32Array(2);
+  readonly #backEnd: LastingBackEnd;
   #isOver = false;
-  readonly #retry: Timer;
-  #pauseMs = FIRST_PAUSE_MS;
-  #servedMs = Infinity;
-  #told = "";
-  readonly #complain: (line: string) => void;
-  readonly #memory = mapAnonymous(2 * MESSAGE_BUFFER_SIZE);
-  readonly #buffers: readonly [Block, Block];
 
   /** Looks for the back end from here on. */
   constructor(
@@ -142,16 +113,16 @@ export class VhostUserDevice implements DeviceModel {
     this.#type = typeOf(options.deviceId);
     this.#config = new ConfigSpace(this.#type, options.config);
     this.counters = new VhostUserCounters("device", options.name);
-    this.#buffers = [
-      blockOf(this.#memory, 0, MESSAGE_BUFFER_SIZE),
-      blockOf(this.#memory, MESSAGE_BUFFER_SIZE, MESSAGE_BUFFER_SIZE),
-    ];
     const { promise, resolve } = reactor.defer<void>();
     this.ready = promise;
     this.#known = () => resolve();
-    this.#retry = reactor.timer(() => this.#connect());
-    this.#complain = limitedLog(log.warn, reactor, COMPLAINT_MS);
-    this.#connect();
+    this.#backEnd = new LastingBackEnd(reactor, options.socket, {
+      begin: (backEnd) => this.#begin(backEnd),
+      lost: () => this.#lost(),
+      configChanged: () => this.#configIsStale(),
+      counters: this.counters,
+    }, log);
+    this.#backEnd.open();
   }
 
   get configSize(): number {
@@ -162,63 +133,17 @@ export class VhostUserDevice implements DeviceModel {
     return this.#rings.length;
   }
 
-  get #name(): string {
-    return `back end ${this.options.socket}`;
-  }
-
   connect(host: DeviceHost): void {
     this.#host = host;
   }
 
   // --- the back end comes and goes ---------------------------------------------------------------
 
-  #connect(): void {
-    let stream: UnixStream | undefined;
-    try {
-      stream = connectUnix(this.options.socket);
-    } catch (error) {
-      return this.#again((error as Error).message);
-    }
-    if (stream === undefined) return this.#again("nobody listens");
-    const backEnd = new BackEnd(stream, this.reactor, this.#buffers, {
-      lost: (reason) => this.#lost(backEnd, reason),
-      configChanged: () => this.#configIsStale(),
-      refused: (request) => this.#complain(`${this.#name} asks for ${request}, and is refused`),
-    });
-    this.#connected = backEnd;
-    this.reactor.spawn(() =>
-      this.#exclusively(async () => {
-        const problem = await this.#attempt(backEnd, () => this.#serve(backEnd));
-        if (problem !== undefined) backEnd.cut(problem);
-      })
-    );
-  }
-
-  /** The connection to a back end has ended. */
-  #lost(backEnd: BackEnd, reason: string): void {
-    if (this.#isOver || this.#connected !== backEnd) return;
-    if (this.reactor.now() - this.#servedMs >= GOOD_MS) this.#pauseMs = FIRST_PAUSE_MS;
-    this.#backEnd = undefined;
-    this.#connected = undefined;
-    this.#servedMs = Infinity;
-    for (const ring of this.#rings) ring?.leave();
-    this.#chances.clear();
-    backEnd[Symbol.dispose]();
-    this.#again(reason);
-  }
-
-  #again(reason: string): void {
-    if (this.#told !== reason) this.log.info(`${this.#name}: ${reason}; waits for it`);
-    this.#told = reason;
-    this.#retry.arm(this.#pauseMs);
-    this.#pauseMs = Math.min(2 * this.#pauseMs, LAST_PAUSE_MS);
-  }
-
   /** Brings a back end that has come to where the driver is. */
-  async #serve(backEnd: BackEnd): Promise<void> {
+  async #begin(backEnd: BackEnd): Promise<void> {
     const found = await backEnd.introduce();
     const config = await this.#config.read(backEnd);
-    this.counters.connections++;
+    this.#offered = passedOn(found.features, this.deviceId);
     if (this.#known !== undefined) this.#learn(found, config);
     else if (!this.#isAsBefore(found, config)) this.#isUnfit = true;
     const rings = this.#isUnfit ? [] : this.#rings.filter((ring) => ring !== undefined);
@@ -227,14 +152,19 @@ export class VhostUserDevice implements DeviceModel {
     if (this.#regions.length > 0) await backEnd.showMemory(this.#table);
     if (!this.#isUnfit) {
       if (this.#accepted !== undefined) await this.#negotiate(backEnd, this.#accepted);
-      for (const ring of rings) await this.#goOn(backEnd, ring);
+      for (const ring of rings) await this.#give(backEnd, ring, ring.usedIndex);
+      if (this.#host?.mayTouchMemory()) await this.#run(backEnd);
+      // What the last one still owed.
+      for (const { index } of rings) this.#used(index);
     }
-    this.#backEnd = backEnd;
-    this.#servedMs = this.reactor.now();
-    this.#told = "";
-    this.log.info(`${this.#name}: it is there`);
     this.#known?.();
     this.#known = undefined;
+  }
+
+  /** The connection to it has ended. */
+  #lost(): void {
+    for (const ring of this.#rings) ring?.leave();
+    this.#chances.clear();
   }
 
   /** The first back end says what the device is. */
@@ -255,12 +185,12 @@ export class VhostUserDevice implements DeviceModel {
   }
 
   /** May one that has come later stand in for the first? */
-  #isAsBefore({ features, queues }: Introduction, config: Uint8Array): boolean {
+  #isAsBefore({ queues }: Introduction, config: Uint8Array): boolean {
     const { deviceId } = this;
     const needed = this.#accepted === undefined ? new Uint32Array(2) : withoutOwn(this.#accepted);
     const most = deviceId === DEVICE_NET ? 2 : queues ?? MAX_QUEUES;
     let lacks: string | undefined;
-    if (!areAmong(needed, passedOn(features, deviceId))) {
+    if (!areAmong(needed, this.#offered)) {
       lacks = "lacks features that the driver uses";
     } else if (most < this.queueCount) lacks = `has ${most} queues, not ${this.queueCount}`;
     else if (config.length !== this.configSize) {
@@ -270,46 +200,16 @@ export class VhostUserDevice implements DeviceModel {
       if (this.#config.set(config, this.queueCount)) this.#host?.configChanged();
       return true;
     }
-    this.#host?.needsReset(`the ${this.#name} that came ${lacks}`);
+    this.#host?.needsReset(`the ${this.#backEnd.name} that came ${lacks}`);
     return false;
-  }
-
-  // --- one after another -------------------------------------------------------------------------
-
-  /** Runs when all that was asked before is done. */
-  #exclusively<T>(run: () => Promise<T>): Promise<T> {
-    const next = this.#last.then(run);
-    this.#last = next.catch(() => {});
-    return next;
-  }
-
-  /**
-   * Has a back end asked something, if there is one. That it is lost is no failure: the next one is told everything.
-   *
-   * @returns why it refuses
-   */
-  async #attempt(
-    backEnd: BackEnd | undefined,
-    run: (backEnd: BackEnd) => Promise<void>,
-  ): Promise<string | undefined> {
-    if (backEnd === undefined) return undefined;
-    try {
-      await backEnd.within(ANSWER_MS, () => run(backEnd));
-      return undefined;
-    } catch (error) {
-      if (error instanceof BackEndLost) return undefined;
-      if (!(error instanceof VmsgError)) throw error;
-      this.counters.refused++;
-      return error.message;
-    }
   }
 
   // --- configuration -----------------------------------------------------------------------------
 
   #configIsStale(): void {
     this.reactor.spawn(() =>
-      this.#exclusively(async () => {
-        await this.#attempt(this.#backEnd, async (backEnd) => {
+      this.#backEnd.exclusively(async () => {
+        await this.#backEnd.ask(async (backEnd) => {
           if (await this.#config.refresh(backEnd)) this.#host?.configChanged();
         });
       })
@@ -323,9 +223,9 @@ export class VhostUserDevice implements DeviceModel {
   writeConfig(offset: number, bytes: Uint8Array): Answer<boolean> {
     if (this.#config.isFixed) return false;
     const copy = bytes.slice();
-    return this.#exclusively(async () => {
+    return this.#backEnd.exclusively(async () => {
       let isWritten = false;
-      await this.#attempt(this.#backEnd, async (backEnd) => {
+      await this.#backEnd.ask(async (backEnd) => {
         await backEnd.writeConfig(offset, copy);
         await this.#config.refresh(backEnd);
         isWritten = true;
@@ -338,21 +238,21 @@ export class VhostUserDevice implements DeviceModel {
 
   acceptFeatures(words: Uint32Array): Answer<boolean> {
     const accepted = words.slice();
-    return this.#exclusively(async () => {
-      const problem = await this.#attempt(
-        this.#backEnd,
-        (backEnd) => this.#negotiate(backEnd, accepted),
-      );
+    return this.#backEnd.exclusively(async () => {
+      const problem = await this.#backEnd.ask((backEnd) => this.#negotiate(backEnd, accepted));
       if (problem === undefined) this.#accepted = accepted;
-      else this.log.warn(`${this.#name}: ${problem}`);
+      else this.log.warn(`${this.#backEnd.name}: ${problem}`);
       return problem === undefined;
     });
   }
 
   async #negotiate(backEnd: BackEnd, accepted: Uint32Array): Promise<void> {
+    const words = withoutOwn(accepted);
+    // It may be another one than that whose features were offered.
+    const isOffered = areAmong(words, this.#offered);
     await backEnd.setStatus(Status.ACKNOWLEDGE | Status.DRIVER);
-    await backEnd.setFeatures(withoutOwn(accepted));
-    if (!await backEnd.setStatus(NEGOTIATED)) {
+    if (isOffered) await backEnd.setFeatures(words);
+    if (!isOffered || !await backEnd.setStatus(NEGOTIATED)) {
       throw new VmsgError("FEATURES_REFUSED", "it does not take the driver's features");
     }
     // What there is to read may depend on them.
@@ -360,15 +260,13 @@ export class VhostUserDevice implements DeviceModel {
   }
 
   reset(): Answer<void> {
-    return this.#exclusively(async () => {
+    return this.#backEnd.exclusively(async () => {
       this.#accepted = undefined;
       this.#isUnfit = false;
       this.#inflight?.[Symbol.dispose]();
       this.#inflight = undefined;
       this.#inflightOf = undefined;
-      const problem = await this.#attempt(this.#backEnd, (backEnd) => backEnd.reset());
-      // As it is now it may not be what it was.
-      if (problem !== undefined) this.#backEnd?.cut(problem);
+      await this.#backEnd.demand((backEnd) => backEnd.reset());
     });
   }
 
@@ -383,10 +281,10 @@ export class VhostUserDevice implements DeviceModel {
     if (regions.some((region) => (shown(region)?.at ?? -1) < 0)) {
       return "it has no file that could be handed to a vhost-user back end";
     }
-    return this.#exclusively(async () => {
+    return this.#backEnd.exclusively(async () => {
       const before = this.#regions;
       this.#regions = [...before, ...regions];
-      const problem = await this.#attempt(this.#backEnd, async (backEnd) => {
+      const problem = await this.#backEnd.ask(async (backEnd) => {
         if (this.#table.length > backEnd.maxRegions) {
           throw new VmsgError("REGIONS", `the back end takes ${backEnd.maxRegions} regions`);
         }
@@ -400,14 +298,12 @@ export class VhostUserDevice implements DeviceModel {
   }
 
   memoryRemoved(regions: readonly MemoryRegion[]): Answer<void> {
-    return this.#exclusively(async () => {
+    return this.#backEnd.exclusively(async () => {
       this.#regions = this.#regions.filter((region) => !regions.includes(region));
-      const problem = await this.#attempt(this.#backEnd, async (backEnd) => {
+      await this.#backEnd.demand(async (backEnd) => {
         if (!backEnd.takesRegions) return await backEnd.showMemory(this.#table);
         for (const region of regions) await backEnd.removeRegion(region);
       });
-      // It must not keep it.
-      if (problem !== undefined) this.#backEnd?.cut(problem);
     });
   }
 
@@ -419,7 +315,7 @@ export class VhostUserDevice implements DeviceModel {
     if (memory instanceof TranslatedSpace) {
       return "its addresses are to be translated, which vhost-user back ends are not asked to do";
     }
-    return this.#exclusively(async () => {
+    return this.#backEnd.exclusively(async () => {
       const ring = openRing(
         this.reactor,
         memory,
@@ -433,10 +329,11 @@ export class VhostUserDevice implements DeviceModel {
       );
       if (typeof ring === "string") return ring;
       this.#rings[index] = ring;
-      const problem = await this.#attempt(
-        this.#isUnfit ? undefined : this.#backEnd,
-        (backEnd) => this.#give(backEnd, ring, ring.begin),
-      );
+      const problem = await this.#backEnd.ask(async (backEnd) => {
+        if (this.#isUnfit) return;
+        await this.#give(backEnd, ring, ring.begin);
+        if (this.#host!.mayTouchMemory()) await this.#enable(backEnd, ring);
+      });
       if (problem !== undefined) this.#drop(ring);
       return problem;
     });
@@ -457,7 +354,6 @@ export class VhostUserDevice implements DeviceModel {
       this.#chances.get(ring.index)?.region ?? {};
     await backEnd.giveRing(ring.index, { ...ring.setup, driverAddress, base }, ring.events);
     ring.isGiven = true;
-    if (this.#host!.mayTouchMemory()) await this.#enable(backEnd, ring);
   }
 
   async #shareInflight(backEnd: BackEnd): Promise<void> {
@@ -485,36 +381,29 @@ export class VhostUserDevice implements DeviceModel {
     if (count !== undefined) {
       this.counters.repeated += count;
       if (count > 0) {
-        this.log.info(`${this.#name}: does ${count} buffers of queue ${index} once more`);
+        this.log.info(`${this.#backEnd.name}: does ${count} buffers of queue ${index} once more`);
       }
       return;
     }
     this.#isUnfit = true;
     this.#host!.needsReset(
-      `queue ${index}: what became of the buffers that the lost ${this.#name} had is unknown`,
+      `queue ${index}: what became of the buffers that the lost ${this.#backEnd.name} had is unknown`,
     );
-  }
-
-  /** Gives a ring to another back end than had it. */
-  async #goOn(backEnd: BackEnd, ring: Ring): Promise<void> {
-    await this.#give(backEnd, ring, ring.usedIndex);
-    // What the last one still owed.
-    this.#used(ring.index);
   }
 
   /** All that the lost back end had has come back: its successor goes on with the driver's own ring. */
   #chanceWasTaken(index: number): void {
     this.reactor.spawn(() =>
-      this.#exclusively(async () => {
-        const problem = await this.#attempt(this.#backEnd, async (backEnd) => {
+      this.#backEnd.exclusively(async () => {
+        await this.#backEnd.demand(async (backEnd) => {
           const ring = this.#rings[index];
           if (ring === undefined || this.#chances.get(index) === undefined) return;
           const base = await backEnd.stopRing(index);
           ring.leave();
           await this.#chances.forget(backEnd, index);
           await this.#give(backEnd, ring, base);
+          if (this.#host!.mayTouchMemory()) await this.#enable(backEnd, ring);
         });
-        if (problem !== undefined) this.#backEnd?.cut(problem);
       })
     );
   }
@@ -522,21 +411,19 @@ export class VhostUserDevice implements DeviceModel {
   // --- a ring ends -------------------------------------------------------------------------------
 
   stopQueue(index: number): Answer<number> {
-    return this.#exclusively(async () => {
+    return this.#backEnd.exclusively(async () => {
       const ring = this.#rings[index];
       if (ring === undefined) return 0;
       let base: number | undefined;
-      const problem = await this.#attempt(
-        ring.isGiven ? this.#backEnd : undefined,
-        async (backEnd) => {
-          // First what is to be done again: where that ends is where the ring goes on.
-          const chance = this.#chances.get(index);
-          if (chance !== undefined) await this.#drain(ring, chance.end);
-          base = await backEnd.stopRing(index);
-          await this.#drain(ring, base);
-        },
-      );
-      if (problem !== undefined) this.#backEnd?.cut(problem);
+      await this.#backEnd.demand(async (backEnd) => {
+        if (!ring.isGiven) return;
+        // First what is to be done again: where that ends is where the ring goes on.
+        const chance = this.#chances.get(index);
+        if (chance !== undefined) await this.#drain(ring, chance.end);
+        const end = base = await backEnd.stopRing(index);
+        await this.#drain(ring, end);
+        await this.#chances.forget(backEnd, index);
+      });
       // Its memory may be gone by now.
       if (this.#isOver) return 0;
       const end = base ?? ring.usedIndex;
@@ -569,30 +456,29 @@ export class VhostUserDevice implements DeviceModel {
     for (const ring of this.#rings) if (ring?.isEnabled) ring.kick();
     if (this.#rings.every((ring) => ring === undefined || ring.isEnabled)) return;
     this.reactor.spawn(() =>
-      this.#exclusively(async () => {
-        const problem = await this.#attempt(this.#backEnd, async (backEnd) => {
-          await backEnd.setStatus(NEGOTIATED | Status.DRIVER_OK);
-          for (const ring of this.#rings) {
-            const isDue = ring?.isGiven && !ring.isEnabled && this.#host!.mayTouchMemory();
-            if (isDue) await this.#enable(backEnd, ring);
-          }
-        });
+      this.#backEnd.exclusively(async () => {
+        const problem = await this.#backEnd.ask((backEnd) => this.#run(backEnd));
         if (problem !== undefined) this.#host!.needsReset(problem);
       })
     );
+  }
+
+  /** The driver is at work: rings run that the back end has. */
+  async #run(backEnd: BackEnd): Promise<void> {
+    await backEnd.setStatus(NEGOTIATED | Status.DRIVER_OK);
+    for (const ring of this.#rings) {
+      const isDue = ring?.isGiven && !ring.isEnabled && this.#host!.mayTouchMemory();
+      if (isDue) await this.#enable(backEnd, ring);
+    }
   }
 
   /** Cuts the connection; what the back end has of ours it may keep until it notices. */
   [Symbol.dispose](): void {
     if (this.#isOver) return;
     this.#isOver = true;
-    this.reactor.dropTimer(this.#retry);
-    this.#connected?.[Symbol.dispose]();
-    this.#connected = undefined;
-    this.#backEnd = undefined;
+    this.#backEnd[Symbol.dispose]();
     for (const ring of this.#rings) if (ring !== undefined) this.#drop(ring);
     this.#chances.clear();
     this.#inflight?.[Symbol.dispose]();
-    this.#memory[Symbol.dispose]();
   }
 }

@@ -77,6 +77,7 @@ cleanTest("hostile back end: one that never answers holds nobody up", async () =
     // Less than a device may take (transport/conversation.ts).
     assert(clock.now() - begunMs < 4000);
     await until(() => lines.some((line) => /does not answer; waits/.test(line)));
+    backEnd.options.silentTo = [];
     await until(() => device.counters.connections === 2);
   });
 });
