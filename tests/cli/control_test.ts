@@ -116,12 +116,20 @@ processTest("ctl: devices of each kind are added, listed and removed; exit codes
 });
 
 /** Where memory cannot be announced, both sides are given it; in `proto` nobody tells that a device comes or goes. */
-for (const dialect of ["v1", "v1-2025", "proto"]) {
+const GIVEN = ["--memory", "file=ram,at=0x40000000"];
+const WAYS = [
+  ["v1", []],
+  ["v1", ["--confined"]],
+  ["v1-2025", GIVEN],
+  ["proto", GIVEN],
+] as const;
+for (const [dialect, memory] of WAYS) {
   processTest(
-    `ctl, ${dialect}: a driver that waits for its device goes on, stops and goes on`,
+    `ctl, ${
+      [dialect, ...memory].join(" ")
+    }: a driver that waits for its device goes on, stops and goes on`,
     async (vmsg) => {
       const bus = `${BUS},dialect=${dialect}`;
-      const memory = dialect === "v1" ? [] : ["--memory", "file=ram,at=0x40000000"];
       using ram = await Deno.open(`${vmsg.directory}/ram`, { write: true, createNew: true });
       await ram.truncate(16 << 20);
       await startDevice(vmsg, bus, "--device", "rng", ...memory);

@@ -213,6 +213,35 @@ echo "PING rc=$?"
   await b.waitFor(/PING rc=0/, 2 * GUEST_TIMEOUT_MS.q35);
 });
 
+guestlessTest(
+  "README: several devices, and what is asked of them, as printed",
+  {},
+  async ({ vmsg }) => {
+    const run = (start: string) => words(start, {}).slice(1);
+    using disk = await Deno.open(`${vmsg.directory}/disk.img`, { write: true, createNew: true });
+    await disk.truncate(1 << 20);
+    await vmsg.start(...run("vmsg device --control ctl.sock"));
+    const proxy = await vmsg.start(...run("vmsg proxy --vhost-user socket=net.sock"));
+    await proxy.waitFor(/disk\.sock: waiting for a front end/);
+    await proxy.waitFor(/a vmsg device side is there/);
+    const said: string[] = [];
+    for (
+      const start of ["add --device blk,file=disk.img --number", "list", "link 0 down", "remove 2"]
+    ) {
+      const { code, stdout, stderr } = await vmsg.run(...run(`vmsg ctl ctl.sock ${start}`));
+      assertEquals([code, stderr], [0, []], start);
+      said.push(...stdout);
+    }
+    assertEquals(said.map((text) => text.split("\t")[0]), [
+      "device 2: blk disk.img",
+      "0",
+      "1",
+      "2",
+    ]);
+    await proxy.waitFor(/device 2 was removed/);
+  },
+);
+
 const NETWORK = { programs: { ip: "iproute2", passt: "passt" }, root: true };
 
 guestlessTest("README: a TAP and the user-space driver as printed", NETWORK, async ({ vmsg }) => {
