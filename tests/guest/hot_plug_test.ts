@@ -28,13 +28,21 @@ async function ctl(vmsg: Processes, ...args: string[]): Promise<void> {
   assertEquals(code, 0, stderr.join("\n"));
 }
 
+/** Of both sides; confined in the long run only. */
+const MODES = Deno.env.get("VMSG_GUEST_FULL") === "1" ? ["", "--confined"] : [""];
+const optionsOf = (mode: string) => mode === "" ? [] : [mode];
+
 function startDevice(vmsg: Processes, ...devices: string[]): Promise<VmsgProcess> {
   return vmsg.start("device", ...BUS, "--control", "ctl.sock", ...devices);
 }
 
-async function startProxy(vmsg: Processes, ...sockets: string[]): Promise<VmsgProcess> {
+async function startProxy(
+  vmsg: Processes,
+  mode: string,
+  ...sockets: string[]
+): Promise<VmsgProcess> {
   const ends = sockets.flatMap((socket) => ["--vhost-user", `socket=${socket}`]);
-  const proxy = await vmsg.start("proxy", ...BUS, ...ends);
+  const proxy = await vmsg.start("proxy", ...BUS, ...optionsOf(mode), ...ends);
   for (const socket of sockets) {
     await proxy.waitFor(new RegExp(`${socket}: waiting for a front end`));
   }
@@ -90,75 +98,81 @@ while :; do
 done
 `;
 
-guestTest(
-  "uml: four kinds behind one proxy, a disk that is waited for and grows, a pulled cable, the device killed",
-  "uml",
-  async (test) => {
-    const { vmsg, directory } = test;
-    await makeDisk(test, "disk.img");
-    const console = "console,socket=console.sock";
-    const device = await startDevice(
-      vmsg,
-      "--net",
-      "responder",
-      "--device",
-      console,
-      "--device",
-      "rng",
-    );
-    const sockets = ["net.sock", "console.sock.vu", "rng.sock", "disk.sock"];
-    const proxy = await startProxy(vmsg, ...sockets);
-    const front = (name: string, type: number) => `virtio_uml.device=${directory}/${name}:${type}`;
-    const kernelArgs = sockets.map((name, i) => front(name, [NET, CONSOLE, RNG, BLK][i]!));
-    const guest = await test.boot({
-      script: UML_SCRIPT,
-      modules: ["virtio_blk", "virtio_console"],
-      kernelArgs,
-    });
-    await proxy.waitFor(/disk\.sock: a front end is there/);
-    await proxy.waitFor(/the device side has no device 3: waiting for it/);
-    // It boots on when its last device is there.
-    await delay(MISSING_MS);
-    assertEquals(guest.console().match(/^PING/m), null);
-    await ctl(vmsg, "add", "--device", "blk,file=disk.img");
-    const timeoutMs = GUEST_TIMEOUT_MS.uml;
-    assertEquals(await guest.waitFor(/^PING /, timeoutMs), "PING rc=0");
-    assertEquals(
-      await guest.waitFor(/^DEVICES /, timeoutMs),
-      "DEVICES 0x0001 0x0002 0x0003 0x0004",
-    );
-    assertEquals(await guest.waitFor(/^SECTORS /, timeoutMs), `SECTORS ${DISK_BYTES / 512}`);
-    await ctl(vmsg, "link", "0", "down");
-    assertEquals(await guest.waitFor(/^PULLED /, timeoutMs), "PULLED rc=1");
-    await ctl(vmsg, "link", "0", "up");
-    assertEquals(await guest.waitFor(/^PLUGGED /, timeoutMs), "PLUGGED rc=0");
-    await Deno.truncate(`${directory}/disk.img`, GROWN_BYTES);
-    await ctl(vmsg, "resize", "3");
-    await guest.waitFor(/^GROWN$/, timeoutMs);
-    await guest.waitFor(/^ROUND 1$/, timeoutMs);
-    await device.end("SIGKILL");
-    await delay(MISSING_MS);
-    const again = [
-      "--net",
-      "responder",
-      "--device",
-      console,
-      "--device",
-      "rng",
-      "--device",
-      "blk,file=disk.img",
-    ];
-    const second = await startDevice(vmsg, ...again);
-    await second.waitFor(/the driver side is there/);
-    // One round may have been under way.
-    await untilMore(guest, /^ROUND /);
-    await untilMore(guest, /^ROUND /);
-    using client = await Deno.connect({ transport: "unix", path: `${directory}/console.sock` });
-    await untilRead(client, /hello \d/);
-    assertEquals((await second.end("SIGTERM")).code, 0);
-    assertEquals((await proxy.end("SIGTERM")).code, 0);
-  },
-);
+for (const mode of MODES) {
+  guestTest(
+    `${
+      ["uml", ...optionsOf(mode)].join(" ")
+    }: four kinds behind one proxy, a disk that is waited for and grows, a pulled cable, the device killed`,
+    "uml",
+    async (test) => {
+      const { vmsg, directory } = test;
+      await makeDisk(test, "disk.img");
+      const console = "console,socket=console.sock";
+      const device = await startDevice(
+        vmsg,
+        ...optionsOf(mode),
+        "--net",
+        "responder",
+        "--device",
+        console,
+        "--device",
+        "rng",
+      );
+      const sockets = ["net.sock", "console.sock.vu", "rng.sock", "disk.sock"];
+      const proxy = await startProxy(vmsg, mode, ...sockets);
+      const front = (name: string, type: number) =>
+        `virtio_uml.device=${directory}/${name}:${type}`;
+      const kernelArgs = sockets.map((name, i) => front(name, [NET, CONSOLE, RNG, BLK][i]!));
+      const guest = await test.boot({
+        script: UML_SCRIPT,
+        modules: ["virtio_blk", "virtio_console"],
+        kernelArgs,
+      });
+      await proxy.waitFor(/disk\.sock: a front end is there/);
+      await proxy.waitFor(/the device side has no device 3: waiting for it/);
+      // It boots on when its last device is there.
+      await delay(MISSING_MS);
+      assertEquals(guest.console().match(/^PING/m), null);
+      await ctl(vmsg, "add", "--device", "blk,file=disk.img");
+      const timeoutMs = GUEST_TIMEOUT_MS.uml;
+      assertEquals(await guest.waitFor(/^PING /, timeoutMs), "PING rc=0");
+      assertEquals(
+        await guest.waitFor(/^DEVICES /, timeoutMs),
+        "DEVICES 0x0001 0x0002 0x0003 0x0004",
+      );
+      assertEquals(await guest.waitFor(/^SECTORS /, timeoutMs), `SECTORS ${DISK_BYTES / 512}`);
+      await ctl(vmsg, "link", "0", "down");
+      assertEquals(await guest.waitFor(/^PULLED /, timeoutMs), "PULLED rc=1");
+      await ctl(vmsg, "link", "0", "up");
+      assertEquals(await guest.waitFor(/^PLUGGED /, timeoutMs), "PLUGGED rc=0");
+      await Deno.truncate(`${directory}/disk.img`, GROWN_BYTES);
+      await ctl(vmsg, "resize", "3");
+      await guest.waitFor(/^GROWN$/, timeoutMs);
+      await guest.waitFor(/^ROUND 1$/, timeoutMs);
+      await device.end("SIGKILL");
+      await delay(MISSING_MS);
+      const again = [
+        "--net",
+        "responder",
+        "--device",
+        console,
+        "--device",
+        "rng",
+        "--device",
+        "blk,file=disk.img",
+      ];
+      const second = await startDevice(vmsg, ...optionsOf(mode), ...again);
+      await second.waitFor(/the driver side is there/);
+      // One round may have been under way.
+      await untilMore(guest, /^ROUND /);
+      await untilMore(guest, /^ROUND /);
+      using client = await Deno.connect({ transport: "unix", path: `${directory}/console.sock` });
+      await untilRead(client, /hello \d/);
+      assertEquals((await second.end("SIGTERM")).code, 0);
+      assertEquals((await proxy.end("SIGTERM")).code, 0);
+    },
+  );
+}
 
 // --- QEMU: a disk is plugged in, and one goes and comes back ------------------------------------------
 
@@ -176,62 +190,66 @@ while :; do
 done
 `;
 
-guestTest(
-  "q35: a disk is plugged in while it runs, taken away under it, and brought back",
-  "q35",
-  async (test) => {
-    const { vmsg, directory } = test;
-    await makeDisk(test, "disk.img");
-    await startDevice(vmsg, "--net", "responder");
-    const proxy = await startProxy(vmsg, "net.sock", "disk.sock");
-    const qmp = `${directory}/qmp.sock`;
-    const boot: BootOptions = {
-      socket: `${directory}/net.sock`,
-      script: Q35_SCRIPT,
-      modules: ["virtio_blk"],
-      extraArgs: [
-        ...["-device", "pcie-root-port,id=port0,chassis=1"],
-        ...["-qmp", `unix:${qmp},server=on,wait=off`],
-      ],
-    };
-    const guest = await test.boot(boot);
-    const timeoutMs = GUEST_TIMEOUT_MS.q35;
-    await guest.waitFor(/^READY/, timeoutMs);
-    await ctl(vmsg, "add", "--device", "blk,file=disk.img", "--number", "1");
-    const backend = {
-      type: "socket",
-      data: {
-        addr: { type: "unix", data: { path: `${directory}/disk.sock` } },
-        server: false,
-        reconnect: 1,
-      },
-    };
-    await qmpCommand(qmp, "chardev-add", { id: "disk", backend });
-    const driver = "vhost-user-blk-pci";
-    await qmpCommand(qmp, "device_add", {
-      driver,
-      id: "d0",
-      chardev: "disk",
-      bus: "port0",
-      "num-queues": 1,
-    });
-    assertEquals(await guest.waitFor(/^FOUND /, timeoutMs), `FOUND ${DISK_BYTES / 512}`);
-    await guest.waitFor(/^ROUND 1$/, timeoutMs);
-    await ctl(vmsg, "remove", "1");
-    await proxy.waitFor(/disk\.sock: device 1 was removed; waiting for it/);
-    await proxy.waitFor(/disk\.sock: its device was removed; waiting for its device/);
-    await until(() => !vmsg.files().includes("disk.sock"));
-    // What was under way is over; the disk stands still, and nothing else does.
-    const { length } = guest.console();
-    await untilMore(guest, /^TICK/);
-    const rounds = said(guest, /^ROUND /);
-    await delay(1500);
-    await untilMore(guest, /^TICK/);
-    assert(said(guest, /^ROUND /) - rounds <= 1, guest.console().slice(length));
-    await ctl(vmsg, "add", "--device", "blk,file=disk.img", "--number", "1");
-    await proxy.waitFor(/disk\.sock: device 1 is there; waiting for a front end/);
-    await untilMore(guest, /^ROUND /);
-    await untilMore(guest, /^ROUND /);
-    assertEquals(said(guest, /I\/O error/), 0);
-  },
-);
+for (const mode of MODES) {
+  guestTest(
+    `${
+      ["q35", ...optionsOf(mode)].join(" ")
+    }: a disk is plugged in while it runs, taken away under it, and brought back`,
+    "q35",
+    async (test) => {
+      const { vmsg, directory } = test;
+      await makeDisk(test, "disk.img");
+      await startDevice(vmsg, ...optionsOf(mode), "--net", "responder");
+      const proxy = await startProxy(vmsg, mode, "net.sock", "disk.sock");
+      const qmp = `${directory}/qmp.sock`;
+      const boot: BootOptions = {
+        socket: `${directory}/net.sock`,
+        script: Q35_SCRIPT,
+        modules: ["virtio_blk"],
+        extraArgs: [
+          ...["-device", "pcie-root-port,id=port0,chassis=1"],
+          ...["-qmp", `unix:${qmp},server=on,wait=off`],
+        ],
+      };
+      const guest = await test.boot(boot);
+      const timeoutMs = GUEST_TIMEOUT_MS.q35;
+      await guest.waitFor(/^READY/, timeoutMs);
+      await ctl(vmsg, "add", "--device", "blk,file=disk.img", "--number", "1");
+      const backend = {
+        type: "socket",
+        data: {
+          addr: { type: "unix", data: { path: `${directory}/disk.sock` } },
+          server: false,
+          reconnect: 1,
+        },
+      };
+      await qmpCommand(qmp, "chardev-add", { id: "disk", backend });
+      const driver = "vhost-user-blk-pci";
+      await qmpCommand(qmp, "device_add", {
+        driver,
+        id: "d0",
+        chardev: "disk",
+        bus: "port0",
+        "num-queues": 1,
+      });
+      assertEquals(await guest.waitFor(/^FOUND /, timeoutMs), `FOUND ${DISK_BYTES / 512}`);
+      await guest.waitFor(/^ROUND 1$/, timeoutMs);
+      await ctl(vmsg, "remove", "1");
+      await proxy.waitFor(/disk\.sock: device 1 was removed; waiting for it/);
+      await proxy.waitFor(/disk\.sock: its device was removed; waiting for its device/);
+      await until(() => !vmsg.files().includes("disk.sock"));
+      // What was under way is over; the disk stands still, and nothing else does.
+      const { length } = guest.console();
+      await untilMore(guest, /^TICK/);
+      const rounds = said(guest, /^ROUND /);
+      await delay(1500);
+      await untilMore(guest, /^TICK/);
+      assert(said(guest, /^ROUND /) - rounds <= 1, guest.console().slice(length));
+      await ctl(vmsg, "add", "--device", "blk,file=disk.img", "--number", "1");
+      await proxy.waitFor(/disk\.sock: device 1 is there; waiting for a front end/);
+      await untilMore(guest, /^ROUND /);
+      await untilMore(guest, /^ROUND /);
+      assertEquals(said(guest, /I\/O error/), 0);
+    },
+  );
+}
