@@ -82,6 +82,13 @@ Deno.test("bench: idle processes with 64 cards", async () => {
   assertSubjects(found, "bare Deno with a Worker", "device, 64 cards", "proxy, 64 cards");
 });
 
+Deno.test("bench: boots and reboots, with split and packed rings", async () => {
+  const found = await run("reboot_bench.ts", "--history=off");
+  assertSubjects(found, "later reboots", "the first boot", "the first reboot");
+  const rows = new Set(found.figures.map(({ row }) => row));
+  for (const ring of ["split", "packed"]) assert(rows.has(`the longest ask, ${ring}`));
+});
+
 Deno.test("bench: the plot is an SVG with a line for each subject", async () => {
   const figure = { unit: "us", samples: 1, median: 100, p99: 2000 };
   const subjects = ["vmsg & vmsg", "C"];
@@ -137,7 +144,7 @@ guestTest(
   "bench: a guest beside stock QEMU",
   { guest: "q35", programs: { iperf3: "iperf3", ip: "iproute2", ldd: "libc-bin" }, root: true },
   async () => {
-    const found = await run("guest_bench.ts", "--history=off");
+    const found = await run("guest_bench.ts", "--history=off", "free");
     assertSubjects(found, "stock QEMU, tap", "vmsg proxy, device, tap");
     const rows = new Set(found.figures.map(({ row }) => row));
     for (const row of ["ping every 2 ms", "ping every 100 ms", "iperf3 out", "iperf3 in"]) {
