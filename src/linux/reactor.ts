@@ -17,6 +17,8 @@
  *
  * Only {@link stopReactorFrom}'s eventfd reaches a blocked Worker from outside.
  *
+ * Where turns follow one another quickly, the loop looks a few times more before it blocks (pace.ts).
+ *
  * Time is the reactor's: {@link Reactor.now}. With a clock that is moved by hand (clock.ts) the loop never
  * waits for a timer: when a turn finds nothing to do, time jumps to the next deadline. The real one is read once a
  * turn: how long to block goes by the last reading, so that a timer may be late by as long as the tasks took.
@@ -31,6 +33,7 @@ import { clearEventFd } from "./eventfd.ts";
 import { check, errno, lastError, libc } from "./libc.ts";
 import { Fd } from "./fd.ts";
 import { cutCount, lastCut } from "./memory_guard.ts";
+import { Pace, POLLS } from "./pace.ts";
 
 const EPOLL_CLOEXEC = 0o2000000;
 const EPOLL_CTL_ADD = 1;
@@ -138,6 +141,9 @@ export class Reactor implements Disposable {
   readonly #lateTasks: Task[] = [];
   #lateCount = 0;
   #turns = 0;
+  readonly #turnPace = new Pace();
+  /** When timers were looked at last. */
+  #lookedMs = 0;
   /** See {@link turnMs}. */
   #turnMs = 0;
   #askedIn = -1;
@@ -335,12 +341,7 @@ export class Reactor implements Disposable {
   turn(): void {
     const late = this.#lateCount;
     const timeoutMs = this.#count > 0 || late > 0 ? 0 : this.#timeoutMs();
-    const count = libc.epoll_wait(
-      this.#epoll.number,
-      this.#events.address,
-      MAX_EVENTS,
-      timeoutMs,
-    );
+    const count = this.#wait(timeoutMs);
     if (count < 0 && errno() !== EINTR) throw lastError("epoll_wait");
     for (let i = 0; i < count; i++) {
       const events = this.#events.view.getUint32(i * EVENT_SIZE, true);
@@ -354,6 +355,18 @@ export class Reactor implements Disposable {
     this.#runTasks();
     if (late > 0) this.#runLate(late);
     if (cutCount() !== this.#cuts) this.#tellOfCut();
+  }
+
+  /** Waits for descriptors; a busy loop looks a few times before it sleeps (pace.ts). */
+  #wait(timeoutMs: number): number {
+    const { number } = this.#epoll, { address } = this.#events;
+    if (timeoutMs !== 0 && this.#turnPace.isBusy) {
+      for (let i = 0; i < POLLS; i++) {
+        const count = libc.epoll_wait(number, address, MAX_EVENTS, 0);
+        if (count !== 0) return count;
+      }
+    }
+    return libc.epoll_wait(number, address, MAX_EVENTS, timeoutMs);
   }
 
   #tellOfCut(): void {
@@ -378,6 +391,8 @@ export class Reactor implements Disposable {
     const turn = ++this.#turns;
     if (this.#nextMs === Infinity) return;
     const nowMs = this.now();
+    this.#turnPace.turned(nowMs - this.#lookedMs);
+    this.#lookedMs = nowMs;
     if (nowMs < this.#nextMs) return;
     for (;;) {
       // The earliest first, and each once a turn: one that arms itself for a moment in the past is over and
