@@ -1,10 +1,12 @@
 /** `vmsg trace`: what `--capture` wrote, as lines; and the dissector that lets Wireshark read it. */
 
-import { UsageError } from "../linux/errors.ts";
+import { UsageError, VmsgError } from "../linux/errors.ts";
 import { readFile } from "../linux/fd.ts";
+import { replaceFile } from "../linux/own_file.ts";
 import { readMessage } from "../observe/capture.ts";
+import { chart } from "../observe/chart.ts";
 import { dissector } from "../observe/dissector.ts";
-import { LINKTYPE_ETHERNET, readPcapng } from "../observe/pcapng.ts";
+import { LINKTYPE_ETHERNET, type ReadItem, readPcapng } from "../observe/pcapng.ts";
 import { createTracer, type LineTracer } from "../observe/trace.ts";
 import { parseTraceFilter } from "../observe/trace_filter.ts";
 import { VERSION } from "../version.ts";
@@ -13,20 +15,28 @@ import type { Command } from "./command.ts";
 /** Lines that are printed by one call. */
 const LINES_AT_ONCE = 256;
 
-/** Prints captures behind one another, as if they were one. */
-function printCaptures(paths: readonly string[], filterText: string, isJson: boolean): void {
+/** What is in a file; what is wrong with it names the file. */
+function* itemsOf(path: string): Generator<ReadItem> {
+  try {
+    yield* readPcapng(readFile(path));
+  } catch (error) {
+    if (!(error instanceof VmsgError) || error.code !== "CAPTURE") throw error;
+    throw new VmsgError("CAPTURE", `${path} cannot be read: ${error.message}`);
+  }
+}
+
+/** Gives the lines of captures, behind one another as if they were one. */
+function readCaptures(
+  paths: readonly string[],
+  filterText: string,
+  isJson: boolean,
+  write: (line: string) => void,
+): void {
   const filter = parseTraceFilter(filterText);
   const tracers = new Map<number, LineTracer>();
-  const lines: string[] = [];
   let nowMs = 0;
   let start: bigint | undefined;
   let frames = 0;
-  const print = () => {
-    if (lines.length > 0) console.log(lines.splice(0).join("\n"));
-  };
-  const write = (line: string) => {
-    if (lines.push(line) >= LINES_AT_ONCE) print();
-  };
   const say = (line: string) =>
     write(isJson ? JSON.stringify({ capture: line }) : `capture: ${line}`);
   const tracerOf = (number: number) => {
@@ -46,7 +56,7 @@ function printCaptures(paths: readonly string[], filterText: string, isJson: boo
   };
   for (const path of paths) {
     const dropped = new Map<string, number>();
-    for (const item of readPcapng(readFile(path))) {
+    for (const item of itemsOf(path)) {
       if (item.kind === "cut") say(`${path} ends in the middle of a packet`);
       else if (item.kind === "statistics") {
         const { name } = item.interface;
@@ -64,7 +74,24 @@ function printCaptures(paths: readonly string[], filterText: string, isJson: boo
   }
   for (const tracer of tracers.values()) tracer.unanswered();
   if (frames > 0) say(`${frames} Ethernet frames are not shown here`);
+}
+
+function printCaptures(paths: readonly string[], filter: string, isJson: boolean): void {
+  const lines: string[] = [];
+  const print = () => {
+    if (lines.length > 0) console.log(lines.splice(0).join("\n"));
+  };
+  readCaptures(paths, filter, isJson, (line) => {
+    if (lines.push(line) >= LINES_AT_ONCE) print();
+  });
   print();
+}
+
+/** Writes a chart to a file, for a browser. */
+function drawCaptures(paths: readonly string[], filter: string, target: string): void {
+  const lines: string[] = [];
+  readCaptures(paths, filter, true, (line) => lines.push(line));
+  replaceFile(target, chart(lines, paths.join(", ")));
 }
 
 /** See `vmsg trace --help`. */
@@ -84,6 +111,11 @@ export const traceCommand: Command = {
     },
     { name: "json", help: "print a JSON object a line" },
     {
+      name: "html",
+      value: "FILE",
+      help: "write a chart instead: one page for a browser, which needs nothing else",
+    },
+    {
       name: "dissector",
       help: "print a dissector for Wireshark and tshark, in Lua: wireshark -X lua_script:vmsg.lua",
     },
@@ -92,13 +124,17 @@ export const traceCommand: Command = {
     "vmsg device --bus linux-user,socket=lu.sock --net responder --capture c.pcapng",
     "vmsg trace c.pcapng",
     "vmsg trace --filter 'SET_*,event' --json c.pcapng",
+    "vmsg trace --html chart.html c.pcapng",
     "vmsg trace --dissector > vmsg.lua; tshark -X lua_script:vmsg.lua -r c.pcapng",
   ],
   run: (options) => {
     const paths = options.operands;
+    const html = options.text("html");
+    const filter = options.text("filter") ?? "";
     if (options.flag("dissector")) console.log(dissector(VERSION));
     else if (paths.length === 0) throw new UsageError("a file is missing; see: vmsg trace --help");
-    else printCaptures(paths, options.text("filter") ?? "", options.flag("json"));
+    else if (html !== undefined) drawCaptures(paths, filter, html);
+    else printCaptures(paths, filter, options.flag("json"));
     return Promise.resolve(0);
   },
 };

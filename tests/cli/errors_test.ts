@@ -161,7 +161,7 @@ const WRONG_USAGE: readonly [string[], RegExp][] = [
   [onBus("device", BUS, "--trace=off"), /trace filter: off is no device \(0, net0, net\)/],
   [onBus("device", BUS, "--trace-format", "xml"), /--trace-format is one of text, json, not xml/],
   [onBus("device", BUS, "--capture", "c,size=1M"), /--capture c,size=1M: unknown key size/],
-  [onBus("proxy", BUS, "--capture", "c,ring,limit=4K"), /limit is at least 1048576, not 4096/],
+  [onBus("device", BUS, "--capture", "c,ring,limit=4K"), /limit is at least 4194304, not 4096/],
   [["trace"], /a file is missing; see: vmsg trace --help/],
   [["trace", "--filter", "x1", "c"], /trace filter: x1 is no device/],
   [onBus("driver", BUS, "--ping", "host"), /--ping takes an IPv4 address, not host/],
