@@ -110,12 +110,6 @@ export function captureMessages(file: CaptureFile, bus: TracedBus, number: numbe
   };
 }
 
-/** One packet of a bus, as a tracer is told of it. */
-export interface CapturedMessage {
-  readonly bus: number;
-  tell(tracer: Tracer): void;
-}
-
 const message = new Message();
 const slot = new DataView(new ArrayBuffer(MAX_SLOT));
 
@@ -125,9 +119,7 @@ const slot = new DataView(new ArrayBuffer(MAX_SLOT));
  * What a file says is as little to be believed as what a peer says: a message that the codec does not take is shown as
  * malformed, whatever its head says.
  */
-export function readMessage(
-  { interface: { linkType }, data }: ReadPacket,
-): CapturedMessage | undefined {
+export function readMessage({ interface: { linkType }, data }: ReadPacket) {
   if (linkType !== LINKTYPE_USER0 || data.length < HEAD_SIZE) return undefined;
   const head = new DataView(data.buffer, data.byteOffset, HEAD_SIZE);
   if (head.getUint32(0, true) !== MARK || head.getUint8(4) !== VERSION) return undefined;
@@ -136,7 +128,8 @@ export function readMessage(
   const body = data.subarray(HEAD_SIZE);
   return {
     bus: head.getUint8(8),
-    tell(tracer) {
+    /** Tells a tracer of it. */
+    tell(tracer: Tracer) {
       if ((flags & Flag.NOTE) !== 0) return tracer.note(new TextDecoder().decode(body));
       const size = Math.min(body.length, MAX_SLOT);
       const bytes = new Uint8Array(slot.buffer).fill(0);

@@ -108,10 +108,6 @@ function choose(i) {
   find("#message").textContent = lines.join("\n");
   draw();
 }
-function go(i) {
-  const position = shown.indexOf(i);
-  if (position >= 0) chart.scrollTop = position * height - chart.clientHeight / 2;
-}
 function look() {
   const wanted = search.value.trim().toLowerCase();
   matches = wanted === "" ? [] : all.filter((i) => texts[i].includes(wanted));
@@ -125,7 +121,7 @@ function step(by) {
   const at = (matches.indexOf(current) + by + matches.length) % matches.length;
   current = matches[at];
   count.textContent = at + 1 + " of " + matches.length;
-  go(current);
+  chart.scrollTop = shown.indexOf(current) * height - chart.clientHeight / 2;
   choose(current);
 }
 function zoom(factor) {

@@ -23,11 +23,8 @@ local f = {
   answer_in = ProtoField.framenum("vmsg.answer_in", "Answer in", base.NONE, frametype.RESPONSE),
   latency = ProtoField.relative_time("vmsg.latency", "Latency"),
 }
-local hex = {}
-for _, field in ipairs(FIELDS) do
-  local make = field.wide and ProtoField.uint64 or ProtoField.uint32
-  f[field.name] = make("vmsg." .. field.name, field.name, field.hex and base.HEX or base.DEC)
-  hex[field.name] = field.hex
+for name, is_hex in pairs(FIELDS) do
+  f[name] = ProtoField.uint64("vmsg." .. name, name, is_hex and base.HEX or base.DEC)
 end
 vmsg.fields = f
 
@@ -41,31 +38,24 @@ function vmsg.init()
   waiting, request_of, answer_of, kind_of = {}, {}, {}, {}
 end
 
-local function bit(value, n)
-  return math.floor(value / 2 ^ n) % 2 == 1
-end
+local function bit(value, n) return math.floor(value / 2 ^ n) % 2 == 1 end
 
-local function names_of(value, bits, names, first)
+-- Names of the bits that are set, of which the lowest is number "first".
+local function names_of(value, first, names, others)
   local words = {}
-  for n = 0, bits - 1 do
-    if bit(value, n) then words[#words + 1] = names(n + first) end
+  for n = 0, 31 do
+    local name = names[n + first] or others[n + first] or "bit " .. n + first
+    if bit(value, n) then words[#words + 1] = name end
   end
   return table.concat(words, " ")
 end
 
 local function status_words(value)
-  if value == 0 then return "0 (reset)" end
-  return names_of(value, 32, function(n) return STATUSES[n] or "bit " .. n end, 0)
+  return value == 0 and "0 (reset)" or names_of(value, 0, STATUSES, {})
 end
 
 local function feature_words(value, first, kind)
-  local own = FEATURES[kind] or FEATURES[0]
-  return names_of(value, 32, function(n) return FEATURES[0][n] or own[n] or "bit " .. n end, first)
-end
-
-local function short_hex(range)
-  local text = range:len() == 8 and range:le_uint64():tohex() or string.format("%x", range:le_uint())
-  return "0x" .. text:gsub("^0+(%x)", "%1")
+  return names_of(value, first, FEATURES[0], FEATURES[kind] or {})
 end
 
 local WIDTHS = { u8 = 1, u16 = 2, u24 = 3, u32 = 4, u64 = 8 }
@@ -78,19 +68,14 @@ local function show(tvb, at, room, layout, exact, tree, kind)
   local used = layout.size
   local function say(name, text) words[#words + 1] = name:gsub("_", " ") .. " " .. text end
   local function show_words(from, count)
-    local names = {}
+    local names = ""
     for n = 0, count - 1 do
       local range = tvb(from + 4 * n, 4)
       local text = feature_words(range:le_uint(), 32 * ((values.index or 0) + n), kind)
-      tree:add_le(f.words, range):append_text(text == "" and "" or " " .. text)
-      if text ~= "" then names[#names + 1] = text end
+      tree:add_le(f.words, range):append_text(" " .. text)
+      names = (names .. " " .. text):gsub("^ +", ""):gsub(" +$", "")
     end
-    words[#words + 1] = #names > 0 and table.concat(names, " ") or "none"
-  end
-  local function show_bytes(from, count)
-    if count == 0 then return end
-    tree:add(f.bytes, tvb(from, count))
-    say("bytes", tvb(from, count):bytes():tohex():lower())
+    words[#words + 1] = names == "" and "none" or names
   end
   for _, field in ipairs(layout.fields) do
     local from, type, name = at + field[1], field[2], field[3]
@@ -98,21 +83,15 @@ local function show(tvb, at, room, layout, exact, tree, kind)
     if WIDTHS[type] then
       local range = tvb(from, WIDTHS[type])
       local item = tree:add_le(f[name], range)
-      if type == "u64" then
-        local value = range:le_uint64()
-        values[name] = value:tonumber()
-        say(name, hex[name] and short_hex(range) or tostring(value))
-      else
-        local value = range:le_uint()
-        values[name] = value
-        local text = hex[name] and short_hex(range) or tostring(value)
-        if name == "status" then text = status_words(value) item:append_text(" " .. text) end
-        if name == "device_id" and KINDS[value] then text = KINDS[value] item:append_text(" " .. text) end
-        say(name, text)
-      end
+      local value = range:le_uint64()
+      values[name] = value:tonumber()
+      local text = FIELDS[name] and "0x" .. value:tohex():gsub("^0+(%x)", "%1") or tostring(value)
+      local special = name == "status" and status_words(values.status) or name == "device_id" and KINDS[values.device_id]
+      if special then item:append_text(" " .. special) end
+      say(name, special or text)
     elseif type == "u32/32" then
       values[name] = math.ceil(tvb(from, 4):le_uint() / 32)
-      tree:add(f[name], tvb(from, 4), values[name])
+      tree:add(f[name], tvb(from, 4), UInt64(values[name]))
       say(name, tostring(values[name]))
     elseif type == "next" then
       local value = tvb(from, 4):le_uint()
@@ -121,47 +100,28 @@ local function show(tvb, at, room, layout, exact, tree, kind)
       if value ~= 0 then say("next", string.format("%d wrap %d", value % 0x80000000, math.floor(value / 0x80000000))) end
     elseif type == "uuid" then
       tree:add(f.uuid, tvb(from, 16))
-    elseif type == "words[2]" then
-      show_words(from, 2)
-    elseif type == "bytes[8]" or type == "bytes[16]" then
-      if values.length > tonumber(type:match("%d+")) then return "bad length" end
-      show_bytes(from, values.length)
-    elseif type == "words[count]" or type == "words[count]+" then
-      if 4 * values.count > rest then return "short" end
-      local count = type == "words[count]" and values.count or math.floor(rest / 4)
+    elseif type:find("^words") then
+      local count = type == "words[2]" and 2 or values.count
+      if 4 * count > rest then return "short" end
+      if type == "words[count]+" then count = math.floor(rest / 4) end
       show_words(from, count)
-      used = used + 4 * count
-    elseif type == "bytes[length]" or type == "bytes[length]?" then
-      local length = values.length
-      if length > rest then
-        if type == "bytes[length]" then return "short" end
-        length = 0
-      end
-      show_bytes(from, length)
-      used = used + length
+      used = from - at + 4 * count
     else
-      local count = values.count
-      if type == "bits[count]~" and count % 8 ~= 0 then count = 8 * rest end
-      local bytes = math.ceil(count / 8)
-      if bytes > rest then return "short" end
-      show_bytes(from, bytes)
-      used = used + bytes
+      local count = type:find("^bits") and math.ceil(values.count / 8) or values.length
+      local most = tonumber(type:match("%d+"))
+      if type == "bits[count]~" and values.count % 8 ~= 0 then count = rest end
+      if most and count > most then return "bad length" end
+      if count > rest and type ~= "bytes[length]?" then return "short" end
+      if count > rest then count = 0 end
+      if count > 0 then
+        tree:add(f.bytes, tvb(from, count))
+        say("bytes", tvb(from, count):bytes():tohex():lower())
+      end
+      if not most then used = from - at + count end
     end
   end
   if exact and used ~= room then return "long" end
   return nil, table.concat(words, ", "), values
-end
-
--- Pairs an answer with its request, in the first pass.
-local function pair(pinfo, key, response)
-  if pinfo.visited then return end
-  if not response then
-    waiting[key] = { number = pinfo.number, time = pinfo.rel_ts }
-  elseif waiting[key] then
-    request_of[pinfo.number] = { number = waiting[key].number, latency = pinfo.rel_ts - waiting[key].time }
-    answer_of[waiting[key].number] = pinfo.number
-    waiting[key] = nil
-  end
 end
 
 local function dissect(tvb, at, dialect, to_driver, bus_number, pinfo, tree)
@@ -204,8 +164,15 @@ local function dissect(tvb, at, dialect, to_driver, bus_number, pinfo, tree)
   local where = of_bus and "bus" or "dev " .. device
   pinfo.cols.info = where .. " " .. message.name .. mark .. (words == "" and "" or " " .. words)
   if message.event or not message.response then return end
-  local asked_by_driver = to_driver == response
-  pair(pinfo, table.concat({ bus_number, id, of_bus and 1 or 0, device, token, asked_by_driver and 1 or 0 }, ":"), response)
+  local key = table.concat({ bus_number, id, of_bus and 1 or 0, device, token, to_driver == response and 1 or 0 }, ":")
+  local asked = waiting[key]
+  if not pinfo.visited and not response then
+    waiting[key] = { number = pinfo.number, time = pinfo.rel_ts }
+  elseif not pinfo.visited and asked then
+    request_of[pinfo.number] = { number = asked.number, latency = pinfo.rel_ts - asked.time }
+    answer_of[asked.number] = pinfo.number
+    waiting[key] = nil
+  end
   local request = request_of[pinfo.number]
   if request then
     tree:add(f.request_in, request.number):set_generated()

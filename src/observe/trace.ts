@@ -68,13 +68,10 @@ export interface LineTracer extends Tracer {
 
 /** Requests whose answers are awaited; more are forgotten, a peer may never answer. */
 const MAX_OPEN = 256;
-
 /** There are fewer kinds of messages than 64, and 65536 devices. */
 const SORTS = 64 * 65536 * 2;
-
 /** HELLO comes ten times a second; only those of an attachment's beginning are worth a line. */
 const SHOWN_HELLOS = 4;
-
 /** Bytes of a slot that was not understood that a line shows. */
 const SHOWN_BYTES = 16;
 
@@ -84,77 +81,34 @@ interface Open {
   readonly sort: number;
   readonly number: number;
   readonly ms: number;
-  readonly direction: Direction;
-  /** Where and what, for people. */
-  readonly about: string;
-  readonly words: string;
+  /** Direction, device and what was said, for people. */
+  readonly text: string;
 }
 
-/** What a line is made of. */
-interface Line {
-  readonly direction: Direction;
-  readonly message: Message;
-  readonly number: number;
-  readonly nowMs: number;
-  readonly startMs: number;
-  readonly deviceId: number | undefined;
-  readonly request: Open | undefined;
-  readonly bus: string | undefined;
-}
-
-function stamp(ms: number): string {
-  return `+${(ms / 1000).toFixed(6)}`;
-}
-
-function aboutOf(message: Message): string {
-  return isBusMessage(message.kind) ? "bus  " : `dev ${message.device}`;
-}
-
-function microseconds(ms: number): number {
-  return Math.round(ms * 1000);
-}
-
-function textLine({ direction, message, number, nowMs, startMs, request, ...line }: Line): string {
-  let latency = "";
-  if (request !== undefined) {
-    latency = `   ${microseconds(nowMs - request.ms)} us`;
-    if (request.number !== number - 1) latency += ` after ${stamp(request.ms - startMs)}`;
-  }
-  const words = describe(message, line.deviceId);
-  const bus = line.bus === undefined ? "" : `${line.bus} `;
-  return `${stamp(nowMs - startMs)} ${bus}${direction} ${aboutOf(message)} ${words}${latency}`;
-}
+const stampOf = (ms: number) => `+${(ms / 1000).toFixed(6)}`;
+const microseconds = (ms: number) => Math.round(ms * 1000);
 
 function sortOf({ kind, response }: Message): string {
   return response ? "answer" : MESSAGES[kind].event ? "event" : "request";
 }
 
-/**
- * Seconds since the start, and what the table of messages calls things; `words` are those of the text form. An answer
- * has `latency`, in microseconds, and `request`, the number of the line's object it answers.
- */
-function jsonLine(line: Line): string {
-  const { direction, message, number, nowMs, startMs, request, bus } = line;
+/** What a message says by name, as JSON. */
+function objectOf(message: Message) {
   const { kind, device, token, dialect } = message;
-  return JSON.stringify({
-    time: microseconds(nowMs - startMs) / 1e6,
-    number,
-    bus,
-    direction,
+  return {
     device: isBusMessage(kind) ? undefined : device,
     message: kindName(kind),
     sort: sortOf(message),
     dialect,
     token,
     fields: fieldsOf(message),
-    words: describe(message, line.deviceId),
-    latency: request && microseconds(nowMs - request.ms),
-    request: request?.number,
-  });
+  };
 }
 
 /**
- * A tracer that writes lines.
+ * A tracer that writes lines: text, or objects of JSON with seconds since the start, what the table of messages calls
+ * things, and the words of the text. There an answer has `latency`, in microseconds, and `request`, the number of the
+ * message that it answers.
  *
  * @param clock the reactor
  */
@@ -164,21 +118,23 @@ export function createTracer(
   options: TraceOptions = {},
 ): LineTracer {
   const { filter = () => true, format = "text", bus, startMs = clock.now() } = options;
+  const isJson = format === "json";
   const open = new Map<number, Open>();
   const deviceIds = new Map<number, number>();
   let hellos = 0;
   let number = 0;
-  const front = () => `${stamp(clock.now() - startMs)} ${bus === undefined ? "" : `${bus} `}`;
-  const line = (text: string, rest: Record<string, unknown>) => {
-    const time = microseconds(clock.now() - startMs) / 1e6;
-    write(format === "json" ? JSON.stringify({ time, bus, ...rest }) : front() + text);
+  const line = (nowMs: number, text: string, rest: Record<string, unknown>) => {
+    const time = microseconds(nowMs - startMs) / 1e6;
+    const front = bus === undefined ? "" : `${bus} `;
+    write(
+      isJson ? JSON.stringify({ time, bus, ...rest }) : `${stampOf(1000 * time)} ${front}${text}`,
+    );
   };
-  /** The request that an answer belongs to, or keeps a request until its answer comes. */
-  const requestOf = (direction: Direction, message: Message, nowMs: number): Open | undefined => {
+  /** The request that an answer belongs to; a request itself is kept until its answer comes. */
+  const requestOf = (direction: Direction, message: Message, nowMs: number, text: string) => {
     const { kind, device, token, response, dialect } = message;
-    if (MESSAGES[kind].event || (dialect !== undefined && !codecFor(dialect).answered(kind))) {
-      return undefined;
-    }
+    const isAnswered = dialect === undefined || codecFor(dialect).answered(kind);
+    if (MESSAGES[kind].event || !isAnswered) return undefined;
     // Both sides may ask the same.
     const isOurs = (direction === "->") !== response;
     const sort = (kind * 65536 + device) * 2 + (isOurs ? 1 : 0);
@@ -193,8 +149,7 @@ export function createTracer(
       return found;
     }
     if (open.size >= MAX_OPEN) open.clear();
-    const words = describe(message, deviceIds.get(device));
-    open.set(key, { sort, number, ms: nowMs, direction, about: aboutOf(message), words });
+    open.set(key, { sort, number, ms: nowMs, text });
     return undefined;
   };
   return {
@@ -206,30 +161,43 @@ export function createTracer(
         hellos = 0;
         if (response) deviceIds.set(device, message.deviceId);
       }
-      const deviceId = isBusMessage(kind) ? undefined : deviceIds.get(device);
-      const request = requestOf(direction, message, nowMs);
+      const isBus = isBusMessage(kind);
+      const deviceId = isBus ? undefined : deviceIds.get(device);
+      const isShown = filter({ message, deviceId });
+      if (!isShown && MESSAGES[kind].event) return;
+      const words = describe(message, deviceId);
+      const text = `${direction} ${isBus ? "bus  " : `dev ${device}`} ${words}`;
+      const request = requestOf(direction, message, nowMs, text);
       if (kind === Kind.HELLO && ++hellos > SHOWN_HELLOS && options.heartbeat !== true) return;
-      if (!filter({ message, deviceId })) return;
-      const parts = { direction, message, number, nowMs, startMs, deviceId, request, bus };
-      write(format === "json" ? jsonLine(parts) : textLine(parts));
+      if (!isShown) return;
+      const latency = request && microseconds(nowMs - request.ms);
+      const isNext = request?.number === number - 1;
+      const after = request && !isNext ? ` after ${stampOf(request.ms - startMs)}` : "";
+      line(
+        nowMs,
+        text + (latency === undefined ? "" : `   ${latency} us${after}`),
+        isJson
+          ? { number, direction, ...objectOf(message), words, latency, request: request?.number }
+          : {},
+      );
     },
     malformed(view, offset, length, reason) {
       if (!filter({ message: undefined, sort: "malformed", deviceId: undefined })) return;
-      const hexOf = (shown: number) =>
-        Array.from({ length: shown }, (_, i) => view.getUint8(offset + i))
-          .map((byte) => byte.toString(16).padStart(2, "0"));
-      const hex = hexOf(Math.min(length, SHOWN_BYTES)).join(" ");
-      const bytes = format === "json" ? hexOf(length).join("") : "";
-      line(`<- not understood (${reason}): ${hex} ...`, { malformed: reason, bytes });
+      const hex = Array.from(
+        { length },
+        (_, i) => view.getUint8(offset + i).toString(16).padStart(2, "0"),
+      );
+      const text = `<- not understood (${reason}): ${hex.slice(0, SHOWN_BYTES).join(" ")} ...`;
+      line(clock.now(), text, { malformed: reason, bytes: hex.join("") });
     },
     note(text) {
       if (!filter({ message: undefined, sort: "note", deviceId: undefined })) return;
-      line(text, { note: text });
+      line(clock.now(), text, { note: text });
     },
     unanswered() {
-      for (const { ms, direction, about, words, number } of open.values()) {
-        const when = stamp(ms - startMs);
-        line(`not answered: ${when} ${direction} ${about} ${words}`, { unanswered: number });
+      for (const { ms, text, number } of open.values()) {
+        const when = stampOf(ms - startMs);
+        line(clock.now(), `not answered: ${when} ${text}`, { unanswered: number });
       }
     },
   };

@@ -105,8 +105,8 @@ export function parseTraceFilter(text: string): TraceFilter {
     const list = part.startsWith("!") ? never : device !== undefined ? about : sorts;
     list.push(device ?? what(term));
   }
-  const one = (terms: readonly Term[], shown: Shown) => terms.some((term) => term(shown));
-  return (shown) =>
-    (about.length === 0 || one(about, shown)) && (sorts.length === 0 || one(sorts, shown)) &&
-    !one(never, shown);
+  return (shown) => {
+    const isOne = (terms: readonly Term[]) => terms.some((term) => term(shown));
+    return [about, sorts].every((terms) => terms.length === 0 || isOne(terms)) && !isOne(never);
+  };
 }
