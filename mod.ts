@@ -139,7 +139,6 @@ export type { Codec, Conduct, Dialect, Limits, Malformed } from "./src/message/c
 export type { Field, FIELDS, Fields, Kind, Message } from "./src/message/message.ts";
 export type { Counters } from "./src/observe/counters.ts";
 export type { Direction, LineTracer, TraceFormat, TraceOptions } from "./src/observe/trace.ts";
-export type { Shown, TraceFilter } from "./src/observe/trace_filter.ts";
 export type { DriverMemory } from "./src/sharing/driver_memory.ts";
 export type { SharedRegion } from "./src/sharing/sharing.ts";
 export type { Link } from "./src/transport/link.ts";

@@ -12,9 +12,6 @@ import { parseTraceFilter } from "../observe/trace_filter.ts";
 import { VERSION } from "../version.ts";
 import type { Command } from "./command.ts";
 
-/** Lines that are printed by one call. */
-const LINES_AT_ONCE = 256;
-
 /** What is in a file; what is wrong with it names the file. */
 function* itemsOf(path: string): Generator<ReadItem> {
   try {
@@ -28,11 +25,10 @@ function* itemsOf(path: string): Generator<ReadItem> {
 /** Gives the lines of captures, behind one another as if they were one. */
 function readCaptures(
   paths: readonly string[],
-  filterText: string,
+  filter: string,
   isJson: boolean,
   write: (line: string) => void,
 ): void {
-  const filter = parseTraceFilter(filterText);
   const tracers = new Map<number, LineTracer>();
   let nowMs = 0;
   let start: bigint | undefined;
@@ -42,14 +38,7 @@ function readCaptures(
   const tracerOf = (number: number) => {
     // The first bus has no name, since most captures have no other one.
     const bus = number === 0 ? undefined : `bus${number}`;
-    const format = isJson ? "json" : "text";
-    const options = {
-      filter,
-      format,
-      bus,
-      startMs: 0,
-      heartbeat: /hello/i.test(filterText),
-    } as const;
+    const options = { filter, format: isJson ? "json" : "text", bus, startMs: 0 } as const;
     const tracer = tracers.get(number) ?? createTracer(write, { now: () => nowMs }, options);
     tracers.set(number, tracer);
     return tracer;
@@ -74,17 +63,6 @@ function readCaptures(
   }
   for (const tracer of tracers.values()) tracer.unanswered();
   if (frames > 0) say(`${frames} Ethernet frames are not shown here`);
-}
-
-function printCaptures(paths: readonly string[], filter: string, isJson: boolean): void {
-  const lines: string[] = [];
-  const print = () => {
-    if (lines.length > 0) console.log(lines.splice(0).join("\n"));
-  };
-  readCaptures(paths, filter, isJson, (line) => {
-    if (lines.push(line) >= LINES_AT_ONCE) print();
-  });
-  print();
 }
 
 /** Writes a chart to a file, for a browser. */
@@ -131,10 +109,11 @@ export const traceCommand: Command = {
     const paths = options.operands;
     const html = options.text("html");
     const filter = options.text("filter") ?? "";
+    parseTraceFilter(filter);
     if (options.flag("dissector")) console.log(dissector(VERSION));
     else if (paths.length === 0) throw new UsageError("a file is missing; see: vmsg trace --help");
     else if (html !== undefined) drawCaptures(paths, filter, html);
-    else printCaptures(paths, filter, options.flag("json"));
+    else readCaptures(paths, filter, options.flag("json"), (line) => console.log(line));
     return Promise.resolve(0);
   },
 };

@@ -13,8 +13,8 @@ import {
 } from "../observe/capture_file.ts";
 import type { Log } from "../observe/log.ts";
 import {
+  bothTracers,
   createTracer,
-  severalTracers,
   TRACE_FORMATS,
   type TraceFormat,
   type Tracer,
@@ -23,16 +23,9 @@ import { parseTraceFilter } from "../observe/trace_filter.ts";
 import type { Option, Options } from "./command.ts";
 import { Group } from "./groups.ts";
 
-/** As plain data, for the Worker. */
-export interface TraceSettings {
-  readonly filter: string;
-  readonly format: TraceFormat;
-}
-
-/** What `--capture` says. */
-export interface CaptureSettings extends CaptureOptions {
-  readonly frames: boolean;
-}
+/** What `--trace` and `--capture` say, as plain data for the Worker. */
+export type TraceSettings = { readonly filter: string; readonly format: TraceFormat };
+export type CaptureSettings = CaptureOptions & { readonly frames: boolean };
 
 /** Of commands that have a bus. */
 export const TRACE_OPTIONS: readonly Option[] = [
@@ -85,13 +78,10 @@ export function parseCapture(options: Options): CaptureSettings | undefined {
   return { path, limit, ring, snapLength, frames: group.flag("frames", true) };
 }
 
-/** What watches a data plane. */
+/** What watches a data plane: is there anything, the tracer of a bus, and where frames are captured. */
 export interface Watching {
-  /** Is there anything that will see messages? */
   readonly isTraced: boolean;
-  /** What sees the messages of a bus; undefined if nothing does. */
   readonly tracerFor: (bus: TracedBus) => Tracer | undefined;
-  /** Where frames are captured. */
   readonly frameCapture: CaptureFile | undefined;
 }
 
@@ -108,13 +98,9 @@ export function openWatching(
     isTraced: trace !== undefined || file !== undefined,
     tracerFor: (bus) => {
       const number = buses++;
-      const lines = trace && createTracer(write, reactor, {
-        format: trace.format,
-        filter: parseTraceFilter(trace.filter),
-        heartbeat: /\bhello\b/i.test(trace.filter),
-      });
+      const lines = trace && createTracer(write, reactor, trace);
       const captured = file && captureMessages(file, bus, number);
-      return severalTracers([lines, captured].filter((tracer) => tracer !== undefined));
+      return lines && captured ? bothTracers(lines, captured) : lines ?? captured;
     },
     frameCapture: capture?.frames ? file : undefined,
   };

@@ -38,11 +38,6 @@ export const DEVICE_KINDS: ReadonlyMap<number, string> = new Map(
     .map(([id, name]) => [Number(id), name]),
 );
 
-/** The name of a kind of devices, undefined for one that has none here. */
-export function deviceKind(deviceId: number): string | undefined {
-  return DEVICE_KINDS.get(deviceId);
-}
-
 const FIELD_NAMES: ReadonlySet<string> = new Set(FIELDS);
 
 /**
@@ -126,7 +121,7 @@ function done(m: Message): string {
 }
 
 function deviceInfo(m: Message): string {
-  const kind = deviceKind(m.deviceId) ?? `device id ${m.deviceId}`;
+  const kind = DEVICE_KINDS.get(m.deviceId) ?? `device id ${m.deviceId}`;
   const admin = m.adminCount > 0 ? `, admin queues ${m.adminStart} +${m.adminCount}` : "";
   const what = `${kind} vendor ${hex(m.vendorId)}`;
   // Only `proto` names a revision, and it says nothing about sizes.

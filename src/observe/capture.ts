@@ -86,9 +86,9 @@ export function captureMessages(file: CaptureFile, bus: TracedBus, number: numbe
     view.setUint32(at + 12, 0, true);
     return at + HEAD_SIZE;
   };
-  const copy = (from: DataView, offset: number, size: number, at: number) => {
-    const to = file.view;
-    for (let i = 0; i < size; i++) to.setUint8(at + i, from.getUint8(offset + i));
+  const copy = ({ buffer, byteOffset }: DataView, offset: number, size: number, at: number) => {
+    const from = new Uint8Array(buffer, byteOffset + offset, size);
+    new Uint8Array(file.view.buffer).set(from, at);
   };
   return {
     message(direction, message, view, offset, length) {

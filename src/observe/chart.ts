@@ -11,23 +11,16 @@ import { MESSAGES } from "../message/table.ts";
 import { CHART_PAGE } from "./chart_page.ts";
 
 /** A line of a trace as JSON, as far as it matters here. */
-interface Line {
-  readonly time?: number;
-  readonly number?: number;
-  readonly bus?: string;
-  readonly direction?: "->" | "<-";
-  readonly device?: number;
-  readonly message?: string;
-  readonly sort?: "request" | "answer" | "event";
-  readonly fields?: Readonly<Record<string, number | string | readonly number[]>>;
-  readonly words?: string;
-  readonly latency?: number;
-  readonly request?: number;
-  readonly malformed?: string;
-  readonly note?: string;
-  readonly unanswered?: number;
-  readonly capture?: string;
-}
+type Line =
+  & {
+    readonly [
+      name in "bus" | "direction" | "message" | "sort" | "words" | "malformed" | "note" | "capture"
+    ]?: string;
+  }
+  & {
+    readonly [name in "time" | "number" | "device" | "latency" | "request" | "unanswered"]?: number;
+  }
+  & { readonly fields?: Readonly<Record<string, number | string | readonly number[]>> };
 
 /** Which way: to the device side, to the driver side, or a line of its own. */
 const TO_DEVICE = 0;

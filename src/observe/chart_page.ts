@@ -16,19 +16,14 @@ export const CHART_PAGE: string = String.raw`<!doctype html>
   body { margin: 0; height: 100vh; height: 100dvh; display: grid; grid-template: auto auto 1fr / 1fr 20rem; font: 14px/1.4 system-ui, sans-serif; color: var(--ink); background: var(--paper); }
   header { grid-column: 1 / 3; display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; padding: .5rem .75rem; background: var(--soft); }
   h1 { font-size: 1rem; margin: 0; flex: 1 1 auto; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-  input[type=search] { flex: 1 1 8rem; min-width: 6rem; max-width: 20rem; padding: .35rem .5rem; font: inherit; }
-  button { font: inherit; min-width: 2.4rem; padding: .3rem .5rem; }
-  #missing { grid-column: 1 / 3; margin: 0; padding: .3rem .75rem .3rem 2rem; color: var(--bad); font-weight: 600; max-height: 22vh; overflow: auto; }
-  #missing:empty { display: none; }
+  input[type=search] { flex: 1 1 8rem; min-width: 6rem; max-width: 20rem; } input, button { padding: .35rem .5rem; font: inherit; }
+  #missing { grid-column: 1 / 3; margin: 0; padding: .3rem .75rem .3rem 2rem; color: var(--bad); font-weight: 600; max-height: 22vh; overflow: auto; } #missing:empty { display: none; }
   #left { display: flex; flex-direction: column; min-width: 0; min-height: 0; }
   #chart { flex: 1; overflow: auto; position: relative; outline-offset: -2px; }
   .row, #heads { display: grid; grid-template-columns: 6.2rem minmax(0, 1fr) 5.2rem; }
-  #heads { font-weight: 600; padding: .2rem 0; border-bottom: 1px solid var(--line); scrollbar-gutter: stable; overflow: hidden; }
-  #heads div { display: flex; justify-content: space-between; padding: 0 .5rem; }
-  .row { position: absolute; left: 0; right: 0; height: var(--h); font-size: var(--size); cursor: pointer; }
-  .row:hover, .row.chosen { background: var(--soft); }
-  .time, .took { font-variant-numeric: tabular-nums; padding: 0 .5rem; align-self: center; color: var(--line); white-space: nowrap; }
-  .time { text-align: right; }
+  #heads { font-weight: 600; padding: .2rem 0; border-bottom: 1px solid var(--line); scrollbar-gutter: stable; overflow: hidden; } #heads div { display: flex; justify-content: space-between; padding: 0 .5rem; }
+  .row { position: absolute; left: 0; right: 0; height: var(--h); font-size: var(--size); cursor: pointer; } .row:hover, .row.chosen { background: var(--soft); }
+  .time, .took { font-variant-numeric: tabular-nums; padding: 0 .5rem; align-self: center; color: var(--line); white-space: nowrap; } .time { text-align: right; }
   .mid { position: relative; border: solid var(--line); border-width: 0 2px; }
   .mid span { position: absolute; left: .9em; right: .9em; bottom: 30%; line-height: 1.15; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
   .mid::after { content: ""; position: absolute; left: 0; right: 0; bottom: 18%; border-bottom: 1.5px solid; }
@@ -36,15 +31,12 @@ export const CHART_PAGE: string = String.raw`<!doctype html>
   .w0 .mid { color: var(--to); } .w0 .mid::before { right: 0; border-left: 8px solid; border-right: 0; }
   .w1 .mid { color: var(--from); } .w1 .mid span { text-align: right; } .w1 .mid::before { left: 0; border-right: 8px solid; border-left: 0; }
   .w2 .mid::after, .w2 .mid::before { display: none; } .w2 .mid span { text-align: center; font-style: italic; }
-  .bad .mid { color: var(--bad); font-weight: 600; }
-  .found .mid span { background: #ffe28a; color: #1c2330; }
-  aside { overflow: auto; padding: .5rem .75rem; border-left: 1px solid var(--line); }
-  aside h2 { font-size: .9rem; margin: .2rem 0; }
+  .bad .mid { color: var(--bad); font-weight: 600; } .found .mid span { background: #ffe28a; color: #1c2330; }
+  aside { overflow: auto; padding: .5rem .75rem; border-left: 1px solid var(--line); } aside h2 { font-size: .9rem; margin: .2rem 0; }
   pre { margin: 0 0 .6rem; white-space: pre-wrap; overflow-wrap: anywhere; font: 12px/1.45 ui-monospace, monospace; }
   @media (max-width: 720px) {
     body { grid-template: auto auto 1fr 28vh / 1fr; }
-    header, #missing { grid-column: 1; }
-    aside { border-left: 0; border-top: 1px solid var(--line); }
+    header, #missing { grid-column: 1; } aside { border-left: 0; border-top: 1px solid var(--line); }
     .row, #heads { grid-template-columns: 4.6rem minmax(0, 1fr); }
     .took, #heads :last-child:not(div span) { display: none; }
     .time { padding: 0 .3rem; font-size: .85em; }
@@ -135,12 +127,9 @@ function zoom(factor) {
 }
 search.oninput = only.onchange = look;
 search.onkeydown = (event) => { if (event.key === "Enter") step(event.shiftKey ? -1 : 1); };
-find("#next").onclick = () => step(1);
-find("#previous").onclick = () => step(-1);
-find("#larger").onclick = () => zoom(1.25);
-find("#smaller").onclick = () => zoom(0.8);
-chart.onscroll = draw;
-onresize = draw;
+const buttons = { next: () => step(1), previous: () => step(-1), larger: () => zoom(1.25), smaller: () => zoom(0.8) };
+for (const [id, act] of Object.entries(buttons)) find("#" + id).onclick = act;
+chart.onscroll = onresize = draw;
 draw();
 Object.assign(document.documentElement.dataset, { rows: rows.length, ms: Math.round(performance.now() - begun) });
 </script>

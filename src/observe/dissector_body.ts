@@ -4,21 +4,15 @@ export const DISSECTOR_BODY: string = String.raw`
 local vmsg = Proto("vmsg", "virtio-msg")
 
 local f = {
-  bus = ProtoField.uint8("vmsg.bus", "Bus"),
-  dialect = ProtoField.uint8("vmsg.dialect", "Dialect", base.DEC, DIALECTS),
+  bus = ProtoField.uint8("vmsg.bus", "Bus"), dialect = ProtoField.uint8("vmsg.dialect", "Dialect", base.DEC, DIALECTS),
   to_driver = ProtoField.bool("vmsg.to_driver", "To the driver"),
-  sent = ProtoField.bool("vmsg.sent", "Sent by who captured it"),
-  note = ProtoField.string("vmsg.note", "Note"),
-  type = ProtoField.uint8("vmsg.type", "Type", base.HEX),
-  id = ProtoField.uint8("vmsg.id", "Id", base.HEX),
-  message = ProtoField.string("vmsg.message", "Message"),
-  response = ProtoField.bool("vmsg.response", "Answer"),
-  device = ProtoField.uint16("vmsg.device", "Device"),
-  token = ProtoField.uint16("vmsg.token", "Token"),
+  sent = ProtoField.bool("vmsg.sent", "Sent by who captured it"), note = ProtoField.string("vmsg.note", "Note"),
+  type = ProtoField.uint8("vmsg.type", "Type", base.HEX), id = ProtoField.uint8("vmsg.id", "Id", base.HEX),
+  message = ProtoField.string("vmsg.message", "Message"), response = ProtoField.bool("vmsg.response", "Answer"),
+  device = ProtoField.uint16("vmsg.device", "Device"), token = ProtoField.uint16("vmsg.token", "Token"),
   size = ProtoField.uint16("vmsg.size", "Size"),
   words = ProtoField.uint32("vmsg.words", "Feature block", base.HEX),
-  bytes = ProtoField.bytes("vmsg.bytes", "Bytes"),
-  uuid = ProtoField.bytes("vmsg.uuid", "UUID"),
+  bytes = ProtoField.bytes("vmsg.bytes", "Bytes"), uuid = ProtoField.bytes("vmsg.uuid", "UUID"),
   request_in = ProtoField.framenum("vmsg.request_in", "Request in", base.NONE, frametype.REQUEST),
   answer_in = ProtoField.framenum("vmsg.answer_in", "Answer in", base.NONE, frametype.RESPONSE),
   latency = ProtoField.relative_time("vmsg.latency", "Latency"),
@@ -33,10 +27,8 @@ local refused = ProtoExpert.new("vmsg.refused", "Not understood", expert.group.P
 vmsg.experts = { malformed, refused }
 
 -- What is learned in the first pass: requests that wait for their answer, pairs of both, kinds of devices.
-local waiting, request_of, answer_of, kind_of = {}, {}, {}, {}
-function vmsg.init()
-  waiting, request_of, answer_of, kind_of = {}, {}, {}, {}
-end
+local waiting, request_of, answer_of, kind_of
+function vmsg.init() waiting, request_of, answer_of, kind_of = {}, {}, {}, {} end
 
 local function bit(value, n) return math.floor(value / 2 ^ n) % 2 == 1 end
 
@@ -48,14 +40,6 @@ local function names_of(value, first, names, others)
     if bit(value, n) then words[#words + 1] = name end
   end
   return table.concat(words, " ")
-end
-
-local function status_words(value)
-  return value == 0 and "0 (reset)" or names_of(value, 0, STATUSES, {})
-end
-
-local function feature_words(value, first, kind)
-  return names_of(value, first, FEATURES[0], FEATURES[kind] or {})
 end
 
 local WIDTHS = { u8 = 1, u16 = 2, u24 = 3, u32 = 4, u64 = 8 }
@@ -71,7 +55,7 @@ local function show(tvb, at, room, layout, exact, tree, kind)
     local names = ""
     for n = 0, count - 1 do
       local range = tvb(from + 4 * n, 4)
-      local text = feature_words(range:le_uint(), 32 * ((values.index or 0) + n), kind)
+      local text = names_of(range:le_uint(), 32 * ((values.index or 0) + n), FEATURES[0], FEATURES[kind] or {})
       tree:add_le(f.words, range):append_text(" " .. text)
       names = (names .. " " .. text):gsub("^ +", ""):gsub(" +$", "")
     end
@@ -86,7 +70,7 @@ local function show(tvb, at, room, layout, exact, tree, kind)
       local value = range:le_uint64()
       values[name] = value:tonumber()
       local text = FIELDS[name] and "0x" .. value:tohex():gsub("^0+(%x)", "%1") or tostring(value)
-      local special = name == "status" and status_words(values.status) or name == "device_id" and KINDS[values.device_id]
+      local special = name == "status" and (values.status == 0 and "0 (reset)" or names_of(values.status, 0, STATUSES, {})) or name == "device_id" and KINDS[values.device_id]
       if special then item:append_text(" " .. special) end
       say(name, special or text)
     elseif type == "u32/32" then
@@ -134,13 +118,10 @@ local function dissect(tvb, at, dialect, to_driver, bus_number, pinfo, tree)
   local device = tvb(at + 2, 2):le_uint()
   tree:add_le(f.device, tvb(at + 2, 2))
   local token = 0
-  if form.tokenAt ~= 0 then
-    token = tvb(at + form.tokenAt, 2):le_uint()
-    tree:add_le(f.token, tvb(at + form.tokenAt, 2))
-  end
   local size = form.fixedSize
-  if form.sizeAt ~= 0 then
-    size = tvb(at + form.sizeAt, 2):le_uint()
+  if not size then
+    token, size = tvb(at + form.tokenAt, 2):le_uint(), tvb(at + form.sizeAt, 2):le_uint()
+    tree:add_le(f.token, tvb(at + form.tokenAt, 2))
     tree:add_le(f.size, tvb(at + form.sizeAt, 2))
   end
   if size < form.headerSize or size > room then return "bad size" end

@@ -14,9 +14,9 @@
 import type { Clock } from "../linux/clock.ts";
 import { codecFor } from "../message/codecs.ts";
 import { Kind, type Message } from "../message/message.ts";
-import { isBusMessage, kindName, MESSAGES } from "../message/table.ts";
+import { isBusMessage, MESSAGES } from "../message/table.ts";
 import { describe, fieldsOf } from "../message/text.ts";
-import type { TraceFilter } from "./trace_filter.ts";
+import { parseTraceFilter } from "./trace_filter.ts";
 
 /** Sent or received, as seen by this process. */
 export type Direction = "->" | "<-";
@@ -48,16 +48,14 @@ export const TRACE_FORMATS: readonly TraceFormat[] = ["text", "json"];
 
 /** What is traced, and how. */
 export interface TraceOptions {
-  /** What is shown; all unless given. */
-  readonly filter?: TraceFilter | undefined;
+  /** What is shown (trace_filter.ts); all unless given, but each HELLO only if it names them. */
+  readonly filter?: string | undefined;
   /** Text unless given. */
   readonly format?: TraceFormat | undefined;
   /** In front of each line, where several buses are in one trace. */
   readonly bus?: string | undefined;
   /** When time began; now unless given. */
   readonly startMs?: number | undefined;
-  /** Show each HELLO, also those that only say that the peer is still there. */
-  readonly heartbeat?: boolean | undefined;
 }
 
 /** A tracer that writes lines. */
@@ -88,21 +86,13 @@ interface Open {
 const stampOf = (ms: number) => `+${(ms / 1000).toFixed(6)}`;
 const microseconds = (ms: number) => Math.round(ms * 1000);
 
-function sortOf({ kind, response }: Message): string {
-  return response ? "answer" : MESSAGES[kind].event ? "event" : "request";
-}
-
 /** What a message says by name, as JSON. */
 function objectOf(message: Message) {
-  const { kind, device, token, dialect } = message;
-  return {
-    device: isBusMessage(kind) ? undefined : device,
-    message: kindName(kind),
-    sort: sortOf(message),
-    dialect,
-    token,
-    fields: fieldsOf(message),
-  };
+  const { kind, device, token, dialect, response } = message;
+  const { name, event, bus } = MESSAGES[kind];
+  const sort = response ? "answer" : event ? "event" : "request";
+  const fields = fieldsOf(message);
+  return { device: bus ? undefined : device, message: name, sort, dialect, token, fields };
 }
 
 /**
@@ -117,7 +107,9 @@ export function createTracer(
   clock: Pick<Clock, "now">,
   options: TraceOptions = {},
 ): LineTracer {
-  const { filter = () => true, format = "text", bus, startMs = clock.now() } = options;
+  const { filter: wanted = "", format = "text", bus, startMs = clock.now() } = options;
+  const filter = parseTraceFilter(wanted);
+  const isHeartbeatShown = /hello/i.test(wanted);
   const isJson = format === "json";
   const open = new Map<number, Open>();
   const deviceIds = new Map<number, number>();
@@ -168,7 +160,7 @@ export function createTracer(
       const words = describe(message, deviceId);
       const text = `${direction} ${isBus ? "bus  " : `dev ${device}`} ${words}`;
       const request = requestOf(direction, message, nowMs, text);
-      if (kind === Kind.HELLO && ++hellos > SHOWN_HELLOS && options.heartbeat !== true) return;
+      if (kind === Kind.HELLO && ++hellos > SHOWN_HELLOS && !isHeartbeatShown) return;
       if (!isShown) return;
       const latency = request && microseconds(nowMs - request.ms);
       const isNext = request?.number === number - 1;
@@ -203,12 +195,11 @@ export function createTracer(
   };
 }
 
-/** One tracer for several. */
-export function severalTracers(tracers: readonly Tracer[]): Tracer | undefined {
-  if (tracers.length < 2) return tracers[0];
+/** One tracer for two. */
+export function bothTracers(one: Tracer, other: Tracer): Tracer {
   return {
-    message: (...seen) => tracers.forEach((tracer) => tracer.message(...seen)),
-    malformed: (...seen) => tracers.forEach((tracer) => tracer.malformed(...seen)),
-    note: (line) => tracers.forEach((tracer) => tracer.note(line)),
+    message: (...seen) => [one, other].forEach((tracer) => tracer.message(...seen)),
+    malformed: (...seen) => [one, other].forEach((tracer) => tracer.malformed(...seen)),
+    note: (line) => [one, other].forEach((tracer) => tracer.note(line)),
   };
 }

@@ -17,7 +17,7 @@ import { UsageError } from "../linux/errors.ts";
 import { Kind, type Message } from "../message/message.ts";
 import { isPrivate } from "../message/private.ts";
 import { isBusMessage, kindName, MESSAGES } from "../message/table.ts";
-import { DEVICE_KINDS, deviceKind } from "../message/text.ts";
+import { DEVICE_KINDS } from "../message/text.ts";
 
 /** What may be shown or not. */
 export interface Shown {
@@ -75,7 +75,7 @@ function whom(term: string): Term | undefined {
   return ({ message, deviceId }) => {
     const device = message && deviceOf(message);
     if (device === undefined || (digits !== "" && device !== Number(digits))) return false;
-    return isAny || deviceId === undefined || deviceKind(deviceId) === kind;
+    return isAny || deviceId === undefined || DEVICE_KINDS.get(deviceId) === kind;
   };
 }
 
