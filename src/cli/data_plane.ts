@@ -30,13 +30,16 @@ const NICE = 10;
 class PlaneThread implements Disposable {
   readonly #worker = new Worker(new URL("./worker.ts", import.meta.url).href, { type: "module" });
   readonly #ended = Promise.withResolvers<number>();
+  readonly #ready = Promise.withResolvers<void>();
   #watchdog: Disposable | undefined;
 
-  constructor(start: StartMessage | PairLine, readonly ready: () => void = () => {}) {
+  /** @param start what it is told when it is loaded, if `when` is over */
+  constructor(start: StartMessage | PairLine, when: Promise<unknown> = Promise.resolve()) {
     this.#worker.onmessage = ({ data }: MessageEvent<WorkerMessage>) => {
-      if (data.kind === "loaded") this.#worker.postMessage(start);
+      // A failure is told by what it is a failure of.
+      if (data.kind === "loaded") when.then(() => this.#worker.postMessage(start), () => {});
       else if (data.kind === "ready") {
-        this.ready();
+        this.#ready.resolve();
         this.#watchdog = watchThread(data.thread, (error) => this.#ended.reject(error));
       } else if (data.kind === "ended") this.#ended.resolve(data.exitCode);
       else this.#ended.reject(new VmsgError(data.code, data.message));
@@ -45,6 +48,11 @@ class PlaneThread implements Disposable {
       event.preventDefault();
       this.#ended.reject(new VmsgError("INTERNAL", complaintOf(event.message)));
     };
+  }
+
+  /** It runs. */
+  get ready(): Promise<void> {
+    return this.#ready.promise;
   }
 
   /** Its exit code. */
@@ -81,14 +89,15 @@ export async function runDataPlane(
   const pairLines = Array.from({ length: pairThreadsFor(pairs) }, () => openPairLine(stack));
   const pairThreads = pairLines.map((line) => stack.use(new PlaneThread(line)));
   const start = { plane, settings, common, stopFd: stop.number, pairLines };
-  const thread = stack.use(
-    new PlaneThread(start, () => {
-      // From here on this thread only looks. Its collector, which is at work for seconds in an emulated machine, must not
-      // keep the Worker from the only processor there may be.
-      libc.nice(NICE);
-      notifySystemd(systemd, "READY=1");
-    }),
-  );
+  // It blocks until a pair's thread answers, which is to be there then.
+  const pairsReady = Promise.all(pairThreads.map(({ ready }) => ready));
+  const thread = stack.use(new PlaneThread(start, pairsReady));
+  thread.ready.then(() => {
+    // From here on this thread only looks. Its collector, which is at work for seconds in an emulated machine, must not
+    // keep the Worker from the only processor there may be.
+    libc.nice(NICE);
+    notifySystemd(systemd, "READY=1");
+  });
   const late = Promise.withResolvers<number>();
   let stopping: ReturnType<typeof setTimeout> | undefined;
   const onSignal = () => {

@@ -111,21 +111,37 @@ class Rig implements AsyncDisposable {
   readonly #bufferOf = new Map<number, number>();
   readonly #stack = new DisposableStack();
   readonly #lines: PairLine[] = [1, 2].map(() => openPairLine(this.#stack));
+  readonly #started: Promise<void>[] = [];
   readonly #ended: Promise<void>[] = [];
 
-  constructor(features: readonly number[] = [], format: "split" | "packed" = "split") {
+  /** The threads are there: who connects a card blocks until they are, and from source they are checked and compiled first. */
+  static async open(...of: ConstructorParameters<typeof Rig>): Promise<Rig> {
+    const rig = new Rig(...of);
+    await Promise.all(rig.#started);
+    rig.#connect();
+    return rig;
+  }
+
+  constructor(
+    readonly features: readonly number[] = [],
+    readonly format: "split" | "packed" = "split",
+  ) {
     for (const line of this.#lines) {
       const worker = new Worker(new URL("./pair_thread_worker.ts", import.meta.url), {
         type: "module",
       });
-      const { promise, resolve } = Promise.withResolvers<void>();
-      worker.onmessage = () => resolve();
+      const [started, ended] = [0, 1].map(() => Promise.withResolvers<void>());
+      worker.onmessage = ({ data }) => (data === "started" ? started : ended)!.resolve();
       worker.postMessage(line);
-      this.#ended.push(promise);
+      this.#started.push(started!.promise);
+      this.#ended.push(ended!.promise);
     }
     const options = { mac: MAC, mtu: 1500, pairs: 3, lines: this.#lines };
     this.device = new NetDevice(this.reactor, this.port, options);
-    const { memory, used, resets } = this;
+  }
+
+  #connect(): void {
+    const { memory, used, resets, features, format } = this;
     const terms = () => this.terms;
     const host: DeviceHost = {
       memory: memory.space,
@@ -251,7 +267,7 @@ class Rig implements AsyncDisposable {
 }
 
 Deno.test("pair threads: frames go both ways on two of them, and the first pair stays", async () => {
-  await using net = new Rig();
+  await using net = await Rig.open();
   for (const pair of [0, 1, 2]) {
     net.offer(2 * pair, 0);
     assert(net.deliver(pair, 100 + pair));
@@ -266,7 +282,7 @@ Deno.test("pair threads: frames go both ways on two of them, and the first pair 
 });
 
 Deno.test("pair threads: a queue that stops under flood writes no byte more, and loses no frame", async () => {
-  await using net = new Rig();
+  await using net = await Rig.open();
   let delivered = 0, seen = 0;
   for (let i = 0; i < QUEUE_SIZE; i++) net.offer(RX, i);
   const flood = () => {
@@ -301,7 +317,7 @@ Deno.test("pair threads: a queue that stops under flood writes no byte more, and
 });
 
 Deno.test("pair threads: packed rings, which stop and go on round after round", async () => {
-  await using net = new Rig([], "packed");
+  await using net = await Rig.open([], "packed");
   let delivered = 0, seen = 0;
   for (let i = 0; i < QUEUE_SIZE; i++) net.offer(RX, i);
   // More than two laps of either ring, and a stop in each part of one.
@@ -330,7 +346,7 @@ Deno.test("pair threads: packed rings, which stop and go on round after round", 
 });
 
 Deno.test("pair threads: when the lease is over no thread writes, and all go on when it is renewed", async () => {
-  await using net = new Rig();
+  await using net = await Rig.open();
   for (const queue of [RX, RX2]) for (let i = 0; i < QUEUE_SIZE; i++) net.offer(queue, i);
   net.setTerms({ untilMs: net.reactor.now() + 50 });
   const endMs = net.terms!.untilMs;
@@ -366,7 +382,7 @@ Deno.test("pair threads: when the lease is over no thread writes, and all go on 
 Deno.test("pair threads: a grant that is taken back holds as a lease does", async () => {
   // Outlasts the threads, which look at it.
   using word = mapAnonymous(4096);
-  await using net = new Rig();
+  await using net = await Rig.open();
   const words = new Uint32Array(word.buffer);
   words[3] = 7;
   const bases = [RX, TX].map((queue) => net.device.stopQueue(queue) as number);
@@ -389,7 +405,7 @@ Deno.test("pair threads: a grant that is taken back holds as a lease does", asyn
 });
 
 Deno.test("pair threads: kick and call are the thread's own until they are dropped", async () => {
-  await using net = new Rig();
+  await using net = await Rig.open();
   const [kick, call] = [createEventFd(), createEventFd()];
   const kept = new Fd(check(libc.fcntl(call.number, 1030, 0n), "dup"));
   const kickKept = new Fd(check(libc.fcntl(kick.number, 1030, 0n), "dup"));
@@ -422,7 +438,7 @@ Deno.test("pair threads: kick and call are the thread's own until they are dropp
 });
 
 Deno.test("pair threads: memory that comes while queues run is there for all of them", async () => {
-  await using net = new Rig();
+  await using net = await Rig.open();
   net.device.memoryAdded(net.regions.slice(1));
   for (const queue of [RX, RX2]) {
     net.queues[queue]!.add([], [{ address: MORE + 128 * queue, length: FRAME }]);
@@ -436,7 +452,7 @@ Deno.test("pair threads: memory that comes while queues run is there for all of 
 });
 
 Deno.test("pair threads: a broken ring is the card's to tell, with why", async () => {
-  await using net = new Rig();
+  await using net = await Rig.open();
   net.queues[TX]!.setAvailableIndex(1000);
   net.device.available(TX);
   net.until("told", () => net.resets.length > 0 || undefined);
@@ -445,7 +461,7 @@ Deno.test("pair threads: a broken ring is the card's to tell, with why", async (
 });
 
 Deno.test("pair threads: what the control queue sets holds in all of them", async () => {
-  await using net = new Rig([CTRL_RX, CTRL_RX_EXTRA]);
+  await using net = await Rig.open([CTRL_RX, CTRL_RX_EXTRA]);
   for (const queue of [RX, RX2]) net.offer(queue, 0);
   // Class 0, command 0: promiscuous off. Frames are for ff:ff:ff:ff:ff:ff, so no broadcast (command 5) either.
   for (const [number, on] of [[0, 0], [5, 1]]) {
@@ -464,7 +480,7 @@ Deno.test("pair threads: what the control queue sets holds in all of them", asyn
 });
 
 Deno.test("pair threads: where only the plane finds its way in the memory, all pairs are there", async () => {
-  await using net = new Rig();
+  await using net = await Rig.open();
   for (const queue of [RX, TX]) net.device.stopQueue(queue);
   net.terms = undefined;
   for (const queue of [RX, TX]) assertEquals(net.start(queue), undefined);

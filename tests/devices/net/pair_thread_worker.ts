@@ -1,4 +1,4 @@
-/** The thread of a queue pair, for tests: as src/cli/pair_worker.ts, without giving up what the tests may do. */
+/** The thread of a queue pair, for tests: as src/cli/worker.ts has it, without giving up what the tests may do. */
 
 /// <reference lib="deno.worker" />
 
@@ -8,6 +8,7 @@ import { Reactor } from "../../../src/linux/reactor.ts";
 self.onmessage = async ({ data }: MessageEvent<PairLine>) => {
   using reactor = new Reactor();
   new PairThread(data, reactor);
+  self.postMessage("started");
   await reactor.run();
   self.postMessage("ended");
   self.close();
