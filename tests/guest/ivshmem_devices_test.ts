@@ -8,6 +8,7 @@
  * Two boots inside of one another take minutes: with VMSG_GUEST_FULL=1.
  */
 
+import { storageDaemonCommand } from "../../scripts/lab/back_ends.ts";
 import { innerUml } from "../../scripts/lab/inner.ts";
 import { findProgram, withLibraries } from "../../scripts/lab/libraries.ts";
 import { DOORBELL_ADDRESS } from "../../scripts/lab/machine.ts";
@@ -97,3 +98,10 @@ vmsg device ${bus} --confined --device ${device}
 }
 
 diskTest("a disk built in is whole when vmsg was killed", {}, "", "blk,file=/tmp/disk.img");
+diskTest(
+  "a disk of qemu-storage-daemon's is whole when vmsg was killed",
+  { "qemu-storage-daemon": "qemu-system-common" },
+  `[ -S /tmp/back.sock ] || ${storageDaemonCommand("/tmp/back.sock", "/tmp/disk.img").join(" ")} &
+until [ -S /tmp/back.sock ]; do sleep 0.1; done`,
+  "vhost-user,socket=/tmp/back.sock,id=blk",
+);
