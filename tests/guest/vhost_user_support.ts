@@ -30,9 +30,9 @@ export async function startBackEnd(
   return backEnd;
 }
 
-/** Debian's virtiofsd for a directory. */
+/** Debian's virtiofsd for a directory. It locks a file named after its socket, so no two may have one name. */
 export function startVirtiofsd(vmsg: Processes, directory: string): Promise<VmsgProcess> {
-  return startBackEnd(vmsg, virtiofsdCommand(BACK_END_SOCKET, directory));
+  return startBackEnd(vmsg, virtiofsdCommand(`${vmsg.directory}/${BACK_END_SOCKET}`, directory));
 }
 
 /** Debian's qemu-storage-daemon for a file. */
