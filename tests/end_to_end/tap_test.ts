@@ -49,9 +49,17 @@ async function assertTidy(near: HeldNamespace, ...processes: VmsgProcess[]): Pro
   assertEquals(left, []);
 }
 
+/**
+ * Every ping of a round is answered. For the answer to the last one ping waits twice as long as the longest took, whatever
+ * `-W` says, which is not enough on a busy machine: therefore one round of five.
+ */
 async function assertPings(from: HeldNamespace, to: string, count = 50): Promise<void> {
-  const { stdout } = await from.run(`ping -q -c ${count} -i 0.005 -W 10 ${to}`);
-  assertMatch(stdout.join("\n"), new RegExp(`${count} packets transmitted, ${count} received`));
+  const all = new RegExp(`${count} packets transmitted, ${count} received`);
+  let said = "";
+  for (let round = 0; round < 5 && !all.test(said); round++) {
+    said = (await from.run(`ping -q -c ${count} -i 0.005 -W 10 ${to}`)).stdout.join("\n");
+  }
+  assertMatch(said, all);
 }
 
 interface Throughput {
