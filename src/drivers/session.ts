@@ -29,7 +29,7 @@ import type { Log } from "../observe/log.ts";
 import type { OutOfBand, SharedRegion, Sharing } from "../sharing/sharing.ts";
 import type { DeviceInfo, RemoteDevice } from "../transport/remote_device.ts";
 import { PeerLost } from "../transport/requests.ts";
-import type { QueueSetup } from "../virtio/device.ts";
+import { goesOn, type QueueSetup } from "../virtio/device.ts";
 import { DEVICE_NET, hasFeature, NetFeature, RingFeature, Status } from "../virtio/features.ts";
 import { positionAfterLoss, ringPosition } from "./ring_position.ts";
 import { Told, type ToldRing, type Wanted, type WantedRing } from "./wanted.ts";
@@ -481,7 +481,9 @@ export class Session implements Disposable {
       this.#stick(wanted);
       return undefined;
     }
-    await device.startQueue(index, shared.setup);
+    // A copied ring does not show it, and a foreign device cannot be told.
+    const isSaid = this.#isVmsg && goesOn(setup);
+    await device.startQueue(index, isSaid ? { ...shared.setup, goesOn: true } : shared.setup);
     device.checkSession(session);
     shared.start();
     wanted.started?.();

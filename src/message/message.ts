@@ -77,6 +77,8 @@ export const QueueFlag = {
 export const MEMORY_SEGMENT: number = 1;
 /** ADD_MEMORY's flag: memory that the device side was given by `--memory`, no descriptor comes along. */
 export const MEMORY_WINDOW: number = 2;
+/** SET_VQUEUE_STATE's flag: the driver has used the queue before. */
+export const QUEUE_GOES_ON: number = 1;
 /** SET_NOTIFIER's flag: there is a kick, the descriptor with the ordinal. Without it notifications are in band. */
 export const NOTIFIER_KICK: number = 1;
 /** SET_NOTIFIER's flag: there is a call, the descriptor behind the kick. Without it nobody is called. */

@@ -27,7 +27,8 @@
  *                  EVENT_USED, then answers where the queue goes on: `base` (virtio/device.ts); `wrap` is
  *                  0. The queue is unconfigured then.
  * SET_VQUEUE_STATE says where it goes on, behind FEATURES_OK and before SET_VQUEUE, which consumes it;
- *                  stop, reset and status 0 clear it.
+ *                  stop, reset and status 0 clear it. QUEUE_GOES_ON: the driver's queue has been in use, whatever `base`
+ *                  is: that of a copy of it is 0.
  * SET_DOORBELLS    the `ordinal`th descriptor of this connection and the next are eventfds: the device side listens to
  *                  the first and rings the second from its answer on, the driver side rings the first from then on.
  * SET_NOTIFIER     notifications of a queue that is set up, out of band. NOTIFIER_KICK: the `ordinal`th descriptor of
@@ -94,7 +95,7 @@ export const PRIVATE_MESSAGES: readonly Definition[] = [
     0x94,
     layout(
       20,
-      "0 u64 epoch, 8 u16 memoryDevice, 10 u16 reserved, 12 u32 index, 16 u16 base",
+      "0 u64 epoch, 8 u16 memoryDevice, 10 u16 flags, 12 u32 index, 16 u16 base",
       "18 u16 wrap",
     ),
     RESULT,

@@ -24,6 +24,7 @@ import {
   NOTIFIER_KICK,
   NOTIFIER_VECTOR,
   QUEUE_ENABLED,
+  QUEUE_GOES_ON,
 } from "./message.ts";
 import { DEVICE_NET, featureNames, statusNames } from "../virtio/features.ts";
 import type { Layout } from "./layout.ts";
@@ -104,7 +105,8 @@ function payload(m: Message, deviceId: number): string {
       return `${result(m)} queue ${m.index} base ${m.base} wrap ${m.wrap}`;
     case Kind.SET_VQUEUE_STATE:
       if (m.response) return result(m);
-      return `device ${m.memoryDevice} queue ${m.index} base ${m.base} wrap ${m.wrap}`;
+      return `device ${m.memoryDevice} queue ${m.index} base ${m.base} wrap ${m.wrap}` +
+        ((m.flags & QUEUE_GOES_ON) !== 0 ? " goes on" : "");
     case Kind.SET_NOTIFIER:
       return m.response ? result(m) : notifier(m);
     default:

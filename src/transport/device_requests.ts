@@ -306,13 +306,15 @@ export class DeviceRequests {
     const { slot, link: { in: { index } } } = this;
     const { conversation, translation } = slot;
     const queue = slot.queues[index];
-    const setup = this.#starting = { ...this.#starting!, base: queue.base };
+    const { base, goesOn } = queue;
+    const setup = this.#starting = { ...this.#starting!, base, ...(goesOn ? { goesOn } : {}) };
     const request = () => conversation.copyOfRequest();
     const prepared = translation.prepare(index, setup, slot.isPacked, request);
     // Kept until its pages are known. There is no answer that anybody would wait for.
     if (prepared === false) return;
     // For this start only, whatever becomes of it: the next one may begin anew without a word.
     queue.base = 0;
+    queue.goesOn = false;
     if (prepared !== true) return this.#queueStarted(prepared);
     queue.isHeld = true;
     conversation.ask(slot.model.startQueue(index, setup), this.#queueStarted);

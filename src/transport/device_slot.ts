@@ -66,6 +66,7 @@ export class DeviceSlot implements DeviceHost {
       isEnabled: false,
       isHeld: false,
       base: 0,
+      goesOn: false,
       used: new QueueNotification(Kind.EVENT_USED, number, index),
       notifier: undefined,
     }));
@@ -166,6 +167,7 @@ export class DeviceSlot implements DeviceHost {
     queue.stored = UNSET;
     queue.isEnabled = false;
     queue.base = 0;
+    queue.goesOn = false;
   }
 
   /** Has a queue that is enabled notify out of band, and looks at it: kicks may have gone elsewhere before. */

@@ -18,6 +18,7 @@ import {
   NOTIFIER_CALL,
   NOTIFIER_KICK,
   NOTIFIER_VECTOR,
+  QUEUE_GOES_ON,
 } from "../message/message.ts";
 import type { DeviceSlot } from "./device_slot.ts";
 import type { Link } from "./link.ts";
@@ -205,12 +206,13 @@ export class PrivateRequests {
   };
 
   #setQueueState(): number {
-    const { slot, link: { in: { index, base } } } = this;
+    const { slot, link: { in: { index, base, flags } } } = this;
     const queue = slot.queues[index];
     if (queue === undefined) return ENOENT;
     if (queue.isEnabled) return EBUSY;
     if (!slot.featuresAreFixed) return EPROTO;
     queue.base = base;
+    queue.goesOn = (flags & QUEUE_GOES_ON) !== 0;
     return 0;
   }
 }

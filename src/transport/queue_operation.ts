@@ -18,6 +18,8 @@ export interface QueueRecord {
   isHeld: boolean;
   /** SET_VQUEUE_STATE's index, for the next SET_VQUEUE. */
   base: number;
+  /** Its QUEUE_GOES_ON, likewise. */
+  goesOn: boolean;
   /** EVENT_USED. */
   readonly used: Notification;
   /** What takes its place, and EVENT_AVAIL's; only while {@link isEnabled}. */

@@ -8,9 +8,9 @@
 
 import { VmsgError } from "../linux/errors.ts";
 import type { Conduct } from "../message/codec.ts";
-import { Kind, QUEUE_ENABLED } from "../message/message.ts";
+import { Kind, QUEUE_ENABLED, QUEUE_GOES_ON } from "../message/message.ts";
 import { kindName } from "../message/table.ts";
-import type { QueueSetup } from "../virtio/device.ts";
+import { goesOn, type QueueSetup } from "../virtio/device.ts";
 import { RingFeature, Status, statusNames } from "../virtio/features.ts";
 import { isAligned } from "../virtio/queue/config.ts";
 import { QueueNotification } from "./notifications.ts";
@@ -43,8 +43,8 @@ export interface DeviceInfo {
   readonly maxQueues: number;
 }
 
-/** What GET_VQUEUE says; {@link QueueSetup} but for the base. */
-export interface QueueInfo extends Omit<QueueSetup, "base"> {
+/** What GET_VQUEUE says; {@link QueueSetup} but for where it goes on. */
+export interface QueueInfo extends Omit<QueueSetup, "base" | "goesOn"> {
   /** 0: there is no such queue. */
   readonly maxSize: number;
   /** Does the device work on it? */
@@ -275,7 +275,7 @@ export class RemoteDevice extends RemotePrivate {
   }
 
   /**
-   * Sets a queue up and starts it; its base, if not 0, first. When it resolves, the device has said that it took it
+   * Sets a queue up and starts it; where it goes on, if it does, first. When it resolves, the device has said that it took it
    * (rule R31); `proto` cannot say so.
    *
    * @throws VmsgError QUEUE_ADDRESS if no device could take it (rule R34), QUEUE_REFUSED if this one did not
@@ -287,10 +287,10 @@ export class RemoteDevice extends RemotePrivate {
         `queue ${index} lies at addresses that no queue can have`,
       );
     }
-    if (setup.base !== 0) {
-      await this.askPrivately(Kind.SET_VQUEUE_STATE, { index, base: setup.base });
+    const { size: queueSize, base, goesOn: _, ...areas } = setup;
+    if (goesOn(setup)) {
+      await this.askPrivately(Kind.SET_VQUEUE_STATE, { index, base, flags: QUEUE_GOES_ON });
     }
-    const { size: queueSize, base: _, ...areas } = setup;
     const said = { index, flags: QUEUE_ENABLED, queueSize, ...areas };
     await this.request(Kind.SET_VQUEUE, said);
     if (!this.#conduct.queueStateIsNamed) return;

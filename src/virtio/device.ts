@@ -49,6 +49,13 @@ export interface QueueSetup {
    * the slot and in bit 15 whether it is in an odd lap (packed/layout.ts).
    */
   readonly base: number;
+  /** Has the driver used it before, though it begins at 0? A copy of the driver's queue is made anew for each device. */
+  readonly goesOn?: boolean;
+}
+
+/** Whether its driver has used a queue before: with this device, or with one that was here before it. */
+export function goesOn({ base, goesOn }: QueueSetup): boolean {
+  return base !== 0 || goesOn === true;
 }
 
 /** What {@link DeviceHost.mayTouchMemory} says, in a form that other threads can go by. */

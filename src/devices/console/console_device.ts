@@ -19,7 +19,7 @@
 import { allocate } from "../../linux/arena.ts";
 import type { Reactor } from "../../linux/reactor.ts";
 import { counterShape } from "../../observe/counters.ts";
-import type { Answer, DeviceHost, QueueSetup } from "../../virtio/device.ts";
+import { type Answer, type DeviceHost, goesOn, type QueueSetup } from "../../virtio/device.ts";
 import { ConsoleFeature, DEVICE_CONSOLE } from "../../virtio/features.ts";
 import { Chain, type DeviceQueue } from "../../virtio/queue/mod.ts";
 import { type Batch, QueueDevice, take } from "../queue_device.ts";
@@ -120,7 +120,9 @@ export class ConsoleDevice extends QueueDevice {
   }
 
   override startQueue(index: number, setup: QueueSetup): string | undefined {
-    if (index === CONTROL_IN && setup.base !== 0) {
+    // One that has introduced its ports knows them itself.
+    const isNew = !this.#ports.some(({ isKnown }) => isKnown);
+    if (index === CONTROL_IN && isNew && goesOn(setup)) {
       for (const port of this.#ports) {
         port.isKnown = port.isListening = true;
         this.#changed(port);

@@ -23,12 +23,13 @@ import type { Reactor, Task } from "../../linux/reactor.ts";
 import type { NetworkPort } from "../../network/port.ts";
 import { TapQueue } from "../../network/tap_queue.ts";
 import { counterShape } from "../../observe/counters.ts";
-import type {
-  Answer,
-  DeviceHost,
-  MemoryRegion,
-  QueueNotifier,
-  QueueSetup,
+import {
+  type Answer,
+  type DeviceHost,
+  goesOn,
+  type MemoryRegion,
+  type QueueNotifier,
+  type QueueSetup,
 } from "../../virtio/device.ts";
 import { DEVICE_NET, NetFeature } from "../../virtio/features.ts";
 import { Chain, type DeviceQueue } from "../../virtio/queue/mod.ts";
@@ -287,10 +288,10 @@ export class NetDevice extends QueueDevice {
     if (problem !== undefined) return problem;
     // A device that goes on where another one was may be on another wire: the guest's neighbours shall
     // learn where it is now (5.1.6.5.4).
-    const moved = index === TRANSMIT && setup.base !== 0;
+    const moved = index === TRANSMIT && goesOn(setup);
     // So was how many pairs it uses: one that was used before counts.
     const pair = index >> 1;
-    if (setup.base !== 0 && pair < this.#known) {
+    if (goesOn(setup) && pair < this.#known) {
       this.#inherited = Math.max(this.#inherited, pair + 1);
     }
     this.reactor.schedule(this.#steer);

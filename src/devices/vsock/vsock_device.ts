@@ -24,7 +24,7 @@ import type { Reactor, Timer } from "../../linux/reactor.ts";
 import type { IovecList } from "../../memory/mod.ts";
 import { counterShape } from "../../observe/counters.ts";
 import type { Log } from "../../observe/log.ts";
-import type { QueueSetup } from "../../virtio/device.ts";
+import { goesOn, type QueueSetup } from "../../virtio/device.ts";
 import { DEVICE_VSOCK, VsockFeature } from "../../virtio/features.ts";
 import { Chain, type DeviceQueue } from "../../virtio/queue/mod.ts";
 import {
@@ -141,7 +141,7 @@ export class VsockDevice extends QueueDevice {
   }
 
   override startQueue(index: number, setup: QueueSetup): string | undefined {
-    if (this.#isFresh && setup.base !== 0) this.#owesReset = true;
+    if (this.#isFresh && goesOn(setup)) this.#owesReset = true;
     return super.startQueue(index, setup);
   }
 
