@@ -149,8 +149,6 @@ const library = Deno.dlopen("libc.so.6", {
   shutdown: { parameters: ["i32", "i32"], result: "i32" },
   /** int socketpair(int domain, int type, int protocol, int sv[2]) */
   socketpair: { parameters: ["i32", "i32", "i32", "u64"], result: "i32" },
-  /** pid_t waitpid(pid_t pid, int *wstatus, int options) */
-  waitpid: { parameters: ["i32", "u64", "i32"], result: "i32" },
   /** ssize_t send(int sockfd, const void *buf, size_t len, int flags) */
   send: { parameters: ["i32", "u64", "u32", "i32"], result: "i32" },
   /** ssize_t sendmsg(int sockfd, const struct msghdr *msg, int flags) */

@@ -317,14 +317,11 @@ export class PasstPort implements NetworkPort {
 
   /** Says how the process ended that did so, and starts another one some time later. */
   async #afterEnd(what: string): Promise<void> {
-    const { process, reactor } = this;
-    const endMs = reactor.now() + END_MS;
-    let how = process!.end();
-    while (how === undefined && !this.#isDisposed && reactor.now() < endMs) {
-      await reactor.sleep(END_POLL_MS);
-      how = process!.end();
-    }
-    process![Symbol.dispose]();
+    const { reactor } = this;
+    const process = this.process!;
+    await this.#until(() => process.how !== undefined);
+    const { how } = process;
+    process[Symbol.dispose]();
     if (this.#isDisposed) return;
     if (reactor.now() - this.#startedMs > MAX_PAUSE_MS) this.#pauseMs = PAUSE_MS;
     const pauseMs = this.#pauseMs;
@@ -333,6 +330,14 @@ export class PasstPort implements NetworkPort {
     this.#log.error(
       `${this.description} ${how ?? what}; it is started again in ${pauseMs / 1000} s`,
     );
+    await this.#until(() => process.isGone);
+  }
+
+  /** Lets Deno hear of processes until something is so, or for as long as they may take. */
+  async #until(isSo: () => boolean): Promise<void> {
+    const { reactor } = this;
+    const endMs = reactor.now() + END_MS;
+    while (!isSo() && !this.#isDisposed && reactor.now() < endMs) await reactor.sleep(END_POLL_MS);
   }
 
   #restart(): void {

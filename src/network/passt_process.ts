@@ -7,6 +7,9 @@
  * without a line that we are gone, or want it to go. (PR_SET_PDEATHSIG will not do: passt changes its credentials, and
  * the kernel forgets it.) Both are leaders of sessions of their own, which keeps Ctrl-C from them.
  *
+ * Both are Deno's to wait for, which does so while sequences run, and nobody else's: it keeps a descriptor of each that it
+ * closes only when it has heard itself how it ended.
+ *
  * The first 4 KiB that it says on standard error are kept in a sealed memfd, so that neither a full pipe nor a
  * talkative passt can do harm.
  */
@@ -20,10 +23,7 @@ import { findProgram, PROGRAM_ENVIRONMENT, SHELL } from "../linux/programs.ts";
 import { type UnixStream, unixStreamPair } from "../linux/unix_socket.ts";
 
 const F_SETFL = 4;
-const WNOHANG = 1;
 const WORDS_SIZE = 4096;
-
-const waited = allocate(8);
 
 /** See the head of this file. */
 export class PasstProcess implements Disposable {
@@ -31,12 +31,15 @@ export class PasstProcess implements Disposable {
   readonly pid: number;
   /** Our end of the socket pair; whoever takes it closes it. */
   readonly stream: UnixStream;
-  /** Settles some time after it has ended. */
-  readonly ended: Promise<void>;
+  /** How it ended, for people; undefined as long as it runs. */
+  how: string | undefined;
+  /** Have both ended, and nothing is left of them? */
+  isGone = false;
+  /** Settles when they have. */
+  readonly gone: Promise<void>;
   readonly #words: Fd;
   /** To the shell beside it; closed when it has ended, or has to. */
   #pipe: Fd | undefined;
-  #how: string | undefined;
 
   constructor(args: readonly string[]) {
     const program = findProgram("passt");
@@ -61,32 +64,23 @@ export class PasstProcess implements Disposable {
       [this.#words, theirs.fd],
     );
     this.pid = child.pid;
-    // Whoever is quicker of Deno and `end` hears how; the other one that there is no such process.
-    this.ended = child.status.then(
-      ({ code, signal }) => this.#ended(code, signal === null ? 0 : code - 128),
-      () => {},
-    );
-    this.#pipe = stack.use(killedWithUs(this.pid));
+    const ended = child.status.then((status) => this.#ended(status));
+    const { pipe, watcher } = killedWithUs(this.pid);
+    this.#pipe = stack.use(pipe);
+    this.gone = Promise.all([ended, watcher.status]).then(() => void (this.isGone = true));
     stack.move();
   }
 
-  #ended(code: number, signal: number): void {
-    this.#how ??= signal === 0 ? `ended with exit status ${code}` : `was ended by signal ${signal}`;
+  #ended({ code, signal }: Deno.CommandStatus): void {
+    this.how = signal === null
+      ? `ended with exit status ${code}`
+      : `was ended by signal ${code - 128}`;
     // What it said is the reason if it gave up by itself.
     if (this.#pipe === undefined) return;
-    if (code !== 0 && signal === 0) this.#how += lastWords(this.#words);
+    if (code !== 0 && signal === null) this.how += lastWords(this.#words);
     // It is no more, and its number may be another's soon.
     libc.write(this.#pipe.number, line.address, 1);
     this[Symbol.dispose]();
-  }
-
-  /** How it ended, for people; undefined as long as it runs. */
-  end(): string | undefined {
-    if (this.#how === undefined && libc.waitpid(this.pid, waited.address, WNOHANG) === this.pid) {
-      const status = waited.view.getInt32(0, true);
-      this.#ended(status >> 8, status & 0x7f);
-    }
-    return this.#how;
   }
 
   /** Has it killed, if it runs. */
@@ -115,25 +109,22 @@ function spawn(args: readonly string[], inherited: readonly Fd[]): Deno.ChildPro
     }).spawn();
     // It must not keep this process alive.
     child.unref();
-    // Where we have asked before, Deno hears that there is no such process.
-    child.status.catch(() => {});
     return child;
   } finally {
     for (const fd of inherited) setInherited(fd, false);
   }
 }
 
-/** Has a process killed when what is returned is closed without a line, however that happens. */
-function killedWithUs(pid: number): Fd {
+/** Has a process killed when the pipe is closed without a line, however that happens. */
+function killedWithUs(pid: number): { pipe: Fd; watcher: Deno.ChildProcess } {
   const { read, write } = openPipe();
   using _read = read;
   using stack = new DisposableStack();
   stack.use(write);
-  const script = `(read -r _ </proc/self/fd/${read.number} || kill -KILL ${pid}) &`;
-  // Its parent has done when it has started it, and is not left a zombie.
-  libc.waitpid(spawn([script], [read]).pid, waited.address, 0);
+  const script = `read -r _ </proc/self/fd/${read.number} || kill -KILL ${pid}`;
+  const watcher = spawn([script], [read]);
   stack.move();
-  return write;
+  return { pipe: write, watcher };
 }
 
 /** The last line that passt said behind a colon, without its complaints about a missing syslog; "" for none. */

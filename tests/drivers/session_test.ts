@@ -8,11 +8,12 @@ import { positionAfterLoss } from "../../src/drivers/ring_position.ts";
 import { Session } from "../../src/drivers/session.ts";
 import type { WantedRing } from "../../src/drivers/wanted.ts";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
-import { Kind, MEMORY_WINDOW, type Message } from "../../src/message/message.ts";
+import { Kind, MEMORY_WINDOW, type Message, QUEUE_GOES_ON } from "../../src/message/message.ts";
 import { createLog } from "../../src/observe/log.ts";
-import { VENDOR_ELSEWHERE } from "../../src/virtio/device.ts";
+import { type QueueSetup, VENDOR_ELSEWHERE } from "../../src/virtio/device.ts";
 import { NetFeature } from "../../src/virtio/features.ts";
 import { Descriptors } from "../../src/sharing/descriptors.ts";
+import type { RingOwner, SharedRing } from "../../src/sharing/sharing.ts";
 import { answerHello, type DriverRig, withDriverSide } from "../support/driver_rig.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { SetQueues } from "../support/raw_peer.ts";
@@ -88,6 +89,7 @@ async function withRing(
   [available, used]: readonly [number, number],
   body: (rig: Rig) => Promise<void>,
   shown = { maxQueues: 1, features: 0 },
+  Shared = Descriptors,
 ): Promise<void> {
   using region = ringMemory(available, used);
   await withDriverSide(async (driver) => {
@@ -131,7 +133,7 @@ async function withRing(
       configChanged() {},
     };
     const log = createLog("test", "info", (line) => driver.lines.push(line));
-    const sharing = new Descriptors(device);
+    const sharing = new Shared(device);
     using session = new Session({ reactor, device, sharing, owner, whose: "our", log });
     side.listen({ ready: () => {}, lost: () => session.lost() });
     await driver.wait(() => side.isReady);
@@ -174,6 +176,30 @@ cleanTest(
       const state = asked().find(({ kind }) => kind === Kind.SET_VQUEUE_STATE);
       assertEquals(state?.base, 3);
     }),
+);
+
+/** Shows the device side copies of rings, which begin at 0. */
+class Copies extends Descriptors {
+  override open(owner: RingOwner, setup: QueueSetup): SharedRing {
+    return super.open(owner, { ...setup, base: 0 });
+  }
+}
+
+cleanTest(
+  "session: that a ring goes on is said to a device that sees a copy of it, and to none that sees a new one",
+  () =>
+    withRing(
+      NET,
+      [5, 3],
+      async ({ asked, replace }) => {
+        const states = () => asked().filter(({ kind }) => kind === Kind.SET_VQUEUE_STATE);
+        assertEquals(states(), []);
+        await replace();
+        assertEquals(states().map(({ base, flags }) => [base, flags]), [[0, QUEUE_GOES_ON]]);
+      },
+      undefined,
+      Copies,
+    ),
 );
 
 cleanTest(

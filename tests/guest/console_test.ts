@@ -9,6 +9,7 @@ import { allocate } from "../../src/linux/arena.ts";
 import { openFile } from "../../src/linux/fd.ts";
 import { libc } from "../../src/linux/libc.ts";
 import { delay, PATIENCE_MS, type Processes, type VmsgProcess } from "../support/processes.ts";
+import { confinedMode, DIRECT, type Mode } from "./modes.ts";
 import { GUEST_TIMEOUT_MS, guestTest } from "./support.ts";
 
 const BUS = ["--bus", "linux-user,socket=lu.sock"];
@@ -22,13 +23,16 @@ while [ ! -e /dev/vport0p1 ] && [ "$tries" -lt 50 ]; do sleep 0.1; tries=$((trie
 echo "PORT $(cat /sys/class/virtio-ports/vport0p1/name)"
 # A port that nobody holds at the other end reads as ended.
 line=
-while [ -z "$line" ]; do read line || sleep 0.1; done </dev/vport0p1
+exec 3<>/dev/vport0p1
+while [ -z "$line" ]; do read line <&3 || sleep 0.1; done
 echo "heard $line" >/tmp/heard
 echo "HEARD $(cat /tmp/heard)"
 getty -L 115200 hvc0 vt100
 echo "SESSION over"
-echo "bye" >/dev/vport0p1
-sleep 1
+echo "bye" >&3
+line=
+while [ -z "$line" ]; do read line <&3 || sleep 0.1; done
+echo "AGAIN $line"
 `;
 
 /** A client of a Unix socket: what has come so far. */
@@ -72,59 +76,66 @@ class Client implements AsyncDisposable {
   }
 }
 
-function startDevice(vmsg: Processes): Promise<VmsgProcess> {
+function startDevice(vmsg: Processes, mode: Mode): Promise<VmsgProcess> {
   const kind = "console,socket=console.sock,port=org.example.agent,port-socket=agent.sock";
-  return vmsg.start("device", ...BUS, "--device", kind);
+  return vmsg.start("device", ...BUS, "--device", kind, ...mode.device);
 }
 
-guestTest(
-  "uml: console, a login whose session outlives the device, and a port for programs",
-  "uml",
-  async (test) => {
-    const { vmsg } = test;
-    const device = await startDevice(vmsg);
-    const proxy = await vmsg.start("proxy", ...BUS, "--vhost-user", "socket=vu.sock");
-    await proxy.waitFor(/waiting for a front end/);
-    const guest = await test.boot({
-      script: SCRIPT,
-      modules: ["virtio_console"],
-      kernelArgs: [`virtio_uml.device=${vmsg.directory}/vu.sock:${DEVICE_CONSOLE}`],
-    });
-    const timeoutMs = GUEST_TIMEOUT_MS.uml;
-    assertEquals(await guest.waitFor(/^PORT /, timeoutMs), "PORT org.example.agent");
-    {
+const sessionTest = (mode: Mode) =>
+  guestTest(
+    `${mode.prefix}uml: console, a login whose session outlives the device, and a port for programs`,
+    "uml",
+    async (test) => {
+      const { vmsg } = test;
+      const device = await startDevice(vmsg, mode);
+      const args = ["--vhost-user", "socket=vu.sock", ...mode.driverSide];
+      const proxy = await vmsg.start("proxy", ...BUS, ...args);
+      await proxy.waitFor(/waiting for a front end/);
+      const guest = await test.boot({
+        script: SCRIPT,
+        modules: ["virtio_console"],
+        kernelArgs: [`virtio_uml.device=${vmsg.directory}/vu.sock:${DEVICE_CONSOLE}`],
+      });
+      const timeoutMs = GUEST_TIMEOUT_MS.uml;
+      assertEquals(await guest.waitFor(/^PORT /, timeoutMs), "PORT org.example.agent");
+      {
+        await using agent = await Client.connect(`${vmsg.directory}/agent.sock`);
+        await agent.type("what is said\n");
+        assertEquals(await guest.waitFor(/^HEARD /, timeoutMs), "HEARD heard what is said");
+      }
+      {
+        await using person = await Client.connect(`${vmsg.directory}/console.sock`);
+        await person.type("\n");
+        await person.until(/login: $/);
+        await person.type("root\n");
+        await person.until(/# /);
+        await person.type("echo $((6 * 7)) >/tmp/answer; cat /tmp/answer\n");
+        await person.until(/^42\r?$/m);
+      }
+      await device.end("SIGKILL");
+      await delay(MISSING_MS);
+      const again = await startDevice(vmsg, mode);
+      await again.waitFor(/a console at/);
       await using agent = await Client.connect(`${vmsg.directory}/agent.sock`);
-      await agent.type("what is said\n");
-      assertEquals(await guest.waitFor(/^HEARD /, timeoutMs), "HEARD heard what is said");
-    }
-    {
       await using person = await Client.connect(`${vmsg.directory}/console.sock`);
-      await person.type("\n");
-      await person.until(/login: $/);
-      await person.type("root\n");
-      await person.until(/# /);
-      await person.type("echo $((6 * 7)) >/tmp/answer; cat /tmp/answer\n");
-      await person.until(/^42\r?$/m);
-    }
-    await device.end("SIGKILL");
-    await delay(MISSING_MS);
-    const again = await startDevice(vmsg);
-    await again.waitFor(/a console at/);
-    await using agent = await Client.connect(`${vmsg.directory}/agent.sock`);
-    await using person = await Client.connect(`${vmsg.directory}/console.sock`);
-    await person.type("echo still $(cat /tmp/answer)\n");
-    await person.until(/^still 42\r?$/m);
-    await person.type("exit\n");
-    await guest.waitFor(/^SESSION over/, timeoutMs);
-    await agent.until(/^bye$/m);
-    await guest.waitFor(/^GUEST-DONE/, timeoutMs);
-    assertEquals((await again.end("SIGTERM")).code, 0);
-    assertMatch(
-      again.lines.map(({ text }) => text).join("\n"),
-      /a console at socket console\.sock/,
-    );
-  },
-);
+      await person.type("echo still $(cat /tmp/answer)\n");
+      await person.until(/^still 42\r?$/m);
+      await person.type("exit\n");
+      await guest.waitFor(/^SESSION over/, timeoutMs);
+      await agent.until(/^bye$/m);
+      // The port is in use by what was said to the device that is gone.
+      await agent.type("what is said now\n");
+      assertEquals(await guest.waitFor(/^AGAIN /, timeoutMs), "AGAIN what is said now");
+      await guest.waitFor(/^GUEST-DONE/, timeoutMs);
+      assertEquals((await again.end("SIGTERM")).code, 0);
+      assertMatch(
+        again.lines.map(({ text }) => text).join("\n"),
+        /a console at socket console\.sock/,
+      );
+    },
+  );
+
+for (const mode of [DIRECT, confinedMode("4M")]) sessionTest(mode);
 
 const O_NOCTTY = 0o400;
 const TIOCSWINSZ = 0x5414n;

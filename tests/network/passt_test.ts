@@ -1,12 +1,19 @@
 /** passt: the framing against a peer of our own, and the real program where it is installed. */
 
-import { assert, assertEquals, assertNotEquals, assertThrows } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertNotEquals,
+  assertStringIncludes,
+  assertThrows,
+} from "@std/assert";
 import { VmsgError } from "../../src/linux/errors.ts";
 import type { Fd } from "../../src/linux/fd.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { listenUnix, type UnixStream } from "../../src/linux/unix_socket.ts";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
 import { PasstPort } from "../../src/network/passt.ts";
+import { PasstProcess } from "../../src/network/passt_process.ts";
 import { TapPort } from "../../src/network/tap.ts";
 import { processTest, until } from "../support/processes.ts";
 import {
@@ -194,7 +201,7 @@ async function withPasst(
   let ended = false;
   const log: string[] = [];
   const passt = new PasstPort({ args, loopback }, reactor, keepingLog(log));
-  const noted = passt.process!.ended.then(() => void (ended = true));
+  const noted = passt.process!.gone.then(() => void (ended = true));
   try {
     await body(passt, reactor, log);
   } finally {
@@ -348,6 +355,23 @@ networkTest("passt: what it says when it cannot start is told", ["passt"], async
   });
 });
 
+networkTest("passt: of those that have ended no descriptor is left", ["passt"], async () => {
+  using _host = new Namespace();
+  const count = () => [...Deno.readDirSync("/proc/self/fd")].length;
+  const before = count();
+  const pids: number[] = [];
+  for (let n = 0; n < 20; n++) {
+    const passt = new PasstProcess(["-i", "nosuch0"]);
+    pids.push(passt.pid);
+    passt.stream[Symbol.dispose]();
+    await until(() => passt.how !== undefined);
+    assertStringIncludes(passt.how!, "ended with exit status 1: Invalid interface name");
+    await passt.gone;
+  }
+  assertEquals(count(), before);
+  assertEquals(pids.filter((pid) => isThere(pid)), [], "zombies");
+});
+
 networkTest(
   "passt: one that is killed is started again, and the link is down meanwhile",
   ["passt"],
@@ -384,6 +408,14 @@ processTest(
   },
   ENDS_LATER,
 );
+
+function isThere(pid: number): boolean {
+  try {
+    return Deno.statSync(`/proc/${pid}`).isDirectory;
+  } catch {
+    return false;
+  }
+}
 
 /** Is there such a process? One that has ended and is not asked for is none. */
 function isRunning(pid: number): boolean {

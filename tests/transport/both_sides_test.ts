@@ -157,6 +157,12 @@ cleanTest(
       await device.startQueue(0, { ...SETUP, base: 0xffff });
       assertEquals(model.setups.at(-1)!.base, 0xffff);
       await device.stopQueue(0);
+      // A copy of a queue that has been in use; it is said each time anew.
+      for (const goesOn of [true, false]) {
+        await device.startQueue(0, { ...SETUP, base: 0, goesOn });
+        assertEquals(model.setups.at(-1), { ...SETUP, base: 0, ...(goesOn ? { goesOn } : {}) });
+        await device.stopQueue(0);
+      }
       await device.stopQueue(1);
       await device.removeMemory(0x4000_0000, 8192);
       assertEquals(model.host.memory.windows, []);

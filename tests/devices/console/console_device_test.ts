@@ -177,6 +177,34 @@ Deno.test("console: ports are introduced, opened and closed as somebody comes an
   assertEquals(read(client), "thanks");
 });
 
+Deno.test("console: in another's place its ports are open, also where its rings are copies", () => {
+  const agent = socketPath();
+  using device = new ConsoleRig((reactor) => [
+    { end: socketEnd(reactor, socketPath()) },
+    { end: socketEnd(reactor, agent), name: "agent.0" },
+  ]);
+  const { rig } = device;
+  using client = connectUnix(agent)!;
+  write(client, "for a program");
+  const room = device.offer(PORT_RECEIVE, 100);
+  rig.settle();
+  assertEquals(device.got(PORT_RECEIVE, room), undefined, "a driver that begins");
+  const start = { ...rig.queues[CONTROL_IN]!.config, base: 0 };
+  rig.device.stopQueue(CONTROL_IN);
+  rig.device.startQueue(CONTROL_IN, { ...start, goesOn: true });
+  rig.device.resume();
+  rig.settle();
+  assertEquals(device.got(PORT_RECEIVE, room), "for a program");
+  // The same device goes on later: it knows itself who listens.
+  device.say(1, PORT_OPEN, 0);
+  const base = rig.device.stopQueue(CONTROL_IN) as number;
+  rig.device.startQueue(CONTROL_IN, { ...start, base, goesOn: true });
+  write(client, "for nobody");
+  const more = device.offer(PORT_RECEIVE, 100);
+  rig.settle();
+  assertEquals(device.got(PORT_RECEIVE, more), undefined);
+});
+
 Deno.test("console: what makes no sense on the control queue is passed over", () => {
   using device = new ConsoleRig((reactor) => [{ end: socketEnd(reactor, socketPath()) }]);
   const { rig } = device;

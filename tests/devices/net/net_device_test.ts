@@ -280,6 +280,17 @@ Deno.test("net control: VLAN filter, MAC address, announce", async () => {
   assertEquals(received(net, toOther), 1);
 });
 
+Deno.test("net: a card in another's place announces itself also where its rings are copies", () => {
+  using net = rig([...ALL_CONTROL]);
+  const { config } = net.queues[TRANSMIT];
+  net.device.stopQueue(TRANSMIT);
+  net.device.startQueue(TRANSMIT, { ...config, base: 0 });
+  assertEquals(net.device.readConfig(6, 1)[0], 1, "a driver that begins");
+  net.device.stopQueue(TRANSMIT);
+  net.device.startQueue(TRANSMIT, { ...config, base: 0, goesOn: true });
+  assertEquals(net.device.readConfig(6, 1)[0], 3, "link up, announce");
+});
+
 Deno.test("net control: a wish for an announcement goes with the driver that it was for", () => {
   using net = rig([...ALL_CONTROL]);
   net.device.stopQueue(TRANSMIT);
