@@ -149,6 +149,8 @@ const library = Deno.dlopen("libc.so.6", {
   shutdown: { parameters: ["i32", "i32"], result: "i32" },
   /** int socketpair(int domain, int type, int protocol, int sv[2]) */
   socketpair: { parameters: ["i32", "i32", "i32", "u64"], result: "i32" },
+  /** int waitid(idtype_t idtype, id_t id, siginfo_t *infop, int options) */
+  waitid: { parameters: ["i32", "u32", "u64", "i32"], result: "i32" },
   /** ssize_t send(int sockfd, const void *buf, size_t len, int flags) */
   send: { parameters: ["i32", "u64", "u32", "i32"], result: "i32" },
   /** ssize_t sendmsg(int sockfd, const struct msghdr *msg, int flags) */

@@ -59,7 +59,7 @@ const PAUSE_MS = 1000;
 const MAX_PAUSE_MS = 30_000;
 /** How long the process of an ended connection may take to end. */
 const END_MS = 1000;
-const END_POLL_MS = 20;
+const END_POLL_MS = 5;
 const EPOLLET = 0x8000_0000;
 
 const PasstCounters = counterShape("sent", "received", "lost", "disconnects");
@@ -319,8 +319,8 @@ export class PasstPort implements NetworkPort {
   async #afterEnd(what: string): Promise<void> {
     const { reactor } = this;
     const process = this.process!;
-    await this.#until(() => process.how !== undefined);
-    const { how } = process;
+    await this.#until(() => process.end() !== undefined);
+    const how = process.end();
     process[Symbol.dispose]();
     if (this.#isDisposed) return;
     if (reactor.now() - this.#startedMs > MAX_PAUSE_MS) this.#pauseMs = PAUSE_MS;
@@ -333,7 +333,7 @@ export class PasstPort implements NetworkPort {
     await this.#until(() => process.isGone);
   }
 
-  /** Lets Deno hear of processes until something is so, or for as long as they may take. */
+  /** Waits until something is so, which lets Deno hear of processes, but not for longer than they may take. */
   async #until(isSo: () => boolean): Promise<void> {
     const { reactor } = this;
     const endMs = reactor.now() + END_MS;

@@ -7,8 +7,8 @@
  * without a line that we are gone, or want it to go. (PR_SET_PDEATHSIG will not do: passt changes its credentials, and
  * the kernel forgets it.) Both are leaders of sessions of their own, which keeps Ctrl-C from them.
  *
- * Both are Deno's to wait for, which does so while sequences run, and nobody else's: it keeps a descriptor of each that it
- * closes only when it has heard itself how it ended.
+ * Both are Deno's to wait for, and nobody else's: it keeps a descriptor of each that it closes only when it has heard itself
+ * how it ended. It hears that while sequences run, and only in about one of sixty turns of its own loop; so we look as well.
  *
  * The first 4 KiB that it says on standard error are kept in a sealed memfd, so that neither a full pipe nor a
  * talkative passt can do harm.
@@ -23,7 +23,14 @@ import { findProgram, PROGRAM_ENVIRONMENT, SHELL } from "../linux/programs.ts";
 import { type UnixStream, unixStreamPair } from "../linux/unix_socket.ts";
 
 const F_SETFL = 4;
+const P_PID = 1;
+/** WNOHANG, WEXITED, and WNOWAIT: it remains to be waited for. */
+const LOOK = 0x1 | 0x4 | 0x100_0000;
+const CLD_EXITED = 1;
 const WORDS_SIZE = 4096;
+
+/** siginfo_t: i32 code @8, i32 pid @16, i32 status @24 */
+const info = allocate(128);
 
 /** See the head of this file. */
 export class PasstProcess implements Disposable {
@@ -31,8 +38,6 @@ export class PasstProcess implements Disposable {
   readonly pid: number;
   /** Our end of the socket pair; whoever takes it closes it. */
   readonly stream: UnixStream;
-  /** How it ended, for people; undefined as long as it runs. */
-  how: string | undefined;
   /** Have both ended, and nothing is left of them? */
   isGone = false;
   /** Settles when they have. */
@@ -40,6 +45,7 @@ export class PasstProcess implements Disposable {
   readonly #words: Fd;
   /** To the shell beside it; closed when it has ended, or has to. */
   #pipe: Fd | undefined;
+  #how: string | undefined;
 
   constructor(args: readonly string[]) {
     const program = findProgram("passt");
@@ -64,23 +70,36 @@ export class PasstProcess implements Disposable {
       [this.#words, theirs.fd],
     );
     this.pid = child.pid;
-    const ended = child.status.then((status) => this.#ended(status));
+    const ended = child.status.then(({ code, signal }) =>
+      this.#ended(code, signal === null ? 0 : code - 128)
+    );
     const { pipe, watcher } = killedWithUs(this.pid);
     this.#pipe = stack.use(pipe);
     this.gone = Promise.all([ended, watcher.status]).then(() => void (this.isGone = true));
     stack.move();
   }
 
-  #ended({ code, signal }: Deno.CommandStatus): void {
-    this.how = signal === null
-      ? `ended with exit status ${code}`
-      : `was ended by signal ${code - 128}`;
+  #ended(code: number, signal: number): void {
+    this.#how ??= signal === 0 ? `ended with exit status ${code}` : `was ended by signal ${signal}`;
     // What it said is the reason if it gave up by itself.
     if (this.#pipe === undefined) return;
-    if (code !== 0 && signal === null) this.how += lastWords(this.#words);
+    if (code !== 0 && signal === 0) this.#how += lastWords(this.#words);
     // It is no more, and its number may be another's soon.
     libc.write(this.#pipe.number, line.address, 1);
     this[Symbol.dispose]();
+  }
+
+  /** How it ended, for people; undefined as long as it runs. */
+  end(): string | undefined {
+    info.view.setInt32(16, 0, true);
+    if (this.#how === undefined && libc.waitid(P_PID, this.pid, info.address, LOOK) === 0) {
+      const [code, pid, status] = [8, 16, 24].map((at) => info.view.getInt32(at, true));
+      if (pid === this.pid) {
+        if (code === CLD_EXITED) this.#ended(status!, 0);
+        else this.#ended(0, status!);
+      }
+    }
+    return this.#how;
   }
 
   /** Has it killed, if it runs. */

@@ -364,9 +364,9 @@ networkTest("passt: of those that have ended no descriptor is left", ["passt"], 
     const passt = new PasstProcess(["-i", "nosuch0"]);
     pids.push(passt.pid);
     passt.stream[Symbol.dispose]();
-    await until(() => passt.how !== undefined);
-    assertStringIncludes(passt.how!, "ended with exit status 1: Invalid interface name");
-    await passt.gone;
+    await until(() => passt.end() !== undefined);
+    assertStringIncludes(passt.end()!, "ended with exit status 1: Invalid interface name");
+    await until(() => passt.isGone);
   }
   assertEquals(count(), before);
   assertEquals(pids.filter((pid) => isThere(pid)), [], "zombies");
