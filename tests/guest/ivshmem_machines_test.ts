@@ -78,18 +78,21 @@ class FileServer implements AsyncDisposable {
 /** Pings, counts interrupts, fetches a file and compares it. */
 async function traffic(what: string, a: ControlledMachine, b: ControlledMachine): Promise<void> {
   assertMatch(await b.run("ping -c 3 10.0.2.2"), / 3 packets received/);
-  const before = [await interrupts(a), await interrupts(b)];
-  // In one second, so that the heartbeat's ten do not do.
-  const pinged = await b.run(`ping -c ${PINGS} -i 0.05 10.0.2.2`);
-  const after = [await interrupts(a), await interrupts(b)];
-  assertMatch(pinged, new RegExp(` ${PINGS} packets received`));
-  const grown = after.map((count, index) => count - before[index]!);
-  console.log(
-    `${what}: ${pinged.match(/round-trip .*/)?.[0]}; interrupts of ${PINGS} pings in A and B: ` +
-      grown.join(", "),
-  );
-  // Where a machine stood still, two of them had one interrupt.
-  assert(grown.every((count) => count > 0.75 * PINGS), `interrupts in A and B: ${grown}`);
+  // Where a machine stands still, many of them have one interrupt: one round of three counts.
+  for (let round = 1, few = true; few; round++) {
+    const before = [await interrupts(a), await interrupts(b)];
+    // In one second, so that the heartbeat's ten do not do.
+    const pinged = await b.run(`ping -c ${PINGS} -i 0.05 10.0.2.2`);
+    const after = [await interrupts(a), await interrupts(b)];
+    assertMatch(pinged, new RegExp(` ${PINGS} packets received`));
+    const grown = after.map((count, index) => count - before[index]!);
+    console.log(
+      `${what}: ${pinged.match(/round-trip .*/)?.[0]}; interrupts of ${PINGS} pings in A and B: ` +
+        grown.join(", "),
+    );
+    few = grown.some((count) => count <= 0.75 * PINGS);
+    assert(!few || round < 3, `interrupts in A and B: ${grown}`);
+  }
   await using server = new FileServer();
   const startMs = performance.now();
   const fetched = await b.run(`wget -q -O - http://10.0.2.2:${server.port}/ | sha256sum`);
