@@ -79,6 +79,7 @@ export { createTracer, type Tracer } from "./src/observe/trace.ts";
 // Writing a device.
 export {
   type Batch,
+  type BatchCounters,
   QueueDevice,
   type QueueDeviceOptions,
   take,

@@ -167,6 +167,7 @@ function circles(arrows: ReadonlyMap<string, readonly string[]>): string[][] {
  */
 const OWN_TIME: Readonly<Record<string, string>> = {
   "cli/data_plane.ts": "gives the Worker, which has the reactor, a moment to end",
+  "observe/live_figures.ts": "shows what others count; keys and the window's signals are Deno's",
   "cli/watchdog.ts": "looks at the Worker, whose reactor may stand still",
 };
 

@@ -20,6 +20,7 @@ export const COMMANDS: Readonly<Record<string, Load<Command | PlaneCommand>>> = 
   ctl: async () => (await import("./ctl.ts")).ctlCommand,
   demo: async () => (await import("./demo.ts")).demoCommand,
   "xen-acpi": async () => (await import("./xen_acpi.ts")).xenAcpiCommand,
+  top: async () => (await import("./top.ts")).topCommand,
   trace: async () => (await import("./trace.ts")).traceCommand,
   doctor: async () => (await import("./doctor.ts")).doctorCommand,
 };

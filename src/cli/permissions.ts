@@ -45,6 +45,8 @@ export const KEPT: Readonly<Record<PlaneName, Kept> & Record<string, Kept>> = {
   ctl: { opening: ["ffi"] },
   // It reads files through FFI, as all do.
   trace: { opening: ["ffi"] },
+  // XDG_RUNTIME_DIR.
+  top: { opening: ["ffi", "env"] },
   // It writes to standard output.
   "xen-acpi": { opening: [] },
 };

@@ -92,6 +92,14 @@ const ORDERED_FEATURES = [RingFeature.RING_PACKED, RingFeature.IN_ORDER];
  */
 export type Batch = (queue: DeviceQueue, budget: number) => boolean;
 
+/** What is counted for every device. */
+export interface BatchCounters {
+  /** Batches of any queue. */
+  batches: number;
+  /** Used buffer notifications; the other batches had nothing to tell, or the driver wanted to hear of it later. */
+  notified: number;
+}
+
 /** What a device is. */
 export interface QueueDeviceOptions {
   /** The virtio device id (VIRTIO 1.3, section 5). */
@@ -106,8 +114,8 @@ export interface QueueDeviceOptions {
   readonly givesRoom?: (index: number) => boolean;
   /** Does the device keep buffers and complete them in any order? */
   readonly anyOrder?: boolean;
-  /** What the device counts; batches are counted for it. */
-  readonly counters?: { batches: number };
+  /** What the device counts; batches are counted for it, and how many notifications they took. */
+  readonly counters?: BatchCounters;
 }
 
 /**
@@ -128,7 +136,7 @@ export function popOrAsk(queue: DeviceQueue, batch: ChainBatch, most: number): n
   return count > 0 || !queue.wantKicks() ? count : queue.pop(batch, most);
 }
 
-const Batches = counterShape("batches");
+const Batches = counterShape("batches", "notified");
 
 /** See the head of this file. */
 export class QueueDevice implements DeviceModel {
@@ -141,7 +149,7 @@ export class QueueDevice implements DeviceModel {
   readonly maxQueueSize: number = MAX_QUEUE_SIZE;
   readonly outOfOrder: boolean;
   /** What the device has done. */
-  readonly counters: { batches: number };
+  readonly counters: BatchCounters;
   /** The configuration space; whoever changes it calls `host.configChanged`. */
   protected readonly config: Uint8Array;
   /** Whom the device serves; there from {@link connect} on. */
@@ -262,6 +270,7 @@ export class QueueDevice implements DeviceModel {
   #tell(index: number): boolean {
     if (this.#untold[index]) {
       this.#untold[index] = false;
+      this.counters.notified++;
       this.host.used(index);
     }
     return false;

@@ -18,7 +18,7 @@ import { QueueDevice, take } from "./queue_device.ts";
 const MOST_BYTES = 4096;
 const MOST_PIECES = 8;
 
-const RngCounters = counterShape("batches", "buffers", "bytes");
+const RngCounters = counterShape("batches", "notified", "buffers", "bytes");
 
 /**
  * Makes an entropy device. Waits until the kernel has randomness to give, which early in a boot takes a while.

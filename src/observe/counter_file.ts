@@ -99,10 +99,8 @@ function create(directory: string, subcommand: string): CounterFile | undefined 
 /** Removes what processes that are gone left behind, but for the newest. */
 function cleanUp(directory: string): void {
   const dead: { path: string; at: number }[] = [];
-  for (const name of directoryNames(directory).slice(0, MAX_ENTRIES)) {
-    const pid = /^[a-z-]+\.(\d+)(\.\d+)?$/.exec(name)?.[1];
-    if (pid === undefined || isRunning(pid)) continue;
-    const path = `${directory}/${name}`;
+  for (const { path, isRunning } of filesIn(directory)) {
+    if (isRunning) continue;
     using fd = openPath(path, O_NOFOLLOW);
     // Another one cleans up at the same time, which is as good.
     if (fd !== undefined) dead.push({ path, at: fileStatus(fd).modified });
@@ -111,8 +109,39 @@ function cleanUp(directory: string): void {
   for (const { path } of dead.slice(KEPT)) unlinkFile(path);
 }
 
-/** Whether there is a process of this number: it may be another one than that which wrote a file. */
-function isRunning(pid: string): boolean {
+/** A file that has the name of one of counters; what is in it nobody has looked at. */
+export interface FoundFile {
+  readonly path: string;
+  /** Of the process. */
+  readonly pid: number;
+  /** There is a process of this number: it may be another one than that which wrote the file. */
+  readonly isRunning: boolean;
+}
+
+function filesIn(directory: string): FoundFile[] {
+  return directoryNames(directory).slice(0, MAX_ENTRIES).flatMap((name) => {
+    const pid = /^[a-z-]+\.(\d+)(\.\d+)?$/.exec(name)?.[1];
+    if (pid === undefined) return [];
+    return [{ path: `${directory}/${name}`, pid: Number(pid), isRunning: isProcess(pid) }];
+  });
+}
+
+/** All there are, of processes that run and of those that crashed; none where we may not look. */
+export function findCounterFiles(
+  directories: readonly string[] = counterDirectories(),
+): FoundFile[] {
+  return directories.flatMap((directory) => {
+    try {
+      return filesIn(directory);
+    } catch (error) {
+      if (error instanceof LinuxError) return [];
+      throw error;
+    }
+  });
+}
+
+/** Is there a process of this number? */
+export function isProcess(pid: string | number): boolean {
   using fd = openPath(`/proc/${pid}`);
   return fd !== undefined;
 }

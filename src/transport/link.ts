@@ -18,7 +18,19 @@ import { type Kind, Message } from "../message/message.ts";
 import { type Counters, counterShape } from "../observe/counters.ts";
 import type { Tracer } from "../observe/trace.ts";
 
-const LinkCounters = counterShape("received", "malformed", "dropped", "unansweredFull");
+const LinkCounters = counterShape(
+  "received",
+  "sent",
+  "malformed",
+  "bad size",
+  "unknown id",
+  "no answer exists",
+  "short",
+  "long",
+  "bad length",
+  "dropped",
+  "unansweredFull",
+);
 
 /** How soon a full message queue is tried again. */
 export const FULL_RETRY_MS = 1;
@@ -41,8 +53,10 @@ export class Link implements Disposable {
   readonly in: Message = new Message();
   /** The message that is being made. */
   readonly out: Message = new Message();
-  /** What came, what of it could not be used, and answers that were lost for want of room. */
-  readonly counters: Counters<"received" | "malformed" | "dropped" | "unansweredFull">;
+  /** What came and went, what came and could not be used (malformed, by cause), and answers that were lost for want of room. */
+  readonly counters: Counters<
+    Malformed | "received" | "sent" | "malformed" | "dropped" | "unansweredFull"
+  >;
   /** See {@link LinkOptions.tracer}. */
   readonly tracer: Tracer | undefined;
   /** Answers that wait for room, oldest first, as they will be sent. */
@@ -77,6 +91,7 @@ export class Link implements Disposable {
   /** Counts and shows what {@link receive} refused. */
   refuse(slot: DataView, reason: Malformed): void {
     this.counters.malformed++;
+    this.counters[reason]++;
     this.tracer?.malformed(slot, 0, slot.byteLength, reason);
   }
 
@@ -135,6 +150,7 @@ export class Link implements Disposable {
     const offset = this.#sendWaiting() ? bus.claim(reserve) : -1;
     if (offset < 0) return false;
     codec.encode(out, bus.view, offset);
+    this.counters.sent++;
     this.tracer?.message("->", out, bus.view, offset, out.size);
     return true;
   }
@@ -165,6 +181,7 @@ export class Link implements Disposable {
     let sent = 0;
     for (let offset; sent < answers.length && (offset = bus.claim()) >= 0; sent++) {
       answers[sent].forEach((byte, i) => bus.view.setUint8(offset + i, byte));
+      this.counters.sent++;
       bus.send();
     }
     answers.splice(0, sent);

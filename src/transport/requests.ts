@@ -14,6 +14,7 @@ import { errnoName, VmsgError } from "../linux/errors.ts";
 import type { Deferred, Reactor, Timer } from "../linux/reactor.ts";
 import type { Fields, Kind, Message } from "../message/message.ts";
 import { isBusMessage, kindName } from "../message/table.ts";
+import { Latency } from "../observe/latency.ts";
 import { randomToken } from "./epoch.ts";
 import { FULL_RETRY_MS, type Link } from "./link.ts";
 import type { Notifications } from "./notifications.ts";
@@ -95,6 +96,7 @@ interface OpenRequest {
   readonly kind: Kind;
   readonly device: number;
   readonly deadlineMs: number;
+  readonly sentMs: number;
   /** Reads what is wanted from the answer, and settles the promise. */
   readonly answer: (message: Message) => void;
   readonly fail: (error: PeerLost) => void;
@@ -105,6 +107,7 @@ export class OpenRequests implements Disposable {
   /** By token; without tokens, by a number of our own. */
   readonly #open = new Map<number, OpenRequest>();
   readonly #timeouts: Timer;
+  readonly #latency: Latency;
   #nextToken = randomToken();
 
   /**
@@ -114,6 +117,7 @@ export class OpenRequests implements Disposable {
    */
   constructor(readonly reactor: Reactor, readonly link: Link, readonly timeoutMs: number) {
     this.#timeouts = reactor.timer(() => this.#failLate());
+    this.#latency = new Latency("answers to requests");
   }
 
   /**
@@ -147,6 +151,7 @@ export class OpenRequests implements Disposable {
           kind,
           device,
           deadlineMs,
+          sentMs: reactor.now(),
           answer: (message) => deferred.resolve(read(message)),
           fail: deferred.reject,
         });
@@ -181,6 +186,7 @@ export class OpenRequests implements Disposable {
       if (this.link.codec.conduct.hasTokens && key !== message.token) continue;
       if (request.kind !== message.kind || request.device !== message.device) continue;
       this.#open.delete(key);
+      this.#latency.add(this.reactor.now() - request.sentMs);
       return request.answer(message);
     }
     this.link.drop();

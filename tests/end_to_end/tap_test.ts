@@ -11,7 +11,7 @@ import { assertSound, isPartial, readFrames } from "../support/capture.ts";
 import { type HeldNamespace, namespacesTest } from "../support/namespaces.ts";
 import { answersIn, assertNoneLostSince, sinceReturn } from "../support/pings.ts";
 import { PATIENCE_MS, until, VMSG_COMMAND, type VmsgProcess } from "../support/processes.ts";
-import { readCounters } from "../support/read_counters.ts";
+import { readCounters } from "../../src/observe/read_counters.ts";
 
 const BUS = ["--bus", "linux-user,socket=lu.sock"];
 const NEAR = { tap: "eth1", address: "10.77.0.1", address6: "fd77::1" };

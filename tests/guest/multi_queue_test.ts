@@ -12,7 +12,7 @@ import { assert, assertEquals } from "@std/assert";
 import type { GuestKind } from "../../scripts/lab/machines.ts";
 import { Namespace } from "../network/support.ts";
 import { VMSG_COMMAND } from "../support/processes.ts";
-import { readCounters } from "../support/read_counters.ts";
+import { readCounters } from "../../src/observe/read_counters.ts";
 import { confinedMode, DIRECT, type Mode } from "./modes.ts";
 import { configure } from "./network_cases.ts";
 import { programFiles } from "./program_files.ts";

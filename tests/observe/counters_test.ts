@@ -11,7 +11,7 @@ import {
 } from "../../src/observe/counters.ts";
 import { counterDirectories, openCounterFile } from "../../src/observe/counter_file.ts";
 import { VmsgError } from "../../src/linux/errors.ts";
-import { readCounters } from "../support/read_counters.ts";
+import { readCounters } from "../../src/observe/read_counters.ts";
 import { cleanTest, withDirectory } from "../support/leaks.ts";
 
 const Traffic = counterShape("received", "sent", "dropped");

@@ -1,5 +1,5 @@
 import { assert, assertEquals } from "@std/assert";
-import { type ReadCounters, readCounters } from "../support/read_counters.ts";
+import { type ReadCounters, readCounters } from "../../src/observe/read_counters.ts";
 import {
   type Processes,
   processTest,

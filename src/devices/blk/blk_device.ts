@@ -70,6 +70,7 @@ export interface BlkDeviceOptions {
 
 const DiskCounters = counterShape(
   "batches",
+  "notified",
   "reads",
   "writes",
   "flushes",

@@ -63,7 +63,7 @@ interface OpenPort extends ConsolePort {
   isSending: boolean;
 }
 
-const ConsoleCounters = counterShape("batches", "received", "sent");
+const ConsoleCounters = counterShape("batches", "notified", "received", "sent");
 
 /** See the head of this file. */
 export class ConsoleDevice extends QueueDevice {

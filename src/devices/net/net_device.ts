@@ -33,7 +33,7 @@ import {
 } from "../../virtio/device.ts";
 import { DEVICE_NET, NetFeature } from "../../virtio/features.ts";
 import { Chain, type DeviceQueue } from "../../virtio/queue/mod.ts";
-import { type Batch, QueueDevice, take } from "../queue_device.ts";
+import { type Batch, type BatchCounters, QueueDevice, take } from "../queue_device.ts";
 import { type ControlTarget, GUEST_OFFLOADS, runCommand } from "./control_queue.ts";
 import { FarPair, type PairLine } from "./pair_line.ts";
 import { QueuePair } from "./queue_pair.ts";
@@ -75,9 +75,7 @@ export interface NetDeviceOptions {
 }
 
 /** What went through a card, and what could not. */
-export interface NetCounters {
-  /** Batches of any queue. */
-  batches: number;
+export interface NetCounters extends BatchCounters {
   /** Frames the driver got. */
   received: number;
   /** Frames the driver sent. */
@@ -94,6 +92,7 @@ export interface NetCounters {
 
 const CardCounters = counterShape<keyof NetCounters>(
   "batches",
+  "notified",
   "received",
   "transmitted",
   "tooLong",

@@ -127,7 +127,14 @@ interface Letters {
 /** What was thrown (a code, a line for people), or the value. */
 type LetterAnswer = { readonly thrown?: readonly [string, string]; readonly value?: unknown };
 
-const PairCounters = counterShape("batches", "received", "transmitted", "tooLong", "filtered");
+const PairCounters = counterShape(
+  "batches",
+  "notified",
+  "received",
+  "transmitted",
+  "tooLong",
+  "filtered",
+);
 
 /** What both ends do with the line. */
 class End {

@@ -80,6 +80,7 @@ export interface VsockDeviceOptions {
 
 const VsockCounters = counterShape(
   "batches",
+  "notified",
   "connections",
   "refused",
   "dropped",

@@ -5,9 +5,17 @@
  * copied (a mapping could be cut short under us), and every count and offset in it is checked.
  */
 
-import { VmsgError } from "../../src/linux/errors.ts";
-import { FILE_SIZE } from "../../src/observe/counter_file.ts";
-import { COUNTER_SIZE, HEADER_SIZE, MAGIC, VERSION } from "../../src/observe/counters.ts";
+import { allocate } from "../linux/arena.ts";
+import { linuxErrno, VmsgError } from "../linux/errors.ts";
+import { Fd, fileStatus, O_CLOEXEC } from "../linux/fd.ts";
+import { check, cString, errno, libc } from "../linux/libc.ts";
+import { O_NOFOLLOW } from "../linux/own_file.ts";
+import { FILE_SIZE } from "./counter_file.ts";
+import { COUNTER_SIZE, HEADER_SIZE, MAGIC, VERSION } from "./counters.ts";
+
+/** Neither a pipe nor a device is waited for. */
+const O_NOCTTY = 0o400, O_NONBLOCK = 0o4000;
+const ELOOP = linuxErrno("ELOOP");
 
 /** How often a file is read until it is the same twice. */
 const MAX_READS = 4;
@@ -33,7 +41,7 @@ export interface ReadGroup {
 /**
  * Reads a process's counters, of one that runs or of one that is gone.
  *
- * @throws VmsgError COUNTERS with what is wrong with the file
+ * @throws VmsgError COUNTERS with what is wrong with the file, or that it cannot be opened
  */
 export function readCounters(path: string): ReadCounters {
   let before = parse(path, readFile(path));
@@ -61,21 +69,20 @@ function refuse(path: string, what: string): never {
   throw new VmsgError("COUNTERS", `${path}: ${what}`);
 }
 
+const block = allocate(FILE_SIZE);
+
+/** A copy of the file, as far as one of ours can be long. */
 function readFile(path: string): Uint8Array {
-  try {
-    const { isFile, uid, ino, dev } = Deno.lstatSync(path);
-    if (!isFile) refuse(path, "not a file of counters");
-    if (uid !== Deno.uid() && Deno.uid() !== 0) refuse(path, `belongs to user ${uid}`);
-    using file = Deno.openSync(path);
-    const opened = file.statSync();
-    // What a symbolic link that took the file's place leads to is another file.
-    if (opened.ino !== ino || opened.dev !== dev) refuse(path, "was replaced");
-    const bytes = new Uint8Array(Math.min(opened.size, FILE_SIZE));
-    return bytes.subarray(0, file.readSync(bytes) ?? 0);
-  } catch (error) {
-    if (error instanceof VmsgError) throw error;
-    return refuse(path, error instanceof Error ? error.message : String(error));
-  }
+  const flags = O_CLOEXEC | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK;
+  const number = libc.open(cString(path), flags, 0);
+  if (number < 0 && errno() === ELOOP) refuse(path, "not a file of counters but a link");
+  using fd = new Fd(check(number, `open ${path}`));
+  const { kind, owner } = fileStatus(fd);
+  if (kind !== "file") refuse(path, "not a file of counters");
+  const self = libc.geteuid();
+  if (owner !== self && self !== 0) refuse(path, `belongs to user ${owner}`);
+  const size = check(libc.pread(fd.number, block.address, FILE_SIZE, 0n), `read ${path}`);
+  return block.bytes.slice(0, size);
 }
 
 function parse(path: string, bytes: Uint8Array): ReadCounters {
