@@ -3,7 +3,7 @@
 import { Hub } from "../network/hub.ts";
 import type { Option, Section } from "./command.ts";
 import type { Group } from "./groups.ts";
-import { outliving } from "./lifetime.ts";
+import { Lifetime, outliving } from "./lifetime.ts";
 import { type Chosen, findKind, kindsSection, parseKind } from "./kinds.ts";
 import type { PlaneContext } from "./plane.ts";
 import { hubKind } from "./port_kinds/hub.ts";
@@ -64,14 +64,31 @@ export class Hubs implements HubLinks {
   ) {}
 
   connect(name: string, card: Uint8Array): OpenPort {
-    const { reactor, log, stack } = this.context;
-    // Of all cards on it, whichever came first.
-    const hub = this.#hubs.get(name) ?? outliving(() => {
+    let hub = this.#hubs.get(name);
+    if (hub === undefined) {
       const wanted = this.settings.find((hub) => hub.name === name)?.uplink;
-      const uplink = wanted && openPort(wanted, { reactor, log, card }).port;
+      hub = wanted === undefined ? this.#openAlone(name) : this.#openUplink(name, wanted, card);
+      this.#hubs.set(name, hub);
+    }
+    return { port: hub.connect(), mtu: hub.mtu };
+  }
+
+  /** @param card of all on it, whichever came first */
+  #openUplink(name: string, wanted: Chosen, card: Uint8Array): Hub {
+    const { reactor, log, stack } = this.context;
+    return outliving(() => {
+      const uplink = openPort(wanted, { reactor, log, card }).port;
       return stack.use(new Hub(reactor, { name, uplink }));
     });
-    this.#hubs.set(name, hub);
-    return { port: hub.connect(), mtu: hub.mtu };
+  }
+
+  /** For as long as there are cards on it: names come and go with them. */
+  #openAlone(name: string): Hub {
+    const lifetime = new Lifetime();
+    const deserted = () => {
+      this.#hubs.delete(name);
+      lifetime[Symbol.dispose]();
+    };
+    return lifetime.during(() => new Hub(this.context.reactor, { name, deserted }));
   }
 }

@@ -41,6 +41,8 @@ interface HubOptions {
   readonly uplink?: NetworkPort | undefined;
   /** The largest payload of a frame, in bytes; default 1500. Longer ones are dropped. */
   readonly mtu?: number;
+  /** The last port of its own was disposed of. */
+  readonly deserted?: () => void;
 }
 
 const HubCounters = counterShape("forwarded", "flooded", "dropped", "malformed");
@@ -55,7 +57,7 @@ export class Hub implements Disposable {
   readonly #header = allocate(ETHERNET_HEADER_SIZE);
   #uplink: Uplink | undefined;
 
-  constructor(readonly reactor: Reactor, options: HubOptions = {}) {
+  constructor(readonly reactor: Reactor, readonly options: HubOptions = {}) {
     this.counters = new HubCounters("hub", options.name ?? "");
     this.mtu = options.mtu ?? 1500;
     this.#slotSize = (frameRoom(this.mtu) + 63) & ~63;
@@ -76,6 +78,7 @@ export class Hub implements Disposable {
     const leave = () => {
       this.#ports[number] = undefined;
       this.#table.forgetPort(number);
+      if (this.#ports.every((port) => port === undefined)) this.options.deserted?.();
     };
     const queue = new FrameQueue(QUEUE_FRAMES, this.#slotSize);
     return this.#ports[number] = new HubPort(`hub port ${number}`, queue, forward, leave);

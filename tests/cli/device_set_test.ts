@@ -42,7 +42,10 @@ function withDevices(body: (rig: Rig) => Promise<void>): Promise<void> {
 const setTest = (name: string, body: (rig: Rig) => Promise<void>) =>
   cleanTest(`device set: ${name}`, () => withDevices(body));
 
+let hubs = 0;
+
 const KINDS = (directory: string) => [
+  ["--net", `hub=${hubs++}`],
   ["--net", "responder"],
   ["--net", "responder,queues=3"],
   ["--net", `hub=up,pcap=${directory}/frames.pcap`],

@@ -10,7 +10,8 @@
  *
  * A connection dies with its device, and its sockets are closed. A device that goes on where another one was, and so under a driver
  * that may have connections, tells it that they are gone (VIRTIO_VSOCK_EVENT_TRANSPORT_RESET). In confined and direct mode
- * rings are copies that always begin: there every driver is told, which says nothing new to one that begins as well.
+ * rings are copies that always begin, and only in `v1` is it said that the driver's go on: there every driver is told, which says nothing
+ * new to one that begins as well.
  *
  * Hostile drivers. A packet without a whole header, or of a context that is not the guest's, is dropped. Whatever fits no
  * connection, or not the state it is in, is answered by RST, which ends the connection: also data without credit. Connecting
