@@ -1,8 +1,10 @@
 /**
  * What the vhost-user protocol does not say of a device, because a front end knows it from the kind of device it is: how large
- * the configuration space is, how many queues there are where a back end does not count them, and where the configuration
- * space says how many its driver may use.
+ * the configuration space is, how many queues there are where a back end does not count them, where the configuration
+ * space says how many its driver may use, and which features are about its fields.
  */
+
+import { NetFeature } from "../../virtio/features.ts";
 
 /** A number of queues in a configuration space. */
 export interface QueueCountField {
@@ -24,6 +26,8 @@ export interface DeviceType {
   /** The most entries of a queue that its known back ends take, where that is less than {@link QUEUE_SIZE}. */
   readonly queueSize?: number;
   readonly queueCount?: QueueCountField;
+  /** Features that say that a field of the configuration space holds: the bit, and where the field ends. */
+  readonly fields?: readonly (readonly [bit: number, end: number])[];
 }
 
 /** Of a file system (5.11.4): the bytes of its tag, which a number of queues follows. */
@@ -34,7 +38,18 @@ export const QUEUE_SIZE = 1024;
 
 /** Those that there are back ends for. */
 export const DEVICE_TYPES: readonly DeviceType[] = [
-  { id: 1, name: "net", configSizes: [24, 17, 12, 10, 8, 6], queues: 2 },
+  {
+    id: 1,
+    name: "net",
+    configSizes: [24, 17, 12, 10, 8, 6],
+    queues: 2,
+    fields: [
+      [NetFeature.MAC, 6],
+      [NetFeature.STATUS, 8],
+      [NetFeature.MTU, 12],
+      [NetFeature.SPEED_DUPLEX, 17],
+    ],
+  },
   {
     id: 2,
     name: "blk",

@@ -3,10 +3,12 @@
  *
  * Not packed rings, since without the back end it cannot be seen what has become of them; not what is no matter of rings and
  * buffers: addresses to be translated, and what a network card's driver asks for by its control queue, which front ends keep
- * for themselves. RING_RESET and ACCESS_PLATFORM are ours, and no back end hears of them.
+ * for themselves. Nor what is about a field of the configuration space that is not there: DPDK's network card offers MTU, and
+ * leaves it to the front end to have one. RING_RESET and ACCESS_PLATFORM are ours, and no back end hears of them.
  */
 
 import { DEVICE_NET, hasFeature, NetFeature, RingFeature } from "../../virtio/features.ts";
+import type { DeviceType } from "./device_types.ts";
 
 /** Of bits 24 to 49, which belong to the ring and the transport (VIRTIO 1.3, 6), those that are passed on. */
 const PASSED_ON: readonly number[] = [
@@ -40,22 +42,27 @@ function setBit(words: Uint32Array, bit: number): void {
   words[bit >> 5]! |= 1 << (bit & 31);
 }
 
-/** What of a back end's bits is passed on, in blocks of 32. */
-export function passedOn(words: Uint32Array, deviceId: number): Uint32Array {
+/** What of a back end's bits is passed on, in blocks of 32; of a configuration space of so many bytes. */
+export function passedOn(words: Uint32Array, type: DeviceType, configSize: number): Uint32Array {
   const offered = new Uint32Array(2);
   for (let bit = 0; bit < 64; bit++) {
     const isOfRing = bit >= FIRST_OF_RING && bit < FIRST_BEHIND;
     const isPassed = isOfRing
       ? PASSED_ON.includes(bit)
-      : deviceId !== DEVICE_NET || !COMMANDED.includes(bit);
-    if (isPassed && hasFeature(words, bit)) setBit(offered, bit);
+      : type.id !== DEVICE_NET || !COMMANDED.includes(bit);
+    const lacksField = type.fields?.some(([of, end]) => of === bit && end > configSize) ?? false;
+    if (isPassed && !lacksField && hasFeature(words, bit)) setBit(offered, bit);
   }
   return offered;
 }
 
 /** The same with what is ours. */
-export function offeredFeatures(words: Uint32Array, deviceId: number): Uint32Array {
-  const offered = passedOn(words, deviceId);
+export function offeredFeatures(
+  words: Uint32Array,
+  type: DeviceType,
+  configSize: number,
+): Uint32Array {
+  const offered = passedOn(words, type, configSize);
   for (const bit of OWN) setBit(offered, bit);
   return offered;
 }

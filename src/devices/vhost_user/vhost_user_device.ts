@@ -143,7 +143,7 @@ export class VhostUserDevice implements DeviceModel {
   async #begin(backEnd: BackEnd): Promise<void> {
     const found = await backEnd.introduce();
     const config = await this.#config.read(backEnd);
-    this.#offered = passedOn(found.features, this.deviceId);
+    this.#offered = passedOn(found.features, this.#type, config.length);
     if (this.#known !== undefined) this.#learn(found, config);
     else if (!this.#isAsBefore(found, config)) this.#isUnfit = true;
     const rings = this.#isUnfit ? [] : this.#rings.filter((ring) => ring !== undefined);
@@ -179,7 +179,7 @@ export class VhostUserDevice implements DeviceModel {
     if (count > most) {
       throw new VmsgError("QUEUES", `it has ${most} queues, ${count} are asked for`);
     }
-    this.features.set(offeredFeatures(features, deviceId));
+    this.features.set(offeredFeatures(features, this.#type, config.length));
     this.#rings = Array.from({ length: Math.max(1, count) }, () => undefined);
     this.#config.set(config, this.queueCount);
   }

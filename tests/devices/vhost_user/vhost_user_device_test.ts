@@ -224,6 +224,34 @@ cleanTest(
 );
 
 cleanTest(
+  "vhost-user device: features about fields of a configuration that is not there are not passed on",
+  async () => {
+    // Of a network card: CSUM, MTU, MAC, MRG_RXBUF, STATUS, SPEED_DUPLEX.
+    const features = VERSION_1 | 1n << 63n | 0x1_8029n;
+    for (
+      const [size, low, high] of [
+        [0, 0x8001, 0],
+        [6, 0x8021, 0],
+        [10, 0x1_8021, 0],
+        [12, 0x1_8029, 0],
+        [24, 0x1_8029, 0x8000_0000],
+      ] as const
+    ) {
+      await withBackEnd(
+        async ({ device }) => {
+          await device.ready;
+          assertEquals(device.configSize, size);
+          // VERSION_1, and what is ours.
+          assertEquals([...device.features], [low, (high | 0x103) >>> 0]);
+        },
+        { features, config: new Uint8Array(size) },
+        { deviceId: 1 },
+      );
+    }
+  },
+);
+
+cleanTest(
   "vhost-user device: an error that the back end reports",
   () =>
     withBackEnd(async ({ backEnd, host, start, until }) => {
