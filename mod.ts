@@ -158,7 +158,7 @@ export type {
   PeerLost,
   Requests,
 } from "./src/transport/requests.ts";
-export type { LinkOptions } from "./src/transport/link.ts";
+export type { DropCause, LinkOptions } from "./src/transport/link.ts";
 export type { Answer } from "./src/virtio/device.ts";
 export type { Place } from "./src/virtio/place.ts";
 export type { QueueConfig } from "./src/virtio/queue/mod.ts";

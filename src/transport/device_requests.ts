@@ -36,7 +36,7 @@ export class DeviceRequests {
   available(): void {
     const { index } = this.link.in;
     // An event for a queue that is not set up is dropped silently (rules V22, V25).
-    if (this.slot.queues[index]?.isEnabled !== true) return this.link.drop();
+    if (this.slot.queues[index]?.isEnabled !== true) return this.link.drop("no such queue");
     this.slot.model.available(index);
   }
 
@@ -74,7 +74,7 @@ export class DeviceRequests {
       case Kind.GET_SHM:
         return this.#getShm();
       default:
-        return link.drop();
+        return link.drop("unknown request");
     }
   }
 
@@ -163,7 +163,7 @@ export class DeviceRequests {
 
   /** The bytes that are asked for cannot be given. In the prototype's dialect no answer says so. */
   #answerNoConfig(): void {
-    if (this.link.codec.conduct.configPastEndReadsOnes) return this.link.drop();
+    if (this.link.codec.conduct.configPastEndReadsOnes) return this.link.drop("unknown request");
     this.#generationAsked = this.slot.generation;
     this.#startConfigAnswer().length = 0;
     this.link.send();
@@ -280,7 +280,7 @@ export class DeviceRequests {
     const isStrict = link.codec.conduct.queueOperationIsNamed;
     const setup = queue && (isStrict ? operate(link.in, queue) : described(link.in));
     if (setup === undefined || setup.size > slot.maxQueueSize(index)) {
-      link.drop();
+      link.drop("no such queue");
       return this.#answerEmpty();
     }
     if (isStrict && (flags & QueueFlag.STATE) !== QUEUE_ENABLED) {

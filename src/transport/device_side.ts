@@ -274,7 +274,7 @@ export class DeviceSide implements BusListener, Disposable {
     const { in: message } = this.#link;
     const { kind } = message;
     if (message.response) return this.#answered();
-    if (!this.#peer.admits(kind)) return this.#link.drop();
+    if (!this.#peer.admits(kind)) return this.#link.drop("out of turn");
     if (kind === Kind.HELLO) return this.#peer.hello();
     if (isPrivate(kind)) return this.#privateRequest(slot);
     if (kind === Kind.GET_DEVICES) return this.#getDevices();
@@ -290,7 +290,7 @@ export class DeviceSide implements BusListener, Disposable {
     const { in: message } = this.#link;
     const device = this.#present(message.device);
     const isAsked = message.kind === Kind.IOMMU_TRANSLATE && this.#peer.state === "foreign";
-    if (device === undefined || !isAsked) return this.#link.drop();
+    if (device === undefined || !isAsked) return this.#link.drop("not asked for");
     device.slot.translation.answered(message);
   }
 
@@ -300,7 +300,7 @@ export class DeviceSide implements BusListener, Disposable {
     this.#context.complain(
       `device ${device.slot.number} is busy, and too many requests wait for it`,
     );
-    this.#link.drop();
+    this.#link.drop("busy");
   }
 
   // --- dialects ----------------------------------------------------------------------------------
@@ -358,7 +358,7 @@ export class DeviceSide implements BusListener, Disposable {
   #absentDevice(): void {
     // Early discovery may ask for any number: all zero means that there is no device (rule V4). All
     // else is dropped: a bus invents no answer (rule B20).
-    if (this.#link.in.kind !== Kind.GET_DEVICE_INFO) return this.#link.drop();
+    if (this.#link.in.kind !== Kind.GET_DEVICE_INFO) return this.#link.drop("no such device");
     this.#link.answer();
     this.#link.send();
   }
@@ -366,7 +366,7 @@ export class DeviceSide implements BusListener, Disposable {
   #privateRequest(slot: DataView): void {
     const link = this.#link;
     const { epoch, memoryDevice } = link.in;
-    if (this.#peer.state !== "vmsg") return link.drop();
+    if (this.#peer.state !== "vmsg") return link.drop("out of turn");
     const device = this.#present(memoryDevice);
     const isStale = epoch !== this.#peer.epoch;
     if (link.in.kind === Kind.SET_DOORBELLS && !isStale) {
@@ -378,7 +378,7 @@ export class DeviceSide implements BusListener, Disposable {
       return this.#take(device, slot);
     }
     dropDescriptors(link);
-    if (!isStale && this.#devices.has(memoryDevice)) return link.drop();
+    if (!isStale && this.#devices.has(memoryDevice)) return link.drop("out of turn");
     answerPrivately(link, this.#peer.ownEpoch, isStale ? ESTALE : ENODEV);
   }
 

@@ -266,11 +266,11 @@ export class DriverSide implements BusListener, Requests, Disposable {
     const { epoch, peerEpoch, nonce, version, capabilities } = this.link.in;
     // Our epoch is new with every attachment, so this is no leftover of an earlier one. The answer may
     // be to any HELLO of this one: where a round trip is longer than a beat, no latest is ever answered.
-    if (peerEpoch !== this.epoch) return this.link.drop();
+    if (peerEpoch !== this.epoch) return this.link.drop("out of turn");
     if (version !== PRIVATE_VERSION) {
       return this.complain(`the device side is a vmsg of another version (${version})`);
     }
-    if (this.peer === "foreign") return this.link.drop();
+    if (this.peer === "foreign") return this.link.drop("out of turn");
     this.#nonce = nonce;
     if (this.#toldSilence && this.peer === "vmsg") {
       this.options.log.info(`${this.options.bus.description}: the device side answers again`);
@@ -301,14 +301,18 @@ export class DriverSide implements BusListener, Requests, Disposable {
   #doorbellsAnswered(): void {
     const { epoch, result } = this.link.in;
     // One that refuses, or forgets to answer, goes on hearing the bus as before.
-    if (this.peer !== "vmsg" || epoch !== this.#peerEpoch || result !== 0) return this.link.drop();
+    if (this.peer !== "vmsg" || epoch !== this.#peerEpoch || result !== 0) {
+      return this.link.drop("out of turn");
+    }
     this.options.bus.useDoorbells?.();
     this.options.log.debug(`${this.options.bus.description}: doorbells are eventfds`);
   }
 
   #probeAnswered(): void {
     const { link } = this;
-    if (link.codec.conduct.hasTokens && link.in.token !== this.#probeToken) return link.drop();
+    if (link.codec.conduct.hasTokens && link.in.token !== this.#probeToken) {
+      return link.drop("not asked for");
+    }
     this.#heartbeat.cancel();
     this.#becomeReady("foreign");
   }
@@ -329,7 +333,7 @@ export class DriverSide implements BusListener, Requests, Disposable {
     if (kind === Kind.SET_DOORBELLS) return this.#doorbellsAnswered();
     if (this.peer !== "probing") return this.requests.answered();
     if (kind === Kind.GET_DEVICE_INFO) this.#probeAnswered();
-    else link.drop();
+    else link.drop("not asked for");
   }
 
   #explain(slot: DataView, reason: Malformed): string {
@@ -345,12 +349,12 @@ export class DriverSide implements BusListener, Requests, Disposable {
     if (kind === Kind.PING) return link.pong();
     const isArrival = kind === Kind.EVENT_DEVICE;
     const device = this.#devices.get(isArrival ? number : from);
-    if (!this.isReady || device === undefined) return link.drop();
+    if (!this.isReady || device === undefined) return link.drop("no such device");
     // Either may come twice, or without the other (rules R38, B23).
     if (isArrival && state === DEVICE_ADDED) return device.arrived();
     if (isArrival && state === DEVICE_REMOVED) return device.removed();
     if (device.isReady && kind === Kind.EVENT_USED) return device.onUsed?.(index);
-    if (!device.isReady || kind !== Kind.EVENT_CONFIG) return link.drop();
+    if (!device.isReady || kind !== Kind.EVENT_CONFIG) return link.drop("out of turn");
     device.generation = generation;
     device.onConfig?.(status, generation);
   }

@@ -29,8 +29,23 @@ const LinkCounters = counterShape(
   "long",
   "bad length",
   "dropped",
+  "out of turn",
+  "no such device",
+  "no such queue",
+  "unknown request",
+  "not asked for",
+  "busy",
   "unansweredFull",
 );
+
+/** Why nothing is done about a message; "out of turn" is one of another epoch, or of a peer that is not set up so far. */
+export type DropCause =
+  | "out of turn"
+  | "no such device"
+  | "no such queue"
+  | "unknown request"
+  | "not asked for"
+  | "busy";
 
 /** How soon a full message queue is tried again. */
 export const FULL_RETRY_MS = 1;
@@ -53,9 +68,9 @@ export class Link implements Disposable {
   readonly in: Message = new Message();
   /** The message that is being made. */
   readonly out: Message = new Message();
-  /** What came and went, what came and could not be used (malformed, by cause), and answers that were lost for want of room. */
+  /** What came and went, what came and could not be used (malformed, dropped; both by cause), and answers that were lost for want of room. */
   readonly counters: Counters<
-    Malformed | "received" | "sent" | "malformed" | "dropped" | "unansweredFull"
+    Malformed | DropCause | "received" | "sent" | "malformed" | "dropped" | "unansweredFull"
   >;
   /** See {@link LinkOptions.tracer}. */
   readonly tracer: Tracer | undefined;
@@ -96,8 +111,9 @@ export class Link implements Disposable {
   }
 
   /** Counts the message in hand as one that nothing is done about. */
-  drop(): void {
+  drop(cause: DropCause): void {
     this.counters.dropped++;
+    this.counters[cause]++;
   }
 
   /** Starts a message; fill {@link out} and call {@link send}. */

@@ -188,10 +188,10 @@ export class Peer implements Disposable {
     const { epoch, peerEpoch, nonce, version, capabilities } = link.in;
     if (version !== PRIVATE_VERSION) {
       complain(`the driver side is a vmsg of another version (${version})`);
-      return link.drop();
+      return link.drop("out of turn");
     }
     // Where peers come unnoticed, a vmsg may follow a foreign one.
-    if (this.state === "foreign" && link.bus.noticesPeers) return link.drop();
+    if (this.state === "foreign" && link.bus.noticesPeers) return link.drop("out of turn");
     if (epoch !== this.epoch || this.state === "foreign") {
       this.#startOver();
       this.epoch = epoch;
@@ -200,7 +200,7 @@ export class Peer implements Disposable {
     }
     this.#grant = (capabilities & CAPABILITY_GRANT) === 0 ? undefined : grantOf(epoch);
     this.#heard();
-    if (!this.owner.hasStartedOver()) return link.drop();
+    if (!this.owner.hasStartedOver()) return link.drop("out of turn");
     if (peerEpoch === this.ownEpoch && this.#renewLease(nonce)) this.state = "vmsg";
     const out = link.answer();
     out.epoch = this.ownEpoch;

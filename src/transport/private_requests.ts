@@ -87,7 +87,7 @@ export class PrivateRequests {
       case Kind.SET_VQUEUE_STATE:
         return this.#answer(this.#setQueueState());
       default:
-        return this.link.drop();
+        return this.link.drop("unknown request");
     }
   }
 

@@ -189,7 +189,7 @@ export class OpenRequests implements Disposable {
       this.#latency.add(this.reactor.now() - request.sentMs);
       return request.answer(message);
     }
-    this.link.drop();
+    this.link.drop("not asked for");
   }
 
   /** A device is gone: its requests fail. */

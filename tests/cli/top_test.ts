@@ -54,6 +54,11 @@ processTest("top: figures of real traffic move, as text, JSON and for Prometheus
   assert(Number(row[0]) > 0 && Number(row[1]) >= 20, row.join());
   assertEquals(row.slice(3), [`device ${device.pid}`, "device 0 net, responder"]);
   assert(Number(rowOf(once.stdout, "sent", driver.pid)[0]) > 0);
+  // The card told of what it used, at most once a batch; the bring-up's requests took their time.
+  const total = (counter: string, pid: number) => Number(rowOf(once.stdout, counter, pid)[1]);
+  const [notified, batches] = [total("notified", device.pid), total("batches", device.pid)];
+  assert(notified >= 20 && notified <= batches, `${notified} of ${batches}`);
+  assert(total("count", driver.pid) > 10 && total("p99 in us", driver.pid) > 0);
   const rates = once.stdout.slice(1).map((line) => parseFloat(line)).filter(Number.isFinite);
   assertEquals(rates, rates.toSorted((a, b) => b - a), "by rate");
 

@@ -446,6 +446,7 @@ cleanTest(
       for (const index of [0, 3, 0xffff_ffff]) peer.send(Kind.EVENT_AVAIL, (m) => m.index = index);
       await quiet();
       assertEquals([device.takeCalls(), side.counters.dropped], [[], dropped + 3]);
+      assertEquals(side.counters["no such queue"], 3);
       peer.send(Kind.EVENT_AVAIL, (m) => m.index = 1);
       await quiet();
       assertEquals(device.takeCalls(), ["available 1"]);
@@ -720,9 +721,15 @@ cleanTest(
       for (const bytes of nonsense) peer.putBytes(bytes);
       await quiet();
       assertEquals(side.counters.malformed, before.malformed + nonsense.length);
+      // G15 and G19, by cause.
+      assertEquals([side.counters.short >= before.short + 1, side.counters.long], [
+        true,
+        before.long + 1,
+      ]);
       // An answer is no request.
       peer.putBytes([0x01, 0x07, 0, 0, 1, 0, 12, 0, 3, 0, 0, 0]);
       await quiet();
       assertEquals(side.counters.dropped, before.dropped + 1);
+      assertEquals(side.counters["not asked for"], before["not asked for"] + 1);
     }),
 );
