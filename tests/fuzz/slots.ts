@@ -230,7 +230,11 @@ function script(
     ...memory,
     say(Kind.GET_CONFIG, { offset: random.below(8), length: 4 }),
     say(Kind.SET_CONFIG, { offset: 0, length: 4, bytes: [1, 2, 3, 4] }),
-    say(Kind.SET_VQUEUE_STATE, { index, base: random.pick([0, 0, 1, 0xffff]) }),
+    say(Kind.SET_VQUEUE_STATE, {
+      index,
+      base: random.pick([0, 0, 1, 0xffff]),
+      flags: random.pick([0, 1]),
+    }),
     queue(index),
     queue(index ^ 1),
     say(Kind.GET_VQUEUE, { index }),
