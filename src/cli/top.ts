@@ -22,10 +22,7 @@ function lookAt([operand, ...more]: readonly string[]): Look {
   const look = () => readAll(MONOTONIC.now(), Number(operand));
   const { instances, problems } = look();
   if (instances.length > 0) return look;
-  throw new VmsgError(
-    "NO_COUNTERS",
-    problems[0] ?? `process ${operand} has no counters that can be read; vmsg top shows which have`,
-  );
+  throw new VmsgError("NO_COUNTERS", problems[0] ?? `process ${operand} ended`);
 }
 
 /** See `vmsg top --help`. */

@@ -127,9 +127,7 @@ function filesIn(directory: string): FoundFile[] {
 }
 
 /** All there are, of processes that run and of those that crashed; none where we may not look. */
-export function findCounterFiles(
-  directories: readonly string[] = counterDirectories(),
-): FoundFile[] {
+export function findCounterFiles(directories: readonly string[]): FoundFile[] {
   return directories.flatMap((directory) => {
     try {
       return filesIn(directory);

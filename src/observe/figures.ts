@@ -8,7 +8,7 @@
 
 import { VmsgError } from "../linux/errors.ts";
 import { fileStatus, openPath } from "../linux/fd.ts";
-import { findCounterFiles, type FoundFile, isProcess } from "./counter_file.ts";
+import { counterDirectories, findCounterFiles, type FoundFile, isProcess } from "./counter_file.ts";
 import { LATENCY, readLatency } from "./latency.ts";
 import { type ReadCounters, readCounters } from "./read_counters.ts";
 
@@ -42,7 +42,11 @@ export const SORTS = ["rate", "total", "name"] as const;
 export type Sort = typeof SORTS[number];
 
 /** All processes there are, or those of a directory, or one of them. */
-export function readAll(atMs: number, pid?: number, directories?: readonly string[]): Reading {
+export function readAll(
+  atMs: number,
+  pid?: number,
+  directories: readonly string[] = counterDirectories(),
+): Reading {
   const found = findCounterFiles(directories).filter((file) =>
     pid === undefined || file.pid === pid
   );
@@ -56,6 +60,10 @@ export function readAll(atMs: number, pid?: number, directories?: readonly strin
       // It ended between two looks.
       if (error.code !== "ENOENT") problems.push(error.message);
     }
+  }
+  if (found.length === 0) {
+    const whose = pid === undefined ? "" : ` of process ${pid}`;
+    problems.push(`no counters${whose} in ${directories.join(" or ")}`);
   }
   return { instances, problems, atMs };
 }

@@ -139,7 +139,7 @@ function startOn(vmsg: Processes, terminal: Terminal, ...args: string[]): Promis
 
 processTest("top: on a terminal, with its keys and another size", async (vmsg) => {
   const [device] = await pinging(vmsg);
-  using terminal = new Terminal(100, 40);
+  using terminal = new Terminal(100, 100);
   const process = await startOn(
     vmsg,
     terminal,
@@ -169,7 +169,7 @@ processTest("top: on a terminal, with its keys and another size", async (vmsg) =
   await until(() => terminal.screen.length === 11);
   assert(terminal.screen.every((line) => line.length < 60), terminal.screen.join("\n"));
   assertMatch(terminal.screen.at(-1)!, /^\.\.\. \d+ more lines$/);
-  terminal.resize(100, 40);
+  terminal.resize(100, 100);
   await until(() => terminal.screen.length > 11);
   assertEquals(terminal.screen.slice(1), paused, "time went by and nothing moved");
   terminal.press(" ");
@@ -188,6 +188,9 @@ processTest("top: on a terminal, with its keys and another size", async (vmsg) =
 });
 
 processTest("top: files that are no counters are refused in a line, others shown", async (vmsg) => {
+  Deno.mkdirSync(`${vmsg.directory}/empty`);
+  const empty = await top(vmsg, "--once", `${vmsg.directory}/empty`);
+  assertEquals(empty.stderr, [`vmsg: no counters in ${vmsg.directory}/empty`]);
   const device = await start(vmsg, "device", ...BUS, "--net", "responder");
   await device.waitFor(/waiting for the driver side/);
   await device.end("SIGKILL");
@@ -214,10 +217,9 @@ processTest("top: files that are no counters are refused in a line, others shown
     const [operand, message] of [
       [`${directory}/proxy.7`, `vmsg: ${directory}/proxy.7: not a file of counters`],
       ["none", "vmsg: open none: No such file or directory (ENOENT)"],
-      ["7", `vmsg: ${directory}/proxy.7: not a file of counters`],
       [
         "123456789",
-        "vmsg: process 123456789 has no counters that can be read; vmsg top shows which have",
+        `vmsg: no counters of process 123456789 in ${directory} or /run/vmsg`,
       ],
     ] as const
   ) {
