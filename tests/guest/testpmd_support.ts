@@ -37,8 +37,8 @@ export function startTestpmd(directory: string, port: string, ...args: string[])
   );
 }
 
-/** A conversation with testpmd. */
-export class Testpmd {
+/** A conversation with testpmd. Dispose kills it and returns when it is gone. */
+export class Testpmd implements AsyncDisposable {
   readonly #writer: WritableStreamDefaultWriter<Uint8Array<ArrayBuffer>>;
   readonly ended: Promise<Deno.CommandStatus>;
   text = "";
@@ -86,5 +86,15 @@ export class Testpmd {
     await this.say("quit", /Bye/);
     await this.#writer.close().catch(() => {});
     return await this.ended;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    try {
+      this.child.kill("SIGKILL");
+    } catch {
+      // It has ended.
+    }
+    await this.#writer.close().catch(() => {});
+    await this.ended;
   }
 }

@@ -47,8 +47,7 @@ async function killed(
   answers: () => Answer[],
 ): Promise<Testpmd> {
   await until(() => answers().length >= BEFORE);
-  testpmd.child.kill("SIGKILL");
-  await testpmd.ended;
+  await testpmd[Symbol.asyncDispose]();
   await delay(MISSING_MS);
   const next = await startEcho(test);
   try {
@@ -68,10 +67,10 @@ guestlessTest(
   { programs: TESTPMD_PROGRAMS },
   async (test) => {
     const { vmsg } = test;
-    const testpmd = await startEcho(test);
+    await using testpmd = await startEcho(test);
     const device = await startDevice(vmsg);
     const driver = await vmsg.start("driver", ...BUS, "--interval", "0.1");
-    const next = await killed(test, testpmd, () => answersIn(driver.lines));
+    await using next = await killed(test, testpmd, () => answersIn(driver.lines));
     assertEquals((await driver.end("SIGTERM")).code, 0);
     assertEquals((await device.end("SIGTERM")).code, 0);
     assertEquals((await next.quit()).code, 0);
@@ -83,7 +82,7 @@ guestTest(
   { guest: "uml", programs: TESTPMD_PROGRAMS },
   async (test) => {
     const { vmsg } = test;
-    const testpmd = await startEcho(test);
+    await using testpmd = await startEcho(test);
     await startDevice(vmsg);
     await startProxy(vmsg);
     const answers: Answer[] = [];
@@ -100,7 +99,7 @@ echo "ECHOES $(echoes OutEchos) $(echoes InEchoReps)"
       onLine: (text) => answers.push(...answersIn([{ text, atMs: performance.now() }])),
     });
     assertEquals(await guest.waitFor(/^MTU /, GUEST_TIMEOUT_MS.uml), "MTU 1500");
-    await killed(test, testpmd, () => answers);
+    await using _next = await killed(test, testpmd, () => answers);
     // Its ping misses answers that come together; its kernel counts all of them.
     const [, sent, answered] = (await guest.waitFor(/^ECHOES /, GUEST_TIMEOUT_MS.uml)).split(" ")
       .map(Number);
