@@ -5,6 +5,7 @@
  *     00:10.0  ivshmem-doorbell   memory and interrupts shared with another machine
  *     00:12.0  virtio-net-pci     a network card that QEMU serves
  *     00:14.0  virtio-blk-pci     the disk: vmsg, Xen's tools, libraries, /domu/kernel and /domu/initrd
+ *     00:15.0  virtio-blk-pci     /dev/vdb, a file of the host's that Dom0 may write
  *
  * Dom0 does what the caller's script says, after xenstored and xenconsoled are up; `xl` and `vmsg` are on PATH.
  * DomUs are made by that script (xen_scripts.ts).
@@ -23,13 +24,19 @@ import { findProgram, type PlacedFile } from "./libraries.ts";
 import { DISK_ADDRESS, DOORBELL_ADDRESS, type MachineNic, NIC_ADDRESSES } from "./machine.ts";
 import { buildMachineImage, type MachineArchitecture } from "./machine_image.ts";
 
-/** What Dom0 loads; erofs asks for a crc32c by name, which no dependency names. */
+/** Where the machine's other disk is. */
+const SECOND_DISK_ADDRESS = "0000:00:15.0";
+
+/** What Dom0 loads; erofs, as ext4, asks for a crc32c by name, which no dependency names. */
 const DOM0_MODULES = [
   "crc32c_generic",
   ...["xenfs", "xen_privcmd", "xen_evtchn", "xen_gntdev", "virtio_pci", "virtio_blk", "erofs"],
   ...["tun", "bridge", "virtio_net", "af_packet"],
 ];
-const DOMU_MODULES = ["virtio_mmio", "virtio_net", "virtio_rng", "af_packet"];
+const DOMU_MODULES = [
+  ...["virtio_mmio", "virtio_net", "virtio_rng", "virtio_blk", "af_packet"],
+  ...["crc32c_generic", "ext4"],
+];
 
 /** Programs of Xen's that Dom0 runs. */
 const TOOLS = ["xl", "xenstored", "xenconsoled", "xen-init-dom0", "libxl-save-helper"];
@@ -163,6 +170,8 @@ export interface XenMachineOptions {
   readonly image: string;
   /** What Dom0 does, for busybox's sh. */
   readonly script: string;
+  /** A file that is /dev/vdb of Dom0. */
+  readonly disk?: string;
   /** The socket of an ivshmem server. */
   readonly doorbell?: string;
   /** Up to one network card. */
@@ -196,7 +205,7 @@ export async function startXenMachine(
   const type = TYPES[xen.architecture];
   const program = await findProgram(type.program);
   if (program === undefined) throw new VmsgError("NO_GUEST", `${type.program} is missing`);
-  const { image, script, doorbell, nics = [], memoryMiB = type.memoryMiB, onLine } = options;
+  const { image, disk, script, doorbell, nics = [], memoryMiB = type.memoryMiB, onLine } = options;
   const keeper = await openKeeper();
   const initramfs = `${keeper.directory}/dom0.cpio`;
   try {
@@ -213,6 +222,10 @@ export async function startXenMachine(
     ...type.arguments(xen, initramfs, "console=hvc0 panic=-1 quiet"),
     ...["-drive", `if=none,id=disk,format=raw,readonly=on,file=${image}`],
     ...["-device", `virtio-blk-pci,drive=disk,romfile=,${slot(DISK_ADDRESS)}`],
+    ...(disk === undefined ? [] : [
+      ...["-drive", `if=none,id=second,format=raw,file=${disk}`],
+      ...["-device", `virtio-blk-pci,drive=second,romfile=,${slot(SECOND_DISK_ADDRESS)}`],
+    ]),
     ...(doorbell === undefined ? [] : [
       ...["-chardev", `socket,id=iv,path=${doorbell}`],
       ...["-device", `ivshmem-doorbell,vectors=2,chardev=iv,${slot(DOORBELL_ADDRESS)}`],

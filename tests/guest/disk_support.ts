@@ -14,13 +14,13 @@ const REMOVED = 2;
 export const MISSING_MS = 300;
 
 /** Writes files, each with its checksum in memory; then looks at them behind the file system's cache. */
-export const DISK_SCRIPT = `
+export const diskScript = (files: number): string => `
 cd /sys/block/vda
 echo "DISK size=$(cat size) serial=$(cat serial) ro=$(cat ro) cache=$(cat queue/write_cache)"
 mkdir /disk
 mount -t ext4 -o discard /dev/vda /disk || echo "MOUNT failed"
 cd /disk
-for i in $(seq ${FILES}); do
+for i in $(seq ${files}); do
   dd if=/dev/urandom of=file$i bs=64k count=16 conv=fsync 2>/dev/null || echo "WRITE $i failed"
   echo "WROTE $i"
   sha256sum file$i >>/tmp/sums
@@ -35,6 +35,11 @@ sed 1,${REMOVED}d /tmp/sums | sha256sum -c >/tmp/checked; echo "SUMS rc=$? $(gre
 cd /
 umount /disk; echo "UMOUNT rc=$?"
 `;
+
+/** What the script says in the end of files that are whole. */
+export const sums = (files: number): string => `SUMS rc=0 ${files - REMOVED}`;
+
+export const DISK_SCRIPT = diskScript(FILES);
 
 /** Runs a program of the host, which must succeed. */
 export async function run(directory: string, program: string, ...args: string[]): Promise<string> {
@@ -74,7 +79,7 @@ export async function untilWritten(guest: Watched, count: number): Promise<void>
 
 /** What was written reads back. */
 export async function assertWhole(guest: Watched, timeoutMs: number): Promise<void> {
-  assertEquals(await guest.waitFor(/^SUMS /, timeoutMs), `SUMS rc=0 ${FILES - REMOVED}`);
+  assertEquals(await guest.waitFor(/^SUMS /, timeoutMs), sums(FILES));
   assertEquals(await guest.waitFor(/^UMOUNT /, timeoutMs), "UMOUNT rc=0");
   assert(!/^(MOUNT|WRITE) /m.test(guest.console()));
 }

@@ -9,9 +9,11 @@ import {
   startXenMachine,
   type XenMachineOptions,
 } from "../../scripts/lab/xen_machine.ts";
+import { waitForDomu } from "../../scripts/lab/xen_scripts.ts";
 import type { Target } from "../../scripts/toolchain.ts";
 import { toolchainLacks } from "../support/executable.ts";
 import type { Lack } from "../support/needs.ts";
+import { DISK_PROGRAMS, diskScript } from "./disk_support.ts";
 import { guestlessTest, type GuestTest } from "./support.ts";
 
 /** How long one step of a machine may take under emulation, several times what it does take. */
@@ -24,7 +26,10 @@ export interface XenTest extends Omit<GuestTest, "installation" | "boot"> {
   start(domu: string, options: Omit<XenMachineOptions, "image">): Promise<Guest>;
 }
 
-/** What a DomU does; with the word `short` it is idle after three pings, with `brief` it ends. */
+/** How many files a DomU writes: it is still at it when the second who serves it is killed. */
+export const DISK_FILES = 16;
+
+/** What a DomU does; with the word `short` it is idle after three pings, with `disk` it uses its other devices and ends. */
 // Its ping misses answers that come together, or late; its kernel counts all of them.
 export const DOMU = `
 ip link set eth0 up
@@ -42,7 +47,13 @@ pings() {
 pings PING "-c 3"
 # While nobody serves the card, what the kernel sends to renew this entry is not answered, and it gives up its neighbour.
 arp -s 10.0.2.2 $(awk '$1 == "10.0.2.2" { print $4 }' /proc/net/arp)
-case " $(cat /proc/cmdline) " in *" short "*) sleep 3600 ;; *" brief "*) exit ;; esac
+case " $(cat /proc/cmdline) " in
+  *" short "*) sleep 3600 ;;
+  *" disk "*)
+    echo "RNG $(cat /sys/class/misc/hw_random/rng_current) $(dd if=/dev/hwrng bs=64 count=1 2>/dev/null | wc -c)"
+    ${diskScript(DISK_FILES)}
+    exit ;;
+esac
 pings FLOOD "-c 200 -i 0.05"
 echo "GO kill"
 pings KILLED "-c 30 -i 0.3"
@@ -66,6 +77,24 @@ ready() {
 }
 cd /tmp
 `;
+
+/** Shell: three devices in the background, their process in $D, and a proxy that gives all to the domain; the disk is Dom0's. */
+export const THREE_DEVICES = `
+XEN="--xen domain=domu,device=0 --xen domain=domu,device=1 --xen domain=domu,device=2"
+device() {
+  vmsg device --bus ${BUS},listen --net responder --device blk,file=/dev/vdb --device rng >>/tmp/device.log 2>&1 & D=$!
+}
+`;
+/** How many of the three there are. */
+export const THREE = 3;
+
+/** Shell: a domain's disk, while whoever serves it is killed. */
+export const KILLED_UNDER_DISK = [
+  waitForDomu("domu", "WROTE 2"),
+  "kill -9 $D; sleep 0.3; device; echo 'DISK device'",
+  waitForDomu("domu", "WROTE 4"),
+  "kill -9 $P; sleep 0.3; proxy; ready 'going on with'; echo 'DISK proxy'",
+].join("\n");
 
 /** Shell: until xl knows the domain no more. */
 export const GONE = `while xl domid domu >/dev/null 2>&1; do sleep 0.5; done; sleep 2\n`;
@@ -124,7 +153,7 @@ export function xenTest(
     requiredBy: "VMSG_GUEST_TESTS",
   }];
   const needs = {
-    programs: { "mkfs.erofs": "erofs-utils", ...programs },
+    programs: { "mkfs.erofs": "erofs-utils", ...DISK_PROGRAMS, ...programs },
     lacks: [...lacks, ...missing, ...toolchainLacks(target)],
   };
   guestlessTest(name, needs, async (test) => {

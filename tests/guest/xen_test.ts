@@ -1,7 +1,7 @@
 /**
- * A machine with stock Xen, whose DomU has a network card that `vmsg proxy --xen` serves: the device is in the same
- * Dom0, on the linux-user bus. At the end another device of that Dom0 is met by a driver of this host, by way of
- * ivshmem. All is done in one boot, which takes as long as the rest.
+ * A machine with stock Xen, whose DomU has a network card, a disk and an entropy device that `vmsg proxy --xen` serves:
+ * the devices are in the same Dom0, on the linux-user bus. At the end another device of that Dom0 is met by a driver of
+ * this host, by way of ivshmem. All is done in one boot, which takes as long as the rest.
  */
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
@@ -12,24 +12,32 @@ import {
   inBackground,
   waitForDomu,
 } from "../../scripts/lab/xen_scripts.ts";
+import { assertClean, makeDisk, sums } from "./disk_support.ts";
 import { failing } from "./link_support.ts";
 import {
   BUS,
+  DISK_FILES,
   DOMU,
   GONE,
   holds,
+  KILLED_UNDER_DISK,
   line,
   START_PROXY,
+  THREE,
+  THREE_DEVICES,
   XEN_TIMEOUT_MS,
   xenTest,
 } from "./xen_support.ts";
 
 const FULL = Deno.env.get("VMSG_GUEST_FULL") === "1";
 
+const DISK = "disk.img";
+const DISK_BYTES = 64 << 20;
+
 const OTHER_BUS = "linux-user,name=other,socket=/tmp/other.sock";
 
 xenTest(
-  "Xen: a DomU's card, its proxy killed, ended and started anew, its domain too",
+  "Xen: a DomU's card, disk and entropy device, proxy and device killed, ended and started anew, its domain too",
   async (test) => {
     const server = await test.vmsg.start(
       ...["ivshmem-server", "--socket", `${test.directory}/iv.sock`, "--size", "1M"],
@@ -39,9 +47,10 @@ xenTest(
       `vmsg device --bus ivshmem,pci=${DOORBELL_ADDRESS},via=sysfs --confined --net responder`;
     const steps = [
       START_PROXY,
-      domuConfig(test.xen, { name: "domu" }),
-      "sed 's/extra=\"/&brief /' /tmp/domu.cfg >/tmp/brief.cfg",
-      inBackground("device", `vmsg device --bus ${BUS},listen --net responder`),
+      THREE_DEVICES,
+      domuConfig(test.xen, { name: "domu", cards: THREE }),
+      "sed 's/extra=\"/&disk /' /tmp/domu.cfg >/tmp/disk.cfg",
+      "device",
       // What goes wrong before there is anything to serve.
       failing("open", `proxy --bus ${OTHER_BUS} --xen domain=domu`),
       failing(
@@ -65,17 +74,21 @@ xenTest(
       "xl destroy domu",
       GONE,
       holds("second"),
-      "cp /tmp/brief.cfg /tmp/domu.cfg",
+      "cp /tmp/disk.cfg /tmp/domu.cfg",
       createDomu("domu"),
       waitForDomu("domu", "PING"),
+      KILLED_UNDER_DISK,
       GONE,
       holds("third"),
       "kill $P; wait $P; echo \"RUN after $(ls /run/vmsg | tr '\\n' ' ')\"",
-      "echo STEPS",
+      "sync; echo STEPS",
       far,
     ];
+    const disk = `${test.directory}/${DISK}`;
+    await makeDisk(test.directory, DISK, DISK_BYTES);
     const machine = await test.start(DOMU, {
       script: steps.join("\n"),
+      disk,
       doorbell: `${test.directory}/iv.sock`,
     });
 
@@ -100,11 +113,23 @@ xenTest(
       "U| KILLED 30 sent, 30 answered",
       "U| ENDED 30 sent, 30 answered",
     ]);
+    // The third domain's other devices.
+    assertMatch(line(machine, "U| RNG "), /^U\| RNG virtio_rng\.0 [1-9]/);
+    assertMatch(
+      line(machine, "U| DISK "),
+      new RegExp(`^U\\| DISK size=${DISK_BYTES / 512} .*ro=0 `),
+    );
     // Under traffic, and not after it.
     const said = machine.console().split("\n").map((text) => text.trimEnd());
-    const order = said.filter((text) => /^(KILL|END|U\| (KILLED|ENDED) .*)$/.test(text));
-    const names = order.map((text) => text.split(" ")[1] ?? text);
-    assertEquals(names, ["KILL", "KILLED", "END", "ENDED"]);
+    const order = said.filter((text) =>
+      /^(KILL|END|U\| (KILLED|ENDED) .*|DISK \w+|U\| (SUMS|UMOUNT|MOUNT|WRITE) .*)$/.test(text)
+    );
+    const names = order.map((text) => /^(?:U\| (?:KILLED|ENDED)|.*)/.exec(text)![0]);
+    assertEquals(names, [
+      ...["KILL", "U| KILLED", "END", "U| ENDED"],
+      ...["DISK device", "DISK proxy", `U| ${sums(DISK_FILES)}`, "U| UMOUNT rc=0"],
+    ]);
+    await assertClean(test.directory, DISK);
     assertMatch(line(machine, "U| IRQ "), /IO-APIC +16-edge +virtio0/);
     assertEquals(line(machine, "PROXY ended"), "PROXY ended 0");
 
