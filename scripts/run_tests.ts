@@ -9,8 +9,9 @@
  * `deno test`, and 1 if no test ran; a run that ended without its summary, or that failed with every test
  * passed, counts as one failure. (Called test.ts, this file would be a test.)
  *
- * Without other arguments all tests run, but for those that are to be left out, in two processes at the same time:
- * those that boot guests, and the others. An emulated guest uses one processor, a test that waits for it none.
+ * Without other arguments all tests run, but for those that are to be left out, in two lines at the same time: those
+ * that emulate whole machines with vmsg inside, and the others followed by those with other guests. A guest that is
+ * emulated uses one processor, a test that waits for it none.
  *
  * With --report the counts go into a file too, one line for a shell's `read`: passed, failed, skipped; what
  * failed follows.
@@ -22,6 +23,8 @@ const REPORT = "--report=";
 const LEAVE_OUT = "--leave-out=";
 /** Where most tests wait for guests or for other slow programs. */
 const WITH_GUESTS = ["tests/guest", "tests/bench", "tests/compile"];
+/** Of these, those that run in a line of their own: they take half of the time. */
+const MACHINES = /^(ivshmem|machine|xen)_.*_test\.ts$/;
 const NOT_RUN = /^NOT RUN: .*$/gm;
 const SLOWEST = 20;
 /** How many lines of failures are at the end, and how many are in a report, of which a log's end shows several. */
@@ -104,13 +107,26 @@ const ignore = (paths: readonly string[]) => paths.length === 0 ? [] : [`--ignor
 Deno.addSignalListener("SIGINT", () => {});
 Deno.addSignalListener("SIGTERM", () => children.forEach((child) => child.kill("SIGTERM")));
 
-const runs = args.length > 0
-  ? [await test([...ignore(leftOut), ...args], true)]
-  : await Promise.all([
-    // What is named runs, whatever is ignored.
-    test([...ignore(leftOut), ...WITH_GUESTS.filter((path) => !leftOut.includes(path))], true),
-    test(ignore([...leftOut, ...WITH_GUESTS]), false),
+/** All tests: see the head of this file. */
+async function testAll(): Promise<Run[]> {
+  const guests = [...Deno.readDirSync("tests/guest")].map(({ name }) => name);
+  const machines = guests.filter((name) => MACHINES.test(name)).map((name) =>
+    `tests/guest/${name}`
+  );
+  // What is named runs, whatever is ignored; and all runs where nothing is named.
+  const named = (paths: readonly string[]) => paths.filter((path) => !leftOut.includes(path));
+  const first = named(machines.sort());
+  const [emulating, others] = await Promise.all([
+    first.length === 0 ? [] : test(first, true).then((run) => [run]),
+    (async () => [
+      await test(ignore([...leftOut, ...WITH_GUESTS]), false),
+      await test([...ignore([...leftOut, ...machines]), ...named(WITH_GUESTS)], false),
+    ])(),
   ]);
+  return [...emulating, ...others];
+}
+
+const runs = args.length > 0 ? [await test([...ignore(leftOut), ...args], true)] : await testAll();
 printTimes(runs);
 for (const line of new Set(runs.flatMap(({ output }) => output.match(NOT_RUN) ?? []))) {
   console.log(line);
