@@ -9,8 +9,8 @@
  * `deno test`, and 1 if no test ran; a run that ended without its summary, or that failed with every test
  * passed, counts as one failure. (Called test.ts, this file would be a test.)
  *
- * Without other arguments all tests run, but for those that are to be left out, in two lines at the same time: those
- * that emulate whole machines with vmsg inside, and the others followed by those with other guests. A guest that is
+ * Without other arguments all tests run, but for those that are to be left out, in four groups, two at a time: those
+ * that emulate whole machines with vmsg inside, those without guests, and two halves of the rest. A guest that is
  * emulated uses one processor, a test that waits for it none.
  *
  * With --report the counts go into a file too, one line for a shell's `read`: passed, failed, skipped; what
@@ -22,9 +22,11 @@ import { brief, countsOf, type Failure, failuresOf, plain, timesOf } from "./tes
 const REPORT = "--report=";
 const LEAVE_OUT = "--leave-out=";
 /** Where most tests wait for guests or for other slow programs. */
-const WITH_GUESTS = ["tests/guest", "tests/bench", "tests/compile"];
-/** Of these, those that run in a line of their own: they take half of the time. */
-const MACHINES = /^(ivshmem|machine|xen)_.*_test\.ts$/;
+const GUESTS = "tests/guest";
+const WITH_GUESTS = [GUESTS, "tests/bench", "tests/compile"];
+/** Files in {@link GUESTS} that take longest, and those of a half of the others. */
+const MACHINES = /^(ivshmem|machine|xen)_(.*_)?test\.ts$/;
+const FIRST_HALF = /^[a-l].*_test\.ts$/;
 const NOT_RUN = /^NOT RUN: .*$/gm;
 const SLOWEST = 20;
 /** How many lines of failures are at the end, and how many are in a report, of which a log's end shows several. */
@@ -109,21 +111,26 @@ Deno.addSignalListener("SIGTERM", () => children.forEach((child) => child.kill("
 
 /** All tests: see the head of this file. */
 async function testAll(): Promise<Run[]> {
-  const guests = [...Deno.readDirSync("tests/guest")].map(({ name }) => name);
-  const machines = guests.filter((name) => MACHINES.test(name)).map((name) =>
-    `tests/guest/${name}`
-  );
+  const names = [...Deno.readDirSync(GUESTS)].map(({ name }) => name).sort();
+  const files = (names: readonly string[]) => names.map((name) => `${GUESTS}/${name}`);
+  const machines = files(names.filter((name) => MACHINES.test(name)));
+  const half = files(names.filter((name) => FIRST_HALF.test(name) && !MACHINES.test(name)));
   // What is named runs, whatever is ignored; and all runs where nothing is named.
   const named = (paths: readonly string[]) => paths.filter((path) => !leftOut.includes(path));
-  const first = named(machines.sort());
-  const [emulating, others] = await Promise.all([
-    first.length === 0 ? [] : test(first, true).then((run) => [run]),
-    (async () => [
-      await test(ignore([...leftOut, ...WITH_GUESTS]), false),
-      await test([...ignore([...leftOut, ...machines]), ...named(WITH_GUESTS)], false),
-    ])(),
-  ]);
-  return [...emulating, ...others];
+  const groups = [
+    named(machines),
+    ignore([...leftOut, ...WITH_GUESTS]),
+    named(half),
+    [...ignore([...leftOut, ...machines, ...half]), ...named(WITH_GUESTS)],
+  ].filter((args) => args.length > 0);
+  const runs: Run[] = [];
+  const lane = async (isShownAtOnce: boolean) => {
+    for (let args; (args = groups.shift()) !== undefined;) {
+      runs.push(await test(args, isShownAtOnce));
+    }
+  };
+  await Promise.all([lane(true), lane(false)]);
+  return runs;
 }
 
 const runs = args.length > 0 ? [await test([...ignore(leftOut), ...args], true)] : await testAll();
