@@ -28,11 +28,12 @@ export class QueueRig<Device extends DeviceModel> implements Disposable {
   /**
    * Makes the device, negotiates these features beside VERSION_1, and starts every queue, or these.
    *
+   * @param chosen feature bits; "none": the driver never says FEATURES_OK
    * @param base where every queue goes on
    */
   constructor(
     make: (reactor: Reactor) => Device,
-    features: readonly number[] = [],
+    chosen: readonly number[] | "none" = [],
     started?: readonly number[],
     base = 0,
   ) {
@@ -46,9 +47,10 @@ export class QueueRig<Device extends DeviceModel> implements Disposable {
       needsReset: (reason) => this.resets.push(reason),
     };
     device.connect(host);
+    const features = chosen === "none" ? [] : chosen;
     const words = new Uint32Array(2);
     for (const bit of [RingFeature.VERSION_1, ...features]) words[bit >> 5] |= 1 << (bit & 31);
-    assert(device.acceptFeatures(words));
+    if (chosen !== "none") assert(device.acceptFeatures(words));
     this.#start(features, started, base);
     this.#restart = () => this.#start(features, started, 0);
   }

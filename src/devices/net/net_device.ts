@@ -117,7 +117,7 @@ export class NetDevice extends QueueDevice {
   #isPlugged = true;
   #hasNetwork = true;
   /** What each queue does, which depends on the features. */
-  #work: readonly Batch[] = [];
+  #work: readonly Batch[];
   readonly #steer: Task = { run: () => this.#setPortQueues() };
   readonly #card: { filter: ReceiveFilter; readonly counters: NetCounters };
   readonly #configView = new DataView(this.config.buffer);
@@ -147,6 +147,8 @@ export class NetDevice extends QueueDevice {
     this.#card = { filter: new ReceiveFilter(), counters: this.counters };
     const queues = port.queues ?? [port];
     this.#pairs = Array.from({ length: pairs }, (_, i) => new QueuePair(this.#card, queues[i]!));
+    // For a driver that goes on to DRIVER_OK without any features.
+    this.#work = this.#assign();
     const config = this.#configView;
     config.setUint16(NetConfig.STATUS, NetStatus.LINK_UP, true);
     config.setUint16(NetConfig.PAIRS, pairs, true);

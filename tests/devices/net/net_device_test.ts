@@ -80,12 +80,12 @@ function frameTo(destination: readonly number[], size = 60, tag?: number): Uint8
 }
 
 class Rig extends QueueRig<NetDevice> {
-  constructor(features: readonly number[], readonly port: FakePort) {
+  constructor(features: readonly number[] | "none", readonly port: FakePort) {
     super((reactor) => new NetDevice(reactor, port, { mac: MAC, mtu: 1500 }), features);
   }
 }
 
-function rig(features: readonly number[], port = new FakePort()): Rig {
+function rig(features: readonly number[] | "none", port = new FakePort()): Rig {
   return new Rig(features, port);
 }
 
@@ -117,6 +117,14 @@ Deno.test("net: frames are sent in order, whole, and completed with 0 bytes", ()
   assertEquals(net.port.sent, frames);
   for (const _ of frames) assertEquals(net.queues[TRANSMIT].takeUsed()?.length, 0);
   assertEquals(net.used, [TRANSMIT]);
+});
+
+Deno.test("net: a driver that never accepts features is served as one that accepts none", () => {
+  using net = rig("none");
+  net.offer(TRANSMIT, BUFFERS, frameTo(OTHER_MAC));
+  net.settle();
+  assertEquals(net.port.sent.length, 1);
+  assertEquals(received(net, frameTo([...MAC])), 1);
 });
 
 Deno.test("net: a full port keeps the frame, and nothing is sent twice", () => {
