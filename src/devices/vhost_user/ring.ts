@@ -100,7 +100,7 @@ export class Ring implements Disposable {
     if (used === available) return this.#forget(used);
     const { views: { avail, usedElements }, setup: { size } } = this;
     const mask = size - 1;
-    this.#isKnown &&= this.#isInTime();
+    this.#isKnown &&= this.#isInTime(used, available);
     if (this.#isKnown) {
       for (let i = this.#usedSeen; i !== used; i = (i + 1) & 0xffff) {
         this.#count(usedElements[USED_ELEMENTS + 2 * (i & mask)]!, -1);
@@ -109,16 +109,17 @@ export class Ring implements Disposable {
         this.#count(avail[AVAIL_HEADS + (i & mask)]!, 1);
       }
       // Entries may have been written over while they were read.
-      this.#isKnown &&= this.#isInTime();
+      this.#isKnown &&= this.#isInTime(this.usedIndex, this.availableIndex);
     }
     this.#usedSeen = used;
     this.#availableSeen = available;
   }
 
-  #isInTime(): boolean {
+  /** Has the ring not gone round since it was looked at last, by these indices? */
+  #isInTime(used: number, available: number): boolean {
     const { size } = this.setup;
-    return ((this.usedIndex - this.#usedSeen) & 0xffff) <= size &&
-      ((this.availableIndex - this.#availableSeen) & 0xffff) <= size;
+    return ((used - this.#usedSeen) & 0xffff) <= size &&
+      ((available - this.#availableSeen) & 0xffff) <= size;
   }
 
   #count(head: number, by: 1 | -1): void {
