@@ -21,8 +21,10 @@ import { loadAcquire32, type MappedMemory, storeRelease32 } from "../memory/mod.
 /** Bytes of one slot, and so of the longest message. */
 export const SLOT_SIZE = 64;
 const GRANT_WORD = 3;
-const TAIL_WORD = 16;
-const SLOTS_OFFSET = 128;
+/** The word that has the tail; the head is in the first. */
+export const TAIL_WORD = 16;
+/** Where slots begin. */
+export const SLOTS_OFFSET = 128;
 const WORDS = SLOT_SIZE / 4;
 
 /** How many slots fit into `size` bytes. */

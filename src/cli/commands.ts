@@ -21,6 +21,7 @@ export const COMMANDS: Readonly<Record<string, Load<Command | PlaneCommand>>> = 
   demo: async () => (await import("./demo.ts")).demoCommand,
   "xen-acpi": async () => (await import("./xen_acpi.ts")).xenAcpiCommand,
   top: async () => (await import("./top.ts")).topCommand,
+  inspect: async () => (await import("./inspect.ts")).inspectCommand,
   trace: async () => (await import("./trace.ts")).traceCommand,
   doctor: async () => (await import("./doctor.ts")).doctorCommand,
 };

@@ -11,6 +11,7 @@ import { fileStatus, openPath } from "../linux/fd.ts";
 import { counterDirectories, findCounterFiles, type FoundFile, isProcess } from "./counter_file.ts";
 import { LATENCY, readLatency } from "./latency.ts";
 import { type ReadCounters, readCounters } from "./read_counters.ts";
+import { STATE } from "./state.ts";
 
 /** The counters of a process at a time. */
 export interface Instance extends ReadCounters {
@@ -83,6 +84,11 @@ export function readPath(atMs: number, path: string): Reading {
   return { instances, problems: [], atMs };
 }
 
+/** What is at the moment is for `vmsg inspect`. */
+function isCounted({ kind }: { readonly kind: string }): boolean {
+  return kind !== STATE;
+}
+
 function processName({ subcommand, pid, isRunning }: Instance): string {
   return `${subcommand} ${pid}${isRunning ? "" : " (ended)"}`;
 }
@@ -97,7 +103,7 @@ export function figuresOf(now: Reading, before?: Reading): Figure[] {
     );
     const process = processName(instance);
     const seen = new Map<string, number>();
-    return groups.flatMap(({ kind, name, counters }) => {
+    return groups.filter(isCounted).flatMap(({ kind, name, counters }) => {
       const group = `${kind} ${name}`.trim();
       const same = old?.groups.filter((other) => other.kind === kind && other.name === name);
       const nth = seen.get(group) ?? 0;
@@ -162,7 +168,7 @@ export function figuresAsJson({ instances, problems }: Reading): string {
     pid,
     isRunning,
     startMs,
-    groups: groups.map(({ kind, name, counters }) => ({
+    groups: groups.filter(isCounted).map(({ kind, name, counters }) => ({
       kind,
       name,
       counters: Object.fromEntries(counters.map(({ name, value }) => [name, value])),
@@ -186,7 +192,7 @@ export function figuresAsPrometheus({ instances }: Reading): string {
     add("vmsg_running", "gauge", process, Number(isRunning));
     add("vmsg_start_time_seconds", "gauge", process, startMs / 1000);
     const seen = new Map<string, number>();
-    for (const { kind, name, counters } of groups) {
+    for (const { kind, name, counters } of groups.filter(isCounted)) {
       const nth = (seen.get(`${kind} ${name}`) ?? 0) + 1;
       seen.set(`${kind} ${name}`, nth);
       // Two lines must not have the same labels.

@@ -85,6 +85,15 @@ function readFile(path: string): Uint8Array {
   return block.bytes.slice(0, size);
 }
 
+/** Does a file begin as one of ours does? */
+export function isCounterFile(path: string): boolean {
+  const number = libc.open(cString(path), O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0);
+  if (number < 0) return false;
+  using fd = new Fd(number);
+  const size = libc.pread(fd.number, block.address, MAGIC.length, 0n);
+  return size === MAGIC.length && textAt(block.bytes, 0, size) === MAGIC;
+}
+
 function parse(path: string, bytes: Uint8Array): ReadCounters {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
   if (bytes.length < HEADER_SIZE || textAt(bytes, 0, 8) !== MAGIC) {

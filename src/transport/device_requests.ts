@@ -284,7 +284,7 @@ export class DeviceRequests {
       return this.#answerEmpty();
     }
     if (isStrict && (flags & QueueFlag.STATE) !== QUEUE_ENABLED) {
-      if (this.#mayLieThere(setup)) queue.stored = setup;
+      if (this.#mayLieThere(setup)) slot.setQueue(index, setup, false);
       return this.#answerEmpty();
     }
     if (slot.conversation.isHung) return this.fail();
@@ -324,8 +324,7 @@ export class DeviceRequests {
     const { link: { codec, in: { index } }, slot } = this;
     const queue = slot.queues[index];
     if (problem === undefined) {
-      queue.stored = this.#starting!;
-      queue.isEnabled = true;
+      slot.setQueue(index, this.#starting!, true);
       // A ring is looked at when it starts, not only when kicked: nobody kicks for what is there already.
       slot.model.available(index);
     } else {

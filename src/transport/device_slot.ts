@@ -14,7 +14,14 @@
 
 import { Kind } from "../message/message.ts";
 import type { AddressSpace, MemoryRegion } from "../memory/mod.ts";
-import type { Answer, DeviceHost, DeviceModel, QueueNotifier } from "../virtio/device.ts";
+import { DeviceState } from "../observe/state.ts";
+import type {
+  Answer,
+  DeviceHost,
+  DeviceModel,
+  QueueNotifier,
+  QueueSetup,
+} from "../virtio/device.ts";
 import { hasFeature, RingFeature, Status } from "../virtio/features.ts";
 import type { Conversation } from "./conversation.ts";
 import type { DeviceContext } from "./device_context.ts";
@@ -42,6 +49,8 @@ export class DeviceSlot implements DeviceHost {
   /** Of addresses that only the driver side can translate. */
   readonly translation: Translation;
   readonly #configEvent: ConfigNotification;
+  /** What others see of it. */
+  readonly #seen: DeviceState;
   #status = 0;
   /** The device was found to have to wait for the lease. */
   #isPaused = false;
@@ -71,6 +80,7 @@ export class DeviceSlot implements DeviceHost {
       notifier: undefined,
     }));
     this.#configEvent = new ConfigNotification(this);
+    this.#seen = new DeviceState(number, model.deviceId, model.queueCount);
     const { reactor, link } = owner.notifications;
     this.translation = new Translation(reactor, link, number, {
       regions: tables.regions,
@@ -138,8 +148,13 @@ export class DeviceSlot implements DeviceHost {
     // In reset it needs none, and nothing is announced before the first status write (rule U3).
     if (this.#status === 0) return;
     this.#status |= Status.DEVICE_NEEDS_RESET;
+    this.#show();
     this.model.termsChanged?.();
     this.#announce();
+  }
+
+  #show(): void {
+    this.#seen.device(this.#status, this.driverFeatures);
   }
 
   #announce(): void {
@@ -168,6 +183,15 @@ export class DeviceSlot implements DeviceHost {
     queue.isEnabled = false;
     queue.base = 0;
     queue.goesOn = false;
+    this.#seen.queue(index, false, UNSET);
+  }
+
+  /** Where a queue lies from now on. */
+  setQueue(index: number, setup: QueueSetup, isEnabled: boolean): void {
+    const queue = this.queues[index];
+    queue.stored = setup;
+    queue.isEnabled = isEnabled;
+    this.#seen.queue(index, isEnabled, setup);
   }
 
   /** Has a queue that is enabled notify out of band, and looks at it: kicks may have gone elsewhere before. */
@@ -208,6 +232,7 @@ export class DeviceSlot implements DeviceHost {
     const kept = before & (Status.DEVICE_NEEDS_RESET | Status.FEATURES_OK);
     const refused = this.setsFeaturesOk(status) && !featuresAreOk ? Status.FEATURES_OK : 0;
     this.#status = (status & 0xff & ~Status.DEVICE_NEEDS_RESET & ~refused) | kept;
+    this.#show();
     this.model.termsChanged?.();
     if ((this.#status & ~before & Status.DRIVER_OK) !== 0) this.model.resume();
   }
@@ -266,6 +291,7 @@ export class DeviceSlot implements DeviceHost {
     this.#isPaused = false;
     this.translation.reset();
     this.driverFeatures.fill(0);
+    this.#show();
     this.queues.forEach(({ used }, index) => {
       this.unsetQueue(index);
       this.owner.notifications.cancel(used);
@@ -375,5 +401,6 @@ export class DeviceSlot implements DeviceHost {
     this.model[Symbol.dispose]();
     this.translation[Symbol.dispose]();
     this.tables.dropAll();
+    this.#seen[Symbol.dispose]();
   }
 }

@@ -15,6 +15,7 @@ import type { Deferred, Reactor, Timer } from "../linux/reactor.ts";
 import type { Fields, Kind, Message } from "../message/message.ts";
 import { isBusMessage, kindName } from "../message/table.ts";
 import { Latency } from "../observe/latency.ts";
+import { RequestState } from "../observe/state.ts";
 import { randomToken } from "./epoch.ts";
 import { FULL_RETRY_MS, type Link } from "./link.ts";
 import type { Notifications } from "./notifications.ts";
@@ -108,6 +109,7 @@ export class OpenRequests implements Disposable {
   readonly #open = new Map<number, OpenRequest>();
   readonly #timeouts: Timer;
   readonly #latency: Latency;
+  readonly #seen = new RequestState();
   #nextToken = randomToken();
 
   /**
@@ -155,6 +157,7 @@ export class OpenRequests implements Disposable {
           answer: (message) => deferred.resolve(read(message)),
           fail: deferred.reject,
         });
+        this.#show();
         this.#armTimeouts();
         const value = await deferred.promise;
         // Answered and lost in one turn of the loop: whoever went on would speak to the next device
@@ -186,6 +189,7 @@ export class OpenRequests implements Disposable {
       if (this.link.codec.conduct.hasTokens && key !== message.token) continue;
       if (request.kind !== message.kind || request.device !== message.device) continue;
       this.#open.delete(key);
+      this.#show();
       this.#latency.add(this.reactor.now() - request.sentMs);
       return request.answer(message);
     }
@@ -200,6 +204,12 @@ export class OpenRequests implements Disposable {
       this.#open.delete(key);
       request.fail(error);
     }
+    this.#show();
+  }
+
+  /** For whoever looks from outside; the oldest stands first. */
+  #show(): void {
+    this.#seen.open(this.#open.size, this.#open.values().next().value);
   }
 
   #armTimeouts(): void {
@@ -220,6 +230,7 @@ export class OpenRequests implements Disposable {
       request.fail(error);
       request.asker.late(error);
     }
+    this.#show();
     this.#armTimeouts();
   }
 

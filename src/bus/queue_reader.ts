@@ -1,0 +1,239 @@
+/**
+ * Reads message queues from outside, for people: of linux-user's files, or of the pages that ivshmem and shm have in
+ * shared memory, of whichever implementation. Nothing is written, locked or mapped: the bytes are copied once, and what
+ * is made of them is made of the copy.
+ *
+ * A slot keeps its message until the producer comes round again, so what was said last lies behind the tail. Who is
+ * asked and has not answered is seen by tokens: an answer to a request that lies in one queue lies in the other.
+ * That is said only where no answer can have been written over, see {@link unansweredIn}.
+ */
+
+import { allocate } from "../linux/arena.ts";
+import { VmsgError } from "../linux/errors.ts";
+import { Fd, fileSize, fileStatus, O_CLOEXEC } from "../linux/fd.ts";
+import { check, cString, libc } from "../linux/libc.ts";
+import { codecFor } from "../message/codecs.ts";
+import { type Dialect, Kind, Message } from "../message/message.ts";
+import { isBusMessage, MESSAGES } from "../message/table.ts";
+import { describe } from "../message/text.ts";
+import type { Side } from "./bus.ts";
+import { QUEUE_PAGE } from "./page_bus.ts";
+import { SLOT_SIZE, SLOTS_OFFSET, spscCapacity, spscSize, TAIL_WORD } from "./spsc_queue.ts";
+
+/** Bytes of a queue file of the linux-user bus. */
+const QUEUE_FILE = spscSize(4096);
+const block = allocate(QUEUE_FILE);
+const O_NOCTTY = 0o400, O_NONBLOCK = 0o4000;
+/** As messages are tried where no dialect is given: those that are recognized with the most certainty first. */
+export const DIALECTS: readonly Dialect[] = ["v1", "v1-2025", "proto"];
+/** Bytes that are shown of a slot that is not understood. */
+const SHOWN_BYTES = 16;
+
+/** The message of one slot. */
+export interface ReadMessage {
+  readonly slot: number;
+  /** The consumer has not read it. */
+  readonly waits: boolean;
+  readonly text: string;
+  /** A request that has an answer. */
+  readonly asks: boolean;
+  /** Nothing came back in the other queue. */
+  unanswered: boolean;
+  /** What an answer and its request have in common; undefined of others. */
+  readonly pair: string | undefined;
+}
+
+/** One queue as it was. */
+export interface ReadQueue {
+  readonly path: string;
+  /** Its producer. */
+  readonly from: Side;
+  readonly dialect: Dialect;
+  readonly capacity: number;
+  readonly head: number;
+  readonly tail: number;
+  /** Messages that wait. */
+  readonly waiting: number;
+  /** What is wrong with an index. */
+  readonly problem: string | undefined;
+  /** Oldest first; slots that were never written are left out. */
+  readonly messages: readonly ReadMessage[];
+}
+
+/** What to read, and how. */
+export interface ReadOptions {
+  /** Guessed unless given. */
+  readonly dialect?: Dialect | undefined;
+  /** Of two pages in their file. */
+  readonly offset?: number;
+}
+
+interface Area {
+  readonly path: string;
+  readonly from: Side;
+  readonly bytes: Uint8Array;
+}
+
+/**
+ * The queues of one bus: its two files, or one of them, or the file or device that holds its pages.
+ *
+ * @throws VmsgError QUEUE with what is wrong, in one line
+ */
+export function readQueues(paths: readonly string[], options: ReadOptions = {}): ReadQueue[] {
+  const areas = paths.flatMap((path) => areasOf(path, options.offset ?? 0));
+  const dialect = options.dialect ?? guess(areas);
+  const queues = areas.map((area) => queueOf(area, dialect));
+  if (queues.every(({ problem }) => problem !== undefined)) {
+    const [{ path, problem }] = queues as [ReadQueue];
+    throw new VmsgError("QUEUE", `${path}: no queues are there: ${problem}`);
+  }
+  const [one, other] = queues;
+  if (one !== undefined && other !== undefined) {
+    markUnanswered(one, other);
+    markUnanswered(other, one);
+  }
+  return queues;
+}
+
+function areasOf(path: string, offset: number): Area[] {
+  // Neither a pipe nor a terminal is waited for.
+  const flags = O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
+  using fd = new Fd(check(libc.open(cString(path), flags, 0), `open ${path}`));
+  const { kind } = fileStatus(fd);
+  if (kind !== "file" && kind !== "other") {
+    throw new VmsgError("QUEUE", `${path}: a ${kind}, and no memory with queues`);
+  }
+  const read = (at: number, size: number) => {
+    const length = libc.pread(fd.number, block.address, size, BigInt(at));
+    return block.bytes.slice(0, check(length, `read ${path}`));
+  };
+  if (kind === "file" && fileSize(fd) === QUEUE_FILE && offset === 0) {
+    const bytes = read(0, QUEUE_FILE);
+    if (bytes.length === QUEUE_FILE) {
+      return [{ path, from: path.endsWith("-device") ? "device" : "driver", bytes }];
+    }
+  }
+  const bytes = read(offset, 2 * QUEUE_PAGE);
+  if (bytes.length < 2 * QUEUE_PAGE) {
+    const what = `${bytes.length} bytes from ${offset} on`;
+    throw new VmsgError("QUEUE", `${path}: ${what}, two queues have ${2 * QUEUE_PAGE}`);
+  }
+  return [
+    { path, from: "driver", bytes: bytes.slice(0, QUEUE_PAGE) },
+    { path, from: "device", bytes: bytes.slice(QUEUE_PAGE) },
+  ];
+}
+
+function slotsOf({ bytes }: Area): number[] {
+  const isWritten = (slot: number) => {
+    const at = SLOTS_OFFSET + SLOT_SIZE * slot;
+    return bytes.subarray(at, at + SLOT_SIZE).some((byte) => byte !== 0);
+  };
+  return Array.from({ length: spscCapacity(bytes.length) }, (_, slot) => slot).filter(isWritten);
+}
+
+/** The dialect in which most slots are understood; `proto` has no sizes, and takes much of the others for its own. */
+function guess(areas: readonly Area[]): Dialect {
+  const message = new Message();
+  const understood = (dialect: Dialect) =>
+    areas.reduce((sum, area) => {
+      const view = viewOf(area);
+      const codec = codecFor(dialect);
+      const isSound = (slot: number) =>
+        codec.decode(view, SLOTS_OFFSET + SLOT_SIZE * slot, message) === undefined;
+      return sum + slotsOf(area).filter(isSound).length;
+    }, 0);
+  const [v1, older, proto] = DIALECTS.map(understood) as [number, number, number];
+  if (2 * Math.max(v1, older) >= proto) return v1 >= older ? "v1" : "v1-2025";
+  return "proto";
+}
+
+function viewOf({ bytes }: Area): DataView {
+  return new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+}
+
+function queueOf(area: Area, dialect: Dialect): ReadQueue {
+  const view = viewOf(area);
+  const capacity = spscCapacity(view.byteLength);
+  const [head, tail] = [view.getUint32(0, true), view.getUint32(4 * TAIL_WORD, true)];
+  const outside = (name: string, index: number) =>
+    index < capacity ? undefined : `the ${name} is ${index}, and there are ${capacity} slots`;
+  const problem = outside("head", head) ?? outside("tail", tail);
+  // As its consumer does, nothing is taken to wait behind an index that cannot be.
+  const waiting = problem === undefined ? (head - tail + capacity) % capacity : 0;
+  const end = head < capacity ? head : 0;
+  const age = (slot: number) => (end - slot - 1 + capacity) % capacity;
+  const message = new Message();
+  const messages = slotsOf(area).sort((a, b) => age(b) - age(a))
+    .map((slot) => messageOf(view, slot, age(slot) < waiting, dialect, message));
+  return {
+    path: area.path,
+    from: area.from,
+    dialect,
+    capacity,
+    head,
+    tail,
+    waiting,
+    problem,
+    messages,
+  };
+}
+
+function messageOf(
+  view: DataView,
+  slot: number,
+  waits: boolean,
+  dialect: Dialect,
+  message: Message,
+): ReadMessage {
+  const at = SLOTS_OFFSET + SLOT_SIZE * slot;
+  const codec = codecFor(dialect);
+  const reason = codec.decode(view, at, message);
+  if (reason !== undefined) {
+    const bytes = Array.from(
+      { length: SHOWN_BYTES },
+      (_, n) => view.getUint8(at + n).toString(16).padStart(2, "0"),
+    );
+    const text = `not understood (${reason}): ${bytes.join(" ")} ...`;
+    return { slot, waits, text, asks: false, unanswered: false, pair: undefined };
+  }
+  const { kind, device, token, response } = message;
+  const text = `${isBusMessage(kind) ? "bus" : `dev ${device}`} ${describe(message)}`;
+  const isPaired = codec.conduct.hasTokens && !MESSAGES[kind].event && codec.answered(kind);
+  const pair = isPaired ? `${kind} ${device} ${token}` : undefined;
+  return { slot, waits, text, asks: pair !== undefined && !response, unanswered: false, pair };
+}
+
+/**
+ * Marks the requests that were not answered. The answers' queue must not have come round, or else an answer to an
+ * earlier request must still be in it: then a later one would be as well.
+ */
+function markUnanswered(requests: ReadQueue, answers: ReadQueue): void {
+  const answered = new Set(
+    answers.messages.filter(({ asks }) => !asks).map(({ pair }) => pair),
+  );
+  const isAnswered = ({ asks, pair }: ReadMessage) => asks && answered.has(pair);
+  const newest = requests.messages.findLastIndex(isAnswered);
+  const hasComeRound = answers.messages.length >= answers.capacity - 1;
+  if (newest < 0 && hasComeRound) return;
+  for (const message of requests.messages.slice(newest + 1)) message.unanswered = message.asks;
+}
+
+/** The requests of the driver side that the device side has not answered, or the other way round. */
+export function unansweredIn(queues: readonly ReadQueue[]): string[] {
+  return queues.flatMap(({ from, messages }) =>
+    messages.filter(({ unanswered }) => unanswered).map(({ text, waits }) =>
+      `the ${from} side waits for an answer to ${text}${waits ? ", which was not read" : ""}`
+    )
+  );
+}
+
+/** The bus whose queue file this is, by its name; undefined if it is none. */
+export function busOfQueueFile(path: string): string | undefined {
+  return /^(.*\bqueue-[^/]*)-(driver|device)$/.exec(path)?.[1];
+}
+
+/** Does a message say no more than that a side is there? */
+export function isHeartbeat({ text }: ReadMessage): boolean {
+  return text.startsWith(`bus ${MESSAGES[Kind.HELLO].name}`);
+}

@@ -1,0 +1,223 @@
+/**
+ * `vmsg inspect`: the state of a link as it is at the moment, or as a process left it that is gone.
+ *
+ * Two sources, neither of which notices: message queues in files and shared memory (bus/queue_reader.ts), and what
+ * processes say of themselves in their files of counters (observe/state.ts).
+ */
+
+import {
+  busOfQueueFile,
+  DIALECTS,
+  isHeartbeat,
+  type ReadMessage,
+  type ReadQueue,
+  readQueues,
+  unansweredIn,
+} from "../bus/queue_reader.ts";
+import { MONOTONIC } from "../linux/clock.ts";
+import { UsageError, VmsgError } from "../linux/errors.ts";
+import { fileStatus, openPath } from "../linux/fd.ts";
+import { mappedFiles } from "../linux/process_files.ts";
+import { directoryNames } from "../linux/sysfs.ts";
+import type { Kind } from "../message/message.ts";
+import { kindName } from "../message/table.ts";
+import { DEVICE_KINDS, featureNames, statusNames } from "../message/text.ts";
+import { findCounterFiles } from "../observe/counter_file.ts";
+import { type Instance, readAll, readPath } from "../observe/figures.ts";
+import { isCounterFile } from "../observe/read_counters.ts";
+import { type ReadDevice, type ReadRequests, readState } from "../observe/state.ts";
+import type { Command, Options } from "./command.ts";
+
+/** Messages of a queue that are shown at most, of those that wait and of those that were read. */
+const MOST = 4096;
+/** Queue files of one directory, and of one process. */
+const MAX_FILES = 64;
+
+interface Found {
+  readonly instances: Instance[];
+  /** By bus: its files, or one that holds both queues. */
+  readonly buses: Map<string, Set<string>>;
+  readonly problems: string[];
+}
+
+/** Says what there is where the operands point; reads no queue. */
+function find(operands: readonly string[]): Found {
+  const found: Found = { instances: [], buses: new Map(), problems: [] };
+  const nowMs = MONOTONIC.now();
+  const addProcesses = (
+    reading: { instances: readonly Instance[]; problems: readonly string[] },
+  ) => {
+    found.instances.push(...reading.instances);
+    found.problems.push(...reading.problems);
+  };
+  const addQueue = (path: string) => {
+    const bus = busOfQueueFile(path) ?? path;
+    const files = found.buses.get(bus) ?? new Set();
+    found.buses.set(bus, files.add(path));
+  };
+  if (operands.length === 0) addProcesses(readAll(nowMs));
+  for (const operand of operands) {
+    if (/^\d+$/.test(operand)) addProcesses(readAll(nowMs, Number(operand)));
+    else if (isDirectory(operand)) {
+      const names = directoryNames(operand).filter((name) => busOfQueueFile(name) !== undefined);
+      names.sort().slice(0, MAX_FILES).forEach((name) => addQueue(`${operand}/${name}`));
+      const hasCounters = findCounterFiles([operand]).length > 0;
+      if (hasCounters) addProcesses(readPath(nowMs, operand));
+      else if (names.length === 0) {
+        found.problems.push(`${operand}: neither queue files nor counters`);
+      }
+    } else if (isCounterFile(operand)) addProcesses(readPath(nowMs, operand));
+    else addQueue(operand);
+  }
+  for (const { pid, isRunning } of found.instances) {
+    if (!isRunning) continue;
+    const paths = mappedFiles(pid).map(({ path }) => path);
+    paths.filter((path) => busOfQueueFile(path)).slice(0, MAX_FILES).forEach(addQueue);
+  }
+  return found;
+}
+
+function isDirectory(path: string): boolean {
+  using fd = openPath(path);
+  return fd !== undefined && fileStatus(fd).kind === "directory";
+}
+
+const hex = (value: number) => `0x${value.toString(16)}`;
+
+function deviceLines(
+  { number, deviceId, status, features, queueCount, queues }: ReadDevice,
+): string[] {
+  const kind = DEVICE_KINDS.get(deviceId) ?? `device id ${deviceId}`;
+  const bits = statusNames(status).join(" ") || "0 (reset)";
+  const names = featureNames(features, deviceId).join(" ") || "none";
+  const set = queues.filter(({ size }) => size > 0);
+  return [
+    `  device ${number} ${kind}: status ${bits}`,
+    `    features of the driver: ${names}`,
+    `    ${queueCount} queues, ${set.filter(({ isEnabled }) => isEnabled).length} enabled`,
+    ...set.map((queue) =>
+      `    queue ${queue.index}: size ${queue.size} ${queue.isEnabled ? "enabled" : "disabled"} ` +
+      `desc ${hex(queue.descriptorAddress)} driver ${hex(queue.driverAddress)} device ${
+        hex(queue.deviceAddress)
+      }`
+    ),
+  ];
+}
+
+function requestLine({ open, kind, device, sinceMs }: ReadRequests, isRunning: boolean): string {
+  if (open === 0) return "  no request waits for its answer";
+  const age = isRunning ? `, for ${((MONOTONIC.now() - sinceMs) / 1000).toFixed(3)} s` : "";
+  const more = open > 1 ? `, and ${open - 1} more` : "";
+  return `  waits for the answer to ${kindName(kind as Kind)} of device ${device}${age}${more}`;
+}
+
+function processLines({ subcommand, pid, isRunning, groups }: Instance): string[] {
+  const { devices, requests } = readState(groups);
+  return [
+    `process ${pid}: ${subcommand}, ${isRunning ? "running" : "ended"}`,
+    ...devices.flatMap(deviceLines),
+    ...requests.map((request) => requestLine(request, isRunning)),
+  ];
+}
+
+function messageLine({ slot, waits, unanswered, text }: ReadMessage): string {
+  const state = waits ? "waits" : "read ";
+  return `  ${String(slot).padStart(4)} ${state} ${text}${unanswered ? "   (no answer)" : ""}`;
+}
+
+function queueLines(queue: ReadQueue, last: number): string[] {
+  const { path, from, dialect, capacity, head, tail, waiting, problem, messages } = queue;
+  const newest = messages.at(-1);
+  const read = messages.filter((message) =>
+    !message.waits && (message === newest || message.unanswered || !isHeartbeat(message))
+  );
+  const waits = messages.filter((message) => message.waits);
+  const left = waits.length - last;
+  return [
+    `${path}: from the ${from} side, ${dialect}, head ${head} tail ${tail} of ${capacity}, ` +
+    (problem ?? `${waiting === 0 ? "none" : waiting} ${waiting === 1 ? "waits" : "wait"}`),
+    ...read.slice(-last).map(messageLine),
+    ...waits.slice(0, last).map(messageLine),
+    ...(left > 0 ? [`       and ${left} more that wait`] : []),
+    `  last message: ${newest === undefined ? "none so far" : newest.text}`,
+  ];
+}
+
+/** What is read, for programs. */
+function asJson({ instances, problems }: Found, buses: readonly ReadQueue[][]): string {
+  const processes = instances.map(({ path, subcommand, pid, isRunning, groups }) => {
+    const { devices, requests } = readState(groups);
+    const named = requests.map((one) => ({
+      ...one,
+      message: one.open > 0 ? kindName(one.kind as Kind) : undefined,
+    }));
+    return { path, subcommand, pid, isRunning, devices, requests: named };
+  });
+  const queues = buses.flat().map((queue) => ({ ...queue, last: queue.messages.at(-1)?.text }));
+  return JSON.stringify({ processes, queues, unanswered: buses.flatMap(unansweredIn), problems });
+}
+
+function inspect(options: Options): number {
+  const dialect = DIALECTS.find((known) => known === options.text("dialect"));
+  if (options.text("dialect") !== undefined && dialect === undefined) {
+    const given = options.text("dialect");
+    throw new UsageError(`--dialect is one of ${DIALECTS.join(", ")}, not ${given}`);
+  }
+  const offset = options.wholeNumber("offset", 0, Number.MAX_SAFE_INTEGER)!;
+  const last = options.wholeNumber("last", 1, MOST)!;
+  const found = find(options.operands);
+  const buses = [...found.buses.values()].flatMap((paths) => {
+    try {
+      // The driver side's queue first.
+      return [readQueues([...paths].sort().reverse(), { dialect, offset })];
+    } catch (error) {
+      if (!(error instanceof VmsgError)) throw error;
+      found.problems.push(error.message);
+      return [];
+    }
+  });
+  const isNothing = found.instances.length === 0 && buses.length === 0;
+  if (options.flag("json")) console.log(asJson(found, buses));
+  else {
+    for (const instance of found.instances) {
+      processLines(instance).forEach((line) => console.log(line));
+    }
+    for (const queue of buses.flat()) queueLines(queue, last).forEach((line) => console.log(line));
+    for (const line of buses.flatMap(unansweredIn)) console.log(line);
+    for (const problem of found.problems) console.error(`vmsg: ${problem}`);
+  }
+  return isNothing ? 1 : 0;
+}
+
+/** See `vmsg inspect --help`. */
+export const inspectCommand: Command = {
+  name: "inspect",
+  summary: "the state of a link: messages in queues, status, features and queues of devices",
+  description:
+    "Shows what lies in message queues (of the linux-user bus, its files; of ivshmem and shm, the memory), also those of other " +
+    "implementations: what waits, what was said last, and which request has no answer. Of processes of vmsg, running " +
+    "or crashed, it shows status, features and queues of devices, and what they wait for. Reads only.",
+  operands: "[PID|FILE|DIRECTORY]...",
+  options: [
+    {
+      name: "dialect",
+      value: DIALECTS.join("|"),
+      help: "of the messages; unless given, the one in which most are understood",
+    },
+    {
+      name: "offset",
+      value: "BYTES",
+      default: "0",
+      help: "where the queues begin in shared memory",
+    },
+    { name: "last", value: "N", default: "8", help: "messages of each queue that are shown" },
+    { name: "json", help: "print one JSON object, with all messages" },
+  ],
+  examples: [
+    "vmsg inspect",
+    "vmsg inspect 30702 .",
+    "vmsg inspect --dialect proto queue-linux-user-driver queue-linux-user-device",
+    "vmsg inspect /dev/shm/ivshmem",
+  ],
+  run: (options) => Promise.resolve(inspect(options)),
+};

@@ -1,0 +1,143 @@
+import { assertEquals, assertThrows } from "@std/assert";
+import { type ReadQueue, readQueues, unansweredIn } from "../../src/bus/queue_reader.ts";
+import { SpscQueue } from "../../src/bus/spsc_queue.ts";
+import { VmsgError } from "../../src/linux/errors.ts";
+import { codecFor } from "../../src/message/codecs.ts";
+import { type Dialect, type Fields, Kind, Message } from "../../src/message/message.ts";
+import { Random } from "../support/mock_driver.ts";
+import { withDirectory } from "../support/leaks.ts";
+
+const PAGE = 4096;
+
+/** Two pages at an offset of a file, and what their sides say and hear. */
+class Pages {
+  readonly bytes: Uint8Array<ArrayBuffer>;
+  readonly #ends: Record<"driver" | "device", { to: SpscQueue; at: SpscQueue }>;
+  readonly #slot = new Uint32Array(16);
+
+  constructor(readonly dialect: Dialect, readonly offset = 0) {
+    this.bytes = new Uint8Array(offset + 2 * PAGE);
+    const memory = { address: 0n, buffer: this.bytes.buffer, size: this.bytes.length };
+    const end = (at: number) => ({
+      to: new SpscQueue(memory, offset + at, PAGE),
+      at: new SpscQueue(memory, offset + at, PAGE),
+    });
+    this.#ends = { driver: end(0), device: end(PAGE) };
+  }
+
+  say(
+    from: "driver" | "device",
+    kind: Kind,
+    response: boolean,
+    token: number,
+    fields: Fields = {},
+  ) {
+    const message = new Message();
+    message.reset(kind, response);
+    message.token = token;
+    message.say(fields);
+    const { to } = this.#ends[from];
+    codecFor(this.dialect).encode(message, to.view, to.claim());
+    to.publish();
+  }
+
+  hear(from: "driver" | "device") {
+    this.#ends[from].at.receive(this.#slot);
+  }
+
+  async read(dialect?: Dialect): Promise<ReadQueue[]> {
+    let queues: ReadQueue[] = [];
+    await withDirectory((directory) => {
+      Deno.writeFileSync(`${directory}/shm`, this.bytes);
+      queues = readQueues([`${directory}/shm`], { dialect, offset: this.offset });
+      assertEquals(Deno.readFileSync(`${directory}/shm`), this.bytes, "it only reads");
+    });
+    return queues;
+  }
+}
+
+const textsOf = (queue: ReadQueue) => queue.messages.map(({ text, waits }) => [text, waits]);
+
+Deno.test("queue reader: what was read, what waits, and who has no answer", async () => {
+  const pages = new Pages("v1", 8192);
+  pages.say("driver", Kind.GET_DEVICE_STATUS, false, 7);
+  pages.hear("driver");
+  pages.say("device", Kind.GET_DEVICE_STATUS, true, 7, { status: 3 });
+  pages.say("driver", Kind.GET_VQUEUE, false, 8, { index: 1 });
+  const [driver, device] = await pages.read() as [ReadQueue, ReadQueue];
+  assertEquals([driver.dialect, driver.from, device.from], ["v1", "driver", "device"]);
+  assertEquals([driver.head, driver.tail, driver.waiting], [2, 1, 1]);
+  assertEquals(textsOf(driver), [
+    ["dev 0 GET_DEVICE_STATUS?", false],
+    ["dev 0 GET_VQUEUE? queue 1", true],
+  ]);
+  assertEquals(textsOf(device), [["dev 0 GET_DEVICE_STATUS = ACKNOWLEDGE DRIVER", true]]);
+  assertEquals(unansweredIn([driver, device]), [
+    "the driver side waits for an answer to dev 0 GET_VQUEUE? queue 1, which was not read",
+  ]);
+});
+
+Deno.test("queue reader: a queue that has come round says nothing of answers that it may have lost", async () => {
+  const pages = new Pages("v1");
+  pages.say("driver", Kind.GET_VQUEUE, false, 8, { index: 1 });
+  pages.say("device", Kind.GET_VQUEUE, true, 8, { index: 1, maxSize: 256 });
+  for (let n = 0; n < 70; n++) {
+    pages.hear("device");
+    pages.say("device", Kind.EVENT_USED, false, 0, { index: n & 1 });
+  }
+  const queues = await pages.read();
+  assertEquals(unansweredIn(queues), []);
+  const { messages, head } = queues[1]!;
+  assertEquals([messages.length, messages.at(-1)!.slot], [62, head - 1]);
+  assertEquals(messages.at(-1)!.text, "dev 0 EVENT_USED queue 1");
+});
+
+Deno.test("queue reader: the dialect is told by what lies there", async () => {
+  for (const dialect of ["v1", "v1-2025", "proto"] as const) {
+    const pages = new Pages(dialect);
+    pages.say("driver", Kind.GET_DEVICE_INFO, false, 1);
+    pages.say("device", Kind.GET_DEVICE_INFO, true, 1, { deviceId: 1, vendorId: 0x1af4 });
+    pages.say("driver", Kind.GET_DEVICE_STATUS, false, 2);
+    pages.say("device", Kind.GET_DEVICE_STATUS, true, 2, { status: 1 });
+    const queues = await pages.read();
+    assertEquals(queues.map((queue) => queue.dialect), [dialect, dialect]);
+    assertEquals(queues[1]!.messages.at(-1)!.text, "dev 0 GET_DEVICE_STATUS = ACKNOWLEDGE");
+  }
+});
+
+Deno.test("queue reader: one index out of range is said, two are no queues", async () => {
+  const pages = new Pages("v1");
+  pages.say("device", Kind.EVENT_USED, false, 0);
+  const words = new Uint32Array(pages.bytes.buffer);
+  words[0] = 62;
+  const [driver, device] = await pages.read() as [ReadQueue, ReadQueue];
+  assertEquals(driver.problem, "the head is 62, and there are 62 slots");
+  assertEquals([driver.waiting, device.waiting], [0, 1]);
+  words[PAGE / 4 + 16] = 62;
+  let error: unknown;
+  await pages.read().catch((caught) => error = caught);
+  assertThrows(
+    () => {
+      throw error;
+    },
+    VmsgError,
+    "no queues are there: the head is 62",
+  );
+});
+
+Deno.test("queue reader: takes whatever bytes lie there", async () => {
+  const random = new Random(17);
+  for (let round = 0; round < 50; round++) {
+    const pages = new Pages("v1");
+    for (let at = 0; at < pages.bytes.length; at++) pages.bytes[at] = random.below(256);
+    const words = new Uint32Array(pages.bytes.buffer);
+    for (const at of [0, 16, PAGE / 4, PAGE / 4 + 16]) words[at] = random.below(62);
+    // Heads of messages, so that more than their first bytes is looked at.
+    for (let slot = 0; slot < 62; slot++) {
+      const at = 128 + 64 * slot;
+      pages.bytes.set([random.below(4), random.below(32), 0, 0, 1, 0, 8 + random.below(57), 0], at);
+    }
+    const queues = await pages.read(round % 2 === 0 ? undefined : "proto");
+    assertEquals(queues.map(({ messages }) => messages.length), [62, 62]);
+  }
+});

@@ -1,0 +1,90 @@
+/** `vmsg inspect` as users have it: beside living processes, of a killed device's files, and of files that are none. */
+
+import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { type Ended, type Processes, processTest, VMSG_COMMAND } from "../support/processes.ts";
+
+const BUS = ["--bus", "linux-user,socket=lu.sock"];
+
+/** Starts vmsg with its counters in the test's own directory. */
+function start(vmsg: Processes, ...args: string[]) {
+  return vmsg.startProgram("env", `XDG_RUNTIME_DIR=${vmsg.directory}`, ...VMSG_COMMAND, ...args);
+}
+
+async function inspect(vmsg: Processes, ...args: string[]): Promise<Ended> {
+  await using process = await start(vmsg, "inspect", ...args);
+  return await process.ended();
+}
+
+processTest("inspect: a living link, and what a killed device leaves", async (vmsg) => {
+  const device = await start(vmsg, "device", ...BUS, "--net", "responder");
+  await device.waitFor(/waiting for the driver side/);
+  const driver = await start(vmsg, "driver", ...BUS, "--interval", "0.01");
+  await driver.waitFor(/icmp_seq=20 /);
+  // By its number: the queues are those that it has mapped.
+  const living = (await inspect(vmsg, String(device.pid))).stdout.join("\n");
+  assertMatch(living, /device 0 net: status ACKNOWLEDGE DRIVER DRIVER_OK FEATURES_OK\n/);
+  assertMatch(living, /features of the driver: .*VERSION_1/);
+  assertMatch(living, /queue 1: size \d+ enabled desc 0x/);
+  assertMatch(
+    living,
+    /queue-linux-user-driver: from the driver side, v1, head \d+ tail \d+ of 4096/,
+  );
+
+  await device.end("SIGKILL");
+  const before = ["driver", "device"].map((side) =>
+    Deno.readFileSync(`${vmsg.directory}/queue-linux-user-${side}`)
+  );
+  await driver.end("SIGKILL");
+  const dead = await inspect(vmsg, String(device.pid), String(driver.pid), vmsg.directory);
+  assertEquals([dead.code, dead.stderr], [0, []]);
+  const text = dead.stdout.join("\n");
+  assertMatch(
+    text,
+    new RegExp(`process ${device.pid}: device, ended\n  device 0 net: status .*DRIVER_OK`),
+  );
+  assertMatch(text, /  queue 0: size \d+ enabled desc 0x/);
+  assertMatch(text, /  2 queues, 2 enabled|  \d+ queues, \d+ enabled/);
+  assertMatch(text, new RegExp(`process ${driver.pid}: driver, ended`));
+
+  const json = await inspect(vmsg, "--json", vmsg.directory);
+  const { queues } = JSON.parse(json.stdout.join("\n"));
+  assertEquals(queues.map(({ from }: { from: string }) => from), ["driver", "device"]);
+  for (const [n, { head, tail, waiting, last, messages }] of queues.entries()) {
+    const words = new Uint32Array(
+      Deno.readFileSync(`${vmsg.directory}/queue-linux-user-${n === 0 ? "driver" : "device"}`)
+        .buffer,
+    );
+    assertEquals([head, tail], [words[0], words[16]]);
+    assertEquals(waiting, (head - tail + 4096) % 4096);
+    // The newest lies in front of the head, read or not.
+    assertEquals(messages.at(-1).slot, (head + 4095) % 4096);
+    assert(!last.startsWith("not understood"), last);
+    assertStringIncludes(text, `last message: ${last}`);
+    assert(messages.every(({ text }: { text: string }) => !text.startsWith("not understood")));
+  }
+  const names = queues[0].messages.map(({ text }: { text: string }) => text.split(" ").at(2));
+  assert(names.includes("SET_VQUEUE?"), names.join());
+  // It only reads: what the killed device had said is where it was.
+  const device2 = Deno.readFileSync(`${vmsg.directory}/queue-linux-user-device`);
+  assertEquals(device2.subarray(0, 64), before[1]!.subarray(0, 64));
+});
+
+processTest("inspect: files that hold no queues cost one line each", async (vmsg) => {
+  const path = `${vmsg.directory}/file`;
+  const refused = async (...args: string[]) => {
+    const { code, stdout, stderr } = await inspect(vmsg, ...args);
+    assertEquals([code, stdout, stderr.length], [1, [], 1], stderr.join("\n"));
+    return stderr[0]!;
+  };
+  assertMatch(await refused(path), /file: .*ENOENT|no such file/i);
+  Deno.writeTextFileSync(path, "short");
+  assertMatch(await refused(path), /5 bytes from 0 on, two queues have 8192/);
+  Deno.writeFileSync(path, new Uint8Array(8192).fill(255));
+  assertMatch(await refused(path), /no queues are there: the head is 4294967295, and there are 62/);
+  assertMatch(await refused("--offset", "4096", path), /4096 bytes from 4096 on/);
+  assertMatch(await refused(vmsg.directory), /neither queue files nor counters/);
+  Deno.writeTextFileSync(path, "vmsgctrs");
+  assertMatch(await refused(path), /not a file of counters/);
+  await new Deno.Command("mkfifo", { args: [`${vmsg.directory}/pipe`] }).output();
+  assertMatch(await refused(`${vmsg.directory}/pipe`), /a pipe, and no memory with queues/);
+});
