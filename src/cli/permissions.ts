@@ -47,6 +47,8 @@ export const KEPT: Readonly<Record<PlaneName, Kept> & Record<string, Kept>> = {
   trace: { opening: ["ffi"] },
   // XDG_RUNTIME_DIR.
   top: { opening: ["ffi", "env"] },
+  // The same.
+  inspect: { opening: ["ffi", "env"] },
   // It writes to standard output.
   "xen-acpi": { opening: [] },
 };

@@ -1,4 +1,4 @@
-import { assertEquals, assertThrows } from "@std/assert";
+import { assertEquals, assertRejects } from "@std/assert";
 import { type ReadQueue, readQueues, unansweredIn } from "../../src/bus/queue_reader.ts";
 import { SpscQueue } from "../../src/bus/spsc_queue.ts";
 import { VmsgError } from "../../src/linux/errors.ts";
@@ -114,15 +114,7 @@ Deno.test("queue reader: one index out of range is said, two are no queues", asy
   assertEquals(driver.problem, "the head is 62, and there are 62 slots");
   assertEquals([driver.waiting, device.waiting], [0, 1]);
   words[PAGE / 4 + 16] = 62;
-  let error: unknown;
-  await pages.read().catch((caught) => error = caught);
-  assertThrows(
-    () => {
-      throw error;
-    },
-    VmsgError,
-    "no queues are there: the head is 62",
-  );
+  await assertRejects(() => pages.read(), VmsgError, "no queues are there: the head is 62");
 });
 
 Deno.test("queue reader: takes whatever bytes lie there", async () => {
