@@ -7,7 +7,7 @@
  * counter's high word goes forward only, therefore 64 bits that may become less are two counters.
  */
 
-import { type Counters, counterShape, noteCounters, retire } from "./counters.ts";
+import { counterShape, noteCounters, retire } from "./counters.ts";
 
 /** The kind of these groups: they are no counters, and are not shown as such. */
 export const STATE = "state";

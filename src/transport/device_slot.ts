@@ -49,7 +49,6 @@ export class DeviceSlot implements DeviceHost {
   /** Of addresses that only the driver side can translate. */
   readonly translation: Translation;
   readonly #configEvent: ConfigNotification;
-  /** What others see of it. */
   readonly #seen: DeviceState;
   #status = 0;
   /** The device was found to have to wait for the lease. */
@@ -148,13 +147,9 @@ export class DeviceSlot implements DeviceHost {
     // In reset it needs none, and nothing is announced before the first status write (rule U3).
     if (this.#status === 0) return;
     this.#status |= Status.DEVICE_NEEDS_RESET;
-    this.#show();
+    this.#seen.device(this.#status, this.driverFeatures);
     this.model.termsChanged?.();
     this.#announce();
-  }
-
-  #show(): void {
-    this.#seen.device(this.#status, this.driverFeatures);
   }
 
   #announce(): void {
@@ -178,12 +173,10 @@ export class DeviceSlot implements DeviceHost {
   unsetQueue(index: number): void {
     this.translation.drop(index);
     this.dropNotifier(index);
+    this.setQueue(index, UNSET, false);
     const queue = this.queues[index];
-    queue.stored = UNSET;
-    queue.isEnabled = false;
     queue.base = 0;
     queue.goesOn = false;
-    this.#seen.queue(index, false, UNSET);
   }
 
   /** Where a queue lies from now on. */
@@ -232,7 +225,7 @@ export class DeviceSlot implements DeviceHost {
     const kept = before & (Status.DEVICE_NEEDS_RESET | Status.FEATURES_OK);
     const refused = this.setsFeaturesOk(status) && !featuresAreOk ? Status.FEATURES_OK : 0;
     this.#status = (status & 0xff & ~Status.DEVICE_NEEDS_RESET & ~refused) | kept;
-    this.#show();
+    this.#seen.device(this.#status, this.driverFeatures);
     this.model.termsChanged?.();
     if ((this.#status & ~before & Status.DRIVER_OK) !== 0) this.model.resume();
   }
@@ -291,7 +284,7 @@ export class DeviceSlot implements DeviceHost {
     this.#isPaused = false;
     this.translation.reset();
     this.driverFeatures.fill(0);
-    this.#show();
+    this.#seen.device(this.#status, this.driverFeatures);
     this.queues.forEach(({ used }, index) => {
       this.unsetQueue(index);
       this.owner.notifications.cancel(used);
