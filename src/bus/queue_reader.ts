@@ -164,7 +164,8 @@ function queueOf(area: Area, dialect: Dialect): ReadQueue {
   const end = head < capacity ? head : 0;
   const age = (slot: number) => (end - slot - 1 + capacity) % capacity;
   const message = new Message();
-  const messages = slotsOf(area).sort((a, b) => age(b) - age(a))
+  // The slot at the head is the producer's, who may be writing it, or died over it.
+  const messages = slotsOf(area).filter((slot) => slot !== head).sort((a, b) => age(b) - age(a))
     .map((slot) => messageOf(view, slot, age(slot) < waiting, dialect, message));
   return {
     path: area.path,

@@ -1,7 +1,13 @@
 /** `vmsg inspect` as users have it: beside living processes, of a killed device's files, and of files that are none. */
 
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
-import { type Ended, type Processes, processTest, VMSG_COMMAND } from "../support/processes.ts";
+import {
+  type Ended,
+  type Processes,
+  processTest,
+  until,
+  VMSG_COMMAND,
+} from "../support/processes.ts";
 
 const BUS = ["--bus", "linux-user,socket=lu.sock"];
 
@@ -67,6 +73,34 @@ processTest("inspect: a living link, and what a killed device leaves", async (vm
   const device2 = Deno.readFileSync(`${vmsg.directory}/queue-linux-user-device`);
   assertEquals(device2.subarray(0, 64), before[1]!.subarray(0, 64));
 });
+
+processTest(
+  "inspect: a device that stands still has messages waiting, and no answer",
+  async (vmsg) => {
+    const device = await start(vmsg, "device", ...BUS, "--net", "responder");
+    await device.waitFor(/waiting for the driver side/);
+    const driver = await start(vmsg, "driver", ...BUS, "--interval", "0.01");
+    await driver.waitFor(/icmp_seq=5 /);
+    Deno.kill(device.pid, "SIGSTOP");
+    const queue = `${vmsg.directory}/queue-linux-user-driver`;
+    const look = async () =>
+      JSON.parse((await inspect(vmsg, "--json", vmsg.directory)).stdout.join("\n"));
+    await until(async () => (await look()).unanswered.length > 0);
+    await driver.end("SIGKILL");
+    await device.end("SIGKILL");
+    const [{ waiting, head, tail, messages }] = (await look()).queues;
+    assert(waiting > 0 && waiting === head - tail, `${head} - ${tail}`);
+    const waits = messages.filter(({ waits }: { waits: boolean }) => waits);
+    assertEquals(waits.length, waiting);
+    const text = (await inspect(vmsg, "--last", "1", vmsg.directory)).stdout.join("\n");
+    assertStringIncludes(
+      text,
+      `${queue}: from the driver side, v1, head ${head} tail ${tail} of 4096`,
+    );
+    assertMatch(text, new RegExp(`^ +${tail} waits `, "m"));
+    assertMatch(text, /the driver side waits for an answer to bus HELLO\? .*, which was not read$/);
+  },
+);
 
 processTest("inspect: files that hold no queues cost one line each", async (vmsg) => {
   const path = `${vmsg.directory}/file`;

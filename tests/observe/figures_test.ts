@@ -82,6 +82,16 @@ Deno.test("figures: rates are those of the same counter of the same process", as
   assertEquals(figuresOf(dead)[0]!.process, `device ${DEAD} (ended)`);
 });
 
+Deno.test("figures: what is at the moment is not counted", async () => {
+  const read = await reading(1000, LIVE, () => {
+    new Traffic("state", "device 0").received = 15;
+    traffic("p", 1, 2);
+  });
+  assertEquals(figuresOf(read).map(({ group }) => group), ["port p", "port p"]);
+  assertEquals(figuresAsPrometheus(read).includes("state"), false);
+  assertEquals(figuresAsJson(read).includes("state"), false);
+});
+
 Deno.test("figures: a histogram gives p50, p99 and the longest", async () => {
   const read = await reading(0, DEAD, () => {
     const latency = new Latency("answers");
