@@ -5,6 +5,7 @@ import { VmsgError } from "../../src/linux/errors.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { type Dialect, type Fields, Kind, Message } from "../../src/message/message.ts";
 import { Random } from "../support/mock_driver.ts";
+import { readRecording } from "../interop/recording.ts";
 import { withDirectory } from "../support/leaks.ts";
 
 const PAGE = 4096;
@@ -103,6 +104,34 @@ Deno.test("queue reader: the dialect is told by what lies there", async () => {
     assertEquals(queues.map((queue) => queue.dialect), [dialect, dialect]);
     assertEquals(queues[1]!.messages.at(-1)!.text, "dev 0 GET_DEVICE_STATUS = ACKNOWLEDGE");
   }
+});
+
+Deno.test("queue reader: the queue files of the prototype QEMU, as it wrote them", async () => {
+  const session = readRecording();
+  await withDirectory((directory) => {
+    for (const side of ["driver", "device"] as const) {
+      const file = new Uint8Array(128 + 64 * 4096);
+      const said = session.filter(({ from }) => from === side);
+      said.forEach(({ bytes }, n) => {
+        // Behind a message lies what an older one left.
+        file.fill(n + 1, 128 + 64 * n, 192 + 64 * n);
+        file.set(bytes, 128 + 64 * n);
+      });
+      new DataView(file.buffer).setUint32(0, said.length, true);
+      new DataView(file.buffer).setUint32(64, said.length - 1, true);
+      Deno.writeFileSync(`${directory}/queue-q-${side}`, file);
+    }
+    const [driver, device] = readQueues(
+      ["driver", "device"].map((side) => `${directory}/queue-q-${side}`),
+    ) as [ReadQueue, ReadQueue];
+    assertEquals([driver.dialect, device.dialect], ["proto", "proto"]);
+    assertEquals([driver.capacity, driver.waiting, device.waiting], [4096, 1, 1]);
+    const messages = [...driver.messages, ...device.messages];
+    assertEquals(messages.length, session.length);
+    assertEquals(messages.filter(({ text }) => text.startsWith("not understood")), []);
+    assertEquals(driver.messages[0]!.text, "dev 0 GET_DEVICE_INFO?");
+    assertEquals(unansweredIn([driver, device]), [], "without tokens nobody can tell");
+  });
 });
 
 Deno.test("queue reader: one index out of range is said, two are no queues", async () => {
