@@ -16,7 +16,7 @@ import {
 } from "../bus/queue_reader.ts";
 import { MONOTONIC } from "../linux/clock.ts";
 import { UsageError, VmsgError } from "../linux/errors.ts";
-import { fileStatus, openPath } from "../linux/fd.ts";
+import { fileIdentity, fileStatus, openPath } from "../linux/fd.ts";
 import { mappedFiles } from "../linux/process_files.ts";
 import { directoryNames } from "../linux/sysfs.ts";
 import type { Kind } from "../message/message.ts";
@@ -50,7 +50,13 @@ function find(operands: readonly string[]): Found {
     found.instances.push(...reading.instances);
     found.problems.push(...reading.problems);
   };
+  const seen = new Set<string>();
   const addQueue = (path: string) => {
+    // A process has mapped it under another name than that which was given.
+    using fd = openPath(path);
+    const identity = fd === undefined ? path : fileIdentity(fd);
+    if (seen.has(identity)) return;
+    seen.add(identity);
     const bus = busOfQueueFile(path) ?? path;
     const files = found.buses.get(bus) ?? new Set();
     found.buses.set(bus, files.add(path));

@@ -1,6 +1,10 @@
 /** `vmsg inspect` as users have it: beside living processes, of a killed device's files, and of files that are none. */
 
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { MONOTONIC } from "../../src/linux/clock.ts";
+import { Kind } from "../../src/message/message.ts";
+import { CounterMemory, countIn } from "../../src/observe/counters.ts";
+import { RequestState } from "../../src/observe/state.ts";
 import {
   type Ended,
   type Processes,
@@ -35,6 +39,9 @@ processTest("inspect: a living link, and what a killed device leaves", async (vm
     living,
     /queue-linux-user-driver: from the driver side, v1, head \d+ tail \d+ of 4096/,
   );
+
+  const twice = await inspect(vmsg, String(device.pid), `${vmsg.directory}/.`);
+  assertEquals(twice.stdout.filter((line) => line.includes(": from the ")).length, 2);
 
   await device.end("SIGKILL");
   const before = ["driver", "device"].map((side) =>
@@ -121,3 +128,26 @@ processTest("inspect: files that hold no queues cost one line each", async (vmsg
   await new Deno.Command("mkfifo", { args: [`${vmsg.directory}/pipe`] }).output();
   assertMatch(await refused(`${vmsg.directory}/pipe`), /a pipe, and no memory with queues/);
 });
+
+processTest(
+  "inspect: what a process waits for, and since when; its file may be anybody's",
+  async (vmsg) => {
+    const memory = new CounterMemory(new ArrayBuffer(8192), "driver", Deno.pid, 0);
+    const path = `${vmsg.directory}/driver.1`;
+    const say = async (kind: number) => {
+      countIn(memory);
+      const requests = new RequestState();
+      countIn(undefined);
+      requests.open(2, { kind, device: 3, sentMs: MONOTONIC.now() - 5000 });
+      Deno.writeFileSync(path, new Uint8Array(memory.buffer));
+      return (await inspect(vmsg, path)).stdout.at(-1)!;
+    };
+    const line = await say(Kind.GET_VQUEUE);
+    assertMatch(
+      line,
+      /^ {2}waits for the answer to GET_VQUEUE of device 3, for \d+\.\d{3} s, and 1 more$/,
+    );
+    assert(Number(/for ([\d.]+) s/.exec(line)![1]) >= 5, line);
+    assertMatch(await say(99_999), /waits for the answer to kind 99999 of device 3/);
+  },
+);
