@@ -16,6 +16,8 @@ import { isBusMessage, kindName } from "../message/table.ts";
 import { expect } from "./outcome.ts";
 
 const ANSWER_MS = 2000;
+/** What one rule may take; the longest conversations give a peer a few times ten seconds. */
+const RULE_MS = 60_000;
 /** Tokens of requests begin here, so that both bytes are used. */
 const FIRST_TOKEN = 0x1f0;
 /** Messages that are kept for one rule. */
@@ -44,6 +46,9 @@ export interface Heard {
   readonly atMs: number;
 }
 
+/** The message is undefined where the bytes mean nothing. */
+export type Watch = (direction: "->" | "<-", bytes: Uint8Array, message?: Message) => void;
+
 /** See the head of this file. */
 export class Dialogue implements BusListener {
   readonly heard: Heard[] = [];
@@ -51,6 +56,10 @@ export class Dialogue implements BusListener {
   readonly #waiting: Heard[] = [];
   #arrival: Deferred<void> | undefined;
   #nextToken = FIRST_TOKEN;
+  /** When the rule that is asked for must be done with. */
+  #endMs = Infinity;
+  /** How often a peer has gone. */
+  departures = 0;
 
   /**
    * {@link open} starts it; what is awaited of it is to be awaited in the reactor.
@@ -58,14 +67,16 @@ export class Dialogue implements BusListener {
    * @param bus the end that is ours
    * @param codec what is spoken
    * @param device the number of the device that is asked, or played
-   * @param memory bus addresses at which queues may lie, for a device that looks
+   * @param memory bus addresses at which queues may lie, for a device that looks; without it no queue is set up
+   * @param watch sees every message that comes and goes
    */
   constructor(
     readonly reactor: Reactor,
     readonly bus: Bus,
     readonly codec: Codec,
     readonly device: number,
-    readonly memory: { readonly at: number; readonly size: number },
+    readonly memory: { readonly at: number; readonly size: number } | undefined,
+    readonly watch?: Watch,
   ) {}
 
   open(): void {
@@ -74,13 +85,16 @@ export class Dialogue implements BusListener {
 
   attached(): void {}
 
-  detached(): void {}
+  detached(): void {
+    this.departures++;
+  }
 
   received(slot: DataView): void {
     const bytes = Uint8Array.from({ length: SLOT_SIZE }, (_, i) => slot.getUint8(i));
     const message = new Message();
     const malformed = this.codec.decode(new DataView(bytes.buffer), 0, message);
     if (malformed === undefined && isPrivate(message.kind)) return;
+    this.watch?.("<-", bytes, malformed === undefined ? message : undefined);
     const heard = { bytes, message, malformed, atMs: this.reactor.now() };
     // Who floods us is not answered in time.
     if (this.heard.length === MAX_HEARD) return;
@@ -94,9 +108,17 @@ export class Dialogue implements BusListener {
     this.#arrival = undefined;
   }
 
+  /** The next rule: what was said before is of no interest. */
   startOver(): void {
     this.heard.length = 0;
     this.#waiting.length = 0;
+    this.bus.isPaused = false;
+    this.#endMs = this.reactor.now() + RULE_MS;
+  }
+
+  /** To be asked by whoever waits for a peer in a loop of its own. */
+  expectTime(): void {
+    expect(this.reactor.now() <= this.#endMs, `not done within ${RULE_MS / 1000} s`);
   }
 
   /** Sends a request, and waits for its answer; other messages wait for {@link next}. */
@@ -139,10 +161,18 @@ export class Dialogue implements BusListener {
   }
 
   put(bytes: ArrayLike<number>): void {
+    if (this.watch !== undefined) this.#show(bytes);
     const offset = this.bus.claim();
     expect(offset >= 0, "the peer does not take our messages: its queue is full, or it is gone");
     for (let i = 0; i < SLOT_SIZE; i++) this.bus.view.setUint8(offset + i, bytes[i] ?? 0);
     this.bus.send();
+  }
+
+  #show(bytes: ArrayLike<number>): void {
+    const slot = Uint8Array.from({ length: SLOT_SIZE }, (_, i) => bytes[i] ?? 0);
+    const message = new Message();
+    const malformed = this.codec.decode(new DataView(slot.buffer), 0, message);
+    this.watch?.("->", slot, malformed === undefined ? message : undefined);
   }
 
   /** The next message that nobody has taken; undefined if none comes in time. */
@@ -151,6 +181,7 @@ export class Dialogue implements BusListener {
   }
 
   async #take(wanted: (heard: Heard) => boolean, withinMs: number): Promise<Heard | undefined> {
+    this.expectTime();
     const timer = this.reactor.timer(() => this.#wake());
     timer.arm(withinMs);
     try {

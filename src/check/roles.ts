@@ -50,6 +50,8 @@ const CALM_MS = 20;
 const AREA = 0x4000;
 const QUEUE_SPAN = 4 * AREA;
 const QUEUE_SIZE = 64;
+/** Of the memory in which queues lie: of two, as no rule asks for more. */
+export const RINGS_SIZE: number = 2 * QUEUE_SPAN;
 /** A number that nobody gives a device. */
 export const NOBODY = 0xfffe;
 export const RING_RESET: number = 1 << (RingFeature.RING_RESET & 31);
@@ -135,7 +137,9 @@ export class DriverRole extends Asker {
 
   /** What SET_VQUEUE says of a queue. */
   ring(index: number): Fields {
-    const descriptorAddress = this.talk.memory.at + index * QUEUE_SPAN;
+    const { memory } = this.talk;
+    require(memory !== undefined, "queues need memory that both sides know");
+    const descriptorAddress = memory.at + index * QUEUE_SPAN;
     const [driverAddress, deviceAddress] = [descriptorAddress + AREA, descriptorAddress + 2 * AREA];
     const at = { descriptorAddress, driverAddress, deviceAddress };
     return { index, flags: QUEUE_ENABLED, queueSize: QUEUE_SIZE, ...at };

@@ -60,13 +60,15 @@ export function detectable(settings: BusSettings): Codec[] {
   return settings.auto ? [codecFor("proto")] : [];
 }
 
+/** @param isForeign this process does not pass for a vmsg: it locks, names and discards nothing */
 export function openBus(
   { bus, reset, dialect, auto }: BusSettings,
   side: Side,
   reactor: Reactor,
   log: Log,
+  isForeign = false,
 ): Bus {
-  const isV1 = dialect === "v1";
+  const isV1 = dialect === "v1" && !isForeign;
   return findKind(BUS_KINDS, "--bus", bus.kind).open(bus.settings, {
     ...{ side, reactor, log, isV1, isAuto: auto, reset },
     common: {

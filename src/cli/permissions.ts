@@ -35,7 +35,8 @@ export const KEPT: Readonly<Record<PlaneName, Kept> & Record<string, Kept>> = {
   device: PLANE,
   proxy: PLANE,
   driver: PLANE,
-  // It starts nothing.
+  // They start nothing.
+  check: { opening: ["ffi", "env", ...SOURCE], running: ["ffi"] },
   "ivshmem-server": { opening: ["ffi", "env", ...SOURCE], running: ["ffi"] },
   // Two processes of vmsg and a keeper; without a shell it keeps its directory itself. TMPDIR.
   demo: { opening: ["ffi", "env", "run", "write"] },

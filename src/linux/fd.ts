@@ -95,6 +95,19 @@ export function readFile(path: string): Uint8Array {
   return bytes;
 }
 
+/** Makes a text all that is in an open file. */
+export function rewriteFile(fd: Fd, text: string, name: string): void {
+  resizeFile(fd, 0, name);
+  let rest = new TextEncoder().encode(text);
+  while (rest.length > 0) {
+    const piece = rest.subarray(0, chunk.bytes.length);
+    chunk.bytes.set(piece);
+    rest = rest.subarray(
+      check(libc.write(fd.number, chunk.address, piece.length), `write ${name}`),
+    );
+  }
+}
+
 const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
 
