@@ -251,6 +251,8 @@ export const DEVICE_BODIES: Bodies<DriverRole> = byRule({
     d.claim("V9", await d.setStatus(NEARLY), KNOWN, "FEATURES_OK with the features of before");
   },
   async V12(d) {
+    const { configSize } = await d.ask(GET_DEVICE_INFO);
+    require(configSize >= 6, `a configuration of ${configSize} bytes has too few to tell`);
     const { generation, bytes: whole } = await d.config(0, 6);
     for (const [offset, length] of [[0, 1], [1, 3], [2, 4]] as const) {
       const bytes = whole.slice(offset, offset + length);
@@ -283,6 +285,8 @@ export const DEVICE_BODIES: Bodies<DriverRole> = byRule({
     d.claim("V14", is, [1, then.generation, then.bytes[0]], "what answers a write");
   },
   async "V21 V23 V24 V33"(d) {
+    const { maxQueues } = await d.ask(GET_DEVICE_INFO);
+    require(maxQueues > 1, "a device with one queue has no other to compare with");
     await d.negotiate();
     await d.setQueue(0);
     await d.shows(0, d.ring(0), "V21 V33");
@@ -307,6 +311,7 @@ export const DEVICE_BODIES: Bodies<DriverRole> = byRule({
   },
   async "V37 V58"(d) {
     const { configSize } = await d.ask(GET_DEVICE_INFO);
+    require(configSize > 0, "this device has no configuration");
     const { bytes: [byte], generation } = await d.config(configSize - 1, 1);
     const refused = { length: 0, size: 20, generation };
     for (const offset of [configSize - 1, configSize, 0xffff_fffe]) {

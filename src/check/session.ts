@@ -49,26 +49,27 @@ async function knock(talk: Dialogue): Promise<number | undefined> {
   return undefined;
 }
 
-const untested = (reason: string): Outcome => ({ verdict: "not applicable", reason });
+/** What one rule brought, or why nobody is there to be asked. */
+type Asked = Outcome | string;
 
-async function askOfDevice(rule: Rule, talk: Dialogue, seen: number): Promise<[Outcome, number]> {
-  if (!await comes(talk)) return [untested("no device side came"), seen];
-  if (seen !== talk.departures) {
+/** Asks a device side, which is known to answer since its last arrival if that is what `known` says. */
+async function askOfDevice(rule: Rule, talk: Dialogue, known: number): Promise<Asked> {
+  if (!await comes(talk)) return "no device side came";
+  if (known !== talk.departures) {
     const deviceId = await knock(talk);
-    if (deviceId === undefined) return [untested("the device side does not answer"), seen];
-    if (deviceId === 0) return [untested(`there is no device ${talk.device}`), seen];
+    if (deviceId === undefined) return "the device side does not answer; is its dialect another?";
+    if (deviceId === 0) return `there is no device ${talk.device}`;
   }
-  const now = talk.departures;
-  return [await askDevice(rule, talk), now];
+  return await askDevice(rule, talk);
 }
 
-async function askOfDriver(rule: Rule, talk: Dialogue): Promise<Outcome> {
+async function askOfDriver(rule: Rule, talk: Dialogue): Promise<Asked> {
   const { bus } = talk;
   for (let attempt = 1;; attempt++) {
     // What it says first is for the rule.
     bus.isPaused = true;
     bus.drop("the next rule begins");
-    if (!await comes(talk)) return untested("no driver side came");
+    if (!await comes(talk)) return "no driver side came";
     const { departures } = talk;
     const outcome = await askDriver(rule, talk);
     const isCutShort = outcome.verdict === "failed" && departures !== talk.departures;
@@ -95,20 +96,22 @@ export async function askAll(
   talk: Dialogue,
   tell: (result: Result) => void,
 ): Promise<void> {
-  let seen = -1;
-  let missing: Outcome | undefined;
+  /** Departures of peers when a device answered last. */
+  let known = -1;
+  // Nobody is waited for twice.
+  let missing: string | undefined;
   for (const rule of rules) {
     const startMs = talk.reactor.now();
-    const unasked = rule.unasked[side];
-    let outcome: Outcome;
-    if (unasked !== undefined) outcome = untested(unasked);
-    else if (missing !== undefined) outcome = missing;
-    else if (side === "device") [outcome, seen] = await askOfDevice(rule, talk, seen);
-    else outcome = await askOfDriver(rule, talk);
-    // Nobody is waited for twice.
-    if (!talk.bus.isAttached || (side === "device" && seen < 0)) {
-      if (outcome.verdict === "not applicable") missing = outcome;
+    let asked: Asked | undefined = rule.unasked[side] ?? missing;
+    if (asked === undefined) {
+      const { departures } = talk;
+      asked = await (side === "device" ? askOfDevice(rule, talk, known) : askOfDriver(rule, talk));
+      if (typeof asked === "string") missing = asked;
+      else known = departures;
     }
+    const outcome: Outcome = typeof asked === "string"
+      ? { verdict: "not applicable", reason: asked }
+      : asked;
     tell({ rule, outcome, tookMs: talk.reactor.now() - startMs });
   }
   // It is left as it was found.

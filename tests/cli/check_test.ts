@@ -1,0 +1,143 @@
+/** `vmsg check` as users have it, with sides that are other processes: ours, and some that are wrong in one way. */
+
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { fromFileUrl } from "@std/path";
+import { isAsked } from "../../src/check/check.ts";
+import { RULES } from "../../src/check/rules.ts";
+import { DEVICE_FAULTS } from "../conformance/faults.ts";
+import { type Processes, processTest, VMSG_COMMAND } from "../support/processes.ts";
+
+const MEMORY = ["--memory", "file=ram,at=0x40000000"];
+const RAM_SIZE = 16 << 20;
+const WRONG_DEVICE = fromFileUrl(new URL("../conformance/wrong_device.ts", import.meta.url));
+
+const busOf = (dialect: string) => ["--bus", `linux-user,socket=lu.sock,dialect=${dialect}`];
+
+interface Line {
+  readonly rule: string;
+  readonly verdict: string;
+  readonly seen?: string;
+}
+
+/** Runs a check to its end; its exit code, and its lines. */
+async function check(vmsg: Processes, ...args: string[]): Promise<[number, Line[]]> {
+  const { code, stdout } = await vmsg.run("check", "--json", ...args);
+  return [code, stdout.map((line) => JSON.parse(line))];
+}
+
+async function makeFile(vmsg: Processes, name: string, size: number): Promise<void> {
+  using file = await Deno.create(`${vmsg.directory}/${name}`);
+  await file.truncate(size);
+}
+
+const READ_ONLY = ["V13", "V14", "V35", "V59"];
+/** Of one queue, and no configuration. */
+const SMALL = ["V12", "V21", "V23", "V24", "V33", "V37", "V58"];
+
+/** A device, in a dialect, and the rules that it cannot be asked for, of those that devices are. */
+const DEVICES: readonly (readonly [dialect: string, args: string[], unlike: string[]])[] = [
+  ["v1", ["--net", "responder"], READ_ONLY],
+  ["v1-2025", ["--net", "responder"], READ_ONLY],
+  ["proto", ["--net", "responder"], []],
+  ["v1", ["--device", "rng"], [...READ_ONLY, ...SMALL]],
+  ["v1", ["--device", "blk,file=disk"], READ_ONLY],
+];
+
+for (const [dialect, args, unlike] of DEVICES) {
+  processTest(
+    `check: vmsg device ${args.join(" ")} keeps the rules of ${dialect}`,
+    async (vmsg) => {
+      await makeFile(vmsg, "ram", RAM_SIZE);
+      await makeFile(vmsg, "disk", 1 << 20);
+      const device = await vmsg.start("device", ...busOf(dialect), ...MEMORY, ...args);
+      await device.waitFor(/waiting for the driver side/);
+      const [code, lines] = await check(vmsg, ...busOf(dialect), ...MEMORY);
+      assertEquals(lines.filter(({ verdict }) => verdict === "FAIL"), []);
+      assertEquals(code, 0);
+      const rules = RULES.filter(({ sides, dialects }) =>
+        sides.includes("device") && (dialects as readonly string[]).includes(dialect)
+      );
+      assertEquals(lines.map(({ rule }) => rule), rules.map(({ number }) => number));
+      const expected = rules.filter((rule) =>
+        isAsked(rule, "device") && !unlike.includes(rule.number)
+      );
+      const passed = lines.filter(({ verdict }) => verdict === "PASS");
+      assertEquals(passed.map(({ rule }) => rule), expected.map(({ number }) => number));
+    },
+  );
+}
+
+processTest("check: without memory that both sides know no queue is set up", async (vmsg) => {
+  const device = await vmsg.start("device", ...busOf("v1"), "--net", "responder");
+  await device.waitFor(/waiting for the driver side/);
+  const [code, lines] = await check(vmsg, ...busOf("v1"), "--rule", "V21", "--rule", "V8");
+  const seen = "queues need memory that both sides know";
+  const brief = lines.map(({ rule, verdict, seen }) => ({ rule, verdict, seen }));
+  assertEquals(brief, [
+    { rule: "V8", verdict: "PASS", seen: undefined },
+    { rule: "V21", verdict: "NOT TESTED", seen },
+  ]);
+  assertEquals(code, 0);
+});
+
+/** Quick ones; a driver that gives up, as with R7, ends and is started again, as by a supervisor. */
+const DRIVER_RULES = {
+  v1: ["G8", "R1", "R2", "R7", "R14"],
+  "v1-2025": ["R1", "R6"],
+  proto: ["P3", "P4", "P5", "P6"],
+};
+
+for (const [dialect, rules] of Object.entries(DRIVER_RULES)) {
+  processTest(`check --driver: vmsg driver keeps rules of ${dialect}`, async (vmsg) => {
+    await makeFile(vmsg, "ram", RAM_SIZE);
+    const command = [...VMSG_COMMAND, "driver", ...busOf(dialect), ...MEMORY];
+    const again = 'while :; do "$@"; done';
+    await vmsg.startProgram("/bin/sh", "-c", again, "sh", ...command);
+    const wanted = rules.flatMap((rule) => ["--rule", rule]);
+    const [code, lines] = await check(vmsg, "--driver", ...busOf(dialect), ...wanted);
+    assertEquals(lines.map(({ rule, verdict, seen }) => [rule, verdict, seen]), [
+      ...rules.map((rule) => [rule, "PASS", undefined]),
+    ]);
+    assertEquals(code, 0);
+  });
+}
+
+for (
+  const what of [
+    "tokens of one byte",
+    "every answer twice",
+    "SET_VQUEUE always takes all and enables",
+  ]
+) {
+  processTest(`check: a device side that is wrong is found: ${what}`, async (vmsg) => {
+    await makeFile(vmsg, "ram", RAM_SIZE);
+    const place = DEVICE_FAULTS.findIndex((fault) => fault.what === what);
+    const { breaks, dialect } = DEVICE_FAULTS[place]!;
+    const wrong = await vmsg.startProgram(Deno.execPath(), "run", "-A", WRONG_DEVICE, `${place}`);
+    await wrong.waitFor(/waiting for the driver side/);
+    const rules = breaks.split(" ");
+    const wanted = rules.flatMap((rule) => ["--rule", rule]);
+    const args = [...busOf(dialect), ...MEMORY, "--device", "3", ...wanted];
+    const { code, stdout } = await vmsg.run("check", ...args, "--junit", "rules.xml");
+    const failed = stdout.flatMap((line) => line.match(/^FAIL +(\S+)/)?.[1] ?? []);
+    assertEquals([code, failed.sort()], [1, rules.sort()]);
+    assert(stdout.some((line) => /^ +seen: ./.test(line)));
+    assertMatch(stdout.at(-1)!, new RegExp(`^0 passed, ${rules.length} failed, 0 not tested$`));
+    const report = await Deno.readTextFile(`${vmsg.directory}/rules.xml`);
+    assertEquals(report.match(/<failure message="[^"]+"\/>/g)?.length, rules.length);
+  });
+}
+
+processTest("check: what cannot be asked is said in one line", async (vmsg) => {
+  const cases: [string[], number, RegExp][] = [
+    [["--rule", "V999"], 2, /docs\/wire.md 7 has no such rule/],
+    [["--rule", "R1"], 2, /is not about a device side/],
+    [["--rule", "P1"], 1, /dialect v1 has none of the rules/],
+    [["--memory", "segment"], 2, /takes file=PATH,at=ADDRESS/],
+  ];
+  for (const [args, code, line] of cases) {
+    const ended = await vmsg.run("check", ...busOf("v1"), ...args);
+    assertEquals([ended.code, ended.stderr.length], [code, 1], ended.stderr.join("\n"));
+    assertMatch(ended.stderr[0]!, line);
+  }
+});
