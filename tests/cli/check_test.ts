@@ -104,7 +104,7 @@ for (const [dialect, rules] of Object.entries(DRIVER_RULES)) {
 
 for (
   const what of [
-    "tokens of one byte",
+    "GET_CONFIG answers from the beginning",
     "every answer twice",
     "SET_VQUEUE always takes all and enables",
   ]

@@ -4,6 +4,7 @@ import { assert, assertEquals } from "@std/assert";
 import { askDevice, askDriver, isAsked } from "../../src/check/check.ts";
 import type { Dialogue } from "../../src/check/dialogue.ts";
 import { RULES } from "../../src/check/rules.ts";
+import { WORDING as SAID } from "../../src/check/wording.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { LED_DEVICE } from "./led_device.ts";
 import { LED_DRIVER } from "./led_driver.ts";
@@ -61,6 +62,10 @@ Deno.test("what no body asks for is tested from inside, or not offered", () => {
 Deno.test("the table has the rules of docs/wire.md, each once, in its order", () => {
   assertEquals(RULES.map(({ number }) => number), [...WORDING.keys()]);
   for (const { number, section } of RULES) assert(SECTIONS.has(section), number);
+});
+
+Deno.test("a check's report has the words of docs/wire.md", () => {
+  assertEquals(SAID, Object.fromEntries(WORDING));
 });
 
 /** What the text of 2026 made rules was good conduct before: our sides keep it in `v1-2025` as well. */
