@@ -22,7 +22,7 @@ const QUIET_MS = 100;
 /** What the prototype waits before it gives up. */
 const PROTO_ANSWER_MS = 3.5;
 /** Requests that are sent to one who reads none of its answers: more than queues hold. */
-const FLOOD = 1500;
+const FLOOD = 12_000;
 
 const { GET_DEVICE_INFO, GET_DEVICE_FEATURES, GET_CONFIG, SET_CONFIG } = Kind;
 const { GET_DEVICE_STATUS, SET_DEVICE_STATUS, SET_VQUEUE, RESET_VQUEUE, GET_SHM } = Kind;
