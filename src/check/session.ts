@@ -35,18 +35,26 @@ async function comes({ bus, reactor }: Dialogue): Promise<boolean> {
   return true;
 }
 
-/** Asks until a device side answers; which kind of device it has there, 0 for none, undefined without an answer. */
-async function knock(talk: Dialogue): Promise<number | undefined> {
+/**
+ * Asks until a device side answers.
+ *
+ * @returns which kind of device is there, 0 for none; "odd" if it says something, but no such answer; undefined if nothing
+ */
+async function knock(talk: Dialogue): Promise<number | "odd" | undefined> {
+  let isOdd = false;
   for (let n = 0; n < KNOCKS && talk.bus.isAttached; n++) {
     talk.startOver();
-    if (talk.bus.claim() >= 0) talk.send(Kind.GET_DEVICE_INFO);
+    // One that says nothing to the first may say something to the second.
+    const kind = n < KNOCKS / 2 ? Kind.GET_DEVICE_INFO : Kind.GET_DEVICE_STATUS;
+    if (talk.bus.claim() >= 0) talk.send(kind);
     await talk.reactor.sleep(KNOCK_MS);
     const answer = talk.heard.find(({ message, malformed }) =>
       malformed === undefined && message.response && message.kind === Kind.GET_DEVICE_INFO
     );
     if (answer !== undefined) return answer.message.deviceId;
+    isOdd ||= talk.heard.length > 0;
   }
-  return undefined;
+  return isOdd ? "odd" : undefined;
 }
 
 /** What one rule brought, or why nobody is there to be asked. */

@@ -106,6 +106,7 @@ for (
   const what of [
     "GET_CONFIG answers from the beginning",
     "every answer twice",
+    "an answer of the size of 2025",
     "SET_VQUEUE always takes all and enables",
   ]
 ) {
