@@ -129,6 +129,22 @@ for (
   });
 }
 
+processTest(
+  "check: a number without a device passes nothing, and nobody there is an error",
+  async (vmsg) => {
+    const nobody = await vmsg.run("check", "--bus", "linux-user,socket=lu.sock,wait=off");
+    assertEquals(nobody.code, 1);
+    assertMatch(nobody.stderr.join("\n"), /no device side listens there/);
+    const device = await vmsg.start("device", ...busOf("v1"), "--net", "responder");
+    await device.waitFor(/waiting for the driver side/);
+    const [code, lines] = await check(vmsg, ...busOf("v1"), "--device", "5", "--rule", "V8");
+    assertEquals([code, lines.map(({ verdict, seen }) => [verdict, seen])], [
+      1,
+      [["NOT TESTED", "there is no device 5"]],
+    ]);
+  },
+);
+
 processTest("check: what cannot be asked is said in one line", async (vmsg) => {
   const cases: [string[], number, RegExp][] = [
     [["--rule", "V999"], 2, /docs\/wire.md 7 has no such rule/],
