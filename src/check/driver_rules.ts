@@ -5,20 +5,26 @@
  */
 
 import { DEVICE_ADDED, DEVICE_REMOVED, Kind, type Message, QueueFlag } from "../message/message.ts";
+import { kindName } from "../message/table.ts";
 import { RingFeature, Status } from "../virtio/features.ts";
 import { type Bodies, type Body, byRule } from "./common_rules.ts";
 import type { Spoil } from "./dialogue.ts";
-import { expect, expectSame } from "./outcome.ts";
+import { expect, expectSame, require } from "./outcome.ts";
 import type { DeviceRole } from "./roles.ts";
 
 const { GET_DEVICE_INFO, GET_DEVICE_FEATURES, SET_DRIVER_FEATURES, GET_CONFIG, SET_CONFIG } = Kind;
 const { GET_DEVICE_STATUS, SET_DEVICE_STATUS, GET_VQUEUE, SET_VQUEUE, RESET_VQUEUE } = Kind;
-const { EVENT_AVAIL, EVENT_DEVICE } = Kind;
+const { EVENT_AVAIL, EVENT_DEVICE, GET_DEVICES, PING, IOMMU_ENABLE, IOMMU_TRANSLATE } = Kind;
 
 const FEATURES_OK = (m: Message) => (m.status & Status.FEATURES_OK) !== 0;
 const DRIVER_OK = (m: Message) => (m.status & Status.DRIVER_OK) !== 0;
 /** For how long a driver with half a device is watched: it may use it or give it up. */
 const HALF_MS = 5000;
+
+/** An answer that lets a driver ask again, if it is one that does. */
+const ANSWER_LATE_MS = 30;
+/** For how long a driver may do what it does now and then. */
+const NOW_AND_THEN_MS = 2000;
 
 /** An answer that is a little strange is taken: a status is answered so, and the driver goes on. */
 const takes = (spoil: Spoil): Body<DeviceRole> => async (s) => {
@@ -46,20 +52,11 @@ function isSetUp({ said }: DeviceRole, place: number): boolean {
   return before.slice(reset + 1).some((m) => m.kind === SET_VQUEUE && m.index === index);
 }
 
-/** A bring-up, and what its messages and their order must be. */
-async function bringsUp(s: DeviceRole): Promise<void> {
+/** What each message of a bring-up must be, and where in the order. */
+function looksAt(s: DeviceRole): void {
   const { said, maxSizes } = s;
-  await s.bringUp();
-  await s.until(() => s.at(EVENT_AVAIL) >= 0, "the driver gives no buffers");
-  s.claim("B5 R1", s.at(GET_DEVICE_INFO), 0, "where GET_DEVICE_INFO is in the order");
-  const accepted = acceptedOf(s);
-  const notOffered = accepted.map((word, i) => (word & ~(s.features[i] ?? 0)) >>> 0);
-  s.claim("R2 P5", notOffered, s.features.map(() => 0), "bits that are accepted and not offered");
-  s.claim("R2 P5", accepted[1]! & 1, 1, "VERSION_1, which is accepted,");
   const featuresOk = s.at(SET_DEVICE_STATUS, FEATURES_OK);
   const driverOk = s.at(SET_DEVICE_STATUS, DRIVER_OK);
-  s.claim("R6", s.at(SET_DRIVER_FEATURES) < featuresOk, true, "features before FEATURES_OK");
-  s.claim("R6 R10 P8", s.at(EVENT_AVAIL) > driverOk, true, "notified behind DRIVER_OK");
   for (const [i, message] of said.entries()) {
     const { kind, index, flags, mustBeZero, queueSize, length } = message;
     const isSetBefore = isSetUp(s, i);
@@ -73,7 +70,7 @@ async function bringsUp(s: DeviceRole): Promise<void> {
       s.claim("P6", next, GET_DEVICE_STATUS, "the kind of what follows SET_DEVICE_STATUS");
     } else if (kind === SET_VQUEUE) {
       const what = `queue ${index} of ${queueSize} entries, flags ${flags}:`;
-      const isBetween = featuresOk < i && i < driverOk;
+      const isBetween = 0 <= featuresOk && featuresOk < i && (driverOk < 0 || i < driverOk);
       s.claim("R6", isBetween, true, `${what} set up between FEATURES_OK and DRIVER_OK`);
       const isAsked = said.slice(0, i).some((m) => m.kind === GET_VQUEUE && m.index === index);
       s.claim("R4", isAsked, true, `${what} asked for before`);
@@ -88,6 +85,46 @@ async function bringsUp(s: DeviceRole): Promise<void> {
   }
 }
 
+/** A bring-up; where it fails, what its messages break is the better reason. */
+async function bringsUp(s: DeviceRole): Promise<void> {
+  try {
+    await s.bringUp();
+  } finally {
+    looksAt(s);
+  }
+  await s.until(() => s.at(EVENT_AVAIL) >= 0, "the driver gives no buffers");
+  s.claim("B5 R1", s.at(GET_DEVICE_INFO), 0, "where GET_DEVICE_INFO is in the order");
+  const accepted = acceptedOf(s);
+  const notOffered = accepted.map((word, i) => (word & ~(s.features[i] ?? 0)) >>> 0);
+  s.claim("R2 P5", notOffered, s.features.map(() => 0), "bits that are accepted and not offered");
+  s.claim("R2 P5", accepted[1]! & 1, 1, "VERSION_1, which is accepted,");
+  const featuresOk = s.at(SET_DEVICE_STATUS, FEATURES_OK);
+  const driverOk = s.at(SET_DEVICE_STATUS, DRIVER_OK);
+  s.claim("R6", s.at(SET_DRIVER_FEATURES) < featuresOk, true, "features before FEATURES_OK");
+  s.claim("R6 R10 P8", s.at(EVENT_AVAIL) > driverOk, true, "notified behind DRIVER_OK");
+  looksAt(s);
+}
+
+/** What the driver wrote to the configuration during a bring-up: there only if it has a reason to. */
+async function written(s: DeviceRole): Promise<Message[]> {
+  await s.bringUp();
+  const writes = s.of(SET_CONFIG);
+  require(writes.length > 0, "it writes no configuration while it begins");
+  return writes;
+}
+
+/** A request gets no answer in time; what is written behind it has to be a reset, and then it begins anew. */
+const loses = (wanted: Kind, isLate: boolean): Body<DeviceRole> => async (s) => {
+  const lost = () => s.at(wanted);
+  const since = () => lost() < 0 ? [] : s.of(SET_DEVICE_STATUS, lost());
+  s.override = ({ kind }) => kind === wanted && since().length === 0;
+  await s.until(() => lost() >= 0, `${kindName(wanted)} was not asked`);
+  await s.until(() => since().length > 0, "a request that was not answered leads to no reset");
+  expectSame(since()[0]!.status, 0, "the status that is written behind it");
+  if (isLate) s.answer(s.said[lost()]!);
+  await s.bringUp();
+};
+
 export const DRIVER_BODIES: Bodies<DeviceRole> = byRule({
   G4: takes((bytes) => bytes[0]! |= 0xfc),
   G6: takes((bytes) => bytes.fill(0xee, 12)),
@@ -99,8 +136,7 @@ export const DRIVER_BODIES: Bodies<DeviceRole> = byRule({
       expect(token !== 0 && !open.has(token), `token ${token}, which is 0 or open already`);
       open.add(token);
       // Answered behind what is there already, so that more than one may be open.
-      s.talk.reactor.spawn(async () => {
-        await s.talk.reactor.sleep(1);
+      s.later(ANSWER_LATE_MS, () => {
         open.delete(token);
         s.answer(request);
       });
@@ -290,14 +326,96 @@ export const DRIVER_BODIES: Bodies<DeviceRole> = byRule({
     isShown = true;
     await s.until(() => s.at(EVENT_AVAIL) >= 0, "DRIVER_OK that is shown late is not seen");
   },
-  async R37(s) {
-    const lost = () => s.at(GET_DEVICE_FEATURES);
-    const since = () => lost() < 0 ? [] : s.of(SET_DEVICE_STATUS, lost());
-    s.override = ({ kind }) => kind === GET_DEVICE_FEATURES && since().length === 0;
-    await s.until(() => lost() >= 0, "no feature was asked for");
-    await s.until(() => since().length > 0, "a request that was not answered leads to no reset");
-    expectSame(since()[0]!.status, 0, "the status that is written behind it");
+  R37: loses(GET_DEVICE_FEATURES, false),
+  R24: loses(GET_DEVICE_FEATURES, true),
+  B27: loses(GET_VQUEUE, false),
+
+  async R8(s) {
+    const { generation } = s;
+    for (const write of await written(s)) {
+      expectSame(write.generation, generation, "the generation in SET_CONFIG");
+    }
+  },
+  async "R20 R29"(s) {
+    for (const { generation } of await written(s)) {
+      expectSame(generation, 0, "the generation in SET_CONFIG");
+    }
+  },
+  async R9(s) {
+    let refusals = 0;
+    s.override = (request) => {
+      if (request.kind !== SET_CONFIG) return false;
+      s.talk.reply(request, { generation: s.generation + ++refusals });
+      return true;
+    };
+    await s.lookOn(NOW_AND_THEN_MS);
+    require(refusals > 0, "it writes no configuration while it begins");
+    expect(refusals <= 2, `a refused write was repeated ${refusals - 1} times`);
+  },
+  async R18(s) {
     await s.bringUp();
+    const accesses = s.of([GET_CONFIG, SET_CONFIG]);
+    require(accesses.length > 0, "it uses no configuration");
+    const { configBytes } = s.talk.codec.limits;
+    for (const { offset, length } of accesses) {
+      expect(length <= configBytes, `${length} bytes from ${offset} on in one message`);
+    }
+  },
+  /** Only a read that fills a message is known to be a part of one. */
+  async R21(s) {
+    const { configBytes } = s.talk.codec.limits;
+    const parts: { readonly offset: number; readonly isNext: boolean }[] = [];
+    let end = -1;
+    s.override = ({ kind, offset, length }) => {
+      if (kind !== GET_CONFIG) return false;
+      // It moves between the first parts, and then rests.
+      if (parts.length < 3) s.generation++;
+      parts.push({ offset, isNext: offset === end });
+      end = length === configBytes ? offset + length : -1;
+      return false;
+    };
+    await s.bringUp();
+    const second = parts.findIndex(({ isNext }) => isNext);
+    require(second > 0, "it reads no configuration that is longer than a message");
+    const isAnew = parts.slice(second).some(({ offset }) => offset === parts[second - 1]!.offset);
+    expect(isAnew, "a read in parts goes on, though its generation has changed");
+  },
+
+  /** One of eight bits is there; what comes next is said to begin at 16. */
+  async B19(s) {
+    const { device } = s.talk;
+    const from: number[] = [];
+    s.override = (request) => {
+      const { kind, offset } = request;
+      if (kind !== GET_DEVICES) return false;
+      from.push(offset);
+      const bytes = Uint8Array.of(offset === 0 && device < 8 ? 1 << device : 0);
+      s.answer(request, { count: 8, bytes, nextOffset: offset === 0 ? 16 : 0 });
+      return true;
+    };
+    await s.lookOn(NOW_AND_THEN_MS);
+    require(from.length > 0, "it asks no GET_DEVICES");
+    require(device < 8, "this is asked with a device number below 8");
+    expect(from.includes(16), "GET_DEVICES is not asked again from what the answer calls next");
+    await s.until(() => s.at(GET_DEVICE_INFO) >= 0, "a device among fewer than asked is not found");
+  },
+  async B36(s) {
+    s.override = ({ kind }) => kind === PING;
+    await s.lookOn(NOW_AND_THEN_MS);
+    require(s.at(PING) >= 0, "it sends no PING");
+    const follows = () => s.of([GET_DEVICE_STATUS, SET_DEVICE_STATUS], s.at(PING)).length > 0;
+    await s.until(follows, "no status is read after a PING without an answer");
+  },
+
+  async P9(s) {
+    await s.bringUp();
+    require(s.at(IOMMU_ENABLE, ({ state }) => state === 1) >= 0, "it enables no IOMMU");
+    const [queue] = s.queues.values();
+    require(queue !== undefined, "it sets up no queue whose address could be asked for");
+    s.talk.send(IOMMU_TRANSLATE, { address: queue.descriptorAddress, prot: 1 });
+    const isAnswered = () =>
+      s.talk.heard.some(({ message: m }) => m.kind === IOMMU_TRANSLATE && m.response);
+    await s.until(isAnswered, "IOMMU_TRANSLATE is not answered");
   },
   async P14(s) {
     await s.bringUp();

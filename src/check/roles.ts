@@ -214,6 +214,13 @@ export class DeviceRole extends Asker {
   override: ((message: Message, heard: Heard) => boolean) | undefined;
   /** SET_VQUEUE of queues that are set up. */
   readonly queues = new Map<number, Message>();
+  /** What is to be done while serving, and when. */
+  readonly #due: { readonly atMs: number; readonly act: () => void }[] = [];
+
+  /** Does something some time later, within {@link serve}: a peer that is gone then fails its rule only. */
+  later(afterMs: number, act: () => void): void {
+    this.#due.push({ atMs: this.talk.reactor.now() + afterMs, act });
+  }
 
   /** What was said of these kinds, from some message on. */
   of(kinds: Kind | readonly Kind[], from = 0): Message[] {
@@ -233,7 +240,12 @@ export class DeviceRole extends Asker {
     while (!until()) {
       const leftMs = endMs - reactor.now();
       if (leftMs <= 0) return false;
-      const heard = await this.talk.next(Math.min(leftMs, STEP_MS));
+      const next = Math.min(...this.#due.map(({ atMs }) => atMs)) - reactor.now();
+      const heard = await this.talk.next(Math.max(Math.min(leftMs, STEP_MS, next), 0));
+      for (let i = 0; i < this.#due.length;) {
+        if (this.#due[i]!.atMs > reactor.now()) i++;
+        else this.#due.splice(i, 1)[0]!.act();
+      }
       if (heard === undefined || heard.malformed !== undefined || heard.message.response) continue;
       this.said.push(heard.message);
       if (this.override?.(heard.message, heard) !== true) this.answer(heard.message);
@@ -275,6 +287,8 @@ export class DeviceRole extends Asker {
   }
 
   async ping(data: number): Promise<void> {
+    // What is sent to a driver before it has begun may be lost.
+    await this.until(() => this.said.length > 0, "the driver does not begin");
     const token = this.talk.send(Kind.PING, { data });
     const isIt = ({ message: m }: Heard) =>
       m.kind === Kind.PING && m.response && m.token === token && m.data === data;
@@ -319,8 +333,19 @@ export class DeviceRole extends Asker {
       bytes: kind === Kind.SET_CONFIG ? bytes : this.config.subarray(offset, offset + length),
       ...(kind === Kind.GET_DEVICE_INFO ? info : {}),
       ...(kind === Kind.GET_VQUEUE ? this.#queue(index) : {}),
+      ...(kind === Kind.GET_DEVICES ? this.#devices(request) : {}),
       ...other,
     }, spoil);
+  }
+
+  /** A bitmap with this device, if it is in the window. */
+  #devices({ offset, count: asked }: Message): Fields {
+    const { device, codec: { limits } } = this.talk;
+    const count = Math.min(asked, limits.deviceBits);
+    const bytes = new Uint8Array(Math.ceil(count / 8));
+    const bit = device - offset;
+    if (bit >= 0 && bit < count) bytes[bit >> 3] = 1 << (bit & 7);
+    return { count, bytes, nextOffset: bit >= count ? offset + count : 0 };
   }
 
   #queue(index: number): Fields {

@@ -53,6 +53,7 @@ export type { PeerListener } from "./requests.ts";
 const HELLO_MS = 100;
 /** The first HELLO may be lost while the other side attaches, so it is repeated soon. */
 const FIRST_HELLO_MS = 5;
+const MAX_TOKEN = 0xffff;
 /** How long the other side may be silent before we say so. */
 const SILENCE_MS = 1500;
 
@@ -91,7 +92,9 @@ export class DriverSide implements BusListener, Requests, Disposable {
   /** What a device side that heeds it is granted; 0 for nothing. */
   #grant = 0;
   #nonce = 0;
+  /** The first one's token; those behind it count on (rule G8), and any may be answered. */
   #probeToken = 0;
+  #probes = 0;
   #attachedMs = 0;
   #heardMs = 0;
   #toldSilence = false;
@@ -146,6 +149,7 @@ export class DriverSide implements BusListener, Requests, Disposable {
     this.#peerEpoch = 0;
     this.#nonce = 0;
     this.#probeToken = randomToken();
+    this.#probes = 0;
     this.#toldSilence = false;
     this.#attachedMs = this.#heardMs = this.reactor.now();
     const { bus, codec } = this.options;
@@ -258,7 +262,8 @@ export class DriverSide implements BusListener, Requests, Disposable {
   /** GET_DEVICE_INFO, which every device side answers, also one that knows no HELLO. */
   #sendProbe(): void {
     const [number = 0] = this.#devices.keys();
-    this.link.start(Kind.GET_DEVICE_INFO, number).token = this.#probeToken;
+    const token = (this.#probeToken - 1 + this.#probes++) % MAX_TOKEN + 1;
+    this.link.start(Kind.GET_DEVICE_INFO, number).token = token;
     this.link.send();
   }
 
@@ -310,9 +315,8 @@ export class DriverSide implements BusListener, Requests, Disposable {
 
   #probeAnswered(): void {
     const { link } = this;
-    if (link.codec.conduct.hasTokens && link.in.token !== this.#probeToken) {
-      return link.drop("not asked for");
-    }
+    const probe = (link.in.token - this.#probeToken + MAX_TOKEN) % MAX_TOKEN;
+    if (link.codec.conduct.hasTokens && probe >= this.#probes) return link.drop("not asked for");
     this.#heartbeat.cancel();
     this.#becomeReady("foreign");
   }

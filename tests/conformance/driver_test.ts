@@ -5,7 +5,7 @@ import { isAsked } from "../../src/check/check.ts";
 import { RULES } from "../../src/check/rules.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { LED_DRIVER } from "./led_driver.ts";
-import { askOurDriver } from "./peers.ts";
+import { askOurDriver, isSeen, NOT_OF_OURS } from "./peers.ts";
 import { WORDING } from "./wording.ts";
 
 const ASKED = RULES.filter((rule) => isAsked(rule, "driver") || rule.number in LED_DRIVER);
@@ -13,7 +13,11 @@ const ASKED = RULES.filter((rule) => isAsked(rule, "driver") || rule.number in L
 for (const rule of ASKED) {
   for (const dialect of rule.dialects) {
     cleanTest(`${rule.number} ${dialect}, driver: ${WORDING.get(rule.number)}`, async () => {
-      assertEquals(await askOurDriver(rule, dialect) as unknown, { verdict: "passed" });
+      const { verdict } = await askOurDriver(rule, dialect);
+      assertEquals(verdict, NOT_OF_OURS.includes(rule.number) ? "not applicable" : "passed");
+      if (!isAsked(rule, "driver")) return;
+      const unled = await askOurDriver(rule, dialect, undefined, false);
+      assertEquals(unled.verdict, isSeen(rule.number) ? "passed" : "not applicable");
     });
   }
 }

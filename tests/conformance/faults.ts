@@ -14,14 +14,22 @@ export interface Fault {
   readonly dialect: Dialect;
   /** A fresh one for each rule. */
   readonly change: () => Change;
+  /** It is found without a hand on the driver side. */
+  readonly unled: boolean;
+}
+
+interface How {
+  readonly change: () => Change;
+  readonly dialect?: Dialect;
+  readonly unled?: boolean;
 }
 
 function fault(
   breaks: string,
   what: string,
-  { change, dialect = "v1" }: { readonly change: () => Change; readonly dialect?: Dialect },
+  { change, dialect = "v1", unled = false }: How,
 ): Fault {
-  return { breaks, what, change, dialect };
+  return { breaks, what, change, dialect, unled };
 }
 
 /** Ids of revision 1. */
@@ -498,8 +506,73 @@ const echo = react("driver", (b) => !isAnswer(b) && idOf(b) !== PING, (b) => {
   return answerTo(b);
 });
 
+const writeConfig = (generation: number) =>
+  request(Id.SET_CONFIG, ...[generation, 0, 1].flatMap(word), 7);
+const readConfig = (offset: number, length: number) =>
+  request(Id.GET_CONFIG, ...[offset, length].flatMap(word));
+
+/** Wrong driver sides that do, or do not, what ours does only if it is led. */
+const UNLED_FAULTS: readonly Fault[] = [
+  fault("R20 R29", "SET_CONFIG with a generation, behind DRIVER_OK", {
+    unled: true,
+    change: add("driver", status(0x0f), () => writeConfig(41)),
+  }),
+  fault("R8", "SET_CONFIG with generation 0, behind DRIVER_OK", {
+    unled: true,
+    dialect: "v1-2025",
+    change: add("driver", status(0x0f), () => writeConfig(0)),
+  }),
+  fault("R9", "SET_CONFIG is repeated with every notification", {
+    unled: true,
+    change: () => (from, bytes) =>
+      from === "driver" && status(0x0f)(bytes)
+        ? [bytes, writeConfig(0), writeConfig(0), writeConfig(0)]
+        : [bytes],
+  }),
+  fault("R18", "60 bytes of configuration at once, behind DRIVER_OK", {
+    unled: true,
+    change: add("driver", status(0x0f), () => readConfig(0, 60)),
+  }),
+  fault("R21", "a read in two parts, whatever their generations", {
+    unled: true,
+    change: () => (from, bytes) =>
+      from === "driver" && status(0x0f)(bytes)
+        ? [bytes, readConfig(0, 44), readConfig(44, 6)]
+        : [bytes],
+  }),
+  fault("R24 B27", "a request without an answer leads to no reset", {
+    unled: true,
+    change: omit("driver", status(0)),
+  }),
+  fault("B19", "GET_DEVICES is asked once", {
+    change: add(
+      "driver",
+      is(Id.INFO),
+      () => message(2, 2, 0, 0, 0x77, 0x77, 12, 0, 0, 0, 64, 0),
+      "before",
+    ),
+  }),
+  fault("B36", "a PING without an answer is not minded", {
+    change: () => {
+      let isUp = false;
+      return (from, bytes) => {
+        if (from === "device") return [bytes];
+        if (isUp && [Id.GET_STATUS, Id.SET_STATUS].some((id) => is(id)(bytes))) return [];
+        isUp ||= status(0x0f)(bytes);
+        const ping = message(2, 3, 0, 0, 0x77, 0x77, 12, 0, 1);
+        return is(Id.EVENT_AVAIL)(bytes) ? [bytes, ping] : [bytes];
+      };
+    },
+  }),
+  fault("P9", "an IOMMU that is enabled translates nothing", {
+    dialect: "proto",
+    change: add("driver", is(0x04), () => message(0, 0x20, 3, 0, 1)),
+  }),
+];
+
 /** Wrong driver sides. */
 export const DRIVER_FAULTS: readonly Fault[] = [
+  ...UNLED_FAULTS,
   fault("G1 G3", "a size with its bytes the other way round", {
     change: edit("driver", [Id.INFO], (v) => v.setUint16(6, v.getUint16(6, true))),
   }),

@@ -31,6 +31,13 @@ const SLOTS = 256;
 const NUMBER = 3;
 /** Other devices on the same bus; the last is in another window of GET_DEVICES. */
 const OTHERS = [0, 11, 700];
+/** Rules of what drivers may do and ours does not. */
+export const NOT_OF_OURS: readonly string[] = ["B19", "B36", "P9"];
+/** The same, of what it does if it is led. */
+const NOT_UNLED: readonly string[] = ["R8", "R9", "R20", "R21", "R29"];
+
+/** What our driver, whose user wants nothing, is to be asked for in vain. */
+export const isSeen = (number: string): boolean => ![...NOT_OF_OURS, ...NOT_UNLED].includes(number);
 const LOG = createLog("test", "error", () => {});
 
 /** A device to ask. */
@@ -95,6 +102,7 @@ export async function askOurDevice(
   rule: Rule,
   dialect: Dialect,
   change?: Change,
+  _isLed = true,
 ): Promise<Outcome | undefined> {
   let outcome: Outcome | undefined;
   await withOurDevice(dialect, ledDevice, async (ask) => {
@@ -108,11 +116,12 @@ class LastingReactor extends Reactor {
   override fail(): void {}
 }
 
-/** Asks a driver side of ours, with the net driver on it, for a rule. */
+/** Asks a driver side of ours, with the net driver on it, for a rule; led by hand, if that can be. */
 export async function askOurDriver(
   rule: Rule,
   dialect: Dialect,
   change?: Change,
+  isLed = true,
 ): Promise<Outcome> {
   using reactor = new LastingReactor(new VirtualClock());
   using stack = new DisposableStack();
@@ -128,7 +137,7 @@ export async function askOurDriver(
   const remote = side.device(NUMBER);
   talk.open();
   side.open();
-  const ledBody = LED_DRIVER[rule.number];
+  const ledBody = isLed ? LED_DRIVER[rule.number] : undefined;
   const body = ledBody && ((role: DeviceRole) => ledBody(role, remote));
   return await reactor.until(askDriver(rule, talk, body));
 }
