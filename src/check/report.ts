@@ -1,5 +1,6 @@
 /** What rules brought, as lines for people, as JSON, and as JUnit's XML for what shows tests. */
 
+import { faultText } from "./driver_faults.ts";
 import { QUIRKS } from "./quirks.ts";
 import type { Result } from "./session.ts";
 import { WORDING } from "./wording.ts";
@@ -23,9 +24,10 @@ export interface Line {
 
 export function lineOf({ rule, outcome, tookMs }: Result): Line {
   const { number, section, must } = rule;
+  const text = WORDING[number] ?? faultText(number) ?? "";
   const quirk = outcome.verdict === "failed" ? QUIRKS[number] : undefined;
   return {
-    ...{ rule: number, section, must, text: WORDING[number]!, verdict: VERDICTS[outcome.verdict] },
+    ...{ rule: number, section, must, text, verdict: VERDICTS[outcome.verdict] },
     ...(outcome.verdict === "passed" ? {} : { seen: outcome.reason }),
     ...(quirk === undefined ? {} : { known: quirk }),
     ms: Math.round(tookMs),

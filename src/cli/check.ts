@@ -1,6 +1,7 @@
 /** `vmsg check`: any device side, or any driver side, is asked for the rules of virtio-msg. */
 
 import { Dialogue, type Watch } from "../check/dialogue.ts";
+import { FAULT_MODES, ruleOfFault } from "../check/driver_faults.ts";
 import { junitOf, type Line, lineOf, summaryOf, wordsOf } from "../check/report.ts";
 import { RINGS_SIZE } from "../check/roles.ts";
 import { type Rule, RULES, type RuleSide } from "../check/rules.ts";
@@ -23,6 +24,8 @@ interface CheckSettings {
   readonly bus: BusSettings;
   readonly device: number;
   readonly memory: DriverMemorySettings | undefined;
+  /** A fault mode to play instead of asking for rules. */
+  readonly faults: readonly string[];
   /** Numbers of rules; all without any. */
   readonly rules: readonly string[];
   readonly json: boolean;
@@ -38,6 +41,16 @@ function ruleOptions(options: Options, side: RuleSide): string[] {
       throw new UsageError(`--rule ${text} is not about a ${side} side; see --driver`);
     }
     return number;
+  });
+}
+
+function faultOptions(options: Options, side: RuleSide): string[] {
+  return options.list("fault").map((mode) => {
+    if (side === "device") throw new UsageError("--fault needs --driver: a device plays the modes");
+    if (!FAULT_MODES.includes(mode)) {
+      throw new UsageError(`--fault ${mode}: the modes are ${FAULT_MODES.join(", ")}`);
+    }
+    return mode;
   });
 }
 
@@ -78,6 +91,13 @@ export const checkCommand: PlaneCommand<CheckSettings> = planeCommand({
         "overwritten. Without it no queue is set up, and rules about queues are not tested",
     },
     { name: "rule", value: "R", repeated: true, help: "ask for this rule only, as in V9" },
+    {
+      name: "fault",
+      value: "MODE",
+      repeated: true,
+      help: `with --driver: play a device on a bad day instead, ${FAULT_MODES.join(", ")}; ` +
+        "it has to be in use in the end",
+    },
     { name: "json", help: "print a JSON object a rule" },
     { name: "junit", value: "FILE", help: "write the results as JUnit's XML, too" },
   ],
@@ -100,6 +120,7 @@ export const checkCommand: PlaneCommand<CheckSettings> = planeCommand({
       device: options.wholeNumber("device", 0, MAX_DEVICE)!,
       memory: memoryOption(options, side),
       rules: ruleOptions(options, side),
+      faults: faultOptions(options, side),
       json: options.flag("json"),
       junit: options.text("junit"),
     };
@@ -125,7 +146,10 @@ export const checkCommand: PlaneCommand<CheckSettings> = planeCommand({
     const talk = new Dialogue(reactor, bus, codec, settings.device, place, watch);
     const isWanted = ({ number }: Rule) =>
       settings.rules.length === 0 || settings.rules.includes(number);
-    const rules = rulesFor(side, talk).filter(isWanted);
+    const { faults } = settings;
+    const rules = faults.length > 0
+      ? faults.map(ruleOfFault)
+      : rulesFor(side, talk).filter(isWanted);
     if (rules.length === 0) {
       throw new VmsgError("RULES", `dialect ${codec.dialect} has none of the rules asked for`);
     }

@@ -3,6 +3,7 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { fromFileUrl } from "@std/path";
 import { isAsked } from "../../src/check/check.ts";
+import { FAULT_MODES } from "../../src/check/driver_faults.ts";
 import { RULES } from "../../src/check/rules.ts";
 import { DEVICE_FAULTS, DRIVER_FAULTS } from "../conformance/faults.ts";
 import { LED_DRIVER } from "../conformance/led_driver.ts";
@@ -105,6 +106,23 @@ for (const dialect of ["v1", "v1-2025", "proto"] as const) {
     const passed = lines.filter(({ verdict }) => verdict === "PASS").map(({ rule }) => rule);
     assertEquals([passed, code], [rules.filter(isSeen), 0]);
   });
+}
+
+for (const dialect of ["v1", "v1-2025", "proto"] as const) {
+  processTest(
+    `check --driver --fault: vmsg driver lives with a bad device of ${dialect}`,
+    async (vmsg) => {
+      await makeFile(vmsg, "ram", RAM_SIZE);
+      const command = [...VMSG_COMMAND, "driver", ...busOf(dialect), ...MEMORY];
+      const again = 'while :; do "$@"; done';
+      await vmsg.startProgram("/bin/sh", "-c", again, "sh", ...command);
+      const wanted = FAULT_MODES.flatMap((mode) => ["--fault", mode]);
+      const [code, lines] = await check(vmsg, "--driver", ...busOf(dialect), ...wanted);
+      const brief = lines.map(({ rule, verdict, seen }) => [rule, verdict, seen]);
+      assertEquals(brief, FAULT_MODES.map((mode) => [mode, "PASS", undefined]));
+      assertEquals(code, 0);
+    },
+  );
 }
 
 /** The same driver, not wrong, but with the relay that makes others so. */

@@ -3,6 +3,7 @@
 import type { Bus } from "../../src/bus/bus.ts";
 import { askDevice, askDriver } from "../../src/check/check.ts";
 import { Dialogue } from "../../src/check/dialogue.ts";
+import { faultBody } from "../../src/check/driver_faults.ts";
 import type { DeviceRole } from "../../src/check/roles.ts";
 import type { Outcome } from "../../src/check/outcome.ts";
 import type { Rule } from "../../src/check/rules.ts";
@@ -138,6 +139,8 @@ export async function askOurDriver(
   talk.open();
   side.open();
   const ledBody = isLed ? LED_DRIVER[rule.number] : undefined;
-  const body = ledBody && ((role: DeviceRole) => ledBody(role, remote));
+  const body = ledBody === undefined
+    ? faultBody(rule.number)
+    : (role: DeviceRole) => ledBody(role, remote);
   return await reactor.until(askDriver(rule, talk, body));
 }
