@@ -206,7 +206,7 @@ export class DeviceRole extends Asker {
   readonly said: Message[] = [];
   /** What the device is; a rule may change it before the bring-up. */
   features: readonly number[] = OFFERED;
-  maxSizes: readonly number[] = [256, 1024, 64];
+  maxSizes: readonly number[] = [1024, 1024, 64];
   config: Uint8Array = Uint8Array.from({ length: 256 }, (_, i) => NET_CONFIG[i] ?? 0);
   status = 0;
   generation = 7;

@@ -636,7 +636,7 @@ export const DRIVER_FAULTS: readonly Fault[] = [
     change: add("driver", status(0x0b), () => queue(0, 64)),
   }),
   fault("R4", "a queue larger than it can be", {
-    change: edit("driver", [Id.SET_QUEUE], (v) => v.setUint32(16, 512, true)),
+    change: edit("driver", [Id.SET_QUEUE], (v) => v.setUint32(16, 2048, true)),
   }),
   fault("R5", "a queue of largest size 0 is set up", {
     change: add("driver", is(Id.GET_QUEUE), () => queue(1, 64)),
