@@ -23,6 +23,7 @@ import { LinuxError } from "../linux/errors.ts";
 import { createEventFd, signalEventFd } from "../linux/eventfd.ts";
 import type { Fd } from "../linux/fd.ts";
 import { mapAnonymous, type Mapping } from "../linux/mapping.ts";
+import { forgetProgramPages, trimHeaps } from "../linux/program_pages.ts";
 import { EPOLLET, EPOLLIN, type Reactor, type Timer } from "../linux/reactor.ts";
 import { unixDatagramPair } from "../linux/unix_socket.ts";
 import { IovecList, MemoryWindow } from "../memory/mod.ts";
@@ -252,7 +253,12 @@ export class WarmUp implements Disposable {
       return this.#timer.arm(REST_MS);
     }
     this.#close();
-    if (reactor.now() >= this.#endMs || this.isOver() || this.#opened === CIRCUITS) return;
+    if (reactor.now() >= this.#endMs || this.isOver() || this.#opened === CIRCUITS) {
+      trimHeaps();
+      return;
+    }
+    // What compiling has touched goes; what frames need is touched again by the last circuit.
+    if (this.#opened === CIRCUITS - 1) forgetProgramPages();
     const hasResponder = this.#opened++ % 2 === 0;
     try {
       uncounted(() => {

@@ -45,6 +45,8 @@ const library = Deno.dlopen("libc.so.6", {
   aio_error: { parameters: ["u64"], result: "i32", optional: true },
   /** ssize_t aio_return(struct aiocb *aiocbp) */
   aio_return: { parameters: ["u64"], result: "i32", optional: true },
+  /** int malloc_trim(size_t pad), in another thread: glibc's own */
+  malloc_trim: { parameters: ["u64"], result: "i32", nonblocking: true, optional: true },
   /** int fdatasync(int fd) */
   fdatasync: { parameters: ["i32"], result: "i32" },
   /** ssize_t preadv2(int fd, const struct iovec *iov, int iovcnt, off_t offset, int flags) */
