@@ -219,6 +219,8 @@ class Circuit implements Disposable {
 export class WarmUp implements Disposable {
   /** Pings that came back. */
   pings = 0;
+  /** After its end: when what it leaves has been given back. */
+  atRest: Promise<void> = Promise.resolve();
   readonly #timer: Timer;
   readonly #endMs: number;
   #circuit: Circuit | undefined;
@@ -254,7 +256,7 @@ export class WarmUp implements Disposable {
     }
     this.#close();
     if (reactor.now() >= this.#endMs || this.isOver() || this.#opened === CIRCUITS) {
-      trimHeaps();
+      this.atRest = trimHeaps();
       return;
     }
     // What compiling has touched goes; what frames need is touched again by the last circuit.

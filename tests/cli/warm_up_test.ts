@@ -7,11 +7,13 @@ import { VirtualClock } from "../support/virtual_clock.ts";
 
 const BUDGET_MS = 500;
 
-/** Turns until the warm-up is over. */
-function finish(reactor: Reactor, warmUp: WarmUp): Promise<void> {
-  return reactor.until((async () => {
+/** Turns until the warm-up is over and what it leaves is given back. */
+async function finish(reactor: Reactor, warmUp: WarmUp): Promise<void> {
+  await reactor.until((async () => {
     while (warmUp.isRunning) await reactor.sleep(0.1);
   })());
+  // Deno's own loop sees to that, not the reactor.
+  await warmUp.atRest;
 }
 
 for (const hasDevices of [false, true]) {
