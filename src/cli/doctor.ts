@@ -1,5 +1,6 @@
 /**
- * The subcommand `vmsg doctor`: what this machine can do with vmsg, and how to get the rest.
+ * The subcommand `vmsg doctor`: what this machine can do with vmsg, and how to get the rest; or, of captures, where a link
+ * stands still (observe/bring_up.ts).
  *
  * Every check only looks: it opens, reads or asks for a version, and changes nothing. One line a check, or
  * one for each thing it found.
@@ -21,9 +22,11 @@ import {
   surveyDomains,
   xenVersion,
 } from "../xen/survey.ts";
+import { diagnose } from "../observe/bring_up.ts";
 import { temporaryDirectory } from "./keeper.ts";
 import { limitsProblem, memoryLimit, MIN_MEMORY, NEEDS } from "./needs.ts";
 import type { Command } from "./command.ts";
+import { readCaptures } from "./trace.ts";
 
 export interface Finding {
   /** What was looked for, stable for programs. */
@@ -219,14 +222,41 @@ export async function examine(): Promise<Finding[]> {
   return (await Promise.all(findings)).flat();
 }
 
+/** Says of captures where each device stands; 1 if one is stuck. */
+function explain(paths: readonly string[], isJson: boolean): number {
+  const lines: string[] = [];
+  readCaptures(paths, "", true, (line) => lines.push(line));
+  const verdicts = diagnose(lines);
+  const isStuck = verdicts.some(({ stuck }) => stuck !== undefined);
+  if (isJson) console.log(JSON.stringify(verdicts, undefined, 2));
+  else {
+    for (const { subject, seen, stuck } of verdicts) {
+      console.log(`${subject}: ${stuck === undefined ? "runs" : `stuck: ${stuck.step}`}`);
+      console.log(`  seen: ${seen}`);
+      if (stuck === undefined) continue;
+      console.log(
+        `  whose turn: the ${stuck.owes.replace("either side", "one side or the other")}`,
+      );
+      console.log(`  likely: ${stuck.likely}`);
+    }
+    if (!isStuck) console.log("nothing is stuck");
+  }
+  return isStuck ? 1 : 0;
+}
+
 /** See `vmsg doctor --help`. */
 export const doctorCommand: Command = {
   name: "doctor",
-  summary: "what this machine can do with vmsg, and how to get the rest",
-  description: "Looks at what vmsg can use on this machine. One line each; nothing is changed.",
+  summary: "what this machine can do with vmsg; of a capture, where a link is stuck",
+  description:
+    "Looks at what vmsg can use on this machine. One line each; nothing is changed. Given captures (device, proxy and " +
+    "driver --capture) it says instead where the link stands: the first step that did not happen, whose turn it is, and " +
+    "what is likely the reason. Then it exits with 1 if something is stuck.",
+  operands: "[FILE...]",
   options: [{ name: "json", help: "print a JSON array" }],
-  examples: ["vmsg doctor", "vmsg doctor --json"],
+  examples: ["vmsg doctor", "vmsg doctor --json", "vmsg doctor c.pcapng"],
   run: async (options) => {
+    if (options.operands.length > 0) return explain(options.operands, options.flag("json"));
     const findings = await examine();
     if (options.flag("json")) {
       console.log(JSON.stringify(findings, undefined, 2));

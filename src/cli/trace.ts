@@ -23,7 +23,7 @@ function* itemsOf(path: string): Generator<ReadItem> {
 }
 
 /** Gives the lines of captures, behind one another as if they were one. */
-function readCaptures(
+export function readCaptures(
   paths: readonly string[],
   filter: string,
   isJson: boolean,

@@ -146,3 +146,34 @@ processTest("capture: a ring keeps what comes last, in two files", async (vmsg) 
   const greetings = stdout.filter((line) => line.includes("GET_DEVICE_INFO ="));
   assertEquals(greetings.length, 1, "the second driver's is there, the first one's is not");
 });
+
+processTest("doctor: captures of links that run, and that stand still", async (vmsg) => {
+  const device = await vmsg.start("device", ...BUS, "--device", "rng");
+  const driven = (capture: string, what = "rng") => [
+    ...["driver", ...BUS, "--device", what, "--capture", capture],
+  ];
+  const runs = await vmsg.run(...driven("runs.pcapng"));
+  assertEquals(runs.code, 0, runs.stderr.join("\n"));
+  const fine = await vmsg.run("doctor", "runs.pcapng");
+  assertEquals([fine.code, fine.stdout.at(-1)], [0, "nothing is stuck"], fine.stdout.join("\n"));
+  assertMatch(fine.stdout[0]!, /^dev 0 rng: runs$/);
+
+  const other = await vmsg.start(...driven("other.pcapng", "rng,number=5"));
+  await other.waitFor(/has no device 5/);
+  await other.end("SIGTERM");
+  const none = await vmsg.run("doctor", "other.pcapng");
+  assertEquals(none.code, 1);
+  assertMatch(none.stdout[0]!, /^dev 5 .*stuck: .* no device of this number$/);
+
+  device.kill("SIGSTOP");
+  const waits = await vmsg.start(...driven("still.pcapng"));
+  await waits.waitFor(/no v1 answer/);
+  await waits.end("SIGTERM");
+  device.kill("SIGCONT");
+  const still = await vmsg.run("doctor", "--json", "still.pcapng");
+  assertEquals(still.code, 1);
+  const [verdict] = JSON.parse(still.stdout.join(""));
+  assertMatch(verdict.stuck.step, /GET_DEVICE_INFO/);
+  assertEquals(verdict.stuck.owes, "device side");
+  assertEquals((await device.end("SIGTERM")).code, 0);
+});

@@ -1,0 +1,272 @@
+/**
+ * Where a bring-up stands, told from what was said: the steps that a driver takes with a device (VIRTIO 1.3, 3.1.1, and the first
+ * buffers after them), who owes each, and what usually is the reason when it does not come.
+ *
+ * It reads the objects that a trace gives as JSON (trace.ts). The chart marks what is missing, `vmsg doctor` explains it.
+ */
+
+import { DEVICE_KINDS, statusNames } from "../message/text.ts";
+
+/** A line of a trace as JSON, as far as it matters here. */
+export type Line =
+  & {
+    readonly [
+      name in "bus" | "direction" | "message" | "sort" | "words" | "malformed" | "note" | "capture"
+    ]?: string;
+  }
+  & {
+    readonly [name in "time" | "number" | "device" | "latency" | "request" | "unanswered"]?: number;
+  }
+  & { readonly fields?: Readonly<Record<string, number | string | readonly number[]>> };
+
+const DRIVER = 2;
+const FEATURES_OK = 8;
+const DRIVER_OK = 4;
+/** By the device. */
+const NEEDS_RESET = 0x40;
+/** DEVICE_NEEDS_RESET, and FAILED by the driver. */
+export const BAD_STATUS = 0xc0;
+/** An answer that takes longer than that, in seconds, is said to be missing; one that was cut off with the capture is not. */
+const PATIENCE_S = 1;
+
+/** A step that was not taken. */
+export interface MissingStep {
+  readonly step: string;
+  readonly owes: "device side" | "driver side" | "either side";
+  /** What is usually the reason, and what to do. */
+  readonly likely: string;
+}
+
+/** What is to be said of a device, or of a bus as a whole. */
+export interface Verdict {
+  readonly subject: string;
+  /** What was seen of it. */
+  readonly seen: string;
+  /** The first step that did not happen; undefined: nothing is stuck. */
+  readonly stuck: MissingStep | undefined;
+}
+
+/** What a device was seen to be and to do. */
+export class DeviceState {
+  kind = "";
+  status = 0;
+  isKnown = false;
+  #isThere = false;
+  /** All bits that its status ever had, as one of both sides said. */
+  #everStatus = 0;
+  /** The driver wrote FEATURES_OK, and the device's next word on it was without. */
+  #isRefused = false;
+  #wantsFeatures = false;
+  #hasFeatures = false;
+  #askedQueue = false;
+  #hasQueue = false;
+  #isOutOfBand = false;
+  #kicks = 0;
+  #calls = 0;
+  readonly #queues = new Map<number, string>();
+
+  constructor(readonly name: string) {}
+
+  see({ message = "", sort, fields = {} }: Line): void {
+    const value = (name: string) => Number(fields[name] ?? 0);
+    const isAnswer = sort === "answer";
+    if (message === "GET_DEVICE_INFO" && isAnswer) {
+      this.isKnown = true;
+      this.#isThere = value("deviceId") !== 0;
+      this.kind = DEVICE_KINDS.get(value("deviceId")) ?? `id ${value("deviceId")}`;
+    } else if (message === "SET_DRIVER_FEATURES") this.#hasFeatures = true;
+    else if (/_DEVICE_STATUS$|^EVENT_CONFIG$/.test(message) && "status" in fields) {
+      this.#seeStatus(value("status"), message === "SET_DEVICE_STATUS" && !isAnswer);
+    } else if (message === "GET_VQUEUE" && isAnswer) this.#askedQueue = true;
+    else if (message === "SET_VQUEUE" && !isAnswer) {
+      this.#hasQueue = true;
+      this.#queues.set(value("index"), `set up, size ${value("queueSize")}`);
+    } else if (/^(RESET|STOP)_VQUEUE$/.test(message) && !isAnswer) {
+      this.#queues.set(value("index"), "stopped");
+    } else if (message === "SET_NOTIFIER") this.#isOutOfBand = true;
+    else if (message === "EVENT_AVAIL") this.#kicks++;
+    else if (message === "EVENT_USED") this.#calls++;
+  }
+
+  #seeStatus(status: number, isDrivers: boolean): void {
+    if (isDrivers) this.#wantsFeatures = (status & FEATURES_OK) !== 0;
+    else if (this.#wantsFeatures) this.#isRefused = (status & FEATURES_OK) === 0;
+    this.status = status;
+    this.#everStatus |= status;
+    if (status === 0) this.#queues.clear();
+  }
+
+  /** The first step that was never taken; undefined if the driver runs, or ran. */
+  missing(): MissingStep | undefined {
+    const ever = (bit: number) => (this.#everStatus & bit) !== 0;
+    const isSilent = this.#kicks > 0 && this.#calls === 0 && !this.#isOutOfBand;
+    const steps: [boolean, MissingStep["owes"], string, string][] = [
+      [
+        this.isKnown,
+        "device side",
+        "no answer to GET_DEVICE_INFO",
+        "its process is not there or stands still, or it has no device of that number: vmsg top shows what runs",
+      ],
+      [
+        this.#isThere,
+        "device side",
+        "GET_DEVICE_INFO says that there is no device of this number",
+        "the device side has it not yet, or the driver side wants another number: compare their options",
+      ],
+      [
+        ever(DRIVER),
+        "driver side",
+        "the driver never set DRIVER: nobody drives the device",
+        "the guest has no driver for this kind (modprobe), or its front end has not connected to the proxy's socket",
+      ],
+      [
+        this.#hasFeatures,
+        "driver side",
+        "SET_DRIVER_FEATURES never came",
+        "the driver gave up when it saw what is offered: the guest's log (dmesg) says why",
+      ],
+      [
+        !this.#isRefused,
+        "device side",
+        "the device took FEATURES_OK back: it refuses what the driver accepted",
+        "SET_DRIVER_FEATURES accepts what was not offered, or leaves out what the device needs: compare it with GET_DEVICE_FEATURES",
+      ],
+      [
+        ever(FEATURES_OK),
+        "driver side",
+        "FEATURES_OK was never set",
+        "the driver stopped in the middle of its features: the guest's log says why",
+      ],
+      [
+        this.#hasQueue,
+        "driver side",
+        `SET_VQUEUE never came: no queue was set up`,
+        this.#askedQueue
+          ? "the device has answered GET_VQUEUE: its queues may be too small, or memory for the rings is not shared"
+          : "the driver stopped before its queues: the guest's log says why",
+      ],
+      [
+        ever(DRIVER_OK),
+        "driver side",
+        "DRIVER_OK was never set",
+        "the driver failed between its queues and the end: the guest's log says why",
+      ],
+      [
+        (this.status & BAD_STATUS) === 0,
+        (this.status & NEEDS_RESET) !== 0 ? "device side" : "driver side",
+        `the status is ${statusNames(this.status).join(" ")}`,
+        "that side has given up: its log says why, and what comes next is a reset",
+      ],
+      [
+        // A network card may have nothing to give back: no frame came, and who sends may want no notification.
+        this.kind === "net" || !isSilent,
+        "device side",
+        `EVENT_AVAIL came ${this.#kicks} times, EVENT_USED never`,
+        "the device does not see the rings, or what it works with does not answer: is the memory shared (--confined if not)?",
+      ],
+    ];
+    const [, owes, step, likely] = steps.find(([isTaken]) => !isTaken) ?? [];
+    return step === undefined ? undefined : { step, owes: owes!, likely: likely! };
+  }
+
+  /** What was seen, in a line. */
+  seen(): string {
+    const status = statusNames(this.status).join(" ") || "reset";
+    const rung = this.#isOutOfBand
+      ? "notifications out of band, which a capture does not see"
+      : `EVENT_AVAIL ${this.#kicks}, EVENT_USED ${this.#calls}`;
+    return `status ${status}, ${this.#queues.size} queues, ${rung}`;
+  }
+
+  text(): string {
+    const status = this.status === 0 ? "reset" : statusNames(this.status).join(" ");
+    const queues = [...this.#queues].sort(([a], [b]) => a - b)
+      .map(([index, text]) => `  queue ${index}: ${text}`);
+    return [`${this.name} ${this.kind}: ${status}`, ...queues].join("\n");
+  }
+}
+
+/** Where each device of a trace stands. @param json its lines as JSON */
+export function diagnose(json: readonly string[]): Verdict[] {
+  const lines: Line[] = json.map((line) => JSON.parse(line));
+  const devices = new Map<string, DeviceState>();
+  const sent = new Map<string, { line: Line; at: number }>();
+  const unanswered = new Map<string, Line>();
+  let messages = 0, malformed = 0, lastS = 0, last = -1;
+  for (const [at, line] of lines.entries()) {
+    if (line.malformed !== undefined) malformed++;
+    if (line.message === undefined) continue;
+    messages++;
+    [lastS, last] = [line.time ?? lastS, at];
+    sent.set(`${line.bus} ${line.number}`, { line, at });
+    const subject = subjectOf(line);
+    if (!subject.includes("dev")) continue;
+    const known = devices.get(subject) ?? new DeviceState(subject);
+    devices.set(subject, known);
+    known.see(line);
+  }
+  for (const line of lines) {
+    const request = sent.get(`${line.bus} ${line.unanswered}`);
+    if (line.unanswered === undefined || request === undefined) continue;
+    // Asked of everybody, and answered by a vmsg only.
+    if (request.line.message === "HELLO") continue;
+    const isLate = lastS - (request.line.time ?? 0) >= PATIENCE_S || request.at === last;
+    const subject = subjectOf(request.line);
+    if (isLate && !unanswered.has(subject)) unanswered.set(subject, request.line);
+  }
+  const verdicts = [...devices.values()].map((device): Verdict => {
+    const stuck = notAnswered(unanswered.get(device.name)) ?? device.missing();
+    return { subject: `${device.name} ${device.kind}`.trim(), seen: device.seen(), stuck };
+  });
+  for (const [subject, line] of unanswered) {
+    if (devices.has(subject)) continue;
+    const stuck = notAnswered(line);
+    verdicts.unshift({ subject, seen: `${messages} messages`, stuck });
+  }
+  if (verdicts.some(({ stuck }) => stuck !== undefined)) return verdicts;
+  const bus = busProblem(messages, malformed, devices.size);
+  const seen = `${messages} messages, ${malformed} not understood`;
+  return bus === undefined ? verdicts : [{ subject: "bus", seen, stuck: bus }, ...verdicts];
+}
+
+function subjectOf({ bus = "", device, fields }: Line): string {
+  const about = fields?.memoryDevice ?? device;
+  return `${bus} ${about === undefined ? "bus" : `dev ${about}`}`.trim();
+}
+
+function notAnswered(line: Line | undefined): MissingStep | undefined {
+  if (line === undefined) return undefined;
+  return {
+    step: `${line.words} was never answered`,
+    owes: "device side",
+    likely:
+      "its process is not there, stands still (vmsg top shows what runs), or does not see the doorbell: with ivshmem, are interrupts on?",
+  };
+}
+
+function busProblem(
+  messages: number,
+  malformed: number,
+  devices: number,
+): MissingStep | undefined {
+  if (malformed > 0) {
+    return {
+      step: `${malformed} messages are not understood`,
+      owes: "either side",
+      likely: "the sides speak different dialects: give both the same one (--bus ...,dialect=)",
+    };
+  }
+  if (messages === 0) {
+    return {
+      step: "no message came",
+      owes: "either side",
+      likely: "only one side runs, or they are not on the same bus: compare their --bus options",
+    };
+  }
+  if (devices > 0) return undefined;
+  return {
+    step: "no device was asked for",
+    owes: "device side",
+    likely: "the device side has none, or the driver side wants other numbers: vmsg ctl list",
+  };
+}

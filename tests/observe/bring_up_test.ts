@@ -1,0 +1,164 @@
+/** What is said of links that stand still: the recorded session cut off at each step, and what makes none of it work. */
+
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { codecFor } from "../../src/message/codecs.ts";
+import { Message } from "../../src/message/message.ts";
+import { diagnose } from "../../src/observe/bring_up.ts";
+import { createTracer } from "../../src/observe/trace.ts";
+import { recordedSession } from "../message/recorded_session.ts";
+import { slotOf } from "../message/vectors.ts";
+import { VirtualClock } from "../support/virtual_clock.ts";
+
+/** The first `count` messages of the session as a trace says them. */
+function session(count = 174): string[] {
+  const lines: string[] = [];
+  const clock = new VirtualClock();
+  const tracer = createTracer((line) => lines.push(line), clock, { format: "json" });
+  const message = new Message();
+  for (const { bytes, fromDriver } of recordedSession().slice(0, count)) {
+    const slot = slotOf(bytes);
+    codecFor("proto").decode(slot, 0, message);
+    clock.advance(0.1);
+    tracer.message(fromDriver ? "<-" : "->", message, slot, 0, message.size);
+  }
+  tracer.unanswered();
+  return lines;
+}
+
+/** Up to the first message with these words, without it. */
+function until(words: RegExp): string[] {
+  return session(session().findIndex((line) => words.test(JSON.parse(line).words)));
+}
+
+type Change = (object: Record<string, unknown> & { fields?: Record<string, unknown> }) => boolean;
+
+/** The whole session, where each object is changed, or left out if false comes back. */
+function changed(change: Change): string[] {
+  return session().flatMap((line) => {
+    const object = JSON.parse(line);
+    return change(object) ? [JSON.stringify(object)] : [];
+  });
+}
+
+const NEEDS_RESET = { message: "EVENT_CONFIG", device: 0, sort: "event", fields: { status: 0x4f } };
+
+const STUCK: [name: string, lines: string[], step: RegExp, owes: string][] = [
+  ["nothing comes", [], /^no message came$/, "either side"],
+  [
+    "one side speaks another dialect",
+    ['{"time":0,"malformed":"size 44"}'],
+    /^1 messages are not understood$/,
+    "either side",
+  ],
+  [
+    "the device side is not there",
+    session(1),
+    /^GET_DEVICE_INFO\? was never answered$/,
+    "device side",
+  ],
+  [
+    "the device stands still later",
+    session(3),
+    /^GET_DEVICE_FEATURES\? blocks 0\.\.1 was never answered$/,
+    "device side",
+  ],
+  [
+    "there is no device of that number",
+    changed((object) => {
+      if (object.message === "GET_DEVICE_INFO" && object.fields) object.fields.deviceId = 0;
+      return true;
+    }).slice(0, 2),
+    /no device of this number$/,
+    "device side",
+  ],
+  [
+    "nobody drives the device",
+    until(/SET_DEVICE_STATUS\? ACKNOWLEDGE DRIVER$/),
+    /^the driver never set DRIVER/,
+    "driver side",
+  ],
+  [
+    "the driver accepts no features",
+    changed(({ message }) => message !== "SET_DRIVER_FEATURES"),
+    /^SET_DRIVER_FEATURES never came$/,
+    "driver side",
+  ],
+  [
+    "the device refuses what was accepted",
+    changed(({ fields, sort }) => {
+      if (sort === "answer" && fields?.status === 0x0b) fields.status = 3;
+      return true;
+    }).slice(0, session().findIndex((line) => /SET_VQUEUE\?/.test(line))),
+    /^the device took FEATURES_OK back/,
+    "device side",
+  ],
+  [
+    "the driver stops at its features",
+    until(/ACKNOWLEDGE DRIVER FEATURES_OK/),
+    /^FEATURES_OK was never set$/,
+    "driver side",
+  ],
+  ["no queue is set up", until(/SET_VQUEUE\?/), /^SET_VQUEUE never came/, "driver side"],
+  ["the driver does not begin", until(/DRIVER_OK/), /^DRIVER_OK was never set$/, "driver side"],
+  [
+    "the device has given up",
+    [...session(), JSON.stringify(NEEDS_RESET)],
+    /^the status is .*NEEDS_RESET/,
+    "device side",
+  ],
+  [
+    "a disk is rung and never answers",
+    changed((object) => {
+      if (object.message === "GET_DEVICE_INFO" && object.sort === "answer") {
+        object.fields!.deviceId = 2;
+      }
+      return object.message !== "EVENT_USED";
+    }),
+    /^EVENT_AVAIL came \d+ times, EVENT_USED never$/,
+    "device side",
+  ],
+];
+
+for (const [name, lines, step, owes] of STUCK) {
+  Deno.test(`doctor: ${name}`, () => {
+    const stuck = diagnose(lines).find((verdict) => verdict.stuck !== undefined)?.stuck;
+    assertMatch(stuck?.step ?? "nothing is said to be stuck", step);
+    assertEquals(stuck?.owes, owes);
+    assert((stuck?.likely ?? "").length > 20);
+  });
+}
+
+Deno.test("doctor: of a whole session nothing is stuck, nor of an answer that may still come", () => {
+  assertEquals(diagnose(session()).map(({ stuck }) => stuck), [undefined]);
+  // Before it is reset at the end.
+  const words = session().map((line) => String(JSON.parse(line).words));
+  const running = session(words.findLastIndex((text) => text.startsWith("EVENT_USED")));
+  assertMatch(
+    diagnose(running)[0]!.seen,
+    /^status ACKNOWLEDGE DRIVER DRIVER_OK FEATURES_OK, 3 queues, /,
+  );
+  const last = session().length;
+  const asked = {
+    time: 0.02,
+    message: "GET_CONFIG",
+    device: 0,
+    sort: "request",
+    words: "x",
+    number: 999,
+  };
+  const later = { ...asked, message: "EVENT_USED", sort: "event", time: 0.5, number: 1000 };
+  const lines = [...session(), asked, later, { unanswered: 999 }].map((line) =>
+    typeof line === "string" ? line : JSON.stringify(line)
+  );
+  assertEquals(lines.length, last + 3);
+  assertEquals(diagnose(lines)[0]!.stuck, undefined);
+  assertMatch(
+    diagnose([
+      ...lines.slice(0, -2),
+      JSON.stringify({ ...later, time: 5 }),
+      '{"unanswered":999}',
+    ])[0]!
+      .stuck!.step,
+    /^x was never answered$/,
+  );
+});
