@@ -241,8 +241,9 @@ export class PackedDriverQueue {
     if (!this.#isUsed(word)) return false;
     const id = word & 0xffff;
     const length = this.#words[at - 1];
+    // Published, however long ago: the device may keep one while any number of others come and go.
     const isOut = id <= this.#mask && this.#taken[id] !== 0 &&
-      ((this.#published - this.#numbers[id] - 1) >>> 0) < this.size;
+      ((this.#numbers[id] - this.#published) >>> 0) >= ((this.#added - this.#published) >>> 0);
     if (!isOut) return this.#break(`the device returns buffer ${id}, which it does not have`);
     // Without WRITE the length is reserved (2.8.5).
     const written = (word & DESCRIPTOR_WRITE) !== 0 ? length : 0;

@@ -103,6 +103,25 @@ Deno.test("packed driver: with IN_ORDER one used descriptor stands for those bef
   assert(s.queue.nextUsed() && s.queue.usedToken === 3);
 });
 
+Deno.test("packed driver: the device keeps one buffer while more than the ring has come and go", () => {
+  using s = setUp();
+  const add = (token: number) => {
+    s.queue.addOne(s.data, 10, true, token);
+    s.queue.publish();
+    return token % 8;
+  };
+  const kept = s.desc(add(0)).id;
+  for (let n = 1; n <= 20; n++) {
+    const { id } = s.desc(add(n));
+    // Where the next used descriptor must be: one behind, as one is kept.
+    s.use((n - 1) % 8, id, 1, WRITE, Math.floor((n - 1) / 8) % 2);
+    assert(s.queue.nextUsed() && s.queue.usedToken === n, s.queue.broken);
+  }
+  s.use(20 % 8, kept, 3, WRITE, 0);
+  assert(s.queue.nextUsed(), s.queue.broken);
+  assertEquals([s.queue.usedToken, s.queue.usedLength, s.queue.free], [0, 3, 8]);
+});
+
 Deno.test("packed driver: its region is as large as bytesNeeded", () => {
   for (const size of [1, 2, 256]) {
     for (const indirect of [false, true]) {
