@@ -225,7 +225,8 @@ export async function examine(): Promise<Finding[]> {
 /** Says of captures where each device stands; 1 if one is stuck. */
 function explain(paths: readonly string[], isJson: boolean): number {
   const lines: string[] = [];
-  readCaptures(paths, "", true, (line) => lines.push(line));
+  // All of them, and by its name the heartbeat, of which else a few are shown.
+  readCaptures(paths, "*,malformed,HELLO", true, (line) => lines.push(line));
   const verdicts = diagnose(lines);
   const isStuck = verdicts.some(({ stuck }) => stuck !== undefined);
   if (isJson) console.log(JSON.stringify(verdicts, undefined, 2));

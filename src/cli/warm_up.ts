@@ -11,7 +11,7 @@
  * there are devices every other circuit has those, and a queue of a TAP in front of the socket.
  *
  * All of this is done by the reactor's own turns. What comes for others meanwhile is looked at in each, so that it
- * waits for one ping at most, some 0.1 ms. It is over when {@link BUDGET_MS} are, or as soon as somebody is there who counts on
+ * waits for one ping at most, some 0.1 ms, and once for the pages that are forgotten, 2 to 5 ms. It is over when {@link BUDGET_MS} are, or as soon as somebody is there who counts on
  * an answer. A circuit is closed when it has been at rest: then no task of the loop has any part of it.
  */
 

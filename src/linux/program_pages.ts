@@ -1,6 +1,7 @@
 /**
- * What starting up leaves behind: pages of the program that it has touched, half of what a process of Deno has resident, and
- * free memory in the heaps of the C library, one for each thread, V8's compilers among them. Both are hardly needed again. The pages are the kernel's copy of the file, and what is touched again is mapped again, without reading
+ * What starting up leaves behind: pages of the program that it has touched, half of what a process of Deno has resident,
+ * and free memory in the heaps of the C library, one for each thread, V8's compilers among them. Both are hardly needed
+ * again. The pages are the kernel's copy of the file, and what is touched again is mapped again, without reading
  * anything, many pages at a time.
  *
  * Source: proc_pid_smaps(5), madvise(2), malloc_trim(3).

@@ -47,7 +47,7 @@ export interface Verdict {
 }
 
 /** What a device was seen to be and to do. */
-export class DeviceState {
+export class BringUp {
   kind = "";
   status = 0;
   isKnown = false;
@@ -105,7 +105,7 @@ export class DeviceState {
         this.isKnown,
         "device side",
         "no answer to GET_DEVICE_INFO",
-        "its process is not there or stands still, or it has no device of that number: vmsg top shows what runs",
+        "its process is not there, stands still, or speaks another dialect (--bus ...,dialect=): vmsg top shows what runs",
       ],
       [
         this.#isThere,
@@ -140,7 +140,7 @@ export class DeviceState {
       [
         this.#hasQueue,
         "driver side",
-        `SET_VQUEUE never came: no queue was set up`,
+        "SET_VQUEUE never came: no queue was set up",
         this.#askedQueue
           ? "the device has answered GET_VQUEUE: its queues may be too small, or memory for the rings is not shared"
           : "the driver stopped before its queues: the guest's log says why",
@@ -186,68 +186,92 @@ export class DeviceState {
   }
 }
 
-/** Where each device of a trace stands. @param json its lines as JSON */
+/** Where each device of a trace stands, and its buses if that is where it ends. @param json its lines as JSON */
 export function diagnose(json: readonly string[]): Verdict[] {
   const lines: Line[] = json.map((line) => JSON.parse(line));
-  const devices = new Map<string, DeviceState>();
-  const sent = new Map<string, { line: Line; at: number }>();
-  const unanswered = new Map<string, Line>();
-  let messages = 0, malformed = 0, lastS = 0, last = -1;
-  for (const [at, line] of lines.entries()) {
-    if (line.malformed !== undefined) malformed++;
-    if (line.message === undefined) continue;
-    messages++;
-    [lastS, last] = [line.time ?? lastS, at];
-    sent.set(`${line.bus} ${line.number}`, { line, at });
-    const subject = subjectOf(line);
-    if (!subject.includes("dev")) continue;
-    const known = devices.get(subject) ?? new DeviceState(subject);
-    devices.set(subject, known);
-    known.see(line);
+  const messages = lines.filter(({ message }) => message !== undefined);
+  const devices = new Map<string, BringUp>();
+  for (const line of messages) {
+    if (aboutDevice(line) === undefined) continue;
+    const name = subjectOf(line);
+    const device = devices.get(name) ?? new BringUp(name);
+    devices.set(name, device);
+    device.see(line);
   }
-  for (const line of lines) {
-    const request = sent.get(`${line.bus} ${line.unanswered}`);
-    if (line.unanswered === undefined || request === undefined) continue;
-    // Asked of everybody, and answered by a vmsg only.
-    if (request.line.message === "HELLO") continue;
-    const isLate = lastS - (request.line.time ?? 0) >= PATIENCE_S || request.at === last;
-    const subject = subjectOf(request.line);
-    if (isLate && !unanswered.has(subject)) unanswered.set(subject, request.line);
-  }
+  const unanswered = unansweredIn(lines, messages);
   const verdicts = [...devices.values()].map((device): Verdict => {
     const stuck = notAnswered(unanswered.get(device.name)) ?? device.missing();
     return { subject: `${device.name} ${device.kind}`.trim(), seen: device.seen(), stuck };
   });
-  for (const [subject, line] of unanswered) {
-    if (devices.has(subject)) continue;
-    const stuck = notAnswered(line);
-    verdicts.unshift({ subject, seen: `${messages} messages`, stuck });
+  const malformed = lines.filter((line) => line.malformed !== undefined).length;
+  const seen = `${messages.length} messages, ${malformed} not understood`;
+  const buses = [...unanswered].filter(([subject]) => !devices.has(subject))
+    .map(([subject, line]): Verdict => ({ subject, seen, stuck: notAnswered(line) }));
+  const all = [...buses, ...verdicts];
+  const isSound = devices.size > 0 && all.every(({ stuck }) => stuck === undefined);
+  // One that is dropped while others are understood holds nobody up.
+  const bus = isSound ? undefined : busProblem(messages.length, malformed, all.length);
+  return bus === undefined ? all : [{ subject: "bus", seen, stuck: bus }, ...all];
+}
+
+/**
+ * The first request of each subject that was not answered, if nothing of that subject was answered later. A heartbeat
+ * goes by itself: one who never answered it may be no vmsg.
+ */
+function unansweredIn(lines: readonly Line[], messages: readonly Line[]): Map<string, Line> {
+  const requests = new Map<string, Line>();
+  const lastAnswer = new Map<string, Line>();
+  const heartbeats = new Map<string, Line | undefined>();
+  for (const line of messages) {
+    const subject = subjectOf(line);
+    if (line.message === "HELLO") {
+      if (line.sort === "answer") heartbeats.set(subject, undefined);
+      else if (heartbeats.has(subject)) heartbeats.set(subject, heartbeats.get(subject) ?? line);
+    } else if (line.sort === "answer") lastAnswer.set(subject, line);
+    else requests.set(`${line.bus} ${line.number}`, line);
   }
-  if (verdicts.some(({ stuck }) => stuck !== undefined)) return verdicts;
-  const bus = busProblem(messages, malformed, devices.size);
-  const seen = `${messages} messages, ${malformed} not understood`;
-  return bus === undefined ? verdicts : [{ subject: "bus", seen, stuck: bus }, ...verdicts];
+  const last = messages.at(-1);
+  const isOld = ({ time = 0 }: Line) => (last?.time ?? 0) - time >= PATIENCE_S;
+  const found = new Map<string, Line>();
+  for (const { bus, unanswered } of lines) {
+    const request = unanswered === undefined ? undefined : requests.get(`${bus} ${unanswered}`);
+    if (request === undefined) continue;
+    const subject = subjectOf(request);
+    const isOver = (lastAnswer.get(subject)?.number ?? 0) > (request.number ?? 0);
+    if (isOver || found.has(subject)) continue;
+    if (isOld(request) || request === last) found.set(subject, request);
+  }
+  for (const [subject, request] of heartbeats) {
+    if (request !== undefined && isOld(request) && !found.has(subject)) found.set(subject, request);
+  }
+  return found;
 }
 
-function subjectOf({ bus = "", device, fields }: Line): string {
-  const about = fields?.memoryDevice ?? device;
-  return `${bus} ${about === undefined ? "bus" : `dev ${about}`}`.trim();
+function aboutDevice({ device, fields }: Line): unknown {
+  return fields?.memoryDevice ?? device;
 }
 
-function notAnswered(line: Line | undefined): MissingStep | undefined {
-  if (line === undefined) return undefined;
+function subjectOf(line: Line): string {
+  const about = aboutDevice(line);
+  return `${line.bus ?? ""} ${about === undefined ? "bus" : `dev ${about}`}`.trim();
+}
+
+function notAnswered(request: Line | undefined): MissingStep | undefined {
+  if (request === undefined) return undefined;
   return {
-    step: `${line.words} was never answered`,
+    step: request.message === "HELLO"
+      ? "the heartbeat (HELLO) is not answered any more"
+      : `${request.words} was never answered`,
     owes: "device side",
     likely:
-      "its process is not there, stands still (vmsg top shows what runs), or does not see the doorbell: with ivshmem, are interrupts on?",
+      "its process is not there, stands still (vmsg top shows what runs), speaks another dialect, or does not see the doorbell: with ivshmem, are interrupts on?",
   };
 }
 
 function busProblem(
   messages: number,
   malformed: number,
-  devices: number,
+  subjects: number,
 ): MissingStep | undefined {
   if (malformed > 0) {
     return {
@@ -263,7 +287,7 @@ function busProblem(
       likely: "only one side runs, or they are not on the same bus: compare their --bus options",
     };
   }
-  if (devices > 0) return undefined;
+  if (subjects > 0) return undefined;
   return {
     step: "no device was asked for",
     owes: "device side",

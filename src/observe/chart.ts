@@ -7,7 +7,7 @@
  */
 
 import { MESSAGES } from "../message/table.ts";
-import { BAD_STATUS, DeviceState, type Line } from "./bring_up.ts";
+import { BAD_STATUS, BringUp, type Line } from "./bring_up.ts";
 import { CHART_PAGE } from "./chart_page.ts";
 
 /** Which way: to the device side, to the driver side, or a line of its own. */
@@ -31,7 +31,7 @@ function isSeenByDriver(lines: readonly Line[]): boolean {
 /** Makes the page. @param json the lines of a trace as JSON. @param title whose it is, for people */
 export function chart(json: readonly string[], title: string): string {
   const lines: Line[] = json.map((line) => JSON.parse(line));
-  const devices = new Map<string, DeviceState>();
+  const devices = new Map<string, BringUp>();
   const states: string[] = [""];
   const rows: Row[] = [];
   const missing: string[] = [];
@@ -58,7 +58,7 @@ export function chart(json: readonly string[], title: string): string {
     const about = line.fields?.memoryDevice ?? device;
     if (about !== undefined) {
       const name = `${bus} dev ${about}`.trim();
-      const known = devices.get(name) ?? new DeviceState(name);
+      const known = devices.get(name) ?? new BringUp(name);
       devices.set(name, known);
       known.see(line);
       const text = [...devices.values()].map((each) => each.text()).join("\n");

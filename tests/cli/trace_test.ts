@@ -148,7 +148,7 @@ processTest("capture: a ring keeps what comes last, in two files", async (vmsg) 
 });
 
 processTest("doctor: captures of links that run, and that stand still", async (vmsg) => {
-  const device = await vmsg.start("device", ...BUS, "--device", "rng");
+  const device = await vmsg.start("device", ...BUS, "--device", "rng", "--net", "responder");
   const driven = (capture: string, what = "rng") => [
     ...["driver", ...BUS, "--device", what, "--capture", capture],
   ];
@@ -165,7 +165,14 @@ processTest("doctor: captures of links that run, and that stand still", async (v
   assertEquals(none.code, 1);
   assertMatch(none.stdout[0]!, /^dev 5 .*stuck: .* no device of this number$/);
 
+  const pings = await vmsg.start("driver", ...BUS, "--device", "1", "--capture", "later.pcapng");
+  await pings.waitFor(/^\d+ bytes from|time=/);
   device.kill("SIGSTOP");
+  await pings.waitFor(/no answer|silent|does not answer/);
+  await pings.end("SIGTERM");
+  const later = await vmsg.run("doctor", "later.pcapng");
+  assertEquals(later.code, 1);
+  assertMatch(later.stdout[0]!, /^bus: stuck: the heartbeat \(HELLO\) is not answered any more$/);
   const waits = await vmsg.start(...driven("still.pcapng"));
   await waits.waitFor(/no v1 answer/);
   await waits.end("SIGTERM");

@@ -128,6 +128,31 @@ for (const [name, lines, step, owes] of STUCK) {
   });
 }
 
+/** A heartbeat and its answer, by the number of the request. */
+const hello = (time: number, number: number, sort = "request") =>
+  JSON.stringify({ time, message: "HELLO", sort, number, words: "HELLO", direction: "->" });
+
+Deno.test("doctor: a heartbeat that ends, unless nobody knew it or it goes on", () => {
+  const step = (...more: string[]) => diagnose([...session(), ...more])[0]!.stuck?.step;
+  const answered = [hello(1, 999), hello(1, 1000, "answer")];
+  assertMatch(
+    step(...answered, hello(2, 1001), hello(4, 1002)) ?? "",
+    /^the heartbeat \(HELLO\) is not answered any more$/,
+  );
+  assertEquals(step(hello(2, 1001), hello(4, 1002)), undefined);
+  // The last one was under way, or the device side was away for a while.
+  assertEquals(step(...answered, hello(2, 1001)), undefined);
+  const later = [hello(4, 1002), hello(4, 1003, "answer")];
+  assertEquals(step(...answered, hello(2, 1001), ...later), undefined);
+});
+
+Deno.test("doctor: a message that nobody understands is named where something is stuck", () => {
+  const malformed = '{"time":0,"malformed":"size 44"}';
+  assertEquals(diagnose([...session(), malformed]).map(({ stuck }) => stuck), [undefined]);
+  const steps = diagnose([...session(1), malformed]).map(({ stuck }) => stuck?.step);
+  assertEquals(steps, ["1 messages are not understood", "GET_DEVICE_INFO? was never answered"]);
+});
+
 Deno.test("doctor: of a whole session nothing is stuck, nor of an answer that may still come", () => {
   assertEquals(diagnose(session()).map(({ stuck }) => stuck), [undefined]);
   // Before it is reset at the end.
