@@ -1,7 +1,7 @@
 /**
  * A bus: how virtio-msg messages travel between one driver side and one device side.
  *
- * Theory of operation. A bus has two SPSC queues, one each way, and some doorbell. It is *attached*
+ * Theory of operation. A bus has two queues (message_queue.ts), one each way, and some doorbell. It is *attached*
  * while a peer is known to be there, or always where nobody can know; attach and detach are events, and
  * a bus goes on waiting for the next peer by itself. A message is encoded straight into the slot that `claim` gives, then published
  * with `send`. The doorbell rings once per turn of the reactor, after everything of that turn has been
@@ -15,7 +15,7 @@ import type { LentVector } from "../ivshmem/end.ts";
 import type { Fd } from "../linux/fd.ts";
 import type { Reactor, Task } from "../linux/reactor.ts";
 import type { MappedMemory } from "../memory/mod.ts";
-import { SLOT_SIZE, type SpscQueue } from "./spsc_queue.ts";
+import type { IncomingQueue, OutgoingQueue } from "./message_queue.ts";
 
 export type { LentVector } from "../ivshmem/end.ts";
 
@@ -36,7 +36,7 @@ export interface BusListener {
    * peer of another dialect may have said all it will say there, so it is worth a look, not an answer.
    */
   discarded?(slot: DataView): void;
-  /** One message. The view is private, {@link SLOT_SIZE} bytes, and reused for the next one. */
+  /** One message. The view is private, {@link Bus.slotSize} bytes, and reused for the next one. */
   received(slot: DataView): void;
 }
 
@@ -63,6 +63,8 @@ export interface SharedSegment {
 export interface Bus extends Disposable {
   /** Which end this is. */
   readonly side: Side;
+  /** Bytes of a slot: the longest message. */
+  readonly slotSize: number;
   /** For log lines: the kind of bus and where it is. */
   readonly description: string;
   /** Is a peer there? */
@@ -140,7 +142,7 @@ export interface Bus extends Disposable {
   resume(): void;
 }
 
-/** What all buses made of two SPSC queues share. */
+/** What all buses made of two queues share. */
 export abstract class QueueBus implements Bus {
   abstract readonly description: string;
   abstract readonly carriesFds: boolean;
@@ -157,8 +159,8 @@ export abstract class QueueBus implements Bus {
   #isPaused = false;
   #hasHeard = false;
   #claimed = false;
-  readonly #slotWords = new Uint32Array(SLOT_SIZE / 4);
-  readonly #slot = new DataView(this.#slotWords.buffer);
+  readonly #slotWords: Uint32Array<ArrayBuffer>;
+  readonly #slot: DataView;
   readonly #drain: Task = { run: () => this.#receive() === RECEIVE_BUDGET };
   readonly #ring: Task = {
     run: () => {
@@ -177,9 +179,11 @@ export abstract class QueueBus implements Bus {
     readonly side: Side,
     protected readonly reactor: Reactor,
     readonly options: BusOptions,
-    protected readonly outgoing: SpscQueue,
-    protected readonly incoming: SpscQueue,
+    protected readonly outgoing: OutgoingQueue,
+    protected readonly incoming: IncomingQueue,
   ) {
+    this.#slotWords = new Uint32Array(incoming.slotSize / 4);
+    this.#slot = new DataView(this.#slotWords.buffer);
     this.ringPerMessage = options.ringPerMessage;
   }
 
@@ -195,6 +199,10 @@ export abstract class QueueBus implements Bus {
 
   get view(): DataView {
     return this.outgoing.view;
+  }
+
+  get slotSize(): number {
+    return this.outgoing.slotSize;
   }
 
   get isPaused(): boolean {
@@ -247,9 +255,14 @@ export abstract class QueueBus implements Bus {
     for (let i = 0; i < RECEIVE_BUDGET; i++) {
       if (!this.#attached || this.#isPaused || !this.incoming.receive(this.#slotWords)) return i;
       this.#hasHeard = true;
-      this.listener?.received(this.#slot);
+      if (!this.keeps(this.#slot)) this.listener?.received(this.#slot);
     }
     return RECEIVE_BUDGET;
+  }
+
+  /** Was that one for the bus itself, which has done what it says? */
+  protected keeps(_slot: DataView): boolean {
+    return false;
   }
 
   /** Whether what is queued is dropped when a peer attaches now. */

@@ -16,6 +16,7 @@
  * aligned accesses only), in a private slot that is copied word by word.
  */
 
+import type { IncomingQueue, OutgoingQueue } from "./message_queue.ts";
 import { loadAcquire32, type MappedMemory, storeRelease32 } from "../memory/mod.ts";
 
 /** Bytes of one slot, and so of the longest message. */
@@ -38,7 +39,9 @@ export function spscSize(capacity: number): number {
 }
 
 /** One end of one queue. Use it as producer or as consumer, never as both. */
-export class SpscQueue {
+export class SpscQueue implements OutgoingQueue, IncomingQueue {
+  /** See {@link OutgoingQueue.slotSize}. */
+  readonly slotSize: number = SLOT_SIZE;
   /** Slots; one of them always stays free. */
   readonly capacity: number;
   /** Where messages are encoded, at the offset that {@link claim} gives. */

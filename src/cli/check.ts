@@ -133,7 +133,7 @@ export const checkCommand: PlaneCommand<CheckSettings> = planeCommand({
       : stack.use(openOwnFile(junit, { what: "report" }).fd);
     const ownSide = side === "driver" ? "device" : "driver";
     const bus = stack.use(openBus(settings.bus, ownSide, reactor, log, true));
-    const codec = codecFor(settings.bus.dialect);
+    const codec = codecFor(settings.bus.dialect, bus.slotSize);
     const place = settings.memory && openDriverMemory(settings.memory, 1, bus, stack);
     if (place !== undefined) {
       if (place.size < RINGS_SIZE) {

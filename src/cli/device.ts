@@ -129,10 +129,11 @@ export const deviceCommand: PlaneCommand<DeviceSettings> = planeCommand({
   pairThreads: ({ devices }) => pairThreadsOf(devices),
   open: (settings, context) => {
     const { reactor, log, stack } = context;
-    const codec = codecFor(settings.bus.dialect);
+    const { dialect } = settings.bus;
     const detect = detectable(settings.bus);
-    rehearse([codec, ...detect], context.isTraced);
+    rehearse([codecFor(dialect), ...detect], context.isTraced);
     const bus = stack.use(openBus(settings.bus, "device", reactor, log));
+    const codec = codecFor(dialect, bus.slotSize);
     const tracer = context.tracerFor(bus);
     const { confined, control } = settings;
     const quota = new MemoryQuota(settings.limits);
