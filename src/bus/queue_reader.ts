@@ -10,8 +10,9 @@
 
 import { allocate } from "../linux/arena.ts";
 import { VmsgError } from "../linux/errors.ts";
-import { Fd, fileSize, fileStatus, O_CLOEXEC } from "../linux/fd.ts";
-import { check, cString, libc } from "../linux/libc.ts";
+import { fileSize, fileStatus } from "../linux/fd.ts";
+import { check, lastError, libc } from "../linux/libc.ts";
+import { openToRead } from "../linux/process_files.ts";
 import { codecFor } from "../message/codecs.ts";
 import { type Dialect, Kind, Message } from "../message/message.ts";
 import { isBusMessage, MESSAGES } from "../message/table.ts";
@@ -23,7 +24,6 @@ import { SLOT_SIZE, SLOTS_OFFSET, spscCapacity, spscSize, TAIL_WORD } from "./sp
 /** Bytes of a queue file of the linux-user bus. */
 const QUEUE_FILE = spscSize(4096);
 const block = allocate(QUEUE_FILE);
-const O_NOCTTY = 0o400, O_NONBLOCK = 0o4000;
 /** As messages are tried where no dialect is given: those that are recognized with the most certainty first. */
 export const DIALECTS: readonly Dialect[] = ["v1", "v1-2025", "proto"];
 /** Bytes that are shown of a slot that is not understood. */
@@ -96,9 +96,8 @@ export function readQueues(paths: readonly string[], options: ReadOptions = {}):
 }
 
 function areasOf(path: string, offset: number): Area[] {
-  // Neither a pipe nor a terminal is waited for.
-  const flags = O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
-  using fd = new Fd(check(libc.open(cString(path), flags, 0), `open ${path}`));
+  using fd = openToRead(path);
+  if (fd === undefined) throw lastError(`open ${path}`);
   const { kind } = fileStatus(fd);
   if (kind !== "file" && kind !== "other") {
     throw new VmsgError("QUEUE", `${path}: a ${kind}, and no memory with queues`);

@@ -1,8 +1,8 @@
 /**
  * `vmsg inspect`: the state of a link as it is at the moment, or as a process left it that is gone.
  *
- * Two sources, neither of which notices: message queues in files and shared memory (bus/queue_reader.ts), and what
- * processes say of themselves in their files of counters (observe/state.ts).
+ * Three sources, none of which notices: message queues in files and shared memory (bus/queue_reader.ts), what processes
+ * say of themselves in their files of counters (observe/state.ts), and the rings of their devices (observe/memory_reader.ts).
  */
 
 import {
@@ -25,7 +25,17 @@ import { DEVICE_KINDS, featureNames, statusNames } from "../message/text.ts";
 import { findCounterFiles } from "../observe/counter_file.ts";
 import { type Instance, readAll, readPath } from "../observe/figures.ts";
 import { isCounterFile } from "../observe/read_counters.ts";
-import { type ReadDevice, type ReadRequests, readState } from "../observe/state.ts";
+import { MemoryReader } from "../observe/memory_reader.ts";
+import {
+  type ReadDevice,
+  type ReadPeer,
+  type ReadQueue as ReadVirtqueue,
+  type ReadRegion,
+  type ReadRequests,
+  readState,
+} from "../observe/state.ts";
+import { hasFeature, RingFeature } from "../virtio/features.ts";
+import { type ReadBuffer, type ReadRing, readRing } from "../virtio/queue/ring_reader.ts";
 import type { Command, Options } from "./command.ts";
 
 /** Messages of a queue that are shown at most, of those that wait and of those that were read. */
@@ -90,39 +100,117 @@ function isDirectory(path: string): boolean {
 
 const hex = (value: number) => `0x${value.toString(16)}`;
 
-function deviceLines(
-  { number, deviceId, status, features, queueCount, queues }: ReadDevice,
-): string[] {
+function ago(ms: number): string {
+  return `${(Math.max(MONOTONIC.now() - ms, 0) / 1000).toFixed(3)} s`;
+}
+
+/** A process with its rings as they are. */
+interface ProcessView extends Omit<Instance, "groups"> {
+  readonly devices: readonly DeviceView[];
+  readonly peers: readonly ReadPeer[];
+  readonly requests: readonly ReadRequests[];
+}
+
+interface DeviceView extends Omit<ReadDevice, "queues"> {
+  /** Those that were set up have a ring, or what was wrong with it. */
+  readonly queues: readonly (ReadVirtqueue & { readonly ring?: ReadRing | string })[];
+}
+
+function viewOf(
+  { groups, ...instance }: Instance,
+  memoryFiles: readonly string[],
+  most: number,
+): ProcessView {
+  const { devices, ...rest } = readState(groups);
+  const withRings = devices.map((device): DeviceView => {
+    using memory = new MemoryReader(device.memory, instance, memoryFiles);
+    const isPacked = hasFeature(new Uint32Array(device.features), RingFeature.RING_PACKED);
+    const queues = device.queues.map((queue) =>
+      queue.size === 0 ? queue : { ...queue, ring: readRing(memory, queue, isPacked, most) }
+    );
+    return { ...device, queues };
+  });
+  return { ...instance, ...rest, devices: withRings };
+}
+
+function deviceLines(device: DeviceView): string[] {
+  const { number, deviceId, status, features, queueCount, sinceMs, queues, memory } = device;
   const kind = DEVICE_KINDS.get(deviceId) ?? `device id ${deviceId}`;
   const bits = statusNames(status).join(" ") || "0 (reset)";
   const names = featureNames(features, deviceId).join(" ") || "none";
   const set = queues.filter(({ size }) => size > 0);
   return [
-    `  device ${number} ${kind}: status ${bits}`,
+    `  device ${number} ${kind}: status ${bits}${sinceMs === 0 ? "" : `, since ${ago(sinceMs)}`}`,
     `    features of the driver: ${names}`,
+    ...memory.map(({ at, size }) => `    memory ${hex(at)} to ${hex(at + size)}`),
     `    ${queueCount} queues, ${set.filter(({ isEnabled }) => isEnabled).length} enabled`,
-    ...set.map((queue) =>
+    ...set.flatMap((queue) => [
       `    queue ${queue.index}: size ${queue.size} ${queue.isEnabled ? "enabled" : "disabled"} ` +
-      `desc ${hex(queue.descriptorAddress)} driver ${hex(queue.driverAddress)} device ${
-        hex(queue.deviceAddress)
-      }`
-    ),
+      `since ${ago(queue.sinceMs)}, desc ${hex(queue.descriptorAddress)} ` +
+      `driver ${hex(queue.driverAddress)} device ${hex(queue.deviceAddress)}`,
+      ...ringLines(queue.ring!),
+    ]),
   ];
 }
 
-function requestLine({ open, kind, device, sinceMs }: ReadRequests, isRunning: boolean): string {
-  if (open === 0) return "  no request waits for its answer";
-  const age = isRunning ? `, for ${((MONOTONIC.now() - sinceMs) / 1000).toFixed(3)} s` : "";
-  const more = open > 1 ? `, and ${open - 1} more` : "";
-  return `  waits for the answer to ${kindName(kind as Kind)} of device ${device}${age}${more}`;
+function ringLines(ring: ReadRing | string): string[] {
+  if (typeof ring === "string") return [`      its ring cannot be shown: ${ring}`];
+  const { indices, pending, isUpperBound, buffers, problem } = ring;
+  const count = `${isUpperBound ? "at most " : ""}${pending}`;
+  const left = pending - buffers.length;
+  return [
+    `      ${Object.entries(indices).map(([name, value]) => `${name} ${value}`).join(", ")}`,
+    `      ${problem ?? `${pending === 0 ? "no" : count} buffers are the device's to use`}`,
+    ...buffers.map((buffer) => `      ${bufferText(buffer)}`),
+    ...(left > 0 ? [`      and ${left} more`] : []),
+  ];
 }
 
-function processLines({ subcommand, pid, isRunning, groups }: Instance): string[] {
-  const { devices, requests } = readState(groups);
+/** Descriptors of a buffer that are shown to people. */
+const SHOWN_DESCRIPTORS = 8;
+
+function bufferText({ head, descriptors, problem }: ReadBuffer): string {
+  const shown = descriptors.slice(0, SHOWN_DESCRIPTORS).map((descriptor) => {
+    const { address, length, writable, indirect, outside } = descriptor;
+    return `${hex(address)} ${length} bytes ${writable ? "writable" : "readable"}` +
+      `${indirect ? " indirect" : ""}${outside ? " OUTSIDE OF MEMORY" : ""}`;
+  });
+  const left = descriptors.length - shown.length;
+  const more = left > 0 ? [`and ${left} more descriptors`] : [];
+  return `buffer ${head}: ${
+    [...shown, ...more, ...problem === undefined ? [] : [problem]].join("; ")
+  }`;
+}
+
+function requestLine({ open, kind, device, sinceMs }: ReadRequests): string {
+  if (open === 0) return "  no request waits for its answer";
+  const more = open > 1 ? `, and ${open - 1} more` : "";
+  return `  waits for the answer to ${kindName(kind as Kind)} of device ${device}, for ${
+    ago(sinceMs)
+  }${more}`;
+}
+
+const PEERS: Readonly<Record<ReadPeer["state"], string>> = {
+  none: "waits for a driver side",
+  unknown: "waits for the driver side's first message",
+  greeted: "waits for the driver side to name this epoch",
+  vmsg: "the driver side is a vmsg",
+  foreign: "the driver side is no vmsg, or one that says no HELLO",
+};
+
+function peerLine({ state, sinceMs, heardMs }: ReadPeer): string {
+  const heard = heardMs === 0 ? "" : `, its heartbeat was ${ago(heardMs)} ago`;
+  return `  ${PEERS[state]}, for ${ago(sinceMs)}${heard}`;
+}
+
+function processLines(
+  { subcommand, pid, isRunning, devices, peers, requests }: ProcessView,
+): string[] {
   return [
     `process ${pid}: ${subcommand}, ${isRunning ? "running" : "ended"}`,
+    ...peers.map(peerLine),
     ...devices.flatMap(deviceLines),
-    ...requests.map((request) => requestLine(request, isRunning)),
+    ...requests.map(requestLine),
   ];
 }
 
@@ -150,17 +238,41 @@ function queueLines(queue: ReadQueue, last: number): string[] {
 }
 
 /** What is read, for programs. */
-function asJson({ instances, problems }: Found, buses: readonly ReadQueue[][]): string {
-  const processes = instances.map(({ path, subcommand, pid, isRunning, groups }) => {
-    const { devices, requests } = readState(groups);
-    const named = requests.map((one) => ({
+function asJson(
+  processes: readonly ProcessView[],
+  buses: readonly ReadQueue[][],
+  problems: readonly string[],
+): string {
+  const named = processes.map((process) => ({
+    ...process,
+    requests: process.requests.map((one) => ({
       ...one,
       message: one.open > 0 ? kindName(one.kind as Kind) : undefined,
-    }));
-    return { path, subcommand, pid, isRunning, devices, requests: named };
-  });
+    })),
+  }));
   const queues = buses.flat().map((queue) => ({ ...queue, last: queue.messages.at(-1)?.text }));
-  return JSON.stringify({ processes, queues, unanswered: buses.flatMap(unansweredIn), problems });
+  return JSON.stringify({
+    processes: named,
+    queues,
+    unanswered: buses.flatMap(unansweredIn),
+    problems,
+  });
+}
+
+/** A file that is a device's memory where queues would be was given for its rings, and has no queues. */
+function takeMemory(
+  buses: Map<string, Set<string>>,
+  processes: readonly ProcessView[],
+  offset: number,
+): void {
+  const regions = processes.flatMap(({ devices }) => devices.flatMap(({ memory }) => memory));
+  for (const path of buses.keys()) {
+    using fd = openPath(path);
+    const identity = fd === undefined ? "" : fileIdentity(fd);
+    const isThere = (region: ReadRegion) =>
+      region.file === identity && region.offset <= offset && offset < region.offset + region.size;
+    if (regions.some(isThere)) buses.delete(path);
+  }
 }
 
 function inspect(options: Options): number {
@@ -172,6 +284,11 @@ function inspect(options: Options): number {
   const offset = options.wholeNumber("offset", 0, Number.MAX_SAFE_INTEGER)!;
   const last = options.wholeNumber("last", 1, MOST)!;
   const found = find(options.operands);
+  const isJson = options.flag("json");
+  const processes = found.instances.map((instance) =>
+    viewOf(instance, options.operands, isJson ? MOST : last)
+  );
+  takeMemory(found.buses, processes, offset);
   const buses = [...found.buses.values()].flatMap((paths) => {
     try {
       // The driver side's queue first.
@@ -183,11 +300,9 @@ function inspect(options: Options): number {
     }
   });
   const isNothing = found.instances.length === 0 && buses.length === 0;
-  if (options.flag("json")) console.log(asJson(found, buses));
+  if (isJson) console.log(asJson(processes, buses, found.problems));
   else {
-    for (const instance of found.instances) {
-      processLines(instance).forEach((line) => console.log(line));
-    }
+    for (const process of processes) processLines(process).forEach((line) => console.log(line));
     for (const queue of buses.flat()) queueLines(queue, last).forEach((line) => console.log(line));
     for (const line of buses.flatMap(unansweredIn)) console.log(line);
     for (const problem of found.problems) console.error(`vmsg: ${problem}`);

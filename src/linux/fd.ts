@@ -126,7 +126,7 @@ const SYS_FSTAT = Deno.build.arch === "x86_64" ? 5n : 80n;
 const stat = allocate(256);
 
 /** Tells whether two descriptors show the same file: equal for equal files, whatever their name. */
-export function fileIdentity(fd: Fd): string {
+export function fileIdentity(fd: { readonly number: number }): string {
   fillStat(fd);
   return `${stat.view.getBigUint64(0, true)}:${stat.view.getBigUint64(8, true)}`;
 }
@@ -137,7 +137,7 @@ export function inodeNumber(fd: Fd): bigint {
   return stat.view.getBigUint64(8, true);
 }
 
-function fillStat(fd: Fd): void {
+function fillStat(fd: { readonly number: number }): void {
   const result = libc.syscall(SYS_FSTAT, BigInt(fd.number), stat.address);
   check(result, `fstat fd ${fd.number}`);
 }

@@ -5,8 +5,8 @@
  * Source: proc_pid_maps(5), proc_pid_fdinfo(5).
  */
 
-import { type Fd, fileIdentity, inodeNumber } from "./fd.ts";
-import { libc } from "./libc.ts";
+import { Fd, fileIdentity, fileStatus, inodeNumber, O_CLOEXEC } from "./fd.ts";
+import { cString, libc } from "./libc.ts";
 import { directoryNames, readText } from "./sysfs.ts";
 
 const textOf = (path: string) => readText(path) ?? "";
@@ -58,6 +58,41 @@ export function lockHolder(fd: Fd, byte: number): number | undefined {
   };
   const id = ids.find(holds);
   return id === undefined ? undefined : Number(id);
+}
+
+const O_NOCTTY = 0o400, O_NONBLOCK = 0o4000;
+
+/** Opens a file to be read from, whatever it is: neither a pipe nor a terminal is waited for. */
+export function openToRead(path: string): Fd | undefined {
+  const number = libc.open(cString(path), O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0);
+  return number < 0 ? undefined : new Fd(number);
+}
+
+/**
+ * Opens a file that a process has open, though it may have no name any more: by its fileIdentity. Which it is is told by
+ * texts of the kernel's, of 5.14 and later: a look at other files could wait for a server of theirs.
+ *
+ * @param first where to look first, a process's number
+ */
+export function openFileOf(identity: string, first: number): Fd | undefined {
+  const ino = new RegExp(`^ino:\\t${identity.split(":")[1]}$`, "m");
+  const others = directoryNames("/proc").filter((name) => /^\d+$/.test(name));
+  for (const id of [String(first), ...others]) {
+    let names: string[] = [];
+    try {
+      names = directoryNames(`/proc/${id}/fdinfo`);
+    } catch {
+      // Another user's, or it has just ended.
+    }
+    for (const name of names) {
+      if (!ino.test(textOf(`/proc/${id}/fdinfo/${name}`))) continue;
+      const fd = openToRead(`/proc/${id}/fd/${name}`);
+      if (fd === undefined) continue;
+      if (fileIdentity(fd) === identity && fileStatus(fd).kind === "file") return fd;
+      fd[Symbol.dispose]();
+    }
+  }
+  return undefined;
 }
 
 const SYS_GETTID = Deno.build.arch === "x86_64" ? 186n : 178n;

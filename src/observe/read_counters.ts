@@ -10,6 +10,7 @@ import { linuxErrno, VmsgError } from "../linux/errors.ts";
 import { Fd, fileStatus, O_CLOEXEC } from "../linux/fd.ts";
 import { check, cString, errno, libc } from "../linux/libc.ts";
 import { O_NOFOLLOW } from "../linux/own_file.ts";
+import { openToRead } from "../linux/process_files.ts";
 import { FILE_SIZE } from "./counter_file.ts";
 import { COUNTER_SIZE, HEADER_SIZE, MAGIC, VERSION } from "./counters.ts";
 
@@ -87,9 +88,8 @@ function readFile(path: string): Uint8Array {
 
 /** Does a file begin as one of ours does? */
 export function isCounterFile(path: string): boolean {
-  const number = libc.open(cString(path), O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0);
-  if (number < 0) return false;
-  using fd = new Fd(number);
+  using fd = openToRead(path);
+  if (fd === undefined) return false;
   const size = libc.pread(fd.number, block.address, MAGIC.length, 0n);
   return size === MAGIC.length && textAt(block.bytes, 0, size) === MAGIC;
 }

@@ -1,13 +1,17 @@
 /**
  * What a process knows at the moment, in groups of kind {@link STATE} of its file of counters, so that it can be read
- * while the process runs, and of one that crashed: the status, features and queues of its devices, and the request
- * that has waited longest.
+ * while the process runs, and of one that crashed: the status, features and queues of its devices, where the memory is
+ * that their rings lie in, when the driver side was heard, and the request that has waited longest.
  *
- * Only what changes at a status write, a queue's set-up or a request is here; nothing is written per packet. A
+ * Only what changes at a status write, a queue's set-up, a heartbeat or a request is here; nothing is written per
+ * packet. Times are CLOCK_MONOTONIC's: they mean something until the machine is started anew. A
  * counter's high word goes forward only, therefore 64 bits that may become less are two counters.
  */
 
-import { counterShape, noteCounters, retire } from "./counters.ts";
+import type { Clock } from "../linux/clock.ts";
+import { fileIdentity } from "../linux/fd.ts";
+import type { MemoryRegion } from "../memory/mod.ts";
+import { type Counters, counterShape, noteCounters, retire } from "./counters.ts";
 
 /** The kind of these groups: they are no counters, and are not shown as such. */
 export const STATE = "state";
@@ -16,7 +20,18 @@ export const STATE = "state";
 const MAX_QUEUES = 32;
 let queuesLeft = MAX_QUEUES;
 
-const DeviceWords = counterShape("device id", "status", "features 0", "features 1", "queues");
+/** The same of pieces of memory: a front end may have 509, QEMU has two to eight. */
+const MAX_REGIONS = 32;
+let regionsLeft = MAX_REGIONS;
+
+const DeviceWords = counterShape(
+  "device id",
+  "status",
+  "features 0",
+  "features 1",
+  "queues",
+  "since ms",
+);
 const QueueWords = counterShape(
   "enabled",
   "size",
@@ -26,7 +41,13 @@ const QueueWords = counterShape(
   "driver high",
   "device low",
   "device high",
+  "since ms",
 );
+const REGION_NUMBERS = ["at", "size", "address", "offset", "file system", "file"] as const;
+const RegionWords = counterShape(
+  ...REGION_NUMBERS.flatMap((name) => [`${name} low`, `${name} high`] as const),
+);
+const PeerWords = counterShape("state", "since ms", "heard ms");
 const RequestWords = counterShape("open", "kind", "device", "since ms");
 
 type QueueCounters = InstanceType<typeof QueueWords>;
@@ -49,7 +70,7 @@ export class DeviceState implements Disposable {
   #isGone = false;
 
   /** Of a device in reset. */
-  constructor(number: number, deviceId: number, queueCount: number) {
+  constructor(number: number, deviceId: number, queueCount: number, readonly clock: Clock) {
     const count = Math.min(queueCount, queuesLeft);
     queuesLeft -= count;
     const name = `device ${number}`;
@@ -65,6 +86,7 @@ export class DeviceState implements Disposable {
   /** The status, and the features that the driver has written so far. */
   device(status: number, features: Uint32Array): void {
     if (this.#isGone) return;
+    if (this.#device.status !== status) this.#device["since ms"] = Math.floor(this.clock.now());
     this.#device.status = status;
     this.#device["features 0"] = features[0]!;
     this.#device["features 1"] = features[1]!;
@@ -82,6 +104,7 @@ export class DeviceState implements Disposable {
     words["driver high"] = high(setup.driverAddress);
     words["device low"] = low(setup.deviceAddress);
     words["device high"] = high(setup.deviceAddress);
+    words["since ms"] = Math.floor(this.clock.now());
   }
 
   [Symbol.dispose](): void {
@@ -89,6 +112,75 @@ export class DeviceState implements Disposable {
     this.#isGone = true;
     queuesLeft += this.#queues.length;
     for (const group of [this.#device, ...this.#queues]) retire(group);
+  }
+}
+
+/** Which memory of the driver side's a device sees. */
+export class MemoryState {
+  readonly #name: string;
+  readonly #shown: { readonly region: MemoryRegion; readonly words: Counters<string> }[] = [];
+
+  /** Of the device of this number; none so far. */
+  constructor(number: number) {
+    this.#name = `device ${number} memory`;
+  }
+
+  /** All there is from now on. What stays where it was costs nothing: a front end may tell of 509, one by one. */
+  show(regions: readonly MemoryRegion[]): void {
+    const changed = this.#shown.findIndex(({ region }, n) => region !== regions[n]);
+    const kept = changed < 0 ? this.#shown.length : changed;
+    const gone = this.#shown.splice(kept);
+    gone.forEach(({ words }) => retire(words));
+    regionsLeft += gone.length;
+    const fresh = regions.slice(kept, kept + regionsLeft);
+    regionsLeft -= fresh.length;
+    fresh.forEach((region, n) => {
+      const make = () => regionWords(`${this.#name} ${kept + n}`, region);
+      this.#shown.push({ region, words: noteCounters(undefined, make) });
+    });
+  }
+}
+
+function regionWords(name: string, { at, size, memory, offset, fd, fileOffset }: MemoryRegion) {
+  const words = new RegionWords(STATE, name);
+  const { file } = memory;
+  const behind = fd ?? file?.fd;
+  const [device, inode] = behind === undefined ? [0, 0] : fileIdentity(behind).split(":");
+  const numbers = {
+    at,
+    size,
+    address: Number(memory.address) + offset,
+    offset: fd === undefined ? (file?.offset ?? 0) + offset : fileOffset ?? 0,
+    "file system": Number(device),
+    file: Number(inode),
+  };
+  for (const name of REGION_NUMBERS) {
+    words[`${name} low`] = low(numbers[name]);
+    words[`${name} high`] = high(numbers[name]);
+  }
+  return words;
+}
+
+/** The states of transport/peer.ts. */
+export const PEER_STATES = ["none", "unknown", "greeted", "vmsg", "foreign"] as const;
+/** One of them. */
+export type PeerStateName = typeof PEER_STATES[number];
+
+/** What a device side knows of the other end of its bus. */
+export class PeerState {
+  readonly #words: InstanceType<typeof PeerWords> = new PeerWords(STATE, "driver side");
+
+  constructor(readonly clock: Clock) {}
+
+  /** It came into this state. */
+  is(state: PeerStateName): void {
+    this.#words.state = PEER_STATES.indexOf(state);
+    this.#words["since ms"] = Math.floor(this.clock.now());
+  }
+
+  /** It gave a sign of life. */
+  heard(): void {
+    this.#words["heard ms"] = Math.floor(this.clock.now());
   }
 }
 
@@ -110,6 +202,20 @@ export class RequestState {
 export interface ReadQueue extends Setup {
   readonly index: number;
   readonly isEnabled: boolean;
+  readonly sinceMs: number;
+}
+
+/** A piece of memory as it was read. */
+export interface ReadRegion {
+  /** Bus address of the first byte. */
+  readonly at: number;
+  readonly size: number;
+  /** Where it is in the process. */
+  readonly address: number;
+  /** As fileIdentity says it; "0:0" where no file is known. */
+  readonly file: string;
+  /** In that file. */
+  readonly offset: number;
 }
 
 /** A device as it was read. */
@@ -119,8 +225,25 @@ export interface ReadDevice {
   readonly status: number;
   readonly features: readonly number[];
   readonly queueCount: number;
+  readonly sinceMs: number;
   /** Those that the file tells of. */
   readonly queues: readonly ReadQueue[];
+  readonly memory: readonly ReadRegion[];
+}
+
+/** The other end of a device side's bus as it was read. */
+export interface ReadPeer {
+  readonly state: PeerStateName;
+  readonly sinceMs: number;
+  /** 0: not yet, or it has no heartbeat. */
+  readonly heardMs: number;
+}
+
+/** What a process says. */
+export interface ReadState {
+  readonly devices: readonly ReadDevice[];
+  readonly peers: readonly ReadPeer[];
+  readonly requests: readonly ReadRequests[];
 }
 
 /** The requests of a process as they were read. */
@@ -134,40 +257,54 @@ export interface ReadRequests {
 /** What the groups of a file say that are state. */
 export function readState(
   groups: readonly { kind: string; name: string; counters: readonly Named[] }[],
-): { devices: ReadDevice[]; requests: ReadRequests[] } {
+): ReadState {
   const states = groups.filter(({ kind }) => kind === STATE).map(({ name, counters }) => {
     // A name that is not there counts 0, whoever wrote the file.
     const values = new Map(counters.map(({ name, value }) => [name, value]));
-    return { name, at: (of: string) => values.get(of) ?? 0 };
+    const at = (of: string) => values.get(of) ?? 0;
+    return { name, at, wide: (of: string) => at(`${of} low`) + 2 ** 32 * at(`${of} high`) };
   });
-  const address = (at: (of: string) => number, of: string) =>
-    at(`${of} low`) + 2 ** 32 * at(`${of} high`);
-  const devices = states.flatMap(({ name, at }): ReadDevice[] => {
-    const number = /^device (\d+)$/.exec(name)?.[1];
-    if (number === undefined) return [];
-    const queues = states.flatMap(({ name: other, at }): ReadQueue[] => {
-      const index = other.startsWith(`${name} queue `) ? Number(other.slice(name.length + 7)) : NaN;
-      if (!Number.isInteger(index)) return [];
-      return [{
-        index,
-        isEnabled: at("enabled") !== 0,
-        size: at("size"),
-        descriptorAddress: address(at, "descriptor"),
-        driverAddress: address(at, "driver"),
-        deviceAddress: address(at, "device"),
-      }];
+  const named = (pattern: RegExp) =>
+    states.flatMap((state) => {
+      const match = pattern.exec(state.name);
+      return match === null ? [] : [{ ...state, number: Number(match[1]) }];
     });
-    const features = [at("features 0"), at("features 1")];
-    const [status, deviceId, queueCount] = [at("status"), at("device id"), at("queues")];
-    return [{ number: Number(number), deviceId, status, features, queueCount, queues }];
-  });
-  const requests = states.filter(({ name }) => name === "requests").map(({ at }) => ({
+  const devices = named(/^device (\d+)$/).map(({ name, number, at }) => ({
+    number,
+    deviceId: at("device id"),
+    status: at("status"),
+    features: [at("features 0"), at("features 1")],
+    queueCount: at("queues"),
+    sinceMs: at("since ms"),
+    queues: named(new RegExp(`^${name} queue (\\d+)$`)).map(({ number, at, wide }) => ({
+      index: number,
+      isEnabled: at("enabled") !== 0,
+      size: at("size"),
+      descriptorAddress: wide("descriptor"),
+      driverAddress: wide("driver"),
+      deviceAddress: wide("device"),
+      sinceMs: at("since ms"),
+    })),
+    memory: named(new RegExp(`^${name} memory (\\d+)$`)).map(({ wide }) => ({
+      at: wide("at"),
+      size: wide("size"),
+      address: wide("address"),
+      file: `${wide("file system")}:${wide("file")}`,
+      offset: wide("offset"),
+    })),
+  }));
+  const peers = named(/^driver side$/).map(({ at }) => ({
+    state: PEER_STATES[at("state")] ?? "unknown",
+    sinceMs: at("since ms"),
+    heardMs: at("heard ms"),
+  }));
+  const requests = named(/^requests$/).map(({ at }) => ({
     open: at("open"),
     kind: at("kind"),
     device: at("device"),
     sinceMs: at("since ms"),
   }));
-  return { devices, requests };
+  return { devices, peers, requests };
 }
 
 interface Named {

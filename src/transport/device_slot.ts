@@ -79,8 +79,8 @@ export class DeviceSlot implements DeviceHost {
       notifier: undefined,
     }));
     this.#configEvent = new ConfigNotification(this);
-    this.#seen = new DeviceState(number, model.deviceId, model.queueCount);
     const { reactor, link } = owner.notifications;
+    this.#seen = new DeviceState(number, model.deviceId, model.queueCount, reactor);
     this.translation = new Translation(reactor, link, number, {
       regions: tables.regions,
       retake: (request) => this.#retake(request),

@@ -28,6 +28,7 @@
 import type { Timer } from "../linux/reactor.ts";
 import { Kind } from "../message/message.ts";
 import { limitedLog } from "../observe/log.ts";
+import { PeerState, type PeerStateName } from "../observe/state.ts";
 import type { Terms } from "../virtio/device.ts";
 import type { DeviceContext } from "./device_context.ts";
 import {
@@ -65,8 +66,7 @@ type PeerContext = Pick<DeviceContext, "reactor" | "link" | "log" | "complain">;
 
 /** See the head of this file. */
 export class Peer implements Disposable {
-  /** Which of the states it is in; "none" while nobody is attached. */
-  state: "none" | "unknown" | "greeted" | "vmsg" | "foreign" = "none";
+  #state: PeerStateName = "none";
   /** This side's epoch. */
   ownEpoch = 0;
   /** The epoch of a vmsg peer; 0 if none is known. */
@@ -81,6 +81,7 @@ export class Peer implements Disposable {
   #nextNonce = 0;
   /** Goes off when a vmsg driver side has not been heard for a while. */
   readonly #silence: Timer;
+  readonly #seen: PeerState;
   #isSilent = false;
   /** Says who comes, which a driver side can have us say with each message. */
   readonly tell: (line: string) => void;
@@ -88,6 +89,19 @@ export class Peer implements Disposable {
   constructor(readonly options: PeerContext, readonly owner: PeerOwner) {
     this.#silence = options.reactor.timer(() => this.#tellSilence());
     this.tell = limitedLog(options.log.info, options.reactor, 1000, TOLD_PER_SECOND);
+    this.#seen = new PeerState(options.reactor);
+    this.state = "none";
+  }
+
+  /** Which of the states it is in; "none" while nobody is attached. */
+  get state(): PeerStateName {
+    return this.#state;
+  }
+
+  set state(state: PeerStateName) {
+    if (state === this.#state && state !== "none") return;
+    this.#state = state;
+    this.#seen.is(state);
   }
 
   /** Somebody is there. */
@@ -213,6 +227,7 @@ export class Peer implements Disposable {
   }
 
   #heard(): void {
+    this.#seen.heard();
     this.#silence.arm(SILENCE_MS);
     if (!this.#isSilent) return;
     this.#isSilent = false;

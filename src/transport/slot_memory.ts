@@ -15,6 +15,7 @@ import type { Fd } from "../linux/fd.ts";
 import type { Mapping } from "../linux/mapping.ts";
 import { mapMemoryFile } from "../linux/memory_file.ts";
 import { AddressSpace, type MemoryRegion } from "../memory/mod.ts";
+import { MemoryState } from "../observe/state.ts";
 import type { DeviceContext } from "./device_context.ts";
 
 const EBADF = linuxErrno("EBADF");
@@ -49,6 +50,7 @@ export class SlotMemory {
   readonly regions: MemoryRegion[] = [];
   /** By address, in the order they came. */
   readonly #tables = new Map<number, MemoryTable>();
+  readonly #seen: MemoryState;
 
   /**
    * @param number the device number, for people
@@ -58,7 +60,9 @@ export class SlotMemory {
     readonly number: number,
     readonly fixed: readonly MemoryRegion[],
     readonly owner: DeviceContext,
-  ) {}
+  ) {
+    this.#seen = new MemoryState(number);
+  }
 
   /** The table with this address. */
   table(address: number): MemoryTable | undefined {
@@ -144,6 +148,7 @@ export class SlotMemory {
       return refusal === "overlap" ? EEXIST : EINVAL;
     }
     this.regions.push(...regions);
+    this.#seen.show(this.regions);
     this.#tables.set(address, { address, length, regions, mapping, state: "shown" });
     return 0;
   }
@@ -188,6 +193,7 @@ export class SlotMemory {
       this.space.remove(region.at, region.size);
       this.regions.splice(this.regions.indexOf(region), 1);
     }
+    this.#seen.show(this.regions);
     return table;
   }
 

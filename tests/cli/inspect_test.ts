@@ -32,9 +32,10 @@ processTest("inspect: a living link, and what a killed device leaves", async (vm
   await driver.waitFor(/icmp_seq=20 /);
   // By its number: the queues are those that it has mapped.
   const living = (await inspect(vmsg, String(device.pid))).stdout.join("\n");
-  assertMatch(living, /device 0 net: status ACKNOWLEDGE DRIVER DRIVER_OK FEATURES_OK\n/);
+  assertMatch(living, /device 0 net: status ACKNOWLEDGE DRIVER DRIVER_OK FEATURES_OK, since /);
+  assertMatch(living, /avail\.idx \d+, used\.idx \d+, /);
   assertMatch(living, /features of the driver: .*VERSION_1/);
-  assertMatch(living, /queue 1: size \d+ enabled desc 0x/);
+  assertMatch(living, /queue 1: size \d+ enabled since [^ ]+ s, desc 0x/);
   assertMatch(
     living,
     /queue-linux-user-driver: from the driver side, v1, head \d+ tail \d+ of 4096/,
@@ -47,15 +48,27 @@ processTest("inspect: a living link, and what a killed device leaves", async (vm
   const before = ["driver", "device"].map((side) =>
     Deno.readFileSync(`${vmsg.directory}/queue-linux-user-${side}`)
   );
+  // The memory outlives the device: the driver's process has it open.
+  const rings = JSON.parse((await inspect(vmsg, "--json", String(device.pid))).stdout.join(""));
+  const [received, sent] = rings.processes[0].devices[0].queues;
+  assert(sent.ring.indices["used.idx"] > 0, JSON.stringify(sent.ring.indices));
+  assertEquals([received.ring.pending, received.ring.buffers.length], [256, 256]);
+  const descriptors = received.ring.buffers.flatMap(({ descriptors }: { descriptors: [] }) =>
+    descriptors
+  );
+  assert(descriptors.every(({ outside }: { outside: boolean }) => !outside));
   await driver.end("SIGKILL");
   const dead = await inspect(vmsg, String(device.pid), String(driver.pid), vmsg.directory);
   assertEquals([dead.code, dead.stderr], [0, []]);
   const text = dead.stdout.join("\n");
   assertMatch(
     text,
-    new RegExp(`process ${device.pid}: device, ended\n  device 0 net: status .*DRIVER_OK`),
+    new RegExp(
+      `process ${device.pid}: device, ended\n  the driver side .*\n  device 0 net: status .*DRIVER_OK`,
+    ),
   );
-  assertMatch(text, / 3 queues, 2 enabled\n +queue 0: size 256 enabled desc 0x/);
+  assertMatch(text, / 3 queues, 2 enabled\n +queue 0: size 256 enabled since [^ ]+ s, desc 0x/);
+  assertMatch(text, /its ring cannot be shown: not all of it lies in memory that can be read/);
   assertMatch(text, new RegExp(`process ${driver.pid}: driver, ended`));
 
   const json = await inspect(vmsg, "--json", vmsg.directory);

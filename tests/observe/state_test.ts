@@ -1,4 +1,5 @@
 import { assertEquals } from "@std/assert";
+import { MONOTONIC } from "../../src/linux/clock.ts";
 import { CounterMemory, countIn } from "../../src/observe/counters.ts";
 import { DeviceState, readState, RequestState } from "../../src/observe/state.ts";
 import { readCounters } from "../../src/observe/read_counters.ts";
@@ -32,9 +33,10 @@ async function states(
 
 Deno.test("state: status, features and queues as they are, also where they became less", async () => {
   await states((look) => {
-    using state = new DeviceState(10, 1, 2);
+    const clock = { now: () => 7.5 };
+    using state = new DeviceState(10, 1, 2, clock);
     // Its name begins as that of the other one does.
-    using _other = new DeviceState(1, 2, 1);
+    using _other = new DeviceState(1, 2, 1, MONOTONIC);
     state.device(15, new Uint32Array([0xffff_ffff, 1]));
     state.queue(1, true, SETUP);
     const [device, other] = look().devices;
@@ -42,24 +44,24 @@ Deno.test("state: status, features and queues as they are, also where they becam
       [device!.number, device!.deviceId, device!.status, device!.features, device!.queueCount],
       [10, 1, 15, [0xffff_ffff, 1], 2],
     );
-    assertEquals(device!.queues[1], { index: 1, isEnabled: true, ...SETUP });
+    assertEquals(device!.queues[1], { index: 1, isEnabled: true, sinceMs: 7, ...SETUP });
     assertEquals([other!.number, other!.status, other!.queues.length], [1, 0, 1]);
     const low = { size: 2, descriptorAddress: 16, driverAddress: 32, deviceAddress: 48 };
     state.queue(1, false, low);
     state.device(0, new Uint32Array(2));
     const [after] = look().devices;
-    assertEquals(after!.queues[1], { index: 1, isEnabled: false, ...low });
+    assertEquals(after!.queues[1], { index: 1, isEnabled: false, sinceMs: 7, ...low });
     assertEquals([after!.status, after!.features], [0, [0, 0]]);
   });
 });
 
 Deno.test("state: a device that is gone has no state, and writes none of another's", async () => {
   await states((look) => {
-    const gone = new DeviceState(0, 1, 1);
+    const gone = new DeviceState(0, 1, 1, MONOTONIC);
     gone[Symbol.dispose]();
     gone[Symbol.dispose]();
     assertEquals(look().devices, []);
-    using _next = new DeviceState(3, 4, 1);
+    using _next = new DeviceState(3, 4, 1, MONOTONIC);
     gone.device(15, new Uint32Array(2));
     gone.queue(0, true, SETUP);
     const [device, ...more] = look().devices;
@@ -71,8 +73,8 @@ Deno.test("state: a device that is gone has no state, and writes none of another
 Deno.test("state: a process tells of 32 queues, again and again", async () => {
   await states((look) => {
     for (let round = 0; round < 3; round++) {
-      using _large = new DeviceState(0, 1, 100);
-      using small = new DeviceState(1, 1, 2);
+      using _large = new DeviceState(0, 1, 100, MONOTONIC);
+      using small = new DeviceState(1, 1, 2, MONOTONIC);
       small.queue(0, true, SETUP);
       const devices = look().devices;
       assertEquals(devices.map(({ queues }) => queues.length), [32, 0]);
