@@ -124,14 +124,17 @@ export class Session implements Disposable {
   }
 
   async #discover(): Promise<void> {
-    const { device, sharing } = this.options;
-    const info = await device.info();
-    const offered = await device.features(Math.max(2, info.featureBlocks));
-    this.told.offers = offered.slice();
+    const { told, options: { device, sharing } } = this;
+    const { session } = device;
+    const named = await device.info();
+    const offered = await device.features(Math.max(2, named.featureBlocks));
+    const info = await this.#complete(named);
+    device.checkSession(session);
+    told.offers = offered.slice();
     for (const bit of sharing.withheld) offered[bit >> 5]! &= ~(1 << (bit & 31));
     for (const bit of sharing.own) offered[bit >> 5]! |= 1 << (bit & 31);
-    this.told.offered = offered;
-    this.told.info = await this.#complete(info);
+    told.offered = offered;
+    told.info = info;
   }
 
   /** What `proto` does not say: its queues are counted; of its configuration is read what a driver asks for. */
@@ -468,6 +471,7 @@ export class Session implements Disposable {
     const setup = wanted.setup();
     // A device drops what is too large without a word, and the driver would wait for ever.
     const { maxSize } = await device.queue(index);
+    device.checkSession(session);
     if (setup.size > maxSize) {
       throw new VmsgError(
         "QUEUE_SIZE",

@@ -3,13 +3,14 @@
  * device type, and what becomes of one that nobody can say of where it goes on.
  */
 
-import { assert, assertEquals, assertMatch } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { positionAfterLoss } from "../../src/drivers/ring_position.ts";
 import { Session } from "../../src/drivers/session.ts";
 import type { WantedRing } from "../../src/drivers/wanted.ts";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
 import { Kind, MEMORY_WINDOW, type Message, QUEUE_GOES_ON } from "../../src/message/message.ts";
 import { createLog } from "../../src/observe/log.ts";
+import { PeerLost } from "../../src/transport/requests.ts";
 import { type QueueSetup, VENDOR_ELSEWHERE } from "../../src/virtio/device.ts";
 import { NetFeature } from "../../src/virtio/features.ts";
 import { Descriptors } from "../../src/sharing/descriptors.ts";
@@ -247,6 +248,32 @@ cleanTest(
       let failure = "";
       await session.apply().catch((error) => failure = error.message);
       assertEquals(failure, "the device did not take queue 0");
+    }),
+);
+
+cleanTest(
+  "session: a device that is lost right behind what it said of itself is not known",
+  () =>
+    withRing(NET, [0, 0], async ({ session, device, side, wait, replace }) => {
+      const features = device.features;
+      device.features = async (blocks) => {
+        const offered = await features.call(device, blocks);
+        device.features = features;
+        side.replaced("the test");
+        return offered;
+      };
+      await assertRejects(() => replace(), PeerLost);
+      let asked = 0;
+      const answer = session.ask(() => {
+        // Whoever asks somebody that is not there asks for ever.
+        assert(++asked < 10);
+        return device.status();
+      });
+      await wait(() => side.isReady);
+      assertEquals(asked, 0);
+      await session.bringUp();
+      await answer;
+      assertEquals(asked, 1);
     }),
 );
 

@@ -227,6 +227,42 @@ for (const [way, options] of Object.entries(WAYS)) {
   );
 }
 
+for (const [way, options] of Object.entries(WAYS)) {
+  cleanTest(
+    `notifications ${way}: the device side is replaced between an answer and whoever waits for it`,
+    async () => {
+      let answers = 1;
+      for (let lost = 1; lost <= answers; lost++) {
+        answers = 0;
+        await withProxy<RingDevice>(async ({ connect, device, driverSide, lines, reactor }) => {
+          const { requests } = driverSide;
+          const request: typeof requests.request = requests.request.bind(requests);
+          requests.request = async (...asked) => {
+            const answer = await request(...asked);
+            if (++answers === lost) driverSide.replaced("the test");
+            return answer;
+          };
+          using front = connect();
+          using guest = new Guest(front, device);
+          device.reactor = reactor;
+          await guest.start();
+          guest.put();
+          await reactor.sleep(REST_MS);
+          guest.look();
+          const where = `answer ${lost}: ${lines.join(" | ")}`;
+          assertEquals([device.used, guest.seen], [1, 1], where);
+          assertEquals(
+            lines.filter((line) => /refuse|error|needs a reset|broken/.test(line)),
+            [],
+            where,
+          );
+        }, { device: new RingDevice(), ...options() });
+      }
+      assert(answers > 10);
+    },
+  );
+}
+
 cleanTest(
   "notifications out of band: behind the lease a kick is for nothing, and nobody is called",
   () =>
