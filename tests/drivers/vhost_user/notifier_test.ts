@@ -234,6 +234,7 @@ for (const [way, options] of Object.entries(WAYS)) {
       let answers = 1;
       for (let lost = 1; lost <= answers; lost++) {
         answers = 0;
+        const rig = options();
         await withProxy<RingDevice>(async ({ connect, device, driverSide, lines, reactor }) => {
           const { requests } = driverSide;
           const request: typeof requests.request = requests.request.bind(requests);
@@ -246,17 +247,22 @@ for (const [way, options] of Object.entries(WAYS)) {
           using guest = new Guest(front, device);
           device.reactor = reactor;
           await guest.start();
-          guest.put();
-          await reactor.sleep(REST_MS);
+          for (const call of [undefined, createEventFd()]) {
+            guest.setCall(call);
+            guest.put();
+            await reactor.sleep(REST_MS);
+          }
           guest.look();
           const where = `answer ${lost}: ${lines.join(" | ")}`;
-          assertEquals([device.used, guest.seen], [1, 1], where);
+          assertEquals([device.used, guest.seen], [2, 2], where);
+          await front.ask(Request.GET_VRING_BASE, u32s(RING, 0));
+          assertEquals(rig.vectors?.lent.size ?? 0, 0, where);
           assertEquals(
             lines.filter((line) => /refuse|error|needs a reset|broken/.test(line)),
             [],
             where,
           );
-        }, { device: new RingDevice(), ...options() });
+        }, { device: new RingDevice(), ...rig });
       }
       assert(answers > 10);
     },
