@@ -24,8 +24,8 @@ import { SLOT_SIZE, SLOTS_OFFSET, spscCapacity, spscSize, TAIL_WORD } from "./sp
 /** Bytes of a queue file of the linux-user bus. */
 const QUEUE_FILE = spscSize(4096);
 const block = allocate(QUEUE_FILE);
-/** As messages are tried where no dialect is given: those that are recognized with the most certainty first. */
-export const DIALECTS: readonly Dialect[] = ["v1", "v1-2025", "proto"];
+/** As messages are tried where no dialect is given: their sizes tell these from each other. `rfc-q` reads as `rfc`. */
+const SIZED: readonly Dialect[] = ["v1", "v1-2025", "rfc"];
 /** Bytes that are shown of a slot that is not understood. */
 const SHOWN_BYTES = 16;
 
@@ -142,9 +142,9 @@ function guess(areas: readonly Area[]): Dialect {
         codec.decode(view, SLOTS_OFFSET + SLOT_SIZE * slot, message) === undefined;
       return sum + slotsOf(area).filter(isSound).length;
     }, 0);
-  const [v1, older, proto] = DIALECTS.map(understood) as [number, number, number];
-  if (2 * Math.max(v1, older) >= proto) return v1 >= older ? "v1" : "v1-2025";
-  return "proto";
+  const counts = SIZED.map(understood);
+  const most = Math.max(...counts);
+  return 2 * most >= understood("proto") ? SIZED[counts.indexOf(most)]! : "proto";
 }
 
 function viewOf({ bytes }: Area): DataView {

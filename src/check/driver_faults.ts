@@ -3,7 +3,7 @@
  * is wrong, or it is what a driver must live with, so in the end the device has to be in use.
  */
 
-import { Kind } from "../message/message.ts";
+import { DIALECTS, Kind } from "../message/message.ts";
 import { Status } from "../virtio/features.ts";
 import type { Body } from "./common_rules.ts";
 import { expect } from "./outcome.ts";
@@ -88,8 +88,14 @@ export const FAULT_MODES: readonly string[] = Object.keys(FAULTS);
 
 /** A mode in the place of a rule, for whoever lists and reports these. */
 export function ruleOfFault(mode: string): Rule {
-  const dialects = ["v1", "v1-2025", "proto"] as const;
-  return { number: mode, section: "7.3", must: true, sides: ["driver"], dialects, unasked: {} };
+  return {
+    number: mode,
+    section: "7.3",
+    must: true,
+    sides: ["driver"],
+    dialects: DIALECTS,
+    unasked: {},
+  };
 }
 
 export const faultBody = (mode: string): Body<DeviceRole> | undefined => FAULTS[mode]?.[1];

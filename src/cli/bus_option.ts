@@ -2,8 +2,9 @@
 
 import type { Bus, Side } from "../bus/bus.ts";
 import type { Reactor } from "../linux/reactor.ts";
-import type { Codec, Dialect } from "../message/codec.ts";
+import type { Codec } from "../message/codec.ts";
 import { codecFor } from "../message/codecs.ts";
+import { type Dialect, DIALECTS } from "../message/message.ts";
 import type { Log } from "../observe/log.ts";
 import type { BusKind } from "./bus_kinds/bus_kind.ts";
 import { ivshmemKind } from "./bus_kinds/ivshmem.ts";
@@ -15,7 +16,8 @@ import { type Chosen, findKind, kindsSection, parseKind } from "./kinds.ts";
 
 const BUS_KINDS: readonly BusKind[] = [linuxUserKind, ivshmemKind, shmKind];
 
-const DIALECTS: readonly Dialect[] = ["v1", "v1-2025", "proto"];
+/** Linux's flavour of `rfc` leaves data out of sizes, which is taken in any case. */
+const LINUX_RFC = "rfc-lk";
 
 /** A parsed `--bus`; plain data, so that it can be sent to a Worker. */
 export interface BusSettings {
@@ -31,14 +33,16 @@ export const BUS_OPTION: Option = {
   value: "KIND,...[,reset][,dialect=D]",
   required: true,
   help: "the message bus, see Buses below; reset empties the queues first; " +
-    "dialect is v1 (default), v1-2025, proto, or on the device side auto (v1 or proto)",
+    "dialect is v1 (default), v1-2025, rfc (rfc-lk is another name of it), rfc-q, proto, or on the device side auto " +
+    "(v1, rfc or proto)",
 };
 
 export const BUS_SECTION: Section = kindsSection("Buses", BUS_KINDS);
 
 function parseDialect(group: Group, side: Side): { dialect: Dialect; auto: boolean } {
   if (group.text("dialect") !== "auto") {
-    return { dialect: group.choice("dialect", DIALECTS, "v1"), auto: false };
+    const dialect = group.choice("dialect", [...DIALECTS, LINUX_RFC], "v1");
+    return { dialect: dialect === LINUX_RFC ? "rfc" : dialect, auto: false };
   }
   if (side === "driver") {
     throw group.error("dialect=auto is for the device side: a driver side speaks first");
@@ -57,7 +61,7 @@ export function parseBus(text: string, side: Side): BusSettings {
 
 /** The dialects that a first message can tell apart from `v1`. */
 export function detectable(settings: BusSettings): Codec[] {
-  return settings.auto ? [codecFor("proto")] : [];
+  return settings.auto ? [codecFor("rfc"), codecFor("proto")] : [];
 }
 
 /** @param isForeign this process does not pass for a vmsg: it locks, names and discards nothing */
@@ -73,7 +77,7 @@ export function openBus(
     ...{ side, reactor, log, isV1, isAuto: auto, reset },
     common: {
       // The prototype polls its queue and wants a wake-up for every message (rule P11).
-      ringPerMessage: dialect === "proto",
+      ringPerMessage: codecFor(dialect).conduct.ringsPerMessage,
       // Only vmsg processes name themselves in the queues.
       named: isV1,
       log: log.info,

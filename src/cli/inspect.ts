@@ -7,7 +7,6 @@
 
 import {
   busOfQueueFile,
-  DIALECTS,
   isHeartbeat,
   type ReadMessage,
   type ReadQueue,
@@ -19,7 +18,7 @@ import { UsageError, VmsgError } from "../linux/errors.ts";
 import { fileIdentity, fileStatus, openPath } from "../linux/fd.ts";
 import { mappedFiles } from "../linux/process_files.ts";
 import { directoryNames } from "../linux/sysfs.ts";
-import type { Kind } from "../message/message.ts";
+import { DIALECTS, type Kind } from "../message/message.ts";
 import { kindName } from "../message/table.ts";
 import { DEVICE_KINDS, featureNames, statusNames } from "../message/text.ts";
 import { findCounterFiles } from "../observe/counter_file.ts";

@@ -137,13 +137,17 @@ export class Session implements Disposable {
     told.info = info;
   }
 
-  /** What `proto` does not say: its queues are counted; of its configuration is read what a driver asks for. */
+  /**
+   * What `proto` does not say: its queues are counted; of its configuration is read what a driver asks for. The first
+   * peers of `rfc-q` left out the number of queues.
+   */
   async #complete(info: DeviceInfo): Promise<DeviceInfo> {
     const { device } = this.options;
-    if (device.side.link.codec.conduct.configSizeIsNamed) return info;
+    const { configSizeIsNamed } = device.side.link.codec.conduct;
+    if (configSizeIsNamed && info.maxQueues > 0) return info;
     let maxQueues = 0;
     while (maxQueues < MAX_COUNTED && (await device.queue(maxQueues)).maxSize > 0) maxQueues++;
-    return { ...info, maxQueues, configSize: Infinity };
+    return { ...info, maxQueues, configSize: configSizeIsNamed ? info.configSize : Infinity };
   }
 
   /** A replaced device must be able to do what was promised to the driver. */

@@ -42,7 +42,7 @@ export interface Form {
   readonly headerSize: number;
   /** Where the u16 token is; 0: answers are paired with requests by kind alone. */
   readonly tokenAt: number;
-  /** Where the u16 size of header and payload is; 0: messages have {@link Form.fixedSize}. */
+  /** Where the u16 size of header and payload is; 0: nowhere. Not read where there is a {@link Form.fixedSize}. */
   readonly sizeAt: number;
   /** The bit of the type that marks a bus message; 0: there are none. */
   readonly busBit: number;
@@ -134,14 +134,14 @@ export class Codec {
     const form = 2 * message.kind + (message.response ? 1 : 0);
     const program = this.#programs[form];
     if (program === undefined) throw this.#lacks(message);
-    let size = this.#fixedSize;
-    if (size === 0) size = this.headerSize + program.sizeOf(message);
-    if (size > this.maxSize) throw this.#tooLong(message, size);
+    const named = this.headerSize + program.sizeOf(message);
+    const size = this.#fixedSize === 0 ? named : this.#fixedSize;
+    if (named > this.maxSize) throw this.#tooLong(message, named);
     const end = offset + this.maxSize;
     for (let at = offset; at < end; at += 8) view.setFloat64(at, 0, true);
     view.setUint32(offset, this.#heads[form]! | message.device << 16, true);
     if (this.#tokenAt !== 0) view.setUint16(offset + this.#tokenAt, message.token, true);
-    if (this.#sizeAt !== 0) view.setUint16(offset + this.#sizeAt, size, true);
+    if (this.#sizeAt !== 0) view.setUint16(offset + this.#sizeAt, named, true);
     program.encode(message, view, offset + this.headerSize);
     message.dialect = this.dialect;
     message.size = size;
@@ -160,12 +160,12 @@ export class Codec {
   /**
    * Reads a message from a private copy of a slot, never from shared memory: a size must not change
    * between its check and its use. Reads nothing outside the slot, nothing behind the message's size (rule
-   * G6), and never throws, whatever the bytes. A request or an answer may be longer than its layout, which
+   * G6) unless its sender is known to leave data out of it ("words[count]!" in layout.ts), and never throws, whatever the bytes. A request or an answer may be longer than its layout, which
    * leaves room for later revisions. If the result is not undefined, the message's contents mean nothing.
    */
   decode(view: DataView, offset: number, message: Message): Malformed | undefined {
-    const sizeAt = this.#sizeAt;
-    const size = sizeAt !== 0 ? view.getUint16(offset + sizeAt, true) : this.#fixedSize;
+    const fixedSize = this.#fixedSize;
+    const size = fixedSize !== 0 ? fixedSize : view.getUint16(offset + this.#sizeAt, true);
     if (size < this.headerSize || size > this.maxSize) return "bad size";
     const head = view.getUint32(offset, true);
     const bus = (head & this.#busBit) !== 0 ? 256 : 0;
@@ -179,7 +179,8 @@ export class Codec {
     message.device = head >>> 16;
     if (this.#tokenAt !== 0) message.token = view.getUint16(offset + this.#tokenAt, true);
     message.size = size;
-    return program.decode(view, offset + this.headerSize, size - this.headerSize, message);
+    const from = offset + this.headerSize;
+    return program.decode(view, from, size - this.headerSize, this.maxSize - size, message);
   }
 
   /** Whether the dialect has the message. */

@@ -9,6 +9,9 @@
  * bit, so neither do we. A message is 40 bytes whatever its slot holds: what is behind belongs to an older
  * message and is neither written nor read. SET_DEVICE_STATUS, SET_VQUEUE and RESET_VQUEUE are requests
  * without an answer, and QEMU aborts on an answer it does not wait for: the codec refuses to write one.
+ *
+ * `rfc` (docs/wire.md 3.8) is `v1-2025` before it had tokens: 6 bytes of header with the size. QEMU's flavour of it,
+ * `rfc-q`, writes 44 bytes whatever the size says, and does not read the size.
  */
 
 import { Codec, type Form } from "./codec.ts";
@@ -19,6 +22,8 @@ export const QUEUE_SLOT = 64;
 
 /** QEMU has 48-byte buffers in `v1-2025` and answers to no access to more (docs/wire.md 3.4). */
 const QEMU_CONFIG = 48 - 20;
+/** Bytes of the structure that peers of mid 2025 have for a message (docs/wire.md 3.8). */
+const RFC_MESSAGE = 44;
 
 function revision1(exactEvents: boolean, mostConfig: number): Form {
   return {
@@ -38,10 +43,40 @@ function revision1(exactEvents: boolean, mostConfig: number): Form {
   };
 }
 
+const RFC: Form = {
+  headerSize: 6,
+  tokenAt: 0,
+  sizeAt: 4,
+  busBit: 2,
+  fixedSize: undefined,
+  exactEvents: false,
+  limits: (maxSize) => ({
+    featureBlocks: (maxSize - 14) >>> 2,
+    configBytes: maxSize - 18,
+    configChunk: Math.min(maxSize - 18, RFC_MESSAGE - 18),
+    eventBytes: maxSize - 22,
+    deviceBits: 8 * (maxSize - 12),
+  }),
+};
+
 /** How each dialect frames its messages. */
 export const FORMS: Readonly<Record<Dialect, Form>> = {
   v1: revision1(true, Infinity),
   "v1-2025": revision1(false, QEMU_CONFIG),
+  rfc: RFC,
+  "rfc-q": {
+    ...RFC,
+    busBit: 0,
+    fixedSize: RFC_MESSAGE,
+    // As in proto: accesses of 1, 2 or 4 bytes, in a field of 8.
+    limits: () => ({
+      featureBlocks: 2,
+      configBytes: 8,
+      configChunk: 4,
+      eventBytes: 16,
+      deviceBits: 0,
+    }),
+  },
   proto: {
     headerSize: 4,
     tokenAt: 0,

@@ -14,7 +14,7 @@ export interface Conduct {
   readonly hasTokens: boolean;
   /** The peer wants a doorbell for every message instead of one per turn (rule P11). */
   readonly ringsPerMessage: boolean;
-  /** Feature messages always carry both blocks of 64 bits, whatever index they name (2.3). */
+  /** Feature messages always carry both blocks of 64 bits, whatever index they name (2.3, 3.8). */
   readonly featuresComeWhole: boolean;
   /** GET_DEVICE_INFO names the size of the configuration space, and the number of queues. */
   readonly configSizeIsNamed: boolean;
@@ -32,6 +32,8 @@ export interface Conduct {
    * and one that cannot be breaks the device.
    */
   readonly queueOperationIsNamed: boolean;
+  /** SET_VQUEUE is answered with what it asks for, done or not (3.8). */
+  readonly queueIsEchoed: boolean;
   /** GET_VQUEUE tells whether and how a queue was set up, not only its greatest size. */
   readonly queueStateIsNamed: boolean;
   /** GET_DEVICES names a multiple of 8 to go on from, and none inside the window (rules B8, B10). */
@@ -48,17 +50,32 @@ const V1: Conduct = {
   configWriteIsEchoed: false,
   configWriteNamesGeneration: false,
   queueOperationIsNamed: true,
+  queueIsEchoed: false,
   queueStateIsNamed: true,
   nextOffsetIsAligned: false,
 };
 
+const V1_2025: Conduct = {
+  ...V1,
+  configWriteNamesGeneration: true,
+  queueOperationIsNamed: false,
+  nextOffsetIsAligned: true,
+};
+
+const RFC: Conduct = { ...V1_2025, hasTokens: false };
+
 export const CONDUCTS: Readonly<Record<Dialect, Conduct>> = {
   v1: V1,
-  "v1-2025": {
-    ...V1,
-    configWriteNamesGeneration: true,
-    queueOperationIsNamed: false,
-    nextOffsetIsAligned: true,
+  "v1-2025": V1_2025,
+  rfc: RFC,
+  "rfc-q": {
+    ...RFC,
+    ringsPerMessage: true,
+    featuresComeWhole: true,
+    configAccessIsPowerOfTwo: true,
+    configWriteIsEchoed: true,
+    configWriteNamesGeneration: false,
+    queueIsEchoed: true,
   },
   proto: {
     ...V1,

@@ -27,6 +27,8 @@ const SIZES = {
   "words[count]+": 0, // the same, and when read, all further blocks that arrived as well
   "bytes[length]": 0, // `length` bytes
   "bytes[length]?": 0, // `length` bytes or, with `omitData`, none
+  "words[count]!": 0, // the same two, and when read, also behind a size that leaves them out
+  "bytes[length]!": 0,
   "bits[count]": 0, // ceil(`count` / 8) bytes
   "bits[count]~": 0, // the same; when read, a `count` that is no multiple of 8 is all that arrived
 } as const;
@@ -72,8 +74,8 @@ export interface Definition {
   readonly event: boolean;
   /** Who sends the request or event. */
   readonly sender: "driver" | "device" | "either";
-  /** How each dialect that has the message writes it. */
-  readonly wire: Readonly<Partial<Record<Dialect, Wire>>>;
+  /** How each dialect that has the message writes it, as far as that is not as in another (table.ts). */
+  readonly wire: Readonly<Partial<Record<Dialect, Wire | undefined>>>;
 }
 
 /**
@@ -116,8 +118,8 @@ export function event(
   wire: Definition["wire"],
   traits: Traits = {},
 ): Definition {
-  for (const { response } of Object.values(wire)) {
-    if (response !== undefined) throw new Error(`${name} is an event with an answer`);
+  for (const form of Object.values(wire)) {
+    if (form?.response !== undefined) throw new Error(`${name} is an event with an answer`);
   }
   return { kind: Kind[name], name, bus: false, sender, event: true, wire, ...traits };
 }

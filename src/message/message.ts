@@ -13,7 +13,10 @@
  */
 
 /** A way of writing messages. */
-export type Dialect = "v1" | "v1-2025" | "proto";
+export type Dialect = "v1" | "v1-2025" | "proto" | "rfc" | "rfc-q";
+
+/** All of them, the default first. */
+export const DIALECTS: readonly Dialect[] = ["v1", "v1-2025", "rfc", "rfc-q", "proto"];
 
 /** Every message of every dialect. The values are positions in {@link Message}-indexed tables. */
 export const Kind = {
@@ -35,7 +38,7 @@ export const Kind = {
   GET_DEVICES: 14,
   PING: 15,
   EVENT_DEVICE: 16,
-  // dialect proto only
+  // dialect proto only, and what concerns an IOMMU in rfc-q
   CONNECT: 17,
   DISCONNECT: 18,
   GET_CONFIG_GENERATION: 19,

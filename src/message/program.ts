@@ -48,8 +48,10 @@ const OPERATION: Readonly<Record<Type, number>> = {
   "bytes[16]": BYTES,
   "words[count]": WORDS,
   "words[count]+": WORDS,
+  "words[count]!": WORDS,
   "bytes[length]": BYTES,
   "bytes[length]?": BYTES,
+  "bytes[length]!": BYTES,
   "bits[count]": BYTES,
   "bits[count]~": BYTES,
 };
@@ -112,8 +114,10 @@ export class Program {
         return 0;
       case "words[count]":
       case "words[count]+":
+      case "words[count]!":
         return 4 * message.count;
       case "bytes[length]":
+      case "bytes[length]!":
         return message.length;
       case "bytes[length]?":
         return message.omitData === 0 ? message.length : 0;
@@ -171,15 +175,26 @@ export class Program {
     if (this.#tail === "none") return;
     const size = this.#tailSize(message);
     const to = at + this.size;
-    if (this.#tail === "words[count]" || this.#tail === "words[count]+") {
+    if (this.#tail.startsWith("words")) {
       encodeWords(message, view, to, size / 4);
     } else {
       encodeBytes(message, view, to, size);
     }
   }
 
-  /** Reads a payload of which `available` bytes arrived, into a message that is reset. */
-  decode(view: DataView, at: number, available: number, message: Message): Malformed | undefined {
+  /**
+   * Reads a payload into a message that is reset.
+   *
+   * @param available bytes that arrived, as the header says
+   * @param behind bytes of the slot behind them
+   */
+  decode(
+    view: DataView,
+    at: number,
+    available: number,
+    behind: number,
+    message: Message,
+  ): Malformed | undefined {
     if (available < this.size) return "short";
     if (available >= this.#below) return "long";
     const steps = this.#steps;
@@ -227,7 +242,8 @@ export class Program {
     if (this.#impliedPosition >= 0) this.#imply(numbers);
     if (this.#tail === "none") return this.#exact && available !== this.size ? "long" : undefined;
 
-    const room = available - this.size;
+    const isLeftOut = this.#tail === "words[count]!" || this.#tail === "bytes[length]!";
+    const room = available - this.size + (isLeftOut ? behind : 0);
     if (this.#tail === "bits[count]~" && message.count % 8 !== 0) message.count = 8 * room;
     let size = this.#tailSize(message);
     if (this.#tail === "bytes[length]?" && size > room) {
@@ -238,8 +254,11 @@ export class Program {
     if (size > room) return "short";
     if (this.#exact && size !== room) return "long";
     const from = at + this.size;
-    if (this.#tail === "words[count]") decodeWords(message, view, from, size / 4);
-    else if (this.#tail === "words[count]+") decodeWords(message, view, from, room >>> 2);
+    // So that captures keep the data.
+    if (isLeftOut && this.size + size > available) message.size += this.size + size - available;
+    if (this.#tail === "words[count]" || this.#tail === "words[count]!") {
+      decodeWords(message, view, from, size / 4);
+    } else if (this.#tail === "words[count]+") decodeWords(message, view, from, room >>> 2);
     else decodeBytes(message, view, from, size);
     return undefined;
   }

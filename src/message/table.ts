@@ -2,9 +2,9 @@
  * The table of messages: everything the rest of the house knows about them comes from here.
  *
  * One entry per {@link Kind}: its name, its class, who sends it, and per dialect its id and the layout
- * of request and answer. Sources: docs/wire.md 2.2 for `proto`, 3.2 for `v1`, 3.4 for `v1-2025`,
- * private.ts for our own. `v1-2025` has entries only where it differs from `v1` (docs/wire.md 3.4). A message whose
- * entry has no response is never answered in that dialect; `proto` has several such requests. All layouts
+ * of request and answer. Sources: docs/wire.md 2.2 for `proto`, 3.2 for `v1`, 3.4 for `v1-2025`, 3.8 for `rfc` and
+ * `rfc-q`, private.ts for our own. `v1-2025` has entries only where it differs from `v1`, `rfc` where it differs from
+ * that, and `rfc-q` from that ({@link OLDER}). A message whose entry has no response is never answered in that dialect; `proto` has several such requests. All layouts
  * are checked when this file loads; the sizes of 3.3 and 3.4 are what tests/message asserts.
  */
 
@@ -35,6 +35,27 @@ const CONFIG: Layout = layout(12, CONFIG_HEAD, "12 bytes[length] bytes");
 /** Where a queue's rings are, in revision 1. */
 const RINGS = "16 u64 descriptorAddress, 24 u64 driverAddress, 32 u64 deviceAddress";
 
+/** The same in `rfc`, where they are not aligned. */
+const RFC_RINGS = "12 u64 descriptorAddress, 20 u64 driverAddress, 28 u64 deviceAddress";
+
+const DEVICE_INFO_2025: Layout = layout(
+  24,
+  "0 u32 deviceId, 4 u32 vendorId, 8 u32/32 featureBlocks, 12 u32 configSize",
+  "16 u32 maxQueues, 20 u16 adminStart, 22 u16 adminCount",
+);
+
+/** `rfc-q`: always both blocks, whatever number is said. */
+const RFC_Q_FEATURES: Layout = {
+  ...layout(16, SOME_BLOCKS, "8 words[2] words"),
+  implied: ["count", 2],
+};
+const RFC_Q_CONFIG: Layout = layout(20, CONFIG_HEAD, "12 bytes[8] bytes");
+
+const RFC_SET_VQUEUE: Layout = {
+  ...layout(36, "0 u32 index, 4 u32 reserved, 8 u32 queueSize", RFC_RINGS),
+  implied: ["flags", QUEUE_ENABLED],
+};
+
 const SOME_DEVICES: Layout = layout(4, "0 u16 offset, 2 u16 count");
 
 /** `proto` names no block count: it is always one u64, two blocks. */
@@ -60,16 +81,10 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
     "v1-2025": {
       id: 0x02,
       request: EMPTY,
-      response: {
-        ...layout(
-          24,
-          "0 u32 deviceId, 4 u32 vendorId, 8 u32/32 featureBlocks, 12 u32 configSize",
-          "16 u32 maxQueues, 20 u16 adminStart, 22 u16 adminCount",
-        ),
-        // From here on it is `v1`'s, whose UUID is where these fields are (docs/wire.md 3.7).
-        below: 44,
-      },
+      // From 44 bytes on it is `v1`'s, whose UUID is where these fields are (docs/wire.md 3.7).
+      response: { ...DEVICE_INFO_2025, below: 44 },
     },
+    rfc: { id: 0x02, request: EMPTY, response: DEVICE_INFO_2025 },
     proto: {
       id: 0x03,
       request: EMPTY,
@@ -84,10 +99,18 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
       // A Rust front end sends two blocks and says one.
       response: layout(8, SOME_BLOCKS, "8 words[count]+ words"),
     },
+    "rfc-q": { id: 0x03, request: layout(8, SOME_BLOCKS), response: RFC_Q_FEATURES },
     proto: { id: 0x04, request: { ...INDEX, implied: ["count", 2] }, response: PROTO_FEATURES },
   }),
   request("SET_DRIVER_FEATURES", {
     v1: { id: 0x04, request: BLOCKS, response: EMPTY },
+    // Linux and Xen leave the blocks out of the size.
+    rfc: {
+      id: 0x04,
+      request: layout(8, SOME_BLOCKS, "8 words[count]! words"),
+      response: EMPTY,
+    },
+    "rfc-q": { id: 0x04, request: RFC_Q_FEATURES, response: RFC_Q_FEATURES },
     proto: { id: 0x05, request: PROTO_FEATURES, response: PROTO_FEATURES },
   }),
   request("GET_CONFIG", {
@@ -95,6 +118,11 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
       id: 0x05,
       request: layout(8, "0 u32 offset, 4 u32 length"),
       response: CONFIG,
+    },
+    "rfc-q": {
+      id: 0x05,
+      request: layout(8, "0 u32 offset, 4 u32 length"),
+      response: RFC_Q_CONFIG,
     },
     proto: {
       id: 0x06,
@@ -109,6 +137,12 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
       // The answer need not mirror the data (docs/wire.md 3.2); Linux ignores it if it does.
       response: layout(12, CONFIG_HEAD, "12 bytes[length]? bytes"),
     },
+    rfc: {
+      id: 0x06,
+      request: layout(12, CONFIG_HEAD, "12 bytes[length]! bytes"),
+      response: layout(12, CONFIG_HEAD, "12 bytes[length]? bytes"),
+    },
+    "rfc-q": { id: 0x06, request: RFC_Q_CONFIG, response: RFC_Q_CONFIG },
     proto: { id: 0x07, request: PROTO_CONFIG, response: PROTO_CONFIG },
   }),
   request("GET_DEVICE_STATUS", {
@@ -135,6 +169,15 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
         impliedIf: ["queueSize", "deviceAddress"],
       },
     },
+    rfc: {
+      id: 0x09,
+      request: INDEX,
+      response: {
+        ...layout(36, "0 u32 index, 4 u32 maxSize, 8 u32 queueSize", RFC_RINGS),
+        implied: ["flags", QUEUE_ENABLED],
+        impliedIf: ["queueSize", "deviceAddress"],
+      },
+    },
     proto: {
       id: 0x0b,
       request: INDEX,
@@ -156,6 +199,8 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
       },
       response: EMPTY,
     },
+    rfc: { id: 0x0a, request: RFC_SET_VQUEUE, response: EMPTY },
+    "rfc-q": { id: 0x0a, request: RFC_SET_VQUEUE, response: RFC_SET_VQUEUE },
     proto: {
       id: 0x0c,
       request: layout(
@@ -180,6 +225,7 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
       request: INDEX,
       response: layout(12, "0 u32 index, 4 u32 length, 8 u32 address"),
     },
+    "rfc-q": undefined,
   }),
   event("EVENT_CONFIG", "device", {
     v1: {
@@ -188,6 +234,13 @@ const TRANSPORT_MESSAGES: readonly Definition[] = [
         16,
         "0 u32 status, 4 u32 generation, 8 u32 offset, 12 u32 length",
         "16 bytes[length]? bytes",
+      ),
+    },
+    "rfc-q": {
+      id: 0x40,
+      request: layout(
+        32,
+        "0 u32 status, 4 u32 generation, 8 u32 offset, 12 u32 length, 16 bytes[16] bytes",
       ),
     },
     proto: {
@@ -231,21 +284,27 @@ const BUS_MESSAGES: readonly Definition[] = [
   }, { bus: true }),
 ];
 
+/** What `proto` and `rfc-q` have under two ids. */
+function ofQemu(proto: number, rfc: number, wire: Omit<Wire, "id">): Definition["wire"] {
+  return { proto: { id: proto, ...wire }, "rfc-q": { id: rfc, ...wire } };
+}
+
 const PROTO_MESSAGES: readonly Definition[] = [
   request("CONNECT", { proto: { id: 0x01, request: EMPTY } }),
   request("DISCONNECT", { proto: { id: 0x02, request: EMPTY } }),
   request("GET_CONFIG_GENERATION", {
     proto: { id: 0x08, request: EMPTY, response: layout(4, "0 u32 generation") },
   }),
-  request("IOMMU_ENABLE", { proto: { id: 0x20, request: layout(1, "0 u8 state") } }),
-  request("IOMMU_TRANSLATE", {
-    proto: {
-      id: 0x21,
+  request("IOMMU_ENABLE", ofQemu(0x20, 0x80, { request: layout(1, "0 u8 state") })),
+  request(
+    "IOMMU_TRANSLATE",
+    ofQemu(0x21, 0x81, {
       request: layout(9, "0 u64 address, 8 u8 prot"),
       response: layout(17, "0 u64 address, 8 u64 physicalAddress, 16 u8 prot"),
-    },
-  }, { sender: "device" }),
-  request("IOMMU_INVALIDATE", { proto: { id: 0x22, request: EMPTY } }),
+    }),
+    { sender: "device" },
+  ),
+  request("IOMMU_INVALIDATE", ofQemu(0x22, 0x82, { request: EMPTY })),
 ];
 
 /** Every message; the position of an entry is its {@link Kind}. */
@@ -261,14 +320,22 @@ MESSAGES.forEach(({ name, kind }, position) => {
   if (kind !== position) throw new Error(`${name} is at ${position}, should be at ${kind}`);
 });
 
+/** The dialect that says how a dialect writes what it has no entry for. */
+const OLDER: Readonly<Partial<Record<Dialect, Dialect>>> = {
+  "v1-2025": "v1",
+  rfc: "v1-2025",
+  "rfc-q": "rfc",
+};
+
 /**
- * How a dialect writes a message, undefined if it does not have it. `v1-2025` is `v1` except where the
- * table says otherwise, and without the private messages.
+ * How a dialect writes a message, undefined if it does not have it. The private messages are `v1`'s only, and
+ * `rfc-q` has no bus messages.
  */
-export function wireOf(definition: Definition, dialect: Dialect): Wire | undefined {
-  const { kind, wire } = definition;
-  if (dialect !== "v1-2025" || isPrivate(kind)) return wire[dialect];
-  return wire["v1-2025"] ?? wire.v1;
+export function wireOf({ kind, bus, wire }: Definition, dialect: Dialect): Wire | undefined {
+  if (isPrivate(kind) || (bus && dialect === "rfc-q")) return wire[dialect];
+  let asked: Dialect | undefined = dialect;
+  while (asked !== undefined && !(asked in wire)) asked = OLDER[asked];
+  return asked && wire[asked];
 }
 
 export function kindName(kind: Kind): string {

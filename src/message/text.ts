@@ -212,7 +212,8 @@ function devices(m: Message): string {
 }
 
 function deviceState({ state, dialect }: Message): string {
-  if (state === DEVICE_ADDED) return dialect === "v1-2025" ? "ready" : "added";
+  const isAdded = dialect === undefined || dialect === "v1";
+  if (state === DEVICE_ADDED) return isAdded ? "added" : "ready";
   return state === DEVICE_REMOVED ? "removed" : `state ${state}`;
 }
 

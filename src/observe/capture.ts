@@ -23,7 +23,9 @@ export const MARK = 0x67736d76;
 export const HEAD_SIZE = 16;
 const VERSION = 1;
 /** By their number in a head. */
-export const DIALECTS: readonly (Dialect | undefined)[] = [undefined, "v1", "v1-2025", "proto"];
+export const DIALECTS: readonly (Dialect | undefined)[] = [
+  ...[undefined, "v1", "v1-2025", "proto", "rfc", "rfc-q"] as const,
+];
 /** Why a slot holds no message, by number, from 1 on. */
 export const REASONS: readonly string[] = [
   "not a message",

@@ -44,8 +44,8 @@ end
 
 local WIDTHS = { u8 = 1, u16 = 2, u24 = 3, u32 = 4, u64 = 8 }
 
--- Shows a payload, as the codec reads it; what is wrong with it, or nil, and its words.
-local function show(tvb, at, room, layout, exact, tree, kind)
+-- Shows a payload, as the codec reads it, with "behind" bytes of the packet behind it; what is wrong with it, or nil, and its words.
+local function show(tvb, at, room, behind, layout, exact, tree, kind)
   if room < layout.size then return "short" end
   if layout.below and room >= layout.below then return "long" end
   local values, words = {}, {}
@@ -64,6 +64,7 @@ local function show(tvb, at, room, layout, exact, tree, kind)
   for _, field in ipairs(layout.fields) do
     local from, type, name = at + field[1], field[2], field[3]
     local rest = at + room - from
+    if type:find("!$") then rest = rest + behind end
     if WIDTHS[type] then
       local range = tvb(from, WIDTHS[type])
       local item = tree:add_le(f[name], range)
@@ -119,9 +120,12 @@ local function dissect(tvb, at, dialect, to_driver, bus_number, pinfo, tree)
   tree:add_le(f.device, tvb(at + 2, 2))
   local token = 0
   local size = form.fixedSize
-  if not size then
-    token, size = tvb(at + form.tokenAt, 2):le_uint(), tvb(at + form.sizeAt, 2):le_uint()
+  if form.tokenAt ~= 0 then
+    token = tvb(at + form.tokenAt, 2):le_uint()
     tree:add_le(f.token, tvb(at + form.tokenAt, 2))
+  end
+  if form.sizeAt ~= 0 then
+    size = size or tvb(at + form.sizeAt, 2):le_uint()
     tree:add_le(f.size, tvb(at + form.sizeAt, 2))
   end
   if size < form.headerSize or size > room then return "bad size" end
@@ -137,7 +141,7 @@ local function dissect(tvb, at, dialect, to_driver, bus_number, pinfo, tree)
   local about = bus_number * 65536 + device
   local from, payload = at + form.headerSize, size - form.headerSize
   local exact = message.event and form.exactEvents
-  local problem, words, values = show(tvb, from, payload, layout, exact, tree, kind_of[about] or 1)
+  local problem, words, values = show(tvb, from, payload, room - size, layout, exact, tree, kind_of[about] or 1)
   if problem then return problem end
   if values.device_id then kind_of[about] = values.device_id end
   local mark = message.event and "" or response and " =" or "?"

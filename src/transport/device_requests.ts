@@ -93,11 +93,12 @@ export class DeviceRequests {
     }
   }
 
-  /** An answer without contents, if this dialect answers the request. */
+  /** An answer that says nothing new, if this dialect answers the request. */
   readonly #answerEmpty = (): void => {
     const { link } = this;
     if (!link.codec.answered(link.in.kind)) return;
-    link.answer();
+    const out = link.answer();
+    if (link.codec.conduct.queueIsEchoed) out.numbers.set(link.in.numbers);
     link.send();
   };
 

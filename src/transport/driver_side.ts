@@ -236,7 +236,7 @@ export class DriverSide implements BusListener, Requests, Disposable {
     } else {
       log.warn(
         `${bus.description}: no ${codec.dialect} answer, the peer may speak another dialect ` +
-          `(proto, v1-2025) or hang: try dialect=`,
+          `(v1-2025, rfc, proto) or hang: try dialect=`,
       );
     }
   }

@@ -101,8 +101,10 @@ export class RemoteDevice extends RemotePrivate {
   async features(blocks: number): Promise<Uint32Array> {
     // Read from a message: a device may say anything. Bits that are not read are not accepted.
     blocks = Math.min(blocks, MAX_FEATURE_BLOCKS);
+    const { limits: { featureBlocks: most }, conduct } = this.side.link.codec;
+    // Never less than that comes.
+    if (conduct.featuresComeWhole) blocks = most;
     const features = new Uint32Array(blocks);
-    const most = this.side.link.codec.limits.featureBlocks;
     for (let first = 0; first < blocks; first += most) {
       const count = Math.min(most, blocks - first);
       const asked = { index: first, count };

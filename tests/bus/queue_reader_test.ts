@@ -94,7 +94,7 @@ Deno.test("queue reader: a queue that has come round says nothing of answers tha
 });
 
 Deno.test("queue reader: the dialect is told by what lies there", async () => {
-  for (const dialect of ["v1", "v1-2025", "proto"] as const) {
+  for (const dialect of ["v1", "v1-2025", "rfc", "proto"] as const) {
     const pages = new Pages(dialect);
     pages.say("driver", Kind.GET_DEVICE_INFO, false, 1);
     pages.say("device", Kind.GET_DEVICE_INFO, true, 1, { deviceId: 1, vendorId: 0x1af4 });

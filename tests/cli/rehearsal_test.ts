@@ -2,8 +2,9 @@ import { assert, assertEquals } from "@std/assert";
 import { rehearse } from "../../src/cli/rehearsal.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { cleanTest } from "../support/leaks.ts";
+import { DIALECTS } from "../../src/message/message.ts";
 
-for (const dialect of ["proto", "v1", "v1-2025"] as const) {
+for (const dialect of DIALECTS) {
   for (const isTraced of [false, true]) {
     const what = `${dialect}${isTraced ? ", traced" : ""}`;
     cleanTest(`a device side rehearses: every request is answered, nothing stays (${what})`, () => {

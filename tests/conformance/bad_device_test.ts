@@ -5,11 +5,12 @@ import { FAULT_MODES, ruleOfFault } from "../../src/check/driver_faults.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { askOurDriver } from "./peers.ts";
 import type { Change } from "./relay.ts";
+import { DIALECTS } from "../../src/message/message.ts";
 
 const [GET_CONFIG, SET_STATUS, EVENT_CONFIG, EVENT_USED] = [0x05, 0x08, 0x40, 0x42];
 
 for (const mode of FAULT_MODES) {
-  for (const dialect of ["v1", "v1-2025", "proto"] as const) {
+  for (const dialect of DIALECTS) {
     cleanTest(`a device that is ${mode}, ${dialect}`, async () => {
       assertEquals<unknown>(await askOurDriver(ruleOfFault(mode), dialect), { verdict: "passed" });
     });

@@ -43,7 +43,7 @@ import { mutate, noise, putSlot, SLOT } from "./bytes.ts";
 import type { Fuzzer } from "./fuzzer.ts";
 import { assertFew, Holdings, RoundReactor } from "./round_reactor.ts";
 
-const DIALECTS: readonly Dialect[] = ["v1", "v1", "v1", "v1-2025", "proto"];
+const DIALECTS: readonly Dialect[] = ["v1", "v1", "v1", "v1", "v1-2025", "rfc", "rfc-q", "proto"];
 /** Device numbers: the network card, the late one, and the one that is left alone. */
 const CARD = 0, LATE = 1, ALONE = 5;
 const SLOTS = 64;

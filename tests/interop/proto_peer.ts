@@ -8,7 +8,28 @@
  */
 
 /** How the messages are written (1.2). */
-export type Form = "proto" | "v1-2025" | "v1";
+export type Form = "proto" | "rfc" | "rfc-q" | "v1-2025" | "v1";
+
+/** What is alike in some forms and differs in others. */
+interface Shape {
+  /** Bytes of the header, where the size is in it (0: nowhere), and bytes of every message (0: as many as said). */
+  readonly header: number;
+  readonly sizeAt: number;
+  readonly fixed: number;
+  readonly hasTokens: boolean;
+  /** Where a queue's addresses begin in SET_VQUEUE and GET_VQUEUE. */
+  readonly rings: number;
+}
+
+const REVISION_1: Shape = { header: 8, sizeAt: 6, fixed: 0, hasTokens: true, rings: 16 };
+const RFC: Shape = { header: 6, sizeAt: 4, fixed: 0, hasTokens: false, rings: 12 };
+const SHAPES: Readonly<Record<Form, Shape>> = {
+  proto: { header: 4, sizeAt: 0, fixed: 40, hasTokens: false, rings: 8 },
+  rfc: RFC,
+  "rfc-q": { ...RFC, fixed: 44 },
+  "v1-2025": REVISION_1,
+  v1: REVISION_1,
+};
 
 /** What a message means; names as in docs/wire.md, ids differ between the forms (1.3). */
 type Name =
@@ -16,6 +37,7 @@ type Name =
   | "getFeatures"
   | "setFeatures"
   | "getConfig"
+  | "setConfig"
   | "getStatus"
   | "setStatus"
   | "getQueue"
@@ -32,6 +54,7 @@ const PROTO_IDS: Readonly<Record<Name, number>> = {
   getFeatures: 0x04,
   setFeatures: 0x05,
   getConfig: 0x06,
+  setConfig: 0x07,
   getStatus: 0x09,
   setStatus: 0x0a,
   getQueue: 0x0b,
@@ -49,6 +72,7 @@ const V1_IDS: Readonly<Record<Name, number>> = {
   getFeatures: 0x03,
   setFeatures: 0x04,
   getConfig: 0x05,
+  setConfig: 0x06,
   getStatus: 0x07,
   setStatus: 0x08,
   getQueue: 0x09,
@@ -60,6 +84,14 @@ const V1_IDS: Readonly<Record<Name, number>> = {
   // There is none: ids that nobody uses.
   iommuEnable: 0x13e,
   translate: 0x13f,
+};
+
+const IDS: Readonly<Record<Form, Readonly<Record<Name, number>>>> = {
+  proto: PROTO_IDS,
+  rfc: V1_IDS,
+  "rfc-q": { ...V1_IDS, iommuEnable: 0x80, translate: 0x81 },
+  "v1-2025": V1_IDS,
+  v1: V1_IDS,
 };
 
 const PROTO_SILENT: readonly Name[] = ["setStatus", "setQueue", "resetQueue", "iommuEnable"];
@@ -269,6 +301,7 @@ class ProtoPeer implements Disposable {
   readonly #out: Queue;
   protected readonly in: Queue;
   readonly #ids: Readonly<Record<Name, number>>;
+  protected readonly shape: Shape;
   protected token = 0;
   #isClosed = false;
 
@@ -281,7 +314,8 @@ class ProtoPeer implements Disposable {
     const { driver, device } = wire;
     [this.#out, this.in] = role === "driver" ? [driver, device] : [device, driver];
     this.memory = new MemoryFile(shared.path, shared.size, shared.scatter?.place);
-    this.#ids = form === "proto" ? PROTO_IDS : V1_IDS;
+    this.#ids = IDS[form];
+    this.shape = SHAPES[form];
   }
 
   protected abort(reason: string): void {
@@ -289,6 +323,7 @@ class ProtoPeer implements Disposable {
   }
 
   protected isAnswered(name: Name): boolean {
+    if (this.form === "rfc-q" && (name === "iommuEnable" || EVENTS.includes(name))) return false;
     return !EVENTS.includes(name) && (this.form !== "proto" || !PROTO_SILENT.includes(name));
   }
 
@@ -300,18 +335,14 @@ class ProtoPeer implements Disposable {
     fill: (payload: DataView) => void,
     token = 0,
   ): Promise<void> {
-    const isProto = this.form === "proto";
-    const header = isProto ? 4 : 8;
-    const total = isProto ? 40 : header + size;
-    // P7: zeros first. A `proto` sender writes 40 bytes, the others zero the slot (B16).
-    const bytes = new Uint8Array(isProto ? 40 : SLOT);
+    const { header, sizeAt, fixed, hasTokens } = this.shape;
+    // P7: zeros first. Who has one size writes that, the others zero the slot (B16).
+    const bytes = new Uint8Array(fixed === 0 ? SLOT : fixed);
     const view = new DataView(bytes.buffer);
     view.setUint8(0, response ? 1 : 0);
     view.setUint8(1, this.#ids[name]);
-    if (!isProto) {
-      view.setUint16(4, token, true);
-      view.setUint16(6, total, true);
-    }
+    if (hasTokens) view.setUint16(4, token, true);
+    if (sizeAt !== 0) view.setUint16(sizeAt, header + size, true);
     fill(new DataView(bytes.buffer, header));
     this.#out.push(bytes);
     await this.wire.ring();
@@ -319,8 +350,8 @@ class ProtoPeer implements Disposable {
 
   protected decode(slot: Uint8Array): Received {
     const view = new DataView(slot.buffer);
-    const header = this.form === "proto" ? 4 : 8;
-    const size = this.form === "proto" ? 40 : view.getUint16(6, true);
+    const { header, sizeAt, fixed, hasTokens } = this.shape;
+    const size = fixed === 0 ? view.getUint16(sizeAt, true) : fixed;
     const response = (slot[0]! & 1) !== 0;
     const id = slot[1]!;
     if (slot[0]! > 1) this.foreignType(slot);
@@ -329,13 +360,14 @@ class ProtoPeer implements Disposable {
       : undefined;
     const key = id + (response ? 0x100 : 0);
     if (found !== undefined) this.counts.set(key, (this.counts.get(key) ?? 0) + 1);
-    if (this.form !== "proto") {
-      if (size < 8 || size > SLOT) this.abort(`msg_size ${size}`);
+    if (fixed === 0) {
+      if (size < header || size > SLOT) this.abort(`msg_size ${size}`);
       if (slot.subarray(size).some((byte) => byte !== 0)) this.abort("padding is not zero (B16)");
       if (found === undefined && !response && (slot[0]! & 2) === 0) this.abort(`unknown id ${id}`);
     } else if (found === undefined) this.abort(`unknown id ${id}`);
-    const token = header === 8 ? view.getUint16(4, true) : 0;
-    if (header === 8 && found !== undefined && EVENTS.includes(found) && token !== 0) {
+    if (this.form === "rfc-q") this.#checkNamedSize(found, response, view.getUint16(4, true));
+    const token = hasTokens ? view.getUint16(4, true) : 0;
+    if (found !== undefined && EVENTS.includes(found) && token !== 0) {
       this.abort("an event with a token (G9)");
     }
     return {
@@ -346,6 +378,18 @@ class ProtoPeer implements Disposable {
       payload: new DataView(slot.buffer, header),
       size,
     };
+  }
+
+  /** `rfc-q` (3.8): the size of the structure, which nobody reads. */
+  #checkNamedSize(name: Name | undefined, response: boolean, size: number): void {
+    const sizes: Readonly<Partial<Record<Name, readonly [request: number, answer: number]>>> = {
+      ...{ info: [6, 30], getFeatures: [14, 22], setFeatures: [22, 22], getConfig: [14, 26] },
+      ...{ getStatus: [6, 10], setStatus: [10, 10], getQueue: [10, 42], setQueue: [42, 42] },
+      ...{ setConfig: [26, 26], resetQueue: [10, 6], eventConfig: [38, 0], eventAvail: [14, 0] },
+      ...{ eventUsed: [10, 0], iommuEnable: [7, 0], translate: [15, 23] },
+    };
+    const wanted = name && sizes[name]?.[response ? 1 : 0];
+    if (wanted !== undefined && size !== wanted) this.abort(`${name} names ${size} bytes`);
   }
 
   /** The type byte has other bits than the response bit. */
@@ -474,7 +518,7 @@ export class DriverPeer extends ProtoPeer {
 
   /** Sends a request and polls for its answer as 2.4 has it. */
   async ask(name: Name, size: number, fill: (payload: DataView) => void): Promise<Received> {
-    const token = this.form === "proto" ? 0 : ++this.token;
+    const token = this.shape.hasTokens ? ++this.token : 0;
     const startMs = performance.now();
     await this.push(name, false, size, fill, token);
     for (let poll = 0; poll < POLLS; poll++) {
@@ -513,7 +557,7 @@ export class DriverPeer extends ProtoPeer {
   /** Puts a request into the queue, and does not ring. */
   slip(name: Name): void {
     const bytes = new Uint8Array(SLOT);
-    bytes[1] = PROTO_IDS[name];
+    bytes[1] = IDS[this.form][name];
     this.wire.driver.push(bytes);
   }
 
@@ -571,11 +615,16 @@ export class DriverPeer extends ProtoPeer {
 
   protected async setFeatures(features: bigint): Promise<void> {
     const isProto = this.form === "proto";
-    const { payload } = await this.ask("setFeatures", isProto ? 12 : 16, (p) => {
+    // Linux leaves the blocks out of the size (3.8).
+    const size = isProto ? 12 : this.form === "rfc" ? 8 : 16;
+    const { payload } = await this.ask("setFeatures", size, (p) => {
       if (!isProto) p.setUint32(4, 2, true);
       p.setBigUint64(isProto ? 4 : 8, features, true);
     });
-    if (isProto && payload.getBigUint64(4, true) !== features) this.abort("features not stored");
+    const at = { proto: 4, "rfc-q": 8 }[this.form as string];
+    if (at !== undefined && payload.getBigUint64(at, true) !== features) {
+      this.abort("features not stored");
+    }
   }
 
   protected async getConfig(offset: number, length: number): Promise<Uint8Array> {
@@ -616,11 +665,37 @@ export class DriverPeer extends ProtoPeer {
     if ((status & FEATURES_OK) === 0) this.abort("FEATURES_OK refused");
     const mac = new Uint8Array(6);
     for (let i = 0; i < 6; i++) mac.set(await this.getConfig(i, 1), i);
+    if (!this.shape.hasTokens && this.form !== "proto") await this.#readGeneration();
     for (let index = 0; index < 2; index++) await this.startRing(index);
     status = await this.setStatus(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
     for (let i = 0; i < 16; i++) this.offerReceive(i);
     await this.kick(0);
     return { deviceId: deviceId!, vendorId: vendorId!, offered, maxSizes, status, mac };
+  }
+
+  /** 3.8: a read of no bytes; and a write of the card's configuration, which nobody may, is refused. */
+  async #readGeneration(): Promise<void> {
+    const { payload, size } = await this.ask("getConfig", 8, () => {});
+    const generation = payload.getUint32(0, true);
+    if (payload.getUint32(8, true) !== 0) {
+      this.abort("bytes of configuration that nobody asked for");
+    }
+    if (this.form === "rfc" && size !== 18) this.abort(`a generation of ${size} bytes`);
+    const written = await this.ask("setConfig", this.form === "rfc" ? 12 : 20, (p) => {
+      [generation, 0, 1, 0x99].forEach((value, i) => p.setUint32(4 * i, value, true));
+    });
+    const values = [4, 8].map((at) => written.payload.getUint32(at, true));
+    // QEMU's flavour echoes whatever becomes of it.
+    if (`${values}` !== (this.form === "rfc" ? "0,0" : "0,1")) this.abort(`written: ${values}`);
+  }
+
+  /** 3.8: what Linux does with each queue before the end. */
+  async resetQueues(): Promise<void> {
+    for (let index = 0; index < 2; index++) {
+      await this.ask("resetQueue", 4, (p) => p.setUint32(0, index, true));
+      const { payload } = await this.ask("getQueue", 4, (p) => p.setUint32(0, index, true));
+      if (payload.getUint32(8, true) !== 0) this.abort(`queue ${index} was not reset`);
+    }
   }
 
   /** Bytes of the GET_DEVICE_INFO answer. */
@@ -650,18 +725,27 @@ export class DriverPeer extends ProtoPeer {
       });
       return;
     }
-    await this.ask("setQueue", 40, (p) => {
+    const { rings } = this.shape;
+    const write = (p: DataView) => {
       p.setUint32(0, index, true);
       // 3.2: state operation 1; in 3.4 the word must be zero.
       p.setUint32(4, this.form === "v1" ? 1 : 0, true);
       p.setUint32(8, QUEUE_SIZE, true);
-      fill(p, 16);
-    });
+      fill(p, rings);
+    };
+    const { payload: echo } = await this.ask("setQueue", rings + 24, write);
+    if (this.form === "rfc-q") {
+      const said = new DataView(new ArrayBuffer(rings + 24));
+      write(said);
+      for (let at = 0; at < said.byteLength; at++) {
+        if (echo.getUint8(at) !== said.getUint8(at)) this.abort("SET_VQUEUE was not echoed (3.8)");
+      }
+    }
     const { payload } = await this.ask("getQueue", 4, (p) => p.setUint32(0, index, true));
     if (payload.getUint32(8, true) !== QUEUE_SIZE) this.abort("GET_VQUEUE shows another size");
-    const flags = payload.getUint32(12, true);
+    const flags = rings === 12 ? 0 : payload.getUint32(12, true);
     if (flags !== (this.form === "v1" ? 1 : 0)) this.abort(`GET_VQUEUE flags ${flags}`);
-    if (payload.getBigUint64(32, true) !== BigInt(this.shared.at + ring.used)) {
+    if (payload.getBigUint64(rings + 16, true) !== BigInt(this.shared.at + ring.used)) {
       this.abort("GET_VQUEUE shows another used ring");
     }
   }
@@ -803,7 +887,7 @@ export class DevicePeer extends ProtoPeer {
   async #answer(message: Received, size: number, fill: (payload: DataView) => void): Promise<void> {
     const { name, token } = message;
     if (!this.isAnswered(name!)) return;
-    if (this.form !== "proto" && token === 0) this.abort("a request without a token (G8)");
+    if (this.shape.hasTokens && token === 0) this.abort("a request without a token (G8)");
     await this.push(name!, true, size, fill, token);
   }
 
@@ -824,8 +908,11 @@ export class DevicePeer extends ProtoPeer {
         });
       case "setFeatures":
         this.features = payload.getBigUint64(isProto ? 4 : 8, true);
-        return await this.#answer(message, 0, (p) => {
+        return await this.#answer(message, this.form === "rfc-q" ? 16 : 0, (p) => {
           if (isProto) p.setBigUint64(4, this.features, true);
+          if (this.form !== "rfc-q") return;
+          p.setUint32(4, 2, true);
+          p.setBigUint64(8, this.features, true);
         });
       case "getConfig":
         return await this.#config(message);
@@ -836,10 +923,13 @@ export class DevicePeer extends ProtoPeer {
         await this.#answer(message, 4, (p) => p.setUint32(0, this.#status, true));
         return;
       case "getQueue":
-        return await this.#answer(message, 40, (p) => this.#queue(p, word));
+        return await this.#answer(message, this.shape.rings + 24, (p) => this.#queue(p, word));
       case "setQueue":
         this.#setQueue(payload);
-        return await this.#answer(message, 0, () => {});
+        if (this.form !== "rfc-q") return await this.#answer(message, 0, () => {});
+        return await this.#answer(message, 36, (p) => {
+          for (let at = 0; at < 36; at++) p.setUint8(at, payload.getUint8(at));
+        });
       case "eventAvail":
         return await this.#available(word);
       default:
@@ -848,13 +938,16 @@ export class DevicePeer extends ProtoPeer {
   }
 
   #info(p: DataView): void {
-    const values = { proto: [1, 1], "v1-2025": [1, 0x554d4551], v1: [1, 0x554d4551] }[this.form];
+    const values = this.form === "proto" ? [1, 1] : [1, 0x554d4551];
     values.forEach((value, i) => p.setUint32(4 * i, value, true));
     if (this.form === "proto") p.setUint32(8, 0x554d4551, true);
     // The blocks, or the bits; configuration; queues.
     if (this.form === "v1") [2, 12, QUEUES].forEach((v, i) => p.setUint32(24 + 4 * i, v, true));
-    if (this.form === "v1-2025") {
-      [64, 12, QUEUES].forEach((v, i) => p.setUint32(8 + 4 * i, v, true));
+    if (this.form !== "v1" && this.form !== "proto") {
+      // The first version of QEMU's structure ended before the number of queues (3.8).
+      [64, 12, this.form === "rfc-q" ? 0 : QUEUES].forEach((v, i) =>
+        p.setUint32(8 + 4 * i, v, true)
+      );
     }
   }
 
@@ -865,9 +958,10 @@ export class DevicePeer extends ProtoPeer {
     const [offset, length] = isProto
       ? [payload.getUint16(0, true), payload.getUint8(3)]
       : [payload.getUint32(0, true), payload.getUint32(4, true)];
-    if (isProto && ![1, 2, 4].includes(length)) this.abort(`GET_CONFIG of ${length} bytes (P4)`);
+    const sizes = { proto: [1, 2, 4], "rfc-q": [0, 1, 2, 4] }[this.form as string];
+    if (sizes?.includes(length) === false) this.abort(`GET_CONFIG of ${length} bytes (P4)`);
     if (offset + length > config.length) this.abort("GET_CONFIG out of range (R7)");
-    await this.#answer(message, 12 + length, (p) => {
+    await this.#answer(message, 12 + (this.form === "rfc-q" ? 8 : length), (p) => {
       if (isProto) {
         p.setUint16(0, offset, true);
         p.setUint8(3, length);
@@ -904,22 +998,25 @@ export class DevicePeer extends ProtoPeer {
     const ring = this.#rings[index];
     if (this.form === "proto" || ring === undefined) return;
     p.setUint32(8, ring.size, true);
-    p.setUint32(12, this.form === "v1" ? 1 : 0, true);
+    if (this.form === "v1") p.setUint32(12, 1, true);
     const areas = [ring.descriptors, ring.available, ring.used];
-    areas.forEach((at, i) => p.setBigUint64(16 + 8 * i, BigInt(at + this.shared.at), true));
+    const { rings } = this.shape;
+    areas.forEach((at, i) => p.setBigUint64(rings + 8 * i, BigInt(at + this.shared.at), true));
   }
 
   #setQueue(p: DataView): void {
     const isProto = this.form === "proto";
     const index = p.getUint32(0, true);
     if (this.form === "v1" && p.getUint32(4, true) !== 1) this.abort("SET_VQUEUE flags (V33)");
-    if (this.form === "v1-2025" && p.getUint32(4, true) !== 0) this.abort("SET_VQUEUE MBZ (G5)");
+    if (this.form !== "v1" && !isProto && p.getUint32(4, true) !== 0) {
+      this.abort("SET_VQUEUE MBZ (G5)");
+    }
     const size = p.getUint32(isProto ? 4 : 8, true);
     if (size === 0 || size > MAX_QUEUE_SIZE) this.abort(`a queue of ${size} entries (R4)`);
     if (index >= QUEUES) this.abort(`queue ${index} (R5)`);
     if ((this.#status & FEATURES_OK) === 0) this.abort("SET_VQUEUE before FEATURES_OK");
     if (isProto && (this.#status & DRIVER_OK) !== 0) this.abort("SET_VQUEUE after DRIVER_OK (P13)");
-    const at = isProto ? 8 : 16;
+    const at = this.shape.rings;
     const [descriptors, available, used] = [0, 8, 16].map((i) =>
       Number(p.getBigUint64(at + i, true))
     );

@@ -54,9 +54,13 @@ async function driveDevice(vmsg: Processes, dialect: string, form: Form): Promis
   assertEquals(found.maxSizes, [1024, 1024, 1024]);
   assertEquals(found.mac.toHex(), "525400766d00");
   assert((found.offered & (3n << 32n)) === 3n << 32n, "VERSION_1 and ACCESS_PLATFORM");
-  assertEquals(peer.deviceInfoSize, { proto: 40, "v1-2025": 32, v1: 52 }[form]);
+  assertEquals(
+    peer.deviceInfoSize,
+    { proto: 40, rfc: 30, "rfc-q": 44, "v1-2025": 32, v1: 52 }[form],
+  );
   await ping(peer, found.mac);
   assert(peer.used[0]! >= 4, "every answer was announced");
+  if (form.startsWith("rfc")) await peer.resetQueues();
   // 2.4: the guest goes down and comes up again.
   assertEquals(await peer.setStatus(0), 0);
   const again = await peer.bringUp(1n << 5n);
@@ -78,6 +82,9 @@ const DEVICES: readonly (readonly [dialect: string, form: Form])[] = [
   ["auto", "proto"],
   ["auto", "v1"],
   ["v1-2025", "v1-2025"],
+  ["rfc", "rfc"],
+  ["auto", "rfc"],
+  ["rfc-q", "rfc-q"],
 ];
 
 for (const [dialect, form] of DEVICES) {
@@ -135,11 +142,13 @@ async function serveDriver(vmsg: Processes, form: Form, offered?: bigint): Promi
   return peer;
 }
 
-for (const form of ["proto", "v1-2025", "v1"] as const) {
+for (const form of ["proto", "rfc", "rfc-q", "v1-2025", "v1"] as const) {
   processTest(`vmsg driver dialect=${form} on a foreign device side`, async (vmsg) => {
     const { counts, doorbells, messages } = await serveDriver(vmsg, form);
-    if (form === "proto") {
+    if (form === "proto" || form === "rfc-q") {
       assertEquals(doorbells, messages, "P11: one notification per message");
+    }
+    if (form === "proto") {
       // Never sent by QEMU's driver either (2.4): CONFIG_GEN, RESET_VQUEUE, CONNECT, DISCONNECT.
       assertEquals([1, 2, 8, 0x0d, 0x20].filter((id) => counts.has(id)), []);
     }

@@ -1,7 +1,14 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { codecFor } from "../../src/message/codecs.ts";
 import type { Dialect } from "../../src/message/codec.ts";
-import { type Field, FIELDS, Kind, Message, QUEUE_ENABLED } from "../../src/message/message.ts";
+import {
+  DIALECTS,
+  type Field,
+  FIELDS,
+  Kind,
+  Message,
+  QUEUE_ENABLED,
+} from "../../src/message/message.ts";
 import { PRIVATE_MESSAGES } from "../../src/message/private.ts";
 import { MESSAGES } from "../../src/message/table.ts";
 import { describe } from "../../src/message/text.ts";
@@ -17,8 +24,6 @@ interface Expected extends Partial<Record<Field, number>> {
   readonly bytes?: readonly number[];
   readonly uuid?: readonly number[];
 }
-
-const DIALECTS: readonly Dialect[] = ["v1", "v1-2025", "proto"];
 
 const QUEUE_1 = {
   index: 1,
@@ -222,6 +227,32 @@ const V1_2025: Readonly<Record<string, Expected>> = {
   "EVENT_AVAIL.data": V1["EVENT_AVAIL.packed"]!,
 };
 
+/** `rfc` means the same, but for tokens. */
+const RFC: Readonly<Record<string, Expected>> = Object.fromEntries(
+  Object.entries(V1_2025).map(([name, expected]) => [name, { ...expected, token: 0 }]),
+);
+
+/** `rfc-q` names messages as `proto` does, is about device 0 as it is, and means what `rfc` means. */
+const RFC_Q: Readonly<Record<string, Expected>> = {
+  ...pick(PROTO, [
+    ...["DEVICE_INFO.req", "GET_FEATURES.req", "GET_FEATURES.resp", "SET_FEATURES.req"],
+    ...["SET_FEATURES.resp", "GET_CONFIG.req", "GET_DEVICE_STATUS.req", "GET_DEVICE_STATUS.resp"],
+    ...["SET_DEVICE_STATUS.req", "GET_VQUEUE.req", "RESET_VQUEUE.req", "EVENT_AVAIL"],
+    ...["EVENT_USED", "IOMMU_ENABLE", "IOMMU_TRANSLATE.req", "IOMMU_TRANSLATE.resp"],
+    "IOMMU_INVALIDATE",
+  ]),
+  "DEVICE_INFO.resp": { kind: Kind.GET_DEVICE_INFO, response: T, ...INFO, maxQueues: 1024 },
+  "GET_CONFIG.resp": { ...PROTO["GET_CONFIG.resp"]!, generation: 7 },
+  "SET_CONFIG.req": { ...PROTO["SET_CONFIG.req"]!, generation: 7 },
+  "SET_CONFIG.resp": { ...PROTO["SET_CONFIG.resp"]!, generation: 7 },
+  "SET_DEVICE_STATUS.resp": { kind: Kind.SET_DEVICE_STATUS, response: T, status: 0x0f },
+  "GET_VQUEUE.resp": { ...RFC["GET_VQUEUE.resp"]!, device: 0 },
+  "SET_VQUEUE.req": { ...RFC["SET_VQUEUE.req"]!, device: 0 },
+  "SET_VQUEUE.resp": { ...RFC["SET_VQUEUE.req"]!, device: 0, response: T },
+  "RESET_VQUEUE.resp": { kind: Kind.RESET_VQUEUE, response: T },
+  "EVENT_CONFIG": { ...RFC["EVENT_CONFIG"]!, device: 0 },
+};
+
 function pick<T>(from: Readonly<Record<string, T>>, names: readonly string[]): Record<string, T> {
   return Object.fromEntries(names.map((name) => [name, from[name]!]));
 }
@@ -257,11 +288,21 @@ function fill(message: Message, expected: Expected): void {
   message.uuid.set(expected.uuid ?? []);
 }
 
+/** The message, and behind it what is left in its slot, the last byte over and over. */
+function expectedOf(bytes: Uint8Array, tail: readonly number[]): Uint8Array {
+  const slot = new Uint8Array(64);
+  for (let at = bytes.length; at < 64; at++) slot[at] = tail[at - bytes.length] ?? tail.at(-1)!;
+  slot.set(bytes);
+  return slot;
+}
+
 for (
   const [dialect, table, count] of [
     ["proto", PROTO, 32],
     ["v1", V1, 45],
     ["v1-2025", V1_2025, 34],
+    ["rfc", RFC, 34],
+    ["rfc-q", RFC_Q, 27],
   ] as const
 ) {
   Deno.test(`every ${dialect} vector decodes to its meaning and back to its bytes`, () => {
@@ -276,16 +317,18 @@ for (
       assertEquals(codec.decode(slotOf(bytes, 0xaa), 0, message), undefined, name);
       assertMeans(message, expected, name);
       assertEquals(message.size, bytes.length, name);
-      // ... and is written over: all of it in revision 1 (B16), 40 bytes in proto.
-      const tail = dialect === "proto" ? 0xaa : 0;
+      // ... and is written over: all of it in revision 1 (B16), 40 bytes in proto, 44 rounded up in rfc-q.
+      const tail =
+        ({ proto: [0xaa], "rfc-q": [0, 0, 0, 0, 0xaa] } as Record<string, number[]>)[dialect] ??
+          [0];
       const slot = slotOf(new Uint8Array(0), 0xaa);
       assertEquals(codec.encode(message, slot, 0), bytes.length, name);
-      assertEquals(bytesOf(slot, 64), bytesOf(slotOf(bytes, tail), 64), name);
+      assertEquals(bytesOf(slot, 64), expectedOf(bytes, tail), name);
       // The other way round: from the meaning alone.
       fill(message, expected);
       const fresh = slotOf(new Uint8Array(0), 0xaa);
       codec.encode(message, fresh, 0);
-      assertEquals(bytesOf(fresh, 64), bytesOf(slotOf(bytes, tail), 64), name);
+      assertEquals(bytesOf(fresh, 64), expectedOf(bytes, tail), name);
     }
   });
 }
@@ -293,7 +336,7 @@ for (
 Deno.test("vectors.txt is complete", () => {
   const vectors = readVectors();
   assertEquals(vectors.filter(({ dialect }) => dialect === "v1-2025").length, 34);
-  assertEquals(vectors.length, 32 + 45 + 34);
+  assertEquals(vectors.length, 32 + 45 + 34 + 34 + 27);
 });
 
 Deno.test("offset of the slot is honoured", () => {
@@ -372,6 +415,76 @@ Deno.test("sizes are those of docs/wire.md", () => {
       }
     }
   }
+});
+
+Deno.test("rfc: 2 bytes less than v1-2025 everywhere, 4 more where rings are; rfc-q always 44", () => {
+  const [older, rfc, ofQemu] = (["v1-2025", "rfc", "rfc-q"] as const).map((d) => codecFor(d));
+  const message = new Message();
+  const slot = new DataView(new ArrayBuffer(64));
+  for (const { kind, name, bus } of MESSAGES) {
+    assertEquals(
+      [rfc!.has(kind), rfc!.answered(kind)],
+      [older!.has(kind), older!.answered(kind)],
+      name,
+    );
+    const isOfQemu = kind >= Kind.IOMMU_ENABLE && kind <= Kind.IOMMU_INVALIDATE;
+    const has = (rfc!.has(kind) && !bus && kind !== Kind.GET_SHM) || isOfQemu;
+    assertEquals(ofQemu!.has(kind), has, name);
+    for (const response of [false, true]) {
+      message.reset(kind, response);
+      message.count = message.length = 3;
+      if (response ? ofQemu!.answered(kind) : ofQemu!.has(kind)) {
+        assertEquals(ofQemu!.encode(message, slot, 0), 44, name);
+      }
+      if (!(response ? rfc!.answered(kind) : rfc!.has(kind))) continue;
+      const hasRings = kind === (response ? Kind.GET_VQUEUE : Kind.SET_VQUEUE);
+      const size = older!.encode(message, slot, 0) - 2 - (hasRings ? 4 : 0);
+      assertEquals(rfc!.encode(message, slot, 0), size, name);
+    }
+  }
+});
+
+Deno.test("rfc: Linux and Xen leave what is written out of the size (docs/wire.md 3.8)", () => {
+  const codec = codecFor("rfc");
+  const message = new Message();
+  const features = slotOf(
+    Uint8Array.of(0, 4, 3, 0, 14, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0x20, 0, 1, 0, 3),
+  );
+  assertEquals(codec.decode(features, 0, message), undefined);
+  assertEquals([message.count, ...message.words.subarray(0, 3)], [2, 0x0001_0020, 3, 0]);
+  assertEquals(message.size, 22, "a capture keeps all of it");
+  const config = slotOf(
+    Uint8Array.of(0, 6, 3, 0, 18, 0, 7, 0, 0, 0, 8, 0, 0, 0, 2, 0, 0, 0, 0x41, 9),
+  );
+  assertEquals(codec.decode(config, 0, message), undefined);
+  assertEquals([message.length, ...message.bytes.subarray(0, 3)], [2, 0x41, 9, 0]);
+  assertEquals(message.size, 20);
+  // It has to be in the slot all the same.
+  features.setUint32(10, 13, true);
+  assertEquals(codec.decode(features, 0, message), "short");
+  config.setUint32(14, 47, true);
+  assertEquals(codec.decode(config, 0, message), "short");
+  // What is no longer than its size is read as everywhere, and an answer is never found behind it.
+  config.setUint32(14, 0, true);
+  assertEquals([codec.decode(config, 0, message), message.size], [undefined, 18]);
+  const answer = slotOf(Uint8Array.of(1, 3, 3, 0, 14, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0x20));
+  assertEquals(codec.decode(answer, 0, message), "short");
+});
+
+Deno.test("rfc-q: no size is read, and two blocks are two whatever is counted", () => {
+  const codec = codecFor("rfc-q");
+  const message = new Message();
+  const slot = slotOf(
+    Uint8Array.of(0, 4, 0, 0, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0, 2),
+  );
+  assertEquals(codec.decode(slot, 0, message), undefined);
+  assertEquals([message.count, ...message.words.subarray(0, 3)], [2, 1, 2, 0]);
+  assertEquals(
+    codec.decode(slotOf(Uint8Array.of(0, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9)), 0, message),
+    "bad length",
+  );
+  assertEquals(codec.decode(slotOf(Uint8Array.of(2, 2)), 0, message), undefined);
+  assertEquals(message.kind, Kind.GET_DEVICE_INFO, "there are no bus messages");
 });
 
 Deno.test("proto answers exactly the messages of section 2.2", () => {
@@ -681,7 +794,7 @@ Deno.test("random slots never throw, and what is accepted is stable", () => {
       if (round % 3 === 1) {
         bytes[0]! &= 3;
         bytes[1]! &= 0x9f;
-        slot.setUint16(6, next() % 70, true);
+        slot.setUint16(dialect === "rfc" ? 4 : 6, next() % 70, true);
       } else if (round % 3 === 2) {
         bytes.set(vectors[next() % vectors.length]!.bytes);
         for (let flips = next() % 4; flips > 0; flips--) bytes[next() % 64] = next();

@@ -2,7 +2,7 @@ import { assertEquals } from "@std/assert";
 import { codecFor } from "../../src/message/codecs.ts";
 import { type Conduct, CONDUCTS } from "../../src/message/conduct.ts";
 import { dialectOfAnswer } from "../../src/message/detect.ts";
-import { Kind, Message } from "../../src/message/message.ts";
+import { DIALECTS, Kind, Message } from "../../src/message/message.ts";
 import type { Dialect } from "../../src/message/message.ts";
 import { slotOf } from "./vectors.ts";
 
@@ -17,7 +17,12 @@ Deno.test("conduct: what each dialect does otherwise than v1", () => {
   const of2025 = ["configWriteNamesGeneration", "queueOperationIsNamed", "nextOffsetIsAligned"];
   assertEquals(differences("v1-2025"), of2025);
   assertEquals(differences("proto").length, 9);
-  for (const dialect of ["v1", "v1-2025", "proto"] as const) {
+  assertEquals(differences("rfc"), ["hasTokens", ...of2025]);
+  assertEquals(differences("rfc-q"), [
+    ...["hasTokens", "ringsPerMessage", "featuresComeWhole", "configAccessIsPowerOfTwo"],
+    ...["configWriteIsEchoed", "queueOperationIsNamed", "queueIsEchoed", "nextOffsetIsAligned"],
+  ]);
+  for (const dialect of DIALECTS) {
     const { conduct } = codecFor(dialect);
     assertEquals(conduct, CONDUCTS[dialect]);
     const queue = new Message();

@@ -11,8 +11,8 @@ function detect(...bytes: number[]): DetectedDialect {
 Deno.test("the first message tells the dialect (docs/wire.md 1.4)", () => {
   for (const { dialect, name, bytes } of readVectors()) {
     if (!/^((GET_)?DEVICE_INFO|BUS_GET_DEVICES)\.req$/.test(name)) continue;
-    // v1-2025 begins with the same bytes as v1.
-    const expected = dialect === "proto" ? "proto" : "v1";
+    // v1-2025 begins with the same bytes as v1, and rfc-q with those of rfc.
+    const expected = dialect === "proto" ? "proto" : dialect.startsWith("rfc") ? "rfc" : "v1";
     assertEquals(detectDialect(slotOf(bytes), 0), expected, name);
   }
   assertEquals(detect(0, 2, 0, 0, 6, 0), "rfc");

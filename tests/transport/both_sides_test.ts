@@ -17,6 +17,7 @@ import { RequestRefused } from "../../src/transport/requests.ts";
 import { FAKE_FEATURES, FakeDevice } from "../support/fake_device.ts";
 import { cleanTest, withDirectory } from "../support/leaks.ts";
 import { VirtualClock } from "../support/virtual_clock.ts";
+import { DIALECTS } from "../../src/message/message.ts";
 
 interface Rig {
   readonly reactor: Reactor;
@@ -97,7 +98,7 @@ async function bringUp({ driver }: Rig, base = 0): Promise<void> {
   assertEquals(await device.setStatus(0xf), 0xf);
 }
 
-for (const dialect of ["v1", "v1-2025", "proto"] as const) {
+for (const dialect of DIALECTS) {
   cleanTest(
     `bring-up in ${dialect}, notifications both ways, reset`,
     () =>

@@ -10,6 +10,7 @@ import { createLog } from "../../../src/observe/log.ts";
 import { knownMemory } from "../../../src/sharing/driver_memory.ts";
 import { withDriverSide } from "../../support/driver_rig.ts";
 import { cleanTest } from "../../support/leaks.ts";
+import { DIALECTS } from "../../../src/message/message.ts";
 
 /** A driver whose device side takes everything and says nothing; how long it went on. */
 async function goesOn(dialect: Dialect, count: number): Promise<number> {
@@ -30,7 +31,7 @@ async function goesOn(dialect: Dialect, count: number): Promise<number> {
   return lastMs;
 }
 
-for (const dialect of ["v1", "v1-2025", "proto"] as const) {
+for (const dialect of DIALECTS) {
   cleanTest(
     `pinger: a device side that says nothing of ${dialect} ends one who counts`,
     async () => {
