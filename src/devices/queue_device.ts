@@ -96,8 +96,10 @@ export type Batch = (queue: DeviceQueue, budget: number) => boolean;
 export interface BatchCounters {
   /** Batches of any queue. */
   batches: number;
-  /** Used buffer notifications; the other batches had nothing to tell, or the driver wanted to hear of it later. */
+  /** Used buffer notifications. */
   notified: number;
+  /** Batches that used buffers of which the driver did not want to hear, by its event index or flag. */
+  suppressed: number;
 }
 
 /** What a device is. */
@@ -136,7 +138,9 @@ export function popOrAsk(queue: DeviceQueue, batch: ChainBatch, most: number): n
   return count > 0 || !queue.wantKicks() ? count : queue.pop(batch, most);
 }
 
-const Batches = counterShape("batches", "notified");
+/** Of {@link BatchCounters}, with which each device's shape begins. */
+export const BATCH_COUNTERS = ["batches", "notified", "suppressed"] as const;
+const Batches = counterShape(...BATCH_COUNTERS);
 
 /** See the head of this file. */
 export class QueueDevice implements DeviceModel {
@@ -261,6 +265,9 @@ export class QueueDevice implements DeviceModel {
       const teller = this.#tellers[index];
       if (more || teller === undefined) this.#tell(index);
       else this.reactor.scheduleLate(teller);
+    } else if (queue.suppressed > 0) {
+      this.counters.suppressed += queue.suppressed;
+      queue.suppressed = 0;
     }
     if (queue.broken === undefined) return more || queue.isSpent;
     this.host.needsReset(`queue ${index}: ${queue.broken}`);

@@ -12,13 +12,13 @@ import type { IovecList } from "../memory/mod.ts";
 import { counterShape } from "../observe/counters.ts";
 import { DEVICE_RNG } from "../virtio/features.ts";
 import { Chain, type DeviceQueue } from "../virtio/queue/mod.ts";
-import { QueueDevice, take } from "./queue_device.ts";
+import { BATCH_COUNTERS, QueueDevice, take } from "./queue_device.ts";
 
 /** Bytes given per buffer, and pieces of it that are filled, each by a system call; Linux asks for 64 in one. */
 const MOST_BYTES = 4096;
 const MOST_PIECES = 8;
 
-const RngCounters = counterShape("batches", "notified", "buffers", "bytes");
+const RngCounters = counterShape(...BATCH_COUNTERS, "buffers", "bytes");
 
 /**
  * Makes an entropy device. Waits until the kernel has randomness to give, which early in a boot takes a while.

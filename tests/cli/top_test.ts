@@ -58,6 +58,13 @@ processTest("top: figures of real traffic move, as text, JSON and for Prometheus
   const total = (counter: string, pid: number) => Number(rowOf(once.stdout, counter, pid)[1]);
   const [notified, batches] = [total("notified", device.pid), total("batches", device.pid)];
   assert(notified >= 20 && notified <= batches, `${notified} of ${batches}`);
+  // The pings' frames, 98 bytes each, and little else.
+  for (
+    const [frames, bytes] of [["transmitted", "bytesTransmitted"], ["received", "bytesReceived"]]
+  ) {
+    const [count, sum] = [total(frames!, device.pid), total(bytes!, device.pid)];
+    assert(sum > 40 * count && sum <= 98 * count, `${sum} bytes of ${count} ${frames}`);
+  }
   assert(total("count", driver.pid) > 10 && total("p99 in us", driver.pid) > 0);
   const rates = once.stdout.slice(1).map((line) => parseFloat(line)).filter(Number.isFinite);
   assertEquals(rates, rates.toSorted((a, b) => b - a), "by rate");

@@ -60,6 +60,30 @@ for (const features of [[], [RingFeature.EVENT_IDX]]) {
   });
 }
 
+Deno.test("queue device: notifications that the driver did not want are counted beside those it got", () => {
+  for (const features of [[], [RingFeature.EVENT_IDX]]) {
+    using rig = rigOf([answerAll().batch], features);
+    const counts = () => [rig.device.counters.notified, rig.device.counters.suppressed];
+    const queue = rig.queues[0];
+    for (let i = 0; i < 3; i++) {
+      // By the flag without EVENT_IDX, and with it by an index that is far.
+      queue.maskCalls();
+      queue.setUsedEvent(1000);
+      rig.offer(0, BUFFERS, NOTHING, 8);
+      rig.settle();
+      assertEquals([counts(), queue.takeUsed()?.length], [[0, i + 1], 8]);
+    }
+    // A look that finds nothing saves nobody a notification.
+    rig.device.available(0);
+    rig.settle();
+    assertEquals(counts(), [0, 3]);
+    queue.wantCalls();
+    rig.offer(0, BUFFERS, NOTHING, 8);
+    rig.settle();
+    assertEquals([counts(), rig.used], [[1, 3], [0]]);
+  }
+});
+
 Deno.test("queue device: of a queue that gives room a driver is told behind what the next look brings", () => {
   const [receive, transmit] = [answerAll(), answerAll()];
   using bell = createEventFd();

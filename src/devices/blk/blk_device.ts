@@ -27,7 +27,7 @@ import { BlkConfig, BlkRequest, BlkStatus, SECTOR } from "../../virtio/blk.ts";
 import type { Answer } from "../../virtio/device.ts";
 import { BlkFeature, DEVICE_BLK } from "../../virtio/features.ts";
 import type { DeviceQueue } from "../../virtio/queue/mod.ts";
-import { QueueDevice, take } from "../queue_device.ts";
+import { BATCH_COUNTERS, QueueDevice, take } from "../queue_device.ts";
 import { type Disk, PUNCH_HOLE } from "./disk.ts";
 import { type Engine, type MakeEngine, Operation } from "./engine.ts";
 import { openIoUring } from "./io_uring.ts";
@@ -69,8 +69,7 @@ export interface BlkDeviceOptions {
 }
 
 const DiskCounters = counterShape(
-  "batches",
-  "notified",
+  ...BATCH_COUNTERS,
   "reads",
   "writes",
   "flushes",

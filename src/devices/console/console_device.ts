@@ -22,7 +22,7 @@ import { counterShape } from "../../observe/counters.ts";
 import { type Answer, type DeviceHost, goesOn, type QueueSetup } from "../../virtio/device.ts";
 import { ConsoleFeature, DEVICE_CONSOLE } from "../../virtio/features.ts";
 import { Chain, type DeviceQueue } from "../../virtio/queue/mod.ts";
-import { type Batch, QueueDevice, take } from "../queue_device.ts";
+import { type Batch, BATCH_COUNTERS, QueueDevice, take } from "../queue_device.ts";
 import type { ConsoleEnd } from "./console_end.ts";
 
 /** Queues of port 0, of control, and the first of port 1. */
@@ -63,7 +63,7 @@ interface OpenPort extends ConsolePort {
   isSending: boolean;
 }
 
-const ConsoleCounters = counterShape("batches", "notified", "received", "sent");
+const ConsoleCounters = counterShape(...BATCH_COUNTERS, "received", "sent");
 
 /** See the head of this file. */
 export class ConsoleDevice extends QueueDevice {

@@ -33,7 +33,13 @@ import {
 } from "../../virtio/device.ts";
 import { DEVICE_NET, NetFeature } from "../../virtio/features.ts";
 import { Chain, type DeviceQueue } from "../../virtio/queue/mod.ts";
-import { type Batch, type BatchCounters, QueueDevice, take } from "../queue_device.ts";
+import {
+  type Batch,
+  BATCH_COUNTERS,
+  type BatchCounters,
+  QueueDevice,
+  take,
+} from "../queue_device.ts";
 import { type ControlTarget, GUEST_OFFLOADS, runCommand } from "./control_queue.ts";
 import { FarPair, type PairLine } from "./pair_line.ts";
 import { QueuePair } from "./queue_pair.ts";
@@ -80,6 +86,9 @@ export interface NetCounters extends BatchCounters {
   received: number;
   /** Frames the driver sent. */
   transmitted: number;
+  /** Bytes of those frames, without their virtio-net headers. */
+  bytesReceived: number;
+  bytesTransmitted: number;
   /** Frames that were dropped because the driver's buffer was too small. */
   tooLong: number;
   /** Frames the driver did not want. */
@@ -91,10 +100,11 @@ export interface NetCounters extends BatchCounters {
 }
 
 const CardCounters = counterShape<keyof NetCounters>(
-  "batches",
-  "notified",
+  ...BATCH_COUNTERS,
   "received",
   "transmitted",
+  "bytesReceived",
+  "bytesTransmitted",
   "tooLong",
   "filtered",
   "commands",

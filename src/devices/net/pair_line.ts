@@ -55,7 +55,7 @@ import type {
   Terms,
 } from "../../virtio/device.ts";
 import { DEVICE_NET, hasFeature, NetFeature } from "../../virtio/features.ts";
-import { QueueDevice } from "../queue_device.ts";
+import { BATCH_COUNTERS, QueueDevice } from "../queue_device.ts";
 import { QueuePair } from "./queue_pair.ts";
 import { ReceiveFilter } from "./receive_filter.ts";
 
@@ -128,10 +128,11 @@ interface Letters {
 type LetterAnswer = { readonly thrown?: readonly [string, string]; readonly value?: unknown };
 
 const PairCounters = counterShape(
-  "batches",
-  "notified",
+  ...BATCH_COUNTERS,
   "received",
   "transmitted",
+  "bytesReceived",
+  "bytesTransmitted",
   "tooLong",
   "filtered",
 );

@@ -33,6 +33,8 @@ export interface Card {
   readonly counters: {
     received: number;
     transmitted: number;
+    bytesReceived: number;
+    bytesTransmitted: number;
     tooLong: number;
     filtered: number;
   };
@@ -69,7 +71,7 @@ export class QueuePair {
   /** Sends what is in buffers of the transmit queue. */
   transmit(queue: DeviceQueue, budget: number): boolean {
     const frames = this.#sent;
-    let sent = 0, done = 0, count = 0;
+    let sent = 0, bytes = 0, done = 0, count = 0;
     while (sent < budget && done === count) {
       count = popOrAsk(queue, frames, budget - sent);
       if (count === 0) break;
@@ -78,6 +80,8 @@ export class QueuePair {
       for (done = 0; done < count; done++) {
         frames.selectReadable(done);
         if (!this.#port.send(frames.readable)) break;
+        // One that is shorter than its header is the driver's fault; sums only grow.
+        bytes += Math.max(0, frames.readable.length - NET_HEADER_SIZE);
       }
       queue.completeOldest(done);
       queue.rewind(count - done);
@@ -85,13 +89,14 @@ export class QueuePair {
     }
     // Once for all of them, which is a nanosecond or two a frame.
     this.owner.counters.transmitted += sent;
+    this.owner.counters.bytesTransmitted += bytes;
     return sent === budget;
   }
 
   #receiveSingle(queue: DeviceQueue, budget: number): boolean {
     const buffers = this.#buffers;
     const { writable } = buffers;
-    let received = 0;
+    let received = 0, bytes = 0;
     let i = 0;
     for (; i < budget; i++) {
       const wanted = this.#port.nextLength();
@@ -111,16 +116,18 @@ export class QueuePair {
       if (length < NET_HEADER_SIZE) break;
       if (this.#isFiltered(writable, 0)) continue;
       received++;
+      bytes += length - NET_HEADER_SIZE;
       this.#nextBuffer++;
       queue.complete(buffers.head, length);
     }
     this.owner.counters.received += received;
+    this.owner.counters.bytesReceived += bytes;
     return i === budget;
   }
 
   #receiveMergeable(queue: DeviceQueue, budget: number): boolean {
     const buffers = this.#sequence;
-    let received = 0;
+    let received = 0, bytes = 0;
     let i = 0;
     for (; i < budget; i++) {
       const wanted = this.#port.nextLength();
@@ -132,11 +139,13 @@ export class QueuePair {
       if (length < NET_HEADER_SIZE) break;
       if (this.#isFiltered(buffers.writable, first)) continue;
       received++;
+      bytes += length - NET_HEADER_SIZE;
       const count = buffers.complete(queue, length);
       // The port has said one. The driver sees neither before they are published.
       if (count > 1) buffers.writable.setUint16(NUM_BUFFERS_OFFSET, count, first);
     }
     this.owner.counters.received += received;
+    this.owner.counters.bytesReceived += bytes;
     return i === budget;
   }
 

@@ -37,7 +37,7 @@ import {
   VsockOp,
   VsockShutdown,
 } from "../../virtio/vsock.ts";
-import { QueueDevice, take } from "../queue_device.ts";
+import { BATCH_COUNTERS, QueueDevice, take } from "../queue_device.ts";
 import { type Connection, Due, State } from "./connection.ts";
 import { ConnectionTable } from "./connection_table.ts";
 import { Greeting, HostSockets, sayConnected } from "./host_sockets.ts";
@@ -80,8 +80,7 @@ export interface VsockDeviceOptions {
 }
 
 const VsockCounters = counterShape(
-  "batches",
-  "notified",
+  ...BATCH_COUNTERS,
   "connections",
   "refused",
   "dropped",

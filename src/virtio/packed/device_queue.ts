@@ -372,7 +372,9 @@ export class PackedDeviceQueue extends DeviceQueue {
     this.#deviceEvent[0] = this.#wishWord();
     // The driver writes its wish, then looks at the ring; we the other way round. If this load could pass the
     // store, both could miss each other and the driver sleep for good; it cannot (atomics.ts).
-    return needsEvent(loadAcquire32(this.#driverEvent, 0), end, moved, size);
+    const wants = needsEvent(loadAcquire32(this.#driverEvent, 0), end, moved, size);
+    if (!wants) this.suppressed++;
+    return wants;
   }
 
   override wantKicks(): boolean {

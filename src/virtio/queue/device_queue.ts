@@ -43,6 +43,8 @@ export abstract class DeviceQueue {
   broken: string | undefined = undefined;
   /** How many buffers are popped and not completed. */
   inFlight = 0;
+  /** How often buffers were shown to a driver that did not want to hear of it; who counts them sets it back. */
+  suppressed = 0;
   /** Where buffers lie. */
   protected readonly space: AddressSpace;
   /** Whether EVENT_IDX was negotiated. */

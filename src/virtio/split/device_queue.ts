@@ -350,7 +350,11 @@ export class SplitDeviceQueue extends DeviceQueue {
     // The driver writes used_event (or flags), then looks at the index; we the other way round. If this load
     // could pass the store, both could miss each other and the driver sleep for good; it cannot (atomics.ts).
     const wish = loadAcquire16(this.#avail, this.eventIndex ? this.#usedEvent : RING_FLAGS);
-    return this.eventIndex ? needsEvent(wish, index, old) : (wish & AVAIL_NO_INTERRUPT) === 0;
+    const wants = this.eventIndex
+      ? needsEvent(wish, index, old)
+      : (wish & AVAIL_NO_INTERRUPT) === 0;
+    if (!wants) this.suppressed++;
+    return wants;
   }
 
   override wantKicks(): boolean {

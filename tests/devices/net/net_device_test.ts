@@ -117,7 +117,21 @@ Deno.test("net: frames are sent in order, whole, and completed with 0 bytes", ()
   assertEquals(net.port.sent, frames);
   for (const _ of frames) assertEquals(net.queues[TRANSMIT].takeUsed()?.length, 0);
   assertEquals(net.used, [TRANSMIT]);
+  const { transmitted, bytesTransmitted } = net.device.counters;
+  assertEquals([transmitted, bytesTransmitted], [3, 3 * 14 + 240]);
 });
+
+for (const features of [[], [NetFeature.MRG_RXBUF]]) {
+  Deno.test(`net: bytes are those of frames, without headers, features ${features}`, () => {
+    using net = rig(features);
+    assertEquals(received(net, frameTo([...MAC], 100), frameTo([...MAC], 60)), 2);
+    // Shorter than its header: it counts as no bytes, and sums never go back.
+    net.offer(TRANSMIT, BUFFERS, new Uint8Array(4));
+    net.settle();
+    const { bytesReceived, bytesTransmitted } = net.device.counters;
+    assertEquals([bytesReceived, bytesTransmitted], [2 * 14 + 160, 0]);
+  });
+}
 
 Deno.test("net: a driver that never accepts features is served as one that accepts none", () => {
   using net = rig("none");
