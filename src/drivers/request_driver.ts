@@ -16,6 +16,8 @@
 import { VmsgError } from "../linux/errors.ts";
 import { PAGE_SIZE } from "../linux/mapping.ts";
 import type { Deferred, Reactor, Timer } from "../linux/reactor.ts";
+import { counterShape } from "../observe/counters.ts";
+import { Latency } from "../observe/latency.ts";
 import type { Log } from "../observe/log.ts";
 import { Descriptors } from "../sharing/descriptors.ts";
 import type { DriverMemory } from "../sharing/driver_memory.ts";
@@ -26,6 +28,7 @@ import { Status } from "../virtio/features.ts";
 import type { QueueSetup } from "../virtio/device.ts";
 import type { Place } from "../virtio/place.ts";
 import { type DriverRing, driverRingSize, openDriverRing } from "../virtio/queue/mod.ts";
+import { KICK_COUNTERS, showBuffers } from "./kicks.ts";
 import { chooseFeatures, type RingFormat, ringTerms } from "./own_features.ts";
 import { Session } from "./session.ts";
 import type { WantedRing } from "./wanted.ts";
@@ -36,6 +39,8 @@ const RING_SIZE = Math.ceil(driverRingSize(ENTRIES) / PAGE_SIZE) * PAGE_SIZE;
 const QUEUE = 0;
 /** How long a device that is there may take; longer than any disk, and than the device side's own patience. */
 const ANSWER_LIMIT_MS = 60_000;
+
+const RequestCounters = counterShape("requests", ...KICK_COUNTERS);
 
 /** What is driven. */
 export interface RequestDriverOptions {
@@ -81,6 +86,8 @@ export class RequestDriver implements PeerListener, Disposable {
   accepted: Uint32Array = new Uint32Array(2);
   /** Descriptors that a request may take. */
   ringSize = 0;
+  readonly counters: InstanceType<typeof RequestCounters>;
+  readonly #latency: Latency;
   readonly #device: RemoteDevice;
   readonly #session: Session;
   #wanted: Uint32Array | undefined;
@@ -101,6 +108,8 @@ export class RequestDriver implements PeerListener, Disposable {
   ) {
     const { memory, number } = options;
     this.slots = slotsOf(memory, options);
+    this.counters = new RequestCounters("driver", `device ${number}`);
+    this.#latency = new Latency(`requests of device ${number}`);
     this.#device = side.device(number);
     this.#patience = reactor.timer(() =>
       reactor.fail(this.#error("NO_ANSWER", `has not answered for ${ANSWER_LIMIT_MS / 1000} s`))
@@ -224,10 +233,15 @@ export class RequestDriver implements PeerListener, Disposable {
       const answer = this.reactor.defer<number | undefined>();
       this.#asked.set(slot.index, answer);
       if (!this.#patience.armed) this.#patience.arm(ANSWER_LIMIT_MS);
-      if (ring!.publish()) this.#session.available(QUEUE);
+      const { counters } = this;
+      counters.requests++;
+      const sentMs = this.reactor.now();
+      if (showBuffers(ring!, counters)) this.#session.available(QUEUE);
       this.#used();
       const length = await answer.promise;
-      if (length !== undefined) return length;
+      if (length === undefined) continue;
+      this.#latency.add(this.reactor.now() - sentMs);
+      return length;
     }
   }
 

@@ -38,9 +38,16 @@ async function pinging(vmsg: Processes): Promise<[device: VmsgProcess, driver: V
 }
 
 /** Columns of a table's row: rate, total, counter, process, group. */
-function rowOf(lines: readonly string[], counter: string, process: number): string[] {
+function rowOf(
+  lines: readonly string[],
+  counter: string,
+  process: number,
+  isOne: (row: readonly string[]) => boolean = () => true,
+): string[] {
   const rows = lines.map((line) => line.trim().split(/ {2,}/));
-  const found = rows.find((row) => row[2] === counter && row[3]?.includes(` ${process}`));
+  const found = rows.find((row) =>
+    row[2] === counter && row[3]?.includes(` ${process}`) && isOne(row)
+  );
   assert(found !== undefined, `${counter} of ${process} in\n${lines.join("\n")}`);
   return found!;
 }
@@ -60,12 +67,28 @@ processTest("top: figures of real traffic move, as text, JSON and for Prometheus
   assert(notified >= 20 && notified <= batches, `${notified} of ${batches}`);
   // The pings' frames, 98 bytes each, and little else.
   for (
-    const [frames, bytes] of [["transmitted", "bytesTransmitted"], ["received", "bytesReceived"]]
+    const [{ pid }, frames, bytes] of [
+      [device, "transmitted", "bytesTransmitted"],
+      [device, "received", "bytesReceived"],
+      [driver, "sent", "bytesSent"],
+      [driver, "received", "bytesReceived"],
+    ] as const
   ) {
-    const [count, sum] = [total(frames!, device.pid), total(bytes!, device.pid)];
+    const isFrames = (row: readonly string[]) => /^(device|driver) /.test(row[4]!);
+    const [count, sum] = [frames, bytes].map((counter) =>
+      Number(rowOf(once.stdout, counter, pid, isFrames)[1])
+    ) as [number, number];
     assert(sum > 40 * count && sum <= 98 * count, `${sum} bytes of ${count} ${frames}`);
   }
-  assert(total("count", driver.pid) > 10 && total("p99 in us", driver.pid) > 0);
+  const kicks = total("kicked", driver.pid) + total("suppressed", driver.pid);
+  assert(kicks >= 20, `${kicks} kicks`);
+  for (const group of ["latency answers to requests", "latency pings of 10.0.2.2"]) {
+    const value = (counter: string) =>
+      Number(rowOf(once.stdout, counter, driver.pid, (row) => row[4] === group)[1]);
+    assert(value("count") > 10 && value("p99 in us") > 0, group);
+    assert(value("p50 in us") <= value("p99 in us"), group);
+    assert(value("p99 in us") <= value("longest in us"), group);
+  }
   const rates = once.stdout.slice(1).map((line) => parseFloat(line)).filter(Number.isFinite);
   assertEquals(rates, rates.toSorted((a, b) => b - a), "by rate");
 

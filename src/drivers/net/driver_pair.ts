@@ -11,6 +11,7 @@ import type { QueueSetup } from "../../virtio/device.ts";
 import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../../virtio/net_header.ts";
 import type { Place } from "../../virtio/place.ts";
 import { type DriverRing, openDriverRing, type RingTerms } from "../../virtio/queue/mod.ts";
+import { showBuffers } from "../kicks.ts";
 import type { WantedRing } from "../wanted.ts";
 import { MAX_MERGED, NetBuffers, QUEUE_SIZE, RECEIVE_SIZE, TRANSMIT_SIZE } from "./net_buffers.ts";
 
@@ -25,7 +26,14 @@ export interface PairOwner {
   readonly isUp: boolean;
   /** What was negotiated of the rings, and whether a frame may take several buffers. */
   readonly terms: RingTerms & { readonly mergeable: boolean };
-  readonly counters: { received: number; sent: number };
+  readonly counters: {
+    received: number;
+    sent: number;
+    bytesReceived: number;
+    bytesSent: number;
+    kicked: number;
+    suppressed: number;
+  };
   /** A frame; false if it cannot be taken now. */
   received(pair: number, frame: IovecList): boolean;
   /** A transmit buffer is free again. */
@@ -129,9 +137,10 @@ export class DriverPair {
       more = !this.#held;
       if (this.#held) break;
       owner.counters.received++;
+      owner.counters.bytesReceived += this.#frame.length - NET_HEADER_SIZE;
       for (const buffer of this.#merged) this.#giveReceiveBuffer(queue, buffer);
     }
-    if (queue.publish()) owner.available(2 * this.index + RECEIVE);
+    if (showBuffers(queue, owner.counters)) owner.available(2 * this.index + RECEIVE);
     return this.#checkBroken(queue, RECEIVE) && more;
   }
 
@@ -220,12 +229,14 @@ export class DriverPair {
     const address = this.#buffers.place.at + this.#buffers.transmitOffset(buffer);
     this.#queues[TRANSMIT]!.addOne(address, length, false, buffer);
     this.owner.counters.sent++;
+    this.owner.counters.bytesSent += length - NET_HEADER_SIZE;
     this.owner.reactor.schedule(this.#publishTask);
   }
 
   #publish(): boolean {
-    if (this.owner.isUp && this.#queues[TRANSMIT]!.publish()) {
-      this.owner.available(2 * this.index + TRANSMIT);
+    const { owner } = this;
+    if (owner.isUp && showBuffers(this.#queues[TRANSMIT]!, owner.counters)) {
+      owner.available(2 * this.index + TRANSMIT);
     }
     return false;
   }

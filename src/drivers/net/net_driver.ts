@@ -26,6 +26,7 @@ import type { DriverSide, PeerListener } from "../../transport/driver_side.ts";
 import type { RemoteDevice } from "../../transport/remote_device.ts";
 import { PeerLost } from "../../transport/requests.ts";
 import { Session } from "../session.ts";
+import { KICK_COUNTERS } from "../kicks.ts";
 import { chooseFeatures, type RingFormat, ringTerms } from "../own_features.ts";
 import type { WantedRing } from "../wanted.ts";
 import { COMMANDS_SIZE, DriverCommands } from "./driver_commands.ts";
@@ -62,7 +63,14 @@ export interface NetDriverListener {
   pairs?(count: number): void;
 }
 
-const DriverCounters = counterShape("received", "sent", "badQueues");
+const DriverCounters = counterShape(
+  "received",
+  "sent",
+  "bytesReceived",
+  "bytesSent",
+  ...KICK_COUNTERS,
+  "badQueues",
+);
 
 /** See the head of this file. */
 export class NetDriver implements PeerListener, PairOwner, Disposable {

@@ -27,6 +27,7 @@ import {
 import { Protocol, type Station } from "../../network/protocols/packet.ts";
 import * as traffic from "../../network/protocols/traffic.ts";
 import { UDP_PAYLOAD, writeUdpHeaders } from "../../network/protocols/udp.ts";
+import { Latency } from "../../observe/latency.ts";
 import { giveUpMute } from "../mute_device.ts";
 import type { NetDriver, NetDriverListener } from "./net_driver.ts";
 
@@ -78,6 +79,7 @@ export class Pinger implements NetDriverListener {
   readonly #in = allocate(MAX_FRAME);
   readonly #sentMs = new Map<number, number>();
   readonly #roundTripsMs: number[] = [];
+  readonly #latency: Latency;
   #driver!: NetDriver;
   #wasUp = false;
   #targetMac: Uint8Array | undefined;
@@ -94,6 +96,7 @@ export class Pinger implements NetDriverListener {
     this.#target = parseIpv4Address(options.target);
     this.#address = parseIpv4Address(options.address);
     this.#resolved = reactor.defer();
+    this.#latency = new Latency(`pings of ${options.target}`);
   }
 
   use(driver: NetDriver): void {
@@ -178,6 +181,7 @@ export class Pinger implements NetDriverListener {
     this.#sentMs.delete(sequence);
     const roundTripMs = this.reactor.now() - sentMs;
     this.#roundTripsMs.push(roundTripMs);
+    this.#latency.add(roundTripMs);
     const size = this.#packet.end - this.#packet.start;
     this.options.print(
       `${size} bytes from ${formatIpv4Address(this.#packet.source)}: ` +

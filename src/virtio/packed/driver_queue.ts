@@ -44,6 +44,7 @@ export class PackedDriverQueue {
   usedToken = 0;
   usedLength = 0;
   broken: string | undefined = undefined;
+  suppressed = 0;
   readonly #eventIndex: boolean;
   readonly #indirect: boolean;
   readonly #inOrder: boolean;
@@ -229,7 +230,9 @@ export class PackedDriverQueue {
     this.#start = position;
     this.#published = this.#added;
     // The device writes its wish, then looks at the flags; we the other way round. This load cannot pass the store.
-    return needsEvent(loadAcquire32(this.#deviceEvent, 0), position, moved, size);
+    const wants = needsEvent(loadAcquire32(this.#deviceEvent, 0), position, moved, size);
+    if (!wants) this.suppressed++;
+    return wants;
   }
 
   nextUsed(): boolean {

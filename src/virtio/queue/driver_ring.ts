@@ -15,6 +15,8 @@ export interface DriverRing {
   readonly usedLength: number;
   /** Why it is broken; who reads the buffers may find a reason too. */
   broken: string | undefined;
+  /** How often buffers were shown to a device that wanted no kick; who counts them sets it back. */
+  suppressed: number;
   /** Adds a buffer: what the device reads, then what it writes; false if not enough descriptors are free. */
   add(
     addresses: Float64Array,

@@ -76,6 +76,7 @@ export class DriverQueue {
   usedLength = 0;
   /** Why the queue is broken; undefined while it is not. */
   broken: string | undefined = undefined;
+  suppressed = 0;
 
   readonly #eventIndex: boolean;
   readonly #indirect: boolean;
@@ -268,7 +269,9 @@ export class DriverQueue {
     // 2.7.13.4.1: the device writes avail_event (or flags), then looks at the index; we the other way round.
     // If this load could pass the store, both could miss each other; it cannot (atomics.ts).
     const wish = loadAcquire16(this.#used, this.#eventIndex ? this.#availEvent : RING_FLAGS);
-    return this.#eventIndex ? needsEvent(wish, index, old) : (wish & USED_NO_NOTIFY) === 0;
+    const wants = this.#eventIndex ? needsEvent(wish, index, old) : (wish & USED_NO_NOTIFY) === 0;
+    if (!wants) this.suppressed++;
+    return wants;
   }
 
   /**

@@ -151,6 +151,7 @@ Deno.test("kicks and calls with EVENT_IDX", () => {
   s.setAvailEvent(1);
   s.queue.addOne(s.data, 1, false, 0);
   assert(!s.queue.publish(), "entry 0");
+  assert(!s.queue.publish() && s.queue.suppressed === 1, "nothing to show saves no kick");
   s.queue.addOne(s.data, 1, false, 1);
   s.queue.addOne(s.data, 1, false, 2);
   assert(s.queue.publish(), "entries 1 and 2");
