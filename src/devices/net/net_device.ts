@@ -86,8 +86,9 @@ export interface NetCounters extends BatchCounters {
   received: number;
   /** Frames the driver sent. */
   transmitted: number;
-  /** Bytes of those frames, without their virtio-net headers. */
+  /** Bytes of the frames it received, without their virtio-net headers. */
   bytesReceived: number;
+  /** The same of those it sent. */
   bytesTransmitted: number;
   /** Frames that were dropped because the driver's buffer was too small. */
   tooLong: number;

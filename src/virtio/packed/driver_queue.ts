@@ -44,6 +44,7 @@ export class PackedDriverQueue {
   usedToken = 0;
   usedLength = 0;
   broken: string | undefined = undefined;
+  /** See {@link DriverRing.suppressed}. */
   suppressed = 0;
   readonly #eventIndex: boolean;
   readonly #indirect: boolean;

@@ -76,6 +76,7 @@ export class DriverQueue {
   usedLength = 0;
   /** Why the queue is broken; undefined while it is not. */
   broken: string | undefined = undefined;
+  /** See {@link DriverRing.suppressed}. */
   suppressed = 0;
 
   readonly #eventIndex: boolean;
