@@ -9,6 +9,7 @@ export const PLANES = {
   device: async () => (await import("./device.ts")).deviceCommand,
   proxy: async () => (await import("./proxy.ts")).proxyCommand,
   driver: async () => (await import("./driver.ts")).driverCommand,
+  bridge: async () => (await import("./bridge.ts")).bridgeCommand,
   check: async () => (await import("./check.ts")).checkCommand,
   "ivshmem-server": async () => (await import("./ivshmem_server.ts")).ivshmemServerCommand,
 } as const satisfies Readonly<Record<string, Load<PlaneCommand>>>;

@@ -36,6 +36,7 @@ export const KEPT: Readonly<Record<PlaneName, Kept> & Record<string, Kept>> = {
   proxy: PLANE,
   driver: PLANE,
   // They start nothing.
+  bridge: { opening: ["ffi", "env", ...SOURCE], running: ["ffi"] },
   check: { opening: ["ffi", "env", ...SOURCE], running: ["ffi"] },
   "ivshmem-server": { opening: ["ffi", "env", ...SOURCE], running: ["ffi"] },
   // Two processes of vmsg and a keeper; without a shell it keeps its directory itself. TMPDIR.

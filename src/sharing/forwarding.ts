@@ -212,7 +212,7 @@ class ForwardedRing implements SharedRing {
 
   #move(): boolean {
     const { queue, owner } = this;
-    if (!this.#runs || queue.broken !== undefined) return false;
+    if (!this.#runs || queue.broken !== undefined || owner.mayTouch?.() === false) return false;
     const { device, log } = this.forwarding.options;
     if (queue.giveBack()) owner.call();
     if (queue.forward()) device.available(owner.index);
@@ -229,7 +229,8 @@ class ForwardedRing implements SharedRing {
     const { device, log } = this.forwarding.options;
     this.#runs = false;
     this.forwarding.running--;
-    const base = this.queue.stop();
+    // What was used and cannot be given back is done once more, as after a device that was lost.
+    const base = this.owner.mayTouch?.() === false ? this.queue.guest.base : this.queue.stop();
     const where = `device ${device.number}, ring ${this.owner.index}`;
     log.debug(`${where} had a shadow: ${JSON.stringify(this.queue.counters)}`);
     retire(this.queue.counters);

@@ -48,6 +48,8 @@ export interface RingOwner {
   call(): void;
   /** Tells the driver that the ring is broken. */
   fail(): void;
+  /** May the driver's memory be touched now? Always unless given. Whoever said no has the ring looked at again. */
+  mayTouch?(): boolean;
 }
 
 /** A ring that is to run, or does. */

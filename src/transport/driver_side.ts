@@ -86,6 +86,8 @@ export class DriverSide implements BusListener, Requests, Disposable {
   readonly #heartbeat: Timer;
   readonly complain: (line: string) => void;
   peer: PeerKind = "none";
+  /** A device came that nobody has asked for by its number. */
+  onDevice: ((number: number) => void) | undefined;
   epoch = 0;
   takesNotifiers = false;
   #peerEpoch = 0;
@@ -353,6 +355,9 @@ export class DriverSide implements BusListener, Requests, Disposable {
     if (kind === Kind.PING) return link.pong();
     const isArrival = kind === Kind.EVENT_DEVICE;
     const device = this.#devices.get(isArrival ? number : from);
+    if (this.isReady && device === undefined && isArrival && state === DEVICE_ADDED) {
+      if (this.onDevice !== undefined) return this.onDevice(number);
+    }
     if (!this.isReady || device === undefined) return link.drop("no such device");
     // Either may come twice, or without the other (rules R38, B23).
     if (isArrival && state === DEVICE_ADDED) return device.arrived();

@@ -1,0 +1,178 @@
+/** `vmsg bridge`: a bus with devices -> driver side of the transport -> device side -> another bus. */
+
+import type { Bus } from "../bus/bus.ts";
+import { DEVICE_TYPES } from "../devices/vhost_user/device_types.ts";
+import { Carrier } from "../drivers/carried/carrier.ts";
+import { UsageError } from "../linux/errors.ts";
+import { type MemoryLimits, MemoryQuota } from "../memory/mod.ts";
+import { codecFor } from "../message/codecs.ts";
+import { Descriptors } from "../sharing/descriptors.ts";
+import { Forwarding } from "../sharing/forwarding.ts";
+import { Segment } from "../sharing/segment.ts";
+import { DeviceSide } from "../transport/device_side.ts";
+import { DriverSide } from "../transport/driver_side.ts";
+import {
+  BUS_OPTION,
+  BUS_SECTION,
+  type BusSettings,
+  detectable,
+  openBus,
+  parseBus,
+} from "./bus_option.ts";
+import { parseGroup } from "./groups.ts";
+import {
+  CONFINED_OPTIONS,
+  DEVICE_MEMORY_OPTION,
+  type DeviceMemorySettings,
+  memoryLimitOption,
+  openDeviceMemory,
+  parseConfined,
+  parseDeviceMemory,
+  parseMemoryLimit,
+  windowsOf,
+} from "./memory_option.ts";
+import { type PlaneCommand, planeCommand } from "./plane.ts";
+import { rehearse } from "./rehearsal.ts";
+import { WarmUp } from "./warm_up.ts";
+
+const MAX_DEVICE = 65535;
+/** Devices that are carried unless they are named. */
+const DEFAULT_LIMIT = 8;
+const MAX_LIMIT = 256;
+/** Of a segment, for each device that may be carried. */
+const SHARE = 256 << 10;
+
+interface BridgeSettings {
+  /** Where the devices are. */
+  readonly from: BusSettings;
+  /** Where the drivers are. */
+  readonly to: BusSettings;
+  readonly numbers: ReadonlyMap<number, number> | undefined;
+  /** Undefined: as many as there is room for. */
+  readonly limit: number | undefined;
+  readonly confined: { readonly size: number | undefined } | undefined;
+  readonly memories: readonly DeviceMemorySettings[];
+  readonly limits: MemoryLimits;
+}
+
+function parseDevice(text: string): readonly [number, number] {
+  const [first = "", ...rest] = text.split(",");
+  const group = parseGroup("--device", [`device=${first}`, ...rest].join(","), ["device", "as"]);
+  const number = group.number("device", 0, MAX_DEVICE, 0);
+  return [number, group.number("as", 0, MAX_DEVICE, number)];
+}
+
+function parseNumbers(texts: readonly string[]): ReadonlyMap<number, number> | undefined {
+  const pairs = texts.map(parseDevice);
+  const isTwice = (of: (pair: readonly [number, number]) => number) =>
+    new Set(pairs.map(of)).size < pairs.length;
+  if (isTwice(([number]) => number)) throw new UsageError("--device: a device is named twice");
+  if (isTwice(([, as]) => as)) {
+    throw new UsageError("--device: two devices would have the same number: give one another as=");
+  }
+  return pairs.length === 0 ? undefined : new Map(pairs);
+}
+
+/** How many devices a segment has room for, up to the default limit; what is too small for one is said there. */
+function roomFor({ segment }: Bus, size: number | undefined): number {
+  const room = segment === undefined ? size ?? Infinity : segment.memory.size - segment.start;
+  return Math.min(DEFAULT_LIMIT, Math.max(1, Math.floor(Math.min(room, size ?? room) / SHARE)));
+}
+
+/** See `vmsg bridge --help`. */
+export const bridgeCommand: PlaneCommand<BridgeSettings> = planeCommand({
+  name: "bridge",
+  summary: "joins two buses: the devices of one for the drivers of another",
+  description:
+    "Is the driver side of the first bus and the device side of the second, and offers there what devices it finds, " +
+    "each in its own dialect: a device that speaks proto to a driver that speaks v1. Runs until it is told to stop.",
+  options: [
+    { ...BUS_OPTION, repeated: true },
+    {
+      name: "device",
+      value: "N[,as=M]",
+      repeated: true,
+      help:
+        "carry only device N of the first bus, as number M of the second (default: the same number). Without it all are " +
+        "carried, also those that come later; of a proto device side, which cannot be asked, device 0",
+    },
+    {
+      name: "limit",
+      value: "N",
+      help:
+        `at most so many devices, which share the segment (default: those named, or as many as have 256K each, up to ${DEFAULT_LIMIT})`,
+    },
+    ...CONFINED_OPTIONS,
+    DEVICE_MEMORY_OPTION,
+    memoryLimitOption("the driver side", false),
+  ],
+  details: [BUS_SECTION],
+  examples: [
+    "vmsg bridge --bus shm,file=shm,size=1M,dialect=proto \\\n" +
+    "      --bus linux-user,socket=lu.sock",
+  ],
+  parse: (options) => {
+    const buses = options.list("bus");
+    if (buses.length !== 2) {
+      throw new UsageError(
+        "--bus is given twice: where the devices are, then where the drivers are",
+      );
+    }
+    const numbers = parseNumbers(options.list("device"));
+    return {
+      from: parseBus(buses[0]!, "driver"),
+      to: parseBus(buses[1]!, "device"),
+      numbers,
+      limit: options.wholeNumber("limit", 1, MAX_LIMIT) ?? numbers?.size,
+      confined: parseConfined(options),
+      memories: options.list("memory").map(parseDeviceMemory),
+      limits: parseMemoryLimit(options, false),
+    };
+  },
+  open: ({ from, to, numbers, confined, memories, limits, ...settings }, context) => {
+    const { reactor, log, stack } = context;
+    const codec = codecFor(to.dialect);
+    const detect = detectable(to);
+    rehearse([codec, ...detect], context.isTraced);
+    const fromBus = stack.use(openBus(from, "driver", reactor, log));
+    const toBus = stack.use(openBus(to, "device", reactor, log));
+    const driverSide = stack.use(
+      new DriverSide({
+        reactor,
+        bus: fromBus,
+        codec: codecFor(from.dialect),
+        log,
+        tracer: context.tracerFor(fromBus),
+      }),
+    );
+    const windows = memories.flatMap((memory) =>
+      windowsOf(memory, stack.use(openDeviceMemory(memory, context)))
+    );
+    // A device side that is sent files, or has been given the drivers' memory, works on their rings.
+    const isCopied = confined !== undefined || !fromBus.carriesFds;
+    const limit = settings.limit ?? (isCopied ? roomFor(fromBus, confined?.size) : DEFAULT_LIMIT);
+    const segment = isCopied ? stack.use(new Segment(fromBus, confined?.size, limit)) : undefined;
+    const tracer = context.tracerFor(toBus);
+    const quota = new MemoryQuota(limits);
+    // Before the segment goes, and after the devices of the other bus.
+    stack.defer(() => driverSide.revoke());
+    const side = stack.use(
+      new DeviceSide({ reactor, bus: toBus, codec, detect, log, tracer, quota }),
+    );
+    stack.use(
+      new Carrier({
+        ...{ reactor, from: driverSide, to: side, log, numbers, limit, windows },
+        configSizeOf: (id) => DEVICE_TYPES.find((type) => type.id === id)?.configSizes.concat(0)[0],
+        share: (device, position) =>
+          segment === undefined
+            ? new Descriptors(device)
+            : new Forwarding({ reactor, device, place: segment, position, log }),
+      }),
+    );
+    driverSide.open();
+    stack.use(new WarmUp(reactor, () => side.counters.received > 0, true));
+    return {
+      finish: () => log.debug(`transport: ${JSON.stringify(side.counters)}`),
+    };
+  },
+});

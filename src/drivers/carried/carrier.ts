@@ -1,0 +1,208 @@
+/**
+ * `vmsg bridge`: the devices of one bus, each offered on another one.
+ *
+ * Theory of operation. On bus A this is the driver side, on bus B the device side; a device of A is a {@link CarriedDevice} of B
+ * for as long as it is what it was:
+ *
+ *     unknown --it is there, and says what it is--> carried --removed on A, or another device has come--> unknown
+ *                                                   carried --A is lost--> waiting --the same device is there--> carried
+ *
+ * One that is removed on A is removed on B. While A is only lost, as its process is started anew, B keeps the device and its driver
+ * waits; what comes must have all that was offered (description.ts), or the driver of B is told that its device is gone and
+ * that another has come.
+ *
+ * Without a list of numbers each device is carried that A has, under its own number, also one that comes later. B is opened when it is
+ * known what there is: a driver side finds all of the devices, or none.
+ */
+
+import { VmsgError } from "../../linux/errors.ts";
+import type { Reactor } from "../../linux/reactor.ts";
+import type { MemoryRegion } from "../../memory/mod.ts";
+import type { Log } from "../../observe/log.ts";
+import type { Sharing } from "../../sharing/sharing.ts";
+import type { DeviceSide } from "../../transport/device_side.ts";
+import { listDevices } from "../../transport/discovery.ts";
+import type { DriverSide, PeerListener } from "../../transport/driver_side.ts";
+import type { RemoteDevice } from "../../transport/remote_device.ts";
+import { PeerLost } from "../../transport/requests.ts";
+import { CarriedDevice } from "./carried_device.ts";
+import { type ConfigSizeOf, describe, type Description, mayStandIn } from "./description.ts";
+
+/** What one is made of. */
+export interface CarrierOptions {
+  readonly reactor: Reactor;
+  /** Of bus A. */
+  readonly from: DriverSide;
+  /** Of bus B. */
+  readonly to: DeviceSide;
+  readonly log: Log;
+  /** Which devices are carried, and their numbers on B; all of them, under the same, unless given. */
+  readonly numbers: ReadonlyMap<number, number> | undefined;
+  /** The most devices that are carried. */
+  readonly limit: number;
+  /** Memory that a driver side of B has which cannot announce any. */
+  readonly windows: readonly MemoryRegion[];
+  readonly configSizeOf: ConfigSizeOf;
+  /** How a device gets to see the memory of B's driver side. @param position from 0 to below {@link limit} */
+  share(device: RemoteDevice, position: number): Sharing;
+}
+
+/** A device number of A. */
+interface Place {
+  readonly device: RemoteDevice;
+  /** On B. */
+  readonly as: number;
+  readonly position: number;
+  /** What is done about it, one thing after the other. */
+  last: Promise<void>;
+  carried: { readonly model: CarriedDevice; readonly description: Description } | undefined;
+  /** In which of its sessions the device was looked at. */
+  seen: number | undefined;
+}
+
+/** See the head of this file. */
+export class Carrier implements PeerListener, Disposable {
+  readonly #places = new Map<number, Place>();
+  #isOpen = false;
+  #isOver = false;
+  #toldLimit = false;
+
+  /** Nothing is carried before A's device side is there. */
+  constructor(readonly options: CarrierOptions) {
+    const { from, numbers } = options;
+    for (const number of numbers?.keys() ?? []) this.#placeOf(number);
+    if (numbers === undefined) from.onDevice = (number) => this.#look(this.#placeOf(number));
+    from.listen(this);
+  }
+
+  ready(): void {
+    this.options.reactor.spawn(async () => {
+      if (this.options.numbers === undefined) await this.#discover();
+      await Promise.all([...this.#places.values()].map((place) => this.#look(place)));
+      this.#open();
+    });
+  }
+
+  lost(): void {}
+
+  #open(): void {
+    if (this.#isOpen || this.#isOver) return;
+    this.#isOpen = true;
+    const { to, log } = this.options;
+    if (![...this.#places.values()].some(({ carried }) => carried !== undefined)) {
+      log.info(`${this.#bus}: there is no device yet`);
+    }
+    to.open();
+  }
+
+  get #bus(): string {
+    return this.options.from.link.bus.description;
+  }
+
+  async #discover(): Promise<void> {
+    const { from, limit } = this.options;
+    try {
+      // A dialect that has no word for it has one device.
+      const numbers = await listDevices(from, limit + 1) ?? [0];
+      for (const number of numbers) this.#placeOf(number);
+    } catch (error) {
+      if (!(error instanceof PeerLost)) throw error;
+      if (from.isReady) this.options.log.warn(`${this.#bus}: ${error.message}: device 0 is tried`);
+      this.#placeOf(0);
+    }
+  }
+
+  #placeOf(number: number): Place | undefined {
+    const { from, numbers, limit, log } = this.options;
+    const known = this.#places.get(number);
+    if (known !== undefined) return known;
+    if (this.#places.size >= limit) {
+      if (!this.#toldLimit) {
+        log.warn(`device ${number} is not carried: at most ${limit} are (--limit)`);
+      }
+      this.#toldLimit = true;
+      return undefined;
+    }
+    const device = from.device(number);
+    const place: Place = {
+      device,
+      as: numbers?.get(number) ?? number,
+      position: this.#places.size,
+      last: Promise.resolve(),
+      carried: undefined,
+      seen: undefined,
+    };
+    this.#places.set(number, place);
+    device.listen({
+      ready: () => this.#look(place),
+      lost: () => {
+        place.carried?.model.deviceLost();
+        this.#look(place);
+      },
+    });
+    return place;
+  }
+
+  /** Has a device looked at, after what is under way; resolves when that is done. */
+  #look(place: Place | undefined): Promise<void> {
+    if (place === undefined) return Promise.resolve();
+    place.last = place.last.then(() => this.#lookAt(place)).catch((error) => {
+      if (error instanceof PeerLost || this.#isOver) return;
+      if (!(error instanceof VmsgError)) throw error;
+      this.options.log.warn(`device ${place.device.number} is not carried: ${error.message}`);
+    });
+    // It has the reactor wait for it, and end with what is no failure of a peer's.
+    this.options.reactor.spawn(() => place.last);
+    return place.last;
+  }
+
+  async #lookAt(place: Place): Promise<void> {
+    const { device, as } = place;
+    if (this.#isOver) return;
+    if (!device.isReady) {
+      if (device.isRemoved || device.isAbsent) await this.#remove(place);
+      return;
+    }
+    const { session } = device;
+    if (place.seen === session) return;
+    const { share, configSizeOf, reactor, to, log, windows } = this.options;
+    const sharing = share(device, place.position);
+    const description = await describe(device, sharing, configSizeOf);
+    device.checkSession(session);
+    place.seen = session;
+    if (place.carried !== undefined) {
+      if (mayStandIn(description, place.carried.description)) {
+        return await place.carried.model.deviceReady();
+      }
+      log.warn(`device ${device.number} is another one than before`);
+      await this.#remove(place);
+    }
+    while (to.restMs(as) > 0) await reactor.sleep(to.restMs(as));
+    if (this.#isOver) return;
+    device.checkSession(session);
+    const model = new CarriedDevice({ reactor, device, sharing, description, log });
+    place.carried = { model, description };
+    to.add(as, model, windows);
+    log.info(
+      `device ${device.number} (device id ${description.deviceId}) is carried${
+        as === device.number ? "" : ` as ${as}`
+      }`,
+    );
+    await model.deviceReady();
+  }
+
+  async #remove(place: Place): Promise<void> {
+    place.seen = undefined;
+    if (place.carried === undefined) return;
+    const { to, log } = this.options;
+    place.carried = undefined;
+    log.info(`device ${place.device.number} is gone`);
+    await to.remove(place.as);
+  }
+
+  /** Looks at nothing any more; the devices are the device side's to end. */
+  [Symbol.dispose](): void {
+    this.#isOver = true;
+    this.options.from.onDevice = undefined;
+  }
+}
