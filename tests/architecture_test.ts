@@ -308,7 +308,7 @@ const ROOM_LINES: Readonly<Record<string, number>> = {
   bus: 1700,
   transport: 2150,
   sharing: 1400,
-  drivers: 2800,
+  drivers: 3200,
   devices: 3000,
   vhost_user: 300,
   network: 4500,
