@@ -17,9 +17,13 @@
 import type { EndListener, IvshmemEnd } from "../ivshmem/end.ts";
 import type { Fd } from "../linux/fd.ts";
 import type { Reactor } from "../linux/reactor.ts";
+import { counterShape } from "../observe/counters.ts";
 import type { Bus, BusListener, BusOptions, Side } from "./bus.ts";
 import { PageBus } from "./page_bus.ts";
 import { Poller } from "./poller.ts";
+
+/** How often the peer was rung, and how often this end heard that it was rung itself, not counting when it looked. */
+const DoorbellCounters = counterShape("rings", "interrupts");
 
 /** Options of `--bus ivshmem,...`. */
 export interface IvshmemBusOptions extends BusOptions {
@@ -39,6 +43,7 @@ export interface IvshmemBusOptions extends BusOptions {
 export class IvshmemBus extends PageBus implements EndListener {
   readonly #end: IvshmemEnd;
   readonly #options: IvshmemBusOptions;
+  readonly #counters: InstanceType<typeof DoorbellCounters>;
   /** Who was rung last. */
   #rang = -1;
   #poller: Poller | undefined;
@@ -61,6 +66,7 @@ export class IvshmemBus extends PageBus implements EndListener {
     super(side, reactor, { ...options, memory, isDeviceMemory, id, where, offset: 0 });
     this.#end = end;
     this.#options = options;
+    this.#counters = new DoorbellCounters("doorbell", this.description);
     this.keptFrom = side === "driver" ? this.segment.start : undefined;
     if (side === "driver") this.lendVector = end.lendVector?.bind(end);
     const ring = end.ringVector?.bind(end);
@@ -111,7 +117,7 @@ export class IvshmemBus extends PageBus implements EndListener {
     this.attachIfThere();
     if (!this.#isThere) this.#tellWaiting();
     if (this.#options.poll || !this.#end.interrupts) {
-      this.#poller = new Poller(this.reactor, () => this.rung());
+      this.#poller = new Poller(this.reactor, () => super.rung());
     }
   }
 
@@ -169,11 +175,13 @@ export class IvshmemBus extends PageBus implements EndListener {
 
   /** The end was rung. */
   override rung(): boolean {
+    this.#counters.interrupts++;
     return super.rung();
   }
 
   /** Rings the peer, and looks for its answer where nobody rings us. */
   protected override ring(): void {
+    this.#counters.rings++;
     this.#rang = this.#peer;
     this.#end.ring(this.#rang);
     this.#poller?.expect();

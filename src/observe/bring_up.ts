@@ -88,6 +88,12 @@ export class BringUp {
     else if (message === "EVENT_USED") this.#calls++;
   }
 
+  /** What was counted, of notifications that no message shows as well. */
+  rung(kicks: number, calls: number): void {
+    this.#kicks += kicks;
+    this.#calls += calls;
+  }
+
   #seeStatus(status: number, isDrivers: boolean): void {
     if (isDrivers) this.#wantsFeatures = (status & FEATURES_OK) !== 0;
     else if (this.#wantsFeatures) this.#isRefused = (status & FEATURES_OK) === 0;

@@ -3,8 +3,8 @@
  * while the process runs, and of one that crashed: the status, features and queues of its devices, where the memory is
  * that their rings lie in, when the driver side was heard, and the request that has waited longest.
  *
- * Only what changes at a status write, a queue's set-up, a heartbeat or a request is here; nothing is written per
- * packet. Times are CLOCK_MONOTONIC's: they mean something until the machine is started anew. A
+ * Only what changes at a status write, a queue's set-up, a notification, a heartbeat or a request is here; nothing is
+ * written per packet. Times are CLOCK_MONOTONIC's: they mean something until the machine is started anew. A
  * counter's high word goes forward only, therefore 64 bits that may become less are two counters.
  */
 
@@ -42,6 +42,9 @@ const QueueWords = counterShape(
   "device low",
   "device high",
   "since ms",
+  "kicks",
+  "calls",
+  "unseen",
 );
 const REGION_NUMBERS = ["at", "size", "address", "offset", "file system", "file"] as const;
 const RegionWords = counterShape(
@@ -66,7 +69,8 @@ const high = (value: number) => Math.floor(value / 2 ** 32);
 /** The state of one device; dispose gives its room back. */
 export class DeviceState implements Disposable {
   readonly #device: InstanceType<typeof DeviceWords>;
-  readonly #queues: readonly QueueCounters[];
+  /** None of a device that is gone: what was theirs may be another's. */
+  #queues: readonly QueueCounters[];
   #isGone = false;
 
   /** Of a device in reset. */
@@ -95,7 +99,7 @@ export class DeviceState implements Disposable {
   /** A queue was set up, enabled, or stopped. */
   queue(index: number, isEnabled: boolean, setup: Setup): void {
     const words = this.#queues[index];
-    if (words === undefined || this.#isGone) return;
+    if (words === undefined) return;
     words.enabled = Number(isEnabled);
     words.size = setup.size;
     words["descriptor low"] = low(setup.descriptorAddress);
@@ -105,6 +109,25 @@ export class DeviceState implements Disposable {
     words["device low"] = low(setup.deviceAddress);
     words["device high"] = high(setup.deviceAddress);
     words["since ms"] = Math.floor(this.clock.now());
+    if (!isEnabled) words.kicks = words.calls = words.unseen = 0;
+  }
+
+  /** The driver said that buffers are available in a queue. */
+  kicked(index: number): void {
+    const words = this.#queues[index];
+    if (words !== undefined) words.kicks++;
+  }
+
+  /** The driver was told that buffers were used. */
+  called(index: number): void {
+    const words = this.#queues[index];
+    if (words !== undefined) words.calls++;
+  }
+
+  /** From here on kicks and calls may go past this process, or this thread of it. */
+  unseen(index: number): void {
+    const words = this.#queues[index];
+    if (words !== undefined) words.unseen = 1;
   }
 
   [Symbol.dispose](): void {
@@ -112,6 +135,7 @@ export class DeviceState implements Disposable {
     this.#isGone = true;
     queuesLeft += this.#queues.length;
     for (const group of [this.#device, ...this.#queues]) retire(group);
+    this.#queues = [];
   }
 }
 
@@ -203,6 +227,9 @@ export interface ReadQueue extends Setup {
   readonly index: number;
   readonly isEnabled: boolean;
   readonly sinceMs: number;
+  /** How often each side notified the other since the queue was set up; undefined where that goes past the process. */
+  readonly kicks: number | undefined;
+  readonly calls: number | undefined;
 }
 
 /** A piece of memory as it was read. */
@@ -284,6 +311,8 @@ export function readState(
       driverAddress: wide("driver"),
       deviceAddress: wide("device"),
       sinceMs: at("since ms"),
+      kicks: at("unseen") !== 0 ? undefined : at("kicks"),
+      calls: at("unseen") !== 0 ? undefined : at("calls"),
     })),
     memory: named(new RegExp(`^${name} memory (\\d+)$`)).map(({ wide }) => ({
       at: wide("at"),

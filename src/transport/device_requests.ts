@@ -37,7 +37,7 @@ export class DeviceRequests {
     const { index } = this.link.in;
     // An event for a queue that is not set up is dropped silently (rules V22, V25).
     if (this.slot.queues[index]?.isEnabled !== true) return this.link.drop("no such queue");
-    this.slot.model.available(index);
+    this.slot.kicked(index);
   }
 
   /** Answers the request in hand. */
@@ -87,7 +87,8 @@ export class DeviceRequests {
       case Kind.SET_CONFIG:
         return this.#answerConfigWrite(false);
       case Kind.SET_DEVICE_STATUS:
-        return this.#statusWithoutDevice(link.in.status);
+        if (link.in.status === 0) return this.slot.reset(this.#answerStatus);
+        return this.#featuresJudged(false);
       default:
         return this.#answerEmpty();
     }
@@ -251,11 +252,6 @@ export class DeviceRequests {
     this.#answerStatus();
   };
 
-  #statusWithoutDevice(status: number): void {
-    if (status === 0) this.slot.reset(this.#answerStatus);
-    else this.#featuresJudged(false);
-  }
-
   // --- queues ------------------------------------------------------------------------------------
 
   #getQueue(): void {
@@ -331,8 +327,7 @@ export class DeviceRequests {
     } else {
       queue.isHeld = false;
       // GET_VQUEUE tells, where everything is as it was before (rule V50).
-      const isStrict = codec.conduct.queueOperationIsNamed;
-      if (isStrict) {
+      if (codec.conduct.queueOperationIsNamed) {
         slot.owner.complain(`device ${slot.number} does not take queue ${index}: ${problem}`);
       } else slot.needsReset(`queue ${index}: ${problem}`);
     }

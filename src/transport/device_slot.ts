@@ -48,8 +48,9 @@ export class DeviceSlot implements DeviceHost {
   generation = 0;
   /** Of addresses that only the driver side can translate. */
   readonly translation: Translation;
+  /** What others can read of it while it runs. */
+  readonly seen: DeviceState;
   readonly #configEvent: ConfigNotification;
-  readonly #seen: DeviceState;
   #status = 0;
   /** The device was found to have to wait for the lease. */
   #isPaused = false;
@@ -80,7 +81,7 @@ export class DeviceSlot implements DeviceHost {
     }));
     this.#configEvent = new ConfigNotification(this);
     const { reactor, link } = owner.notifications;
-    this.#seen = new DeviceState(number, model.deviceId, model.queueCount, reactor);
+    this.seen = new DeviceState(number, model.deviceId, model.queueCount, reactor);
     this.translation = new Translation(reactor, link, number, {
       regions: tables.regions,
       retake: (request) => this.#retake(request),
@@ -123,10 +124,17 @@ export class DeviceSlot implements DeviceHost {
     return false;
   }
 
+  /** The driver has made buffers available in a queue that is enabled. */
+  kicked(queue: number): void {
+    this.seen.kicked(queue);
+    this.model.available(queue);
+  }
+
   used(queue: number): void {
     // A queue that is stopped because of a reset has nobody to tell.
     if (this.#isResetting) return;
     const { notifier, used } = this.queues[queue];
+    this.seen.called(queue);
     if (notifier !== undefined) notifier.call();
     else this.owner.notifications.raise(used);
   }
@@ -147,7 +155,7 @@ export class DeviceSlot implements DeviceHost {
     // In reset it needs none, and nothing is announced before the first status write (rule U3).
     if (this.#status === 0) return;
     this.#status |= Status.DEVICE_NEEDS_RESET;
-    this.#seen.device(this.#status, this.driverFeatures);
+    this.seen.device(this.#status, this.driverFeatures);
     this.model.termsChanged?.();
     this.#announce();
   }
@@ -174,9 +182,7 @@ export class DeviceSlot implements DeviceHost {
     this.translation.drop(index);
     this.dropNotifier(index);
     this.setQueue(index, UNSET, false);
-    const queue = this.queues[index];
-    queue.base = 0;
-    queue.goesOn = false;
+    Object.assign(this.queues[index], { base: 0, goesOn: false });
   }
 
   /** Where a queue lies from now on. */
@@ -184,7 +190,7 @@ export class DeviceSlot implements DeviceHost {
     const queue = this.queues[index];
     queue.stored = setup;
     queue.isEnabled = isEnabled;
-    this.#seen.queue(index, isEnabled, setup);
+    this.seen.queue(index, isEnabled, setup);
   }
 
   /** Has a queue that is enabled notify out of band, and looks at it: kicks may have gone elsewhere before. */
@@ -225,7 +231,7 @@ export class DeviceSlot implements DeviceHost {
     const kept = before & (Status.DEVICE_NEEDS_RESET | Status.FEATURES_OK);
     const refused = this.setsFeaturesOk(status) && !featuresAreOk ? Status.FEATURES_OK : 0;
     this.#status = (status & 0xff & ~Status.DEVICE_NEEDS_RESET & ~refused) | kept;
-    this.#seen.device(this.#status, this.driverFeatures);
+    this.seen.device(this.#status, this.driverFeatures);
     this.model.termsChanged?.();
     if ((this.#status & ~before & Status.DRIVER_OK) !== 0) this.model.resume();
   }
@@ -284,7 +290,7 @@ export class DeviceSlot implements DeviceHost {
     this.#isPaused = false;
     this.translation.reset();
     this.driverFeatures.fill(0);
-    this.#seen.device(this.#status, this.driverFeatures);
+    this.seen.device(this.#status, this.driverFeatures);
     this.queues.forEach(({ used }, index) => {
       this.unsetQueue(index);
       this.owner.notifications.cancel(used);
@@ -394,6 +400,6 @@ export class DeviceSlot implements DeviceHost {
     this.model[Symbol.dispose]();
     this.translation[Symbol.dispose]();
     this.tables.dropAll();
-    this.#seen[Symbol.dispose]();
+    this.seen[Symbol.dispose]();
   }
 }

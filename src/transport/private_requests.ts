@@ -109,8 +109,9 @@ export class PrivateRequests {
     }
     try {
       const { model, owner: { reactor } } = slot;
-      const notifier = model.takeNotifier?.(index, kick, call) ??
-        new Notifier(reactor, kick, call, () => model.available(index));
+      const taken = model.takeNotifier?.(index, kick, call);
+      if (taken !== undefined) slot.seen.unseen(index);
+      const notifier = taken ?? new Notifier(reactor, kick, call, () => slot.kicked(index));
       slot.setNotifier(index, notifier, "out of band");
     } catch (error) {
       if (!(error instanceof VmsgError)) throw error;

@@ -39,18 +39,24 @@ Deno.test("state: status, features and queues as they are, also where they becam
     using _other = new DeviceState(1, 2, 1, MONOTONIC);
     state.device(15, new Uint32Array([0xffff_ffff, 1]));
     state.queue(1, true, SETUP);
+    for (let n = 0; n < 2; n++) state.kicked(1);
+    state.called(1);
     const [device, other] = look().devices;
     assertEquals(
       [device!.number, device!.deviceId, device!.status, device!.features, device!.queueCount],
       [10, 1, 15, [0xffff_ffff, 1], 2],
     );
-    assertEquals(device!.queues[1], { index: 1, isEnabled: true, sinceMs: 7, ...SETUP });
+    const more = { sinceMs: 7, kicks: 2, calls: 1 };
+    assertEquals(device!.queues[1], { index: 1, isEnabled: true, ...more, ...SETUP });
     assertEquals([other!.number, other!.status, other!.queues.length], [1, 0, 1]);
+    state.unseen(1);
+    assertEquals(look().devices[0]!.queues[1]!.kicks, undefined);
     const low = { size: 2, descriptorAddress: 16, driverAddress: 32, deviceAddress: 48 };
     state.queue(1, false, low);
     state.device(0, new Uint32Array(2));
     const [after] = look().devices;
-    assertEquals(after!.queues[1], { index: 1, isEnabled: false, sinceMs: 7, ...low });
+    const none = { sinceMs: 7, kicks: 0, calls: 0 };
+    assertEquals(after!.queues[1], { index: 1, isEnabled: false, ...none, ...low });
     assertEquals([after!.status, after!.features], [0, [0, 0]]);
   });
 });

@@ -1,0 +1,222 @@
+/** Links stuck on purpose, between processes as users have them: `vmsg doctor` names the step in each, and none in a sound one. */
+
+import { assert, assertEquals } from "@std/assert";
+import { LinuxUserBus } from "../../src/bus/linux_user.ts";
+import { MONOTONIC } from "../../src/linux/clock.ts";
+import { Reactor } from "../../src/linux/reactor.ts";
+import { codecFor } from "../../src/message/codecs.ts";
+import { Kind, QUEUE_ENABLED } from "../../src/message/message.ts";
+import {
+  PATIENCE_MS,
+  type Processes,
+  processTest,
+  VMSG_COMMAND,
+  type VmsgProcess,
+} from "../support/processes.ts";
+import { RawPeer } from "../support/raw_peer.ts";
+
+const BUS = ["--bus", "linux-user,socket=lu.sock"];
+
+/** Starts vmsg with its counters in the test's own directory. */
+function start(vmsg: Processes, ...args: string[]): Promise<VmsgProcess> {
+  return vmsg.startProgram("env", `XDG_RUNTIME_DIR=${vmsg.directory}`, ...VMSG_COMMAND, ...args);
+}
+
+interface Stuck {
+  readonly step: string;
+  readonly owes: string;
+  readonly likely: string;
+}
+
+/** The first step that is said to be missing; of all processes of the test, unless some are given. */
+async function doctor(vmsg: Processes, of: VmsgProcess[]): Promise<Stuck | undefined> {
+  const operands = of.length > 0 ? of.map(({ pid }) => String(pid)) : [`${vmsg.directory}/vmsg`];
+  await using process = await start(vmsg, "doctor", "--json", ...operands);
+  const { code, stdout, stderr } = await process.ended();
+  assertEquals(stderr, []);
+  const verdicts: { stuck?: Stuck }[] = JSON.parse(stdout.join("\n"));
+  const stuck = verdicts.find((verdict) => verdict.stuck !== undefined)?.stuck;
+  assertEquals(code, stuck !== undefined || verdicts.length === 0 ? 1 : 0, stdout.join("\n"));
+  return stuck;
+}
+
+/** Looks until that is said: a link comes to its stop by and by. */
+async function saysStuck(
+  vmsg: Processes,
+  step: RegExp,
+  owes: string,
+  ...of: VmsgProcess[]
+): Promise<void> {
+  const endMs = performance.now() + PATIENCE_MS;
+  for (;;) {
+    const stuck = await doctor(vmsg, of);
+    if (stuck !== undefined && step.test(stuck.step)) {
+      assertEquals(stuck.owes, owes);
+      assert(stuck.likely.length > 20);
+      return;
+    }
+    assert(performance.now() < endMs, `said is ${JSON.stringify(stuck)}, not ${step}`);
+  }
+}
+
+async function startDevice(vmsg: Processes, ...args: string[]): Promise<VmsgProcess> {
+  const process = await start(vmsg, "device", ...args);
+  await process.waitFor(/waiting for the driver side/);
+  return process;
+}
+
+async function attached(peer: RawPeer): Promise<void> {
+  while (peer.attachments === 0) await peer.reactor.sleep(1);
+}
+
+/** Speaks as a driver side of somebody else, then stays attached and says nothing more. */
+async function byHand(
+  vmsg: Processes,
+  device: VmsgProcess,
+  speak: (peer: RawPeer) => Promise<void>,
+  look: () => Promise<void>,
+): Promise<void> {
+  using reactor = new Reactor(MONOTONIC);
+  using bus = new LinuxUserBus("driver", reactor, {
+    name: "linux-user",
+    directory: vmsg.directory,
+    socket: `${vmsg.directory}/lu.sock`,
+    ...{ listen: false, wait: true, reset: false, lock: false, ringPerMessage: false },
+    discardOnAttach: false,
+    log: () => {},
+  });
+  const peer = new RawPeer(reactor, bus, codecFor("v1"));
+  peer.open();
+  // What is there before the device side is ready is not for it.
+  const { length } = device.lines;
+  await reactor.until(attached(peer));
+  await device.waitFor(/the driver side is there/, PATIENCE_MS, length);
+  await reactor.until(speak(peer));
+  await look();
+}
+
+const FEATURES_OK = 11;
+const status = (peer: RawPeer, bits: number) =>
+  peer.ask(Kind.SET_DEVICE_STATUS, (message) => message.status = bits);
+
+/** Up to the features, if there are words, and then to this status. */
+async function bringUp(peer: RawPeer, words: number[] = [], bits = FEATURES_OK): Promise<void> {
+  await peer.ask(Kind.GET_DEVICE_INFO);
+  for (const step of [0, 1, 3]) await status(peer, step);
+  if (words.length === 0) return;
+  await peer.ask(Kind.SET_DRIVER_FEATURES, (message) => message.say({ count: 2, words }));
+  await status(peer, bits);
+}
+
+/** Where the device side has memory of the driver. */
+const AT = 0x100_0000;
+const VERSION_1 = [0, 1];
+
+async function setQueue(peer: RawPeer, at: number): Promise<void> {
+  await peer.ask(Kind.SET_VQUEUE, (message) =>
+    message.say({
+      ...{ index: 0, flags: QUEUE_ENABLED, queueSize: 16 },
+      ...{ descriptorAddress: at, driverAddress: at + 4096, deviceAddress: at + 8192 },
+    }));
+}
+
+processTest("doctor: nothing is stuck between a device and a driver", async (vmsg) => {
+  await startDevice(vmsg, ...BUS, "--net", "responder");
+  const driver = await start(vmsg, "driver", ...BUS, "--interval", "0.01");
+  await driver.waitFor(/icmp_seq=5 /);
+  assertEquals(await doctor(vmsg, []), undefined);
+});
+
+processTest("doctor: no device process, no driver process", async (vmsg) => {
+  const driver = await start(vmsg, "driver", ...BUS);
+  await driver.waitFor(/waiting|connect|nobody/i);
+  await saysStuck(vmsg, /^no device side: process \d+ \(vmsg driver\) has heard/, "device side");
+  await driver.end("SIGTERM");
+  await startDevice(vmsg, ...BUS, "--net", "responder");
+  await saysStuck(vmsg, /^no driver side: process \d+ \(vmsg device\) has heard/, "driver side");
+});
+
+processTest("doctor: the sides speak different dialects", async (vmsg) => {
+  await startDevice(vmsg, "--bus", `${BUS[1]},dialect=proto`, "--net", "responder");
+  await start(vmsg, "driver", "--bus", `${BUS[1]},dialect=v1`);
+  await saysStuck(
+    vmsg,
+    /^process \d+ \(vmsg device\) understood only \d+ of \d+ messages$/,
+    "either side",
+  );
+});
+
+processTest("doctor: over ivshmem, peer= is nobody, or somebody else", async (vmsg) => {
+  const server = await start(vmsg, "ivshmem-server", "--socket", "iv.sock", "--size", "1M");
+  await server.waitFor(/iv\.sock/);
+  const bus = (options = "") => ["--bus", `ivshmem,server=iv.sock${options}`];
+  const device = await start(vmsg, "device", ...bus(), "--net", "responder");
+  await device.waitFor(/waiting for a peer/);
+  const nobody = await start(vmsg, "driver", ...bus(",peer=7"));
+  await saysStuck(vmsg, /has not found process \d+ \(vmsg device\)/, "driver side");
+  await nobody.end("SIGTERM");
+  // Peer 2, who hears the doorbell and is not meant.
+  const other = await start(vmsg, "device", ...bus(",peer=9"), "--net", "responder");
+  const { text } = await other.waitFor(/waiting for peer 9, there are only this side, peer \d+/);
+  const peer = /side, peer (\d+)/.exec(text)![1];
+  const driver = await start(vmsg, "driver", ...bus(`,peer=${peer}`));
+  await driver.waitFor(/waiting for a device side/);
+  const rung = /read none: doorbell rung \d+ times, no interrupts taken$/;
+  await saysStuck(vmsg, rung, "device side", device, driver);
+});
+
+processTest("doctor: a device number that there is not", async (vmsg) => {
+  await startDevice(vmsg, ...BUS, "--net", "responder");
+  await start(vmsg, "driver", ...BUS, "--device", "5");
+  await saysStuck(vmsg, /^there is no device 5: the device side has 0$/, "driver side");
+});
+
+processTest("doctor: a side that is stopped, and one that was killed", async (vmsg) => {
+  const device = await startDevice(vmsg, ...BUS, "--net", "responder");
+  const driver = await start(vmsg, "driver", ...BUS, "--interval", "0.01");
+  await driver.waitFor(/icmp_seq=5 /);
+  device.kill("SIGSTOP");
+  await saysStuck(vmsg, /^process \d+ \(vmsg device\) is stopped$/, "device side");
+  device.kill("SIGCONT");
+  driver.kill("SIGSTOP");
+  await saysStuck(vmsg, /^process \d+ \(vmsg driver\) is stopped$/, "driver side");
+  driver.kill("SIGCONT");
+  await device.end("SIGKILL");
+  await saysStuck(vmsg, /^process \d+ \(vmsg device\) has ended$/, "device side");
+});
+
+processTest("doctor: a driver of somebody else that stops at each step", async (vmsg) => {
+  Deno.writeFileSync(`${vmsg.directory}/ram`, new Uint8Array(1 << 20));
+  const memory = `file=ram,at=${AT}`;
+  const device = await startDevice(vmsg, ...BUS, "--memory", memory, "--device", "rng");
+  const ready = async (peer: RawPeer) => {
+    await bringUp(peer, VERSION_1);
+    await setQueue(peer, AT);
+  };
+  const steps: [RegExp, (peer: RawPeer) => Promise<void>][] = [
+    [/^SET_DRIVER_FEATURES never came$/, bringUp],
+    [/^FEATURES_OK was never set$/, (peer) => bringUp(peer, VERSION_1, 3)],
+    // Refused: it is a legacy driver.
+    [/^FEATURES_OK was never set$/, (peer) => bringUp(peer, [1, 0])],
+    [/^SET_VQUEUE never came/, (peer) => bringUp(peer, VERSION_1)],
+    // Refused: no memory is there.
+    [/^SET_VQUEUE never came/, async (peer) => {
+      await bringUp(peer, VERSION_1);
+      await setQueue(peer, 0x900_0000);
+    }],
+    [/^DRIVER_OK was never set$/, ready],
+    [/^no queue was ever kicked$/, async (peer) => {
+      await ready(peer);
+      await status(peer, 15);
+    }],
+    [/^EVENT_AVAIL came 3 times, EVENT_USED never$/, async (peer) => {
+      await ready(peer);
+      await status(peer, 15);
+      for (let n = 0; n < 3; n++) peer.send(Kind.EVENT_AVAIL);
+    }],
+  ];
+  for (const [step, speak] of steps) {
+    const owes = step.source.includes("EVENT_USED") ? "device side" : "driver side";
+    await byHand(vmsg, device, speak, () => saysStuck(vmsg, step, owes));
+  }
+});
