@@ -312,7 +312,8 @@ const ROOM_LINES: Readonly<Record<string, number>> = {
   devices: 3000,
   vhost_user: 300,
   network: 4500,
-  observe: 1700,
+  // With what doctor knows of links, from captures and from what processes count.
+  observe: 2000,
   check: 1200,
   cli: 3200,
 };

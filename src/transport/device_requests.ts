@@ -37,7 +37,8 @@ export class DeviceRequests {
     const { index } = this.link.in;
     // An event for a queue that is not set up is dropped silently (rules V22, V25).
     if (this.slot.queues[index]?.isEnabled !== true) return this.link.drop("no such queue");
-    this.slot.kicked(index);
+    this.slot.seen.kicked(index);
+    this.slot.model.available(index);
   }
 
   /** Answers the request in hand. */

@@ -124,12 +124,6 @@ export class DeviceSlot implements DeviceHost {
     return false;
   }
 
-  /** The driver has made buffers available in a queue that is enabled. */
-  kicked(queue: number): void {
-    this.seen.kicked(queue);
-    this.model.available(queue);
-  }
-
   used(queue: number): void {
     // A queue that is stopped because of a reset has nobody to tell.
     if (this.#isResetting) return;

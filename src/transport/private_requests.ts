@@ -111,7 +111,11 @@ export class PrivateRequests {
       const { model, owner: { reactor } } = slot;
       const taken = model.takeNotifier?.(index, kick, call);
       if (taken !== undefined) slot.seen.unseen(index);
-      const notifier = taken ?? new Notifier(reactor, kick, call, () => slot.kicked(index));
+      const kicked = () => {
+        slot.seen.kicked(index);
+        model.available(index);
+      };
+      const notifier = taken ?? new Notifier(reactor, kick, call, kicked);
       slot.setNotifier(index, notifier, "out of band");
     } catch (error) {
       if (!(error instanceof VmsgError)) throw error;
