@@ -1,6 +1,6 @@
 /**
  * The subcommand `vmsg doctor`: what this machine can do with vmsg, and how to get the rest; or, of captures and of processes,
- * where a link stands still (observe/bring_up.ts, observe/live_link.ts).
+ * where a link stands still (stuck_links.ts).
  *
  * Every check only looks: it opens, reads or asks for a version, and changes nothing. One line a check, or
  * one for each thing it found.
@@ -22,19 +22,10 @@ import {
   surveyDomains,
   xenVersion,
 } from "../xen/survey.ts";
-import { busOfQueueFile } from "../bus/queue_reader.ts";
-import { MONOTONIC } from "../linux/clock.ts";
-import { UsageError } from "../linux/errors.ts";
-import { fileStatus, openPath } from "../linux/fd.ts";
-import { mappedFiles } from "../linux/process_files.ts";
-import { diagnose, type Verdict } from "../observe/bring_up.ts";
-import { type Instance, readAll, readPath } from "../observe/figures.ts";
-import { diagnoseProcesses, type Process } from "../observe/live_link.ts";
-import { isCounterFile } from "../observe/read_counters.ts";
 import { temporaryDirectory } from "./keeper.ts";
 import { limitsProblem, memoryLimit, MIN_MEMORY, NEEDS } from "./needs.ts";
 import type { Command } from "./command.ts";
-import { readCaptures } from "./trace.ts";
+import { explainLinks } from "./stuck_links.ts";
 
 export interface Finding {
   /** What was looked for, stable for programs. */
@@ -230,78 +221,15 @@ export async function examine(): Promise<Finding[]> {
   return (await Promise.all(findings)).flat();
 }
 
-function verdictsOfCaptures(paths: readonly string[]): Verdict[] {
-  const lines: string[] = [];
-  // All of them, and by its name the heartbeat, of which else a few are shown.
-  readCaptures(paths, "*,malformed,HELLO", true, (line) => lines.push(line));
-  return diagnose(lines);
-}
-
-function withProcess(instance: Instance): Process {
-  const { pid, isRunning } = instance;
-  if (!isRunning) return { ...instance, isStopped: false, queueFile: undefined };
-  const buses = mappedFiles(pid).map(({ path }) => busOfQueueFile(path));
-  return {
-    ...instance,
-    isStopped: /^State:\s*[Tt]/m.test(readText(`/proc/${pid}/status`) ?? ""),
-    queueFile: buses.find((bus) => bus !== undefined),
-  };
-}
-
-/** Numbers of processes, files of counters and directories of them; without any, all that this user has. */
-function verdictsOfProcesses(operands: readonly string[]): Verdict[] {
-  const nowMs = MONOTONIC.now();
-  const read = (one: string) =>
-    /^\d+$/.test(one) ? readAll(nowMs, Number(one)) : readPath(nowMs, one);
-  const readings = operands.length === 0 ? [readAll(nowMs)] : operands.map(read);
-  for (const problem of readings.flatMap(({ problems }) => problems)) {
-    console.error(`vmsg: ${problem}`);
-  }
-  const processes = readings.flatMap(({ instances }) => instances).map(withProcess);
-  return diagnoseProcesses(processes, nowMs);
-}
-
-function isOfProcesses(operand: string): boolean {
-  if (/^\d+$/.test(operand) || isCounterFile(operand)) return true;
-  using fd = openPath(operand);
-  return fd !== undefined && fileStatus(fd).kind === "directory";
-}
-
-/** Says of captures, or of processes, where each link and device stands; 1 if one is stuck, or there is none to speak of. */
-function explain(operands: readonly string[], isLink: boolean, isJson: boolean): number {
-  const live = operands.filter(isOfProcesses);
-  const isLive = isLink || live.length > 0;
-  if (isLive && live.length < operands.length) {
-    throw new UsageError("give either captures or processes; see: vmsg doctor --help");
-  }
-  const verdicts = isLive ? verdictsOfProcesses(operands) : verdictsOfCaptures(operands);
-  const isNothing = verdicts.length === 0;
-  const isStuck = verdicts.some(({ stuck }) => stuck !== undefined);
-  if (isJson) console.log(JSON.stringify(verdicts, undefined, 2));
-  else {
-    for (const { subject, seen, stuck } of verdicts) {
-      console.log(`${subject}: ${stuck === undefined ? "runs" : `stuck: ${stuck.step}`}`);
-      console.log(`  seen: ${seen}`);
-      if (stuck === undefined) continue;
-      console.log(
-        `  whose turn: the ${stuck.owes.replace("either side", "one side or the other")}`,
-      );
-      console.log(`  likely: ${stuck.likely}`);
-    }
-    if (isNothing) console.log("there is no process with a bus");
-    else if (!isStuck) console.log("nothing is stuck");
-  }
-  return isStuck || isNothing ? 1 : 0;
-}
-
 /** See `vmsg doctor --help`. */
 export const doctorCommand: Command = {
   name: "doctor",
   summary: "what this machine can do with vmsg; of captures or processes, where a link is stuck",
   description:
     "Looks at what vmsg can use on this machine. One line each; nothing is changed. Given captures (device, proxy and " +
-    "driver --capture), or processes of vmsg (numbers, files of counters, directories of those), it says instead where the link stands: the first step that did not happen, whose turn it is, and " +
-    "what is likely the reason. Then it exits with 1 if something is stuck.",
+    "driver --capture), or processes of vmsg (numbers, files of counters, directories of those), it says instead where " +
+    "the link stands: the first step that did not happen, whose turn it is, and what is likely the reason. Then it " +
+    "exits with 1 if something is stuck.",
   operands: "[FILE|PID|DIRECTORY...]",
   options: [
     { name: "link", help: "look at the links of all processes of vmsg that there are" },
@@ -317,7 +245,7 @@ export const doctorCommand: Command = {
   run: async (options) => {
     const isLink = options.flag("link");
     if (isLink || options.operands.length > 0) {
-      return explain(options.operands, isLink, options.flag("json"));
+      return explainLinks(options.operands, isLink, options.flag("json"));
     }
     const findings = await examine();
     if (options.flag("json")) {
