@@ -31,13 +31,14 @@ export function pin(pid: number, processor: number, what: "all" | "thread" = "al
   if (!success) throw new Error(`taskset: ${new TextDecoder().decode(stderr)}`);
 }
 
-/** What starts the vmsg that is measured. */
-export async function vmsgCommand(): Promise<string[]> {
+const root = (path: string) => fromFileUrl(new URL(`../${path}`, import.meta.url));
+
+/** What starts the vmsg that is measured. @param config of Deno, with the sources */
+export async function vmsgCommand(config: string = root("deno.json")): Promise<string[]> {
   if (executable !== undefined) {
     return [executable === "compiled" ? await compiledExecutable() : executable];
   }
-  const root = (path: string) => fromFileUrl(new URL(`../${path}`, import.meta.url));
-  const run = ["run", "--quiet", "--no-check", "--allow-all", "--config", root("deno.json")];
+  const run = ["run", "--quiet", "--no-check", "--allow-all", "--config", config];
   return [Deno.execPath(), ...run, root("src/main.ts")];
 }
 
