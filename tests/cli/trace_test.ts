@@ -5,6 +5,7 @@ import { codecFor } from "../../src/message/codecs.ts";
 import { Message } from "../../src/message/message.ts";
 import { recordedSession } from "../message/recorded_session.ts";
 import { dissectMessages, readAll } from "../support/capture.ts";
+import { assertGolden } from "../support/golden.ts";
 import { processTest } from "../support/processes.ts";
 import { writeCapture } from "../support/capture_of_messages.ts";
 import { slotOf } from "../message/vectors.ts";
@@ -12,20 +13,12 @@ import { findProgram } from "../../src/linux/programs.ts";
 
 const BUS = ["--bus", "linux-user,socket=lu.sock"];
 
-/** A golden text beside this file; VMSG_GOLDEN=write makes it. */
-async function assertGolden(name: string, lines: readonly string[]): Promise<void> {
-  const url = new URL(name, import.meta.url);
-  const text = lines.join("\n") + "\n";
-  if (Deno.env.get("VMSG_GOLDEN") === "write") await Deno.writeTextFile(url, text);
-  assertEquals(text.split("\n"), (await Deno.readTextFile(url)).split("\n"));
-}
-
 processTest("trace: a whole bring-up as it was recorded, in words", async (vmsg) => {
   const path = `${vmsg.directory}/session.pcapng`;
   writeCapture(path, recordedSession());
   const all = await vmsg.run("trace", path);
   assertEquals([all.code, all.stderr], [0, []]);
-  await assertGolden("bring_up.txt", all.stdout);
+  await assertGolden(new URL("bring_up.txt", import.meta.url), all.stdout);
   const some = await vmsg.run("trace", "--filter", "net0,!event,!GET_*", path);
   const expected = all.stdout.filter((line) => !/dev \d+ (EVENT|GET)_/.test(line));
   assert(expected.length > 20 && expected.length < all.stdout.length / 2);
