@@ -123,9 +123,14 @@ function viewOf(
   const { devices, ...rest } = readState(groups);
   const withRings = devices.map((device): DeviceView => {
     using memory = new MemoryReader(device.memory, instance, memoryFiles);
-    const isPacked = hasFeature(new Uint32Array(device.features), RingFeature.RING_PACKED);
+    const has = (bit: number) => hasFeature(new Uint32Array(device.features), bit);
+    const terms = {
+      isPacked: has(RingFeature.RING_PACKED),
+      eventIndex: has(RingFeature.EVENT_IDX),
+      isOurs: true,
+    };
     const queues = device.queues.map((queue) =>
-      queue.size === 0 ? queue : { ...queue, ring: readRing(memory, queue, isPacked, most) }
+      queue.size === 0 ? queue : { ...queue, ring: readRing(memory, queue, terms, most) }
     );
     return { ...device, queues };
   });

@@ -54,7 +54,7 @@ export class MemoryReader implements Disposable {
   }
 
   /** The same. */
-  read(address: number, length: number): DataView | undefined {
+  read(address: number, length: number): DataView<ArrayBuffer> | undefined {
     if (length > MAX_LENGTH || !this.contains(address, length)) return undefined;
     const bytes = new Uint8Array(length);
     for (let done = 0; done < length;) {

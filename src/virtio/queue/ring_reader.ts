@@ -1,27 +1,39 @@
 /**
- * A virtqueue's ring as it lies in memory, for people: indices, and the buffers that the driver has made available and the
- * device has not used. For whoever looks from outside, at the ring of a device that runs or of one that died, be it ours or not.
+ * A virtqueue's ring as it lies in memory, for people: where both sides are, what they want to be told, and the buffers that
+ * the driver has made available and the device has not used. For whoever looks from outside, at the ring of a device that
+ * runs or of one that died, be it ours or not.
  *
- * Each area is copied once, and what is made of it is made of the copy: every address is looked up, each chain has at most as many
- * descriptors as the queue, and nothing is written. Buffers are taken to be used in the order they came; what a
- * device has used out of order is counted, but the buffers shown are the oldest.
+ * The areas are copied, and what is made of them is made of the copy; one that moved meanwhile is copied again. Every address
+ * is looked up, a chain has at most as many descriptors as the queue, and nothing is written. Buffers are taken to be used in
+ * the order they came: what a split ring's device used out of order is counted, but the buffers shown are the oldest.
  *
- * A packed ring has no indices. The driver's place is where AVAIL bits are of another lap. Of descriptors in front of it those
- * with AVAIL unlike USED are the device's to use; but behind a used buffer's first descriptor its other ones look the same.
- * Where the device waits for a kick, its event word says where it is, and the count is exact; else it is the most there can be.
+ * A packed ring has no indices. The driver's place is where AVAIL bits are of another lap. The device's place is left in the ring
+ * by a device side of ours (packed/position.ts). Of another one it is not known: in front of the driver's place all descriptors
+ * are looked at that are available, but behind a used chain's first one its others look the same, so that count is the most there
+ * can be.
  */
 
 import type { QueueSetup } from "../device.ts";
 import * as packed from "../packed/layout.ts";
+import { shownBase } from "../packed/position.ts";
 import * as split from "../split/layout.ts";
 import { areasOf, isQueueSize } from "./config.ts";
 
 /** Memory to look at. */
 export interface ReadableMemory {
   /** A copy of [address, address + length), or undefined if a byte of it cannot be had. */
-  read(address: number, length: number): DataView | undefined;
+  read(address: number, length: number): DataView<ArrayBuffer> | undefined;
   /** Does all of it lie in memory? */
   contains(address: number, length: number): boolean;
+}
+
+/** What was negotiated, and whose the device is. */
+export interface ReadTerms {
+  readonly isPacked: boolean;
+  /** EVENT_IDX. */
+  readonly eventIndex: boolean;
+  /** A device side of ours, which leaves its place in a packed ring. */
+  readonly isOurs: boolean;
 }
 
 /** One descriptor of a buffer. */
@@ -44,22 +56,46 @@ export interface ReadBuffer {
   readonly problem: string | undefined;
 }
 
+/**
+ * What a side wants to be notified of: everything, nothing, or a place that the other side has passed, so that it is or was to
+ * notify, or has still ahead.
+ */
+export type Wish = "each" | "none" | "passed" | "ahead";
+
 /** One ring as it was. */
 export interface ReadRing {
-  /** By the specification's names, and of a packed ring also what follows from it. */
+  /** By the specification's names; of a packed ring slots and wrap counters. */
   readonly indices: Readonly<Record<string, number>>;
+  /** When the device wants to be kicked. */
+  readonly kicks: Wish;
+  /** When the driver wants to be called. */
+  readonly calls: Wish;
   /** Buffers that are the device's to use. */
   readonly pending: number;
   /** There may be fewer. */
   readonly isUpperBound: boolean;
   /** The first of them. */
   readonly buffers: readonly ReadBuffer[];
+  /** It was never twice the same: what is said of it may not fit together. */
+  readonly isMoving: boolean;
   /** What cannot be right. */
   readonly problem: string | undefined;
 }
 
-/** How often a ring in use is read when it seems to be wrong: indices move while they are copied. */
+/** How often a ring in use is read. */
 const MAX_READS = 4;
+/** Behind so many descriptors no further buffer of a ring is looked into. */
+const MAX_DESCRIPTORS = 16384;
+
+interface Copy extends ReadTerms {
+  readonly memory: ReadableMemory;
+  readonly size: number;
+  readonly descriptors: DataView<ArrayBuffer>;
+  readonly driver: DataView<ArrayBuffer>;
+  readonly device: DataView<ArrayBuffer>;
+  /** Buffers to show. */
+  readonly most: number;
+}
 
 /**
  * Reads a ring.
@@ -70,199 +106,242 @@ const MAX_READS = 4;
 export function readRing(
   memory: ReadableMemory,
   setup: Omit<QueueSetup, "base">,
-  isPacked: boolean,
+  terms: ReadTerms,
   most: number,
 ): ReadRing | string {
-  if (!isQueueSize(setup.size)) return `the size ${setup.size} is none`;
-  const areas = areasOf(isPacked);
-  for (let reads = 1;; reads++) {
+  const { size } = setup;
+  if (!isQueueSize(size)) return `the size ${size} is none`;
+  const areas = areasOf(terms.isPacked);
+  const copy = (): Copy | undefined => {
     // What the device has used is read first, or else it could have used more than was made available.
     const [device, driver, descriptors] = (["device", "driver", "descriptor"] as const).map(
-      (name) => memory.read(setup[`${name}Address`], areas[name].sizeFor(setup.size)),
+      (name) => memory.read(setup[`${name}Address`], areas[name].sizeFor(size)),
     );
-    if (device === undefined || driver === undefined || descriptors === undefined) {
-      return "not all of it lies in memory that can be read";
-    }
-    const read = { memory, size: setup.size, descriptors, driver, device, most };
-    const ring = isPacked ? readPacked(read) : readSplit(read);
-    if (ring.problem === undefined || reads === MAX_READS) return ring;
-  }
-}
-
-interface Areas {
-  readonly memory: ReadableMemory;
-  readonly size: number;
-  readonly descriptors: DataView;
-  readonly driver: DataView;
-  readonly device: DataView;
-  readonly most: number;
-}
-
-const word = (view: DataView, index: number) => view.getUint16(2 * index, true);
-const addressAt = (view: DataView, at: number) =>
-  view.getUint32(at, true) + 2 ** 32 * view.getUint32(at + 4, true);
-
-function readSplit({ memory, size, descriptors, driver, device, most }: Areas): ReadRing {
-  const available = word(driver, split.RING_INDEX);
-  const used = word(device, split.RING_INDEX);
-  const pending = (available - used) & 0xffff;
-  const last = 4 * split.USED_ELEMENTS + 8 * ((used - 1) & (size - 1));
-  const indices = {
-    "avail.idx": available,
-    "used.idx": used,
-    "avail.flags": word(driver, split.RING_FLAGS),
-    "used.flags": word(device, split.RING_FLAGS),
-    used_event: word(driver, split.usedEventIndex(size)),
-    avail_event: word(device, split.availEventIndex(size)),
-    "last used id": device.getUint32(last, true),
-    "last used length": device.getUint32(last + 4, true),
+    if (device === undefined || driver === undefined || descriptors === undefined) return undefined;
+    return { ...terms, memory, size, descriptors, driver, device, most };
   };
-  if (pending > size) {
-    const problem = `avail.idx ${available} is ${pending} ahead of used.idx ${used}, of ${size}`;
-    return { indices, pending: 0, isUpperBound: false, buffers: [], problem };
+  let [before, read, isMoving] = [copy(), copy(), true];
+  for (let reads = 2; before !== undefined && read !== undefined; reads++) {
+    isMoving = !isSame(before, read);
+    if (!isMoving || reads === MAX_READS) {
+      return { ...terms.isPacked ? readPacked(read) : readSplit(read), isMoving };
+    }
+    [before, read] = [read, copy()];
   }
-  const buffers = Array.from({ length: Math.min(pending, most) }, (_, n) => {
-    const head = word(driver, split.AVAIL_HEADS + ((used + n) & (size - 1)));
-    return splitBuffer(memory, descriptors, size, head);
-  });
-  return { indices, pending, isUpperBound: false, buffers, problem: undefined };
+  return "not all of it lies in memory that can be read";
 }
 
-function splitBuffer(
-  memory: ReadableMemory,
-  ring: DataView,
-  size: number,
-  head: number,
-): ReadBuffer {
+function isSame(one: Copy, other: Copy): boolean {
+  return (["device", "driver", "descriptors"] as const).every((name) => {
+    const [a, b] = [new Uint8Array(one[name].buffer), new Uint8Array(other[name].buffer)];
+    return a.every((byte, at) => byte === b[at]);
+  });
+}
+
+// --- split -----------------------------------------------------------------------------------------
+
+const wordOf = (view: DataView, index: number) => view.getUint16(2 * index, true);
+
+function readSplit(copy: Copy): Omit<ReadRing, "isMoving"> {
+  const { size, driver, device, eventIndex, most } = copy;
+  const available = wordOf(driver, split.RING_INDEX);
+  const used = wordOf(device, split.RING_INDEX);
+  const last = 4 * split.USED_ELEMENTS + 8 * ((used - 1) & (size - 1));
+  const flags = [wordOf(driver, split.RING_FLAGS), wordOf(device, split.RING_FLAGS)] as const;
+  const usedEvent = wordOf(driver, split.usedEventIndex(size));
+  const availEvent = wordOf(device, split.availEventIndex(size));
+  const wish = (isMasked: boolean, event: number, index: number): Wish => {
+    if (!eventIndex) return isMasked ? "none" : "each";
+    return ((index - event - 1) & 0xffff) < 0x8000 ? "passed" : "ahead";
+  };
+  const pending = (available - used) & 0xffff;
+  const isSound = pending <= size;
+  const buffers: ReadBuffer[] = [];
+  for (let n = 0; isSound && n < Math.min(pending, most) && !isFull(buffers); n++) {
+    const head = wordOf(driver, split.AVAIL_HEADS + ((used + n) & (size - 1)));
+    buffers.push(splitBuffer(copy, head));
+  }
+  return {
+    indices: {
+      "avail.idx": available,
+      "used.idx": used,
+      "avail.flags": flags[0],
+      "used.flags": flags[1],
+      used_event: usedEvent,
+      avail_event: availEvent,
+      "last used id": device.getUint32(last, true),
+      "last used length": device.getUint32(last + 4, true),
+    },
+    kicks: wish((flags[1] & split.USED_NO_NOTIFY) !== 0, availEvent, available),
+    calls: wish((flags[0] & split.AVAIL_NO_INTERRUPT) !== 0, usedEvent, used),
+    pending: isSound ? pending : 0,
+    isUpperBound: false,
+    buffers,
+    problem: isSound
+      ? undefined
+      : `avail.idx ${available} is ${pending} ahead of used.idx ${used}, the size is ${size}`,
+  };
+}
+
+function isFull(buffers: readonly ReadBuffer[]): boolean {
+  return buffers.reduce((sum, { descriptors }) => sum + descriptors.length, 0) >= MAX_DESCRIPTORS;
+}
+
+function splitBuffer({ memory, descriptors: ring, size }: Copy, head: number): ReadBuffer {
   const descriptors: ReadDescriptor[] = [];
   const done = (problem?: string) => ({ head, descriptors, problem });
   let [table, entries, index, indirect] = [ring, size, head, false];
   for (;;) {
-    if (index >= entries) return done(`descriptor ${index} of ${entries}`);
+    if (index >= entries) return done(`there is no descriptor ${index}, of ${entries}`);
     const at = split.DESCRIPTOR_SIZE * index;
-    const address = addressAt(table, at);
-    const length = table.getUint32(at + 8, true);
     const flags = table.getUint16(at + 12, true);
+    const bytes = bytesAt(table, at);
     if ((flags & split.DESCRIPTOR_INDIRECT) !== 0) {
-      const found = indirect ? undefined : tableAt(memory, size, address, length);
-      if (found === undefined) return done(noTable(address, length));
-      [table, entries, index, indirect] = [found, length / split.DESCRIPTOR_SIZE, 0, true];
+      const found = indirect ? undefined : tableOf(memory, size, bytes);
+      if (found === undefined) return done(noTable(bytes));
+      [table, entries, index, indirect] = [found, bytes.length / split.DESCRIPTOR_SIZE, 0, true];
       continue;
     }
-    const writable = (flags & split.DESCRIPTOR_WRITE) !== 0;
-    descriptors.push(descriptor(memory, address, length, writable, indirect));
+    if (descriptors.length === size) return done(`it has more descriptors than the queue`);
+    descriptors.push(descriptor(memory, bytes, (flags & split.DESCRIPTOR_WRITE) !== 0, indirect));
     if ((flags & split.DESCRIPTOR_NEXT) === 0) return done();
-    if (descriptors.length >= size) return done(`more descriptors than the queue's ${size}`);
     index = table.getUint16(at + 14, true);
   }
 }
 
-function descriptor(
-  memory: ReadableMemory,
-  address: number,
-  length: number,
-  writable: boolean,
-  indirect: boolean,
-): ReadDescriptor {
-  return { address, length, writable, indirect, outside: !memory.contains(address, length) };
+// --- both ------------------------------------------------------------------------------------------
+
+interface Bytes {
+  readonly address: number;
+  readonly length: number;
 }
 
-function noTable(address: number, length: number): string {
+function bytesAt(table: DataView, at: number): Bytes {
+  const address = table.getUint32(at, true) + 2 ** 32 * table.getUint32(at + 4, true);
+  return { address, length: table.getUint32(at + 8, true) };
+}
+
+function descriptor(memory: ReadableMemory, bytes: Bytes, writable: boolean, indirect: boolean) {
+  const outside = !memory.contains(bytes.address, bytes.length);
+  return { ...bytes, writable, indirect, outside };
+}
+
+function noTable({ address, length }: Bytes): string {
   return `no indirect table of ${length} bytes is at 0x${address.toString(16)}`;
 }
 
-function tableAt(memory: ReadableMemory, size: number, address: number, length: number) {
+function tableOf(memory: ReadableMemory, size: number, { address, length }: Bytes) {
   const entries = length / split.DESCRIPTOR_SIZE;
   if (!Number.isInteger(entries) || entries === 0 || entries > size) return undefined;
   return memory.read(address, length);
 }
 
-function readPacked({ memory, size, descriptors, driver, device, most }: Areas): ReadRing {
-  // A descriptor's last word: id, and flags in the high half.
-  const last = (slot: number) => descriptors.getUint32(16 * (slot & (size - 1)) + 12, true);
-  const lapOf = (slot: number) => (last(slot) & packed.DESCRIPTOR_AVAIL) !== 0;
-  const isAvailable = (slot: number) =>
-    lapOf(slot) !== ((last(slot) & packed.DESCRIPTOR_USED) !== 0);
-  let next = 1;
-  while (next < size && lapOf(next) === lapOf(0)) next++;
-  // Counted in laps of the driver's: it is in the second one, so that what came before has numbers as well.
-  let from = next + size;
-  const end = from;
-  while (from > end - size && isAvailable(from - 1)) from--;
-  const wrap = lapOf(next - 1) !== (next === size);
-  const event = device.getUint32(0, true);
-  const waits = eventSlot(event, next, size, wrap);
-  const isExact = from === end || (waits !== undefined && waits >= from);
-  if (waits !== undefined && waits >= from) from = waits;
-  const indices = {
-    "driver's next": next & (size - 1),
-    "driver's wrap counter": Number(wrap),
-    "last used": (from === end - size ? end : from - 1) & (size - 1),
-    "driver event": driver.getUint32(0, true),
-    "device event": event,
-  };
+// --- packed ----------------------------------------------------------------------------------------
+
+function readPacked(copy: Copy): Omit<ReadRing, "isMoving"> {
+  const { size, descriptors, driver, device, isOurs, most } = copy;
+  const ring = new Uint32Array(descriptors.buffer);
+  const lap = 2 * size - 1;
+  const lastWord = (position: number) => ring[((position & (size - 1)) << 2) + 3]!;
+  const isAvailable = (position: number) =>
+    (lastWord(position) & (packed.DESCRIPTOR_AVAIL | packed.DESCRIPTOR_USED)) ===
+      packed.availableFlags(position, size);
+  const word = device.getUint32(0, true);
+  // Positions are modulo twice the size, see layout.ts.
+  const place = isOurs ? packed.fromBase(shownBase(ring, word) ?? -1, size) : undefined;
+  let [from, next] = [place ?? 0, place ?? driversPlace(lastWord, size)];
+  if (place === undefined) {
+    for (from = next; ((next - from) & lap) < size && isAvailable(from - 1);) {
+      from = (from - 1) & lap;
+    }
+  } else {
+    const wrapAt = (position: number) => packed.usedFlags(position, size) & packed.DESCRIPTOR_AVAIL;
+    const isOfLap = () => (lastWord(next) & packed.DESCRIPTOR_AVAIL) === wrapAt(next);
+    while (((next - from) & lap) < size && isOfLap()) next = (next + 1) & lap;
+  }
+
   const buffers: ReadBuffer[] = [];
   let pending = 0;
-  while (from < end) {
-    const { buffer, count } = packedBuffer(memory, descriptors, size, from, end);
-    if (buffers.length < most) buffers.push(buffer);
-    pending++;
-    from += count;
+  for (let left = (next - from) & lap, at = from; left > 0;) {
+    let count = 1;
+    // What is used already in front of what is not: by a device that died before it had shown all.
+    if (isAvailable(at)) {
+      const goesOn = (n: number) => (lastWord(at + n - 1) & packed.DESCRIPTOR_NEXT) !== 0;
+      while (count < left && goesOn(count)) count++;
+      if (pending < most && !isFull(buffers)) buffers.push(packedBuffer(copy, at, count));
+      pending++;
+    }
+    [at, left] = [at + count, left - count];
   }
-  return { indices, pending, isUpperBound: !isExact, buffers, problem: undefined };
+  const slotAndWrap = (name: string, position: number) => ({
+    [`${name} slot`]: position & (size - 1),
+    [`${name} wrap counter`]: Number((position & size) === 0),
+  });
+  const driverWord = driver.getUint32(0, true);
+  return {
+    indices: {
+      ...slotAndWrap("driver's", next),
+      ...place === undefined ? {} : slotAndWrap("device's", place),
+      "driver event": driverWord,
+      "device event": word,
+    },
+    kicks: packedWish(word, next, size),
+    calls: packedWish(driverWord, from, size),
+    pending,
+    isUpperBound: place === undefined && pending > 0,
+    buffers,
+    problem: isOurs && place === undefined ? "the device's place in it cannot be right" : undefined,
+  };
 }
 
-/** Where the device waits for a kick, counted as in {@link readPacked}; undefined if it does not say. */
-function eventSlot(event: number, next: number, size: number, wrap: boolean): number | undefined {
-  const slot = event & (packed.LAP - 1);
-  if ((event & packed.EVENT_FLAGS) !== packed.EVENT_DESCRIPTOR || slot >= size) return undefined;
-  // At the end of a lap, `wrap` is the next one's, and `next` is counted as the last slot of the one before.
-  const isSameLap = ((event & packed.LAP) !== 0) === wrap;
-  const place = slot + (next === size ? (isSameLap ? 2 : 1) : isSameLap ? 1 : 0) * size;
-  return place <= next + size ? place : undefined;
+/**
+ * The slots in front of it are of the driver's lap, the others of the one before. Where the last is as the first is, all are, or
+ * a driver is about to publish a chain whose first descriptor, in slot 0, comes last.
+ */
+function driversPlace(lastWord: (slot: number) => number, size: number): number {
+  const wrap = (slot: number) => lastWord(slot) & packed.DESCRIPTOR_AVAIL;
+  let filled = 1;
+  while (filled < size && wrap(filled) === wrap(0)) filled++;
+  if (wrap(size - 1) === wrap(0)) filled = size;
+  return ((wrap(0) !== 0 ? 0 : size) + filled) & (2 * size - 1);
 }
 
+function packedWish(word: number, position: number, size: number): Wish {
+  if ((word & packed.EVENT_FLAGS) === packed.EVENT_ENABLE) return "each";
+  if ((word & packed.EVENT_FLAGS) !== packed.EVENT_DESCRIPTOR) return "none";
+  return packed.needsEvent(word, position, size, size) ? "passed" : "ahead";
+}
+
+/** A chain of descriptors that follow one another, or the descriptors of its table. */
 function packedBuffer(
-  memory: ReadableMemory,
-  ring: DataView,
-  size: number,
+  { memory, descriptors: ring, size }: Copy,
   from: number,
-  end: number,
-): { buffer: ReadBuffer; count: number } {
+  count: number,
+): ReadBuffer {
   const descriptors: ReadDescriptor[] = [];
-  let problem: string | undefined;
-  for (let count = 1;; count++) {
-    const at = 16 * ((from + count - 1) & (size - 1));
-    const [address, length, last] = [
-      addressAt(ring, at),
-      ring.getUint32(at + 8, true),
-      ring.getUint32(at + 12, true),
-    ];
-    const writable = (last & packed.DESCRIPTOR_WRITE) !== 0;
-    if ((last & packed.DESCRIPTOR_INDIRECT) === 0) {
-      descriptors.push(descriptor(memory, address, length, writable, false));
-    } else problem ??= appendTable(memory, size, address, length, descriptors);
-    const hasNext = (last & packed.DESCRIPTOR_NEXT) !== 0;
-    if (hasNext && from + count < end) continue;
-    if (hasNext) problem ??= "it goes on in a descriptor that is not available";
-    return { buffer: { head: last & 0xffff, descriptors, problem }, count };
-  }
-}
-
-/** Appends all of a packed ring's indirect table (2.8.7), whose descriptors follow one another. */
-function appendTable(
-  memory: ReadableMemory,
-  size: number,
-  address: number,
-  length: number,
-  descriptors: ReadDescriptor[],
-): string | undefined {
-  const table = tableAt(memory, size, address, length);
-  if (table === undefined) return noTable(address, length);
-  for (let at = 0; at < length; at += split.DESCRIPTOR_SIZE) {
+  let [head, problem]: [number, string | undefined] = [0, undefined];
+  const append = (table: DataView, at: number, indirect: boolean) => {
     const writable = (table.getUint32(at + 12, true) & packed.DESCRIPTOR_WRITE) !== 0;
-    const [where, bytes] = [addressAt(table, at), table.getUint32(at + 8, true)];
-    descriptors.push(descriptor(memory, where, bytes, writable, true));
+    descriptors.push(descriptor(memory, bytesAt(table, at), writable, indirect));
+  };
+  for (let n = 0; n < count; n++) {
+    const at = split.DESCRIPTOR_SIZE * ((from + n) & (size - 1));
+    const last = ring.getUint32(at + 12, true);
+    // The id is in the chain's last one.
+    head = last & 0xffff;
+    if ((last & packed.DESCRIPTOR_INDIRECT) === 0) append(ring, at, false);
+    else {
+      const bytes = bytesAt(ring, at);
+      const table = count === 1 ? tableOf(memory, size, bytes) : undefined;
+      // All of it is the buffer: the descriptors of such a table follow one another (2.8.7).
+      for (let entry = 0; entry < (table?.byteLength ?? 0); entry += split.DESCRIPTOR_SIZE) {
+        append(table!, entry, true);
+      }
+      if (table === undefined) problem ??= noTable(bytes);
+    }
+    if (n === count - 1 && (last & packed.DESCRIPTOR_NEXT) !== 0) {
+      problem ??= "it goes on in a descriptor that is not available";
+    }
   }
-  return undefined;
+  return { head, descriptors, problem };
 }
