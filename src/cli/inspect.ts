@@ -20,22 +20,12 @@ import { mappedFiles } from "../linux/process_files.ts";
 import { directoryNames } from "../linux/sysfs.ts";
 import { DIALECTS, type Kind } from "../message/message.ts";
 import { kindName } from "../message/table.ts";
-import { DEVICE_KINDS, featureNames, statusNames } from "../message/text.ts";
 import { findCounterFiles } from "../observe/counter_file.ts";
 import { type Instance, readAll, readPath } from "../observe/figures.ts";
 import { isCounterFile } from "../observe/read_counters.ts";
-import { MemoryReader } from "../observe/memory_reader.ts";
-import {
-  type ReadDevice,
-  type ReadPeer,
-  type ReadQueue as ReadVirtqueue,
-  type ReadRegion,
-  type ReadRequests,
-  readState,
-} from "../observe/state.ts";
-import { hasFeature, RingFeature } from "../virtio/features.ts";
-import { type ReadBuffer, type ReadRing, readRing } from "../virtio/queue/ring_reader.ts";
+import type { ReadRegion } from "../observe/state.ts";
 import type { Command, Options } from "./command.ts";
+import { processLines, type ProcessView, viewOf } from "./process_view.ts";
 
 /** Messages of a queue that are shown at most, of those that wait and of those that were read. */
 const MOST = 4096;
@@ -97,127 +87,6 @@ function isDirectory(path: string): boolean {
   return fd !== undefined && fileStatus(fd).kind === "directory";
 }
 
-const hex = (value: number) => `0x${value.toString(16)}`;
-
-function ago(ms: number): string {
-  return `${(Math.max(MONOTONIC.now() - ms, 0) / 1000).toFixed(3)} s`;
-}
-
-/** A process with its rings as they are. */
-interface ProcessView extends Omit<Instance, "groups"> {
-  readonly devices: readonly DeviceView[];
-  readonly peers: readonly ReadPeer[];
-  readonly requests: readonly ReadRequests[];
-}
-
-interface DeviceView extends Omit<ReadDevice, "queues"> {
-  /** Those that were set up have a ring, or what was wrong with it. */
-  readonly queues: readonly (ReadVirtqueue & { readonly ring?: ReadRing | string })[];
-}
-
-function viewOf(
-  { groups, ...instance }: Instance,
-  memoryFiles: readonly string[],
-  most: number,
-): ProcessView {
-  const { devices, ...rest } = readState(groups);
-  const withRings = devices.map((device): DeviceView => {
-    using memory = new MemoryReader(device.memory, instance, memoryFiles);
-    const has = (bit: number) => hasFeature(new Uint32Array(device.features), bit);
-    const terms = {
-      isPacked: has(RingFeature.RING_PACKED),
-      eventIndex: has(RingFeature.EVENT_IDX),
-      isOurs: true,
-    };
-    const queues = device.queues.map((queue) =>
-      queue.size === 0 ? queue : { ...queue, ring: readRing(memory, queue, terms, most) }
-    );
-    return { ...device, queues };
-  });
-  return { ...instance, ...rest, devices: withRings };
-}
-
-function deviceLines(device: DeviceView): string[] {
-  const { number, deviceId, status, features, queueCount, sinceMs, queues, memory } = device;
-  const kind = DEVICE_KINDS.get(deviceId) ?? `device id ${deviceId}`;
-  const bits = statusNames(status).join(" ") || "0 (reset)";
-  const names = featureNames(features, deviceId).join(" ") || "none";
-  const set = queues.filter(({ size }) => size > 0);
-  return [
-    `  device ${number} ${kind}: status ${bits}${sinceMs === 0 ? "" : `, since ${ago(sinceMs)}`}`,
-    `    features of the driver: ${names}`,
-    ...memory.map(({ at, size }) => `    memory ${hex(at)} to ${hex(at + size)}`),
-    `    ${queueCount} queues, ${set.filter(({ isEnabled }) => isEnabled).length} enabled`,
-    ...set.flatMap((queue) => [
-      `    queue ${queue.index}: size ${queue.size} ${queue.isEnabled ? "enabled" : "disabled"} ` +
-      `since ${ago(queue.sinceMs)}, desc ${hex(queue.descriptorAddress)} ` +
-      `driver ${hex(queue.driverAddress)} device ${hex(queue.deviceAddress)}`,
-      ...ringLines(queue.ring!),
-    ]),
-  ];
-}
-
-function ringLines(ring: ReadRing | string): string[] {
-  if (typeof ring === "string") return [`      its ring cannot be shown: ${ring}`];
-  const { indices, pending, isUpperBound, buffers, problem } = ring;
-  const count = `${isUpperBound ? "at most " : ""}${pending}`;
-  const left = pending - buffers.length;
-  return [
-    `      ${Object.entries(indices).map(([name, value]) => `${name} ${value}`).join(", ")}`,
-    `      ${problem ?? `${pending === 0 ? "no" : count} buffers are the device's to use`}`,
-    ...buffers.map((buffer) => `      ${bufferText(buffer)}`),
-    ...(left > 0 ? [`      and ${left} more`] : []),
-  ];
-}
-
-/** Descriptors of a buffer that are shown to people. */
-const SHOWN_DESCRIPTORS = 8;
-
-function bufferText({ head, descriptors, problem }: ReadBuffer): string {
-  const shown = descriptors.slice(0, SHOWN_DESCRIPTORS).map((descriptor) => {
-    const { address, length, writable, indirect, outside } = descriptor;
-    return `${hex(address)} ${length} bytes ${writable ? "writable" : "readable"}` +
-      `${indirect ? " indirect" : ""}${outside ? " OUTSIDE OF MEMORY" : ""}`;
-  });
-  const left = descriptors.length - shown.length;
-  const more = left > 0 ? [`and ${left} more descriptors`] : [];
-  return `buffer ${head}: ${
-    [...shown, ...more, ...problem === undefined ? [] : [problem]].join("; ")
-  }`;
-}
-
-function requestLine({ open, kind, device, sinceMs }: ReadRequests): string {
-  if (open === 0) return "  no request waits for its answer";
-  const more = open > 1 ? `, and ${open - 1} more` : "";
-  return `  waits for the answer to ${kindName(kind as Kind)} of device ${device}, for ${
-    ago(sinceMs)
-  }${more}`;
-}
-
-const PEERS: Readonly<Record<ReadPeer["state"], string>> = {
-  none: "waits for a driver side",
-  unknown: "waits for the driver side's first message",
-  greeted: "waits for the driver side to name this epoch",
-  vmsg: "the driver side is a vmsg",
-  foreign: "the driver side is no vmsg, or one that says no HELLO",
-};
-
-function peerLine({ state, sinceMs, heardMs }: ReadPeer): string {
-  const heard = heardMs === 0 ? "" : `, its heartbeat was ${ago(heardMs)} ago`;
-  return `  ${PEERS[state]}, for ${ago(sinceMs)}${heard}`;
-}
-
-function processLines(
-  { subcommand, pid, isRunning, devices, peers, requests }: ProcessView,
-): string[] {
-  return [
-    `process ${pid}: ${subcommand}, ${isRunning ? "running" : "ended"}`,
-    ...peers.map(peerLine),
-    ...devices.flatMap(deviceLines),
-    ...requests.map(requestLine),
-  ];
-}
-
 function messageLine({ slot, waits, unanswered, text }: ReadMessage): string {
   const state = waits ? "waits" : "read ";
   return `  ${String(slot).padStart(4)} ${state} ${text}${unanswered ? "   (no answer)" : ""}`;
@@ -256,6 +125,8 @@ function asJson(
   }));
   const queues = buses.flat().map((queue) => ({ ...queue, last: queue.messages.at(-1)?.text }));
   return JSON.stringify({
+    // Of the clock that times of processes are on.
+    nowMs: MONOTONIC.now(),
     processes: named,
     queues,
     unanswered: buses.flatMap(unansweredIn),
@@ -335,7 +206,12 @@ export const inspectCommand: Command = {
       default: "0",
       help: "where the queues begin in shared memory",
     },
-    { name: "last", value: "N", default: "8", help: "messages of each queue that are shown" },
+    {
+      name: "last",
+      value: "N",
+      default: "8",
+      help: "messages of each queue, and buffers of each ring, that are shown",
+    },
     { name: "json", help: "print one JSON object, with all messages" },
   ],
   examples: [

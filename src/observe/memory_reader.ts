@@ -3,8 +3,8 @@
  *
  * A process's state says which pieces there are (state.ts), and the files behind them. Such a file is read if it was given
  * by name, or if any process has it open: memory of a guest outlives the device that was killed. A piece without
- * a file is read from the process that has it mapped, if that is the one that wrote the state. Bytes are copied by
- * read system calls; a file that was cut short gives less, and no signal.
+ * a file, or with one that cannot be read, is read from the process that has it mapped, if that is the one that wrote the state.
+ * Bytes are copied by read system calls; a file that was cut short gives less, and no signal.
  */
 
 import { allocate } from "../linux/arena.ts";
@@ -25,10 +25,10 @@ export interface MemoryOwner {
   readonly isRunning: boolean;
 }
 
-interface Source {
-  readonly fd: Fd;
-  /** Of the region's first byte. */
-  readonly offset: number;
+function copyAt(fd: Fd | undefined, at: number, most: number): number | undefined {
+  if (fd === undefined || !Number.isSafeInteger(at)) return undefined;
+  const count = libc.pread(fd.number, block.address, most, BigInt(at));
+  return count > 0 ? count : undefined;
 }
 
 /** See the head of this file; dispose closes what it opened. */
@@ -61,12 +61,8 @@ export class MemoryReader implements Disposable {
       const region = this.#regionAt(address + done)!;
       const from = address + done - region.at;
       const part = Math.min(length - done, region.size - from, block.bytes.length);
-      const source = this.#sourceOf(region);
-      if (source === undefined) return undefined;
-      const at = source.offset + from;
-      if (!Number.isSafeInteger(at)) return undefined;
-      const count = libc.pread(source.fd.number, block.address, part, BigInt(at));
-      if (count <= 0) return undefined;
+      const count = this.#copy(region, from, part);
+      if (count === undefined) return undefined;
       bytes.set(block.bytes.subarray(0, count), done);
       done += count;
     }
@@ -78,11 +74,12 @@ export class MemoryReader implements Disposable {
     return this.regions.find(({ at, size }) => address >= at && address < at + size);
   }
 
-  #sourceOf({ file, offset, address }: ReadRegion): Source | undefined {
-    const found = this.#open(file, () => this.#givenFile(file) ?? this.#openFile(file));
-    if (found !== undefined) return { fd: found, offset };
-    const memory = this.#open("memory", () => this.#ownMemory());
-    return memory === undefined ? undefined : { fd: memory, offset: address };
+  /** Copies some bytes into {@link block}; how many, or undefined if there are none to be had. */
+  #copy({ file, offset, address }: ReadRegion, from: number, most: number): number | undefined {
+    const behind = this.#open(file, () => this.#givenFile(file) ?? this.#openFile(file));
+    const fromFile = copyAt(behind, offset + from, most);
+    // Some files can only be mapped, as a BAR in sysfs; the process that has done so can still be read.
+    return fromFile ?? copyAt(this.#open("memory", () => this.#ownMemory()), address + from, most);
   }
 
   #open(name: string, open: () => Fd | undefined): Fd | undefined {
