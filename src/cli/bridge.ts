@@ -1,14 +1,11 @@
 /** `vmsg bridge`: a bus with devices -> driver side of the transport -> device side -> another bus. */
 
-import type { Bus } from "../bus/bus.ts";
 import { DEVICE_TYPES } from "../devices/vhost_user/device_types.ts";
 import { Carrier } from "../drivers/carried/carrier.ts";
+import { Shares, type SharesOptions } from "../drivers/carried/shares.ts";
 import { UsageError } from "../linux/errors.ts";
 import { type MemoryLimits, MemoryQuota } from "../memory/mod.ts";
 import { codecFor } from "../message/codecs.ts";
-import { Descriptors } from "../sharing/descriptors.ts";
-import { Forwarding } from "../sharing/forwarding.ts";
-import { Segment } from "../sharing/segment.ts";
 import { DeviceSide } from "../transport/device_side.ts";
 import { DriverSide } from "../transport/driver_side.ts";
 import {
@@ -19,15 +16,17 @@ import {
   openBus,
   parseBus,
 } from "./bus_option.ts";
-import { parseGroup } from "./groups.ts";
+import type { Options } from "./command.ts";
+import { parseBytes, parseGroup } from "./groups.ts";
 import {
-  CONFINED_OPTIONS,
   DEVICE_MEMORY_OPTION,
   type DeviceMemorySettings,
+  type FileSettings,
   memoryLimitOption,
   openDeviceMemory,
-  parseConfined,
+  openFileMemory,
   parseDeviceMemory,
+  parseDriverMemory,
   parseMemoryLimit,
   windowsOf,
 } from "./memory_option.ts";
@@ -36,11 +35,7 @@ import { rehearse } from "./rehearsal.ts";
 import { WarmUp } from "./warm_up.ts";
 
 const MAX_DEVICE = 65535;
-/** Devices that are carried unless they are named. */
-const DEFAULT_LIMIT = 8;
 const MAX_LIMIT = 256;
-/** Of a segment, for each device that may be carried. */
-const SHARE = 256 << 10;
 
 interface BridgeSettings {
   /** Where the devices are. */
@@ -50,7 +45,8 @@ interface BridgeSettings {
   readonly numbers: ReadonlyMap<number, number> | undefined;
   /** Undefined: as many as there is room for. */
   readonly limit: number | undefined;
-  readonly confined: { readonly size: number | undefined } | undefined;
+  /** Copy rings and buffers, and where to. */
+  readonly copied: { readonly size: number | undefined; readonly file?: FileSettings } | undefined;
   readonly memories: readonly DeviceMemorySettings[];
   readonly limits: MemoryLimits;
 }
@@ -73,10 +69,24 @@ function parseNumbers(texts: readonly string[]): ReadonlyMap<number, number> | u
   return pairs.length === 0 ? undefined : new Map(pairs);
 }
 
-/** How many devices a segment has room for, up to the default limit; what is too small for one is said there. */
-function roomFor({ segment }: Bus, size: number | undefined): number {
-  const room = segment === undefined ? size ?? Infinity : segment.memory.size - segment.start;
-  return Math.min(DEFAULT_LIMIT, Math.max(1, Math.floor(Math.min(room, size ?? room) / SHARE)));
+function parseCopied(options: Options): BridgeSettings["copied"] {
+  const text = options.text("segment");
+  if (text?.startsWith("file=")) {
+    const settings = parseDriverMemory(text);
+    if (settings.kind === "file") return { size: undefined, file: settings };
+  }
+  // On a bus without files rings and buffers are copied without a word.
+  if (text !== undefined) return { size: parseBytes("--segment", text) };
+  return options.flag("confined") ? { size: undefined } : undefined;
+}
+
+function openCopied(
+  copied: BridgeSettings["copied"],
+  stack: DisposableStack,
+): SharesOptions["copied"] {
+  if (copied?.file === undefined) return copied;
+  const { file: settings } = copied;
+  return { known: { memory: stack.use(openFileMemory(settings, settings.size)), at: settings.at } };
 }
 
 /** See `vmsg bridge --help`. */
@@ -100,9 +110,21 @@ export const bridgeCommand: PlaneCommand<BridgeSettings> = planeCommand({
       name: "limit",
       value: "N",
       help:
-        `at most so many devices, which share the segment (default: those named, or as many as have 256K each, up to ${DEFAULT_LIMIT})`,
+        "at most so many devices, which share the segment (default: those named, or as many as have 256K each, up to 8)",
     },
-    ...CONFINED_OPTIONS,
+    {
+      name: "confined",
+      help:
+        "copy every ring and buffer, also where the device side could be shown the drivers' memory; without it they are " +
+        "copied where the first bus carries no files, unless both buses lie in one file",
+    },
+    {
+      name: "segment",
+      value: "SIZE | file=PATH,at=ADDRESS[,size=N][,owner=USER][,reserve=off]",
+      help:
+        "what they are copied into: by default all of the first bus's shared memory, or 4M on linux-user; with file= a " +
+        "file that its device side knows by the same --memory",
+    },
     DEVICE_MEMORY_OPTION,
     memoryLimitOption("the driver side", false),
   ],
@@ -124,12 +146,12 @@ export const bridgeCommand: PlaneCommand<BridgeSettings> = planeCommand({
       to: parseBus(buses[1]!, "device"),
       numbers,
       limit: options.wholeNumber("limit", 1, MAX_LIMIT) ?? numbers?.size,
-      confined: parseConfined(options),
+      copied: parseCopied(options),
       memories: options.list("memory").map(parseDeviceMemory),
       limits: parseMemoryLimit(options, false),
     };
   },
-  open: ({ from, to, numbers, confined, memories, limits, ...settings }, context) => {
+  open: ({ from, to, numbers, limit, copied, memories, limits }, context) => {
     const { reactor, log, stack } = context;
     const codec = codecFor(to.dialect);
     const detect = detectable(to);
@@ -148,10 +170,12 @@ export const bridgeCommand: PlaneCommand<BridgeSettings> = planeCommand({
     const windows = memories.flatMap((memory) =>
       windowsOf(memory, stack.use(openDeviceMemory(memory, context)))
     );
-    // A device side that is sent files, or has been given the drivers' memory, works on their rings.
-    const isCopied = confined !== undefined || !fromBus.carriesFds;
-    const limit = settings.limit ?? (isCopied ? roomFor(fromBus, confined?.size) : DEFAULT_LIMIT);
-    const segment = isCopied ? stack.use(new Segment(fromBus, confined?.size, limit)) : undefined;
+    const shares = stack.use(
+      new Shares({
+        ...{ reactor, log, from: fromBus, to: toBus, limit, canBeTold: from.dialect === "v1" },
+        copied: openCopied(copied, stack),
+      }),
+    );
     const tracer = context.tracerFor(toBus);
     const quota = new MemoryQuota(limits);
     // Before the segment goes, and after the devices of the other bus.
@@ -161,12 +185,8 @@ export const bridgeCommand: PlaneCommand<BridgeSettings> = planeCommand({
     );
     stack.use(
       new Carrier({
-        ...{ reactor, from: driverSide, to: side, log, numbers, limit, windows },
+        ...{ reactor, from: driverSide, to: side, log, numbers, windows, shares },
         configSizeOf: (id) => DEVICE_TYPES.find((type) => type.id === id)?.configSizes.concat(0)[0],
-        share: (device, position) =>
-          segment === undefined
-            ? new Descriptors(device)
-            : new Forwarding({ reactor, device, place: segment, position, log }),
       }),
     );
     driverSide.open();

@@ -197,7 +197,7 @@ export function parseConfined(options: Options): { size: number | undefined } | 
 }
 
 /** Opens and maps a file, with room for all of it: whoever shares it may not have touched a page that we write. */
-function openFileMemory(
+export function openFileMemory(
   { file, owner, reserve }: FileSource,
   wanted: number,
 ): MappedMemory & Disposable {

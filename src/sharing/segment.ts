@@ -9,6 +9,9 @@
  *                  u32 reserved, then per part u32 device number, u32 queue index, u64 offset, u64 length
  *     start + 4K   the parts, one per device number and queue: the queue's rings, then its buffers
  *
+ * It may as well be a file that the device side has been given by its command line (`--memory`), where there is nothing else to
+ * share: addresses are those there.
+ *
  * The header is for people and programs that look; a device side needs no more than the ring addresses
  * that SET_VQUEUE carries, and follows descriptors to offsets of the segment and nowhere else.
  *
@@ -23,7 +26,7 @@ import { VmsgError } from "../linux/errors.ts";
 import { createSealedMemory, type Fd } from "../linux/fd.ts";
 import { mapShared, PAGE_SIZE } from "../linux/mapping.ts";
 import { type MappedMemory, storeRelease32 } from "../memory/mod.ts";
-import { MEMORY_SEGMENT } from "../message/message.ts";
+import { MEMORY_SEGMENT, MEMORY_WINDOW } from "../message/message.ts";
 import type { RemoteDevice } from "../transport/remote_device.ts";
 import type { Place } from "../virtio/place.ts";
 import type { DeviceQueue } from "../virtio/queue/mod.ts";
@@ -55,6 +58,13 @@ const MIN_CONTROL_PART = 2 * PAGE_SIZE;
 /** The least share: two queues with rings of 256 entries, and control. */
 const MIN_SHARE = 192 << 10;
 
+/** Memory that the device side knows by its own means. */
+export interface KnownMemory {
+  readonly memory: MappedMemory;
+  /** Bus address of its first byte, a multiple of a page. */
+  readonly at: number;
+}
+
 /** See the head of this file. */
 export class Segment implements ForwardingPlace, Disposable {
   /** Bytes that parts are made of. */
@@ -62,6 +72,9 @@ export class Segment implements ForwardingPlace, Disposable {
   readonly #stack: DisposableStack;
   readonly #memory: MappedMemory;
   readonly #start: number;
+  /** Of the memory's first byte on the bus. */
+  readonly #at: number;
+  readonly #known: KnownMemory | undefined;
   /** Of a memfd, which the device side does not have yet. */
   readonly #fd: Fd | undefined;
   readonly #header: Uint32Array;
@@ -73,11 +86,19 @@ export class Segment implements ForwardingPlace, Disposable {
    *
    * @param size in bytes; undefined: all that the bus has, or 4 MiB of a memfd
    * @param deviceCount how many device numbers share it
+   * @param known memory to take instead, all of it
    * @throws VmsgError SEGMENT if there is too little
    */
-  constructor(bus: Bus, size: number | undefined, readonly deviceCount: number) {
+  constructor(
+    bus: Bus,
+    size: number | undefined,
+    readonly deviceCount: number,
+    known?: KnownMemory,
+  ) {
     using stack = new DisposableStack();
-    const { segment } = bus;
+    const segment = known === undefined ? bus.segment : { memory: known.memory, start: 0 };
+    this.#known = known;
+    this.#at = known?.at ?? 0;
     if (segment === undefined) {
       const bytes = Math.floor((size ?? 4 << 20) / PAGE_SIZE) * PAGE_SIZE;
       this.#fd = stack.use(createSealedMemory("vmsg-segment", Math.max(bytes, PAGE_SIZE)));
@@ -117,9 +138,9 @@ export class Segment implements ForwardingPlace, Disposable {
       memory: this.#memory,
       offset: start,
       size: this.#memory.size - start,
-      at: start,
-      from: MEMORY_SEGMENT,
-      fileOffset: start,
+      at: this.#at + start,
+      from: this.#known === undefined ? MEMORY_SEGMENT : MEMORY_WINDOW,
+      fileOffset: this.#at + start,
       ...this.#fd !== undefined && {
         fd: this.#fd,
         mustBeTold:
@@ -136,7 +157,7 @@ export class Segment implements ForwardingPlace, Disposable {
   share(position: number): Place {
     const size = alignPart(this.size / this.deviceCount);
     const offset = this.#start + HEADER_SIZE + position * size;
-    return { memory: this.#memory, offset, size, at: offset };
+    return { memory: this.#memory, offset, size, at: this.#at + offset };
   }
 
   divide(

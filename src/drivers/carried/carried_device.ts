@@ -20,7 +20,7 @@ import { VmsgError } from "../../linux/errors.ts";
 import type { Reactor } from "../../linux/reactor.ts";
 import { TranslatedSpace } from "../../memory/translated_space.ts";
 import type { Log } from "../../observe/log.ts";
-import type { SharedRegion, Sharing } from "../../sharing/sharing.ts";
+import type { SharedRegion } from "../../sharing/sharing.ts";
 import type { RemoteDevice } from "../../transport/remote_device.ts";
 import { PeerLost } from "../../transport/requests.ts";
 import type {
@@ -35,6 +35,7 @@ import { whyNoQueue } from "../../virtio/queue/open.ts";
 import { Session, SessionEnded } from "../session.ts";
 import type { WantedRing } from "../wanted.ts";
 import type { Description } from "./description.ts";
+import type { Share } from "./shares.ts";
 
 /** What one is made of. */
 export interface CarriedDeviceOptions {
@@ -42,7 +43,7 @@ export interface CarriedDeviceOptions {
   /** The device on bus A. */
   readonly device: RemoteDevice;
   /** How it gets to see the memory of the driver on bus B. */
-  readonly sharing: Sharing;
+  readonly share: Share;
   readonly description: Description;
   readonly log: Log;
 }
@@ -103,7 +104,7 @@ export class CarriedDevice implements DeviceModel {
 
   /** Serves the device that was described. */
   constructor(readonly options: CarriedDeviceOptions) {
-    const { reactor, device, sharing, description, log } = options;
+    const { reactor, device, share: { sharing }, description, log } = options;
     this.deviceId = description.deviceId;
     this.vendorId = description.vendorId;
     this.features = description.features;
@@ -135,9 +136,8 @@ export class CarriedDevice implements DeviceModel {
     this.#session = new Session({ reactor, device, sharing, owner, whose: "the other bus's", log });
   }
 
-  /** The list that is the slot's own changes in place. */
   get #regions(): readonly SharedRegion[] {
-    return this.#isOver ? [] : [...this.#host.regions];
+    return this.#isOver ? [] : this.#host.regions.map(this.options.share.show);
   }
 
   connect(host: DeviceHost): void {
@@ -272,7 +272,7 @@ export class CarriedDevice implements DeviceModel {
 
   async memoryRemoved(regions: readonly MemoryRegion[]): Promise<void> {
     await this.#giveUp(() => this.#session.apply());
-    for (const region of regions) this.#session.letGo(region);
+    for (const region of regions) this.#session.letGo(this.options.share.show(region));
   }
 
   // --- rings -------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ import { VmsgError } from "../../linux/errors.ts";
 import type { Reactor } from "../../linux/reactor.ts";
 import type { MemoryRegion } from "../../memory/mod.ts";
 import type { Log } from "../../observe/log.ts";
-import type { Sharing } from "../../sharing/sharing.ts";
 import type { DeviceSide } from "../../transport/device_side.ts";
 import { listDevices } from "../../transport/discovery.ts";
 import type { DriverSide, PeerListener } from "../../transport/driver_side.ts";
@@ -27,6 +26,7 @@ import type { RemoteDevice } from "../../transport/remote_device.ts";
 import { PeerLost } from "../../transport/requests.ts";
 import { CarriedDevice } from "./carried_device.ts";
 import { type ConfigSizeOf, describe, type Description, mayStandIn } from "./description.ts";
+import type { Shares } from "./shares.ts";
 
 /** What one is made of. */
 export interface CarrierOptions {
@@ -38,13 +38,11 @@ export interface CarrierOptions {
   readonly log: Log;
   /** Which devices are carried, and their numbers on B; all of them, under the same, unless given. */
   readonly numbers: ReadonlyMap<number, number> | undefined;
-  /** The most devices that are carried. */
-  readonly limit: number;
   /** Memory that a driver side of B has which cannot announce any. */
   readonly windows: readonly MemoryRegion[];
   readonly configSizeOf: ConfigSizeOf;
-  /** How a device gets to see the memory of B's driver side. @param position from 0 to below {@link limit} */
-  share(device: RemoteDevice, position: number): Sharing;
+  /** How devices get to see the memory of B's driver side, and how many may. */
+  readonly shares: Shares;
 }
 
 /** A device number of A. */
@@ -100,7 +98,7 @@ export class Carrier implements PeerListener, Disposable {
   }
 
   async #discover(): Promise<void> {
-    const { from, limit } = this.options;
+    const { from, shares: { limit } } = this.options;
     try {
       // A dialect that has no word for it has one device.
       const numbers = await listDevices(from, limit + 1) ?? [0];
@@ -113,7 +111,7 @@ export class Carrier implements PeerListener, Disposable {
   }
 
   #placeOf(number: number): Place | undefined {
-    const { from, numbers, limit, log } = this.options;
+    const { from, numbers, shares: { limit }, log } = this.options;
     const known = this.#places.get(number);
     if (known !== undefined) return known;
     if (this.#places.size >= limit) {
@@ -165,9 +163,9 @@ export class Carrier implements PeerListener, Disposable {
     }
     const { session } = device;
     if (place.seen === session) return;
-    const { share, configSizeOf, reactor, to, log, windows } = this.options;
-    const sharing = share(device, place.position);
-    const description = await describe(device, sharing, configSizeOf);
+    const { shares, configSizeOf, reactor, to, log, windows } = this.options;
+    const share = shares.of(device, place.position);
+    const description = await describe(device, share.sharing, configSizeOf);
     device.checkSession(session);
     place.seen = session;
     if (place.carried !== undefined) {
@@ -180,7 +178,7 @@ export class Carrier implements PeerListener, Disposable {
     while (to.restMs(as) > 0) await reactor.sleep(to.restMs(as));
     if (this.#isOver) return;
     device.checkSession(session);
-    const model = new CarriedDevice({ reactor, device, sharing, description, log });
+    const model = new CarriedDevice({ reactor, device, share, description, log });
     place.carried = { model, description };
     to.add(as, model, windows);
     log.info(
