@@ -10,6 +10,7 @@
 import { UsageError, VmsgError } from "../../src/linux/errors.ts";
 import type { Command, Options } from "../../src/cli/command.ts";
 import { untilInterrupted } from "../../src/cli/self.ts";
+import { ConsoleFile, sayFile } from "./console_file.ts";
 import { machineExecutable } from "./executable.ts";
 import {
   MACHINE_KINDS,
@@ -59,6 +60,11 @@ async function findMachine(
   throw new VmsgError("NO_GUEST", `no such machine here. ${guests.missing[kind].join("; ")}`);
 }
 
+/** In machine B, where it is in memory. */
+const CAPTURE = "/tmp/capture.pcapng";
+/** More than any of this says; it goes over the console. */
+const CAPTURE_LIMIT = "1M";
+
 /** Machine B's part. */
 interface DriverSide {
   readonly script: string;
@@ -70,10 +76,16 @@ interface DriverSide {
   readonly success: RegExp;
 }
 
+/** What B says at its end, if there is a capture. */
+const sayCapture = (isCaptured: boolean) => isCaptured ? sayFile(CAPTURE) : "";
+const captureOption = (isCaptured: boolean) => ({
+  capture: isCaptured ? `${CAPTURE},limit=${CAPTURE_LIMIT}` : undefined,
+});
+
 /** B's own kernel has the network card. */
-function ownKernel(confined: boolean): DriverSide {
-  const then = 'ping -c 3 10.0.2.2\necho "PING rc=$?"';
-  const script = driverScript({ confined, then });
+function ownKernel(confined: boolean, isCaptured: boolean): DriverSide {
+  const then = `ping -c 3 10.0.2.2\nrc=$?\n${sayCapture(isCaptured)}echo "PING rc=$rc"`;
+  const script = driverScript({ confined, then, ...captureOption(isCaptured) });
   const machine = { hugePages: confined ? 0 : DRIVER_HUGE_PAGES };
   return { script, files: [], machine, memoryMiB: 256, success: /^PING rc=0/ };
 }
@@ -84,6 +96,7 @@ async function innerGuest(
   kind: string | undefined,
   { direct, oneRange }: { readonly direct: boolean; readonly oneRange: boolean },
   server: FileServer,
+  isCaptured: boolean,
 ): Promise<DriverSide> {
   const ping = pingScript({ address: "dhcp", peer: "10.0.2.2", count: 3 });
   const fetch = `
@@ -93,7 +106,9 @@ fi
 `;
   const inner = await findInner(machineKind, kind, { script: ping + fetch, oneRange });
   const { memoryMiB = 256, ...machine } = inner.machine;
-  const script = innerScript({ guest: inner.boot, mode: direct ? "" : "--confined" });
+  const guest = (socket: string) => `${inner.boot(socket)}\n${sayCapture(isCaptured)}`;
+  const mode = direct ? "" : "--confined";
+  const script = innerScript({ guest, mode, ...captureOption(isCaptured) });
   const hugePages = direct ? 1 : 0;
   const success = /^FETCHED/;
   return { script, files: inner.files, machine: { ...machine, hugePages }, memoryMiB, success };
@@ -148,7 +163,9 @@ async function serveFile(): Promise<FileServer> {
 
 /** Runs the demo; 0 if B's pings were answered. */
 async function demoIvshmem(options: Options): Promise<number> {
-  const [net, size, guest] = ["net", "size", "guest"].map((name) => options.text(name));
+  const [net, size, guest, capture] = ["net", "size", "guest", "capture"].map((name) =>
+    options.text(name)
+  );
   const [inner, direct, oneRange] = ["inner", "direct", "one-range"].map((name) =>
     options.flag(name)
   ) as [boolean, boolean, boolean];
@@ -178,8 +195,9 @@ async function demoIvshmem(options: Options): Promise<number> {
   using interrupted = untilInterrupted();
   await using server = await serveFile();
   const b = inner
-    ? await innerGuest(kind, guest, { direct, oneRange }, server)
-    : ownKernel(confined);
+    ? await innerGuest(kind, guest, { direct, oneRange }, server, capture !== undefined)
+    : ownKernel(confined, capture !== undefined);
+  const captured = new ConsoleFile();
   console.log("two machines, a shared memory and a doorbell between them; none of it is patched");
   await using pair = await openPair({
     installation,
@@ -198,7 +216,9 @@ async function demoIvshmem(options: Options): Promise<number> {
   await using machineB = await pair.startB({
     script: b.script,
     ...b.machine,
-    onLine: (line) => console.log(`B| ${line}`),
+    onLine: (line) => {
+      if (!captured.take(line)) console.log(`B| ${line}`);
+    },
   });
   const passed = machineB.waitFor(b.success, TIMEOUT_MS).then(() => 0);
   const failed = Promise.race([
@@ -207,6 +227,11 @@ async function demoIvshmem(options: Options): Promise<number> {
   ]).then(() => 1);
   for (const promise of [passed, failed]) promise.catch(() => {});
   const code = await Promise.race([interrupted, passed, failed]);
+  if (code === 0 && capture !== undefined) {
+    await Promise.race([interrupted, captured.whole, machineB.waitFor(/^GUEST-DONE/, TIMEOUT_MS)]);
+    await Deno.writeFile(capture, await captured.bytes(), { mode: 0o600 });
+    console.log(`captured by B: ${capture}; see vmsg trace --help`);
+  }
   if (code !== 130) console.log(code === 0 ? "\nTEST PASSED" : `\nTEST FAILED (${code})`);
   return code;
 }
@@ -244,6 +269,11 @@ export const demoIvshmemTask: Command = {
     {
       name: "one-range",
       help: "with --direct --guest microvm: its memory is one page of 1 GiB",
+    },
+    {
+      name: "capture",
+      value: "FILE",
+      help: "keep what machine B's vmsg says and hears in a file, for `vmsg trace`",
     },
     {
       name: "executable",

@@ -209,6 +209,8 @@ export interface DriverScriptOptions {
   readonly confined?: boolean;
   /** "dhcp", or an address with its prefix length. */
   readonly address?: string;
+  /** A file of the machine for what is said and the card's frames, as `--capture` has it. */
+  readonly capture?: string | undefined;
   /** Shell: what the machine does with its network card. */
   readonly then: string;
 }
@@ -222,6 +224,7 @@ export function driverScript(options: DriverScriptOptions): string {
   const command = [
     `vmsg driver --bus ivshmem,pci=${DOORBELL_ADDRESS},${bus}`,
     `${options.confined ? "--confined" : `--memory ${memory}`} --tap ${DRIVER_INTERFACE}`,
+    ...(options.capture === undefined ? [] : [`--capture ${options.capture}`]),
   ].join(" ");
   const dhcp = `
 cat >/tmp/lease.sh <<'END'
@@ -256,6 +259,8 @@ export interface InnerScriptOptions {
   readonly bus?: string;
   /** How the proxy serves the guest; "--confined" unless given. */
   readonly mode?: string;
+  /** As {@link DriverScriptOptions.capture}; a proxy sees no frames. */
+  readonly capture?: string | undefined;
   /** Shell: boots the guest, whose front end connects to the socket. */
   readonly guest: (socket: string) => string;
 }
@@ -266,6 +271,7 @@ export function innerScript(options: InnerScriptOptions): string {
   const command = [
     `vmsg proxy --bus ivshmem,pci=${DOORBELL_ADDRESS},${bus}`,
     `--vhost-user socket=${INNER_SOCKET} ${mode}`,
+    ...(options.capture === undefined ? [] : [`--capture ${options.capture}`]),
   ].join(" ");
   return `
 echo "$ ${command}"

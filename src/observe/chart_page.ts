@@ -17,6 +17,7 @@ export const CHART_PAGE: string = String.raw`<!doctype html>
   header { grid-column: 1 / 3; display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; padding: .5rem .75rem; background: var(--soft); }
   h1 { font-size: 1rem; margin: 0; flex: 1 1 auto; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
   input[type=search] { flex: 1 1 8rem; min-width: 6rem; max-width: 20rem; } input, button { padding: .35rem .5rem; font: inherit; }
+  #left, aside { grid-row: 3; }
   #missing { grid-column: 1 / 3; margin: 0; padding: .3rem .75rem .3rem 2rem; color: var(--bad); font-weight: 600; max-height: 22vh; overflow: auto; } #missing:empty { display: none; }
   #left { display: flex; flex-direction: column; min-width: 0; min-height: 0; }
   #chart { flex: 1; overflow: auto; position: relative; outline-offset: -2px; }
@@ -36,7 +37,7 @@ export const CHART_PAGE: string = String.raw`<!doctype html>
   pre { margin: 0 0 .6rem; white-space: pre-wrap; overflow-wrap: anywhere; font: 12px/1.45 ui-monospace, monospace; }
   @media (max-width: 720px) {
     body { grid-template: auto auto 1fr 28vh / 1fr; }
-    header, #missing { grid-column: 1; } aside { border-left: 0; border-top: 1px solid var(--line); }
+    header, #missing { grid-column: 1; } aside { grid-row: 4; border-left: 0; border-top: 1px solid var(--line); }
     .row, #heads { grid-template-columns: 4.6rem minmax(0, 1fr); }
     .took, #heads :last-child:not(div span) { display: none; }
     .time { padding: 0 .3rem; font-size: .85em; }

@@ -108,6 +108,9 @@ found.last = box.lastChild.querySelector("span").textContent;
 found.drawn = box.childElementCount;
 found.wide = document.documentElement.scrollWidth - innerWidth;
 found.low = document.documentElement.scrollHeight - innerHeight;
+const [left, aside] = ["#left", "aside"].map((each) => find(each).getBoundingClientRect());
+found.left = left.height / innerHeight;
+found.bottom = aside.bottom - innerHeight;
 found.state = find("#state").textContent.split("\\n")[0];
 document.documentElement.dataset.found = JSON.stringify(found);
 </script>`;
@@ -132,9 +135,10 @@ for (const [where, size] of [["in a window", "1280,800"], ["on a telephone", "39
         new RegExp(`data-${name}="([^"]*)"`).exec(attributes!)![1]!.replaceAll("&quot;", '"');
       assertEquals(attribute("rows"), "10000");
       assert(Number(attribute("ms")) < 1000, `${attribute("ms")} ms`);
-      const { matches, chosen, next, only, height, last, drawn, wide, low, state } = JSON.parse(
-        attribute("found"),
-      );
+      const { matches, chosen, next, only, height, last, drawn, wide, low, left, bottom, state } =
+        JSON.parse(
+          attribute("found"),
+        );
       const total = Number(/^1 of (\d+)$/.exec(matches)![1]);
       assertMatch(chosen, /DRIVER_OK/);
       assertEquals([next, only], [`2 of ${total}`, total]);
@@ -143,6 +147,8 @@ for (const [where, size] of [["in a window", "1280,800"], ["on a telephone", "39
       assertMatch(state, /^dev 0 net: /);
       // It fits: only the chart itself scrolls.
       assert(wide <= 0 && low <= 0, `${wide} ${low}`);
+      // The chart has what room there is, and the states beside or below it end where the window does.
+      assert(left > 0.5 && Math.abs(bottom) < 2, `${left} ${bottom}`);
     } finally {
       await Deno.remove(directory, { recursive: true });
     }
