@@ -314,7 +314,7 @@ const ROOM_LINES: Readonly<Record<string, number>> = {
   network: 4500,
   // With what doctor knows of links, from captures and from what processes count.
   observe: 2000,
-  check: 1200,
+  check: 1400,
   cli: 3200,
 };
 

@@ -3,14 +3,21 @@
 import { type Bodies, type Body, COMMON_BODIES, lookOn } from "./common_rules.ts";
 import { DEVICE_BODIES } from "./device_rules.ts";
 import type { Dialogue } from "./dialogue.ts";
+import { DEVICE_FAULTS } from "./device_faults.ts";
+import { DRIVER_FAULTS } from "./driver_faults.ts";
 import { DRIVER_BODIES } from "./driver_rules.ts";
+import { faultBodies } from "./faults.ts";
 import { type Outcome, outcomeOf, require } from "./outcome.ts";
 import { type Asker, DeviceRole, DriverRole } from "./roles.ts";
 import type { Rule, RuleSide } from "./rules.ts";
 
 const BODIES = {
-  device: { ...COMMON_BODIES, ...DEVICE_BODIES } as Bodies<DriverRole>,
-  driver: { ...COMMON_BODIES, ...DRIVER_BODIES } as Bodies<DeviceRole>,
+  device: { ...COMMON_BODIES, ...DEVICE_BODIES, ...faultBodies(DEVICE_FAULTS) } as Bodies<
+    DriverRole
+  >,
+  driver: { ...COMMON_BODIES, ...DRIVER_BODIES, ...faultBodies(DRIVER_FAULTS) } as Bodies<
+    DeviceRole
+  >,
 };
 
 export function isAsked(rule: Rule, side: RuleSide): boolean {

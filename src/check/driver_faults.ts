@@ -3,12 +3,11 @@
  * is wrong, or it is what a driver must live with, so in the end the device has to be in use.
  */
 
-import { DIALECTS, Kind } from "../message/message.ts";
+import { Kind } from "../message/message.ts";
 import { Status } from "../virtio/features.ts";
-import type { Body } from "./common_rules.ts";
-import { expect } from "./outcome.ts";
+import type { Faults } from "./faults.ts";
+import { expect, require } from "./outcome.ts";
 import type { DeviceRole } from "./roles.ts";
-import type { Rule } from "./rules.ts";
 
 const LATE_MS = 100;
 const PAUSE_MS = 1000;
@@ -16,16 +15,53 @@ const SILENCE_MS = 3000;
 /** A driver that asks again and again has no limit. */
 const MAX_MESSAGES = 1000;
 const PINGS = 200;
+/** In which a device that needs it is reset. */
+const LIFE_MS = 2000;
+
+/**
+ * It says something when it is spoken to: PING is answered; where there is none, a changed configuration is read, or a
+ * device that needs it is reset.
+ */
+async function isAlive(s: DeviceRole): Promise<boolean> {
+  if (s.talk.codec.has(Kind.PING)) {
+    await s.ping(1);
+    return true;
+  }
+  const from = s.said.length;
+  s.generation++;
+  await s.announce({});
+  if (s.of(Kind.GET_CONFIG, from).length > 0) return true;
+  await s.announce({ status: s.status | Status.DEVICE_NEEDS_RESET });
+  if (!await s.serve(() => s.of(Kind.SET_DEVICE_STATUS, from).length > 0, LIFE_MS)) return false;
+  await s.bringUp();
+  return true;
+}
 
 async function endsInUse(s: DeviceRole): Promise<void> {
   const isInUse = () => (s.status & Status.DRIVER_OK) !== 0;
   await s.until(isInUse, "the device is not in use in the end");
-  if (s.talk.codec.has(Kind.PING)) await s.ping(1);
+  if (s.talk.codec.has(Kind.PING)) await isAlive(s);
   expect(s.said.length < MAX_MESSAGES, `${s.said.length} messages were sent meanwhile`);
 }
 
-/** By mode: what the device does, and how. */
-const FAULTS: Readonly<Record<string, readonly [text: string, body: Body<DeviceRole>]>> = {
+/** Something happens to a device that is in use; that it still is shows in what showed it before. */
+async function survives(s: DeviceRole, happens: () => Promise<void>): Promise<void> {
+  await s.bringUp();
+  const wasAlive = await isAlive(s);
+  await happens();
+  await endsInUse(s);
+  require(
+    wasAlive,
+    "it neither reads what changes nor resets a device that needs it, so its end would not be seen",
+  );
+  expect(
+    await isAlive(s),
+    "what it said before to a change, or to a device that needs a reset, it says no more",
+  );
+}
+
+/** See the head of this file. */
+export const DRIVER_FAULTS: Faults<DeviceRole> = {
   late: ["every answer comes late", async (s) => {
     s.override = (request) => {
       s.later(LATE_MS, () => s.answer(request));
@@ -44,18 +80,17 @@ const FAULTS: Readonly<Record<string, readonly [text: string, body: Body<DeviceR
     await s.bringUp();
     await endsInUse(s);
   }],
-  silent: ["the device is silent for a while, then goes on", async (s) => {
-    await s.bringUp();
-    s.override = (request) => {
-      s.later(SILENCE_MS, () => s.answer(request));
-      return true;
-    };
-    s.generation++;
-    await s.announce({});
-    await s.lookOn(SILENCE_MS);
-    s.override = undefined;
-    await endsInUse(s);
-  }],
+  silent: ["the device is silent for a while, then goes on", (s) =>
+    survives(s, async () => {
+      s.override = (request) => {
+        s.later(SILENCE_MS, () => s.answer(request));
+        return true;
+      };
+      s.generation++;
+      await s.announce({});
+      await s.lookOn(SILENCE_MS);
+      s.override = undefined;
+    })],
   torn: ["the configuration changes while it is read", async (s) => {
     let reads = 0;
     s.override = ({ kind }) => {
@@ -67,36 +102,21 @@ const FAULTS: Readonly<Record<string, readonly [text: string, body: Body<DeviceR
     await s.bringUp();
     await endsInUse(s);
   }],
-  full: ["messages are not taken for a while, and the queue is full", async (s) => {
-    const { bus, codec, reactor } = s.talk;
-    await s.bringUp();
-    bus.isPaused = true;
-    const hasPing = codec.has(Kind.PING);
-    for (let n = 0; n < PINGS && bus.claim() >= 0; n++) {
-      s.talk.send(hasPing ? Kind.PING : Kind.EVENT_USED);
-      // So that the driver takes it, and its own queue fills up.
-      if (n % 16 === 0) await reactor.sleep(1);
-    }
-    await reactor.sleep(PAUSE_MS);
-    bus.isPaused = false;
-    await s.lookOn();
-    await endsInUse(s);
-  }],
+  full: [
+    "messages are not taken for a while, and the queue is full",
+    (s) =>
+      survives(s, async () => {
+        const { bus, codec, reactor } = s.talk;
+        bus.isPaused = true;
+        const hasPing = codec.has(Kind.PING);
+        for (let n = 0; n < PINGS && bus.claim() >= 0; n++) {
+          s.talk.send(hasPing ? Kind.PING : Kind.EVENT_USED);
+          // So that the driver takes it, and its own queue fills up.
+          if (n % 16 === 0) await reactor.sleep(1);
+        }
+        await reactor.sleep(PAUSE_MS);
+        bus.isPaused = false;
+        await s.lookOn();
+      }),
+  ],
 };
-
-export const FAULT_MODES: readonly string[] = Object.keys(FAULTS);
-
-/** A mode in the place of a rule, for whoever lists and reports these. */
-export function ruleOfFault(mode: string): Rule {
-  return {
-    number: mode,
-    section: "7.3",
-    must: true,
-    sides: ["driver"],
-    dialects: DIALECTS,
-    unasked: {},
-  };
-}
-
-export const faultBody = (mode: string): Body<DeviceRole> | undefined => FAULTS[mode]?.[1];
-export const faultText = (mode: string): string | undefined => FAULTS[mode]?.[0];

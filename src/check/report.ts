@@ -1,7 +1,11 @@
 /** What rules brought, as lines for people, as JSON, and as JUnit's XML for what shows tests. */
 
-import { faultText } from "./driver_faults.ts";
-import { QUIRKS } from "./quirks.ts";
+import { DEVICE_FAULTS } from "./device_faults.ts";
+import { DRIVER_FAULTS } from "./driver_faults.ts";
+import { FAULT_MODES } from "./faults.ts";
+import type { Dialect } from "../message/codec.ts";
+import { quirkOf } from "./quirks.ts";
+import type { RuleSide } from "./rules.ts";
 import type { Result } from "./session.ts";
 import { WORDING } from "./wording.ts";
 
@@ -22,10 +26,18 @@ export interface Line {
   readonly ms: number;
 }
 
-export function lineOf({ rule, outcome, tookMs }: Result): Line {
+/** What a rule, or a fault mode in the place of one, says. */
+function textOf(number: string, side: RuleSide): string {
+  const mode = FAULT_MODES.find((mode) => mode === number);
+  if (mode === undefined) return WORDING[number] ?? "";
+  return (side === "device" ? DEVICE_FAULTS : DRIVER_FAULTS)[mode][0];
+}
+
+/** @param side the peer's */
+export function lineOf({ rule, outcome, tookMs }: Result, side: RuleSide, dialect: Dialect): Line {
   const { number, section, must } = rule;
-  const text = WORDING[number] ?? faultText(number) ?? "";
-  const quirk = outcome.verdict === "failed" ? QUIRKS[number] : undefined;
+  const text = textOf(number, side);
+  const quirk = outcome.verdict === "failed" ? quirkOf(side, number, dialect) : undefined;
   return {
     ...{ rule: number, section, must, text, verdict: VERDICTS[outcome.verdict] },
     ...(outcome.verdict === "passed" ? {} : { seen: outcome.reason }),

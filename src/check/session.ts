@@ -7,7 +7,6 @@
 import { Kind } from "../message/message.ts";
 import { askDevice, askDriver } from "./check.ts";
 import type { Dialogue } from "./dialogue.ts";
-import { faultBody } from "./driver_faults.ts";
 import type { Outcome } from "./outcome.ts";
 import { type Rule, RULES, type RuleSide } from "./rules.ts";
 
@@ -80,7 +79,7 @@ async function askOfDriver(rule: Rule, talk: Dialogue): Promise<Asked> {
     bus.drop("the next rule begins");
     if (!await comes(talk)) return "no driver side came";
     const { departures } = talk;
-    const outcome = await askDriver(rule, talk, faultBody(rule.number));
+    const outcome = await askDriver(rule, talk);
     const isCutShort = outcome.verdict === "failed" && departures !== talk.departures;
     if (!isCutShort || attempt === ATTEMPTS) return outcome;
   }

@@ -1,7 +1,7 @@
 /** `vmsg check`: any device side, or any driver side, is asked for the rules of virtio-msg. */
 
 import { Dialogue, type Watch } from "../check/dialogue.ts";
-import { FAULT_MODES, ruleOfFault } from "../check/driver_faults.ts";
+import { FAULT_MODES, type FaultMode, ruleOfFault } from "../check/faults.ts";
 import { junitOf, type Line, lineOf, summaryOf, wordsOf } from "../check/report.ts";
 import { RINGS_SIZE } from "../check/roles.ts";
 import { type Rule, RULES, type RuleSide } from "../check/rules.ts";
@@ -24,8 +24,8 @@ interface CheckSettings {
   readonly bus: BusSettings;
   readonly device: number;
   readonly memory: DriverMemorySettings | undefined;
-  /** A fault mode to play instead of asking for rules. */
-  readonly faults: readonly string[];
+  /** Fault modes to play instead of asking for rules. */
+  readonly faults: readonly FaultMode[];
   /** Numbers of rules; all without any. */
   readonly rules: readonly string[];
   readonly json: boolean;
@@ -44,13 +44,11 @@ function ruleOptions(options: Options, side: RuleSide): string[] {
   });
 }
 
-function faultOptions(options: Options, side: RuleSide): string[] {
-  return options.list("fault").map((mode) => {
-    if (side === "device") throw new UsageError("--fault needs --driver: a device plays the modes");
-    if (!FAULT_MODES.includes(mode)) {
-      throw new UsageError(`--fault ${mode}: the modes are ${FAULT_MODES.join(", ")}`);
-    }
-    return mode;
+function faultOptions(options: Options): FaultMode[] {
+  return options.list("fault").map((text) => {
+    const mode = FAULT_MODES.find((mode) => mode === text);
+    if (mode !== undefined) return mode;
+    throw new UsageError(`--fault ${text}: the modes are ${FAULT_MODES.join(", ")}`);
   });
 }
 
@@ -95,8 +93,9 @@ export const checkCommand: PlaneCommand<CheckSettings> = planeCommand({
       name: "fault",
       value: "MODE",
       repeated: true,
-      help: `with --driver: play a device on a bad day instead, ${FAULT_MODES.join(", ")}; ` +
-        "it has to be in use in the end",
+      help: `play a driver, or with --driver a device, on a bad day instead: ${
+        FAULT_MODES.join(", ")
+      }; the device has to be in use in the end`,
     },
     { name: "json", help: "print a JSON object a rule" },
     { name: "junit", value: "FILE", help: "write the results as JUnit's XML, too" },
@@ -114,13 +113,15 @@ export const checkCommand: PlaneCommand<CheckSettings> = planeCommand({
     if (side === "driver" && bus.bus.kind !== "linux-user") {
       throw new UsageError("--driver needs --bus linux-user: on others a driver is not cut off");
     }
+    const [rules, faults] = [ruleOptions(options, side), faultOptions(options)];
+    if (rules.length > 0 && faults.length > 0) throw new UsageError("give --rule or --fault");
     return {
       side,
       bus,
+      rules,
+      faults,
       device: options.wholeNumber("device", 0, MAX_DEVICE)!,
       memory: memoryOption(options, side),
-      rules: ruleOptions(options, side),
-      faults: faultOptions(options, side),
       json: options.flag("json"),
       junit: options.text("junit"),
     };
@@ -148,7 +149,7 @@ export const checkCommand: PlaneCommand<CheckSettings> = planeCommand({
       settings.rules.length === 0 || settings.rules.includes(number);
     const { faults } = settings;
     const rules = faults.length > 0
-      ? faults.map(ruleOfFault)
+      ? faults.map((mode) => ruleOfFault(mode, side))
       : rulesFor(side, talk).filter(isWanted);
     if (rules.length === 0) {
       throw new VmsgError("RULES", `dialect ${codec.dialect} has none of the rules asked for`);
@@ -158,7 +159,7 @@ export const checkCommand: PlaneCommand<CheckSettings> = planeCommand({
     reactor.spawn(async () => {
       talk.open();
       await askAll(side, rules, talk, (result) => {
-        const line = lineOf(result);
+        const line = lineOf(result, side, codec.dialect);
         lines.push(line);
         if (json) print(JSON.stringify(line));
         else for (const words of wordsOf(line)) print(words);

@@ -3,19 +3,27 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { fromFileUrl } from "@std/path";
 import { isAsked } from "../../src/check/check.ts";
-import { FAULT_MODES } from "../../src/check/driver_faults.ts";
+import { FAULT_MODES } from "../../src/check/faults.ts";
+import { RINGS_SIZE } from "../../src/check/roles.ts";
 import { RULES } from "../../src/check/rules.ts";
-import { DEVICE_FAULTS, DRIVER_FAULTS } from "../conformance/faults.ts";
+import { DEVICE_FAULTS } from "../conformance/device_faults.ts";
+import { DRIVER_FAULTS } from "../conformance/driver_faults.ts";
+import { ALL, brokenIn } from "../conformance/fault.ts";
 import { LED_DRIVER } from "../conformance/led_driver.ts";
 import { isSeen } from "../conformance/peers.ts";
+import type { Dialect } from "../../src/message/codec.ts";
 import { type Processes, processTest, VMSG_COMMAND } from "../support/processes.ts";
 
 const MEMORY = ["--memory", "file=ram,at=0x40000000"];
 const RAM_SIZE = 16 << 20;
+/** Of a queue. */
+const DEVICE_AREA = 0x8000;
 const WRONG_DEVICE = fromFileUrl(new URL("../conformance/wrong_device.ts", import.meta.url));
 const WRONG_DRIVER = fromFileUrl(new URL("../conformance/wrong_driver.ts", import.meta.url));
 
 const busOf = (dialect: string) => ["--bus", `linux-user,socket=lu.sock,dialect=${dialect}`];
+
+const isRule = (number: string) => RULES.some((rule) => rule.number === number);
 
 interface Line {
   readonly rule: string;
@@ -108,6 +116,25 @@ for (const dialect of ["v1", "v1-2025", "proto"] as const) {
   });
 }
 
+for (const dialect of ALL) {
+  processTest(`check --fault: vmsg device lives with a bad driver of ${dialect}`, async (vmsg) => {
+    await makeFile(vmsg, "ram", RAM_SIZE);
+    const device = await vmsg.start("device", ...busOf(dialect), ...MEMORY, "--net", "responder");
+    await device.waitFor(/waiting for the driver side/);
+    const wanted = FAULT_MODES.flatMap((mode) => ["--fault", mode]);
+    const [code, lines] = await check(vmsg, ...busOf(dialect), ...MEMORY, ...wanted);
+    const brief = lines.map(({ rule, verdict, seen }) => [rule, verdict, seen]);
+    assertEquals(brief, FAULT_MODES.map((mode) => [mode, "PASS", undefined]));
+    assertEquals(code, 0);
+    const ram = await Deno.readFile(`${vmsg.directory}/ram`);
+    // What a device says in the first queue's area for it is its own.
+    const isWritten = ram.findIndex((byte, at) =>
+      byte !== 0 && (at < DEVICE_AREA || at >= RINGS_SIZE)
+    );
+    assertEquals(isWritten, -1, "the peer's memory was written to");
+  });
+}
+
 for (const dialect of ["v1", "v1-2025", "proto"] as const) {
   processTest(
     `check --driver --fault: vmsg driver lives with a bad device of ${dialect}`,
@@ -132,7 +159,7 @@ for (const [dialect, numbers] of Object.entries(RELAYED)) {
   processTest(
     `check --driver: nothing is found in a relayed driver side, ${dialect}`,
     async (vmsg) => {
-      await vmsg.startProgram(Deno.execPath(), "run", "-A", WRONG_DRIVER, dialect);
+      await vmsg.startProgram(Deno.execPath(), "run", "-A", WRONG_DRIVER, "none", dialect);
       const wanted = numbers.split(" ").flatMap((rule) => ["--rule", rule]);
       const args = ["--driver", ...busOf(dialect), "--device", "3", ...wanted];
       const [code, lines] = await check(vmsg, ...args);
@@ -154,45 +181,60 @@ const QUICK_FAULTS = [
   "SET_DEVICE_STATUS is followed by something else",
 ];
 
-for (const [place, { what, breaks, dialect, unled }] of DRIVER_FAULTS.entries()) {
+for (const [place, fault] of DRIVER_FAULTS.entries()) {
+  const { what, unled } = fault;
   if (!isFull && !QUICK_FAULTS.includes(what)) continue;
-  const rules = breaks.split(" ").filter((number) => unled || !(number in LED_DRIVER));
-  if (rules.length === 0) continue;
-  processTest(`check --driver: a driver side that is wrong is found: ${what}`, async (vmsg) => {
-    await vmsg.startProgram(Deno.execPath(), "run", "-A", WRONG_DRIVER, `${place}`);
-    const wanted = rules.flatMap((rule) => ["--rule", rule]);
-    const args = ["--driver", ...busOf(dialect), "--device", "3", ...wanted];
-    const [code, lines] = await check(vmsg, ...args);
-    const failed = lines.filter(({ verdict }) => verdict === "FAIL").map(({ rule }) => rule);
-    assertEquals([code, failed.sort()], [1, rules.sort()], JSON.stringify(lines));
-  });
+  for (const dialect of ALL) {
+    const rules = brokenIn(fault, "driver", dialect)
+      .filter((number) => isRule(number) && (unled || !(number in LED_DRIVER)));
+    if (rules.length === 0) continue;
+    processTest(
+      `check --driver: a driver side that is wrong is found (${dialect}): ${what}`,
+      async (vmsg) => {
+        const wrong = ["run", "-A", WRONG_DRIVER, `${place}`, dialect];
+        await vmsg.startProgram(Deno.execPath(), ...wrong);
+        const wanted = rules.flatMap((rule) => ["--rule", rule]);
+        const args = ["--driver", ...busOf(dialect), "--device", "3", ...wanted];
+        const [code, lines] = await check(vmsg, ...args);
+        const failed = lines.filter(({ verdict }) => verdict === "FAIL").map(({ rule }) => rule);
+        assertEquals([code, failed.sort()], [1, rules.toSorted()], JSON.stringify(lines));
+      },
+    );
+  }
 }
 
-for (
-  const what of [
-    "GET_CONFIG answers from the beginning",
-    "every answer twice",
-    "an answer of the size of 2025",
-    "SET_VQUEUE always takes all and enables",
-  ]
-) {
-  processTest(`check: a device side that is wrong is found: ${what}`, async (vmsg) => {
-    await makeFile(vmsg, "ram", RAM_SIZE);
-    const place = DEVICE_FAULTS.findIndex((fault) => fault.what === what);
-    const { breaks, dialect } = DEVICE_FAULTS[place]!;
-    const wrong = await vmsg.startProgram(Deno.execPath(), "run", "-A", WRONG_DEVICE, `${place}`);
-    await wrong.waitFor(/waiting for the driver side/);
-    const rules = breaks.split(" ");
-    const wanted = rules.flatMap((rule) => ["--rule", rule]);
-    const args = [...busOf(dialect), ...MEMORY, "--device", "3", ...wanted];
-    const { code, stdout } = await vmsg.run("check", ...args, "--junit", "rules.xml");
-    const failed = stdout.flatMap((line) => line.match(/^FAIL +(\S+)/)?.[1] ?? []);
-    assertEquals([code, failed.sort()], [1, rules.sort()]);
-    assert(stdout.some((line) => /^ +seen: ./.test(line)));
-    assertMatch(stdout.at(-1)!, new RegExp(`^0 passed, ${rules.length} failed, 0 not tested$`));
-    const report = await Deno.readTextFile(`${vmsg.directory}/rules.xml`);
-    assertEquals(report.match(/<failure message="[^"]+"\/>/g)?.length, rules.length);
-  });
+/** Wrong devices, in a dialect each. */
+const WRONG_DEVICES: readonly (readonly [Dialect, what: string])[] = [
+  ["v1", "GET_CONFIG answers from the beginning"],
+  ["v1", "every answer twice"],
+  ["v1", "an answer of the size of 2025"],
+  ["v1", "SET_VQUEUE always takes all and enables"],
+  ["v1-2025", "one queue too few is told"],
+  ["proto", "no GET_VQUEUE after SET_VQUEUE"],
+  ["proto", "a request that comes while another is worked on is lost"],
+];
+
+for (const [dialect, what] of WRONG_DEVICES) {
+  processTest(
+    `check: a device side that is wrong is found (${dialect}): ${what}`,
+    async (vmsg) => {
+      await makeFile(vmsg, "ram", RAM_SIZE);
+      const place = DEVICE_FAULTS.findIndex((fault) => fault.what === what);
+      const program = ["run", "-A", WRONG_DEVICE, `${place}`, dialect];
+      const wrong = await vmsg.startProgram(Deno.execPath(), ...program);
+      await wrong.waitFor(/waiting for the driver side/);
+      const rules = brokenIn(DEVICE_FAULTS[place]!, "device", dialect);
+      const wanted = rules.flatMap((rule) => [isRule(rule) ? "--rule" : "--fault", rule]);
+      const args = [...busOf(dialect), ...MEMORY, "--device", "3", ...wanted];
+      const { code, stdout } = await vmsg.run("check", ...args, "--junit", "rules.xml");
+      const failed = stdout.flatMap((line) => line.match(/^FAIL +(\S+)/)?.[1] ?? []);
+      assertEquals([code, failed.sort()], [1, rules.toSorted()]);
+      assert(stdout.some((line) => /^ +seen: ./.test(line)));
+      assertMatch(stdout.at(-1)!, new RegExp(`^0 passed, ${rules.length} failed, 0 not tested$`));
+      const report = await Deno.readTextFile(`${vmsg.directory}/rules.xml`);
+      assertEquals(report.match(/<failure message="[^"]+"\/>/g)?.length, rules.length);
+    },
+  );
 }
 
 processTest(
@@ -217,6 +259,8 @@ processTest("check: what cannot be asked is said in one line", async (vmsg) => {
     [["--rule", "R1"], 2, /is not about a device side/],
     [["--rule", "P1"], 1, /dialect v1 has none of the rules/],
     [["--memory", "segment"], 2, /takes file=PATH,at=ADDRESS/],
+    [["--fault", "slow"], 2, /the modes are late, reordered/],
+    [["--fault", "late", "--rule", "V8"], 2, /give --rule or --fault/],
   ];
   for (const [args, code, line] of cases) {
     const ended = await vmsg.run("check", ...busOf("v1"), ...args);

@@ -2,13 +2,16 @@
 
 import { assertEquals } from "@std/assert";
 import { isAsked } from "../../src/check/check.ts";
+import { FAULT_MODES, ruleOfFault } from "../../src/check/faults.ts";
 import { RULES } from "../../src/check/rules.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { LED_DEVICE } from "./led_device.ts";
 import { askOurDevice, ledDevice, networkCard, withOurDevice } from "./peers.ts";
 import { WORDING } from "./wording.ts";
 
-const ASKED = RULES.filter((rule) => isAsked(rule, "device") || rule.number in LED_DEVICE);
+const ASKED = [...RULES, ...FAULT_MODES.map((mode) => ruleOfFault(mode, "device"))].filter((rule) =>
+  isAsked(rule, "device") || rule.number in LED_DEVICE
+);
 
 const READ_ONLY = "this device takes no write of its configuration";
 /** Why the network card cannot be asked, besides that nobody leads it. */
@@ -21,9 +24,12 @@ const NOT_OF_THE_CARD: Readonly<Record<string, string>> = {
 
 for (const rule of ASKED) {
   for (const dialect of rule.dialects) {
-    cleanTest(`${rule.number} ${dialect}, device: ${WORDING.get(rule.number)}`, async () => {
-      assertEquals(await askOurDevice(rule, dialect), { verdict: "passed" });
-    });
+    cleanTest(
+      `${rule.number} ${dialect}, device: ${WORDING.get(rule.number) ?? "a bad day"}`,
+      async () => {
+        assertEquals(await askOurDevice(rule, dialect), { verdict: "passed" });
+      },
+    );
   }
 }
 

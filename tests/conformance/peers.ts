@@ -3,7 +3,6 @@
 import type { Bus } from "../../src/bus/bus.ts";
 import { askDevice, askDriver } from "../../src/check/check.ts";
 import { Dialogue } from "../../src/check/dialogue.ts";
-import { faultBody } from "../../src/check/driver_faults.ts";
 import type { DeviceRole } from "../../src/check/roles.ts";
 import type { Outcome } from "../../src/check/outcome.ts";
 import type { Rule } from "../../src/check/rules.ts";
@@ -11,7 +10,7 @@ import { NetDevice } from "../../src/devices/net/net_device.ts";
 import { NetDriver } from "../../src/drivers/net/net_driver.ts";
 import { mapAnonymous } from "../../src/linux/mapping.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
-import type { Dialect } from "../../src/message/codec.ts";
+import type { Codec, Dialect } from "../../src/message/codec.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { ResponderPort } from "../../src/network/responder_port.ts";
 import { createLog } from "../../src/observe/log.ts";
@@ -23,7 +22,7 @@ import { FakeDevice } from "../support/fake_device.ts";
 import { inProcessBus } from "../../src/bus/in_process_bus.ts";
 import { LED_DEVICE } from "./led_device.ts";
 import { LED_DRIVER } from "./led_driver.ts";
-import { type Change, relay } from "./relay.ts";
+import { type Change, relayBoth, type Way } from "./relay.ts";
 import { VirtualClock } from "../support/virtual_clock.ts";
 
 const AT = 0x4000_0000;
@@ -60,13 +59,15 @@ export function networkCard(reactor: Reactor): Subject {
   return { model: new NetDevice(reactor, new ResponderPort({}, reactor), { mac, mtu: 1500 }) };
 }
 
+/** How what passes is changed. */
+type Make = (way: Way) => Change;
+
 /** Two ends of a bus, with a relay between them if a message is to be changed on its way. */
-function ends(reactor: Reactor, stack: DisposableStack, change?: Change): [Bus, Bus] {
+function ends(reactor: Reactor, codec: Codec, stack: DisposableStack, make?: Make): [Bus, Bus] {
   const front = stack.use(inProcessBus(reactor, undefined, SLOTS));
-  if (change === undefined) return [front.driver, front.device];
+  if (make === undefined) return [front.driver, front.device];
   const back = stack.use(inProcessBus(reactor, undefined, SLOTS));
-  relay("driver", front.device, back.driver, change);
-  relay("device", back.driver, front.device, change);
+  relayBoth({ driver: front.device, device: back.driver, reactor, codec }, make);
   return [front.driver, back.device];
 }
 
@@ -78,13 +79,13 @@ export async function withOurDevice(
   dialect: Dialect,
   make: (reactor: Reactor) => Subject,
   body: (ask: Ask) => Promise<void>,
-  change?: Change,
+  change?: Make,
 ): Promise<void> {
   using reactor = new Reactor(new VirtualClock());
   using stack = new DisposableStack();
   const memory = stack.use(mapAnonymous(MEMORY));
-  const [driver, device] = ends(reactor, stack, change);
   const codec = codecFor(dialect);
+  const [driver, device] = ends(reactor, codec, stack, change);
   const side = stack.use(new DeviceSide({ reactor, bus: device, codec, log: LOG }));
   const { model, led } = make(reactor);
   side.add(NUMBER, model, [{ at: AT, size: MEMORY, memory, offset: 0 }]);
@@ -102,7 +103,7 @@ export async function withOurDevice(
 export async function askOurDevice(
   rule: Rule,
   dialect: Dialect,
-  change?: Change,
+  change?: Make,
   _isLed = true,
 ): Promise<Outcome | undefined> {
   let outcome: Outcome | undefined;
@@ -121,14 +122,14 @@ class LastingReactor extends Reactor {
 export async function askOurDriver(
   rule: Rule,
   dialect: Dialect,
-  change?: Change,
+  change?: Make,
   isLed = true,
 ): Promise<Outcome> {
   using reactor = new LastingReactor(new VirtualClock());
   using stack = new DisposableStack();
   const memory = stack.use(mapAnonymous(MEMORY));
-  const [bus, device] = ends(reactor, stack, change);
   const codec = codecFor(dialect);
+  const [bus, device] = ends(reactor, codec, stack, change);
   const side = stack.use(new DriverSide({ reactor, bus, codec, log: LOG }));
   const listener = { up() {}, down() {}, frame: () => true, writable() {} };
   stack.use(
@@ -139,8 +140,6 @@ export async function askOurDriver(
   talk.open();
   side.open();
   const ledBody = isLed ? LED_DRIVER[rule.number] : undefined;
-  const body = ledBody === undefined
-    ? faultBody(rule.number)
-    : (role: DeviceRole) => ledBody(role, remote);
+  const body = ledBody && ((role: DeviceRole) => ledBody(role, remote));
   return await reactor.until(askDriver(rule, talk, body));
 }

@@ -1,6 +1,7 @@
 /** The rules by number, and what they say, as docs/wire.md has it. */
 
-import { type Rule, RULES } from "../../src/check/rules.ts";
+import { FAULT_MODES, ruleOfFault } from "../../src/check/faults.ts";
+import { type Rule, RULES, type RuleSide } from "../../src/check/rules.ts";
 
 const TEXT = Deno.readTextFileSync(new URL("../../docs/wire.md", import.meta.url));
 
@@ -15,8 +16,10 @@ export const SECTIONS: ReadonlySet<string> = new Set(
   TEXT.match(/^### (7\.\d)/gm)?.map((line) => line.slice(4)),
 );
 
-/** The rule with this number. */
-export function ruleOf(number: string): Rule {
+/** The rule with this number, or the fault mode of that name. */
+export function ruleOf(number: string, side: RuleSide = "device"): Rule {
+  const mode = FAULT_MODES.find((mode) => mode === number);
+  if (mode !== undefined) return ruleOfFault(mode, side);
   const rule = RULES.find((rule) => rule.number === number);
   if (rule === undefined) throw new Error(`there is no rule ${number}`);
   return rule;

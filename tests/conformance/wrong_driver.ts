@@ -1,7 +1,7 @@
 /**
  * A driver side that is wrong in one way, as a process on a linux-user bus in the current directory, for whoever
- * looks for its fault: `wrong_driver.ts N`, the place in DRIVER_FAULTS, or `wrong_driver.ts DIALECT` for one that is
- * not wrong, with a relay all the same. Cut off, it begins anew.
+ * looks for its fault: `wrong_driver.ts N DIALECT`, the place in DRIVER_FAULTS; without such a place (`none`) it is not wrong, with a relay
+ * all the same. Cut off, it begins anew.
  */
 
 import { inProcessBus } from "../../src/bus/in_process_bus.ts";
@@ -14,8 +14,8 @@ import { codecFor } from "../../src/message/codecs.ts";
 import { createLog } from "../../src/observe/log.ts";
 import { knownMemory } from "../../src/sharing/driver_memory.ts";
 import { DriverSide } from "../../src/transport/driver_side.ts";
-import { DRIVER_FAULTS } from "./faults.ts";
-import { type Change, relay } from "./relay.ts";
+import { DRIVER_FAULTS } from "./driver_faults.ts";
+import { type Change, relayBoth, type Way } from "./relay.ts";
 
 const AT = 0x4000_0000;
 const SIZE = 16 << 20;
@@ -30,7 +30,7 @@ class LastingReactor extends Reactor {
 const log = createLog("wrong driver", "info", console.error);
 
 /** From one arrival to the departure behind it. */
-async function live(dialect: Dialect, change: Change): Promise<void> {
+async function live(dialect: Dialect, make: (way: Way) => Change): Promise<void> {
   using reactor = new LastingReactor();
   using stack = new DisposableStack();
   const memory = stack.use(mapAnonymous(SIZE));
@@ -42,8 +42,7 @@ async function live(dialect: Dialect, change: Change): Promise<void> {
   stack.use(
     new NetDriver(reactor, side, NUMBER, listener, log, { memory: knownMemory(memory, AT) }),
   );
-  relay("driver", back.device, front, change);
-  relay("device", front, back.device, change);
+  relayBoth({ driver: back.device, device: front, reactor, codec }, make);
   await reactor.until((async () => {
     while (!front.isAttached) await reactor.sleep(LOOK_MS);
     side.open();
@@ -51,11 +50,6 @@ async function live(dialect: Dialect, change: Change): Promise<void> {
   })());
 }
 
-const [which = ""] = Deno.args;
-const fault = DRIVER_FAULTS[Number(which)];
-for (;;) {
-  await live(
-    fault?.dialect ?? which as Dialect,
-    fault?.change() ?? ((_, bytes) => [bytes]),
-  );
-}
+const [which = "", dialect] = Deno.args;
+const change = DRIVER_FAULTS[Number(which)]?.change;
+for (;;) await live(dialect as Dialect, change ?? (() => (_, bytes) => [bytes]));
