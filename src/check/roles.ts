@@ -289,10 +289,12 @@ export class DeviceRole extends Asker {
   async ping(data: number): Promise<void> {
     // What is sent to a driver before it has begun may be lost.
     await this.until(() => this.said.length > 0, "the driver does not begin");
+    const { heard } = this.talk;
+    const from = heard.length;
     const token = this.talk.send(Kind.PING, { data });
     const isIt = ({ message: m }: Heard) =>
       m.kind === Kind.PING && m.response && m.token === token && m.data === data;
-    await this.until(() => this.talk.heard.some(isIt), "PING was not echoed");
+    await this.until(() => heard.slice(from).some(isIt), "PING was not echoed");
   }
 
   async unheeded(what: string, messages: readonly (readonly number[])[]): Promise<void> {

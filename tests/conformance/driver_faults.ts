@@ -125,11 +125,12 @@ const BAD_DAY_FAULTS: readonly Fault[] = [
     change: gone(hasHeard([Kind.EVENT_USED], 1)),
   }),
   fault("silent", "it ends at a change of the configuration", {
+    in: ["v1", "v1-2025", "rfc"],
     change: gone(hasHeard([Kind.EVENT_CONFIG], 1)),
   }),
-  // The first ones are how `proto` sees that it is alive.
+  // The first ones are how it is seen, without PING, that it is alive.
   fault("silent", "it ends at a third change of the configuration", {
-    in: PROTO,
+    in: ["rfc-q", "proto"],
     change: gone(hasHeard([Kind.EVENT_CONFIG], 3)),
   }),
   fault("torn", "it ends when the address of the card is not what it was", {
