@@ -102,10 +102,10 @@ function deviceLines(device: DeviceView): string[] {
 }
 
 const WISHES: Readonly<Record<Wish, (what: string) => string>> = {
-  each: (what) => `a ${what} each time`,
-  none: (what) => `no ${what}s wanted`,
-  passed: (what) => `a ${what} was due`,
-  ahead: (what) => `no ${what} due yet`,
+  each: (what) => `wants each ${what}`,
+  none: (what) => `wants no ${what}s`,
+  passed: (what) => `wanted a ${what}, which was due`,
+  ahead: (what) => `waits for a ${what}`,
 };
 /** Words that say no more to people than is said of kicks and calls. */
 const RAW = /(flags| event)$/;
@@ -119,7 +119,8 @@ function ringLines(ring: ReadRing | string): string[] {
   return [
     `      ${places.map(([name, value]) => `${name} ${value}`).join(", ")}`,
     `      ${problem ?? `${count} buffers are the device's to use`}; ` +
-    `${WISHES[kicks]("kick")}, ${WISHES[calls]("call")}${isMoving ? "; it is in use" : ""}`,
+    `the device ${WISHES[kicks]("kick")}, the driver ${WISHES[calls]("call")}` +
+    (isMoving ? "; it is in use" : ""),
     ...buffers.map((buffer) => `      ${bufferText(buffer)}`),
     ...(left > 0 ? [`      and ${left} more`] : []),
   ];

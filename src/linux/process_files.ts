@@ -42,6 +42,20 @@ export function mapsPrivately(pid: number, fd: Fd, address: number): boolean {
   );
 }
 
+/** The file that this process has mapped at an address, by its fileIdentity, and where in it that is; undefined where there is none. */
+export function fileAt(address: number): { identity: string; offset: number } | undefined {
+  // address permissions offset device inode path
+  const line = /^([\da-f]+)-([\da-f]+) \S+ ([\da-f]+) ([\da-f]+):([\da-f]+) ([1-9]\d*) /gm;
+  for (const [, ...fields] of textOf("/proc/self/maps").matchAll(line)) {
+    const [from, to, offset, major, minor] = fields.map((field) => parseInt(field, 16));
+    if (address < from! || address >= to!) continue;
+    // As makedev has them.
+    const device = BigInt(major!) << 8n | BigInt(minor! & 0xff) | BigInt(minor! >> 8) << 20n;
+    return { identity: `${device}:${fields[5]}`, offset: offset! + address - from! };
+  }
+  return undefined;
+}
+
 /** The process that has a lock on this byte of a file, or undefined. */
 export function lockHolder(fd: Fd, byte: number): number | undefined {
   const inode = fileIdentity(fd).split(":")[1];

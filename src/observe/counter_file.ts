@@ -17,7 +17,7 @@ import { fileStatus, openPath, reserveFile, unlinkFile } from "../linux/fd.ts";
 import { cString, libc } from "../linux/libc.ts";
 import { mapShared } from "../linux/mapping.ts";
 import { O_NOFOLLOW, openOwnFile } from "../linux/own_file.ts";
-import { directoryNames } from "../linux/sysfs.ts";
+import { directoryNames, readText } from "../linux/sysfs.ts";
 import { CounterMemory, countIn } from "./counters.ts";
 
 /** Bytes of a file: about 150 groups. */
@@ -138,8 +138,9 @@ export function findCounterFiles(directories: readonly string[]): FoundFile[] {
   });
 }
 
-/** Is there a process of this number? */
+/** Is there a process of this number, that does more than wait for its parent to take note of its end? */
 export function isProcess(pid: string | number): boolean {
-  using fd = openPath(`/proc/${pid}`);
-  return fd !== undefined;
+  // pid (name) state ...; a name may hold anything.
+  const state = /^.*\) (.)/s.exec(readText(`/proc/${pid}/stat`) ?? "")?.[1];
+  return state !== undefined && !"ZX".includes(state);
 }

@@ -10,6 +10,7 @@
 
 import type { Clock } from "../linux/clock.ts";
 import { fileIdentity } from "../linux/fd.ts";
+import { fileAt } from "../linux/process_files.ts";
 import type { MemoryRegion } from "../memory/mod.ts";
 import { type Counters, counterShape, noteCounters, retire } from "./counters.ts";
 
@@ -167,14 +168,17 @@ export class MemoryState {
 
 function regionWords(name: string, { at, size, memory, offset, fd, fileOffset }: MemoryRegion) {
   const words = new RegionWords(STATE, name);
-  const { file } = memory;
-  const behind = fd ?? file?.fd;
-  const [device, inode] = behind === undefined ? [0, 0] : fileIdentity(behind).split(":");
+  const address = Number(memory.address) + offset;
+  // Memory that came without a file that is open has one all the same, unless it is anonymous.
+  const behind = fd === undefined
+    ? fileAt(address) ?? { identity: "0:0", offset: 0 }
+    : { identity: fileIdentity(fd), offset: fileOffset ?? 0 };
+  const [device, inode] = behind.identity.split(":");
   const numbers = {
     at,
     size,
-    address: Number(memory.address) + offset,
-    offset: fd === undefined ? (file?.offset ?? 0) + offset : fileOffset ?? 0,
+    address,
+    offset: behind.offset,
     "file system": Number(device),
     file: Number(inode),
   };

@@ -1,8 +1,8 @@
 import { assertEquals } from "@std/assert";
-import { createSealedMemory } from "../../src/linux/fd.ts";
+import { createSealedMemory, fileIdentity } from "../../src/linux/fd.ts";
 import { check, libc } from "../../src/linux/libc.ts";
-import { mapAnonymous, PAGE_SIZE } from "../../src/linux/mapping.ts";
-import { mapsPrivately } from "../../src/linux/process_files.ts";
+import { mapAnonymous, mapShared, PAGE_SIZE } from "../../src/linux/mapping.ts";
+import { fileAt, mapsPrivately, openFileOf } from "../../src/linux/process_files.ts";
 import { cleanTest } from "../support/leaks.ts";
 
 const MAP_PRIVATE = 2;
@@ -25,4 +25,16 @@ cleanTest("a mapping for itself alone is found, but not behind any number of oth
   }
   assertEquals(mapsPrivately(Deno.pid, file, Number(address)), true);
   check(libc.munmap(address, size), "munmap");
+});
+
+cleanTest("the file that is mapped at an address, though it has no name", () => {
+  using file = createSealedMemory("vmsg-test-at", 2 * PAGE_SIZE);
+  using mapping = mapShared(file.number, PAGE_SIZE, PAGE_SIZE);
+  const found = fileAt(Number(mapping.address) + 5);
+  assertEquals(found, { identity: fileIdentity(file), offset: PAGE_SIZE + 5 });
+  using again = openFileOf(found!.identity, Deno.pid);
+  assertEquals(again && fileIdentity(again), fileIdentity(file));
+  using anonymous = mapAnonymous(PAGE_SIZE);
+  assertEquals(fileAt(Number(anonymous.address)), undefined);
+  assertEquals(openFileOf("0:1", Deno.pid), undefined);
 });

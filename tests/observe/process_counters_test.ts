@@ -1,4 +1,5 @@
 import { assert, assertEquals } from "@std/assert";
+import { isProcess } from "../../src/observe/counter_file.ts";
 import { type ReadCounters, readCounters } from "../../src/observe/read_counters.ts";
 import {
   type Processes,
@@ -56,3 +57,22 @@ processTest(
     assertEquals(readCounters(paths[0]!), last);
   },
 );
+
+Deno.test("counters: a process that only waits for its parent to see its end does not run", async () => {
+  // A shell that becomes another program does not wait for its child.
+  const script = "sleep 0 & echo $!; exec sleep 60";
+  const parent = new Deno.Command("sh", { args: ["-c", script], stdout: "piped" }).spawn();
+  const reader = parent.stdout.getReader();
+  const { value } = await reader.read();
+  await reader.cancel();
+  const child = new TextDecoder().decode(value).trim();
+  try {
+    await until(() => !isProcess(child));
+    assert(Deno.readTextFileSync(`/proc/${child}/stat`).includes(") Z "));
+    assert(isProcess(parent.pid));
+  } finally {
+    parent.kill("SIGKILL");
+    await parent.status;
+  }
+  assert(!isProcess(parent.pid));
+});
