@@ -136,7 +136,7 @@ export interface Bus extends Disposable {
   grant(number: number): void;
   /** Device side: what the driver side grants at this moment, in a word of its own that both see. */
   readonly granted: number;
-  /** Where that word is in this process, as long as the bus is. */
+  /** Where that word is in this process, as long as the bus is; 0 if there is none. */
   readonly grantAddress: bigint;
   /** Continues where the memory says, dropping nothing: whoever came may have emptied the queues. */
   resume(): void;

@@ -19,7 +19,7 @@ import type { Fd } from "../linux/fd.ts";
 import type { Reactor } from "../linux/reactor.ts";
 import { counterShape } from "../observe/counters.ts";
 import type { Bus, BusListener, BusOptions, Side } from "./bus.ts";
-import { PageBus } from "./page_bus.ts";
+import { PageBus, type PageLayout } from "./page_bus.ts";
 import { Poller } from "./poller.ts";
 
 /** How often the peer was rung, and how often this end heard that it was rung itself, not counting when it looked. */
@@ -35,6 +35,8 @@ export interface IvshmemBusOptions extends BusOptions {
   readonly reset: boolean;
   /** Both sides name themselves in the queues: they are vmsg and speak `v1`. */
   readonly named: boolean;
+  /** See {@link PageLayout}. */
+  readonly layout?: PageLayout | undefined;
   /** Says what the bus waits for, and what is odd. */
   readonly log: (line: string) => void;
 }

@@ -16,6 +16,10 @@
  * ends with BUS_IN_USE. A producer that finds another's name, because it stood still for too long, or because the
  * peer wrote it, detaches and waits until nobody counts: what is in shared memory ends nobody who serves guests.
  *
+ * With the layout `amp1` (docs/wire.md 4.5) the same pages hold one block that says where in them each side has what, and a
+ * head with cursors and a status for each side (amp_queue.ts). The bus is attached while both say that they run
+ * (amp_handshake.ts), and nobody names itself.
+ *
  * `reset` empties both queues, as the prototype's `reset-queues` does; it is for dialects that use the
  * queues as found. In `v1` each side writes its own indices only, and a living peer's queues are safe.
  */
@@ -24,6 +28,8 @@ import { VmsgError } from "../linux/errors.ts";
 import type { Fd } from "../linux/fd.ts";
 import type { Reactor, Timer } from "../linux/reactor.ts";
 import { loadAcquire32, type MappedMemory, storeRelease32 } from "../memory/mod.ts";
+import { AmpHandshake } from "./amp_handshake.ts";
+import { AmpQueue } from "./amp_queue.ts";
 import { type BusOptions, QueueBus, type SharedSegment, type Side } from "./bus.ts";
 import { SpscQueue } from "./spsc_queue.ts";
 
@@ -48,6 +54,9 @@ function nameIn(words: Uint32Array): number {
   return (word & 0xffff) === MARK ? word >>> 16 : -1;
 }
 
+/** How the queues lie in the memory: as the prototype has them, or self-describing (docs/wire.md 4.5). */
+export type PageLayout = "spsc" | "amp1";
+
 /** What a bus of this kind is told. */
 export interface PageBusOptions extends BusOptions {
   /** The shared memory. */
@@ -64,6 +73,10 @@ export interface PageBusOptions extends BusOptions {
   readonly id: () => number;
   /** For messages: the option that gave the memory. */
   readonly where: string;
+  /** {@link PageLayout}; "spsc" unless given. */
+  readonly layout?: PageLayout | undefined;
+  /** For people, where something is worth a line. */
+  readonly log?: (line: string) => void;
 }
 
 /** See the head of this file. A subclass brings the doorbell. */
@@ -82,6 +95,7 @@ export abstract class PageBus extends QueueBus {
   #wasAttached = false;
   readonly #own: Uint32Array;
   readonly #theirs: Uint32Array;
+  readonly #handshake: AmpHandshake | undefined;
 
   /** Views the queues; throws VmsgError if there is no room for them. */
   constructor(side: Side, reactor: Reactor, options: PageBusOptions) {
@@ -94,13 +108,21 @@ export abstract class PageBus extends QueueBus {
       );
     }
     const other = side === "driver" ? "device" : "driver";
+    const amp = options.layout === "amp1" ? new AmpQueue(side, memory, offset) : undefined;
     const queue = (of: Side) =>
-      new SpscQueue(memory, offset + OFFSET[of], QUEUE_PAGE, isDeviceMemory);
+      amp ?? new SpscQueue(memory, offset + OFFSET[of], QUEUE_PAGE, isDeviceMemory);
     const words = (of: Side) => new Uint32Array(memory.buffer, offset + OFFSET[of], QUEUE_PAGE / 4);
-    for (const whose of options.reset ? [side, other] as const : []) words(whose).fill(0);
+    const emptied = options.reset && amp === undefined ? [side, other] as const : [];
+    for (const whose of emptied) words(whose).fill(0);
     super(side, reactor, options, queue(side), queue(other));
     this.segment = { memory, start: offset + 2 * QUEUE_PAGE };
-    this.#options = options;
+    this.#options = amp === undefined ? options : { ...options, named: false };
+    this.#handshake = amp && new AmpHandshake(reactor, amp, 2 * QUEUE_PAGE, options.reset, {
+      running: () => super.attach(),
+      lost: (reason) => this.detach(reason),
+      ring: () => this.ring(),
+      tell: (line) => options.log?.(`${options.where}: ${line}`),
+    });
     this.#beat = reactor.timer(() => this.#goOn());
     this.#own = words(side);
     this.#theirs = words(other);
@@ -121,8 +143,14 @@ export abstract class PageBus extends QueueBus {
     this.attach();
   }
 
-  /** Attaches now, or when this side's place is free; names this side before. */
+  /** With a handshake only what a predecessor of this process has not read is old. */
+  protected override get discards(): boolean {
+    return super.discards && this.#handshake?.goesOn !== false;
+  }
+
+  /** Attaches now, or when this side's place is free, or both sides run; names this side before. */
   protected override attach(): void {
+    if (this.#handshake !== undefined) return this.#handshake.begin();
     if (this.#options.named) {
       this.#beat.arm(BEAT_MS);
       if (!this.#isFree()) return;
@@ -130,6 +158,12 @@ export abstract class PageBus extends QueueBus {
       this.#wasAttached = true;
     }
     super.attach();
+  }
+
+  /** The peer is gone: nothing is looked at any more before {@link attach}. */
+  protected override detach(reason: string): void {
+    this.#handshake?.pause();
+    super.detach(reason);
   }
 
   #nameOurselves(): void {
@@ -206,6 +240,7 @@ export abstract class PageBus extends QueueBus {
   override [Symbol.dispose](): void {
     this.reactor.dropTimer(this.#beat);
     this.listener = undefined;
+    this.#handshake?.[Symbol.dispose]();
     this.detach("closed");
   }
 }

@@ -18,6 +18,7 @@ import { type Dialect, Kind, Message } from "../message/message.ts";
 import { isBusMessage, MESSAGES } from "../message/table.ts";
 import { describe } from "../message/text.ts";
 import type { Side } from "./bus.ts";
+import { isAmpLayout } from "./amp_block.ts";
 import { QUEUE_PAGE } from "./page_bus.ts";
 import { SLOT_SIZE, SLOTS_OFFSET, spscCapacity, spscSize, TAIL_WORD } from "./spsc_queue.ts";
 
@@ -113,6 +114,9 @@ function areasOf(path: string, offset: number): Area[] {
     }
   }
   const bytes = read(offset, 2 * QUEUE_PAGE);
+  if (isAmpLayout(bytes)) {
+    throw new VmsgError("QUEUE", `${path}: queues of the layout amp1, which cannot be read here`);
+  }
   if (bytes.length < 2 * QUEUE_PAGE) {
     const what = `${bytes.length} bytes from ${offset} on`;
     throw new VmsgError("QUEUE", `${path}: ${what}, two queues have ${2 * QUEUE_PAGE}`);

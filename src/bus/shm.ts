@@ -20,7 +20,7 @@ import { EPOLLIN, type Reactor } from "../linux/reactor.ts";
 import { readAttribute } from "../linux/sysfs.ts";
 import { fullFence } from "../memory/mod.ts";
 import type { BusListener, BusOptions, Side } from "./bus.ts";
-import { PageBus, QUEUE_PAGE } from "./page_bus.ts";
+import { PageBus, type PageLayout, QUEUE_PAGE } from "./page_bus.ts";
 import { Poller } from "./poller.ts";
 
 /** A register that rings the peer when it is written. */
@@ -51,6 +51,10 @@ export interface ShmBusOptions extends BusOptions {
   readonly reset: boolean;
   /** Both sides are vmsg and speak `v1`. */
   readonly named: boolean;
+  /** See {@link PageLayout}. */
+  readonly layout?: PageLayout | undefined;
+  /** For people. */
+  readonly log?: (line: string) => void;
 }
 
 /** The least memory: the two queues. */

@@ -17,10 +17,11 @@ export const CAPABILITY_NOTIFIERS = 4;
 
 /** What this side can do. */
 export function capabilitiesOf(
-  { offerDoorbells, carriesFds, lendVector, ringVector }: Bus,
+  { offerDoorbells, carriesFds, lendVector, ringVector, grantAddress }: Bus,
 ): number {
   const notifies = carriesFds || lendVector !== undefined || ringVector !== undefined;
-  return CAPABILITY_GRANT | (offerDoorbells === undefined ? 0 : CAPABILITY_DOORBELLS) |
+  return (grantAddress === 0n ? 0 : CAPABILITY_GRANT) |
+    (offerDoorbells === undefined ? 0 : CAPABILITY_DOORBELLS) |
     (notifies ? CAPABILITY_NOTIFIERS : 0);
 }
 

@@ -227,8 +227,8 @@ export class Queue {
 
 /** A bus: two queues and a doorbell. */
 export interface Wire extends Disposable {
-  readonly driver: Queue;
-  readonly device: Queue;
+  readonly driver: Pick<Queue, "push" | "pop">;
+  readonly device: Pick<Queue, "push" | "pop">;
   /** Rings the other side. */
   ring(): Promise<void>;
 }
@@ -298,8 +298,8 @@ class ProtoPeer implements Disposable {
   readonly counts = new Map<number, number>();
   protected readonly memory: MemoryFile;
   protected features = 0n;
-  readonly #out: Queue;
-  protected readonly in: Queue;
+  readonly #out: Wire["driver"];
+  protected readonly in: Wire["driver"];
   readonly #ids: Readonly<Record<Name, number>>;
   protected readonly shape: Shape;
   protected token = 0;

@@ -1,6 +1,7 @@
 /** What a kind of `--bus` is. Each has a file of its own here, and a line in bus_option.ts. */
 
 import type { Bus, Side } from "../../bus/bus.ts";
+import type { PageLayout } from "../../bus/page_bus.ts";
 import type { Reactor } from "../../linux/reactor.ts";
 import type { Log } from "../../observe/log.ts";
 import type { Group } from "../groups.ts";
@@ -26,6 +27,15 @@ export interface BusContext {
 export interface BusKind<Settings = unknown> extends GroupKind {
   parse(group: Group, side: Side): Settings;
   open(settings: Settings, context: BusContext): Bus;
+}
+
+/** Keys of the buses in shared memory, and what they are told by them. */
+export const LAYOUT_USAGE = "[,layout=spsc|amp1]";
+export const LAYOUT_HELP =
+  "layout=amp1 is the self-describing one of AMP kernels of 2026, which the device side writes";
+
+export function parseLayout(group: Group): PageLayout {
+  return group.choice("layout", ["spsc", "amp1"], "spsc");
 }
 
 /** What becomes of messages in the queues of a bus that does not see whether the other side is there. */

@@ -7,7 +7,15 @@ import { openSysfsEnd } from "../../ivshmem/sysfs_end.ts";
 import { openVfioEnd } from "../../ivshmem/vfio_end.ts";
 import { pciAddress } from "../../linux/sysfs.ts";
 import type { Group } from "../groups.ts";
-import { type BusContext, type BusKind, unseenPeerOptions } from "./bus_kind.ts";
+import type { PageLayout } from "../../bus/page_bus.ts";
+import {
+  type BusContext,
+  type BusKind,
+  LAYOUT_HELP,
+  LAYOUT_USAGE,
+  parseLayout,
+  unseenPeerOptions,
+} from "./bus_kind.ts";
 
 type EndSettings =
   | { readonly kind: "server"; readonly socket: string }
@@ -22,6 +30,7 @@ interface IvshmemSettings {
   readonly end: EndSettings;
   readonly peer: number | undefined;
   readonly poll: boolean;
+  readonly layout: PageLayout;
 }
 
 function parseEnd(group: Group): EndSettings {
@@ -49,23 +58,29 @@ function openEnd(end: EndSettings, { log, reactor }: BusContext): IvshmemEnd {
 export const ivshmemKind: BusKind<IvshmemSettings> = {
   name: "ivshmem",
   usage: "ivshmem,pci=ADDRESS[,via=vfio|sysfs][,bind][,peer=ID][,poll] or " +
-    "ivshmem,server=PATH[,peer=ID][,poll]",
+    `ivshmem,server=PATH[,peer=ID][,poll], both ${LAYOUT_USAGE}`,
   help:
     "with pci= an ivshmem PCI function of this machine: vfio (default) needs it bound to vfio-pci, " +
     "which bind does until the end; sysfs needs it bound to nothing. With server= this process is a " +
     "peer of an ivshmem server itself, such as vmsg ivshmem-server. peer is the other machine's id, " +
-    "found by itself in v1. Without interrupts, or with poll, the queue is polled",
-  keys: ["pci", "server", "via", "bind", "peer", "poll"],
+    "found by itself in v1. Without interrupts, or with poll, the queue is polled. " +
+    LAYOUT_HELP,
+  keys: ["pci", "server", "via", "bind", "peer", "poll", "layout"],
   parse: (group) => {
     const end = parseEnd(group);
     const peer = group.number("peer", 0, 65535, -1);
-    return { end, peer: peer < 0 ? undefined : peer, poll: group.flag("poll", false) };
+    return {
+      end,
+      peer: peer < 0 ? undefined : peer,
+      poll: group.flag("poll", false),
+      layout: parseLayout(group),
+    };
   },
-  open: ({ end: wanted, peer, poll }, context) => {
+  open: ({ end: wanted, peer, poll, layout }, context) => {
     const { side, reactor, common } = context;
     const end = openEnd(wanted, context);
     try {
-      const options = { ...common, ...unseenPeerOptions(context), peer, poll };
+      const options = { ...common, ...unseenPeerOptions(context), peer, poll, layout };
       return new IvshmemBus(side, reactor, end, options);
     } catch (error) {
       end[Symbol.dispose]();
