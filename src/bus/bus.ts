@@ -14,7 +14,7 @@
 import type { LentVector } from "../ivshmem/end.ts";
 import type { Fd } from "../linux/fd.ts";
 import type { Reactor, Task } from "../linux/reactor.ts";
-import type { MappedMemory } from "../memory/mod.ts";
+import type { MappedMemory, MemoryRegion } from "../memory/mod.ts";
 import type { IncomingQueue, OutgoingQueue } from "./message_queue.ts";
 
 export type { LentVector } from "../ivshmem/end.ts";
@@ -36,6 +36,10 @@ export interface BusListener {
    * peer of another dialect may have said all it will say there, so it is worth a look, not an answer.
    */
   discarded?(slot: DataView): void;
+  /** See {@link KernelBus}: memory is there, for all devices. @returns 0 or an errno; then nothing has changed */
+  windowAdded?(region: MemoryRegion): number;
+  /** It is to go; `done` is called, once, when nobody looks at it any more. */
+  windowRemoved?(region: MemoryRegion, done: () => void): void;
   /** One message. The view is private, {@link Bus.slotSize} bytes, and reused for the next one. */
   received(slot: DataView): void;
 }
@@ -140,6 +144,26 @@ export interface Bus extends Disposable {
   readonly grantAddress: bigint;
   /** Continues where the memory says, dropping nothing: whoever came may have emptied the queues. */
   resume(): void;
+  /**
+   * Device side of a bus that is a kernel's own ({@link KernelBus}): everything that only such a bus has; all
+   * others leave it out.
+   */
+  readonly kernel?: KernelBus;
+}
+
+/**
+ * A bus whose driver side is a kernel that shows memory itself, window by window and to all devices, and is told by the bus
+ * which devices there are: no vmsg is at its other end, and nothing private is said.
+ */
+export interface KernelBus {
+  /** The most entries a queue should have. */
+  readonly maxQueueSize: number;
+  /** Device numbers are below. */
+  readonly deviceNumbers: number;
+  /** These are the devices: once after each attach, and whenever they are others. One that is left out begins a new session. */
+  publish(numbers: readonly number[]): void;
+  /** Can this process end without harm to the machine? If not, says why, once. */
+  mayEnd(): boolean;
 }
 
 /** What all buses made of two queues share. */
@@ -231,7 +255,12 @@ export abstract class QueueBus implements Bus {
     this.#claimed = false;
     this.outgoing.publish();
     if (this.ringPerMessage) this.ring();
-    else this.reactor.schedule(this.#ring);
+    else this.ringSoon();
+  }
+
+  /** Wakes the peer at the end of this turn. */
+  protected ringSoon(): void {
+    this.reactor.schedule(this.#ring);
   }
 
   sendWithNext(): void {
@@ -253,11 +282,16 @@ export abstract class QueueBus implements Bus {
 
   #receive(): number {
     for (let i = 0; i < RECEIVE_BUDGET; i++) {
-      if (!this.#attached || this.#isPaused || !this.incoming.receive(this.#slotWords)) return i;
+      if (!this.reads || this.#isPaused || !this.incoming.receive(this.#slotWords)) return i;
       this.#hasHeard = true;
       if (!this.keeps(this.#slot)) this.listener?.received(this.#slot);
     }
     return RECEIVE_BUDGET;
+  }
+
+  /** Is there a queue to read? */
+  protected get reads(): boolean {
+    return this.#attached;
   }
 
   /** Was that one for the bus itself, which has done what it says? */

@@ -44,7 +44,7 @@ export interface Party {
    * @param hasRequest the message in hand is a request that wants an answer nevertheless
    */
   failed(reason: string, hasRequest: boolean): void;
-  /** The device can be asked again, after an answer that nobody waited for. */
+  /** The device can be asked again. */
   settled(): void;
 }
 
@@ -147,7 +147,8 @@ export class Conversation implements Disposable {
     const isWanted = !this.#isLate && abandoned === this.#abandoned;
     this.#isLate = false;
     if (isWanted) this.#goOn(goOn);
-    else this.party.settled();
+    // What has come up meanwhile, if it has not asked the next thing.
+    if (!this.#isAsked) this.party.settled();
     if (this.#isAsked) return;
     this.#limit!.cancel();
     this.#goOnWaiting();

@@ -39,6 +39,7 @@ const ANSWER_RESERVE = 16;
 
 const EBADF = linuxErrno("EBADF");
 const ENODEV = linuxErrno("ENODEV");
+const ENOMEM = linuxErrno("ENOMEM");
 const ESTALE = linuxErrno("ESTALE");
 
 /** What a device side is made of. */
@@ -82,6 +83,8 @@ export class DeviceSide implements BusListener, Disposable {
   #sessions = 0;
   /** Those that wait for any of the devices. */
   readonly #requests = { waiting: 0 };
+  /** What a kernel shows, to all devices. */
+  readonly #windows = new Set<MemoryRegion>();
   #toldMalformed = false;
 
   /** Makes a side without devices; {@link open} starts it. */
@@ -115,7 +118,7 @@ export class DeviceSide implements BusListener, Disposable {
     this.#arrivals = new Arrivals(
       reactor,
       this.#notifications,
-      () => this.#isKnown && link.codec.has(Kind.EVENT_DEVICE),
+      () => this.#isKnown && link.codec.has(Kind.EVENT_DEVICE) && bus.kernel === undefined,
     );
   }
 
@@ -156,7 +159,9 @@ export class DeviceSide implements BusListener, Disposable {
 
   /** A number for one more device, see arrivals.ts; -1 for none. @param isTaken by one that is not added yet */
   freeNumber(isTaken: (number: number) => boolean = () => false): number {
-    return this.#arrivals.free((number) => this.#devices.has(number) || isTaken(number));
+    const most = this.options.bus.kernel?.deviceNumbers ?? Infinity;
+    const cannotBe = (number: number) => number >= most || isTaken(number);
+    return this.#arrivals.free((number) => this.#devices.has(number) || cannotBe(number));
   }
 
   /** How long this number has to rest before it is given to another device. */
@@ -198,7 +203,9 @@ export class DeviceSide implements BusListener, Disposable {
     }
     this.#devices.set(number, device);
     if (this.#peer.state === "foreign") slot.showForeignMemory();
+    for (const window of this.#windows) slot.tables.lend(window);
     this.#arrivals.added(number);
+    this.#publish();
     return slot;
   }
 
@@ -212,6 +219,7 @@ export class DeviceSide implements BusListener, Disposable {
     if (device === undefined) throw new Error(`there is no device number ${number}`);
     const { slot } = device;
     device.isLeaving = true;
+    this.#publish();
     const owed = slot.conversation.surrender();
     const gone = this.options.reactor.defer<void>();
     const sessions = this.#sessions;
@@ -252,6 +260,7 @@ export class DeviceSide implements BusListener, Disposable {
     this.#toldMalformed = false;
     this.#notifications.cancelAll();
     this.#peer.attached();
+    this.#publish();
   }
 
   detached(reason: string): void {
@@ -303,6 +312,54 @@ export class DeviceSide implements BusListener, Disposable {
     this.#link.drop("busy");
   }
 
+  // --- a kernel's bus ----------------------------------------------------------------------------
+
+  get #numbers(): number[] {
+    return [...this.#devices.keys()].filter((number) => this.#present(number));
+  }
+
+  #publish(): void {
+    this.options.bus.kernel?.publish(this.#numbers);
+  }
+
+  windowAdded(region: MemoryRegion): number {
+    const { complain, quota } = this.#context;
+    const before = [...this.#windows].reduce((sum, { size }) => sum + size, 0);
+    // How many there may be is the bus's to know: none of them is a file.
+    const refusal = quota.refusal([before + region.size], [region.size]);
+    if (refusal !== undefined) {
+      complain(`the kernel is refused ${refusal} (--memory-limit)`);
+      return ENOMEM;
+    }
+    const shown: SlotMemory[] = [];
+    for (const { slot: { tables } } of this.#devices.values()) {
+      const result = tables.lend(region);
+      if (result !== 0) {
+        for (const one of shown) one.drop(one.table(region.at)!);
+        return result;
+      }
+      shown.push(tables);
+    }
+    quota.mapped(region.size);
+    this.#windows.add(region);
+    return 0;
+  }
+
+  windowRemoved(region: MemoryRegion, done: () => void): void {
+    this.#windows.delete(region);
+    let waiting = 1;
+    const gone = () => {
+      if (--waiting > 0) return;
+      this.#context.quota.unmapped(region.size);
+      done();
+    };
+    for (const { slot } of this.#devices.values()) {
+      waiting++;
+      slot.takeBack(region, gone);
+    }
+    gone();
+  }
+
   // --- dialects ----------------------------------------------------------------------------------
 
   /** Takes up the dialect of a first message, if it is one to be detected; true if it is another. */
@@ -351,8 +408,7 @@ export class DeviceSide implements BusListener, Disposable {
   // --- about the bus -----------------------------------------------------------------------------
 
   #getDevices(): void {
-    const numbers = [...this.#devices.keys()].filter((number) => this.#present(number));
-    answerDevices(this.#link, numbers);
+    answerDevices(this.#link, this.#numbers);
   }
 
   #absentDevice(): void {

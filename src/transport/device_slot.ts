@@ -26,6 +26,7 @@ import { hasFeature, RingFeature, Status } from "../virtio/features.ts";
 import type { Conversation } from "./conversation.ts";
 import type { DeviceContext } from "./device_context.ts";
 import { ConfigNotification, QueueNotification } from "./notifications.ts";
+import { areasOf } from "../virtio/queue/config.ts";
 import { type QueueRecord, UNSET } from "./queue_operation.ts";
 import type { SlotMemory } from "./slot_memory.ts";
 import { Translation } from "./translation.ts";
@@ -113,7 +114,7 @@ export class DeviceSlot implements DeviceHost {
   }
 
   get terms(): DeviceHost["terms"] {
-    if (this.translation.space !== undefined) return undefined;
+    if (this.translation.space !== undefined || this.#isLent) return undefined;
     return this.#isRunning ? this.owner.terms() : { untilMs: 0 };
   }
 
@@ -237,9 +238,16 @@ export class DeviceSlot implements DeviceHost {
       driverFeatures.every((word, i) => (word & ~(model.features[i] ?? 0)) === 0);
   }
 
+  /** Is the memory lent window by window, also while queues run? */
+  get #isLent(): boolean {
+    return this.owner.link.bus.kernel !== undefined;
+  }
+
   /** The most entries a queue may have. */
   maxQueueSize(index: number): number {
-    return this.model.maxQueueSizes?.[index] ?? this.model.maxQueueSize;
+    const { maxQueueSizes, maxQueueSize } = this.model;
+    const most = this.owner.link.bus.kernel?.maxQueueSize ?? Infinity;
+    return Math.min(maxQueueSizes?.[index] ?? maxQueueSize, most);
   }
 
   /** Does any queue run, so that memory must stay? */
@@ -327,6 +335,25 @@ export class DeviceSlot implements DeviceHost {
     this.advance();
   }
 
+  /** Has the device let go of a window that is lent; `done` is called when it has. */
+  takeBack(window: MemoryRegion, done: () => void): void {
+    this.tables.takeBack(window, done);
+    this.advance();
+  }
+
+  /** The first queue that the device works on in memory that is taken away under it, or -1. */
+  #undermined(): number {
+    return this.queues.findIndex(({ isHeld, stored }) => isHeld && this.#liesIn(stored));
+  }
+
+  #liesIn(setup: QueueSetup): boolean {
+    const { descriptor, driver, device } = areasOf(this.isPacked);
+    const { size, descriptorAddress, driverAddress, deviceAddress } = setup;
+    return this.tables.isTakenBack(descriptorAddress, descriptor.sizeFor(size)) ||
+      this.tables.isTakenBack(driverAddress, driver.sizeFor(size)) ||
+      this.tables.isTakenBack(deviceAddress, device.sizeFor(size));
+  }
+
   /** Shows the memory of a foreign driver side, as soon as nothing of an earlier one is left. */
   showForeignMemory(): void {
     this.#awaitsForeign = this.#isLeaving;
@@ -370,10 +397,16 @@ export class DeviceSlot implements DeviceHost {
         return true;
       }
     }
+    const undermined = this.#isLent ? this.#undermined() : -1;
+    if (undermined >= 0) {
+      this.needsReset(`the memory of queue ${undermined} is gone`);
+      conversation.defers(this.stopQueue(undermined), this.advance);
+      return true;
+    }
     tables.unmapHidden();
     const table = tables.hideNext();
     if (table === undefined) return false;
-    conversation.defers(model.memoryRemoved?.(table.regions), this.advance);
+    if (!table.isLent) conversation.defers(model.memoryRemoved?.(table.regions), this.advance);
     return true;
   }
 

@@ -21,6 +21,8 @@
  * can (HELLO's capabilities) keeps a word that names its epoch, and takes it back before it lets memory go. It is
  * looked at with the lease, and stands closer to the stores: no clock has to be right.
  *
+ * A bus whose driver side is a kernel's own knows who that is, and that it is foreign.
+ *
  * A bus that notices no peers (two machines) is attached once; there a driver side that comes, vmsg or
  * not, is known by its first message alone, and one that goes by its silence.
  */
@@ -106,10 +108,10 @@ export class Peer implements Disposable {
 
   /** Somebody is there. */
   attached(): void {
-    this.state = "unknown";
+    const { link: { bus }, log } = this.options;
+    this.state = bus.kernel === undefined ? "unknown" : "foreign";
     this.ownEpoch = randomEpoch();
     this.epoch = 0;
-    const { link: { bus }, log } = this.options;
     const what = bus.noticesPeers ? "the driver side is there" : "waiting for a driver side";
     log.info(`${bus.description}: ${what}`);
   }

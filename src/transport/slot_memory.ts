@@ -34,8 +34,12 @@ export interface MemoryTable {
   readonly regions: readonly MemoryRegion[];
   /** Its own mapping; none where the memory was mapped before. */
   readonly mapping: Mapping | undefined;
+  /** A window that comes and goes under running queues, which is not the device's to be told of. */
+  readonly isLent: boolean;
   /** See the head of this file. */
   state: "shown" | "unwanted" | "hidden";
+  /** Called when it is gone. */
+  whenGone?: () => void;
 }
 
 function hex(address: number): string {
@@ -96,6 +100,30 @@ export class SlotMemory {
     return ENOMEM;
   }
 
+  /** A window of a kernel's memory, which the bus has mapped and unmaps when it is gone here ({@link takeBack}). */
+  lend(region: MemoryRegion): number {
+    return this.#add(region.at, region.size, [region], undefined, true);
+  }
+
+  /** The window is to go, `done` is called when it has; {@link hideNext} goes on. */
+  takeBack({ at, memory }: MemoryRegion, done: () => void): void {
+    const table = this.#tables.get(at);
+    // One that the driver side gave before, and took back, can have been at the same address.
+    if (table === undefined || table.regions[0]!.memory !== memory) return done();
+    table.whenGone = done;
+    this.unwant(table);
+  }
+
+  /** A window that is to go, and lies under a range of addresses. */
+  isTakenBack(at: number, size: number): boolean {
+    for (const table of this.#tables.values()) {
+      if (table.isLent && table.state === "unwanted" && at < table.address + table.length) {
+        if (table.address < at + size) return true;
+      }
+    }
+    return false;
+  }
+
   /** Part of the memory that holds the bus's queues, and none of the queues' own. */
   addSegment(address: number, length: number, offset: number): number {
     const { segment } = this.owner.link.bus;
@@ -140,6 +168,7 @@ export class SlotMemory {
     length: number,
     regions: readonly MemoryRegion[],
     mapping?: Mapping,
+    isLent = false,
   ): number {
     for (const [n, { at, size, memory, offset }] of regions.entries()) {
       const refusal = this.space.add(at, size, memory, offset);
@@ -149,7 +178,7 @@ export class SlotMemory {
     }
     this.regions.push(...regions);
     this.#seen.show(this.regions);
-    this.#tables.set(address, { address, length, regions, mapping, state: "shown" });
+    this.#tables.set(address, { address, length, regions, mapping, isLent, state: "shown" });
     return 0;
   }
 
@@ -202,6 +231,7 @@ export class SlotMemory {
     for (const table of this.#tables.values()) {
       if (table.state !== "hidden") continue;
       this.#tables.delete(table.address);
+      table.whenGone?.();
       if (table.mapping === undefined) continue;
       table.mapping[Symbol.dispose]();
       this.owner.quota.unmapped(table.length);

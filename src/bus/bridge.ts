@@ -1,0 +1,463 @@
+/**
+ * The bus of Linux's user-space bridge: this process is the device side, the driver side is the virtio-msg transport of the kernel
+ * that has the node (docs/wire.md 4.5).
+ *
+ * Theory of operation. A *session* is rings, eventfds and an ATTACH with them; within it the endpoint comes and goes:
+ *
+ *     none --ATTACH--> offline <--ENDPOINT_ONLINE, ENDPOINT_OFFLINE--> online (attached, for whoever uses the bus)
+ *
+ * - online: the devices are published (TOPOLOGY_*), the kernel asks, windows of its memory come and go (bridge_windows.ts). Frames
+ *   about the bridge are done here, before the next slot is looked at; all others are messages of `v1`.
+ * - offline: devices, windows and requests are forgotten, nothing is sent and nothing rung. The node stays open: a kernel of 2026
+ *   does not survive DETACH or close then, see {@link BridgeNode.isKernel}.
+ * - a fault (the kernel found what it does not take) or a device that is removed, which the kernel stalls over if it is
+ *   left out of a new list: DETACH, then another session with fresh rings. Where faults follow one another there are pauses.
+ *
+ * The kernel takes a session offline when an event comes for a device whose driver has not looked yet, so events of a device wait for its
+ * first status write in this epoch: those before are dropped here, whatever is above.
+ *
+ * Rings and cursors: bridge_ring.ts. One kick a turn. While frames are not read, a timer looks whether our cursor was set back.
+ */
+
+import { LinuxError, VmsgError } from "../linux/errors.ts";
+import { createEventFd } from "../linux/eventfd.ts";
+import { createSealedMemory, type Fd } from "../linux/fd.ts";
+import { mapShared } from "../linux/mapping.ts";
+import type { Reactor, Timer } from "../linux/reactor.ts";
+import { limitedLog, type Log } from "../observe/log.ts";
+import {
+  awokenDevice,
+  BridgeId,
+  bridgeIdOf,
+  endpointLimitOf,
+  epochOf,
+  eventDevice,
+  isBridgeFrame,
+  offlineReasonOf,
+  writeTopology,
+} from "./bridge_frames.ts";
+import {
+  BRIDGE_RING_OFFSETS,
+  BRIDGE_RINGS,
+  type BridgeEndpoint,
+  type BridgeNode,
+} from "./bridge_node.ts";
+import { BRIDGE_SLOT, BridgeConsumer, BridgeProducer } from "./bridge_ring.ts";
+import { BridgeWindows } from "./bridge_windows.ts";
+import { type BusListener, type BusOptions, type KernelBus, QueueBus } from "./bus.ts";
+import { Doorbells } from "./doorbells.ts";
+
+/** How often unread frames are looked after. */
+const LOOK_MS = 10;
+/** A session that held for so long has no part in what went wrong before. */
+const SOUND_MS = 30_000;
+const FIRST_PAUSE_MS = 1000;
+const MAX_PAUSE_MS = 30_000;
+/** Entries of a queue: Linux takes whole pages of a pool for each receive buffer. */
+const MAX_QUEUE_SIZE = 256;
+/** Of the loopback endpoint; other numbers are ignored there. */
+const LOOPBACK_NUMBERS = 32;
+const NUMBERS = 0x1_0000;
+/** What goes for a head of ENDPOINT_OFFLINE: type and id. */
+const OFFLINE_HEAD = 0x02 | BridgeId.ENDPOINT_OFFLINE << 8;
+
+const REBOOT = "reboot this machine";
+const KEPT_OPEN =
+  "the node is kept open, because kernels of 2026 do not survive that it is closed now: wait until it is online, or reboot";
+
+interface Session extends Disposable {
+  readonly bells: Doorbells;
+  readonly startMs: number;
+}
+
+/** See the head of this file. */
+export class BridgeBus extends QueueBus implements KernelBus {
+  override readonly carriesFds = false;
+  readonly kernel: KernelBus = this;
+  readonly maxQueueSize: number = MAX_QUEUE_SIZE;
+  readonly deviceNumbers: number;
+  /** Events that were dropped because they came before their time. */
+  earlyEvents = 0;
+  readonly #windows: BridgeWindows;
+  readonly #look: Timer;
+  readonly #pause: Timer;
+  readonly #complain: (line: string) => void;
+  #session: Session | undefined;
+  #isResolved = false;
+  #epoch = 0n;
+  /** ENDPOINT_ONLINE came, and windows of the epoch before are left. */
+  #next: bigint | undefined;
+  #pauseMs = 0;
+  #wasAttached = false;
+  #isWarned = false;
+  #wanted: readonly number[] = [];
+  /** What the kernel was told in this epoch; undefined before. */
+  #published: ReadonlySet<number> | undefined;
+  #isPublished = true;
+  /** Devices whose status was written in this epoch. */
+  readonly #awake = new Set<number>();
+  #offset = -1;
+
+  /** Attaches when it is opened; the bus owns the node. */
+  constructor(
+    reactor: Reactor,
+    readonly node: BridgeNode,
+    readonly endpoint: BridgeEndpoint,
+    readonly log: Log,
+    options: BusOptions,
+    readonly tx: BridgeProducer = new BridgeProducer(),
+    readonly rx: BridgeConsumer = new BridgeConsumer(),
+  ) {
+    super("device", reactor, options, tx, rx);
+    this.deviceNumbers = endpoint.name === "loopback" ? LOOPBACK_NUMBERS : NUMBERS;
+    this.#complain = limitedLog(log.warn, reactor);
+    this.#look = reactor.timer(() => this.#lookAfter());
+    this.#pause = reactor.timer(() => this.#begin());
+    this.#windows = new BridgeWindows(reactor, {
+      map: (offset, length) => node.map(offset, length),
+      windowAdded: (region) => this.listener!.windowAdded!(region),
+      windowRemoved: (region, done) => this.listener!.windowRemoved!(region, done),
+      answered: () => this.#flush(),
+      emptied: () => this.#next === undefined ? this.#begin() : this.#goOnline(),
+      complain: (line) => this.#complain(`${this.description}: ${line}`),
+    });
+  }
+
+  /** For log lines. */
+  get description(): string {
+    const { node, endpoint: { name, id } } = this;
+    return `bridge ${node.path}, endpoint ${name}${id === "" ? "" : ` ${id}`}`;
+  }
+
+  /** Begins the first session as soon as somebody is there. */
+  override open(listener: BusListener): void {
+    super.open(listener);
+    this.node.open(() => this.#opened());
+  }
+
+  // --- sessions ----------------------------------------------------------------------------------
+
+  #opened(): void {
+    this.#pause.cancel();
+    this.#isResolved = false;
+    this.#begin();
+  }
+
+  /** What fails the first time ends the process, later it is tried again. */
+  #try(action: () => void): boolean {
+    try {
+      action();
+      return true;
+    } catch (error) {
+      if (!(error instanceof VmsgError)) throw error;
+      if (!this.#wasAttached && this.node.isOpen) throw this.#explained(error);
+      this.log.warn(`${this.description}: ${error.message}`);
+      this.#beginLater(Math.max(this.#pauseMs, FIRST_PAUSE_MS));
+      return false;
+    }
+  }
+
+  #explained(error: VmsgError): VmsgError {
+    const { description } = this;
+    if (error.code === "EBUSY") {
+      return new VmsgError(
+        "BUS_IN_USE",
+        `${description}: it has a device side already: end that one`,
+      );
+    }
+    if (error.code !== "ENOENT" && error.code !== "ENODEV") return error;
+    const what = `${description}: the kernel has no such endpoint (${error.code})`;
+    return new VmsgError(
+      "NO_BRIDGE",
+      `${what}: load its module, as virtio_msg_loopback, or name another`,
+    );
+  }
+
+  #beginLater(ms: number): void {
+    this.#pauseMs = Math.min(MAX_PAUSE_MS, Math.max(FIRST_PAUSE_MS, 2 * ms));
+    this.#pause.arm(ms);
+  }
+
+  #begin(): void {
+    const isWanted = this.#session === undefined && this.listener !== undefined;
+    if (!isWanted || !this.node.isOpen || this.#pause.armed || !this.#windows.isEmpty) return;
+    this.#try(() => {
+      if (!this.#isResolved) this.node.resolve(this.endpoint);
+      this.#isResolved = true;
+      this.#attachNode();
+    });
+  }
+
+  #attachNode(): void {
+    const { node, tx, rx, reactor } = this;
+    using stack = new DisposableStack();
+    const ring = stack.use(createSealedMemory("vmsg bridge rings", BRIDGE_RINGS));
+    const memory = stack.use(mapShared(ring.number, BRIDGE_RINGS));
+    tx.begin(memory, BRIDGE_RING_OFFSETS.tx);
+    rx.begin(memory, BRIDGE_RING_OFFSETS.rx);
+    stack.defer(() => [tx, rx].forEach((one) => one.end()));
+    const [call, kick] = [createEventFd(), createEventFd()];
+    const bells = stack.use(new Doorbells(reactor, call, kick, () => this.#called()));
+    const { isOnline, epoch, maxMessage } = node.attach({ ring, kick, call });
+    if (isOnline && maxMessage < BRIDGE_SLOT) {
+      node.detach();
+      throw this.#tooSmall(maxMessage);
+    }
+    const owner = stack.move();
+    this.#session = {
+      bells,
+      startMs: reactor.now(),
+      [Symbol.dispose]: () => owner.dispose(),
+    };
+    this.#wasAttached = true;
+    node.watch(() => this.#faulted(), () => this.#end("whoever played the kernel is gone", false));
+    if (isOnline) this.#goOnline(epoch);
+    else this.log.info(`${this.description}: the endpoint is offline, waiting for it`);
+  }
+
+  #tooSmall(maxMessage: number): VmsgError {
+    const what = `messages of ${maxMessage} bytes are its largest`;
+    return new VmsgError("BUS_MEMORY", `${this.description}: ${what}, ${BRIDGE_SLOT} are needed`);
+  }
+
+  #faulted(): void {
+    const session = this.#session!;
+    if (this.isOffline && this.node.isKernel) {
+      // Attaching anew would need a DETACH.
+      return this.log.error(
+        `${this.description}: the session is at fault while offline: ${REBOOT}`,
+      );
+    }
+    const isSound = this.reactor.now() - session.startMs >= SOUND_MS;
+    this.#restart(
+      "the kernel does not go on with this session (fault)",
+      isSound ? 0 : this.#pauseMs,
+    );
+  }
+
+  /** Ends the session, then begins another. */
+  #restart(reason: string, pauseMs = 0): void {
+    if (pauseMs > 0) this.log.warn(`${this.description}: the next session in ${pauseMs} ms`);
+    this.#beginLater(pauseMs);
+    this.#end(reason, true);
+    if (pauseMs > 0) return;
+    this.#pause.cancel();
+    this.#begin();
+  }
+
+  #end(reason: string, detaches: boolean): void {
+    const session = this.#session;
+    if (session === undefined) return;
+    this.node.unwatch();
+    this.#look.cancel();
+    this.#leave(reason);
+    if (detaches) this.#try(() => this.node.detach());
+    this.#session = undefined;
+    session[Symbol.dispose]();
+  }
+
+  // --- the endpoint ------------------------------------------------------------------------------
+
+  /** Is there a session whose endpoint is not there? */
+  get isOffline(): boolean {
+    return this.#session !== undefined && !this.isAttached;
+  }
+
+  #goOnline(epoch: bigint = this.#next!): void {
+    this.#next = epoch;
+    if (!this.#windows.isEmpty) return;
+    this.#next = undefined;
+    this.#isWarned = false;
+    this.#epoch = epoch;
+    this.#published = undefined;
+    this.#awake.clear();
+    this.attach();
+  }
+
+  /** Nothing of this epoch counts any more. */
+  #leave(reason: string): void {
+    this.#next = undefined;
+    this.detach(reason);
+    this.#windows.dropAll();
+  }
+
+  #online(slot: DataView): void {
+    if (this.isAttached) this.#leave("the endpoint comes anew");
+    const limit = endpointLimitOf(slot);
+    if (limit < BRIDGE_SLOT) return this.log.error(this.#tooSmall(limit).message);
+    // What is left there would be taken for one of the new epoch, and end it.
+    if (!this.tx.isRead) return this.#restart("frames were left from before");
+    this.#goOnline(epochOf(slot));
+  }
+
+  #offline(slot: DataView): void {
+    if (!this.isAttached || epochOf(slot) !== this.#epoch) return;
+    const what = `the endpoint went offline (${offlineReasonOf(slot)})`;
+    this.#leave(this.node.isKernel ? `${what}; ${KEPT_OPEN}` : what);
+  }
+
+  // --- devices -----------------------------------------------------------------------------------
+
+  publish(numbers: readonly number[]): void {
+    const wanted = new Set(numbers);
+    this.#wanted = numbers.toSorted((a, b) => a - b);
+    if (!this.isAttached) return;
+    const published = this.#published;
+    if (published?.isSubsetOf(wanted) === false) {
+      return this.#restart("a device is removed, the others come anew");
+    }
+    if (published?.size === wanted.size) return;
+    this.#isPublished = false;
+    this.#flush();
+  }
+
+  /** Says which devices there are, if there is room for it. */
+  #tellTopology(): boolean {
+    const { tx } = this;
+    if (tx.free < this.#wanted.length + 2) return false;
+    const say = (id: number, value?: number) => {
+      writeTopology(tx.view, tx.claim(), id, this.#epoch, value);
+      tx.publish();
+    };
+    say(BridgeId.TOPOLOGY_RESET);
+    for (const number of this.#wanted) say(BridgeId.TOPOLOGY_DEV_ADD, number);
+    say(BridgeId.TOPOLOGY_COMMIT, this.#wanted.length);
+    this.#published = new Set(this.#wanted);
+    this.#isPublished = true;
+    return true;
+  }
+
+  // --- frames ------------------------------------------------------------------------------------
+
+  /** Sends what the bus itself has to say. */
+  #flush(): void {
+    if (!this.isAttached) return;
+    const isTold = !this.#isPublished && this.#tellTopology();
+    if (this.#windows.answer(this.tx) || isTold) this.ringSoon();
+    else if (this.#hasToSay && !this.#look.armed) this.#look.arm(LOOK_MS);
+  }
+
+  get #hasToSay(): boolean {
+    return !this.#isPublished || this.#windows.isReady;
+  }
+
+  override claim(reserve = 0): number {
+    return this.#offset = super.claim(reserve);
+  }
+
+  override send(): void {
+    const device = eventDevice(this.tx.view, this.#offset);
+    // A claim that is not sent is the next one's.
+    if (device >= 0 && !this.#awake.has(device)) this.earlyEvents++;
+    else super.send();
+  }
+
+  protected override ring(): void {
+    this.#session!.bells.ring();
+    if (!this.#look.armed) this.#look.arm(LOOK_MS);
+  }
+
+  #called(): void {
+    this.#restore();
+    this.rung();
+  }
+
+  /** Cursors that were set back are stored again; whoever did not see them is told. */
+  #restore(): void {
+    const [sent, received] = [this.tx.lags(), this.rx.lags()];
+    if ((sent || received) && this.isAttached) this.ringSoon();
+  }
+
+  #lookAfter(): void {
+    if (this.#session === undefined) return;
+    this.#restore();
+    if (this.isPaused && this.#isGoingOffline()) this.#leave("the endpoint went offline");
+    this.#flush();
+    if (this.isAttached && (!this.tx.isRead || this.#hasToSay)) this.#look.arm(LOOK_MS);
+  }
+
+  /** Answers wait for room that nobody makes any more, and what says so waits behind what is not read because of that. */
+  #isGoingOffline(): boolean {
+    for (const head of this.rx.heads()) if (head === OFFLINE_HEAD) return true;
+    return false;
+  }
+
+  protected override get reads(): boolean {
+    return this.#session !== undefined;
+  }
+
+  protected override keeps(slot: DataView): boolean {
+    const isOwn = isBridgeFrame(slot);
+    if (isOwn) this.#take(slot);
+    else this.#noteAwake(slot);
+    // The kernel may wait for room.
+    if (this.rx.wasFull() && this.isAttached) this.ringSoon();
+    return isOwn || !this.isAttached;
+  }
+
+  #noteAwake(slot: DataView): void {
+    const device = awokenDevice(slot);
+    if (device >= 0 && this.#published?.has(device) === true) this.#awake.add(device);
+  }
+
+  #take(slot: DataView): void {
+    const id = bridgeIdOf(slot);
+    if (id === BridgeId.ENDPOINT_ONLINE) return this.#online(slot);
+    if (id === BridgeId.ENDPOINT_OFFLINE) return this.#offline(slot);
+    if (id !== BridgeId.MAP_ADD && id !== BridgeId.MAP_DEL) {
+      return this.#complain(`${this.description}: a frame about the bridge is not understood`);
+    }
+    // Of an epoch that is over.
+    if (!this.isAttached || epochOf(slot) !== this.#epoch) return;
+    if (!this.#windows.take(slot)) return this.#restart("too many windows are asked for at once");
+    this.#flush();
+  }
+
+  // --- the end -----------------------------------------------------------------------------------
+
+  mayEnd(): boolean {
+    if (!this.isOffline || !this.node.isKernel || this.#isWarned) return true;
+    this.#isWarned = true;
+    this.log.error(
+      `${this.description} is offline: ${KEPT_OPEN}; a second signal ends this process all the same`,
+    );
+    return false;
+  }
+
+  /** The kernel cannot be sent away: another session begins. */
+  override drop(reason: string): void {
+    if (this.isAttached) this.#restart(reason, this.#pauseMs);
+  }
+
+  /** Descriptors do not travel to a kernel. */
+  override sendFd(_fd: Fd): number {
+    return -1;
+  }
+
+  /** See {@link sendFd}. */
+  override takeFd(_ordinal: number): Fd | undefined {
+    return undefined;
+  }
+
+  /** Ends the session, unless that is what the machine would not survive. */
+  override [Symbol.dispose](): void {
+    const { node } = this;
+    const session = this.#session;
+    const { isOffline } = this;
+    this.listener = undefined;
+    this.detach("closed");
+    for (const timer of [this.#look, this.#pause]) this.reactor.dropTimer(timer);
+    node.unwatch();
+    try {
+      if (session !== undefined && !isOffline) node.detach();
+      if (node.isOpen && !isOffline) node.release();
+    } catch (error) {
+      // It is gone anyway.
+      if (!(error instanceof LinuxError)) throw error;
+    }
+    this.#session = undefined;
+    session?.[Symbol.dispose]();
+    this.#windows[Symbol.dispose]();
+    node[Symbol.dispose]();
+  }
+}
