@@ -112,3 +112,13 @@ export function answerDevices(link: Link, numbers: readonly number[]): void {
   }
   link.send();
 }
+
+/**
+ * Answers the request in hand, for a device that is not there. Early discovery may ask for any number: all zero means that there
+ * is no device (rule V4). All else is dropped: a bus invents no answer (rule B20).
+ */
+export function answerAbsent(link: Link): void {
+  if (link.in.kind !== Kind.GET_DEVICE_INFO) return link.drop("no such device");
+  link.answer();
+  link.send();
+}

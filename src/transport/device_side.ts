@@ -23,7 +23,7 @@ import { isPrivate } from "../message/private.ts";
 import { limitedLog, type Log } from "../observe/log.ts";
 import type { Tracer } from "../observe/trace.ts";
 import type { DeviceHost, DeviceModel } from "../virtio/device.ts";
-import { answerDevices, Arrivals } from "./arrivals.ts";
+import { answerAbsent, answerDevices, Arrivals } from "./arrivals.ts";
 import { Conversation } from "./conversation.ts";
 import type { DeviceContext } from "./device_context.ts";
 import { DeviceRequests } from "./device_requests.ts";
@@ -32,6 +32,7 @@ import { Link } from "./link.ts";
 import { Notifications } from "./notifications.ts";
 import { Peer } from "./peer.ts";
 import { answerPrivately, dropDescriptors, PrivateRequests } from "./private_requests.ts";
+import { SharedWindows } from "./shared_windows.ts";
 import { SlotMemory } from "./slot_memory.ts";
 
 /** Slots that events leave free for answers. */
@@ -39,7 +40,6 @@ const ANSWER_RESERVE = 16;
 
 const EBADF = linuxErrno("EBADF");
 const ENODEV = linuxErrno("ENODEV");
-const ENOMEM = linuxErrno("ENOMEM");
 const ESTALE = linuxErrno("ESTALE");
 
 /** What a device side is made of. */
@@ -83,8 +83,7 @@ export class DeviceSide implements BusListener, Disposable {
   #sessions = 0;
   /** Those that wait for any of the devices. */
   readonly #requests = { waiting: 0 };
-  /** What a kernel shows, to all devices. */
-  readonly #windows = new Set<MemoryRegion>();
+  readonly #windows: SharedWindows;
   #toldMalformed = false;
 
   /** Makes a side without devices; {@link open} starts it. */
@@ -108,9 +107,10 @@ export class DeviceSide implements BusListener, Disposable {
       terms: () => this.#peer.terms,
       ownEpoch: () => this.#peer.ownEpoch,
     };
+    this.#windows = new SharedWindows(this.#context);
     this.#peer = new Peer(this.#context, {
       startOver: () => this.#startOver(),
-      hasStartedOver: () => this.#every((slot) => slot.hasLeft),
+      hasStartedOver: () => this.#slots().every((slot) => slot.hasLeft),
       showForeignMemory: () =>
         this.#forEach((slot, isLeaving) => isLeaving || slot.showForeignMemory()),
       resume: () => this.#forEach((slot) => slot.resumeIfPaused()),
@@ -142,9 +142,8 @@ export class DeviceSide implements BusListener, Disposable {
     return device?.isLeaving === false ? device : undefined;
   }
 
-  #every(condition: (slot: DeviceSlot) => boolean): boolean {
-    for (const { slot } of this.#devices.values()) if (!condition(slot)) return false;
-    return true;
+  #slots(): DeviceSlot[] {
+    return [...this.#devices.values()].map(({ slot }) => slot);
   }
 
   /** What came, what of it could not be used, and answers that were lost for want of room. */
@@ -203,7 +202,7 @@ export class DeviceSide implements BusListener, Disposable {
     }
     this.#devices.set(number, device);
     if (this.#peer.state === "foreign") slot.showForeignMemory();
-    for (const window of this.#windows) slot.tables.lend(window);
+    this.#windows.showTo(slot);
     this.#arrivals.added(number);
     this.#publish();
     return slot;
@@ -267,6 +266,10 @@ export class DeviceSide implements BusListener, Disposable {
     this.#peer.detached(reason);
   }
 
+  discarded(slot: DataView): void {
+    this.#tellDialect(slot);
+  }
+
   received(slot: DataView): void {
     if (this.#peer.state === "unknown") this.#detect(slot);
     const malformed = this.#link.receive(slot);
@@ -286,10 +289,10 @@ export class DeviceSide implements BusListener, Disposable {
     if (!this.#peer.admits(kind)) return this.#link.drop("out of turn");
     if (kind === Kind.HELLO) return this.#peer.hello();
     if (isPrivate(kind)) return this.#privateRequest(slot);
-    if (kind === Kind.GET_DEVICES) return this.#getDevices();
+    if (kind === Kind.GET_DEVICES) return answerDevices(this.#link, this.#numbers);
     if (kind === Kind.PING) return this.#link.pong();
     const device = this.#present(message.device);
-    if (device === undefined) return this.#absentDevice();
+    if (device === undefined) return answerAbsent(this.#link);
     if (kind === Kind.EVENT_AVAIL) device.requests.available();
     else this.#take(device, slot);
   }
@@ -318,47 +321,11 @@ export class DeviceSide implements BusListener, Disposable {
     return [...this.#devices.keys()].filter((number) => this.#present(number));
   }
 
-  #publish(): void {
-    this.options.bus.kernel?.publish(this.#numbers);
-  }
+  #publish = (): void => this.options.bus.kernel?.publish(this.#numbers);
 
-  windowAdded(region: MemoryRegion): number {
-    const { complain, quota } = this.#context;
-    const before = [...this.#windows].reduce((sum, { size }) => sum + size, 0);
-    // How many there may be is the bus's to know: none of them is a file.
-    const refusal = quota.refusal([before + region.size], [region.size]);
-    if (refusal !== undefined) {
-      complain(`the kernel is refused ${refusal} (--memory-limit)`);
-      return ENOMEM;
-    }
-    const shown: SlotMemory[] = [];
-    for (const { slot: { tables } } of this.#devices.values()) {
-      const result = tables.lend(region);
-      if (result !== 0) {
-        for (const one of shown) one.drop(one.table(region.at)!);
-        return result;
-      }
-      shown.push(tables);
-    }
-    quota.mapped(region.size);
-    this.#windows.add(region);
-    return 0;
-  }
-
-  windowRemoved(region: MemoryRegion, done: () => void): void {
-    this.#windows.delete(region);
-    let waiting = 1;
-    const gone = () => {
-      if (--waiting > 0) return;
-      this.#context.quota.unmapped(region.size);
-      done();
-    };
-    for (const { slot } of this.#devices.values()) {
-      waiting++;
-      slot.takeBack(region, gone);
-    }
-    gone();
-  }
+  readonly windowAdded = (region: MemoryRegion): number => this.#windows.add(region, this.#slots());
+  readonly windowRemoved = (region: MemoryRegion, done: () => void): void =>
+    this.#windows.remove(region, this.#slots(), done);
 
   // --- dialects ----------------------------------------------------------------------------------
 
@@ -378,10 +345,6 @@ export class DeviceSide implements BusListener, Disposable {
     if (codec === this.#link.codec) return;
     this.#link.codec = codec;
     this.options.bus.ringPerMessage = codec.conduct.ringsPerMessage;
-  }
-
-  discarded(slot: DataView): void {
-    this.#tellDialect(slot);
   }
 
   #notUnderstood(slot: DataView, reason: Malformed): void {
@@ -406,18 +369,6 @@ export class DeviceSide implements BusListener, Disposable {
   }
 
   // --- about the bus -----------------------------------------------------------------------------
-
-  #getDevices(): void {
-    answerDevices(this.#link, this.#numbers);
-  }
-
-  #absentDevice(): void {
-    // Early discovery may ask for any number: all zero means that there is no device (rule V4). All
-    // else is dropped: a bus invents no answer (rule B20).
-    if (this.#link.in.kind !== Kind.GET_DEVICE_INFO) return this.#link.drop("no such device");
-    this.#link.answer();
-    this.#link.send();
-  }
 
   #privateRequest(slot: DataView): void {
     const link = this.#link;

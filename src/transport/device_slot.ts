@@ -12,7 +12,6 @@
  * status 0 nothing of its memory is touched, and it is told nothing.
  */
 
-import { Kind } from "../message/message.ts";
 import type { AddressSpace, MemoryRegion } from "../memory/mod.ts";
 import { DeviceState } from "../observe/state.ts";
 import type {
@@ -22,12 +21,11 @@ import type {
   QueueNotifier,
   QueueSetup,
 } from "../virtio/device.ts";
-import { hasFeature, RingFeature, Status } from "../virtio/features.ts";
+import { areOffered, hasFeature, RingFeature, Status } from "../virtio/features.ts";
 import type { Conversation } from "./conversation.ts";
 import type { DeviceContext } from "./device_context.ts";
-import { ConfigNotification, QueueNotification } from "./notifications.ts";
-import { areasOf } from "../virtio/queue/config.ts";
-import { type QueueRecord, UNSET } from "./queue_operation.ts";
+import { ConfigNotification } from "./notifications.ts";
+import { newQueue, type QueueRecord, UNSET } from "./queue_operation.ts";
 import type { SlotMemory } from "./slot_memory.ts";
 import { Translation } from "./translation.ts";
 
@@ -71,15 +69,7 @@ export class DeviceSlot implements DeviceHost {
     readonly tables: SlotMemory,
     readonly owner: DeviceContext,
   ) {
-    this.queues = Array.from({ length: model.queueCount }, (_, index) => ({
-      stored: UNSET,
-      isEnabled: false,
-      isHeld: false,
-      base: 0,
-      goesOn: false,
-      used: new QueueNotification(Kind.EVENT_USED, number, index),
-      notifier: undefined,
-    }));
+    this.queues = Array.from({ length: model.queueCount }, (_, index) => newQueue(number, index));
     this.#configEvent = new ConfigNotification(this);
     const { reactor, link } = owner.notifications;
     this.seen = new DeviceState(number, model.deviceId, model.queueCount, reactor);
@@ -114,7 +104,8 @@ export class DeviceSlot implements DeviceHost {
   }
 
   get terms(): DeviceHost["terms"] {
-    if (this.translation.space !== undefined || this.#isLent) return undefined;
+    // A kernel's windows come and go under queues that run.
+    if (this.translation.space ?? this.owner.link.bus.kernel) return undefined;
     return this.#isRunning ? this.owner.terms() : { untilMs: 0 };
   }
 
@@ -233,14 +224,7 @@ export class DeviceSlot implements DeviceHost {
 
   /** Did the driver choose among the offered bits, with those it must have? */
   get featuresAreOffered(): boolean {
-    const { driverFeatures, model } = this;
-    return hasFeature(driverFeatures, RingFeature.VERSION_1) &&
-      driverFeatures.every((word, i) => (word & ~(model.features[i] ?? 0)) === 0);
-  }
-
-  /** Is the memory lent window by window, also while queues run? */
-  get #isLent(): boolean {
-    return this.owner.link.bus.kernel !== undefined;
+    return areOffered(this.driverFeatures, this.model.features);
   }
 
   /** The most entries a queue may have. */
@@ -248,11 +232,6 @@ export class DeviceSlot implements DeviceHost {
     const { maxQueueSizes, maxQueueSize } = this.model;
     const most = this.owner.link.bus.kernel?.maxQueueSize ?? Infinity;
     return Math.min(maxQueueSizes?.[index] ?? maxQueueSize, most);
-  }
-
-  /** Does any queue run, so that memory must stay? */
-  get hasRunningQueue(): boolean {
-    return this.queues.some((queue) => queue.isEnabled);
   }
 
   /** Looks at the queues again if the lease ran out and holds again. */
@@ -341,19 +320,6 @@ export class DeviceSlot implements DeviceHost {
     this.advance();
   }
 
-  /** The first queue that the device works on in memory that is taken away under it, or -1. */
-  #undermined(): number {
-    return this.queues.findIndex(({ isHeld, stored }) => isHeld && this.#liesIn(stored));
-  }
-
-  #liesIn(setup: QueueSetup): boolean {
-    const { descriptor, driver, device } = areasOf(this.isPacked);
-    const { size, descriptorAddress, driverAddress, deviceAddress } = setup;
-    return this.tables.isTakenBack(descriptorAddress, descriptor.sizeFor(size)) ||
-      this.tables.isTakenBack(driverAddress, driver.sizeFor(size)) ||
-      this.tables.isTakenBack(deviceAddress, device.sizeFor(size));
-  }
-
   /** Shows the memory of a foreign driver side, as soon as nothing of an earlier one is left. */
   showForeignMemory(): void {
     this.#awaitsForeign = this.#isLeaving;
@@ -397,7 +363,7 @@ export class DeviceSlot implements DeviceHost {
         return true;
       }
     }
-    const undermined = this.#isLent ? this.#undermined() : -1;
+    const undermined = tables.undermined(this.queues, this.isPacked);
     if (undermined >= 0) {
       this.needsReset(`the memory of queue ${undermined} is gone`);
       conversation.defers(this.stopQueue(undermined), this.advance);

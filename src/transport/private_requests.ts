@@ -188,7 +188,7 @@ export class PrivateRequests {
   #removeMemory(): void {
     const { slot, link: { in: { address, length } } } = this;
     const table = slot.tables.table(address);
-    if (slot.hasRunningQueue) return this.#answer(EBUSY);
+    if (slot.queues.some(({ isEnabled }) => isEnabled)) return this.#answer(EBUSY);
     if (table?.state !== "shown" || table.length !== length) return this.#answer(ENOENT);
     if (slot.conversation.isHung) return this.fail();
     slot.removeMemory(address, this.#succeeded);

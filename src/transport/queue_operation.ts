@@ -3,10 +3,10 @@
  * some, and may enable what is stored then. Nothing comes of what cannot be, and nothing of an enabled queue.
  */
 
-import { type Message, QUEUE_ENABLED, QueueFlag } from "../message/message.ts";
+import { Kind, type Message, QUEUE_ENABLED, QueueFlag } from "../message/message.ts";
 import type { QueueNotifier, QueueSetup } from "../virtio/device.ts";
 import { isAligned, isQueueSize } from "../virtio/queue/config.ts";
-import type { Notification } from "./notifications.ts";
+import { type Notification, QueueNotification } from "./notifications.ts";
 
 /** A queue as the transport knows it. */
 export interface QueueRecord {
@@ -34,6 +34,13 @@ export const UNSET: QueueSetup = {
   deviceAddress: 0,
   base: 0,
 };
+
+/** A queue that was never set up. */
+export function newQueue(device: number, index: number): QueueRecord {
+  const used = new QueueNotification(Kind.EVENT_USED, device, index);
+  const state = { isEnabled: false, isHeld: false, base: 0, goesOn: false };
+  return { stored: UNSET, ...state, used, notifier: undefined };
+}
 
 /** The queue that SET_VQUEUE describes. */
 export function described(request: Message): QueueSetup {

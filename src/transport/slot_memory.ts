@@ -16,7 +16,9 @@ import type { Mapping } from "../linux/mapping.ts";
 import { mapMemoryFile } from "../linux/memory_file.ts";
 import { AddressSpace, type MemoryRegion } from "../memory/mod.ts";
 import { MemoryState } from "../observe/state.ts";
+import { areasOf } from "../virtio/queue/config.ts";
 import type { DeviceContext } from "./device_context.ts";
+import type { QueueRecord } from "./queue_operation.ts";
 
 const EBADF = linuxErrno("EBADF");
 const EEXIST = linuxErrno("EEXIST");
@@ -114,14 +116,20 @@ export class SlotMemory {
     this.unwant(table);
   }
 
-  /** A window that is to go, and lies under a range of addresses. */
-  isTakenBack(at: number, size: number): boolean {
-    for (const table of this.#tables.values()) {
-      if (table.isLent && table.state === "unwanted" && at < table.address + table.length) {
-        if (table.address < at + size) return true;
-      }
-    }
-    return false;
+  /** The first queue that the device works on in a window that is to go, or -1. */
+  undermined(queues: readonly QueueRecord[], isPacked: boolean): number {
+    const going = [...this.#tables.values()].filter(({ isLent, state }) =>
+      isLent && state === "unwanted"
+    );
+    if (going.length === 0) return -1;
+    const isGoing = (at: number, size: number) =>
+      going.some(({ address, length }) => at < address + length && address < at + size);
+    const { descriptor, driver, device } = areasOf(isPacked);
+    return queues.findIndex(({ isHeld, stored: { size, ...stored } }) =>
+      isHeld && (isGoing(stored.descriptorAddress, descriptor.sizeFor(size)) ||
+        isGoing(stored.driverAddress, driver.sizeFor(size)) ||
+        isGoing(stored.deviceAddress, device.sizeFor(size)))
+    );
   }
 
   /** Part of the memory that holds the bus's queues, and none of the queues' own. */

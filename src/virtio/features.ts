@@ -153,3 +153,9 @@ export function hasFeature(words: Uint32Array, bit: number): boolean {
 export function statusNames(status: number): string[] {
   return bitsOf(status).map((bit) => STATUS_NAMES.get(2 ** bit) ?? `bit ${bit}`);
 }
+
+/** Is what a driver chose among the offered bits, with VERSION_1, which it must have? Both in blocks of 32. */
+export function areOffered(chosen: Uint32Array, offered: Uint32Array): boolean {
+  return hasFeature(chosen, RingFeature.VERSION_1) &&
+    chosen.every((word, i) => (word & ~(offered[i] ?? 0)) === 0);
+}
