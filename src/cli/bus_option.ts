@@ -6,6 +6,7 @@ import type { Codec } from "../message/codec.ts";
 import { codecFor } from "../message/codecs.ts";
 import { type Dialect, DIALECTS } from "../message/message.ts";
 import type { Log } from "../observe/log.ts";
+import { bridgeKind } from "./bus_kinds/bridge.ts";
 import type { BusKind } from "./bus_kinds/bus_kind.ts";
 import { ivshmemKind } from "./bus_kinds/ivshmem.ts";
 import { linuxUserKind } from "./bus_kinds/linux_user.ts";
@@ -14,7 +15,7 @@ import type { Option, Section } from "./command.ts";
 import type { Group } from "./groups.ts";
 import { type Chosen, findKind, kindsSection, parseKind } from "./kinds.ts";
 
-const BUS_KINDS: readonly BusKind[] = [linuxUserKind, ivshmemKind, shmKind];
+const BUS_KINDS: readonly BusKind[] = [linuxUserKind, ivshmemKind, shmKind, bridgeKind];
 
 /** Linux's flavour of `rfc` leaves data out of sizes, which is taken in any case. */
 const LINUX_RFC = "rfc-lk";
@@ -57,6 +58,11 @@ export function parseBus(text: string, side: Side): BusSettings {
     reset: group.flag("reset", false),
     ...parseDialect(group, side),
   };
+}
+
+/** See {@link BusKind.lendsMemory}. */
+export function lendsMemory({ bus }: BusSettings): boolean {
+  return findKind(BUS_KINDS, "--bus", bus.kind).lendsMemory === true;
 }
 
 /** The dialects that a first message can tell apart from `v1`. */

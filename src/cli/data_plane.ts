@@ -32,12 +32,15 @@ class PlaneThread implements Disposable {
   readonly #ended = Promise.withResolvers<number>();
   readonly #ready = Promise.withResolvers<void>();
   #watchdog: Disposable | undefined;
+  /** Called when it goes on though it was told to stop. */
+  stays: (() => void) | undefined;
 
   /** @param start what it is told when it is loaded, if `when` is over */
   constructor(start: StartMessage | PairLine, when: Promise<unknown> = Promise.resolve()) {
     this.#worker.onmessage = ({ data }: MessageEvent<WorkerMessage>) => {
       // A failure is told by what it is a failure of.
-      if (data.kind === "loaded") when.then(() => this.#worker.postMessage(start), () => {});
+      if (data.kind === "stays") this.stays?.();
+      else if (data.kind === "loaded") when.then(() => this.#worker.postMessage(start), () => {});
       else if (data.kind === "ready") {
         this.#ready.resolve();
         this.#watchdog = watchThread(data.thread, (error) => this.#ended.reject(error));
@@ -103,6 +106,10 @@ export async function runDataPlane(
   const onSignal = () => {
     signalEventFd(stop);
     stopping ??= setTimeout(() => late.resolve(1), STOP_TIMEOUT_MS);
+  };
+  thread.stays = () => {
+    clearTimeout(stopping);
+    stopping = undefined;
   };
   const signals: Deno.Signal[] = ["SIGINT", "SIGTERM"];
   for (const signal of signals) Deno.addSignalListener(signal, onSignal);

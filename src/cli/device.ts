@@ -12,6 +12,7 @@ import {
   BUS_SECTION,
   type BusSettings,
   detectable,
+  lendsMemory,
   openBus,
   parseBus,
 } from "./bus_option.ts";
@@ -107,6 +108,7 @@ export const deviceCommand: PlaneCommand<DeviceSettings> = planeCommand({
     "      --memory file=ram,at=0x40000000",
     "vmsg device --bus ivshmem,pci=00:10.0,bind --memory pci=00:11.0,at=0 \\\n" +
     "      --net packet=eth0",
+    "vmsg device --bus bridge --device rng",
   ],
   parse: (options) => {
     const devices = parseDevices(options);
@@ -114,9 +116,15 @@ export const deviceCommand: PlaneCommand<DeviceSettings> = planeCommand({
     if (confined && options.list("memory").length > 0) {
       throw new UsageError("--memory goes without --confined, which touches the segment only");
     }
+    const bus = parseBus(options.text("bus")!, "device");
+    if (lendsMemory(bus) && (confined || options.list("memory").length > 0)) {
+      throw new UsageError(
+        `--bus ${bus.bus.kind} gives the memory: leave --memory and --confined out`,
+      );
+    }
     return {
       confined,
-      bus: parseBus(options.text("bus")!, "device"),
+      bus,
       memories: options.list("memory").map(parseDeviceMemory),
       limits: parseMemoryLimit(options, false),
       hubs: options.list("hub").map(parseHub),
@@ -126,7 +134,8 @@ export const deviceCommand: PlaneCommand<DeviceSettings> = planeCommand({
         : parseControl(options.text("control")!),
     };
   },
-  pairThreads: ({ devices }) => pairThreadsOf(devices),
+  // Windows come and go under queues that run, which other threads do not follow.
+  pairThreads: ({ bus, devices }) => lendsMemory(bus) ? 0 : pairThreadsOf(devices),
   open: (settings, context) => {
     const { reactor, log, stack } = context;
     const { dialect } = settings.bus;
@@ -165,6 +174,7 @@ export const deviceCommand: PlaneCommand<DeviceSettings> = planeCommand({
     devices.begin(() => side.open());
     stack.use(new WarmUp(reactor, () => side.counters.received > 0, true));
     return {
+      mayEnd: () => bus.kernel?.mayEnd() ?? true,
       finish: () => {
         for (const { number, description, counters } of devices.list()) {
           log.debug(`device ${number} (${description}): ${JSON.stringify(counters)}`);

@@ -30,6 +30,8 @@ export interface PlaneContext extends Watching {
 }
 
 export interface RunningPlane {
+  /** Asked when a signal is to end the run: false goes on, and has said why; the next signal asks again. */
+  mayEnd?(): boolean;
   /** Called when a signal ends the run, before everything is disposed; what it prints is shown. */
   finish?(): void;
   exitCode?(): number;

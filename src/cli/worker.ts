@@ -41,6 +41,8 @@ export interface StartMessage {
 export type WorkerMessage =
   /** The module is loaded and listens. */
   | { readonly kind: "loaded" }
+  /** A signal came, and the run goes on. */
+  | { readonly kind: "stays" }
   /** Everything is built; sockets listen. */
   | { readonly kind: "ready"; readonly thread: number }
   | { readonly kind: "ended"; readonly exitCode: number }
@@ -101,9 +103,13 @@ async function run(
         nameOf(fd)
       }) is always ready and has nothing: it is looked at less often`,
     );
-  // Borrowed: the main thread closes it, so it is not put on the stack.
-  stopReactorFrom(reactor, new Fd(stopFd));
   const running = command.open(settings, context);
+  // Borrowed: the main thread closes it, so it is not put on the stack.
+  stopReactorFrom(reactor, new Fd(stopFd), () => {
+    const ends = running.mayEnd?.() ?? true;
+    if (!ends) post({ kind: "stays" });
+    return ends;
+  });
   enterRunning(plane);
   post({ kind: "ready", thread: threadId() });
   await reactor.run();

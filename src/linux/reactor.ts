@@ -445,10 +445,14 @@ export class Reactor implements Disposable {
   }
 }
 
-/** Ends a reactor when an eventfd is signalled, also from another thread; the caller owns both. */
-export function stopReactorFrom(reactor: Reactor, stop: Fd): void {
+/**
+ * Ends a reactor when an eventfd is signalled, also from another thread; the caller owns both.
+ *
+ * @param may is it to end now?
+ */
+export function stopReactorFrom(reactor: Reactor, stop: Fd, may: () => boolean = () => true): void {
   reactor.watch(stop, EPOLLIN, () => {
     clearEventFd(stop);
-    reactor.stop();
+    if (may()) reactor.stop();
   });
 }

@@ -25,6 +25,8 @@ export interface BusContext {
 
 /** A record of the table; see `Kind` for which thread uses what. */
 export interface BusKind<Settings = unknown> extends GroupKind {
+  /** The driver side shows its memory by way of the bus: there is no other, and no other process sees it. */
+  readonly lendsMemory?: true;
   parse(group: Group, side: Side): Settings;
   open(settings: Settings, context: BusContext): Bus;
 }

@@ -11,6 +11,7 @@ import type { MemoryRegion } from "../../memory/mod.ts";
 import type { DeviceSide } from "../../transport/device_side.ts";
 import { MAX_DEVICES, openDevice, parseDevice } from "../device_option.ts";
 import type { DeviceContext, OpenDevice } from "../device_kinds/device_kind.ts";
+import { vhostUserKind } from "../device_kinds/vhost_user.ts";
 import type { Chosen } from "../kinds.ts";
 import { Lifetime } from "../lifetime.ts";
 import type { ControlRequest } from "./request.ts";
@@ -52,6 +53,7 @@ export class DeviceSet implements Disposable {
 
   /** Opens a device; {@link begin} shows it. @param mayBlock nobody is served yet */
   open(number: number, wanted: Chosen, mayBlock: boolean): Entry {
+    this.#assertServable(number, wanted);
     const lifetime = new Lifetime();
     try {
       const context = { ...this.context, number, mayBlock };
@@ -62,6 +64,21 @@ export class DeviceSet implements Disposable {
     } catch (error) {
       lifetime[Symbol.dispose]();
       throw error;
+    }
+  }
+
+  /** What a kernel that shows its memory itself cannot be given. */
+  #assertServable(number: number, { kind }: Chosen): void {
+    const { description, kernel } = this.side.options.bus;
+    if (kernel === undefined) return;
+    if (number >= kernel.deviceNumbers) {
+      const what = `device numbers are below ${kernel.deviceNumbers} there, not ${number}`;
+      throw new VmsgError("NUMBER_TAKEN", `${description}: ${what}`);
+    }
+    // The node would stay open in another process, and with it the kernel's devices.
+    if (kind === vhostUserKind.name) {
+      const what = "a vhost-user back end cannot be given the kernel's memory";
+      throw new VmsgError("WRONG_KIND", `${description}: ${what}: use a device of vmsg's own`);
     }
   }
 
