@@ -17,7 +17,6 @@ export const BridgeId = {
 /** Type of a request or event about the bus; an answer has bit 0 besides. */
 const BUS = 0x02;
 const RESPONSE = 0x01;
-const LOCAL_ID = 0x80;
 const TOKEN_AT = 4;
 const SIZE_AT = 6;
 const PAYLOAD = 8;
@@ -34,9 +33,9 @@ const SIZES: Readonly<Record<number, number>> = {
 const MAP_ANSWER_SIZE = 40;
 const TOPOLOGY_SIZE = 24;
 
-/** Is it about the bridge itself? */
+/** Is it about the bus, of which the kernel says nothing but what is about the bridge itself? */
 export function isBridgeFrame(slot: DataView): boolean {
-  return (slot.getUint8(0) & BUS) !== 0 && (slot.getUint8(1) & LOCAL_ID) !== 0;
+  return (slot.getUint8(0) & BUS) !== 0;
 }
 
 /**
