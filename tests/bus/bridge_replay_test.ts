@@ -17,7 +17,7 @@ import { MemoryNode } from "../support/memory_bridge_node.ts";
 import {
   BLOCK,
   NET,
-  RecordedDevice,
+  type RecordedDevice,
   recordedDevices,
   recordedDisk,
 } from "../support/recorded_devices.ts";
