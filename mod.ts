@@ -120,7 +120,7 @@ export { tellRegion } from "./src/sharing/descriptors.ts";
 export { ownMemory } from "./src/sharing/driver_memory.ts";
 
 // What the above mention.
-export type { BusListener, LentVector, SharedSegment } from "./src/bus/bus.ts";
+export type { BusListener, KernelBus, LentVector, SharedSegment } from "./src/bus/bus.ts";
 export type { Clock } from "./src/linux/clock.ts";
 export type { Fd } from "./src/linux/fd.ts";
 export type { OpenFile } from "./src/linux/mapping.ts";
