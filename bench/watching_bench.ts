@@ -2,10 +2,9 @@
  * What watching costs: frames a second and pings between `vmsg driver` and `vmsg device`, both of them not watched at all, and
  * with counters, traces and captures, in turns.
  *
- *     deno task bench:watching [--quick] [--rounds=N] [--json] [--compare] [--exe=compiled] [in band] [out of band]
+ *     deno task bench:watching [--quick] [--rounds=N] [--json] [--compare] [--exe=compiled] [direct] [confined]
  *
- * In band (both confined, `--confined`) each notification is a message, so that a trace has most to say; out of band there are
- * few messages, and a capture has frames alone. "Not watched" is a build of the sources in which counters are nothing
+ * Each notification of `vmsg driver` is a message, so a trace has most to say. "Not watched" is a build of the sources in which counters are nothing
  * (no_counters.ts), which the executable has no likeness of; "as it is" has counters in its file, as every process has. Traces go
  * to files, one object of JSON a message, HELLO included; captures have a limit of 4 GiB, frames in full. What had to be dropped
  * is said below the table: nobody waits for a disk or a reader.
@@ -41,8 +40,8 @@ const SUBJECTS: readonly Subject[] = [
   { name: "capture with frames", args: ["--capture", "SIDE.pcapng,limit=4G"] },
 ];
 const MODES: readonly (readonly [name: string, args: readonly string[]])[] = [
-  ["in band", ["--confined"]],
-  ["out of band", []],
+  ["direct", []],
+  ["confined", ["--confined"]],
 ];
 
 /** A configuration in which counters do not count. */
