@@ -36,6 +36,8 @@ export interface Figure {
   readonly value: number;
   /** Per second; undefined where it is not known, or makes no sense. */
   readonly rate: number | undefined;
+  /** Where it stands by rate, if it has none: p99 beside how many were counted. */
+  readonly beside?: number | undefined;
 }
 
 /** In which order figures stand. */
@@ -114,18 +116,19 @@ export function figuresOf(now: Reading, before?: Reading): Figure[] {
         // One that went back is another thing's that has the place now.
         return isRunning && rate >= 0 && Number.isFinite(rate) ? rate : undefined;
       };
-      const row = (counter: string, value: number, rate: number | undefined) => [
-        { process, group, counter, value, rate },
+      const row = (counter: string, value: number, rate: number | undefined, beside?: number) => [
+        { process, group, counter, value, rate, beside },
       ];
       if (kind !== LATENCY) {
         return counters.flatMap(({ name, value }) => row(name, value, rateOf(name, value)));
       }
       const read = readLatency(counters);
+      const rate = rateOf("count", read.count);
       return [
-        ...row("count", read.count, rateOf("count", read.count)),
-        ...row("p50 in us", read.p50Us, undefined),
-        ...row("p99 in us", read.p99Us, undefined),
-        ...row("longest in us", read.longestUs, undefined),
+        ...row("count", read.count, rate),
+        ...row("p50 in us", read.p50Us, undefined, rate),
+        ...row("p99 in us", read.p99Us, undefined, rate),
+        ...row("longest in us", read.longestUs, undefined, rate),
       ];
     });
   });
@@ -133,7 +136,7 @@ export function figuresOf(now: Reading, before?: Reading): Figure[] {
 
 /** The most at the top; by name they stay in the order of the files. */
 export function sortFigures(figures: readonly Figure[], sort: Sort): Figure[] {
-  const by = (figure: Figure) => sort === "rate" ? figure.rate ?? -1 : figure.value;
+  const by = ({ rate, beside, value }: Figure) => sort === "rate" ? rate ?? beside ?? -1 : value;
   return sort === "name"
     ? [...figures]
     : figures.toSorted((a, b) => by(b) - by(a) || b.value - a.value);
