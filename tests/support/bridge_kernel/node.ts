@@ -178,7 +178,7 @@ export class BridgeNode implements SessionOwner, AsyncDisposable {
     while (this.#isOpen) {
       const { session } = this;
       const fds = [this.#wake, this.#listener, this.#connection ?? -1];
-      fds.push(session === undefined || session.isPaused ? -1 : session.fds.kick);
+      fds.push(session === undefined ? -1 : session.fds.kick);
       const isWatched = session !== undefined && !session.isOnline && session.epoch > 0;
       const ready = await waitReadable(fds, isWatched || this.#waiters.size > 0 ? LOOK_MS : 500);
       try {
@@ -197,7 +197,7 @@ export class BridgeNode implements SessionOwner, AsyncDisposable {
     session: Session | undefined,
   ): void {
     if (wake) unsignal(this.#wake);
-    if (kick && session === this.session && !session!.isPaused) session!.kicked();
+    if (kick && session === this.session) session!.kicked();
     if (connection && this.#connection !== undefined) this.#serve(this.#connection);
     if (listener) this.#accept();
     this.session?.lookWhileOffline();

@@ -75,8 +75,9 @@ export class Session {
   epoch = 0;
   isOnline = false;
   isFaulted = false;
-  /** No more frames are taken from tx while this is set; kicks stay where they are. */
-  isPaused = false;
+  #isPaused = false;
+  /** Headers are written back as a whole, with the other side's cursor as it was before, as the kernel does. */
+  writesBack = false;
   /** The committed set. */
   readonly devices = new Map<number, Device>();
   readonly listeners = new Map<number, EventListener>();
@@ -126,15 +127,22 @@ export class Session {
   /** Puts a frame into the rx ring, or behind those that wait for room. */
   send(name: string, dev = 0, token = 0, fields: Fields = {}): void {
     const frame = { name, dev, token, fields };
-    this.sendBytes(encodeFrame(frame));
+    this.#put(encodeFrame(frame));
+    // Who looks may put more behind it, which is there when the process is told.
     this.owner.seen("K>D", frame);
+    this.ring();
   }
 
   /** Sends anything. */
   sendBytes(bytes: Uint8Array): void {
+    this.#put(bytes);
+    this.ring();
+  }
+
+  #put(bytes: Uint8Array): void {
     if (this.isFaulted) throw new SessionEnded("faulted");
     this.#unsent.push(bytes);
-    this.flush();
+    this.#fill();
   }
 
   /** Frames that wait for room. */
@@ -142,13 +150,21 @@ export class Session {
     return this.#unsent.length;
   }
 
-  flush(): void {
-    let isNew = false;
-    while (this.#unsent.length > 0 && this.rx.put(this.#unsent[0]!)) {
+  /** Signals call_fd. */
+  ring(): void {
+    signal(this.fds.call);
+  }
+
+  /** Puts what waits for room into the ring; whether any went. */
+  #fill(): boolean {
+    const before = this.#unsent.length;
+    while (this.#unsent.length > 0) {
+      const cons = this.rx.other();
+      if (!this.rx.put(this.#unsent[0]!)) break;
+      if (this.writesBack) this.rx.writeBack(cons);
       this.#unsent.shift();
-      isNew = true;
     }
-    if (isNew) signal(this.fds.call);
+    return this.#unsent.length < before;
   }
 
   /** Asks a device; resolves with its answer. */
@@ -211,6 +227,8 @@ export class Session {
 
   /** @param isAnnounced not with ATTACH, whose answer says so */
   goOnline(isAnnounced: boolean): void {
+    // A kick from before is not one of this epoch.
+    unsignal(this.fds.kick);
     this.isOnline = true;
     this.epoch++;
     this.#quietAt = undefined;
@@ -263,7 +281,7 @@ export class Session {
     unsignal(this.fds.kick);
     this.kicks++;
     if (this.isFaulted) return;
-    this.flush();
+    if (this.#fill()) this.ring();
     if (!this.isOnline) {
       if (this.#quietAt !== undefined) this.owner.violation("a kick after ENDPOINT_OFFLINE");
       if (this.tx.used > 0) this.fault();
@@ -283,9 +301,20 @@ export class Session {
     }
   }
 
-  /** Takes what is in tx. @param most frames at once */
-  take(most = Infinity): void {
-    for (let i = 0; i < most && this.isOnline && !this.isFaulted; i++) {
+  /** No more frames are taken from tx until {@link resume}. */
+  pause(): void {
+    this.#isPaused = true;
+  }
+
+  resume(): void {
+    this.#isPaused = false;
+    this.take();
+  }
+
+  /** Takes what is in tx. */
+  take(): void {
+    while (this.isOnline && !this.isFaulted && !this.#isPaused) {
+      const prod = this.tx.other();
       const bytes = this.tx.peek();
       if (bytes === undefined) return;
       const wrong = this.#judge(bytes);
@@ -295,6 +324,7 @@ export class Session {
         return;
       }
       this.tx.done();
+      if (this.writesBack) this.tx.writeBack(prod);
       this.taken++;
     }
   }
