@@ -179,7 +179,9 @@ function inspect(options: Options): number {
   else {
     for (const process of processes) processLines(process).forEach((line) => console.log(line));
     for (const queue of buses.flat()) queueLines(queue, last).forEach((line) => console.log(line));
-    for (const line of buses.flatMap(unansweredIn)) console.log(line);
+    const waits = buses.flatMap(unansweredIn);
+    for (const line of waits.slice(0, last)) console.log(line);
+    if (waits.length > last) console.log(`and ${waits.length - last} more requests`);
     for (const problem of found.problems) console.error(`vmsg: ${problem}`);
   }
   return isNothing ? 1 : 0;
@@ -192,7 +194,8 @@ export const inspectCommand: Command = {
   description:
     "Shows what lies in message queues (of the linux-user bus, its files; of ivshmem and shm, the memory), also those of other " +
     "implementations: what waits, what was said last, and which request has no answer. Of processes of vmsg, running " +
-    "or crashed, it shows status, features and queues of devices, and what they wait for. Reads only.",
+    "or crashed, it shows status, features and queues of devices, with indices and buffers of their rings, and what they " +
+    "wait for. Reads only.",
   operands: "[PID|FILE|DIRECTORY]...",
   options: [
     {
@@ -219,6 +222,7 @@ export const inspectCommand: Command = {
     "vmsg inspect 30702 .",
     "vmsg inspect --dialect proto queue-linux-user-driver queue-linux-user-device",
     "vmsg inspect /dev/shm/ivshmem",
+    "vmsg inspect 30702 ram",
   ],
   run: (options) => Promise.resolve(inspect(options)),
 };

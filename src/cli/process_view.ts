@@ -94,11 +94,16 @@ function deviceLines(device: DeviceView): string[] {
     `    ${queueCount} queues, ${set.filter(({ isEnabled }) => isEnabled).length} enabled`,
     ...set.flatMap((queue) => [
       `    queue ${queue.index}: size ${queue.size}, ${queue.isEnabled ? "enabled" : "disabled"} ` +
-      `${ago(queue.sinceMs)} ago, desc ${hex(queue.descriptorAddress)} ` +
+      `${ago(queue.sinceMs)} ago${notified(queue)}, desc ${hex(queue.descriptorAddress)} ` +
       `driver ${hex(queue.driverAddress)} device ${hex(queue.deviceAddress)}`,
       ...ringLines(queue.ring!),
     ]),
   ];
+}
+
+/** What went through this process, if that was all. */
+function notified({ kicks, calls }: ReadQueue): string {
+  return kicks === undefined || calls === undefined ? "" : `, ${kicks} kicks and ${calls} calls`;
 }
 
 const WISHES: Readonly<Record<Wish, (what: string) => string>> = {

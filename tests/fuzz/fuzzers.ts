@@ -8,6 +8,7 @@ import { FRAME_FUZZERS } from "./frames.ts";
 import { FRONT_END_FUZZERS } from "./front_ends.ts";
 import { HOSTILE_DEVICE_FUZZERS } from "./hostile_device.ts";
 import { LIVE_DEVICE_FUZZERS } from "./live_device.ts";
+import { READER_FUZZERS } from "./readers.ts";
 import { RING_FUZZERS } from "./rings.ts";
 import { SLOT_FUZZERS } from "./slots.ts";
 import { SOCKET_FUZZERS } from "./sockets.ts";
@@ -15,6 +16,7 @@ import { SOCKET_FUZZERS } from "./sockets.ts";
 /** In the order in which they run. */
 export const FUZZERS: readonly Fuzzer[] = [
   ...RING_FUZZERS,
+  ...READER_FUZZERS,
   ...FRAME_FUZZERS,
   ...DISK_FUZZERS,
   ...SOCKET_FUZZERS,
