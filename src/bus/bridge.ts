@@ -1,6 +1,6 @@
 /**
  * The bus of Linux's user-space bridge: this process is the device side, the driver side is the virtio-msg transport of the kernel
- * that has the node (docs/wire.md 4.5).
+ * that has the node (docs/wire.md 4.6).
  *
  * Theory of operation. A *session* is rings, eventfds and an ATTACH with them; within it the endpoint comes and goes:
  *
@@ -165,6 +165,9 @@ export class BridgeBus extends QueueBus implements KernelBus {
         `${description}: it has a device side already: end that one`,
       );
     }
+    if (error.code === "ENOTTY") {
+      return new VmsgError("NO_BRIDGE", `${this.node.path} is no virtio-msg bridge (ENOTTY)`);
+    }
     if (error.code !== "ENOENT" && error.code !== "ENODEV") return error;
     const what = `${description}: the kernel has no such endpoint (${error.code})`;
     return new VmsgError(
@@ -196,7 +199,7 @@ export class BridgeBus extends QueueBus implements KernelBus {
     tx.begin(memory, BRIDGE_RING_OFFSETS.tx);
     rx.begin(memory, BRIDGE_RING_OFFSETS.rx);
     stack.defer(() => [tx, rx].forEach((one) => one.end()));
-    const [call, kick] = [createEventFd(), createEventFd()];
+    const [call, kick] = [stack.use(createEventFd()), stack.use(createEventFd())];
     const bells = stack.use(new Doorbells(reactor, call, kick, () => this.#called()));
     const { isOnline, epoch, maxMessage } = node.attach({ ring, kick, call });
     if (isOnline && maxMessage < BRIDGE_SLOT) {

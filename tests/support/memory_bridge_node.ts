@@ -2,7 +2,7 @@
 
 import { BridgeNode } from "../../src/bus/bridge_node.ts";
 import type { Block } from "../../src/linux/arena.ts";
-import { signalEventFd } from "../../src/linux/eventfd.ts";
+import { clearEventFd, signalEventFd } from "../../src/linux/eventfd.ts";
 import type { Fd } from "../../src/linux/fd.ts";
 import { mapAnonymous, type Mapping, mapShared } from "../../src/linux/mapping.ts";
 import type { MappedPart } from "../../src/linux/memory_file.ts";
@@ -32,6 +32,7 @@ export class MemoryNode extends BridgeNode {
   /** Windows that were mapped. */
   readonly mappings: Mapping[] = [];
   #memory: Mapping | undefined;
+  #kick: Fd | undefined;
   #call: Fd | undefined;
   #rx = 0;
 
@@ -53,6 +54,7 @@ export class MemoryNode extends BridgeNode {
     if (this.refusal !== 0) return this.refusal;
     this.#rx = Number(view.getBigUint64(56, true));
     this.#memory = mapShared(fds[0]!.number, this.#rx + HEADER + ENTRIES * SLOT);
+    this.#kick = fds[1];
     this.#call = fds[2];
     view.setUint32(96, this.limit, true);
     view.setUint32(100, this.epoch > 0n ? 1 : 0, true);
@@ -101,6 +103,14 @@ export class MemoryNode extends BridgeNode {
       header[PROD]! += 1;
     }
     signalEventFd(this.#call!);
+  }
+
+  /** How often it was kicked since this was last asked. */
+  kicks(): number {
+    const path = `/proc/self/fdinfo/${this.#kick!.number}`;
+    const count = /^eventfd-count:\s*([0-9a-f]+)$/m.exec(Deno.readTextFileSync(path))![1]!;
+    clearEventFd(this.#kick!);
+    return parseInt(count, 16);
   }
 
   /** Takes what the process sent, as hexadecimal of as many bytes as each says it has. */
