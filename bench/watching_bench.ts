@@ -2,7 +2,7 @@
  * What watching costs: frames a second and pings between `vmsg driver` and `vmsg device`, both of them not watched at all, and
  * with counters, traces and captures, in turns.
  *
- *     deno task bench:watching [--quick] [--rounds=N] [--json] [--compare] [--exe=compiled] [direct] [confined]
+ *     deno task bench:watching [--quick] [--rounds=N] [--json] [--compare] [--exe=compiled] [direct] [confined] [counters]
  *
  * Each notification of `vmsg driver` is a message, so a trace has most to say. "Not watched" is a build of the sources in which counters are nothing
  * (no_counters.ts), which the executable has no likeness of; "as it is" has counters in its file, as every process has. Traces go
@@ -43,6 +43,12 @@ const MODES: readonly (readonly [name: string, args: readonly string[]])[] = [
   ["direct", []],
   ["confined", ["--confined"]],
 ];
+
+/** Those that were named, if any was. */
+function chosen<T>(all: readonly T[], nameOf: (each: T) => string): readonly T[] {
+  const some = all.filter((each) => isSelected(nameOf(each)));
+  return some.length > 0 ? some : all;
+}
 
 /** A configuration in which counters do not count. */
 function uncounted(directory: string): string {
@@ -107,11 +113,13 @@ async function measure(report: Report, mode: string, args: readonly string[], su
 
 if (import.meta.main) {
   const report = new Report("watching");
+  const [twin, ...others] = SUBJECTS;
+  const subjects = [twin!, ...chosen(others, ({ name }) => name)];
   for (let round = 0; round < rounds; round++) {
-    for (const [mode, args] of MODES.filter(([name]) => isSelected(name))) {
+    for (const [mode, args] of chosen(MODES, ([name]) => name)) {
       // Who is first has no advantage.
-      for (let n = 0; n < SUBJECTS.length; n++) {
-        const subject = SUBJECTS[(n + round) % SUBJECTS.length]!;
+      for (let n = 0; n < subjects.length; n++) {
+        const subject = subjects[(n + round) % subjects.length]!;
         await measure(report, mode, args, subject);
       }
     }
