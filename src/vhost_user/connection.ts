@@ -56,6 +56,8 @@ export function sendMessage(
 export class Connection implements Disposable {
   /** Why the connection ended, once it has. */
   closed: string | undefined;
+  /** Did the peer end it? */
+  hungUp = false;
   readonly #fds: Fd[] = [];
   #filled = 0;
   #waiting: Deferred<Message | undefined> | undefined;
@@ -110,6 +112,11 @@ export class Connection implements Disposable {
     this.#deliver(undefined);
   }
 
+  #hangUp(): void {
+    this.hungUp = true;
+    this.close(`${this.peer} hung up`);
+  }
+
   #unwatch(): void {
     if (this.#watched) this.reactor.unwatch(this.stream.fd);
     this.#watched = false;
@@ -118,7 +125,7 @@ export class Connection implements Disposable {
   #ready(events: number): void {
     if (this.#waiting === undefined) {
       // Nobody reads at the moment; a hang-up is level-triggered and would spin.
-      if ((events & (EPOLLHUP | EPOLLERR)) !== 0) this.close(`${this.peer} hung up`);
+      if ((events & (EPOLLHUP | EPOLLERR)) !== 0) this.#hangUp();
       return;
     }
     const message = this.#read();
@@ -147,7 +154,8 @@ export class Connection implements Disposable {
       // A message in many parts could bring as many descriptors as there are bytes.
       const tooMany = this.stream.truncated || this.#fds.length > MAX_FDS;
       if (received === 0 || tooMany) {
-        this.close(received === 0 ? `${this.peer} hung up` : `${this.peer} sent too many fds`);
+        if (received === 0) this.#hangUp();
+        else this.close(`${this.peer} sent too many fds`);
         // Nothing is handled after the end, also not what is whole by now.
         return undefined;
       }

@@ -32,6 +32,7 @@ import { offeredProtocolFeatures, queueNumber } from "./offered.ts";
 import { carriedFeatures } from "../offer.ts";
 import * as protocol from "../../vhost_user/protocol.ts";
 import { ProtocolFeature, Request } from "../../vhost_user/protocol.ts";
+import type { FrontEndCounts } from "./front_end_counters.ts";
 import { checkSize, type Vring, type VringHost, Vrings } from "./vrings.ts";
 
 /** A front end that leaves so soon after it was told how many queues there are wanted more. */
@@ -67,7 +68,9 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
     readonly log: Log,
     sharing: Sharing,
     quota: MemoryQuota,
+    readonly counters: FrontEndCounts,
   ) {
+    counters.connections++;
     this.#memory = new MemoryTable((region, fd) => this.#isShared(region, fd), quota);
     const whose = "the guest's";
     this.#session = new Session({ reactor, device, sharing, owner: this, whose, log });
@@ -113,6 +116,7 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
   }
 
   kicked(vring: Vring): void {
+    this.counters.kicks++;
     if (this.#session.available(vring.index) || vring.kicked) return;
     vring.kicked = true;
     // The first kick of an enabled ring stands for DRIVER_OK in front ends without status.
@@ -186,6 +190,7 @@ export class FrontEnd implements SessionOwner, VringHost, Disposable {
     for (;;) {
       const message = await this.connection.next();
       if (message === undefined) break;
+      this.counters.messages++;
       try {
         await this.#handle(message);
       } catch (error) {

@@ -29,6 +29,7 @@ import { PeerLost } from "../../transport/requests.ts";
 import type { Sharing } from "../../sharing/sharing.ts";
 import { Connection, MESSAGE_BUFFER_SIZE } from "../../vhost_user/connection.ts";
 import { FrontEnd } from "./front_end.ts";
+import { FrontEndCounters, type FrontEndCounts } from "./front_end_counters.ts";
 
 /** How often a connecting back end tries. */
 const RETRY_MS = 50;
@@ -68,6 +69,8 @@ export class VhostUserServer implements PeerListener, Disposable {
   readonly #device: RemoteDevice;
   readonly #name: string;
   readonly #retry: Timer;
+  /** Of all front ends that came. */
+  readonly counters: FrontEndCounts;
   #acceptor: Acceptor | undefined;
   readonly #callers = new Set<Caller>();
   #frontEnd: FrontEnd | undefined;
@@ -91,6 +94,7 @@ export class VhostUserServer implements PeerListener, Disposable {
     this.#name = source.kind === "fd"
       ? `vhost-user fd ${source.number}`
       : `vhost-user ${source.socket}`;
+    this.counters = new FrontEndCounters("front end", `of device ${device}, ${this.#name}`);
     this.#retry = reactor.timer(() => this.#again());
     this.#device.listen(this);
     if (source.kind === "fd") {
@@ -247,7 +251,15 @@ export class VhostUserServer implements PeerListener, Disposable {
       () => this.#frontEnd?.hungUp(),
     );
     const { reactor, log, sharing, quota } = this;
-    const frontEnd = new FrontEnd(connection, this.#device, reactor, log, sharing, quota);
+    const frontEnd = new FrontEnd(
+      connection,
+      this.#device,
+      reactor,
+      log,
+      sharing,
+      quota,
+      this.counters,
+    );
     this.log.info(`${this.#name}: a front end is there`);
     this.#frontEnd = frontEnd;
     this.#servedMs = reactor.now();
@@ -256,6 +268,7 @@ export class VhostUserServer implements PeerListener, Disposable {
       await frontEnd.serve();
       // Shut down: everything is closed already, and nothing is waited for any more.
       if (this.#frontEnd !== frontEnd) return;
+      if (!connection.hungUp) this.counters.refused++;
       this.#frontEnd = undefined;
       const { guess } = frontEnd;
       frontEnd[Symbol.dispose]();

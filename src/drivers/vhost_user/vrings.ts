@@ -45,6 +45,8 @@ export interface VringHost {
   readonly isPacked: boolean;
   /** The front end's memory. */
   readonly regions: readonly MemoryRegion[];
+  /** Counts {@link Vring.call}. */
+  readonly counters: { calls: number };
   /** The front end has kicked. */
   kicked(ring: Vring): void;
 }
@@ -121,6 +123,7 @@ export class Vring implements WantedRing, Disposable {
   }
 
   call(): void {
+    this.host.counters.calls++;
     this.#call?.signal();
   }
 

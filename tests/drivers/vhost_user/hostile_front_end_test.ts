@@ -117,6 +117,8 @@ for (const [name, attack] of Object.entries(ATTACKS)) {
       // What is of no kind we know is closed by another thread.
       await rig.wait(() => openDescriptors() === before);
       await assertServes(rig);
+      const { connections, refused } = rig.server.counters;
+      assertEquals([connections, refused], [2, 1], "what was sent is the reason, not that it left");
     }));
 }
 
@@ -243,7 +245,12 @@ cleanTest(
       assertEquals(rig.device.takeCalls(), []);
       front.startRing(0, rig.kick);
       await rig.wait(() => rig.device.calls.includes("available 0"));
-    }),
+      rig.device.host!.used(0);
+      await rig.wait(() => rig.server.counters.calls > 0);
+      const { connections, messages, kicks, calls, refused } = rig.server.counters;
+      assertEquals([connections, kicks, calls, refused], [1, 1, 1, 0]);
+      assert(messages > 5, `${messages}`);
+    }, { notifiesInBand: true }),
 );
 
 cleanTest(

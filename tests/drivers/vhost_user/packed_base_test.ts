@@ -24,7 +24,9 @@ function withVring(
   const driver = new MockPackedDriver(memory, { size: 8, start });
   const region = { at: AT, size: SIZE, memory: memory.memory, offset: memory.offset(AT) };
   const busAddress = (_ring: number, address: number) => address;
-  const host: VringHost = { reactor, isPacked, regions: [region], busAddress, kicked: () => {} };
+  const counters = { calls: 0 };
+  const kicked = () => {};
+  const host: VringHost = { reactor, isPacked, regions: [region], busAddress, kicked, counters };
   using vring = new Vring(host, 0);
   vring.size = 8;
   vring.addresses = {
