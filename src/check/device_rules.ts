@@ -19,13 +19,15 @@ const PROTO_ANSWERED = [0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x09, 0x0b];
 const PROTO_SILENT = [0x0a, 0x0c, 0x0d, 0x11, 0x20];
 /** Nothing comes for that long when all is answered. */
 const QUIET_MS = 100;
-/** What the prototype waits before it gives up. */
+/** The naps of the prototype before it gives up: how long they would be together, and how many of a millisecond they are. */
 const PROTO_ANSWER_MS = 3.5;
+const PROTO_NAPS = 50;
 /** Requests that are sent to one who reads none of its answers: more than queues hold. */
 const FLOOD = 12_000;
 
 const { GET_DEVICE_INFO, GET_DEVICE_FEATURES, GET_CONFIG, SET_CONFIG } = Kind;
-const { GET_DEVICE_STATUS, SET_DEVICE_STATUS, SET_VQUEUE, RESET_VQUEUE, GET_SHM } = Kind;
+const { GET_DEVICE_STATUS, SET_DEVICE_STATUS, GET_VQUEUE, SET_VQUEUE, RESET_VQUEUE, GET_SHM } =
+  Kind;
 
 /** A request that is a little wrong is answered as if it were right, and none of the answers is so. */
 const overlooks = (spoil: Spoil): Body<DriverRole> => async (d) => {
@@ -441,16 +443,33 @@ export const DEVICE_BODIES: Bodies<DriverRole> = byRule({
     const answers = heard.slice(from).filter(({ message }) => message.response);
     expectSame(answers.map(({ bytes }) => bytes[1]), PROTO_ANSWERED, "the ids that were answered");
   },
+  /**
+   * As the prototype waits: it looks 1024 times, with naps of a few microseconds, which by a kernel's usual slack are a
+   * good 50 ms together, and more on a machine that has other work. Naps of our own last longer there as well, so no
+   * answer may miss them. And where all of them need longer than the naps' own length, it is the device.
+   */
   async P2(d) {
-    const late: number[] = [];
-    for (let n = 0; n < 10; n++) {
-      const askedMs = d.talk.reactor.now();
-      const tookMs = (await d.talk.ask(GET_DEVICE_STATUS)).atMs - askedMs;
-      if (tookMs > PROTO_ANSWER_MS) late.push(Math.round(tookMs));
+    const { talk } = d;
+    const took: number[] = [];
+    for (let n = 0; n < 5; n++) {
+      for (const kind of [GET_DEVICE_INFO, GET_DEVICE_FEATURES, GET_DEVICE_STATUS, GET_VQUEUE]) {
+        const sentMs = talk.reactor.now();
+        talk.send(kind);
+        const answer = await talk.withinNaps(({ message: m }) => m.response, PROTO_NAPS);
+        expect(
+          answer !== undefined,
+          `${kindName(kind)} was not answered within ${PROTO_NAPS} naps`,
+        );
+        expectSame(kindName(answer.message.kind), kindName(kind), "what was answered");
+        took.push(answer.atMs - sentMs);
+      }
     }
-    // Some may be the doing of a machine that has other work.
-    expect(late.length <= 5, `of 10 answers these took so many ms: ${late}`);
-    await d.calm("a status");
+    const quickest = Math.min(...took).toFixed(1);
+    expect(
+      +quickest <= PROTO_ANSWER_MS,
+      `the quickest of ${took.length} answers took ${quickest} ms`,
+    );
+    await d.calm("these requests");
   },
   async "P3 P7 P10 P13"(d) {
     await d.negotiate();

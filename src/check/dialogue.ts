@@ -180,6 +180,16 @@ export class Dialogue implements BusListener {
     return this.#take(() => true, withinMs);
   }
 
+  /** The next message that is one of these, if it comes while so many naps of a millisecond last. */
+  async withinNaps(
+    wanted: (heard: Heard) => boolean,
+    naps: number,
+  ): Promise<Heard | undefined> {
+    let heard: Heard | undefined;
+    for (let n = 0; n < naps && heard === undefined; n++) heard = await this.#take(wanted, 1);
+    return heard;
+  }
+
   async #take(wanted: (heard: Heard) => boolean, withinMs: number): Promise<Heard | undefined> {
     this.expectTime();
     const timer = this.reactor.timer(() => this.#wake());

@@ -428,6 +428,25 @@ export const DEVICE_FAULTS: readonly Fault[] = [
     in: PROTO,
     change: add("device", isAnswer, (b) => b),
   }),
+  fault("P2", "one answer in ten takes a tenth of a second", {
+    in: PROTO,
+    change: ({ reactor, say }) => {
+      let count = 0;
+      return (from, bytes) => {
+        if (from === "driver" || !isAnswer(bytes) || ++count % 10 !== 0) return [bytes];
+        reactor.sleep(100).then(() => say("device", bytes));
+        return [];
+      };
+    },
+  }),
+  fault("P2", "every answer takes four milliseconds", {
+    in: PROTO,
+    change: ({ reactor, say }) => (from, bytes) => {
+      if (from === "driver" || !isAnswer(bytes)) return [bytes];
+      reactor.sleep(4).then(() => say("device", bytes));
+      return [];
+    },
+  }),
   fault("P3", "a type of 3", {
     in: PROTO,
     change: edit("device", "all", (_, b) => b[0]! |= 2),
