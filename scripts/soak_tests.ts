@@ -3,6 +3,7 @@
  * depend on how fast it runs.
  *
  *     deno task test:soak [--rounds=20] [--busy=3] [files and directories]
+ *     deno task check:soak [--rounds=20]
  *
  * Beside the tests run as many busy loops as --busy says, all of them on two processors. Each round prints
  * its counts; what failed, and how often, is the end. The exit code is 1 if anything did.

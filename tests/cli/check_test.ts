@@ -3,8 +3,6 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { fromFileUrl } from "@std/path";
 import { isAsked } from "../../src/check/check.ts";
-import { FAULT_MODES } from "../../src/check/faults.ts";
-import { RINGS_SIZE } from "../../src/check/roles.ts";
 import { RULES } from "../../src/check/rules.ts";
 import { DEVICE_FAULTS } from "../conformance/device_faults.ts";
 import { DRIVER_FAULTS } from "../conformance/driver_faults.ts";
@@ -12,72 +10,13 @@ import { ALL, brokenIn } from "../conformance/fault.ts";
 import { LED_DRIVER } from "../conformance/led_driver.ts";
 import { isSeen } from "../conformance/peers.ts";
 import type { Dialect } from "../../src/message/codec.ts";
-import { type Processes, processTest, VMSG_COMMAND } from "../support/processes.ts";
+import { processTest, VMSG_COMMAND } from "../support/processes.ts";
+import { busOf, check, makeFile, MEMORY, RAM_SIZE } from "./check_support.ts";
 
-const MEMORY = ["--memory", "file=ram,at=0x40000000"];
-const RAM_SIZE = 16 << 20;
-/** Of a queue. */
-const DEVICE_AREA = 0x8000;
 const WRONG_DEVICE = fromFileUrl(new URL("../conformance/wrong_device.ts", import.meta.url));
 const WRONG_DRIVER = fromFileUrl(new URL("../conformance/wrong_driver.ts", import.meta.url));
 
-const busOf = (dialect: string) => ["--bus", `linux-user,socket=lu.sock,dialect=${dialect}`];
-
 const isRule = (number: string) => RULES.some((rule) => rule.number === number);
-
-interface Line {
-  readonly rule: string;
-  readonly verdict: string;
-  readonly seen?: string;
-}
-
-/** Runs a check to its end; its exit code, and its lines. */
-async function check(vmsg: Processes, ...args: string[]): Promise<[number, Line[]]> {
-  const { code, stdout } = await vmsg.run("check", "--json", ...args);
-  return [code, stdout.map((line) => JSON.parse(line))];
-}
-
-async function makeFile(vmsg: Processes, name: string, size: number): Promise<void> {
-  using file = await Deno.create(`${vmsg.directory}/${name}`);
-  await file.truncate(size);
-}
-
-const READ_ONLY = ["V13", "V14", "V35", "V59"];
-/** Of one queue, and no configuration. */
-const SMALL = ["V12", "V21", "V23", "V24", "V33", "V37", "V58"];
-
-/** A device, in a dialect, and the rules that it cannot be asked for, of those that devices are. */
-const DEVICES: readonly (readonly [dialect: string, args: string[], unlike: string[]])[] = [
-  ["v1", ["--net", "responder"], READ_ONLY],
-  ["v1-2025", ["--net", "responder"], READ_ONLY],
-  ["proto", ["--net", "responder"], []],
-  ["v1", ["--device", "rng"], [...READ_ONLY, ...SMALL]],
-  ["v1", ["--device", "blk,file=disk"], READ_ONLY],
-];
-
-for (const [dialect, args, unlike] of DEVICES) {
-  processTest(
-    `check: vmsg device ${args.join(" ")} keeps the rules of ${dialect}`,
-    async (vmsg) => {
-      await makeFile(vmsg, "ram", RAM_SIZE);
-      await makeFile(vmsg, "disk", 1 << 20);
-      const device = await vmsg.start("device", ...busOf(dialect), ...MEMORY, ...args);
-      await device.waitFor(/waiting for the driver side/);
-      const [code, lines] = await check(vmsg, ...busOf(dialect), ...MEMORY);
-      assertEquals(lines.filter(({ verdict }) => verdict === "FAIL"), []);
-      assertEquals(code, 0);
-      const rules = RULES.filter(({ sides, dialects }) =>
-        sides.includes("device") && (dialects as readonly string[]).includes(dialect)
-      );
-      assertEquals(lines.map(({ rule }) => rule), rules.map(({ number }) => number));
-      const expected = rules.filter((rule) =>
-        isAsked(rule, "device") && !unlike.includes(rule.number)
-      );
-      const passed = lines.filter(({ verdict }) => verdict === "PASS");
-      assertEquals(passed.map(({ rule }) => rule), expected.map(({ number }) => number));
-    },
-  );
-}
 
 processTest("check: without memory that both sides know no queue is set up", async (vmsg) => {
   const device = await vmsg.start("device", ...busOf("v1"), "--net", "responder");
@@ -114,42 +53,6 @@ for (const dialect of ["v1", "v1-2025", "proto"] as const) {
     const passed = lines.filter(({ verdict }) => verdict === "PASS").map(({ rule }) => rule);
     assertEquals([passed, code], [rules.filter(isSeen), 0]);
   });
-}
-
-for (const dialect of ALL) {
-  processTest(`check --fault: vmsg device lives with a bad driver of ${dialect}`, async (vmsg) => {
-    await makeFile(vmsg, "ram", RAM_SIZE);
-    const device = await vmsg.start("device", ...busOf(dialect), ...MEMORY, "--net", "responder");
-    await device.waitFor(/waiting for the driver side/);
-    const wanted = FAULT_MODES.flatMap((mode) => ["--fault", mode]);
-    const [code, lines] = await check(vmsg, ...busOf(dialect), ...MEMORY, ...wanted);
-    const brief = lines.map(({ rule, verdict, seen }) => [rule, verdict, seen]);
-    assertEquals(brief, FAULT_MODES.map((mode) => [mode, "PASS", undefined]));
-    assertEquals(code, 0);
-    const ram = await Deno.readFile(`${vmsg.directory}/ram`);
-    // What a device says in the first queue's area for it is its own.
-    const isWritten = ram.findIndex((byte, at) =>
-      byte !== 0 && (at < DEVICE_AREA || at >= RINGS_SIZE)
-    );
-    assertEquals(isWritten, -1, "the peer's memory was written to");
-  });
-}
-
-for (const dialect of ["v1", "v1-2025", "proto"] as const) {
-  processTest(
-    `check --driver --fault: vmsg driver lives with a bad device of ${dialect}`,
-    async (vmsg) => {
-      await makeFile(vmsg, "ram", RAM_SIZE);
-      const command = [...VMSG_COMMAND, "driver", ...busOf(dialect), ...MEMORY];
-      const again = 'while :; do "$@"; done';
-      await vmsg.startProgram("/bin/sh", "-c", again, "sh", ...command);
-      const wanted = FAULT_MODES.flatMap((mode) => ["--fault", mode]);
-      const [code, lines] = await check(vmsg, "--driver", ...busOf(dialect), ...wanted);
-      const brief = lines.map(({ rule, verdict, seen }) => [rule, verdict, seen]);
-      assertEquals(brief, FAULT_MODES.map((mode) => [mode, "PASS", undefined]));
-      assertEquals(code, 0);
-    },
-  );
 }
 
 /** The same driver, not wrong, but with the relay that makes others so. */
