@@ -113,6 +113,8 @@ const library = Deno.dlopen("libc.so.6", {
   mmap: { parameters: ["u64", "u64", "i32", "i32", "i32", "i64"], result: "u64" },
   /** int munmap(void *addr, size_t length) */
   munmap: { parameters: ["u64", "u64"], result: "i32" },
+  /** void *mremap(void *old_address, size_t old_size, size_t new_size, int flags, void *new_address) */
+  mremap: { parameters: ["u64", "u64", "u64", "i32", "u64"], result: "u64" },
   /** int mprotect(void *addr, size_t len, int prot) */
   mprotect: { parameters: ["u64", "u64", "i32"], result: "i32" },
   /** int sigaction(int signum, const struct sigaction *act, struct sigaction *oldact) */

@@ -14,6 +14,8 @@ const MAP_SHARED = 0x01;
 const MAP_PRIVATE = 0x02;
 const MAP_FIXED = 0x10;
 const MAP_ANONYMOUS = 0x20;
+const MREMAP_MAYMOVE = 1;
+const MREMAP_FIXED = 2;
 const MAP_FAILED = 0xffff_ffff_ffff_ffffn;
 
 /** The page size of x86-64, and of arm64 kernels as Debian builds them. */
@@ -113,6 +115,23 @@ export function remap({ address, size }: Mapping, fd: number | undefined, offset
   const flags = MAP_FIXED | (fd === undefined ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED);
   const at = libc.mmap(address, BigInt(size), READ_WRITE, flags, fd ?? -1, BigInt(offset));
   if (at === MAP_FAILED) throw lastError(`mmap ${size} bytes at their place`);
+}
+
+/**
+ * The same for what can only be mapped from its start on, as what a UIO device shows: `inside` of it is what is wanted,
+ * a multiple of the page size.
+ */
+export function remapInside({ address, size }: Mapping, file: OpenFile, inside: number): void {
+  const whole = BigInt(inside + size);
+  const { fd: { number: fd }, offset } = file;
+  const from = libc.mmap(0n, whole, READ_WRITE, MAP_SHARED, fd, BigInt(offset));
+  if (from === MAP_FAILED) throw lastError(`mmap ${whole} bytes of fd ${fd}`);
+  const flags = MREMAP_MAYMOVE | MREMAP_FIXED;
+  const at = libc.mremap(from + BigInt(inside), BigInt(size), BigInt(size), flags, address);
+  const error = at === MAP_FAILED ? lastError(`mremap ${size} bytes`) : undefined;
+  // What was moved away is not there any more, which munmap does not mind.
+  libc.munmap(from, whole);
+  if (error !== undefined) throw error;
 }
 
 function map(size: number, flags: number, fd: number, offset: bigint, what: string): Mapping {
