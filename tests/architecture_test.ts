@@ -305,8 +305,8 @@ const ROOM_LINES: Readonly<Record<string, number>> = {
   linux: 2400,
   ivshmem: 1600,
   xen: 900,
-  // With the kernel's bridge, which is a bus, a life of its own and the memory that comes with it.
-  bus: 2200,
+  // With the kernel's bridge (a life of its own and the memory that comes with it), a second layout and cards' registers.
+  bus: 2400,
   transport: 2250,
   sharing: 1400,
   drivers: 3200,
