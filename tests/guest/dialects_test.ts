@@ -9,7 +9,7 @@
 import { assertEquals, assertMatch } from "@std/assert";
 import { GUEST_KINDS, type GuestKind } from "../../scripts/lab/machines.ts";
 import { pingScript } from "../../scripts/lab/scripts.ts";
-import type { Dialect } from "../../src/message/message.ts";
+import { type Dialect, DIALECTS } from "../../src/message/message.ts";
 import { until } from "../support/processes.ts";
 import { umlMemory } from "./dialects_support.ts";
 import { GUEST_TIMEOUT_MS, guestTest } from "./support.ts";
@@ -21,10 +21,15 @@ const SCRIPT = pingScript({ address: "dhcp", peer: "10.0.2.2", count: 3 }) +
 /** Where a guest's memory begins. */
 const RAM: Readonly<Record<GuestKind, number>> = { uml: 0, microvm: 0, q35: 0, arm64: 0x4000_0000 };
 
-function dialectTest(kind: GuestKind, dialect: Dialect, confined: boolean): void {
-  const bus = confined ? "shm,file=bus.shm,size=2M" : "linux-user,socket=lu.sock";
+function dialectTest(
+  kind: GuestKind,
+  dialect: Dialect,
+  confined: boolean,
+  layout = "spsc",
+): void {
+  const bus = confined ? `shm,file=bus.shm,size=2M,layout=${layout}` : "linux-user,socket=lu.sock";
   const args = ["--bus", `${bus},dialect=${dialect}`, ...confined ? ["--confined"] : []];
-  const how = confined ? `${dialect}, confined` : dialect;
+  const how = confined ? `${dialect}, confined, layout ${layout}` : dialect;
   guestTest(`first ping, ${kind}, ${how}`, kind, async ({ vmsg, boot }) => {
     const { directory } = vmsg;
     const socket = `${directory}/vu.sock`;
@@ -56,8 +61,10 @@ const FULL = Deno.env.get("VMSG_GUEST_FULL") === "1";
 for (const kind of GUEST_KINDS) {
   // The rest takes minutes.
   if (kind !== "uml" && !FULL) continue;
-  for (const dialect of ["v1", "v1-2025", "proto"] as const) dialectTest(kind, dialect, false);
+  for (const dialect of FULL ? DIALECTS : ["v1", "v1-2025", "proto"] as const) {
+    dialectTest(kind, dialect, false);
+  }
 }
-dialectTest("uml", "v1-2025", true);
+dialectTest("uml", "v1-2025", true, "amp1");
 dialectTest("uml", "proto", true);
 if (!FULL) dialectTest("microvm", "proto", false);
