@@ -5,6 +5,7 @@
  * It reads the objects that a trace gives as JSON (trace.ts). The chart marks what is missing, `vmsg doctor` explains it.
  */
 
+import { QUEUE_ENABLED } from "../message/message.ts";
 import { DEVICE_KINDS, statusNames } from "../message/text.ts";
 
 /** A line of a trace as JSON, as far as it matters here. */
@@ -46,105 +47,193 @@ export interface Verdict {
   readonly stuck: MissingStep | undefined;
 }
 
+/** Devices whose drivers have something for them from the start: net, blk, console, rng, vsock. */
+const BUSY_KINDS = [1, 2, 3, 4, 19];
+
+/** What a driver did with a device since it was reset. */
+class Life {
+  /** All bits that the status ever had, as one of both sides said. */
+  everStatus = 0;
+  hasFeatures = false;
+  wantsFeatures = false;
+  /** The driver wrote FEATURES_OK, and the device's next word on it was without. */
+  isRefused = false;
+  hasQueue = false;
+  /** Queues that were enabled, and were disabled when asked. */
+  readonly refused = new Set<number>();
+  isOutOfBand = false;
+  kicks = 0;
+  calls = 0;
+  /** When DRIVER_OK was first seen, and the first kick. */
+  runsFromS = Infinity;
+  kickedFromS = Infinity;
+}
+
 /** What a device was seen to be and to do. */
 export class BringUp {
   kind = "";
   status = 0;
   isKnown = false;
+  #isAsked = false;
   #isThere = false;
-  /** All bits that its status ever had, as one of both sides said. */
-  #everStatus = 0;
-  /** The driver wrote FEATURES_OK, and the device's next word on it was without. */
-  #isRefused = false;
-  #wantsFeatures = false;
-  #hasFeatures = false;
+  #isBusyKind = false;
   #askedQueue = false;
-  #hasQueue = false;
-  #isOutOfBand = false;
-  #kicks = 0;
-  #calls = 0;
+  #memoryProblem = "";
+  #life = new Life();
+  /** What there was to say of the last driver that had begun, when it reset the device. */
+  #before: { readonly step: MissingStep | undefined } | undefined;
+  /** When it was reset, until it says that it is. */
+  #resetFromS = Infinity;
+  #nowS = 0;
   readonly #queues = new Map<number, string>();
 
   constructor(readonly name: string) {}
 
-  see({ message = "", sort, fields = {} }: Line): void {
+  see({ message = "", sort, fields = {}, time, words = "" }: Line): void {
     const value = (name: string) => Number(fields[name] ?? 0);
     const isAnswer = sort === "answer";
-    if (message === "GET_DEVICE_INFO" && isAnswer) {
+    const life = this.#life;
+    this.#nowS = time ?? this.#nowS;
+    if (message === "GET_DEVICE_INFO") {
+      this.#isAsked = true;
+      if (!isAnswer) return;
       this.isKnown = true;
-      this.#isThere = value("deviceId") !== 0;
-      this.kind = DEVICE_KINDS.get(value("deviceId")) ?? `id ${value("deviceId")}`;
-    } else if (message === "SET_DRIVER_FEATURES") this.#hasFeatures = true;
+      const id = value("deviceId");
+      this.#isThere = id !== 0;
+      this.#isBusyKind = BUSY_KINDS.includes(id);
+      this.kind = DEVICE_KINDS.get(id) ?? `id ${id}`;
+    } else if (message === "SET_DRIVER_FEATURES") life.hasFeatures = true;
     else if (/_DEVICE_STATUS$|^EVENT_CONFIG$/.test(message) && "status" in fields) {
       this.#seeStatus(value("status"), message === "SET_DEVICE_STATUS" && !isAnswer);
-    } else if (message === "GET_VQUEUE" && isAnswer) this.#askedQueue = true;
-    else if (message === "SET_VQUEUE" && !isAnswer) {
-      this.#hasQueue = true;
-      this.#queues.set(value("index"), `set up, size ${value("queueSize")}`);
+    } else if (message === "GET_VQUEUE" && isAnswer) {
+      this.#askedQueue = true;
+      // Only some dialects say whether it is enabled.
+      if (value("flags") & QUEUE_ENABLED) life.refused.delete(value("index"));
+      else if ("flags" in fields && this.#queues.has(value("index"))) {
+        life.refused.add(value("index"));
+      }
+    } else if (message === "SET_VQUEUE" && !isAnswer) {
+      life.hasQueue = true;
+      const isEnabled = (Number(fields.flags ?? QUEUE_ENABLED) & QUEUE_ENABLED) !== 0;
+      if (isEnabled) this.#queues.set(value("index"), `set up, size ${value("queueSize")}`);
     } else if (/^(RESET|STOP)_VQUEUE$/.test(message) && !isAnswer) {
       this.#queues.set(value("index"), "stopped");
-    } else if (message === "SET_NOTIFIER") this.#isOutOfBand = true;
-    else if (message === "EVENT_AVAIL") this.#kicks++;
-    else if (message === "EVENT_USED") this.#calls++;
+      life.refused.delete(value("index"));
+    } else if (message === "ADD_MEMORY" && isAnswer) {
+      this.#memoryProblem = value("result") === 0 ? "" : words;
+    } else if (message === "SET_NOTIFIER") life.isOutOfBand = true;
+    else if (message === "EVENT_AVAIL") this.rung(1, 0);
+    else if (message === "EVENT_USED") this.rung(0, 1);
   }
 
-  /** What was counted, of notifications that no message shows as well. */
+  /** Notifications, also those that no message shows. */
   rung(kicks: number, calls: number): void {
-    this.#kicks += kicks;
-    this.#calls += calls;
+    const life = this.#life;
+    if (kicks > 0) life.kickedFromS = Math.min(life.kickedFromS, this.#nowS);
+    life.kicks += kicks;
+    life.calls += calls;
   }
 
   #seeStatus(status: number, isDrivers: boolean): void {
-    if (isDrivers) this.#wantsFeatures = (status & FEATURES_OK) !== 0;
-    else if (this.#wantsFeatures) this.#isRefused = (status & FEATURES_OK) === 0;
+    if (isDrivers && status === 0) this.#reset();
     this.status = status;
-    this.#everStatus |= status;
-    if (status === 0) this.#queues.clear();
+    // The device says that it is reset, or the driver does not wait for that.
+    if (isDrivers !== (status === 0)) this.#resetFromS = Infinity;
+    // Until then what is read is what the driver before has left.
+    if (this.#resetFromS !== Infinity) return;
+    const life = this.#life;
+    if (isDrivers) life.wantsFeatures = (status & FEATURES_OK) !== 0;
+    else if (life.wantsFeatures) life.isRefused = (status & FEATURES_OK) === 0;
+    life.everStatus |= status;
+    if ((status & DRIVER_OK) !== 0) life.runsFromS = Math.min(life.runsFromS, this.#nowS);
   }
 
-  /** The first step that was never taken; undefined if the driver runs, or ran. */
-  missing(): MissingStep | undefined {
-    const ever = (bit: number) => (this.#everStatus & bit) !== 0;
-    const isSilent = this.#kicks > 0 && this.#calls === 0 && !this.#isOutOfBand;
+  #reset(): void {
+    if ((this.#life.everStatus & DRIVER) !== 0) this.#before = { step: this.missing() };
+    this.#life = new Life();
+    this.#queues.clear();
+    this.#resetFromS = Math.min(this.#resetFromS, this.#nowS);
+  }
+
+  /** The first step that was never taken; undefined if the driver runs, or ran. @param endS when nothing more was seen */
+  missing(endS = this.#nowS): MissingStep | undefined {
+    const life = this.#life;
+    const isReset = this.status === 0 || this.#resetFromS === Infinity;
+    // What it did since is nothing that could be stuck.
+    if (isReset && this.#before && (life.everStatus & DRIVER) === 0) return this.#before.step;
+    const ever = (bit: number) => (life.everStatus & bit) !== 0;
+    const isLong = (sinceS: number) => endS - sinceS >= PATIENCE_S;
+    const isSilent = life.kicks > 0 && life.calls === 0 && isLong(life.kickedFromS);
+    const isQuiet = life.kicks === 0 && life.calls === 0 && isLong(life.runsFromS);
+    const names = statusNames(this.status).join(" ");
+    const refused = [...life.refused].join(", ");
+    // A capture may begin when all is set up.
+    const isFromStart = this.#isAsked || this.isKnown;
+    const isLater = !isFromStart && (life.everStatus !== 0 || life.kicks + life.calls > 0);
     const steps: [boolean, MissingStep["owes"], string, string][] = [
       [
-        this.isKnown,
+        isFromStart || isLater,
+        "driver side",
+        "GET_DEVICE_INFO never came",
+        "what came is of another dialect (--bus ...,dialect=), or the capture began later than the driver side",
+      ],
+      [
+        this.isKnown || isLater,
         "device side",
         "no answer to GET_DEVICE_INFO",
         "its process is not there, stands still, or speaks another dialect (--bus ...,dialect=): vmsg top shows what runs",
       ],
       [
-        this.#isThere,
+        this.#isThere || isLater,
         "device side",
         "GET_DEVICE_INFO says that there is no device of this number",
         "the device side has it not yet, or the driver side wants another number: compare their options",
       ],
       [
-        ever(DRIVER),
-        "driver side",
-        "the driver never set DRIVER: nobody drives the device",
-        "the guest has no driver for this kind (modprobe), or its front end has not connected to the proxy's socket",
+        this.#memoryProblem === "" || ever(DRIVER_OK),
+        "device side",
+        `memory was refused: ${this.#memoryProblem}`,
+        "its log says why: it has other memory there (--memory), takes a segment only (--confined), or has taken all it may",
       ],
       [
-        this.#hasFeatures,
+        isReset || !isLong(this.#resetFromS),
+        "device side",
+        `the reset is not finished: the status is still ${names}`,
+        "the device hangs, or what is behind it: its log says more",
+      ],
+      [
+        ever(DRIVER) || isLater,
+        "driver side",
+        "the driver never set DRIVER: nobody drives the device",
+        "the guest has no driver for this kind (modprobe), or its front end has not connected to the proxy's socket, or it " +
+        "does not understand the answer to GET_DEVICE_INFO (another dialect)",
+      ],
+      [
+        (this.status & NEEDS_RESET) === 0,
+        "device side",
+        `the status is ${names}`,
+        "the device has given up: its log says why (often rings or buffers lie where it sees no memory), and what comes next is a reset",
+      ],
+      [
+        life.hasFeatures || isLater,
         "driver side",
         "SET_DRIVER_FEATURES never came",
         "the driver gave up when it saw what is offered: the guest's log (dmesg) says why",
       ],
       [
-        !this.#isRefused,
+        !life.isRefused,
         "device side",
         "the device took FEATURES_OK back: it refuses what the driver accepted",
         "SET_DRIVER_FEATURES accepts what was not offered, or leaves out what the device needs: compare it with GET_DEVICE_FEATURES",
       ],
       [
-        ever(FEATURES_OK),
+        ever(FEATURES_OK) || isLater,
         "driver side",
         "FEATURES_OK was never set",
         "the driver stopped in the middle of its features: the guest's log says why",
       ],
       [
-        this.#hasQueue,
+        life.hasQueue || isLater,
         "driver side",
         "SET_VQUEUE never came: no queue was set up",
         this.#askedQueue
@@ -152,22 +241,34 @@ export class BringUp {
           : "the driver stopped before its queues: the guest's log says why",
       ],
       [
-        ever(DRIVER_OK),
+        refused === "",
+        "device side",
+        `SET_VQUEUE came, and queue ${refused} is not enabled: the device refused it`,
+        "it does not see memory where the rings are (--memory, at=), or the queue is too large: its log says why",
+      ],
+      [
+        (this.status & BAD_STATUS) === 0,
+        "driver side",
+        `the status is ${names}`,
+        "the driver has given up: the guest's log says why, and what comes next is a reset",
+      ],
+      [
+        ever(DRIVER_OK) || isLater,
         "driver side",
         "DRIVER_OK was never set",
         "the driver failed between its queues and the end: the guest's log says why",
       ],
       [
-        (this.status & BAD_STATUS) === 0,
-        (this.status & NEEDS_RESET) !== 0 ? "device side" : "driver side",
-        `the status is ${statusNames(this.status).join(" ")}`,
-        "that side has given up: its log says why, and what comes next is a reset",
+        life.isOutOfBand || !this.#isBusyKind || !isQuiet,
+        "driver side",
+        "no queue was ever kicked",
+        "the driver has nothing to do (is its interface up?), or its kicks get lost",
       ],
       [
         // A network card may have nothing to give back: no frame came, and who sends may want no notification.
-        this.kind === "net" || !isSilent,
+        life.isOutOfBand || this.kind === "net" || !isSilent,
         "device side",
-        `EVENT_AVAIL came ${this.#kicks} times, EVENT_USED never`,
+        `EVENT_AVAIL came ${life.kicks} times, EVENT_USED never`,
         "the device does not see the rings, or what it works with does not answer: is the memory shared (--confined if not)?",
       ],
     ];
@@ -178,9 +279,10 @@ export class BringUp {
   /** What was seen, in a line. */
   seen(): string {
     const status = statusNames(this.status).join(" ") || "reset";
-    const rung = this.#isOutOfBand
+    const { isOutOfBand, kicks, calls } = this.#life;
+    const rung = isOutOfBand
       ? "notifications out of band, which a capture does not see"
-      : `EVENT_AVAIL ${this.#kicks}, EVENT_USED ${this.#calls}`;
+      : `EVENT_AVAIL ${kicks}, EVENT_USED ${calls}`;
     return `status ${status}, ${this.#queues.size} queues, ${rung}`;
   }
 
@@ -205,8 +307,9 @@ export function diagnose(json: readonly string[]): Verdict[] {
     device.see(line);
   }
   const unanswered = unansweredIn(lines, messages);
+  const endS = Math.max(0, ...lines.slice(-1).map(({ time = 0 }) => time));
   const verdicts = [...devices.values()].map((device): Verdict => {
-    const stuck = notAnswered(unanswered.get(device.name)) ?? device.missing();
+    const stuck = notAnswered(unanswered.get(device.name)) ?? device.missing(endS);
     return { subject: `${device.name} ${device.kind}`.trim(), seen: device.seen(), stuck };
   });
   const malformed = lines.filter((line) => line.malformed !== undefined).length;

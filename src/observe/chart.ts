@@ -73,7 +73,7 @@ export function chart(json: readonly string[], title: string): string {
     rows.push([nowS, way, text, latency, at(request), state, isBad]);
   }
   for (const device of devices.values()) {
-    const step = device.missing();
+    const step = device.missing(nowS);
     if (step !== undefined) missing.push(`${device.name}: ${step.step}`);
   }
   // Nothing in it ends the element that it stands in.

@@ -32,6 +32,7 @@ const DeviceWords = counterShape(
   "features 1",
   "queues",
   "since ms",
+  "refused",
 );
 const QueueWords = counterShape(
   "enabled",
@@ -95,6 +96,12 @@ export class DeviceState implements Disposable {
     this.#device.status = status;
     this.#device["features 0"] = features[0]!;
     this.#device["features 1"] = features[1]!;
+    if (status === 0) this.#device.refused = 0;
+  }
+
+  /** A queue was not set up as the driver wanted it. */
+  refused(): void {
+    if (!this.#isGone) this.#device.refused++;
   }
 
   /** A queue was set up, enabled, or stopped. */
@@ -257,6 +264,8 @@ export interface ReadDevice {
   readonly features: readonly number[];
   readonly queueCount: number;
   readonly sinceMs: number;
+  /** How often a queue was not set up as the driver wanted it, since the reset. */
+  readonly refused: number;
   /** Those that the file tells of. */
   readonly queues: readonly ReadQueue[];
   readonly memory: readonly ReadRegion[];
@@ -307,6 +316,7 @@ export function readState(
     features: [at("features 0"), at("features 1")],
     queueCount: at("queues"),
     sinceMs: at("since ms"),
+    refused: at("refused"),
     queues: named(new RegExp(`^${name} queue (\\d+)$`)).map(({ number, at, wide }) => ({
       index: number,
       isEnabled: at("enabled") !== 0,

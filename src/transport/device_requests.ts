@@ -278,11 +278,13 @@ export class DeviceRequests {
     const isStrict = link.codec.conduct.queueOperationIsNamed;
     const setup = queue && (isStrict ? operate(link.in, queue) : described(link.in));
     if (setup === undefined || setup.size > slot.maxQueueSize(index)) {
+      slot.seen.refused();
       link.drop("no such queue");
       return this.#answerEmpty();
     }
     if (isStrict && (flags & QueueFlag.STATE) !== QUEUE_ENABLED) {
       if (this.#mayLieThere(setup)) slot.setQueue(index, setup, false);
+      else slot.seen.refused();
       return this.#answerEmpty();
     }
     if (slot.conversation.isHung) return this.fail();
@@ -327,6 +329,7 @@ export class DeviceRequests {
       slot.model.available(index);
     } else {
       queue.isHeld = false;
+      slot.seen.refused();
       // GET_VQUEUE tells, where everything is as it was before (rule V50).
       if (codec.conduct.queueOperationIsNamed) {
         slot.owner.complain(`device ${slot.number} does not take queue ${index}: ${problem}`);

@@ -35,6 +35,7 @@ const LinkCounters = counterShape(
   "unknown request",
   "not asked for",
   "busy",
+  "full",
   "unansweredFull",
 );
 
@@ -68,9 +69,19 @@ export class Link implements Disposable {
   readonly in: Message = new Message();
   /** The message that is being made. */
   readonly out: Message = new Message();
-  /** What came and went, what came and could not be used (malformed, dropped; both by cause), and answers that were lost for want of room. */
+  /**
+   * What came and went, what came and could not be used (malformed, dropped; both by cause), how often there was no room, and answers
+   * that were lost for that.
+   */
   readonly counters: Counters<
-    Malformed | DropCause | "received" | "sent" | "malformed" | "dropped" | "unansweredFull"
+    | Malformed
+    | DropCause
+    | "received"
+    | "sent"
+    | "malformed"
+    | "dropped"
+    | "full"
+    | "unansweredFull"
   >;
   /** See {@link LinkOptions.tracer}. */
   readonly tracer: Tracer | undefined;
@@ -164,7 +175,10 @@ export class Link implements Disposable {
   #encode(reserve: number): boolean {
     const { bus, codec, out } = this;
     const offset = this.#sendWaiting() ? bus.claim(reserve) : -1;
-    if (offset < 0) return false;
+    if (offset < 0) {
+      if (bus.isAttached) this.counters.full++;
+      return false;
+    }
     codec.encode(out, bus.view, offset);
     this.counters.sent++;
     this.tracer?.message("->", out, bus.view, offset, out.size);

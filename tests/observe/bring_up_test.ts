@@ -112,6 +112,7 @@ const STUCK: [name: string, lines: string[], step: RegExp, owes: string][] = [
       if (object.message === "GET_DEVICE_INFO" && object.sort === "answer") {
         object.fields!.deviceId = 2;
       }
+      object.time = 1000 * Number(object.time);
       return object.message !== "EVENT_USED";
     }),
     /^EVENT_AVAIL came \d+ times, EVENT_USED never$/,
