@@ -10,9 +10,13 @@ import { fileStatus, openPath } from "../linux/fd.ts";
 import { mappedFiles } from "../linux/process_files.ts";
 import { readText } from "../linux/sysfs.ts";
 import { diagnose, type Verdict } from "../observe/bring_up.ts";
-import { type Instance, readAll, readPath } from "../observe/figures.ts";
-import { diagnoseProcesses, type Process } from "../observe/live_link.ts";
+import { type Instance, readAll, type Reading, readPath } from "../observe/figures.ts";
+import { diagnoseProcesses, type Process, ringName, type RingState } from "../observe/live_link.ts";
+import { MemoryReader } from "../observe/memory_reader.ts";
 import { isCounterFile } from "../observe/read_counters.ts";
+import { readState } from "../observe/state.ts";
+import { hasFeature, RingFeature } from "../virtio/features.ts";
+import { readRing } from "../virtio/queue/ring_reader.ts";
 import { readCaptures } from "./trace.ts";
 
 function verdictsOfCaptures(paths: readonly string[]): Verdict[] {
@@ -22,28 +26,66 @@ function verdictsOfCaptures(paths: readonly string[]): Verdict[] {
   return diagnose(lines);
 }
 
+/** So long the second look is after the first one. */
+const LOOK_MS = 1000;
+
+/** The rings of a process's devices that can be read. */
+function ringsOf(instance: Instance): Map<string, RingState> {
+  const rings = new Map<string, RingState>();
+  for (const { number, features, memory: regions, queues } of readState(instance.groups).devices) {
+    using memory = new MemoryReader(regions, instance);
+    const isPacked = hasFeature(new Uint32Array(features), RingFeature.RING_PACKED);
+    for (const queue of queues.filter(({ size }) => size > 0)) {
+      const ring = readRing(memory, queue, isPacked, 0);
+      if (typeof ring === "string") continue;
+      const { pending, isUpperBound, indices, problem } = ring;
+      rings.set(ringName(number, queue.index), {
+        pending: isUpperBound ? undefined : pending,
+        used: indices[isPacked ? "last used" : "used.idx"]!,
+        isUntouched: indices["avail.idx"] === 0 && indices["used.idx"] === 0,
+        problem,
+      });
+    }
+  }
+  return rings;
+}
+
 function withProcess(instance: Instance): Process {
   const { pid, isRunning } = instance;
-  if (!isRunning) return { ...instance, isStopped: false, queueFile: undefined };
+  const rings = ringsOf(instance);
+  if (!isRunning) return { ...instance, isStopped: false, queueFile: undefined, rings };
   const buses = mappedFiles(pid).map(({ path }) => busOfQueueFile(path));
   return {
     ...instance,
     isStopped: /^State:\s*[Tt]/m.test(readText(`/proc/${pid}/status`) ?? ""),
     queueFile: buses.find((bus) => bus !== undefined),
+    rings,
   };
 }
 
 /** Numbers of processes, files of counters and directories of them; without any, all that this user has. */
-function verdictsOfProcesses(operands: readonly string[]): Verdict[] {
-  const nowMs = MONOTONIC.now();
+function look(operands: readonly string[], nowMs: number): Reading {
   const read = (one: string) =>
     /^\d+$/.test(one) ? readAll(nowMs, Number(one)) : readPath(nowMs, one);
   const readings = operands.length === 0 ? [readAll(nowMs)] : operands.map(read);
-  for (const problem of readings.flatMap(({ problems }) => problems)) {
-    console.error(`vmsg: ${problem}`);
-  }
-  const processes = readings.flatMap(({ instances }) => instances).map(withProcess);
-  return diagnoseProcesses(processes, nowMs);
+  return {
+    instances: readings.flatMap(({ instances }) => instances),
+    problems: readings.flatMap(({ problems }) => problems),
+    atMs: nowMs,
+  };
+}
+
+/** Looks again, a while later, if there is somebody to look at who is not stuck at the first look. */
+async function verdictsOfProcesses(operands: readonly string[]): Promise<Verdict[]> {
+  const first = look(operands, MONOTONIC.now());
+  for (const problem of first.problems) console.error(`vmsg: ${problem}`);
+  const before = first.instances.map(withProcess);
+  const verdicts = diagnoseProcesses(before, first.atMs);
+  const isKnown = verdicts.some(({ stuck }) => stuck !== undefined);
+  if (isKnown || !before.some(({ isRunning }) => isRunning)) return verdicts;
+  await new Promise((resolve) => setTimeout(resolve, LOOK_MS));
+  const { instances, atMs } = look(operands, MONOTONIC.now());
+  return diagnoseProcesses(instances.map(withProcess), atMs, before);
 }
 
 function isOfProcesses(operand: string): boolean {
@@ -53,17 +95,17 @@ function isOfProcesses(operand: string): boolean {
 }
 
 /** Says of captures, or of processes, where each link and device stands; 1 if one is stuck, or there is none to speak of. */
-export function explainLinks(
+export async function explainLinks(
   operands: readonly string[],
   isLink: boolean,
   isJson: boolean,
-): number {
+): Promise<number> {
   const live = operands.filter(isOfProcesses);
   const isLive = isLink || live.length > 0;
   if (isLive && live.length < operands.length) {
     throw new UsageError("give either captures or processes; see: vmsg doctor --help");
   }
-  const verdicts = isLive ? verdictsOfProcesses(operands) : verdictsOfCaptures(operands);
+  const verdicts = isLive ? await verdictsOfProcesses(operands) : verdictsOfCaptures(operands);
   const isNothing = verdicts.length === 0;
   const isStuck = verdicts.some(({ stuck }) => stuck !== undefined);
   if (isJson) console.log(JSON.stringify(verdicts, undefined, 2));

@@ -22,7 +22,7 @@ export type Line =
 
 const DRIVER = 2;
 const FEATURES_OK = 8;
-const DRIVER_OK = 4;
+export const DRIVER_OK = 4;
 /** By the device. */
 const NEEDS_RESET = 0x40;
 /** DEVICE_NEEDS_RESET, and FAILED by the driver. */

@@ -1,7 +1,11 @@
 /**
  * Where links of this machine's processes stand, told from their files of counters: what has to be so before devices are spoken of
  * (both sides run, messages arrive and are understood, the driver wants a number that there is), step by step; then of each
- * device the steps of bring_up.ts, and what follows DRIVER_OK (kick, call), which is counted also where no message says it.
+ * device the steps of bring_up.ts, and what follows DRIVER_OK (kick, use, call), which is counted also where no message says it,
+ * and is in the rings.
+ *
+ * Much that stands still is seen only by looking twice: a side that sends and is not read, a message queue that stays full,
+ * buffers that are not used. So there may be an earlier look to compare with.
  *
  * Two processes are the ends of a link if they have the same queue files mapped, or else buses of the same name. An end on
  * another machine, or of another implementation, is not known: what only it could tell is taken to be fine.
@@ -9,9 +13,9 @@
 
 import type { Kind } from "../message/message.ts";
 import { kindName } from "../message/table.ts";
-import { BringUp, type MissingStep, type Verdict } from "./bring_up.ts";
+import { BAD_STATUS, BringUp, DRIVER_OK, type MissingStep, type Verdict } from "./bring_up.ts";
 import type { Instance } from "./figures.ts";
-import { type ReadDevice, type ReadRequests, readState } from "./state.ts";
+import { type ReadDevice, type ReadPeer, type ReadRequests, readState } from "./state.ts";
 
 /** A process, and what /proc says of it. */
 export interface Process extends Instance {
@@ -19,7 +23,24 @@ export interface Process extends Instance {
   readonly isStopped: boolean;
   /** The queue file that it has mapped, if any. */
   readonly queueFile: string | undefined;
+  /** Of its devices' queues, see {@link ringName}; only what could be read. */
+  readonly rings: ReadonlyMap<string, RingState>;
 }
+
+/** A ring as it was. */
+export interface RingState {
+  /** Buffers that are the device's to use; undefined where that is not exact. */
+  readonly pending: number | undefined;
+  /** Which was used last; the same twice: none was used meanwhile. */
+  readonly used: number;
+  /** Nothing was ever made available, or used. */
+  readonly isUntouched: boolean;
+  /** What cannot be right. */
+  readonly problem: string | undefined;
+}
+
+/** How a queue's ring is called in {@link Process.rings}. */
+export const ringName = (device: number, queue: number): string => `${device} ${queue}`;
 
 /** One end of a link. */
 class End {
@@ -27,21 +48,28 @@ class End {
   readonly bus: string;
   readonly devices: readonly ReadDevice[];
   readonly requests: readonly ReadRequests[];
+  readonly peers: readonly ReadPeer[];
   readonly isDriver: boolean;
   readonly #counters: ReadonlyMap<string, number>;
 
-  constructor(readonly process: Process) {
+  /** @param before the same process as it was earlier */
+  constructor(readonly process: Process, readonly before: End | undefined) {
     const { subcommand, pid, groups } = process;
     this.who = `process ${pid} (vmsg ${subcommand})`;
     this.isDriver = subcommand !== "device";
     const bus = groups.find(({ kind }) => kind === "bus");
     this.bus = bus?.name ?? "";
     this.#counters = new Map(bus?.counters.map(({ name, value }) => [name, value]));
-    ({ devices: this.devices, requests: this.requests } = readState(groups));
+    ({ devices: this.devices, requests: this.requests, peers: this.peers } = readState(groups));
   }
 
   of(counter: string): number {
     return this.#counters.get(counter) ?? 0;
+  }
+
+  /** How much that has grown since the earlier look; undefined without one. */
+  grown(counter: string): number | undefined {
+    return this.before && this.of(counter) - this.before.of(counter);
   }
 
   /** How often it rang, and was rung; undefined where a doorbell is not counted. */
@@ -51,12 +79,17 @@ class End {
     return group && { rings: at("rings"), interrupts: at("interrupts") };
   }
 
-  /** What each network driver of ours got, by the number of its device. */
-  get drivers(): [number: number, received: number][] {
+  /** What each network driver of ours got, undefined of other drivers, by the number of its device. */
+  get drivers(): [number: number, received: number | undefined][] {
     return this.process.groups.filter(({ kind }) => kind === "driver").map(({ name, counters }) => [
       Number(name.replace("device ", "")),
-      counters.find(({ name }) => name === "received")?.value ?? 0,
+      counters.find(({ name }) => name === "received")?.value,
     ]);
+  }
+
+  /** Is nobody on its bus? Told by a device side. */
+  get isAlone(): boolean {
+    return this.peers.some(({ state }) => state === "none");
   }
 
   text(): string {
@@ -91,7 +124,9 @@ type Step = readonly [
 const LATE_MS = 1000;
 const MUTE =
   "the sides are not on the same bus (socket=, name=), or over ivshmem interrupts do not arrive: is MSI-X enabled, " +
-  "is peer= the other side's id? With poll it looks without them";
+  "is peer= the other side's id? With poll it looks without them. Over shm and ivshmem, is the layout the same?";
+const HANGS =
+  "it hangs, is stopped, or does not see the doorbell: with ivshmem, are interrupts on?";
 
 const times = (count: number) => count === 1 ? "once" : `${count} times`;
 const ended = (end: End | undefined) => end?.process.isRunning === false && `${end.who} has ended`;
@@ -99,7 +134,9 @@ const stopped = (end: End | undefined) => end?.process.isStopped && `${end.who} 
 
 /** It knows of no other side, and has heard none. */
 function alone(end: End | undefined, other: End | undefined, side: string): string | undefined {
-  if (end === undefined || other !== undefined || end.of("received") > 0) return undefined;
+  if (end === undefined || other !== undefined) return undefined;
+  if (end.isAlone && end.of("received") > 0) return `no ${side} side: ${end.who} waits for one`;
+  if (end.of("received") > 0) return undefined;
   const bell = end.doorbell;
   const said = bell !== undefined && bell.rings > 0 && bell.interrupts === 0
     ? `it rang the doorbell ${times(bell.rings)}, and took no interrupt`
@@ -108,12 +145,23 @@ function alone(end: End | undefined, other: End | undefined, side: string): stri
 }
 
 function unread(from: End | undefined, to: End | undefined): string | undefined {
-  if (!from || !to || from.of("sent") === 0 || to.of("received") > 0) return undefined;
+  if (!from || !to) return undefined;
+  const isNever = from.of("sent") > 0 && to.of("received") === 0;
+  const sent = isNever ? from.of("sent") : to.grown("received") === 0 ? from.grown("sent") ?? 0 : 0;
+  if (sent <= 0) return undefined;
   const bells = from.doorbell && to.doorbell &&
     `: doorbell rung ${times(from.doorbell.rings)}, ${
       to.doorbell.interrupts || "no"
     } interrupts taken`;
-  return `${from.who} sent ${from.of("sent")} messages, ${to.who} read none${bells ?? ""}`;
+  const when = isNever ? "" : " in the last second";
+  return `${from.who} sent ${sent} messages${when}, ${to.who} read none${bells ?? ""}`;
+}
+
+function full(from: End | undefined): string | undefined {
+  if (from === undefined || (from.grown("full") ?? 0) <= 0 || from.grown("sent") !== 0) {
+    return undefined;
+  }
+  return `${from.who} finds no room for a message: the other side does not read what came`;
 }
 
 function foreign(end: End | undefined): string | undefined {
@@ -167,6 +215,8 @@ const STEPS: readonly Step[] = [
     "they speak different dialects: give both the same one (--bus ...,dialect=)",
   ],
   [({ device, driver }) => unread(device, driver), "driver side", MUTE],
+  [({ driver }) => full(driver), "device side", HANGS],
+  [({ device }) => full(device), "driver side", HANGS],
   [
     wrongNumber,
     "driver side",
@@ -182,26 +232,72 @@ const STEPS: readonly Step[] = [
 ];
 
 /** What follows DRIVER_OK and only counters tell. */
-function notified(
-  { number, deviceId, queues }: ReadDevice,
-  driver: End | undefined,
-): MissingStep | undefined {
-  const running = queues.filter(({ isEnabled }) => isEnabled);
-  if (running.length > 0 && running.every(({ kicks }) => kicks === 0)) {
-    return {
-      step: "no queue was ever kicked",
-      owes: "driver side",
-      likely: "the driver has nothing to do (is its interface up?), or its kicks get lost",
-    };
-  }
+function untaken({ number, deviceId, queues }: ReadDevice, driver: End | undefined) {
   // A network card calls for what came in queues of even numbers.
-  const calls = running.filter(({ index }) => deviceId !== 1 || index % 2 === 0)
-    .reduce((sum, { calls = 0 }) => sum + calls, 0);
+  const calls = queues.filter(({ index, isEnabled }) =>
+    isEnabled && (deviceId !== NET || index % 2 === 0)
+  ).reduce((sum, { calls = 0 }) => sum + calls, 0);
   if (calls === 0 || driver?.drivers.find(([of]) => of === number)?.[1] !== 0) return undefined;
   return {
     step: `the driver was called ${times(calls)} and took nothing`,
     owes: "driver side",
     likely: "its interrupt does not arrive: over ivshmem, is MSI-X enabled there, is peer= its id?",
+  } as const;
+}
+
+const NET = 1;
+/** Devices (net, console, vsock) whose queues of even numbers are for what comes, which may be nothing. */
+const RECEIVERS = [NET, 3, 19];
+/** Those (blk, rng, scsi, fs) that have to do all that they are asked. */
+const WORKERS = [2, 4, 8, 26];
+
+/** What the rings of a device say that runs. */
+function ringStep(
+  { number, deviceId, queues, status }: ReadDevice,
+  { process, before }: End,
+): MissingStep | undefined {
+  if ((status & (DRIVER_OK | BAD_STATUS)) !== DRIVER_OK) return undefined;
+  for (const { index, isEnabled, kicks } of queues) {
+    const name = ringName(number, index);
+    const ring = process.rings.get(name);
+    if (!isEnabled || ring === undefined) continue;
+    const queue = `queue ${index}`;
+    if (ring.problem !== undefined) {
+      return {
+        step: `${queue} makes no sense: ${ring.problem}`,
+        owes: "either side",
+        likely: MEMORY,
+      };
+    }
+    if (ring.isUntouched && kicks !== undefined && kicks > 0) {
+      const step = `${queue} was kicked ${times(kicks)}, and is empty where the device looks`;
+      return { step, owes: "either side", likely: MEMORY };
+    }
+    const isOwed = WORKERS.includes(deviceId) || (RECEIVERS.includes(deviceId) && index % 2 === 1);
+    const was = before?.process.rings.get(name);
+    if (!isOwed || !ring.pending || !was?.pending || was.used !== ring.used) continue;
+    const wait = `${ring.pending} buffers wait in ${queue}`;
+    if (kicks === 0) {
+      const likely = "the kick gets lost between the guest and its front end, or is not sent";
+      return { step: `${wait}, and it was never kicked`, owes: "driver side", likely };
+    }
+    const likely =
+      "the device hangs, or what is behind it (back end, image, port); or a later kick was lost";
+    return { step: `${wait}, and none was used for a second`, owes: "device side", likely };
+  }
+  return undefined;
+}
+
+const MEMORY =
+  "the sides do not look at the same memory: compare file, at= and hole= of --memory with the memory of the guest";
+
+function refusal({ refused, queues }: ReadDevice): MissingStep | undefined {
+  if (refused === 0 || queues.some(({ isEnabled }) => isEnabled)) return undefined;
+  return {
+    step: `SET_VQUEUE came, and was refused ${times(refused)}`,
+    owes: "device side",
+    likely:
+      "it sees no memory where the rings are (--memory, at=), or the queue is too large: its log says why",
   };
 }
 
@@ -218,31 +314,35 @@ function late(device: number, driver: End | undefined, nowMs: number): MissingSt
   };
 }
 
-function deviceVerdict(device: ReadDevice, driver: End | undefined, nowMs: number): Verdict {
-  const { number, deviceId, status, features } = device;
+function deviceVerdict(device: ReadDevice, { driver, device: end }: Ends, nowMs: number): Verdict {
+  const { number, deviceId, status, features, sinceMs } = device;
   const queues = device.queues.filter(({ size }) => size > 0);
   // As messages would have said it.
   const state = new BringUp(`dev ${number}`);
   state.see({ message: "GET_DEVICE_INFO", sort: "answer", fields: { deviceId } });
   if (features.some((word) => word !== 0)) state.see({ message: "SET_DRIVER_FEATURES" });
-  state.see({ message: "EVENT_CONFIG", fields: { status } });
+  state.see({ message: "EVENT_CONFIG", fields: { status }, time: sinceMs / 1000 });
   for (const { index, size } of queues) {
     state.see({ message: "SET_VQUEUE", fields: { index, queueSize: size } });
   }
   if (queues.some(({ kicks }) => kicks === undefined)) state.see({ message: "SET_NOTIFIER" });
   const sum = (of: "kicks" | "calls") => queues.reduce((sum, queue) => sum + (queue[of] ?? 0), 0);
   state.rung(sum("kicks"), sum("calls"));
-  const stuck = late(number, driver, nowMs) ?? state.missing() ?? notified(device, driver);
+  const stuck = late(number, driver, nowMs) ?? refusal(device) ?? ringStep(device, end!) ??
+    state.missing(nowMs / 1000) ?? untaken(device, driver);
   return { subject: `dev ${number} ${state.kind}`, seen: state.seen(), stuck };
 }
 
-function linksOf(processes: readonly Process[]): Ends[] {
+function linksOf(processes: readonly Process[], before: readonly Process[]): Ends[] {
   const links: { driver?: End; device?: End; queueFile: string | undefined }[] = [];
   // Those that run say more of their bus, and take the places before those that are gone.
   const sorted = processes.filter(({ groups }) => groups.some(({ kind }) => kind === "bus"))
     .toSorted((a, b) => Number(b.isRunning) - Number(a.isRunning));
   for (const process of sorted) {
-    const end = new End(process);
+    const was = before.find(({ path, startMs }) =>
+      path === process.path && startMs === process.startMs
+    );
+    const end = new End(process, was && new End(was, undefined));
     const side = end.isDriver ? "driver" : "device";
     const { queueFile } = process;
     const link = links.find((link) => {
@@ -260,9 +360,18 @@ function linksOf(processes: readonly Process[]): Ends[] {
   return links.map(({ driver, device }) => ({ driver, device }));
 }
 
-/** Where each link of these processes stands, and each of its devices. @param nowMs on the clock of the machine */
-export function diagnoseProcesses(processes: readonly Process[], nowMs: number): Verdict[] {
-  return linksOf(processes).flatMap((ends) => {
+/**
+ * Where each link of these processes stands, and each of its devices.
+ *
+ * @param nowMs on the clock of the machine
+ * @param before what was read a second earlier, if that was done
+ */
+export function diagnoseProcesses(
+  processes: readonly Process[],
+  nowMs: number,
+  before: readonly Process[] = [],
+): Verdict[] {
+  return linksOf(processes, before).flatMap((ends) => {
     const { driver, device } = ends;
     const subject = (driver ?? device)!.bus;
     const seen = [driver, device].flatMap((end) => end ? [end.text()] : []).join("; ");
@@ -273,7 +382,7 @@ export function diagnoseProcesses(processes: readonly Process[], nowMs: number):
     const devices = device?.devices ?? [];
     return [
       { subject, seen, stuck: undefined },
-      ...devices.map((one) => deviceVerdict(one, driver, nowMs)),
+      ...devices.map((one) => deviceVerdict(one, ends, nowMs)),
     ];
   });
 }
