@@ -26,8 +26,9 @@ function verdictsOfCaptures(paths: readonly string[]): Verdict[] {
   return diagnose(lines);
 }
 
-/** So long the second look is after the first one. */
-const LOOK_MS = 1000;
+/** How often, and after what time, processes are looked at. */
+const MAX_LOOKS = 3;
+const LOOK_MS = 500;
 
 /** The rings of a process's devices that can be read. */
 function ringsOf(instance: Instance): Map<string, RingState> {
@@ -75,17 +76,23 @@ function look(operands: readonly string[], nowMs: number): Reading {
   };
 }
 
-/** Looks again, a while later, if there is somebody to look at who is not stuck at the first look. */
+/**
+ * Looks again a while later, where somebody runs: for what moves meanwhile, and a third time before something is said to be
+ * stuck, which could just have been under way.
+ */
 async function verdictsOfProcesses(operands: readonly string[]): Promise<Verdict[]> {
   const first = look(operands, MONOTONIC.now());
   for (const problem of first.problems) console.error(`vmsg: ${problem}`);
   const before = first.instances.map(withProcess);
-  const verdicts = diagnoseProcesses(before, first.atMs);
-  const isKnown = verdicts.some(({ stuck }) => stuck !== undefined);
-  if (isKnown || !before.some(({ isRunning }) => isRunning)) return verdicts;
-  await new Promise((resolve) => setTimeout(resolve, LOOK_MS));
-  const { instances, atMs } = look(operands, MONOTONIC.now());
-  return diagnoseProcesses(instances.map(withProcess), atMs, before);
+  let verdicts = diagnoseProcesses(before, first.atMs);
+  const isAnyRunning = before.some(({ isRunning }) => isRunning);
+  for (let looks = 1; isAnyRunning && looks < MAX_LOOKS; looks++) {
+    await new Promise((resolve) => setTimeout(resolve, LOOK_MS));
+    const { instances, atMs } = look(operands, MONOTONIC.now());
+    verdicts = diagnoseProcesses(instances.map(withProcess), atMs, before);
+    if (verdicts.every(({ stuck }) => stuck === undefined)) break;
+  }
+  return verdicts;
 }
 
 function isOfProcesses(operand: string): boolean {

@@ -59,7 +59,8 @@ class Life {
   /** The driver wrote FEATURES_OK, and the device's next word on it was without. */
   isRefused = false;
   hasQueue = false;
-  /** Queues that were enabled, and were disabled when asked. */
+  /** Queues that were to be enabled, and of those which were not when asked. */
+  readonly enabled = new Set<number>();
   readonly refused = new Set<number>();
   isOutOfBand = false;
   kicks = 0;
@@ -109,15 +110,18 @@ export class BringUp {
       this.#askedQueue = true;
       // Only some dialects say whether it is enabled.
       if (value("flags") & QUEUE_ENABLED) life.refused.delete(value("index"));
-      else if ("flags" in fields && this.#queues.has(value("index"))) {
+      else if ("flags" in fields && life.enabled.has(value("index"))) {
         life.refused.add(value("index"));
       }
     } else if (message === "SET_VQUEUE" && !isAnswer) {
       life.hasQueue = true;
       const isEnabled = (Number(fields.flags ?? QUEUE_ENABLED) & QUEUE_ENABLED) !== 0;
-      if (isEnabled) this.#queues.set(value("index"), `set up, size ${value("queueSize")}`);
+      if (!isEnabled) return;
+      life.enabled.add(value("index"));
+      this.#queues.set(value("index"), `set up, size ${value("queueSize")}`);
     } else if (/^(RESET|STOP)_VQUEUE$/.test(message) && !isAnswer) {
       this.#queues.set(value("index"), "stopped");
+      life.enabled.delete(value("index"));
       life.refused.delete(value("index"));
     } else if (message === "ADD_MEMORY" && isAnswer) {
       this.#memoryProblem = value("result") === 0 ? "" : words;
@@ -158,11 +162,11 @@ export class BringUp {
   /** The first step that was never taken; undefined if the driver runs, or ran. @param endS when nothing more was seen */
   missing(endS = this.#nowS): MissingStep | undefined {
     const life = this.#life;
-    const isReset = this.status === 0 || this.#resetFromS === Infinity;
-    // What it did since is nothing that could be stuck.
-    if (isReset && this.#before && (life.everStatus & DRIVER) === 0) return this.#before.step;
     const ever = (bit: number) => (life.everStatus & bit) !== 0;
     const isLong = (sinceS: number) => endS - sinceS >= PATIENCE_S;
+    const isReset = this.status === 0 || !isLong(this.#resetFromS);
+    // What it did since is nothing that could be stuck.
+    if (isReset && this.#before !== undefined && !ever(DRIVER)) return this.#before.step;
     const isSilent = life.kicks > 0 && life.calls === 0 && isLong(life.kickedFromS);
     const isQuiet = life.kicks === 0 && life.calls === 0 && isLong(life.runsFromS);
     const names = statusNames(this.status).join(" ");
@@ -196,7 +200,7 @@ export class BringUp {
         "its log says why: it has other memory there (--memory), takes a segment only (--confined), or has taken all it may",
       ],
       [
-        isReset || !isLong(this.#resetFromS),
+        isReset,
         "device side",
         `the reset is not finished: the status is still ${names}`,
         "the device hangs, or what is behind it: its log says more",

@@ -153,8 +153,8 @@ function unread(from: End | undefined, to: End | undefined): string | undefined 
     `: doorbell rung ${times(from.doorbell.rings)}, ${
       to.doorbell.interrupts || "no"
     } interrupts taken`;
-  const when = isNever ? "" : " in the last second";
-  return `${from.who} sent ${sent} messages${when}, ${to.who} read none${bells ?? ""}`;
+  const what = `${sent}${isNever ? "" : " more"} messages`;
+  return `${from.who} sent ${what}, ${to.who} read none${bells ?? ""}`;
 }
 
 function full(from: End | undefined): string | undefined {
@@ -283,7 +283,7 @@ function ringStep(
     }
     const likely =
       "the device hangs, or what is behind it (back end, image, port); or a later kick was lost";
-    return { step: `${wait}, and none was used for a second`, owes: "device side", likely };
+    return { step: `${wait}, and none is used`, owes: "device side", likely };
   }
   return undefined;
 }
@@ -364,7 +364,7 @@ function linksOf(processes: readonly Process[], before: readonly Process[]): End
  * Where each link of these processes stands, and each of its devices.
  *
  * @param nowMs on the clock of the machine
- * @param before what was read a second earlier, if that was done
+ * @param before what was read earlier, if that was done
  */
 export function diagnoseProcesses(
   processes: readonly Process[],

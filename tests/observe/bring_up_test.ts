@@ -188,3 +188,119 @@ Deno.test("doctor: of a whole session nothing is stuck, nor of an answer that ma
     /^x was never answered$/,
   );
 });
+
+/** A line for each word: "GET_DEVICE_INFO", "GET_DEVICE_INFO=1" with the field that an answer has, a second apart after "...". */
+function said(...words: string[]): string[] {
+  const field = (name: string) =>
+    name.endsWith("_INFO")
+      ? "deviceId"
+      : /STATUS|CONFIG/.test(name)
+      ? "status"
+      : name === "ADD_MEMORY"
+      ? "result"
+      : "flags";
+  let time = 0;
+  return words.flatMap((word, number) => {
+    if (word === "...") {
+      time += 1;
+      return [];
+    }
+    const [, message = "", mark, value] = /^(\w+)([=?]?)(\d*)$/.exec(word)!;
+    const sort = mark === "=" ? "answer" : message.startsWith("EVENT") ? "event" : "request";
+    const fields = { index: 0, ...(value === "" ? {} : { [field(message)]: Number(value) }) };
+    return [JSON.stringify({ time, number, device: 0, message, sort, fields, words: word })];
+  });
+}
+
+const FOUND = ["GET_DEVICE_INFO", "GET_DEVICE_INFO=2"];
+const status = (...of: number[]) => of.flatMap((bits) => [`SET_DEVICE_STATUS?${bits}`]);
+const NEGOTIATED = [...FOUND, ...status(0, 1, 3), "SET_DRIVER_FEATURES", ...status(11)];
+const READY = [...NEGOTIATED, "SET_VQUEUE?1", "GET_VQUEUE=1"];
+const RUNS = [...READY, ...status(15)];
+
+const STEPS: [name: string, words: string[], step: RegExp | undefined, owes?: string][] = [
+  [
+    "what came was of another dialect",
+    ["DISCONNECT"],
+    /^GET_DEVICE_INFO never came$/,
+    "driver side",
+  ],
+  [
+    "a queue is refused",
+    [...NEGOTIATED, "SET_VQUEUE?1", "GET_VQUEUE=0"],
+    /queue 0 is not enabled: the device refused it$/,
+    "device side",
+  ],
+  // Where the device says nothing of queues.
+  [
+    "a queue is refused, which breaks the device",
+    [...NEGOTIATED, "SET_VQUEUE", "GET_VQUEUE=", "EVENT_CONFIG?75"],
+    /^the status is .*NEEDS_RESET$/,
+    "device side",
+  ],
+  ["a queue was not enabled before it was set up", ["GET_VQUEUE=0", ...RUNS], undefined],
+  ["a queue is stopped", [...RUNS, "STOP_VQUEUE", "GET_VQUEUE=0"], undefined],
+  [
+    "memory is refused",
+    [...FOUND, "ADD_MEMORY=1"],
+    /^memory was refused: ADD_MEMORY=1$/,
+    "device side",
+  ],
+  ["memory is refused, and taken in another way", [...RUNS, "ADD_MEMORY=1"], undefined],
+  [
+    "a reset that is not finished",
+    [...RUNS, ...status(0), "GET_DEVICE_STATUS=15", "...", "GET_DEVICE_STATUS=15"],
+    /^the reset is not finished: the status is still .*DRIVER_OK/,
+    "device side",
+  ],
+  ["a reset that takes a while", [...RUNS, ...status(0), "GET_DEVICE_STATUS=15"], undefined],
+  [
+    "a reset that is finished at last",
+    [...RUNS, ...status(0), "GET_DEVICE_STATUS=15", "...", "GET_DEVICE_STATUS=0"],
+    undefined,
+  ],
+  [
+    "a guest that is rebooted, and whose driver then stops",
+    [...RUNS, "EVENT_USED", ...status(0), "GET_DEVICE_STATUS=0", ...status(1, 3)],
+    /^SET_DRIVER_FEATURES never came$/,
+    "driver side",
+  ],
+  [
+    "a driver that gives up, and resets",
+    [...NEGOTIATED, ...status(0), "GET_DEVICE_STATUS=0"],
+    /^SET_VQUEUE never came/,
+    "driver side",
+  ],
+  ["a driver that ran, and resets", [...RUNS, "EVENT_USED", ...status(0), "..."], undefined],
+  ["a driver that has just begun", RUNS, undefined],
+  [
+    "a driver that never kicks",
+    [...RUNS, "...", "GET_DEVICE_STATUS=15"],
+    /^no queue was ever kicked$/,
+    "driver side",
+  ],
+  ["a kick that may still be answered", [...RUNS, "EVENT_AVAIL"], undefined],
+  [
+    "a kick that is not answered",
+    [...RUNS, "EVENT_AVAIL", "...", "EVENT_AVAIL"],
+    /^EVENT_AVAIL came 2 times, EVENT_USED never$/,
+    "device side",
+  ],
+  [
+    "a kick that is not answered before the driver gives up",
+    [...RUNS, "EVENT_AVAIL", "...", ...status(0)],
+    /^EVENT_AVAIL came 1 times, EVENT_USED never$/,
+    "device side",
+  ],
+  ["a capture that begins later", ["EVENT_AVAIL", "EVENT_USED", "...", "EVENT_AVAIL"], undefined],
+  ["a capture that begins with a status", ["GET_DEVICE_STATUS=15", "EVENT_USED"], undefined],
+];
+
+for (const [name, words, step, owes] of STEPS) {
+  Deno.test(`doctor: ${name}`, () => {
+    const stuck = diagnose(said(...words)).find((verdict) => verdict.stuck !== undefined)?.stuck;
+    if (step === undefined) assertEquals(stuck, undefined);
+    else assertMatch(stuck?.step ?? "nothing is said to be stuck", step);
+    assertEquals(stuck?.owes, owes);
+  });
+}
