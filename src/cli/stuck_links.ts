@@ -51,7 +51,8 @@ function ringsOf(instance: Instance): Map<string, RingState> {
   return rings;
 }
 
-function withProcess(instance: Instance): Process {
+/** With what /proc and memory say of it. */
+export function withProcess(instance: Instance): Process {
   const { pid, isRunning } = instance;
   const rings = ringsOf(instance);
   if (!isRunning) return { ...instance, isStopped: false, queueFile: undefined, rings };
