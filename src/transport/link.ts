@@ -216,8 +216,10 @@ export class Link implements Disposable {
     }
     answers.splice(0, sent);
     if (bus.isPaused && answers.length < MAX_ANSWERS) bus.isPaused = false;
-    if (answers.length > 0) this.#retry.arm(FULL_RETRY_MS);
-    return answers.length === 0;
+    if (answers.length === 0) return true;
+    this.counters.full++;
+    this.#retry.arm(FULL_RETRY_MS);
+    return false;
   }
 
   /** Nobody wants the answers any more that wait. */
