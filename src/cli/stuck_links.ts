@@ -7,16 +7,14 @@ import { busOfQueueFile } from "../bus/queue_reader.ts";
 import { MONOTONIC } from "../linux/clock.ts";
 import { UsageError } from "../linux/errors.ts";
 import { fileStatus, openPath } from "../linux/fd.ts";
+import { Reactor } from "../linux/reactor.ts";
 import { mappedFiles } from "../linux/process_files.ts";
 import { readText } from "../linux/sysfs.ts";
 import { diagnose, type Verdict } from "../observe/bring_up.ts";
 import { type Instance, readAll, type Reading, readPath } from "../observe/figures.ts";
 import { diagnoseProcesses, type Process, ringName, type RingState } from "../observe/live_link.ts";
-import { MemoryReader } from "../observe/memory_reader.ts";
 import { isCounterFile } from "../observe/read_counters.ts";
-import { readState } from "../observe/state.ts";
-import { hasFeature, RingFeature } from "../virtio/features.ts";
-import { readRing } from "../virtio/queue/ring_reader.ts";
+import { viewOf } from "./process_view.ts";
 import { readCaptures } from "./trace.ts";
 
 function verdictsOfCaptures(paths: readonly string[]): Verdict[] {
@@ -33,16 +31,14 @@ const LOOK_MS = 500;
 /** The rings of a process's devices that can be read. */
 function ringsOf(instance: Instance): Map<string, RingState> {
   const rings = new Map<string, RingState>();
-  for (const { number, features, memory: regions, queues } of readState(instance.groups).devices) {
-    using memory = new MemoryReader(regions, instance);
-    const isPacked = hasFeature(new Uint32Array(features), RingFeature.RING_PACKED);
-    for (const queue of queues.filter(({ size }) => size > 0)) {
-      const ring = readRing(memory, queue, isPacked, 0);
-      if (typeof ring === "string") continue;
+  for (const { number, queues } of viewOf(instance, [], 0).devices) {
+    for (const { index, ring } of queues) {
+      if (ring === undefined || typeof ring === "string" || ring.isMoving) continue;
       const { pending, isUpperBound, indices, problem } = ring;
-      rings.set(ringName(number, queue.index), {
+      const place = Object.entries(indices).filter(([name]) => /^used\.idx|^device's/.test(name));
+      rings.set(ringName(number, index), {
         pending: isUpperBound ? undefined : pending,
-        used: indices[isPacked ? "last used" : "used.idx"]!,
+        used: place.join(),
         isUntouched: indices["avail.idx"] === 0 && indices["used.idx"] === 0,
         problem,
       });
@@ -87,8 +83,9 @@ async function verdictsOfProcesses(operands: readonly string[]): Promise<Verdict
   const before = first.instances.map(withProcess);
   let verdicts = diagnoseProcesses(before, first.atMs);
   const isAnyRunning = before.some(({ isRunning }) => isRunning);
+  using reactor = new Reactor(MONOTONIC);
   for (let looks = 1; isAnyRunning && looks < MAX_LOOKS; looks++) {
-    await new Promise((resolve) => setTimeout(resolve, LOOK_MS));
+    await reactor.until(reactor.sleep(LOOK_MS));
     const { instances, atMs } = look(operands, MONOTONIC.now());
     verdicts = diagnoseProcesses(instances.map(withProcess), atMs, before);
     if (verdicts.every(({ stuck }) => stuck === undefined)) break;

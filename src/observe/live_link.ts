@@ -31,8 +31,8 @@ export interface Process extends Instance {
 export interface RingState {
   /** Buffers that are the device's to use; undefined where that is not exact. */
   readonly pending: number | undefined;
-  /** Which was used last; the same twice: none was used meanwhile. */
-  readonly used: number;
+  /** The device's place; the same twice: it used none meanwhile. */
+  readonly used: string;
   /** Nothing was ever made available, or used. */
   readonly isUntouched: boolean;
   /** What cannot be right. */
@@ -257,7 +257,7 @@ function ringStep(
   { process, before }: End,
 ): MissingStep | undefined {
   if ((status & (DRIVER_OK | BAD_STATUS)) !== DRIVER_OK) return undefined;
-  for (const { index, isEnabled, kicks } of queues) {
+  for (const { index, isEnabled, kicks, calls } of queues) {
     const name = ringName(number, index);
     const ring = process.rings.get(name);
     if (!isEnabled || ring === undefined) continue;
@@ -269,7 +269,7 @@ function ringStep(
         likely: MEMORY,
       };
     }
-    if (ring.isUntouched && kicks !== undefined && kicks > 0) {
+    if (ring.isUntouched && kicks !== undefined && kicks > 0 && calls === 0) {
       const step = `${queue} was kicked ${times(kicks)}, and is empty where the device looks`;
       return { step, owes: "either side", likely: MEMORY };
     }

@@ -25,7 +25,9 @@ const group = (kind: string, name: string, values: Record<string, number>) => ({
   counters: Object.entries(values).map(([name, value]) => ({ name, value })),
 });
 
-const RING: RingState = { pending: 0, used: 5, isUntouched: false, problem: undefined };
+const RING: RingState = {
+  ...{ pending: 0, used: "5", isUntouched: false, problem: undefined },
+};
 
 function process(told: Told): Process {
   const { subcommand = "device", bus = {}, doorbell, device, queues = [], driver, requests } = told;
@@ -76,9 +78,11 @@ Deno.test("links: where all goes on nothing is stuck, also with nothing to do", 
   const waits = { device: NET, queues: [QUEUE, QUEUE], ring: { pending: 9 } };
   assertEquals(later(waits, {}), undefined);
   // Used meanwhile, or in a packed ring, of which it is not known.
-  const busy = { ...SOUND, ring: { pending: 2, used: 6 } };
-  assertEquals(later(busy, {}, { ring: { pending: 2, used: 5 } }), undefined);
+  const busy = { ...SOUND, ring: { pending: 2, used: "6" } };
+  assertEquals(later(busy, {}, { ring: { pending: 2, used: "5" } }), undefined);
   assertEquals(later({ ...SOUND, ring: { pending: undefined } }, {}), undefined);
+  // Indices that have come round.
+  assertEquals(step({ ...SOUND, ring: { isUntouched: true } }, {}), undefined);
   // Notifications that this process does not see.
   const apart = { ...QUEUE, kicks: 0, calls: 0, unseen: 1 };
   assertEquals(step({ device: BLK, queues: [apart], ring: { isUntouched: true } }, {}), undefined);
@@ -133,7 +137,7 @@ const STUCK: [name: string, of: () => ReturnType<typeof step>, step: RegExp, owe
   ],
   [
     "other memory than the driver's",
-    () => step({ ...SOUND, ring: { isUntouched: true } }, {}),
+    () => step({ ...SOUND, queues: [{ ...QUEUE, calls: 0 }], ring: { isUntouched: true } }, {}),
     /^queue 0 was kicked 3 times, and is empty where the device looks$/,
     "either side",
   ],
