@@ -453,7 +453,7 @@ export class BridgeBus extends QueueBus implements KernelBus {
     node.unwatch();
     try {
       if (session !== undefined && !isOffline) node.detach();
-      if (node.isOpen && !isOffline) node.release();
+      if (node.isOpen && this.#isResolved && !isOffline) node.release();
     } catch (error) {
       // It is gone anyway.
       if (!(error instanceof LinuxError)) throw error;

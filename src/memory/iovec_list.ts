@@ -217,6 +217,15 @@ export class IovecList {
     return this.#words[(this.start + i) * IOVEC_WORDS + LENGTH_WORD];
   }
 
+  /** Does any segment from `first` on begin, or have bytes, in these addresses? (One that has none may be written behind.) */
+  isWithin(from: number, to: number, first = 0): boolean {
+    for (let i = first; i < this.count; i++) {
+      const at = this.addressOf(i);
+      if (at < to && at + Math.max(1, this.lengthOf(i)) > from) return true;
+    }
+    return false;
+  }
+
   /** Copies the iovec of segment `i` to a place in `words`, whose length's high half is 0 already. */
   copyIovec(i: number, words: Uint32Array, at: number): void {
     const word = (this.start + i) * IOVEC_WORDS;

@@ -363,7 +363,7 @@ export class DeviceSlot implements DeviceHost {
         return true;
       }
     }
-    const undermined = tables.undermined(this.queues, this.isPacked);
+    const undermined = tables.undermined(model, this.queues, this.isPacked);
     if (undermined >= 0) {
       this.needsReset(`the memory of queue ${undermined} is gone`);
       conversation.defers(this.stopQueue(undermined), this.advance);

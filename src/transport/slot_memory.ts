@@ -16,6 +16,7 @@ import type { Mapping } from "../linux/mapping.ts";
 import { mapMemoryFile } from "../linux/memory_file.ts";
 import { AddressSpace, type MemoryRegion } from "../memory/mod.ts";
 import { MemoryState } from "../observe/state.ts";
+import type { DeviceModel } from "../virtio/device.ts";
 import { areasOf } from "../virtio/queue/config.ts";
 import type { DeviceContext } from "./device_context.ts";
 import type { QueueRecord } from "./queue_operation.ts";
@@ -116,14 +117,18 @@ export class SlotMemory {
     this.unwant(table);
   }
 
-  /** The first queue that the device works on in a window that is to go, or -1. */
-  undermined(queues: readonly QueueRecord[], isPacked: boolean): number {
+  /** The first queue that the device works on in a window that is to go, or whose buffers it has there, or -1. */
+  undermined(model: DeviceModel, queues: readonly QueueRecord[], isPacked: boolean): number {
     const going = [...this.#tables.values()].filter(({ isLent, state }) =>
       isLent && state === "unwanted"
     );
     if (going.length === 0) return -1;
     const isGoing = (at: number, size: number) =>
       going.some(({ address, length }) => at < address + length && address < at + size);
+    for (const { regions } of going) {
+      const index = model.holdsIn?.(regions[0]!) ?? -1;
+      if (index >= 0 && queues[index]!.isHeld) return index;
+    }
     const { descriptor, driver, device } = areasOf(isPacked);
     return queues.findIndex(({ isHeld, stored: { size, ...stored } }) =>
       isHeld && (isGoing(stored.descriptorAddress, descriptor.sizeFor(size)) ||

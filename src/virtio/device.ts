@@ -146,6 +146,11 @@ export interface DeviceModel extends Disposable {
    * their files closed as soon as this is answered.
    */
   memoryRemoved?(regions: readonly MemoryRegion[]): Answer<void>;
+  /**
+   * A queue with buffers in this region that it has popped and not completed, or -1; none of a device that keeps no buffers.
+   * The region goes while queues run, so the queue is stopped before.
+   */
+  holdsIn?(region: MemoryRegion): number;
   /** The driver made buffers available. */
   available(index: number): void;
   /** {@link DeviceHost.terms} are others, or last longer. */

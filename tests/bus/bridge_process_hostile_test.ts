@@ -8,7 +8,7 @@ import { Card } from "../support/bridge_kernel/card.ts";
 import { Disk } from "../support/bridge_kernel/disk.ts";
 import { Entropy } from "../support/bridge_kernel/entropy.ts";
 import { numberOf } from "../support/bridge_kernel/frames.ts";
-import { MapRefused, type Session } from "../support/bridge_kernel/session.ts";
+import { MapRefused, type Session, SessionEnded } from "../support/bridge_kernel/session.ts";
 import { PAGE, type WindowShape } from "../support/bridge_kernel/windows.ts";
 import { type BridgeRig, bridgeTest } from "../support/bridge_rig.ts";
 import type { VmsgProcess } from "../support/processes.ts";
@@ -412,4 +412,121 @@ bridgeTest("bridge: SIGTERM in the middle of a bring-up, at any step", async (ri
       "end",
     ]);
   }
+});
+
+bridgeTest(
+  "bridge: a window that goes while buffers in it are out is not touched afterwards",
+  async (rig) => {
+    const { node } = rig;
+    const path = `${rig.processes.directory}/disk.img`;
+    Deno.writeFileSync(path, new Uint8Array(8 << 20).fill(0x77));
+    const { process, session } = await rig.publish(
+      "--device",
+      `blk,file=${path}`,
+      "--net",
+      "responder,flood=20000",
+      "--device",
+      "rng",
+    );
+    const entropy = await rig.settled(Entropy.open(session, 2), "rng is brought up");
+    for (let round = 0; round < 6; round++) {
+      const disk = await rig.settled(Disk.open(session, 0), "the disk is brought up");
+      const card = await rig.settled(Card.open(session, 1), "net is brought up");
+      const window = await rig.settled(
+        session.add({ length: 4 << 20, keep: false }),
+        "it is mapped",
+      );
+      const reading = disk.read(0, window.length, [{
+        address: window.busAddr,
+        length: window.length,
+      }]);
+      const gone = assertRejects(() => reading).catch(() => {});
+      await new Promise((resolve) => setTimeout(resolve, node.choices.below(3)));
+      await rig.settled(session.del(window), "it is unmapped");
+      // Receive buffers go as they are being filled.
+      const rings = new Set(
+        [...disk.driver.queues.values(), ...card.driver.queues.values()].map(({ rings }) => rings),
+      );
+      const kept = new Set([...rings, ...entropy.driver.pool.windows]);
+      const pools = [...session.live].filter((each) =>
+        !kept.has(each) && each !== entropy.driver.queue(0).rings
+      );
+      await rig.settled(Promise.all(pools.map((each) => session.del(each))), "all are unmapped");
+      rig.assertMapped(process);
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      assertEquals(node.memory.storesToGone(), []);
+      assertEquals((await entropy.read(64)).length, 64);
+      for (const { driver } of [disk, card]) {
+        driver.ended(new SessionEnded("the test takes it away"));
+        await rig.settled(driver.unbind(), "it is let go");
+      }
+      await gone;
+    }
+  },
+);
+
+bridgeTest("bridge: descriptors that lie nowhere stop their device, and no other", async (rig) => {
+  const { node } = rig;
+  const { process, session } = await rig.publish("--device", "rng", "--device", "rng");
+  const [bad, good] = await rig.settled(
+    Promise.all([Entropy.open(session, 0), Entropy.open(session, 1)]),
+    "both are brought up",
+  );
+  for (const address of [0, 2 ** 52, session.owner.memory.make({ length: PAGE }).busAddr]) {
+    bad.driver.queue(0).add({ readable: [], writable: [{ address, length: 64 }] });
+    bad.driver.kick(0);
+    await node.until(() => bad.driver.configEvents.length > 0, "it says that it needs a reset");
+    assertEquals(numberOf(bad.driver.configEvents.pop()!, "status"), 0x4f);
+    assertEquals((await good.read(64)).length, 64);
+    await rig.settled(bad.driver.unbind(), "it is reset");
+    await rig.settled(bad.driver.bringUp(), "it is brought up again");
+    assertEquals((await bad.read(64)).length, 64);
+  }
+  rig.assertMapped(process);
+});
+
+bridgeTest("bridge: frames with any bytes changed do no lasting harm", async (rig) => {
+  const { node } = rig;
+  const { choices } = node;
+  const { process, session } = await rig.publish("--device", "rng", "--net", "responder");
+  const sent: Uint8Array[] = [];
+  const recorded = Deno.readTextFileSync(new URL("../message/bridge-kernel.txt", import.meta.url));
+  for (const [, hex] of recorded.matchAll(/^K>D (\w+) ;/gm)) sent.push(Uint8Array.fromHex(hex!));
+  session.isLenient = true;
+  for (let i = 0; i < 2000 && !session.isFaulted; i++) {
+    const bytes = Uint8Array.from(choices.pick(sent));
+    // Devices 0 and 1 are there; that one is offline would be true.
+    if (bytes[0] === 0) bytes[2] = choices.below(3);
+    for (let flips = choices.below(4); flips > 0; flips--) {
+      bytes[choices.below(bytes.length)] = choices.below(256);
+    }
+    if (bytes[1] === 0xc0 || bytes[1] === 0xc1) continue;
+    session.sendBytes(bytes);
+    if (i % 100 === 0) await node.until(() => session.unsent === 0, "there is room");
+  }
+  await node.until(() => session.isFaulted || session.rx.used === 0, "it has read all");
+  session.fault();
+  const next = await node.published([0, 1], session);
+  const [entropy, card] = await rig.settled(
+    Promise.all([Entropy.open(next, 0), Card.open(next, 1)]),
+    "both are brought up",
+  );
+  await card.ping();
+  assertEquals((await entropy.read(64)).length, 64);
+  rig.assertMapped(process);
+});
+
+bridgeTest("bridge: a node that goes with any request comes again", async (rig) => {
+  const { node } = rig;
+  let requests = 0;
+  node.onRequest = () => ++requests % 3 !== 0 && requests < 12;
+  const { process, session } = await rig.publish("--device", "rng", "--device", "rng");
+  assert(node.connections > 4, `${node.connections} connections`);
+  await rig.settled(Entropy.open(session, 0), "rng is brought up");
+  node.onRequest = (name) => name === "DETACH";
+  await rig.ctl("remove", "1");
+  const next = await node.published([0], session);
+  await rig.settled(Entropy.open(next, 0), "rng is brought up");
+  rig.assertMapped(process);
+  assertEquals((await process.end("SIGTERM")).code, 0);
 });

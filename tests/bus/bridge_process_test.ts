@@ -1,11 +1,20 @@
 /** `vmsg device --bus bridge` with a kernel's side that was written from the document alone: what it is for. */
 
-import { assert, assertEquals, assertNotEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertNotEquals, assertRejects } from "@std/assert";
 import { fromFileUrl } from "@std/path";
 import { Card } from "../support/bridge_kernel/card.ts";
 import { Disk, SECTOR } from "../support/bridge_kernel/disk.ts";
 import { Entropy } from "../support/bridge_kernel/entropy.ts";
 import { Pool } from "../support/bridge_kernel/pool.ts";
+import {
+  ATTACH,
+  EBUSY,
+  EINVAL,
+  ENODEV,
+  ENOENT,
+  NAMES,
+  RESOLVE,
+} from "../support/bridge_kernel/requests.ts";
 import { PAGE } from "../support/bridge_kernel/windows.ts";
 import { type BridgeRig, bridgeTest } from "../support/bridge_rig.ts";
 
@@ -252,7 +261,16 @@ bridgeTest("bridge: a process that was killed, and the next one", async (rig) =>
 bridgeTest("bridge: a node that comes late, is offline, goes, and comes again", async (rig) => {
   const { node } = rig;
   node.startsOnline = false;
-  const process = await rig.start("--device", "rng");
+  const late = `${rig.processes.directory}/late.sock`;
+  const process = await rig.processes.start(
+    "device",
+    "--bus",
+    "bridge,path=unix:late.sock",
+    "--device",
+    "rng",
+  );
+  await process.waitFor(/late.sock: waiting/);
+  Deno.renameSync(node.path, late);
   await node.until(() => node.session !== undefined, "it has attached");
   const first = node.session!;
   assertEquals([first.tx.used, first.kicks], [0, 0]);
@@ -267,3 +285,39 @@ bridgeTest("bridge: a node that comes late, is offline, goes, and comes again", 
   rig.assertMapped(process);
   assertEquals((await process.end("SIGTERM")).code, 0);
 });
+
+bridgeTest(
+  "bridge: a driver that lets go and takes hold again, in the same session",
+  async (rig) => {
+    const { process, session } = await rig.publish("--device", "rng", "--net", "responder");
+    for (let round = 0; round < 5; round++) {
+      const entropy = await rig.settled(Entropy.open(session, 0), "rng is brought up");
+      const card = await rig.settled(Card.open(session, 1, {}, 16), "net is brought up");
+      await assertRandom(entropy);
+      await card.ping();
+      await rig.settled(card.driver.unbind(), "net is let go");
+      await assertRandom(entropy);
+      await rig.settled(entropy.driver.unbind(), "rng is let go");
+      rig.assertMapped(process);
+    }
+  },
+);
+
+for (
+  const [request, errno, line] of [
+    [RESOLVE, -ENODEV, /no such endpoint \(ENODEV\)/],
+    [RESOLVE, -ENOENT, /no such endpoint \(ENOENT\)/],
+    [ATTACH, -EBUSY, /has a device side already/],
+    [ATTACH, -EINVAL, /EINVAL|[Ii]nvalid/],
+  ] as const
+) {
+  bridgeTest(
+    `bridge: ${NAMES.get(request)} refused with ${errno} ends it with a line`,
+    async (rig) => {
+      rig.node.refusals.set(request, errno);
+      const { code, stderr } = await (await rig.start("--device", "rng")).ended();
+      assertEquals(code, 1);
+      assertMatch(stderr.at(-1)!, line);
+    },
+  );
+}

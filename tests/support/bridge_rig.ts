@@ -1,6 +1,6 @@
 /** `vmsg device --bus bridge` as a process, at a node that tests/support/bridge_kernel plays. */
 
-import { assertEquals } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
 import { mappingFaults } from "./bridge_kernel/maps.ts";
 import { BridgeNode } from "./bridge_kernel/node.ts";
 import type { Session } from "./bridge_kernel/session.ts";
@@ -48,6 +48,7 @@ export class BridgeRig {
 
   /** Asserts that a process has mapped what the session says, each once, and nothing else. */
   assertMapped(process: VmsgProcess): void {
+    assert(!process.hasEnded, "it has ended");
     assertEquals(mappingFaults(process.pid, this.node.session?.live ?? []), []);
   }
 

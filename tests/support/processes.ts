@@ -106,6 +106,10 @@ export class VmsgProcess implements AsyncDisposable {
     return this.child.pid;
   }
 
+  get hasEnded(): boolean {
+    return this.#ended !== undefined;
+  }
+
   get stdout(): string[] {
     return this.#of("stdout");
   }

@@ -20,7 +20,7 @@
 import { allocate } from "../../linux/arena.ts";
 import { errnoName, linuxErrno } from "../../linux/errors.ts";
 import type { Reactor } from "../../linux/reactor.ts";
-import type { IovecList } from "../../memory/mod.ts";
+import type { IovecList, MemoryRegion } from "../../memory/mod.ts";
 import { counterShape } from "../../observe/counters.ts";
 import type { Log } from "../../observe/log.ts";
 import { BlkConfig, BlkRequest, BlkStatus, SECTOR } from "../../virtio/blk.ts";
@@ -157,6 +157,10 @@ export class BlkDevice extends QueueDevice {
   get #writesThrough(): boolean {
     if (this.has(BlkFeature.CONFIG_WCE)) return this.config[BlkConfig.WRITEBACK] === 0;
     return !this.has(BlkFeature.FLUSH);
+  }
+
+  holdsIn(region: MemoryRegion): number {
+    return this.#lines.findIndex((line) => line.isIn(region));
   }
 
   // --- a batch -----------------------------------------------------------------------------------

@@ -324,6 +324,11 @@ export class NetDevice extends QueueDevice {
     return this.#farOf(index)?.stop(index & 1) ?? super.stopQueue(index);
   }
 
+  holdsIn(region: MemoryRegion): number {
+    const pair = this.#pairs.findIndex((pair) => pair.holdsIn(region));
+    return pair < 0 ? -1 : 2 * pair + RECEIVE;
+  }
+
   #tellPairs(): void {
     for (const far of this.#far) far?.tell(this.#card.filter);
   }

@@ -12,7 +12,7 @@
  */
 
 import { NET_HEADER_SIZE, NUM_BUFFERS_OFFSET } from "../../virtio/net_header.ts";
-import type { IovecList } from "../../memory/mod.ts";
+import type { IovecList, MemoryRegion } from "../../memory/mod.ts";
 import type { PortQueue } from "../../network/port.ts";
 import { ChainBatch, ChainSequence, type DeviceQueue } from "../../virtio/queue/mod.ts";
 import { BATCH, type Batch, popOrAsk } from "../queue_device.ts";
@@ -66,6 +66,11 @@ export class QueuePair {
     this.#sequence.clear();
     this.#buffers.clear();
     this.#nextBuffer = 0;
+  }
+
+  /** Is any of those buffers in this region? */
+  holdsIn(region: MemoryRegion): boolean {
+    return this.#sequence.isIn(region) || this.#buffers.isIn(region, this.#nextBuffer);
   }
 
   /** Sends what is in buffers of the transmit queue. */

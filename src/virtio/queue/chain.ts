@@ -14,6 +14,7 @@
  */
 
 import { IovecArray, IovecList } from "../../memory/iovec_list.ts";
+import type { MemoryRegion } from "../../memory/mod.ts";
 
 /** The segments that are room for unless told otherwise; Linux's network driver needs at most 47 a chain. */
 const DEFAULT_CAPACITY = 512;
@@ -67,6 +68,13 @@ export class ChainBatch {
     this.segments.clear();
     this.readable.clear();
     this.writable.clear();
+  }
+
+  /** Is anything of the chains from number `first` on in this region? */
+  isIn({ memory, offset, size }: MemoryRegion, first: number): boolean {
+    if (first >= this.count) return false;
+    const from = Number(memory.address) + offset;
+    return this.segments.isWithin(from, from + size, this.starts[first]);
   }
 
   /** Makes `head`, `readable` and `writable` those of chain `i`. */

@@ -15,7 +15,7 @@
  * must be the queue's newest. When the queue stops or is reset, `clear` the sequence.
  */
 
-import type { IovecList } from "../../memory/iovec_list.ts";
+import type { IovecList, MemoryRegion } from "../../memory/mod.ts";
 import { ChainBatch } from "./chain.ts";
 import type { DeviceQueue } from "./device_queue.ts";
 import { Pop } from "./pop.ts";
@@ -118,6 +118,11 @@ export class ChainSequence {
 
   #tooMuch(written: number): Error {
     return new Error(`${written} bytes written to buffers of ${this.bytes}`);
+  }
+
+  /** Is any unused buffer in this region? */
+  isIn(region: MemoryRegion): boolean {
+    return this.#batch.isIn(region, this.#first);
   }
 
   release(queue: DeviceQueue): void {

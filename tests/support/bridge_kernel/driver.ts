@@ -68,6 +68,7 @@ export class Driver implements EventListener {
     const blocks = await this.#identify();
     if (this.plan.pool === undefined) await this.pool.open();
     this.session.listeners.set(this.dev, this);
+    this.#ended = undefined;
     await this.setStatus(0);
     await this.#addStatus(0, 0x01);
     await this.#addStatus(0x01, 0x03);
@@ -232,5 +233,10 @@ export class Driver implements EventListener {
       if (this.plan.ringMemory === undefined) await this.session.del(queue.rings);
     }
     this.queues.clear();
+    if (this.plan.pool !== undefined) return;
+    for (const chunk of this.pool.windows) {
+      if (this.session.live.has(chunk)) await this.session.del(chunk);
+    }
+    this.pool = new Pool(this.session);
   }
 }

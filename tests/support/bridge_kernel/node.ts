@@ -56,6 +56,8 @@ export class BridgeNode implements SessionOwner, AsyncDisposable {
   readonly refusals = new Map<number, number>();
   /** Sees every frame. */
   onFrame: ((direction: "K>D" | "D>K", frame: Frame) => void) | undefined;
+  /** Sees every request before it is answered; true: it never is, the connection ends. */
+  onRequest: ((name: string) => boolean) | undefined;
   connections = 0;
   readonly #listener: number;
   readonly #wake = eventFd();
@@ -239,6 +241,11 @@ export class BridgeNode implements SessionOwner, AsyncDisposable {
       return;
     }
     this.requests.push(name);
+    if (this.onRequest?.(name)) {
+      fds.forEach(closeFd);
+      this.disconnect();
+      return;
+    }
     const argument = bytes.slice(4);
     const refusal = this.refusals.get(number);
     this.refusals.delete(number);

@@ -20,12 +20,15 @@ export class Pool {
   #rest = 0;
   #at = 0;
   readonly #own = new Map<number, Window>();
+  /** Its chunks. */
+  readonly windows: Window[] = [];
 
   constructor(readonly session: Session) {}
 
   /** The first chunk, which the device has to map before anything else. */
   async open(): Promise<void> {
     const window = await this.session.add({ length: CHUNK });
+    this.windows.push(window);
     this.#at = window.busAddr;
     this.#rest = CHUNK;
   }

@@ -78,6 +78,8 @@ export class Session {
   #isPaused = false;
   /** Headers are written back as a whole, with the other side's cursor as it was before, as the kernel does. */
   writesBack = false;
+  /** Answers to nothing are dropped, as a kernel does: whoever sends anything may get them. */
+  isLenient = false;
   /** The committed set. */
   readonly devices = new Map<number, Device>();
   readonly listeners = new Map<number, EventListener>();
@@ -347,7 +349,9 @@ export class Session {
     if (name === "MAP_ADD.resp" || name === "MAP_DEL.resp") return this.#mapAnswer(frame);
     if (name.endsWith(".resp")) {
       const open = this.#requests.get(token);
-      if (open === undefined || open.dev !== dev) return "an answer to no request";
+      if (open === undefined || open.dev !== dev) {
+        return this.isLenient ? undefined : "an answer to no request";
+      }
       if (`${open.name}.resp` !== name) return `an answer to ${open.name}`;
       if (!this.devices.has(dev)) return "an answer of a device that is not there";
       this.#requests.delete(token);
@@ -400,6 +404,7 @@ export class Session {
     const { name, dev, token } = frame;
     // Requests are answered in order: the oldest that is open is the one.
     const [oldest] = this.#maps;
+    if (this.isLenient && oldest?.[0] !== token) return undefined;
     if (dev !== 0 || oldest === undefined || oldest[0] !== token) {
       return "not the oldest request of a window";
     }

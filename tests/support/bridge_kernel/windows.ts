@@ -17,6 +17,7 @@ const MEMORY_BYTES = 1 << 30;
 /** Bus addresses are below this. */
 const BUS_PAGES = 1 << 28;
 const GONE_BYTE = 0xd1;
+const GONE_WORD = 0xd1d1_d1d1_d1d1_d1d1n;
 
 export interface Window {
   readonly mapId: number;
@@ -111,9 +112,10 @@ export class GuestMemory implements Disposable {
   /** Whether somebody stored to what was a window. */
   storesToGone(): string[] {
     return [...this.#gone].flatMap(({ mapId, offset, length }) => {
-      const bytes = this.#bytes.subarray(offset, offset + length);
-      const at = bytes.findIndex((byte) => byte !== GONE_BYTE);
-      return at < 0 ? [] : [`window ${mapId} was stored to at ${at} when it was gone`];
+      const words = new BigUint64Array(this.#memory.buffer, offset, length / 8);
+      let at = 0;
+      while (at < words.length && words[at] === GONE_WORD) at++;
+      return at === words.length ? [] : [`window ${mapId} was stored to at ${8 * at} when gone`];
     });
   }
 
