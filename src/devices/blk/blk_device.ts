@@ -159,6 +159,7 @@ export class BlkDevice extends QueueDevice {
     return !this.has(BlkFeature.FLUSH);
   }
 
+  /** See DeviceModel: requests are under way. */
   holdsIn(region: MemoryRegion): number {
     return this.#lines.findIndex((line) => line.isIn(region));
   }

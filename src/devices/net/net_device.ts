@@ -324,6 +324,7 @@ export class NetDevice extends QueueDevice {
     return this.#farOf(index)?.stop(index & 1) ?? super.stopQueue(index);
   }
 
+  /** See DeviceModel: receive buffers are kept. */
   holdsIn(region: MemoryRegion): number {
     const pair = this.#pairs.findIndex((pair) => pair.holdsIn(region));
     return pair < 0 ? -1 : 2 * pair + RECEIVE;
