@@ -161,7 +161,9 @@ export class BlkDevice extends QueueDevice {
 
   /** See DeviceModel: requests are under way. */
   holdsIn(region: MemoryRegion): number {
-    return this.#lines.findIndex((line) => line.isIn(region));
+    const isHeld = (request: Request) => !this.#free.includes(request);
+    return this.#requests.find((request) => isHeld(request) && request.chain.isIn(region, 0))?.line
+      .index ?? -1;
   }
 
   // --- a batch -----------------------------------------------------------------------------------

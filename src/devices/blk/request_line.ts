@@ -6,7 +6,7 @@
  * whose end nobody was told.
  */
 
-import type { IovecList, MemoryRegion } from "../../memory/mod.ts";
+import type { IovecList } from "../../memory/mod.ts";
 import { BlkStatus } from "../../virtio/blk.ts";
 import { Chain, type DeviceQueue } from "../../virtio/queue/mod.ts";
 
@@ -64,15 +64,6 @@ export class RequestLine {
 
   get oldest(): Request | undefined {
     return this.#count === 0 ? undefined : this.#requests[this.#first];
-  }
-
-  /** Is any of them in this region? */
-  isIn(region: MemoryRegion): boolean {
-    const { length } = this.#requests;
-    for (let i = 0; i < this.#count; i++) {
-      if (this.#requests[(this.#first + i) % length]!.chain.isIn(region, 0)) return true;
-    }
-    return false;
   }
 
   push(request: Request): void {
