@@ -1,6 +1,6 @@
 /**
  * The bus of Linux's user-space bridge: this process is the device side, the driver side is the virtio-msg transport of the kernel
- * that has the node (docs/wire.md 4.6).
+ * that has the node (docs/wire.md 4.7).
  *
  * Theory of operation. A *session* is rings, eventfds and an ATTACH with them; within it the endpoint comes and goes:
  *

@@ -1,5 +1,5 @@
 /**
- * Frames of the kernel's bridge about the bridge itself (docs/wire.md 4.6): memory that comes and goes, the endpoint, which devices
+ * Frames of the kernel's bridge about the bridge itself (docs/wire.md 4.7): memory that comes and goes, the endpoint, which devices
  * there are. They have a header as all messages of `v1` do, bit 1 of the type and bit 7 of the id set, and exact sizes.
  */
 

@@ -1,5 +1,5 @@
 /**
- * /dev/virtio-msg-bridge, the device node of Linux's user-space bridge (docs/wire.md 4.6): whoever opens it and attaches is the
+ * /dev/virtio-msg-bridge, the device node of Linux's user-space bridge (docs/wire.md 4.7): whoever opens it and attaches is the
  * device side of one endpoint. There is nothing to read or to write: requests are ioctls, messages go through rings in a
  * memfd, poll tells that the session is at fault, mmap gives windows of the driver's memory.
  *

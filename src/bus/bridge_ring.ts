@@ -1,5 +1,5 @@
 /**
- * A ring of the kernel's bridge (docs/wire.md 4.6): one direction, 256 slots behind a header.
+ * A ring of the kernel's bridge (docs/wire.md 4.7): one direction, 256 slots behind a header.
  *
  *     0     u32 prod: free-running, written by whoever writes slots
  *     4     u32 cons: free-running, written by whoever reads them

@@ -1,5 +1,5 @@
 /**
- * Windows of the driver's memory that the kernel's bridge shows (docs/wire.md 4.6): MAP_ADD and MAP_DEL.
+ * Windows of the driver's memory that the kernel's bridge shows (docs/wire.md 4.7): MAP_ADD and MAP_DEL.
  *
  *     MAP_ADD --mapped, shown to the devices--> live --MAP_DEL, or the session ends--> leaving --no device looks--> unmapped
  *

@@ -6,11 +6,12 @@
  * one for each thing it found.
  */
 
+import { BRIDGE_PATH } from "../bus/bridge_node.ts";
 import { VFIO_DRIVER } from "../ivshmem/binding.ts";
 import { hasDoorbell, ivshmemFunctions } from "../ivshmem/function.ts";
 import { readOwnId } from "../ivshmem/sysfs_end.ts";
 import { LinuxError } from "../linux/errors.ts";
-import { openFile } from "../linux/fd.ts";
+import { openFile, openPath } from "../linux/fd.ts";
 import { softLimit } from "../linux/limits.ts";
 import { findProgram, PROGRAM_ENVIRONMENT } from "../linux/programs.ts";
 import { directoryNames, type PciFunction, readText } from "../linux/sysfs.ts";
@@ -179,6 +180,16 @@ const CHECKS: Readonly<Record<string, Check>> = {
     const found = ivshmemFunctions().map(describeFunction);
     const none: Found = ["no", "no ivshmem PCI function", "only virtual machines have one"];
     return found.length > 0 ? found : none;
+  },
+  bridge() {
+    using node = openPath(BRIDGE_PATH);
+    if (node !== undefined) return ["yes", `${BRIDGE_PATH} (vmsg device --bus bridge)`];
+    // Other kernels have nothing of the kind.
+    const modules = directoryNames("/sys/module").filter((name) => name.startsWith("virtio_msg"));
+    const advice = "load the module of CONFIG_VIRTIO_MSG_BRIDGE for vmsg device --bus bridge";
+    return modules.length === 0
+      ? []
+      : ["partly", `${modules.join(", ")}, no ${BRIDGE_PATH}`, advice];
   },
   xen() {
     if (!isUnderXen()) return [];

@@ -143,6 +143,18 @@ const WRONG_USAGE: readonly [string[], RegExp][] = [
     /peer is a whole number from 0 to 65535, not 70000/,
   ],
   [onBus("device", "shm"), /--bus shm: file= is missing/],
+  [onBus("proxy", "bridge", "--vhost-user", "socket=vu"), /--bus bridge: it goes with vmsg device/],
+  [onBus("device", "bridge,dialect=proto"), /--bus bridge: the kernel speaks v1, not proto/],
+  [onBus("device", "bridge,reset"), /--bus bridge: reset is for buses whose queues outlive/],
+  [onBus("device", "bridge,path=unix:"), /--bus bridge: path is that of a device node, or unix:/],
+  [onBus("device", "bridge,endpoint="), /--bus bridge: endpoint is a name such as loopback/],
+  [onBus("device", `bridge,endpoint=${LONG}`), /--bus bridge: endpoint has at most 15 bytes/],
+  [onBus("device", `bridge,id=${LONG}`), /--bus bridge: id has at most 47 bytes/],
+  [onBus("device", "bridge", "--confined"), /--bus bridge gives the memory: leave --memory and/],
+  [
+    onBus("device", "bridge", "--memory", "file=ram"),
+    /--bus bridge gives the memory: leave --memo/,
+  ],
   [onBus("device", "shm,file=x,uio=/dev/uio0"), /--bus shm: uio needs notify=uio/],
   [onBus("driver", `${BUS},dialect=auto`), /dialect=auto is for the device side: a driver side/],
   [onBus("driver", BUS, "--memory", "at=0"), /give one of segment, hugepages= and file=/],
@@ -188,6 +200,19 @@ const FAILURES: readonly [string[], RegExp][] = [
   [
     onBus("device", "ivshmem,pci=ff:1f.7"),
     /there is no PCI function 0000:ff:1f.7: vmsg doctor lists those of ivshmem/,
+  ],
+  [
+    onBus("device", "bridge,path=no"),
+    /no is not there \(ENOENT\): the kernel needs CONFIG_VIRTIO_MSG_BRIDGE, and its modules loaded/,
+  ],
+  [onBus("device", "bridge,path=/dev/null"), /\/dev\/null is no virtio-msg bridge \(ENOTTY\)/],
+  [
+    onBus("device", "bridge,path=/dev/null", "--device", "vhost-user,socket=be,id=rng"),
+    /bridge \/dev\/null, .*: a vhost-user back end cannot be given the kernel's memory: use a device/,
+  ],
+  [
+    onBus("device", "bridge,path=/dev/null", ...Array(33).fill(["--device", "rng"]).flat()),
+    /bridge \/dev\/null, .*: device numbers are below 32 there, not 32/,
   ],
   [onBus("device", "shm,file=no"), /open no: No such file .*ENOENT/],
   [onBus("device", "shm,file=page"), /bus shm: page has 4096 bytes, not 8192/],

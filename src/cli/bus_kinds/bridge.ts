@@ -25,7 +25,9 @@ export const bridgeKind: BusKind<BridgeSettings> = {
   keys: ["path", "endpoint", "id", "create"],
   lendsMemory: true,
   parse: (group, side) => {
-    if (side === "driver") throw group.error("is for vmsg device: the driver side is the kernel");
+    if (side === "driver") {
+      throw group.error("it goes with vmsg device: the driver side is the kernel");
+    }
     const dialect = group.text("dialect") ?? "v1";
     if (dialect !== "v1") throw group.error(`the kernel speaks v1, not ${dialect}`);
     if (group.flag("reset", false)) {
