@@ -26,7 +26,7 @@ import {
   openDeviceMemory,
   openFileMemory,
   parseDeviceMemory,
-  parseDriverMemory,
+  parseFile,
   parseMemoryLimit,
   windowsOf,
 } from "./memory_option.ts";
@@ -72,8 +72,9 @@ function parseNumbers(texts: readonly string[]): ReadonlyMap<number, number> | u
 function parseCopied(options: Options): BridgeSettings["copied"] {
   const text = options.text("segment");
   if (text?.startsWith("file=")) {
-    const settings = parseDriverMemory(text);
-    if (settings.kind === "file") return { size: undefined, file: settings };
+    const group = parseGroup("--segment", text, ["file", "owner", "reserve", "at", "size"]);
+    const place = { at: group.bytes("at"), size: group.bytes("size", 0) };
+    return { size: undefined, file: { ...parseFile(group), ...place } };
   }
   // On a bus without files rings and buffers are copied without a word.
   if (text !== undefined) return { size: parseBytes("--segment", text) };
@@ -132,6 +133,8 @@ export const bridgeCommand: PlaneCommand<BridgeSettings> = planeCommand({
   examples: [
     "vmsg bridge --bus shm,file=shm,size=1M,dialect=proto \\\n" +
     "      --bus linux-user,socket=lu.sock",
+    "vmsg bridge --bus linux-user,socket=a.sock,name=a \\\n" +
+    "      --bus shm,file=shm,size=1M --device 1,as=0",
   ],
   parse: (options) => {
     const buses = options.list("bus");
@@ -140,6 +143,8 @@ export const bridgeCommand: PlaneCommand<BridgeSettings> = planeCommand({
         "--bus is given twice: where the devices are, then where the drivers are",
       );
     }
+    const [from, to] = buses.map((text) => JSON.stringify(parseBus(text, "driver").bus));
+    if (from === to) throw new UsageError("--bus: the two buses are one");
     const numbers = parseNumbers(options.list("device"));
     return {
       from: parseBus(buses[0]!, "driver"),
@@ -164,7 +169,7 @@ export const bridgeCommand: PlaneCommand<BridgeSettings> = planeCommand({
         bus: fromBus,
         codec: codecFor(from.dialect),
         log,
-        tracer: context.tracerFor(fromBus),
+        tracer: context.tracerFor(fromBus, "bus0"),
       }),
     );
     const windows = memories.flatMap((memory) =>
@@ -176,7 +181,7 @@ export const bridgeCommand: PlaneCommand<BridgeSettings> = planeCommand({
         copied: openCopied(copied, stack),
       }),
     );
-    const tracer = context.tracerFor(toBus);
+    const tracer = context.tracerFor(toBus, "bus1");
     const quota = new MemoryQuota(limits);
     // Before the segment goes, and after the devices of the other bus.
     stack.defer(() => driverSide.revoke());

@@ -115,7 +115,7 @@ function parseSource(group: Group): DeviceMemorySettings["source"] {
   return { kind: "pci", address, via: group.choice("via", ["wc", "uc", "vfio"], "wc") };
 }
 
-function parseFile(group: Group): FileSource {
+export function parseFile(group: Group): FileSource {
   const file = group.required("file");
   return { kind: "file", file, owner: parseOwner(group), reserve: group.flag("reserve", true) };
 }

@@ -81,7 +81,8 @@ export function parseCapture(options: Options): CaptureSettings | undefined {
 /** What watches a data plane: is there anything, the tracer of a bus, and where frames are captured. */
 export interface Watching {
   readonly isTraced: boolean;
-  readonly tracerFor: (bus: TracedBus) => Tracer | undefined;
+  /** @param name in front of each line, where a process has several buses */
+  readonly tracerFor: (bus: TracedBus, name?: string) => Tracer | undefined;
   readonly frameCapture: CaptureFile | undefined;
 }
 
@@ -93,12 +94,13 @@ export function openWatching(
   { reactor, log, stack }: { reactor: Reactor; log: Log; stack: DisposableStack },
 ): Watching {
   const file = capture && stack.use(new CaptureFile(capture, reactor, log));
+  const startMs = reactor.now();
   let buses = 0;
   return {
     isTraced: trace !== undefined || file !== undefined,
-    tracerFor: (bus) => {
+    tracerFor: (bus, name) => {
       const number = buses++;
-      const lines = trace && createTracer(write, reactor, trace);
+      const lines = trace && createTracer(write, reactor, { ...trace, bus: name, startMs });
       const captured = file && captureMessages(file, bus, number);
       return lines && captured ? bothTracers(lines, captured) : lines ?? captured;
     },

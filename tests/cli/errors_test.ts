@@ -35,6 +35,7 @@ const onBus = (subcommand: string, bus: string, ...more: string[]) => [
   ...more,
 ];
 
+const OTHER_BUS = "linux-user,socket=b.sock,name=b";
 const LONG = "a".repeat(120);
 
 /** Arguments, and what is said of them. */
@@ -56,6 +57,25 @@ const WRONG_USAGE: readonly [string[], RegExp][] = [
   ],
   [["driver"], /--bus KIND,\S* is missing; see: vmsg driver --help/],
   [["ivshmem-server"], /--socket PATH is missing; see: vmsg ivshmem-server --help/],
+  [["bridge"], /--bus KIND,\S* is missing; see: vmsg bridge --help/],
+  [onBus("bridge", BUS, "--bus", BUS), /--bus: the two buses are one/],
+  [onBus("bridge", BUS), /--bus is given twice: where the devices are, then where the drivers/],
+  [
+    onBus("bridge", BUS, "--bus", OTHER_BUS, "--device", "1", "--device", "2,as=1"),
+    /--device: two devices would have the same number: give one another as=/,
+  ],
+  [
+    onBus("bridge", BUS, "--bus", OTHER_BUS, "--device", "1", "--device", "1,as=2"),
+    /--device: a device is named twice/,
+  ],
+  [onBus("bridge", BUS, "--bus", OTHER_BUS, "--device", "x"), /--device: .*not x/],
+  [onBus("bridge", BUS, "--bus", OTHER_BUS, "--segment", "file=x"), /--segment: at= is missing/],
+  [onBus("bridge", BUS, "--bus", OTHER_BUS, "--segment", "much"), /--segment: size .*much/],
+  [onBus("bridge", BUS, "--bus", OTHER_BUS, "--limit", "0"), /--limit takes a whole number from 1/],
+  [
+    onBus("bridge", `${BUS},dialect=auto`, "--bus", OTHER_BUS),
+    /dialect=auto is for the device side/,
+  ],
   [onBus("proxy", BUS), /--vhost-user or --xen is missing; see: vmsg proxy --help/],
   [onBus("proxy", BUS, "--xen", "domain=d"), /--xen goes with --confined: what Dom0 maps of a/],
   [onBus("proxy", BUS, "--confined", "--xen", "device=0"), /--xen: domain= is missing/],

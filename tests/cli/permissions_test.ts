@@ -40,6 +40,7 @@ processTest("permissions: a data plane that is ready has FFI, and nothing else",
       ["device", ...BUS, "--net", "responder", "--net", "hub=a", "--device", "rng"],
       ["proxy", ...BUS, "--vhost-user", "socket=vu.sock"],
       ["driver", ...BUS],
+      ["bridge", ...BUS, "--bus", "linux-user,socket=b.sock,name=b"],
       ["device", "--bus", "ivshmem,server=iv.sock"],
     ]
   ) {

@@ -37,6 +37,7 @@ const FROM = {
   "v1, shm": { bus: A_SHM },
   "v1-2025, shm": { bus: `${A_SHM},dialect=v1-2025`, ...KNOWS_SHM },
   "v1-2025": { bus: `${A_SOCKET},dialect=v1-2025`, ...KNOWS_FILE },
+  "rfc, shm": { bus: `${A_SHM},dialect=rfc`, ...KNOWS_SHM },
   "proto, shm": { bus: `${A_SHM},dialect=proto`, ...KNOWS_SHM },
   "proto": { bus: `${A_SOCKET},dialect=proto`, ...KNOWS_FILE },
   /** It works on the driver's own rings, as all three know its memory. */
@@ -48,6 +49,9 @@ const TO = {
   "v1": { bus: B_SOCKET },
   "v1, packed rings": { bus: B_SOCKET, end: ["--rings", "packed"] },
   "v1, shm": { bus: B_SHM },
+  /** Behind the queues of the first bus: nothing is copied. */
+  "v1, shm of both": { bus: "shm,file=a.shm,offset=8K,size=512K" },
+  "rfc": { bus: `${B_SOCKET},dialect=rfc`, end: B_MEMORY, bridge: B_MEMORY },
   "v1-2025": { bus: `${B_SOCKET},dialect=v1-2025`, end: B_MEMORY, bridge: B_MEMORY },
   "v1-2025, shm": { bus: `${B_SHM},dialect=v1-2025`, end: B_MEMORY, bridge: B_MEMORY },
   "proto": { bus: `${B_SOCKET},dialect=proto`, end: B_MEMORY, bridge: B_MEMORY },
@@ -57,13 +61,16 @@ const TO = {
 /** Each dialect with each, and each kind of memory with some. */
 const PAIRS: readonly (readonly [keyof typeof FROM, keyof typeof TO])[] = [
   ["v1", "v1"],
-  ["v1", "v1, packed rings"],
   ["v1", "v1, shm"],
   ["v1", "v1-2025, shm"],
   ["v1", "proto"],
   ["v1, confined", "v1, packed rings"],
   ["v1, shm", "v1"],
   ["v1, shm", "v1, shm"],
+  ["v1, shm", "v1, shm of both"],
+  ["v1, shm", "rfc"],
+  ["rfc, shm", "v1"],
+  ["rfc, shm", "proto"],
   ["v1-2025, shm", "v1"],
   ["v1-2025", "v1-2025"],
   ["v1-2025", "proto, shm"],
