@@ -125,7 +125,8 @@ export class AmpHandshake implements Disposable {
         if (queue.status !== AmpStatus.INIT) this.#say(AmpStatus.INIT);
         return this.#tell(`waiting for the ${queue.side === "device" ? "driver" : "device"} side`);
       }
-      if (!this.#isClear) {
+      // Not READY any more: somebody has emptied the memory.
+      if (!this.#isClear || queue.status !== AmpStatus.READY) {
         this.#say(AmpStatus.INIT);
         queue.clear();
         this.#isClear = true;

@@ -369,3 +369,58 @@ cleanTest("amp1: reset lays out anew, and a v1 side drops what it finds", async 
   assertEquals(headAt(memory, AT.device), [HEAD, INIT, 0, 0]);
   assertEquals(headAt(memory, AT.driver), [0, 0, 0, 0]);
 });
+
+/** mulberry32. */
+function random(seed: number): () => number {
+  let state = seed;
+  return () => {
+    state = state + 0x6d2b79f5 | 0;
+    let t = Math.imul(state ^ state >>> 15, 1 | state);
+    t = t + Math.imul(t ^ t >>> 7, 61 | t) ^ t;
+    return (t ^ t >>> 14) >>> 0;
+  };
+}
+
+/** Where a hostile peer writes most: the block, both heads, as our device side has them. */
+const TARGETS = [0, 2, 10, 12, 24, 32, 48, 56, 64, 66, 68, 70, 72, 74, 76, 78];
+
+cleanTest(
+  "amp1: whatever a peer writes at any time, a side lives, and finds a sound peer afterwards",
+  async () => {
+    const seed = Number(Deno.env.get("VMSG_SEED") ?? 1);
+    const next = random(seed);
+    using reactor = new Reactor(new VirtualClock());
+    for (let round = 0; round < 40; round++) {
+      using link = pageLink(reactor, AMP, SIZE);
+      const { memory, driver, device } = link;
+      const [atDriver, atDevice] = [new Listener(), new Listener()];
+      driver.open(atDriver);
+      device.open(atDevice);
+      for (let step = 0; step < 100; step++) {
+        const at = next() % 4 === 0 ? 2 * (next() % (SIZE / 2)) : TARGETS[next() % TARGETS.length]!;
+        const values = [0, 1, 2, 3, HEAD, 0x4c4f, next() % 128, next() & 0xffff];
+        set(memory, at, values[next() % values.length]!);
+        if (next() % 3 === 0) await pass(reactor, next() % 80);
+        put(driver, 1);
+        put(device, 2);
+        for (const side of [driver, device]) side.look();
+      }
+      // What they have written meanwhile is no more than theirs, and a device side lays out anew.
+      new Uint8Array(memory.buffer).fill(0);
+      await pass(reactor, 500);
+      assertEquals(
+        [driver.isAttached, device.isAttached],
+        [true, true],
+        `seed ${seed} round ${round}`,
+      );
+      for (const listener of [atDriver, atDevice]) listener.bytes.length = 0;
+      assert(put(driver, 7) && put(device, 8));
+      await pass(reactor);
+      assertEquals(
+        [atDriver.bytes, atDevice.bytes],
+        [[8, 8], [7, 7]],
+        `seed ${seed} round ${round}`,
+      );
+    }
+  },
+);
