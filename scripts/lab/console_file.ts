@@ -8,9 +8,10 @@ import { VmsgError } from "../../src/linux/errors.ts";
 const MARK = "FILE| ";
 const END = "FILE-END";
 
-/** Shell: says a file on the console. */
+/** Shell: says a file on the console, each line by one write, so that no other one comes in between. */
 export function sayFile(path: string): string {
-  return `gzip -c ${path} | base64 | sed 's/^/${MARK}/'\necho ${END}\n`;
+  const lines = `while read -r line; do echo "${MARK}$line"; done`;
+  return `gzip -c ${path} | base64 | ${lines}\necho ${END}\n`;
 }
 
 /** Collects the lines of {@link sayFile}. */
@@ -31,6 +32,13 @@ export class ConsoleFile {
     else if (text.startsWith(MARK)) this.#lines.push(text.slice(MARK.length));
     else return false;
     return true;
+  }
+
+  /** Writes it to a file of ours when it is whole, or `over` came first. */
+  async save(path: string, over: Promise<unknown>): Promise<void> {
+    await Promise.race([this.whole, over]);
+    await Deno.writeFile(path, await this.bytes(), { mode: 0o600 });
+    console.log(`captured: ${path}; see vmsg trace --help`);
   }
 
   /** Unpacked; a checksum is in it. @throws VmsgError if the console lost something */

@@ -228,9 +228,8 @@ async function demoIvshmem(options: Options): Promise<number> {
   for (const promise of [passed, failed]) promise.catch(() => {});
   const code = await Promise.race([interrupted, passed, failed]);
   if (code === 0 && capture !== undefined) {
-    await Promise.race([interrupted, captured.whole, machineB.waitFor(/^GUEST-DONE/, TIMEOUT_MS)]);
-    await Deno.writeFile(capture, await captured.bytes(), { mode: 0o600 });
-    console.log(`captured by B: ${capture}; see vmsg trace --help`);
+    const over = Promise.race([interrupted, machineB.waitFor(/^GUEST-DONE/, TIMEOUT_MS)]);
+    await captured.save(capture, over);
   }
   if (code !== 130) console.log(code === 0 ? "\nTEST PASSED" : `\nTEST FAILED (${code})`);
   return code;

@@ -12,6 +12,7 @@ import { untilInterrupted } from "../../src/cli/self.ts";
 import { UsageError } from "../../src/linux/errors.ts";
 import { buildXen } from "../build_xen.ts";
 import { fetchXen } from "../fetch_xen.ts";
+import { ConsoleFile, sayFile } from "./console_file.ts";
 import { machineExecutable } from "./executable.ts";
 import { DOORBELL_ADDRESS } from "./machine.ts";
 import type { MachineArchitecture } from "./machine_image.ts";
@@ -19,7 +20,7 @@ import { deviceScript, startIvshmemServer } from "./pair.ts";
 import { pingScript } from "./scripts.ts";
 import { runTask } from "./task.ts";
 import { buildXenImage, startXenMachine } from "./xen_machine.ts";
-import { createDomu, domuConfig, inBackground, waitForProxy } from "./xen_scripts.ts";
+import { createDomu, domuConfig, inBackground, waitForDomu, waitForProxy } from "./xen_scripts.ts";
 
 /** From power-on to the last ping, several times what it takes under emulation. */
 const TIMEOUT_MS = 900_000;
@@ -29,11 +30,15 @@ const MACHINES: Readonly<Record<string, MachineArchitecture>> = {
   arm64: "aarch64",
 };
 
+/** In machine B, where it is in memory. */
+const CAPTURE = "/tmp/capture.pcapng";
+
 async function demoXen(options: Options): Promise<number> {
   const architecture = MACHINES[options.text("machine") ?? "x86"];
   if (architecture === undefined) {
     throw new UsageError(`--machine is one of ${Object.keys(MACHINES).join(", ")}`);
   }
+  const capture = options.text("capture");
   const beganMs = performance.now();
   const xen = await buildXen(await fetchXen(architecture));
   const executable = await machineExecutable(options.text("executable"), architecture);
@@ -50,17 +55,22 @@ async function demoXen(options: Options): Promise<number> {
     onLine: (line) => console.log(`A| ${line}`),
   });
   const bus = `ivshmem,pci=${DOORBELL_ADDRESS},via=sysfs`;
+  const kept = capture === undefined ? "" : ` --capture ${CAPTURE},limit=1M`;
+  const captured = new ConsoleFile();
   await using machineB = await startXenMachine(xen, {
     ...{ image, doorbell },
     script: [
       domuConfig(xen, { name: "domu" }),
-      inBackground("proxy", `vmsg proxy --bus ${bus} --confined --xen domain=domu`),
+      inBackground("proxy", `vmsg proxy --bus ${bus} --confined --xen domain=domu${kept}`),
       waitForProxy(),
       'echo "$ xl create domu.cfg"',
       createDomu("domu"),
+      ...(capture === undefined ? [] : [waitForDomu("domu", "PING rc="), sayFile(CAPTURE)]),
       "sleep 600",
     ].join("\n"),
-    onLine: (line) => console.log(`B| ${line}`),
+    onLine: (line) => {
+      if (!captured.take(line)) console.log(`B| ${line}`);
+    },
   });
   const passed = machineB.waitFor(/^U\| PING rc=0/, TIMEOUT_MS).then(() => 0);
   const failed = Promise.race([
@@ -72,6 +82,9 @@ async function demoXen(options: Options): Promise<number> {
   ]).then(() => 1);
   for (const promise of [passed, failed]) promise.catch(() => {});
   const code = await Promise.race([interrupted, passed, failed]);
+  if (code === 0 && capture !== undefined) {
+    await captured.save(capture, Promise.race([interrupted, failed]));
+  }
   const seconds = Math.round((performance.now() - beganMs) / 1000);
   if (code === 0) console.log(`\n${seconds} s\nTEST PASSED`);
   else if (code !== 130) console.log(`\nTEST FAILED (${code})`);
@@ -92,6 +105,11 @@ export const demoXenTask: Command = {
       value: Object.keys(MACHINES).join("|"),
       default: "x86",
       help: "which machines to boot",
+    },
+    {
+      name: "capture",
+      value: "FILE",
+      help: "keep what the proxy says and hears in a file, for `vmsg trace`",
     },
     {
       name: "executable",

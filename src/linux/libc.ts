@@ -77,6 +77,13 @@ const library = Deno.dlopen("libc.so.6", {
   prctl: { parameters: ["i32", "u64", "u64", "u64", "u64"], result: "i32" },
   /** int rename(const char *oldpath, const char *newpath) */
   rename: { parameters: ["buffer", "buffer"], result: "i32" },
+  /** int renameat2(int olddirfd, const char *oldpath, int newdirfd, const char *newpath, unsigned int flags): since
+   * glibc 2.28 */
+  renameat2: {
+    parameters: ["i32", "buffer", "i32", "buffer", "u32"],
+    result: "i32",
+    optional: true,
+  },
   /** int unlink(const char *path) */
   unlink: { parameters: ["buffer"], result: "i32" },
   /** int fchmod(int fd, mode_t mode) */

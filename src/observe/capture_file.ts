@@ -10,8 +10,9 @@
  * kernel that ends a process in the middle of a write may leave its last block cut off, which readers step over.)
  *
  * States: capturing, until the size limit or an error; then over. The end is told once, the traffic goes on. A *ring* has
- * no end: when a file has half of the limit it is renamed to PATH.old, in place of the former one, and a new one is
- * begun; the two hold what came last.
+ * no end: when a file has half of the limit it becomes PATH.old, in place of the former one, and a new one is begun; the two
+ * hold what came last. The new one is made beside them (PATH.new) and changes places at once, so that at any moment, also when
+ * the process is killed, there is a whole file under either name.
  */
 
 import { allocate, type Block } from "../linux/arena.ts";
@@ -67,6 +68,7 @@ const LOOK_MS = 5;
 const LAST_WAIT_MS = 1000;
 const APPLICATION = "vmsg";
 const CLOCK_REALTIME = 0;
+const AT_FDCWD = -100, RENAME_EXCHANGE = 2;
 const TWO_32 = 4294967296;
 const BILLION = 1e9;
 
@@ -105,7 +107,7 @@ export class CaptureFile implements Disposable {
     this.path = path;
     this.#snapLength = snapLength;
     this.#isRing = ring;
-    this.#fd = this.#open();
+    this.#fd = this.#open(path);
     // Beyond what the process may write the kernel would end it.
     this.#limit = Math.min(ring ? limit / 2 : limit, softLimit("file size"));
     this.#room = Math.min(BUFFER_SIZE, this.#limit / 2);
@@ -114,16 +116,16 @@ export class CaptureFile implements Disposable {
     this.#flush();
   }
 
-  #open(): Fd {
+  #open(path: string): Fd {
     try {
       const isAny = !this.#isRing;
       const what = { what: "capture file", mayBePipe: isAny, mayBeDevice: isAny };
-      const { fd } = openOwnFile(this.path, what);
+      const { fd } = openOwnFile(path, what);
       if (fileStatus(fd).kind === "file") resizeFile(fd, 0);
       return fd;
     } catch (error) {
       if (!(error instanceof LinuxError)) throw error;
-      throw new VmsgError("CAPTURE_FILE", `cannot capture to ${this.path}: ${error.message}`);
+      throw new VmsgError("CAPTURE_FILE", `cannot capture to ${path}: ${error.message}`);
     }
   }
 
@@ -250,18 +252,29 @@ export class CaptureFile implements Disposable {
   #turnOver(): void {
     try {
       this.#writeNow(this.#statistics());
-      check(libc.rename(cString(this.path), cString(`${this.path}.old`)), `rename ${this.path}`);
       this.#close();
-      this.#fd = this.#open();
+      this.#fd = this.#open(`${this.path}.new`);
       this.#size = 0;
       const about = this.#interfaces.map((each) =>
         interfaceDescription(each.about, this.#snapLength)
       );
       this.#writeNow([sectionHeader(APPLICATION), ...about]);
+      this.#takePlace();
     } catch (error) {
       if (!(error instanceof VmsgError)) throw error;
       this.#over(`cannot go on: ${error.message}`);
     }
+  }
+
+  /** The new file takes the place of the present one, and that of the old one: which is given up first. */
+  #takePlace(): void {
+    const [now, old, next] = ["", ".old", ".new"].map((suffix) => `${this.path}${suffix}`);
+    rename(next!, old!);
+    if (exchange(now!, old!)) return;
+    // A file system that cannot: for a moment there is none of the name.
+    rename(old!, next!);
+    rename(now!, old!);
+    rename(next!, now!);
   }
 
   /** Writes small blocks that do not go through the buffers; no write is under way. */
@@ -299,6 +312,16 @@ export class CaptureFile implements Disposable {
     if (this.#write.isWriting) return;
     for (const buffer of this.#buffers) buffer[Symbol.dispose]();
   }
+}
+
+function rename(from: string, to: string): void {
+  check(libc.rename(cString(from), cString(to)), `rename ${from}`);
+}
+
+/** Has two files change places at once, where the file system can. */
+function exchange(one: string, other: string): boolean {
+  const places = [AT_FDCWD, cString(one), AT_FDCWD, cString(other)] as const;
+  return libc.renameat2?.(...places, RENAME_EXCHANGE) === 0;
 }
 
 /** One bus's direction, or one network card. */

@@ -82,6 +82,13 @@ Deno.test("bench: idle processes with 64 cards", async () => {
   assertSubjects(found, "bare Deno with a Worker", "device, 64 cards", "proxy, 64 cards");
 });
 
+Deno.test("bench: what watching costs", async () => {
+  const found = await run("watching_bench.ts", "--history=off", "direct");
+  assertSubjects(found, "not watched", "as it is: counters", "trace, JSON to a file");
+  assertSubjects(found, "capture of messages", "capture with frames");
+  assertEquals(new Set(found.figures.map(({ row }) => row)).size, 3);
+});
+
 Deno.test("bench: boots and reboots, with split and packed rings", async () => {
   const found = await run("reboot_bench.ts", "--history=off");
   assertSubjects(found, "later reboots", "the first boot", "the first reboot");

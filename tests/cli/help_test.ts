@@ -43,6 +43,16 @@ Deno.test("help: the width changes where lines end, and nothing else", () => {
   assert(narrow! > wide!);
 });
 
+Deno.test("help: every command that has a bus is traced and captured", () => {
+  const withBus = ALL.filter(({ options }) => options.some(({ name }) => name === "bus"));
+  assert(withBus.length >= 4, withBus.map(({ name }) => name).join());
+  for (const { name, options } of withBus) {
+    for (const wanted of ["trace", "trace-format", "capture"]) {
+      assert(options.some((option) => option.name === wanted), `${name} --${wanted}`);
+    }
+  }
+});
+
 /** A command with what is hard to break. */
 function commandOf() {
   return {

@@ -6,7 +6,7 @@ import { Message } from "../../src/message/message.ts";
 import { recordedSession } from "../message/recorded_session.ts";
 import { dissectMessages, readAll } from "../support/capture.ts";
 import { assertGolden } from "../support/golden.ts";
-import { processTest } from "../support/processes.ts";
+import { processTest, until } from "../support/processes.ts";
 import { writeCapture } from "../support/capture_of_messages.ts";
 import { slotOf } from "../message/vectors.ts";
 import { findProgram } from "../../src/linux/programs.ts";
@@ -38,6 +38,8 @@ processTest("trace: a whole bring-up as it was recorded, in words", async (vmsg)
     assert(latency >= 0);
   }
 });
+
+const findFile = async (path: string) => await Deno.stat(path).then(() => true, () => false);
 
 /** A line without its time, direction, device and latency. */
 function wordsOf(line: string): string {
@@ -116,6 +118,42 @@ processTest("capture: a process that is killed leaves a file that is whole", asy
   assertEquals(code, 0);
   assert(stdout.some((line) => line.includes("DRIVER_OK")));
   await driver.end("SIGTERM");
+});
+
+processTest(
+  "capture: a ring of a process that is killed is whole, and has what came last",
+  async (vmsg) => {
+    const capture = "k.pcapng,ring,limit=4M";
+    const device = await vmsg.start("device", ...BUS, "--net", "responder", "--capture", capture);
+    const flood = ["--count", "1", "--throughput", "60"];
+    const driver = await vmsg.start("driver", ...BUS, ...flood);
+    const old = `${vmsg.directory}/k.pcapng.old`;
+    // It has turned over, and goes on.
+    await until(() => findFile(old));
+    device.kill("SIGKILL");
+    await device.ended();
+    const packets = ["k.pcapng.old", "k.pcapng"].flatMap((name) => {
+      const items = readAll(`${vmsg.directory}/${name}`);
+      assert(items.slice(0, -1).every(({ kind }) => kind !== "cut"), name);
+      return items.filter((item) => item.kind === "packet");
+    });
+    assert(packets.length > 100, `${packets.length} packets`);
+    assertEquals((await vmsg.run("trace", "k.pcapng.old", "k.pcapng")).code, 0);
+    await driver.end("SIGTERM");
+  },
+);
+
+processTest("capture: a check is captured like anything else that has a bus", async (vmsg) => {
+  const device = await vmsg.start("device", ...BUS, "--device", "rng");
+  await device.waitFor(/waiting for the driver side/);
+  const rule = ["--rule", "G1", "--capture", "c.pcapng"];
+  const check = await vmsg.run("check", ...BUS, ...rule);
+  assert(check.stdout.some((line) => line.startsWith("PASS")), check.stdout.join("\n"));
+  const { code, stdout } = await vmsg.run("trace", "c.pcapng");
+  assertEquals(code, 0);
+  assert(stdout.some((line) => line.includes("-> dev 0 GET_DEVICE_INFO?")), stdout.join("\n"));
+  assert(stdout.some((line) => line.includes("<- dev 0 GET_DEVICE_INFO =")), stdout.join("\n"));
+  assertEquals((await device.end("SIGTERM")).code, 0);
 });
 
 processTest("capture: a ring keeps what comes last, in two files", async (vmsg) => {
