@@ -83,7 +83,8 @@ async function demoXen(options: Options): Promise<number> {
   for (const promise of [passed, failed]) promise.catch(() => {});
   const code = await Promise.race([interrupted, passed, failed]);
   if (code === 0 && capture !== undefined) {
-    await captured.save(capture, Promise.race([interrupted, failed]));
+    const over = Promise.race([interrupted, machineB.waitFor(/^GUEST-DONE/, TIMEOUT_MS)]);
+    await captured.save(capture, over);
   }
   const seconds = Math.round((performance.now() - beganMs) / 1000);
   if (code === 0) console.log(`\n${seconds} s\nTEST PASSED`);
