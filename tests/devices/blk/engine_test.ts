@@ -221,3 +221,27 @@ Deno.test("blk: one that is disposed of waits for its disk", () => {
   disk[Symbol.dispose]();
   assertEquals([disk.engine.drains > 0, disk.engine.asked.length], [true, 0]);
 });
+
+Deno.test("blk: what is under way is held where it lies, until the driver is told", () => {
+  using disk = new HeldRig();
+  const { engine, rig: { device, memory } } = disk;
+  const regionAt = (at: number, size: number) => {
+    const { offset } = memory.windows[0]!;
+    return { at, size, memory: memory.memory, offset: offset + at - memory.windows[0]!.at };
+  };
+  const first = disk.offer(IN, 0, undefined, 512);
+  const second = disk.offer(IN, 1, undefined, 512);
+  disk.rig.settle();
+  const regions = [first, second].map(({ dataAt }) => regionAt(dataAt, 512));
+  const held = () => regions.map((region) => device.holdsIn(region));
+  assertEquals(held(), [0, 0]);
+  assertEquals(device.holdsIn(regionAt(second.dataAt + 0x1_0000, 512)), -1);
+  // Its status is not told before that of the one in front.
+  engine.end(1, 512);
+  disk.rig.settle();
+  assertEquals(held(), [0, 0]);
+  assertEquals(device.holdsIn(regionAt(second.statusAt, 1)), 0);
+  engine.end(0, 512);
+  disk.rig.settle();
+  assertEquals(held(), [-1, -1]);
+});

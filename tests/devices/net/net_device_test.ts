@@ -366,3 +366,26 @@ Deno.test("net: link state shows in the configuration, once per change", () => {
   net.port.listener.link(true);
   assertEquals([net.device.readConfig(6, 1)[0], net.configChanges], [1, 2]);
 });
+
+for (const features of [[], [NetFeature.MRG_RXBUF]]) {
+  Deno.test(`net: receive buffers that are kept for the next frame are held, ${features.length}`, () => {
+    using card = rig(features);
+    const { device, memory } = card;
+    const [{ at, offset }] = memory.windows;
+    const holds = (address: number) =>
+      device.holdsIn({
+        at: address,
+        size: 0x800,
+        memory: memory.memory,
+        offset: offset + address - at,
+      });
+    for (let i = 0; i < 4; i++) card.offer(RECEIVE, BUFFERS + i * 0x800, new Uint8Array(), 0x800);
+    const held = () => [0, 1, 2, 3, 4].map((i) => holds(BUFFERS + i * 0x800));
+    assertEquals(held(), [-1, -1, -1, -1, -1]);
+    card.port.give(frameTo(OTHER_MAC), frameTo([...MAC]));
+    card.settle();
+    assertEquals(held(), [-1, -1, RECEIVE, RECEIVE, -1]);
+    device.stopQueue(RECEIVE);
+    assertEquals(held(), [-1, -1, -1, -1, -1]);
+  });
+}
