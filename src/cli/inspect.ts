@@ -140,7 +140,9 @@ function takeMemory(
   processes: readonly ProcessView[],
   offset: number,
 ): void {
-  const regions = processes.flatMap(({ devices }) => devices.flatMap(({ memory }) => memory));
+  const regions = processes.flatMap(({ devices, remote }) =>
+    [...devices, ...remote].flatMap(({ memory }) => memory)
+  );
   for (const path of buses.keys()) {
     using fd = openPath(path);
     const identity = fd === undefined ? "" : fileIdentity(fd);

@@ -32,6 +32,7 @@ const ago = (ms: number) => `${(Math.max(MONOTONIC.now() - ms, 0) / 1000).toFixe
 /** A process with its rings as they are. */
 export interface ProcessView extends Omit<Instance, "groups"> {
   readonly devices: readonly DeviceView[];
+  readonly remote: readonly DeviceView[];
   readonly peers: readonly ReadPeer[];
   readonly requests: readonly ReadRequests[];
 }
@@ -55,14 +56,14 @@ export function viewOf(
   memoryFiles: readonly string[],
   most: number,
 ): ProcessView {
-  const { devices, ...rest } = readState(groups);
-  const withRings = devices.map((device): DeviceView => {
+  const { devices, remote, ...rest } = readState(groups);
+  const withRings = (device: ReadDevice): DeviceView => {
     using memory = new MemoryReader(device.memory, instance, memoryFiles);
     const has = (bit: number) => hasFeature(new Uint32Array(device.features), bit);
     const terms = {
       isPacked: has(RingFeature.RING_PACKED),
       eventIndex: has(RingFeature.EVENT_IDX),
-      isOurs: true,
+      isOurs: device.leavesPlace,
     };
     const queues = device.queues.map((queue) =>
       queue.size === 0 ? queue : { ...queue, ring: readRing(memory, queue, terms, most) }
@@ -73,25 +74,33 @@ export function viewOf(
       statusNames: statusNames(device.status),
       featureNames: featureNames(device.features, device.deviceId),
     };
-  });
-  return { ...instance, ...rest, devices: withRings };
+  };
+  return {
+    ...instance,
+    ...rest,
+    devices: devices.map(withRings),
+    remote: remote.map(withRings),
+  };
 }
 
 /** Pieces of a device's memory, and descriptors of a buffer, that are shown to people. */
 const SHOWN = 8;
 
-function deviceLines(device: DeviceView): string[] {
+function deviceLines(device: DeviceView, where: string): string[] {
   const { number, deviceId, queueCount, sinceMs, queues, memory } = device;
   const kind = DEVICE_KINDS.get(deviceId) ?? `device id ${deviceId}`;
   const bits = device.statusNames.join(" ") || "0 (reset)";
   const names = device.featureNames.join(" ") || "none";
   const set = queues.filter(({ size }) => size > 0);
   return [
-    `  device ${number} ${kind}: status ${bits}${sinceMs === 0 ? "" : `, set ${ago(sinceMs)} ago`}`,
+    `  device ${number} ${kind}${where}: status ${bits}${
+      sinceMs === 0 ? "" : `, set ${ago(sinceMs)} ago`
+    }`,
     `    features of the driver: ${names}`,
     ...memory.slice(0, SHOWN).map(({ at, size }) => `    memory ${hex(at)} to ${hex(at + size)}`),
     ...(memory.length > SHOWN ? [`    and ${memory.length - SHOWN} more pieces`] : []),
-    `    ${queueCount} queues, ${set.filter(({ isEnabled }) => isEnabled).length} enabled`,
+    `    ${queueCount} queues, ${set.filter(({ isEnabled }) => isEnabled).length} enabled` +
+    (device.refused > 0 ? `, ${device.refused} times one was refused` : ""),
     ...set.flatMap((queue) => [
       `    queue ${queue.index}: size ${queue.size}, ${queue.isEnabled ? "enabled" : "disabled"} ` +
       `${ago(queue.sinceMs)} ago${notified(queue)}, desc ${hex(queue.descriptorAddress)} ` +
@@ -167,12 +176,13 @@ function peerLine({ state, sinceMs, heardMs }: ReadPeer): string {
 
 /** For people. */
 export function processLines(
-  { subcommand, pid, isRunning, devices, peers, requests }: ProcessView,
+  { subcommand, pid, isRunning, devices, remote, peers, requests }: ProcessView,
 ): string[] {
   return [
     `process ${pid}: ${subcommand}, ${isRunning ? "running" : "ended"}`,
     ...peers.map(peerLine),
-    ...devices.flatMap(deviceLines),
+    ...devices.flatMap((device) => deviceLines(device, "")),
+    ...remote.flatMap((device) => deviceLines(device, ", at the other end")),
     ...requests.map(requestLine),
   ];
 }

@@ -12,6 +12,7 @@
  * (virtio/packed/position.ts).
  */
 
+import { VmsgError } from "../linux/errors.ts";
 import type { MemoryRegion } from "../memory/mod.ts";
 import type { DeviceInfo } from "../transport/remote_device.ts";
 import { type QueueSetup, VENDOR_ELSEWHERE } from "../virtio/device.ts";
@@ -95,4 +96,11 @@ export function positionAfterLoss(
   const isInOrder = IN_ORDER.has(deviceId) || vendorId === VENDOR_ELSEWHERE;
   if (isPacked || isInOrder) return position;
   return position === readIndex(regions, setup.driverAddress) ? position : undefined;
+}
+
+/** @throws VmsgError BAD_RING if a part of it is at address 0, which QEMU, as others, takes for "not set up" */
+export function checkAddresses(index: number, setup: QueueSetup): void {
+  const { descriptorAddress, driverAddress, deviceAddress } = setup;
+  if (descriptorAddress !== 0 && driverAddress !== 0 && deviceAddress !== 0) return;
+  throw new VmsgError("BAD_RING", `ring ${index} is at address 0, where no device expects one`);
 }

@@ -31,7 +31,8 @@ import type { DeviceInfo, RemoteDevice } from "../transport/remote_device.ts";
 import { PeerLost } from "../transport/requests.ts";
 import { goesOn, type QueueSetup } from "../virtio/device.ts";
 import { DEVICE_NET, hasFeature, NetFeature, RingFeature, Status } from "../virtio/features.ts";
-import { positionAfterLoss, ringPosition } from "./ring_position.ts";
+import { checkAddresses, positionAfterLoss, ringPosition } from "./ring_position.ts";
+import { ToldState } from "./told_state.ts";
 import { Told, type ToldRing, type Wanted, type WantedRing } from "./wanted.ts";
 
 const BLOCK_OF_33 = RingFeature.ACCESS_PLATFORM >> 5;
@@ -87,6 +88,7 @@ export class SessionEnded extends VmsgError {
 export class Session implements Disposable {
   /** What the device side knows. */
   readonly told: Told = new Told();
+  readonly #seen: ToldState;
   /** The latest run; the next one waits for it. */
   #last: Promise<void> = Promise.resolve();
   readonly #waiters: Deferred<void>[] = [];
@@ -101,6 +103,7 @@ export class Session implements Disposable {
   constructor(readonly options: SessionOptions) {
     const { reactor, device, owner } = options;
     this.#look = reactor.timer(() => this.#lookAtDevice());
+    this.#seen = new ToldState(this.told, options);
     device.onUsed = (queue) => this.told.rings[queue]?.shared.used();
     device.onConfig = (status) => owner.configChanged(status);
   }
@@ -208,6 +211,7 @@ export class Session implements Disposable {
     }
     sharing.lost();
     told.forgetSession();
+    this.#seen.show();
   }
 
   /** Nobody can go on with this ring: it stands still until the driver resets the device. */
@@ -309,7 +313,7 @@ export class Session implements Disposable {
     const next = this.#last.then(run).catch((error) => {
       // A lost device side is no failure of the driver's: its state is replayed later.
       if (!(error instanceof PeerLost)) throw error;
-    });
+    }).finally(() => this.#seen.show());
     this.#last = next.catch(() => {});
     return next;
   }
@@ -589,12 +593,6 @@ export class Session implements Disposable {
     told.forgetSession();
     this.end();
     this.options.reactor.dropTimer(this.#look);
+    this.#seen[Symbol.dispose]();
   }
-}
-
-/** @throws VmsgError BAD_RING if a part of it is at address 0, which QEMU, as others, takes for "not set up" */
-function checkAddresses(index: number, setup: QueueSetup): void {
-  const { descriptorAddress, driverAddress, deviceAddress } = setup;
-  if (descriptorAddress !== 0 && driverAddress !== 0 && deviceAddress !== 0) return;
-  throw new VmsgError("BAD_RING", `ring ${index} is at address 0, where no device expects one`);
 }

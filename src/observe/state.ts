@@ -33,6 +33,7 @@ const DeviceWords = counterShape(
   "queues",
   "since ms",
   "refused",
+  "leaves place",
 );
 const QueueWords = counterShape(
   "enabled",
@@ -68,6 +69,12 @@ interface Setup {
 const low = (value: number) => value % 2 ** 32;
 const high = (value: number) => Math.floor(value / 2 ** 32);
 
+/** Where a device is: in this process, or at the other end of its bus. */
+type Where = "here" | "remote";
+
+const nameOf = (number: number, where: Where) =>
+  `${where === "remote" ? "remote " : ""}device ${number}`;
+
 /** The state of one device; dispose gives its room back. */
 export class DeviceState implements Disposable {
   readonly #device: InstanceType<typeof DeviceWords>;
@@ -75,11 +82,21 @@ export class DeviceState implements Disposable {
   #queues: readonly QueueCounters[];
   #isGone = false;
 
-  /** Of a device in reset. */
-  constructor(number: number, deviceId: number, queueCount: number, readonly clock: Clock) {
+  /**
+   * Of a device in reset.
+   *
+   * @param leavesPlace whether it leaves in a packed ring where it is (virtio/packed/position.ts)
+   */
+  constructor(
+    number: number,
+    deviceId: number,
+    queueCount: number,
+    readonly clock: Clock,
+    { where = "here", leavesPlace = true }: { where?: Where; leavesPlace?: boolean } = {},
+  ) {
     const count = Math.min(queueCount, queuesLeft);
     queuesLeft -= count;
-    const name = `device ${number}`;
+    const name = nameOf(number, where);
     // It goes with the slot and not with what else was made for the device.
     [this.#device, this.#queues] = noteCounters(undefined, () => [
       new DeviceWords(STATE, name),
@@ -87,6 +104,7 @@ export class DeviceState implements Disposable {
     ]);
     this.#device["device id"] = deviceId;
     this.#device.queues = queueCount;
+    this.#device["leaves place"] = Number(leavesPlace);
   }
 
   /** The status, and the features that the driver has written so far. */
@@ -153,8 +171,8 @@ export class MemoryState {
   readonly #shown: { readonly region: MemoryRegion; readonly words: Counters<string> }[] = [];
 
   /** Of the device of this number; none so far. */
-  constructor(number: number) {
-    this.#name = `device ${number} memory`;
+  constructor(number: number, where: Where = "here") {
+    this.#name = `${nameOf(number, where)} memory`;
   }
 
   /** All there is from now on. What stays where it was costs nothing: a front end may tell of 509, one by one. */
@@ -266,6 +284,8 @@ export interface ReadDevice {
   readonly sinceMs: number;
   /** How often a queue was not set up as the driver wanted it, since the reset. */
   readonly refused: number;
+  /** In a packed ring: where it is. */
+  readonly leavesPlace: boolean;
   /** Those that the file tells of. */
   readonly queues: readonly ReadQueue[];
   readonly memory: readonly ReadRegion[];
@@ -282,6 +302,8 @@ export interface ReadPeer {
 /** What a process says. */
 export interface ReadState {
   readonly devices: readonly ReadDevice[];
+  /** What it told devices at the other end. */
+  readonly remote: readonly ReadDevice[];
   readonly peers: readonly ReadPeer[];
   readonly requests: readonly ReadRequests[];
 }
@@ -308,8 +330,9 @@ export function readState(
     states.flatMap((state) => {
       const match = pattern.exec(state.name);
       return match === null ? [] : [{ ...state, number: Number(match[1]) }];
-    });
-  const devices = named(/^device (\d+)$/).map(({ name, number, at }) => ({
+      // One may be where another was before.
+    }).sort((a, b) => a.number - b.number);
+  const device = ({ name, number, at }: ReturnType<typeof named>[number]) => ({
     number,
     deviceId: at("device id"),
     status: at("status"),
@@ -317,6 +340,7 @@ export function readState(
     queueCount: at("queues"),
     sinceMs: at("since ms"),
     refused: at("refused"),
+    leavesPlace: at("leaves place") !== 0,
     queues: named(new RegExp(`^${name} queue (\\d+)$`)).map(({ number, at, wide }) => ({
       index: number,
       isEnabled: at("enabled") !== 0,
@@ -335,7 +359,9 @@ export function readState(
       file: `${wide("file system")}:${wide("file")}`,
       offset: wide("offset"),
     })),
-  }));
+  });
+  const devices = named(/^device (\d+)$/).map(device);
+  const remote = named(/^remote device (\d+)$/).map(device);
   const peers = named(/^driver side$/).map(({ at }) => ({
     state: PEER_STATES[at("state")] ?? "unknown",
     sinceMs: at("since ms"),
@@ -347,7 +373,7 @@ export function readState(
     device: at("device"),
     sinceMs: at("since ms"),
   }));
-  return { devices, peers, requests };
+  return { devices, remote, peers, requests };
 }
 
 interface Named {

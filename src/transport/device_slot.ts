@@ -14,12 +14,13 @@
 
 import type { AddressSpace, MemoryRegion } from "../memory/mod.ts";
 import { DeviceState } from "../observe/state.ts";
-import type {
-  Answer,
-  DeviceHost,
-  DeviceModel,
-  QueueNotifier,
-  QueueSetup,
+import {
+  type Answer,
+  type DeviceHost,
+  type DeviceModel,
+  type QueueNotifier,
+  type QueueSetup,
+  VENDOR_ELSEWHERE,
 } from "../virtio/device.ts";
 import { areOffered, hasFeature, RingFeature, Status } from "../virtio/features.ts";
 import type { Conversation } from "./conversation.ts";
@@ -72,7 +73,8 @@ export class DeviceSlot implements DeviceHost {
     this.queues = Array.from({ length: model.queueCount }, (_, index) => newQueue(number, index));
     this.#configEvent = new ConfigNotification(this);
     const { reactor, link } = owner.notifications;
-    this.seen = new DeviceState(number, model.deviceId, model.queueCount, reactor);
+    const leavesPlace = model.vendorId !== VENDOR_ELSEWHERE;
+    this.seen = new DeviceState(number, model.deviceId, model.queueCount, reactor, { leavesPlace });
     this.translation = new Translation(reactor, link, number, {
       regions: tables.regions,
       retake: (request) => this.#retake(request),

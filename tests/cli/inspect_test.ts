@@ -111,6 +111,18 @@ processTest(
       JSON.parse((await inspect(vmsg, "--json", vmsg.directory)).stdout.join("\n"));
     await until(async () => (await look()).unanswered.length > 0);
     await driver.end("SIGKILL");
+    // What the driver side has told is what the device side knows, rings and all; the stopped one still has the memory.
+    const both = JSON.parse(
+      (await inspect(vmsg, "--json", String(device.pid), String(driver.pid))).stdout.join(""),
+    );
+    const [{ devices: [here] }, { remote: [there] }] = both.processes;
+    for (const name of ["number", "deviceId", "status", "features", "queueCount", "leavesPlace"]) {
+      assertEquals(there[name], here[name], name);
+    }
+    assert(typeof here.queues[1].ring !== "string" && here.queues[1].ring.pending > 0);
+    const ringsOf = ({ queues }: { queues: { ring: unknown }[] }) =>
+      queues.slice(0, 2).map(({ ring }) => ring);
+    assertEquals(ringsOf(there), ringsOf(here));
     await device.end("SIGKILL");
     const [{ waiting, head, tail, messages }] = (await look()).queues;
     assert(waiting > 0 && waiting === head - tail, `${head} - ${tail}`);
