@@ -41,7 +41,7 @@ Deno.test("state: status, features and queues as they are, also where they becam
     state.queue(1, true, SETUP);
     for (let n = 0; n < 2; n++) state.kicked(1);
     state.called(1);
-    const [device, other] = look().devices;
+    const [other, device] = look().devices;
     assertEquals(
       [device!.number, device!.deviceId, device!.status, device!.features, device!.queueCount],
       [10, 1, 15, [0xffff_ffff, 1], 2],
@@ -54,7 +54,7 @@ Deno.test("state: status, features and queues as they are, also where they becam
     const low = { size: 2, descriptorAddress: 16, driverAddress: 32, deviceAddress: 48 };
     state.queue(1, false, low);
     state.device(0, new Uint32Array(2));
-    const [after] = look().devices;
+    const [, after] = look().devices;
     const none = { sinceMs: 7, kicks: 0, calls: 0 };
     assertEquals(after!.queues[1], { index: 1, isEnabled: false, ...none, ...low });
     assertEquals([after!.status, after!.features], [0, [0, 0]]);
