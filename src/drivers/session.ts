@@ -29,7 +29,7 @@ import type { Log } from "../observe/log.ts";
 import type { OutOfBand, SharedRegion, Sharing } from "../sharing/sharing.ts";
 import type { DeviceInfo, RemoteDevice } from "../transport/remote_device.ts";
 import { PeerLost } from "../transport/requests.ts";
-import { goesOn, type QueueSetup } from "../virtio/device.ts";
+import { goesOn } from "../virtio/device.ts";
 import { DEVICE_NET, hasFeature, NetFeature, RingFeature, Status } from "../virtio/features.ts";
 import { checkAddresses, positionAfterLoss, ringPosition } from "./ring_position.ts";
 import { ToldState } from "./told_state.ts";

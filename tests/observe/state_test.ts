@@ -50,7 +50,7 @@ Deno.test("state: status, features and queues as they are, also where they becam
     assertEquals(device!.queues[1], { index: 1, isEnabled: true, ...more, ...SETUP });
     assertEquals([other!.number, other!.status, other!.queues.length], [1, 0, 1]);
     state.unseen(1);
-    assertEquals(look().devices[0]!.queues[1]!.kicks, undefined);
+    assertEquals(look().devices[1]!.queues[1]!.kicks, undefined);
     const low = { size: 2, descriptorAddress: 16, driverAddress: 32, deviceAddress: 48 };
     state.queue(1, false, low);
     state.device(0, new Uint32Array(2));
