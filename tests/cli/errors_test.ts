@@ -164,6 +164,10 @@ const WRONG_USAGE: readonly [string[], RegExp][] = [
   ],
   [onBus("device", "shm"), /--bus shm: file= is missing/],
   [onBus("proxy", "bridge", "--vhost-user", "socket=vu"), /--bus bridge: it goes with vmsg device/],
+  [
+    onBus("bridge", BUS, "--bus", "bridge"),
+    /--bus bridge: it goes with vmsg device/,
+  ],
   [onBus("device", "bridge,dialect=proto"), /--bus bridge: the kernel speaks v1, not proto/],
   [onBus("device", "bridge,reset"), /--bus bridge: reset is for buses whose queues outlive/],
   [onBus("device", "bridge,path=unix:"), /--bus bridge: path is that of a device node, or unix:/],
