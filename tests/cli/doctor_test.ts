@@ -5,7 +5,7 @@ import { LinuxUserBus } from "../../src/bus/linux_user.ts";
 import { MONOTONIC } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { codecFor } from "../../src/message/codecs.ts";
-import { Kind, QUEUE_ENABLED } from "../../src/message/message.ts";
+import { DIALECTS, Kind, QUEUE_ENABLED } from "../../src/message/message.ts";
 import {
   PATIENCE_MS,
   type Processes,
@@ -138,8 +138,9 @@ processTest("doctor: no device process, no driver process", async (vmsg) => {
   await saysStuck(vmsg, /^no driver side: process \d+ \(vmsg device\) has heard/, "driver side");
 });
 
-const DIALECTS = ["v1", "v1-2025", "proto"];
-const PAIRS = DIALECTS.flatMap((driver) => DIALECTS.map((device) => [driver, device] as const));
+/** Those that are mixed up with each other. */
+const MIXED = ["v1", "v1-2025", "proto"];
+const PAIRS = MIXED.flatMap((driver) => MIXED.map((device) => [driver, device] as const));
 
 /** Both sides with a bus of their own, with captures; older dialects know the driver's memory beforehand. */
 async function startPair(vmsg: Processes, driver: string, device: string) {

@@ -13,7 +13,7 @@ import { VmsgError } from "../../src/linux/errors.ts";
 import { createSealedMemory } from "../../src/linux/fd.ts";
 import { mapShared } from "../../src/linux/mapping.ts";
 import { codecFor } from "../../src/message/codecs.ts";
-import { type Dialect, Kind, Message } from "../../src/message/message.ts";
+import { type Dialect, DIALECTS, Kind, Message } from "../../src/message/message.ts";
 import { CounterMemory, countIn } from "../../src/observe/counters.ts";
 import { readPath } from "../../src/observe/figures.ts";
 import { DeviceState, MemoryState, PeerState, RequestState } from "../../src/observe/state.ts";
@@ -117,7 +117,7 @@ const queueReader: Fuzzer["open"] = async (use) => {
   let messages = 0, refused = 0;
   const round = (random: Random) => {
     const bytes = new Uint8Array(2 * QUEUE_PAGE);
-    queuesIn(bytes, random, random.pick(["v1", "v1-2025", "proto"]));
+    queuesIn(bytes, random, random.pick(DIALECTS));
     for (let n = random.pick([0, 1, 30, 3000]); n > 0; n--) {
       mutate(new DataView(bytes.buffer), random, [61, 62]);
     }

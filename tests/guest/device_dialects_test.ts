@@ -5,7 +5,7 @@
  */
 
 import { assert, assertEquals } from "@std/assert";
-import type { Dialect } from "../../src/message/message.ts";
+import { type Dialect, DIALECTS } from "../../src/message/message.ts";
 import { until } from "../support/processes.ts";
 import { umlMemory } from "./dialects_support.ts";
 import { programFiles } from "./program_files.ts";
@@ -98,5 +98,5 @@ function devicesTest(dialect: Dialect, confined: boolean): void {
 
 for (const dialect of ["v1-2025", "proto"] as const) devicesTest(dialect, false);
 if (Deno.env.get("VMSG_GUEST_FULL") === "1") {
-  for (const dialect of ["v1", "v1-2025", "proto"] as const) devicesTest(dialect, true);
+  for (const dialect of DIALECTS) devicesTest(dialect, true);
 }

@@ -11,6 +11,7 @@ import { type CarrierRig, type CarrierRigOptions, withCarrier } from "../../supp
 import { FakeDevice } from "../../support/fake_device.ts";
 import { LateDevice } from "../../support/late_device.ts";
 import { cleanTest } from "../../support/leaks.ts";
+import { DIALECTS } from "../../../src/message/message.ts";
 
 const { ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK, DEVICE_NEEDS_RESET } = Status;
 const WHOLE = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
@@ -110,7 +111,7 @@ cleanTest(
     }),
 );
 
-for (const from of ["v1", "v1-2025", "proto"] as const) {
+for (const from of DIALECTS) {
   cleanTest(
     `carrier: a change of configuration is told once, and is another generation, ${from}`,
     () =>
