@@ -61,6 +61,13 @@ processTest("inspect: a living link, and what a killed device leaves", async (vm
     descriptors
   );
   assert(descriptors.every(({ outside }: { outside: boolean }) => !outside));
+  // The driver side keeps what it had told the device that is lost, and waits for another one.
+  const told = async () =>
+    JSON.parse((await inspect(vmsg, "--json", String(driver.pid))).stdout.join(""))
+      .processes[0].remote[0];
+  await until(async () => (await told()).status === 0);
+  const { queues: [lost] } = await told();
+  assertEquals([lost.isEnabled, lost.size, lost.ring.problem], [false, 256, undefined]);
   await driver.end("SIGKILL");
   const dead = await inspect(vmsg, String(device.pid), String(driver.pid), vmsg.directory);
   assertEquals([dead.code, dead.stderr], [0, []]);
