@@ -8,6 +8,7 @@ import { DRIVER_FAULTS } from "./driver_faults.ts";
 import { DRIVER_BODIES } from "./driver_rules.ts";
 import { faultBodies } from "./faults.ts";
 import { type Outcome, outcomeOf, require } from "./outcome.ts";
+import type { Played } from "./played.ts";
 import { type Asker, DeviceRole, DriverRole } from "./roles.ts";
 import type { Rule, RuleSide } from "./rules.ts";
 
@@ -51,8 +52,13 @@ export function askDevice(rule: Rule, talk: Dialogue, own?: Body<DriverRole>): P
   return ask(rule, "device", new DriverRole(rule.number, talk), body);
 }
 
-/** Asks a driver side, which must be about to begin with our device; by a body of one's own. */
-export function askDriver(rule: Rule, talk: Dialogue, own?: Body<DeviceRole>): Promise<Outcome> {
+/** Asks a driver side, which must be about to begin with our device; by a body of one's own, as a device of that kind. */
+export function askDriver(
+  rule: Rule,
+  talk: Dialogue,
+  own?: Body<DeviceRole>,
+  played?: Played,
+): Promise<Outcome> {
   const body = own ?? (isAsked(rule, "driver") ? BODIES.driver[rule.number] : undefined);
-  return ask(rule, "driver", new DeviceRole(rule.number, talk), body);
+  return ask(rule, "driver", new DeviceRole(rule.number, talk, played), body);
 }

@@ -22,6 +22,7 @@ const DRIVER_OK = (m: Message) => (m.status & Status.DRIVER_OK) !== 0;
 const HALF_MS = 5000;
 
 const NO_RESET = "it does not reset a device that needs it (R14), which is how this is seen";
+const GOES = "it goes away when a device needs a reset, so what it would do is not seen";
 /** An answer that lets a driver ask again, if it is one that does. */
 const ANSWER_LATE_MS = 30;
 /** For how long a driver may do what it does now and then. */
@@ -233,6 +234,7 @@ export const DRIVER_BODIES: Bodies<DeviceRole> = byRule({
     }
   },
   async R12(s) {
+    require(s.config.length > 0, "the device that is played has no configuration");
     await s.bringUp();
     const from = s.said.length;
     s.generation++;
@@ -243,11 +245,13 @@ export const DRIVER_BODIES: Bodies<DeviceRole> = byRule({
   async "R14 R15 R16 R28"(s) {
     s.features = [s.features[0]!, s.features[1]! & ~(1 << (RingFeature.RING_RESET & 31))];
     await s.bringUp();
+    const { departures } = s.talk;
     const from = s.said.length;
     const { generation } = s;
     s.generation = 0;
     await s.announce({ status: s.status | Status.DEVICE_NEEDS_RESET, generation });
     const isReset = await s.serve(() => s.of(SET_DEVICE_STATUS, from).length > 0, HALF_MS);
+    require(isReset || s.talk.departures === departures, GOES);
     s.claim("R14", isReset, true, "whether a device that needs a reset is reset");
     if (!isReset) s.claim("R16", s.of(RESET_VQUEUE).length, 0, "RESET_VQUEUE without RING_RESET");
     require(isReset || s.rule === "R16", NO_RESET);
@@ -284,13 +288,14 @@ export const DRIVER_BODIES: Bodies<DeviceRole> = byRule({
   /** A range without data is taken: so is the status with it. */
   async R27(s) {
     await s.bringUp();
+    const { departures } = s.talk;
     const from = s.said.length;
     const status = s.status | Status.DEVICE_NEEDS_RESET;
     const { bytes } = s.talk.bytesOf(Kind.EVENT_CONFIG, { status, length: 6 });
     bytes[6] = 24;
     s.talk.put(bytes);
-    await s.lookOn();
-    const isTaken = s.of(SET_DEVICE_STATUS, from).length > 0;
+    const isTaken = await s.serve(() => s.of(SET_DEVICE_STATUS, from).length > 0, HALF_MS);
+    require(isTaken || s.talk.departures === departures, GOES);
     if (!isTaken) await s.announce({ status });
     require(s.of(SET_DEVICE_STATUS, from).length > 0, NO_RESET);
     expect(isTaken, "EVENT_CONFIG of 24 bytes is not taken");

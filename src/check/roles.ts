@@ -6,9 +6,10 @@
 
 import { Kind, type Message, QUEUE_ENABLED } from "../message/message.ts";
 import { kindName } from "../message/table.ts";
-import { DEVICE_NET, RingFeature, Status } from "../virtio/features.ts";
+import { RingFeature, Status } from "../virtio/features.ts";
 import type { Dialogue, Fields, Heard, Spoil } from "./dialogue.ts";
 import { expect, expectSame, require } from "./outcome.ts";
+import { PLAYED, type Played } from "./played.ts";
 
 /** Who asks for one rule, in either role, by a body that may cover several. */
 export abstract class Asker {
@@ -192,22 +193,20 @@ export class DriverRole extends Asker {
   }
 }
 
-/** VERSION_1, ACCESS_PLATFORM, RING_RESET; of a network card MAC, STATUS, MRG_RXBUF; EVENT_IDX. */
-const OFFERED = [0x2001_8020, 0x0000_0103];
+/** Bytes of a configuration that is played, of which most are 0. */
+const CONFIG_SIZE = 256;
 const VENDOR = 0x1af4;
 const PATIENCE_MS = 10_000;
 const SPELL_MS = 100;
 const STEP_MS = 10;
-/** A MAC address, link up, one queue pair, an MTU of 1500. */
-const NET_CONFIG = [0x52, 0x54, 0, 0x12, 0x34, 0x56, 1, 0, 1, 0, 0xdc, 5];
 
 export class DeviceRole extends Asker {
   /** Every message that came, but answers, in order. */
   readonly said: Message[] = [];
   /** What the device is; a rule may change it before the bring-up. */
-  features: readonly number[] = OFFERED;
-  maxSizes: readonly number[] = [1024, 1024, 64];
-  config: Uint8Array = Uint8Array.from({ length: 256 }, (_, i) => NET_CONFIG[i] ?? 0);
+  features: readonly number[];
+  maxSizes: readonly number[];
+  config: Uint8Array;
   status = 0;
   generation = 7;
   /** Deals with a message and returns true, or leaves it to the script. */
@@ -216,6 +215,15 @@ export class DeviceRole extends Asker {
   readonly queues = new Map<number, Message>();
   /** What is to be done while serving, and when. */
   readonly #due: { readonly atMs: number; readonly act: () => void }[] = [];
+
+  constructor(rule: string, talk: Dialogue, readonly played: Played = PLAYED.net) {
+    super(rule, talk);
+    const { features, maxSizes, config } = played;
+    this.features = features;
+    this.maxSizes = maxSizes;
+    const length = config.length > 0 ? CONFIG_SIZE : 0;
+    this.config = Uint8Array.from({ length }, (_, i) => config[i] ?? 0);
+  }
 
   /** Does something some time later, within {@link serve}: a peer that is gone then fails its rule only. */
   later(afterMs: number, act: () => void): void {
@@ -323,7 +331,7 @@ export class DeviceRole extends Asker {
     expect(fits, "the driver asks for more than an answer holds");
     const { generation, status } = this;
     const info = {
-      deviceId: DEVICE_NET,
+      deviceId: this.played.deviceId,
       vendorId: VENDOR,
       featureBlocks: this.features.length,
       configSize: this.config.length,

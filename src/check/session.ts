@@ -8,6 +8,7 @@ import { Kind } from "../message/message.ts";
 import { askDevice, askDriver } from "./check.ts";
 import type { Dialogue } from "./dialogue.ts";
 import type { Outcome } from "./outcome.ts";
+import type { Played } from "./played.ts";
 import { type Rule, RULES, type RuleSide } from "./rules.ts";
 
 /** How long a peer may take to come (back): it may be started again by hand. */
@@ -71,7 +72,7 @@ async function askOfDevice(rule: Rule, talk: Dialogue, known: number): Promise<A
   return await askDevice(rule, talk);
 }
 
-async function askOfDriver(rule: Rule, talk: Dialogue): Promise<Asked> {
+async function askOfDriver(rule: Rule, talk: Dialogue, played?: Played): Promise<Asked> {
   const { bus } = talk;
   for (let attempt = 1;; attempt++) {
     // What it says first is for the rule.
@@ -79,7 +80,7 @@ async function askOfDriver(rule: Rule, talk: Dialogue): Promise<Asked> {
     bus.drop("the next rule begins");
     if (!await comes(talk)) return "no driver side came";
     const { departures } = talk;
-    const outcome = await askDriver(rule, talk);
+    const outcome = await askDriver(rule, talk, undefined, played);
     const isCutShort = outcome.verdict === "failed" && departures !== talk.departures;
     if (!isCutShort || attempt === ATTEMPTS) return outcome;
   }
@@ -97,12 +98,14 @@ export function rulesFor(side: RuleSide, { codec }: Pick<Dialogue, "codec">): Ru
  *
  * @param side the peer's
  * @param tell is given each result when it is there
+ * @param played what is played to a driver side, unless a network card
  */
 export async function askAll(
   side: RuleSide,
   rules: readonly Rule[],
   talk: Dialogue,
   tell: (result: Result) => void,
+  played?: Played,
 ): Promise<void> {
   /** Departures of peers when a device answered last. */
   let known = -1;
@@ -113,9 +116,12 @@ export async function askAll(
     let asked: Asked | undefined = rule.unasked[side] ?? missing;
     if (asked === undefined) {
       const { departures } = talk;
-      asked = await (side === "device" ? askOfDevice(rule, talk, known) : askOfDriver(rule, talk));
-      if (typeof asked === "string") missing = asked;
-      else known = departures;
+      asked = await (side === "device"
+        ? askOfDevice(rule, talk, known)
+        : askOfDriver(rule, talk, played));
+      if (typeof asked === "string") {
+        missing = asked;
+      } else known = departures;
     }
     const outcome: Outcome = typeof asked === "string"
       ? { verdict: "not applicable", reason: asked }

@@ -2,6 +2,7 @@
 
 import { Dialogue, type Watch } from "../check/dialogue.ts";
 import { FAULT_MODES, type FaultMode, ruleOfFault } from "../check/faults.ts";
+import { PLAYED, PLAYED_KINDS, type PlayedKind } from "../check/played.ts";
 import { junitOf, type Line, lineOf, summaryOf, wordsOf } from "../check/report.ts";
 import { RINGS_SIZE } from "../check/roles.ts";
 import { type Rule, RULES, type RuleSide } from "../check/rules.ts";
@@ -23,6 +24,8 @@ interface CheckSettings {
   readonly side: RuleSide;
   readonly bus: BusSettings;
   readonly device: number;
+  /** What is played to a driver side. */
+  readonly played: PlayedKind;
   readonly memory: DriverMemorySettings | undefined;
   /** Fault modes to play instead of asking for rules. */
   readonly faults: readonly FaultMode[];
@@ -52,6 +55,16 @@ function faultOptions(options: Options): FaultMode[] {
   });
 }
 
+function playedOption(options: Options, side: RuleSide): PlayedKind {
+  const text = options.text("as") ?? "net";
+  const kind = PLAYED_KINDS.find((kind) => kind === text);
+  if (kind === undefined) throw new UsageError(`--as ${text}: one of ${PLAYED_KINDS.join(", ")}`);
+  if (side === "device" && options.text("as") !== undefined) {
+    throw new UsageError("--as needs --driver");
+  }
+  return kind;
+}
+
 function memoryOption(options: Options, side: RuleSide): DriverMemorySettings | undefined {
   const text = options.text("memory");
   if (text === undefined) return undefined;
@@ -75,11 +88,16 @@ export const checkCommand: PlaneCommand<CheckSettings> = planeCommand({
   summary: "whether any device side, or driver side, keeps the rules of virtio-msg",
   description:
     "Asks a device side for every rule that can be seen from outside, as a driver would speak to it; with --driver it " +
-    "plays a network card to a driver side instead. Each rule begins with a device that was reset, or a driver that was " +
+    "plays a network card, or another device, to a driver side instead. Each rule begins with a device that was reset, or a driver that was " +
     "cut off and comes back. Exit code 1 if one is broken, or none could be tested.",
   options: [
     BUS_OPTION,
     { name: "driver", help: "ask a driver side; this needs a bus of kind linux-user" },
+    {
+      name: "as",
+      value: PLAYED_KINDS.join("|"),
+      help: "with --driver: the device that is played (default net)",
+    },
     { name: "device", value: "N", default: "0", help: "the number of the device on the bus" },
     {
       name: "memory",
@@ -105,6 +123,7 @@ export const checkCommand: PlaneCommand<CheckSettings> = planeCommand({
     "vmsg check --bus linux-user,socket=lu.sock --memory file=ram,at=0x40000000",
     "vmsg check --bus linux-user,socket=lu.sock,dialect=proto --rule P1 --trace",
     "vmsg check --driver --bus linux-user,socket=lu.sock --junit rules.xml",
+    "vmsg check --driver --as blk --bus linux-user,socket=lu.sock --fault torn",
   ],
   parse: (options) => {
     const side = options.flag("driver") ? "driver" : "device";
@@ -120,6 +139,7 @@ export const checkCommand: PlaneCommand<CheckSettings> = planeCommand({
       bus,
       rules,
       faults,
+      played: playedOption(options, side),
       device: options.wholeNumber("device", 0, MAX_DEVICE)!,
       memory: memoryOption(options, side),
       json: options.flag("json"),
@@ -163,7 +183,7 @@ export const checkCommand: PlaneCommand<CheckSettings> = planeCommand({
         lines.push(line);
         if (json) print(JSON.stringify(line));
         else for (const words of wordsOf(line)) print(words);
-      });
+      }, PLAYED[settings.played]);
       isDone = true;
       reactor.stop();
     });

@@ -57,7 +57,7 @@ export interface RequestDriverOptions {
   readonly slotSize: number;
   /** How many requests are under way at most. */
   readonly depth: number;
-  /** A device is there: reads what of its configuration is needed. */
+  /** A device is there, or its configuration has changed: reads what of that is needed. */
   known?(device: RemoteDevice, accepted: Uint32Array): Promise<void>;
 }
 
@@ -93,6 +93,8 @@ export class RequestDriver implements PeerListener, Disposable {
   #wanted: Uint32Array | undefined;
   #ring: DriverRing | undefined;
   #isUp = false;
+  #isReading = false;
+  #isStale = false;
   /** Whoever waits for a device, or for room in the ring. */
   readonly #waiters: Deferred<void>[] = [];
   /** By slot; undefined for an answer is a device side that is gone. */
@@ -125,7 +127,8 @@ export class RequestDriver implements PeerListener, Disposable {
       beginsAnew: true,
       known: () => this.#known(),
       configChanged: (status: number) => {
-        if ((status & Status.DEVICE_NEEDS_RESET) === 0 || !this.#isUp) return;
+        if (!this.#isUp) return;
+        if ((status & Status.DEVICE_NEEDS_RESET) === 0) return this.#changed();
         reactor.fail(this.#error("NEEDS_RESET", "gave up and needs a reset"));
       },
     };
@@ -179,6 +182,28 @@ export class RequestDriver implements PeerListener, Disposable {
   /** Until there is a device. */
   async whenUp(): Promise<void> {
     while (!this.#isUp) await this.#wait();
+  }
+
+  /** The configuration has changed: it is read again, once for all changes while it is read. */
+  #changed(): void {
+    const { known } = this.options;
+    if (known === undefined) return;
+    this.#isStale = true;
+    if (this.#isReading) return;
+    this.#isReading = true;
+    this.reactor.spawn(async () => {
+      try {
+        while (this.#isStale && this.#isUp) {
+          this.#isStale = false;
+          await known(this.#device, this.accepted);
+        }
+      } catch (error) {
+        // The next device is asked for its own.
+        if (!(error instanceof PeerLost)) throw error;
+      } finally {
+        this.#isReading = false;
+      }
+    });
   }
 
   async #known(): Promise<void> {
