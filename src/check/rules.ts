@@ -29,13 +29,18 @@ const V1: readonly Dialect[] = ["v1"];
 const V1_2025: readonly Dialect[] = ["v1-2025"];
 const PROTO: readonly Dialect[] = ["proto"];
 
+/** And those that virtio has, whatever carries it. */
+const EACH: readonly Dialect[] = [...BOTH, ...PROTO];
+
 /** Whose peer has to keep which rules, in which dialects. */
 const TABLE: readonly (readonly [keyof typeof SIDES, readonly Dialect[], numbers: string])[] = [
   ["both", BOTH, "G1 G2 G3 G4 G5 G6 G7 G9 G10 G11 G12 G14 G15 G16 G17 B1 B3 B6 B7 B12 B16 B35"],
-  ["device", BOTH, "G13 G20 V1 V2 V4 V5 V6 V7 V8 V9 V11 V12 V15 V16 V17 V18 V19 V20 V21 V22"],
+  ["device", BOTH, "G13 G20 V1 V2 V4 V5 V6 V7 V8 V11 V15 V16 V17 V18 V20 V21 V22"],
   ["device", BOTH, "V23 V24 V25 V26 V28 V30 V39 V40 V42 V43 V61 B4 B13 B15 B20"],
-  ["driver", BOTH, "G8 G18 G21 R1 R2 R3 R4 R5 R6 R7 R9 R10 R11 R12 R13 R14 R15 R16 R17 R18"],
-  ["driver", BOTH, "R19 R21 R23 R24 R25 R27 R31 R32 R33 R34 R36 R38 B5 B14 B23 B36"],
+  ["driver", BOTH, "G8 G18 G21 R2 R3 R5 R7 R9 R12 R13 R14 R15 R16 R17 R18"],
+  ["driver", BOTH, "R19 R21 R23 R24 R25 R27 R31 R32 R33 R36 R38 B5 B14 B23 B36"],
+  ["device", EACH, "V9 V12 V19"],
+  ["driver", EACH, "R1 R4 R6 R10 R11 R34"],
   ["both", V1, "G19 G22 B17 B21 B22 B24 B26 B28 B29 B30 B34"],
   ["device", V1, "G23 V29 V31 V32 V33 V35 V36 V37 V38 V41 V44 V45 V46 V47 V48 V49 V50 V51 V52"],
   ["device", V1, "V53 V54 V55 V56 V57 V58 V59 V60 V62 B18 B31 B32 B33 U1 U2 U3 U4 U5"],

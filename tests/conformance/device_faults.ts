@@ -257,7 +257,16 @@ export const DEVICE_FAULTS: readonly Fault[] = [
     },
   }),
   fault("V12", "GET_CONFIG answers from the beginning", {
-    change: edit("driver", [Id.GET_CONFIG], (v) => v.setUint32(8, 0, true)),
+    in: ALL,
+    change: sayOtherwise("driver", Kind.GET_CONFIG, (m) => m.offset = 0),
+  }),
+  fault("V9", "a reset is another status", {
+    in: ALL,
+    change: sayOtherwise("driver", Kind.SET_DEVICE_STATUS, (m) => m.status ||= 1),
+  }),
+  fault("V19", "a queue on every number", {
+    in: ALL,
+    change: sayOtherwise("device", Kind.GET_VQUEUE, (m) => m.maxSize = 256),
   }),
   fault("V13", "any generation will do", {
     in: ["v1-2025"],

@@ -336,6 +336,26 @@ export const DRIVER_FAULTS: readonly Fault[] = [
   fault("R25", "a queue is set up before it reads as clear", {
     change: add("driver", is(Id.RESET_QUEUE), () => queue(1, 64)),
   }),
+  fault("R1", "GET_DEVICE_STATUS comes first", {
+    in: PROTO,
+    change: add("driver", is(0x03), () => message(0, 0x09, 3, 0), "before"),
+  }),
+  fault("R4", "a queue larger than it can be", {
+    in: PROTO,
+    change: edit("driver", [0x0c], (v) => v.setUint32(8, 2048, true)),
+  }),
+  fault("R6 R10", "EVENT_AVAIL before any queue is set up", {
+    in: PROTO,
+    change: add("driver", (b) => b[1] === 0x0a && b[4] === 0x0b, () => message(0, 0x11, 3, 0)),
+  }),
+  fault("R11", "EVENT_AVAIL with an index", {
+    in: PROTO,
+    change: edit("driver", [0x11], (_, b) => b[8] = 9),
+  }),
+  fault("R34", "a descriptor area at an odd address", {
+    in: PROTO,
+    change: edit("driver", [0x0c], (_, b) => b[12]! |= 1),
+  }),
   fault("P3", "a type of 4", {
     in: PROTO,
     change: edit("driver", "all", (_, b) => b[0]! |= 4),

@@ -77,7 +77,11 @@ const ALSO_IN_V1 = ["R9"];
 
 Deno.test("a rule is asked in the dialects that docs/wire.md gives it, and in more as said", () => {
   for (const { number, dialects } of RULES.filter(({ section }) => section < "7.5")) {
-    const [, mark = ""] = WORDING.get(number)!.match(/^(25|v1)\b.*?:/) ?? [];
+    const [, mark = ""] = WORDING.get(number)!.match(/^(25|v1|all)\b.*?:/) ?? [];
+    if (mark === "all") {
+      assertEquals<readonly string[]>(dialects, ["v1", "v1-2025", "proto"], number);
+      continue;
+    }
     const isBoth = mark === "" || [...ALSO_IN_2025, ...ALSO_IN_V1].includes(number);
     const wanted = isBoth ? ["v1", "v1-2025"] : [mark === "v1" ? "v1" : "v1-2025"];
     assertEquals<readonly string[]>(dialects, wanted, number);
