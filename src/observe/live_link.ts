@@ -87,6 +87,16 @@ class End {
     ]);
   }
 
+  /** What a proxy's front ends are for, and how often somebody connected. */
+  get frontEnds(): { device: number; name: string; connections: number }[] {
+    return this.process.groups.flatMap(({ kind, name, counters }) => {
+      const device = kind === "front end" ? /^of device (\d+), /.exec(name) : null;
+      if (device === null) return [];
+      const connections = counters.find(({ name }) => name === "connections")?.value ?? 0;
+      return [{ device: Number(device[1]), name: name.slice(device[0].length), connections }];
+    });
+  }
+
   /** Is nobody on its bus? Told by a device side. */
   get isAlone(): boolean {
     return this.peers.some(({ state }) => state === "none");
@@ -178,6 +188,7 @@ function wrongNumber({ device, driver }: Ends): string | undefined {
   const numbers = device.devices.map(({ number }) => number);
   const wanted = [
     ...driver.drivers.map(([number]) => number),
+    ...driver.frontEnds.map(({ device }) => device),
     ...driver.requests.filter(({ open }) => open > 0).map(({ device }) => device),
   ].find((number) => !numbers.includes(number));
   if (wanted === undefined) return undefined;
@@ -291,6 +302,16 @@ function ringStep(
 const MEMORY =
   "the sides do not look at the same memory: compare file, at= and hole= of --memory with the memory of the guest";
 
+function unconnected({ number, status }: ReadDevice, driver: End | undefined) {
+  const front = driver?.frontEnds.find(({ device }) => device === number);
+  if (front === undefined || front.connections > 0 || status !== 0) return undefined;
+  return {
+    step: `nobody has connected to the front end's socket: ${front.name}`,
+    owes: "driver side",
+    likely: "the guest is not started, or its QEMU has another path= in -chardev",
+  } as const;
+}
+
 function refusal({ refused, queues }: ReadDevice): MissingStep | undefined {
   if (refused === 0 || queues.some(({ isEnabled }) => isEnabled)) return undefined;
   return {
@@ -328,7 +349,8 @@ function deviceVerdict(device: ReadDevice, { driver, device: end }: Ends, nowMs:
   if (queues.some(({ kicks }) => kicks === undefined)) state.see({ message: "SET_NOTIFIER" });
   const sum = (of: "kicks" | "calls") => queues.reduce((sum, queue) => sum + (queue[of] ?? 0), 0);
   state.rung(sum("kicks"), sum("calls"));
-  const stuck = late(number, driver, nowMs) ?? refusal(device) ?? ringStep(device, end!) ??
+  const stuck = late(number, driver, nowMs) ?? unconnected(device, driver) ?? refusal(device) ??
+    ringStep(device, end!) ??
     state.missing(nowMs / 1000) ?? untaken(device, driver);
   return { subject: `dev ${number} ${state.kind}`, seen: state.seen(), stuck };
 }

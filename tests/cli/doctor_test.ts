@@ -218,10 +218,20 @@ processTest("doctor: over ivshmem, peer= is nobody, or somebody else", async (vm
   await saysStuck(vmsg, rung, "device side", device, driver);
 });
 
-processTest("doctor: a device number that there is not", async (vmsg) => {
+processTest("doctor: a device number that there is not, and no guest", async (vmsg) => {
   await startDevice(vmsg, ...BUS, "--net", "responder");
-  await start(vmsg, "driver", ...BUS, "--device", "5");
-  await saysStuck(vmsg, /^there is no device 5: the device side has 0$/, "driver side");
+  const none = /^there is no device 5: the device side has 0$/;
+  const driver = await start(vmsg, "driver", ...BUS, "--device", "5");
+  await saysStuck(vmsg, none, "driver side");
+  await driver.end("SIGTERM");
+  const proxy = (number: number) =>
+    start(vmsg, "proxy", ...BUS, "--vhost-user", `socket=vu.sock,device=${number}`);
+  const wrong = await proxy(5);
+  await saysStuck(vmsg, none, "driver side");
+  await wrong.end("SIGTERM");
+  await proxy(0);
+  const nobody = /^nobody has connected to the front end's socket: vhost-user vu\.sock$/;
+  await saysStuck(vmsg, nobody, "driver side");
 });
 
 processTest("doctor: a side that is stopped, and one that was killed", async (vmsg) => {
