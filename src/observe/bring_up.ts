@@ -82,7 +82,7 @@ export class BringUp {
   #memoryProblem = "";
   #life = new Life();
   /** What there was to say of the last driver that had begun, when it reset the device. */
-  #before: { readonly step: MissingStep | undefined } | undefined;
+  #before: { readonly step: MissingStep | undefined; readonly seen: string } | undefined;
   /** When it was reset, until it says that it is. */
   #resetFromS = Infinity;
   #nowS = 0;
@@ -153,7 +153,9 @@ export class BringUp {
   }
 
   #reset(): void {
-    if ((this.#life.everStatus & DRIVER) !== 0) this.#before = { step: this.missing() };
+    if ((this.#life.everStatus & DRIVER) !== 0) {
+      this.#before = { step: this.missing(), seen: this.seen() };
+    }
     this.#life = new Life();
     this.#queues.clear();
     this.#resetFromS = Math.min(this.#resetFromS, this.#nowS);
@@ -283,7 +285,8 @@ export class BringUp {
   /** What was seen, in a line. */
   seen(): string {
     const status = statusNames(this.status).join(" ") || "reset";
-    const { isOutOfBand, kicks, calls } = this.#life;
+    const { everStatus, isOutOfBand, kicks, calls } = this.#life;
+    if (everStatus === 0 && this.#before) return `${this.#before.seen}, then status ${status}`;
     const rung = isOutOfBand
       ? "notifications out of band, which a capture does not see"
       : `EVENT_AVAIL ${kicks}, EVENT_USED ${calls}`;

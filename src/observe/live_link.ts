@@ -312,6 +312,16 @@ function unconnected({ number, status }: ReadDevice, driver: End | undefined) {
   } as const;
 }
 
+function idle({ status }: ReadDevice): MissingStep | undefined {
+  if (status !== 0) return undefined;
+  return {
+    step: "the device is in reset: nobody drives it",
+    owes: "driver side",
+    likely:
+      "the guest has no driver for this kind (modprobe), has not come so far, or is shut down",
+  };
+}
+
 function refusal({ refused, queues }: ReadDevice): MissingStep | undefined {
   if (refused === 0 || queues.some(({ isEnabled }) => isEnabled)) return undefined;
   return {
@@ -349,7 +359,8 @@ function deviceVerdict(device: ReadDevice, { driver, device: end }: Ends, nowMs:
   if (queues.some(({ kicks }) => kicks === undefined)) state.see({ message: "SET_NOTIFIER" });
   const sum = (of: "kicks" | "calls") => queues.reduce((sum, queue) => sum + (queue[of] ?? 0), 0);
   state.rung(sum("kicks"), sum("calls"));
-  const stuck = late(number, driver, nowMs) ?? unconnected(device, driver) ?? refusal(device) ??
+  const stuck = late(number, driver, nowMs) ?? unconnected(device, driver) ?? idle(device) ??
+    refusal(device) ??
     ringStep(device, end!) ??
     state.missing(nowMs / 1000) ?? untaken(device, driver);
   return { subject: `dev ${number} ${state.kind}`, seen: state.seen(), stuck };

@@ -304,3 +304,11 @@ for (const [name, words, step, owes] of STEPS) {
     assertEquals(stuck?.owes, owes);
   });
 }
+
+Deno.test("doctor: of a driver that has reset the device it is said what was seen of it", () => {
+  const [verdict] = diagnose(said(...RUNS, "EVENT_AVAIL", "EVENT_USED", ...status(0)));
+  assertEquals(
+    verdict!.seen,
+    "status ACKNOWLEDGE DRIVER DRIVER_OK FEATURES_OK, 1 queues, EVENT_AVAIL 1, EVENT_USED 1, then status reset",
+  );
+});

@@ -129,6 +129,12 @@ const STUCK: [name: string, of: () => ReturnType<typeof step>, step: RegExp, owe
     "device side",
   ],
   [
+    "nobody drives it",
+    () => step({ device: { ...BLK, status: 0 } }, {}),
+    /^the device is in reset: nobody drives it$/,
+    "driver side",
+  ],
+  [
     "queues that are refused",
     () =>
       step({ device: { ...BLK, status: 11, refused: 2 }, queues: [{ enabled: 0, size: 64 }] }, {}),
