@@ -314,7 +314,7 @@ const ROOM_LINES: Readonly<Record<string, number>> = {
   vhost_user: 300,
   network: 4500,
   // With what doctor knows of links, from captures and from what processes count.
-  observe: 2000,
+  observe: 2100,
   check: 1400,
   // With a kind of bus more, the bridge of kernels.
   cli: 3400,
