@@ -7,6 +7,8 @@ import { VmsgError } from "../../src/linux/errors.ts";
 
 const MARK = "FILE| ";
 const END = "FILE-END";
+/** A busy machine emulates slowly. */
+const PATIENCE_MS = 60_000;
 
 /** Shell: says a file on the console, each line by one write, so that no other one comes in between. */
 export function sayFile(path: string): string {
@@ -34,11 +36,14 @@ export class ConsoleFile {
     return true;
   }
 
-  /** Writes it to a file of ours when it is whole, or `over` came first. */
+  /** Writes it to a file of ours when it is whole; if `over` comes first, or nothing for a while, that is said. */
   async save(path: string, over: Promise<unknown>): Promise<void> {
-    await Promise.race([this.whole, over]);
-    await Deno.writeFile(path, await this.bytes(), { mode: 0o600 });
-    console.log(`captured: ${path}; see vmsg trace --help`);
+    let timer = 0;
+    const late = new Promise((resolve) => timer = setTimeout(resolve, PATIENCE_MS, "late"));
+    const isWhole = await Promise.race([this.whole.then(() => true), over, late]) === true;
+    clearTimeout(timer);
+    if (isWhole) await Deno.writeFile(path, await this.bytes(), { mode: 0o600 });
+    console.log(isWhole ? `captured: ${path}; see vmsg trace --help` : "no capture came");
   }
 
   /** Unpacked; a checksum is in it. @throws VmsgError if the console lost something */

@@ -82,7 +82,8 @@ async function demoXen(options: Options): Promise<number> {
   ]).then(() => 1);
   for (const promise of [passed, failed]) promise.catch(() => {});
   const code = await Promise.race([interrupted, passed, failed]);
-  if (code === 0 && capture !== undefined) {
+  // Most of all if it failed.
+  if (code !== 130 && capture !== undefined) {
     const over = Promise.race([interrupted, machineB.waitFor(/^GUEST-DONE/, TIMEOUT_MS)]);
     await captured.save(capture, over);
   }
