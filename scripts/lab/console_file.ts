@@ -38,7 +38,7 @@ export class ConsoleFile {
 
   /** Writes it to a file of ours when it is whole; if `over` comes first, or nothing for a while, that is said. */
   async save(path: string, over: Promise<unknown>): Promise<void> {
-    let timer = 0;
+    let timer: ReturnType<typeof setTimeout> | undefined;
     const late = new Promise((resolve) => timer = setTimeout(resolve, PATIENCE_MS, "late"));
     const isWhole = await Promise.race([this.whole.then(() => true), over, late]) === true;
     clearTimeout(timer);
