@@ -19,7 +19,7 @@
 import { VmsgError } from "../../linux/errors.ts";
 import type { Reactor } from "../../linux/reactor.ts";
 import { TranslatedSpace } from "../../memory/translated_space.ts";
-import type { Log } from "../../observe/log.ts";
+import { limitedLog, type Log } from "../../observe/log.ts";
 import type { SharedRegion } from "../../sharing/sharing.ts";
 import type { RemoteDevice } from "../../transport/remote_device.ts";
 import { PeerLost } from "../../transport/requests.ts";
@@ -101,6 +101,7 @@ export class CarriedDevice implements DeviceModel {
   /** Of the configuration, as the driver has been told; the device's own. */
   #generation: number;
   #isOver = false;
+  readonly #complain: (problem: string) => void;
 
   /** Serves the device that was described. */
   constructor(readonly options: CarriedDeviceOptions) {
@@ -114,6 +115,8 @@ export class CarriedDevice implements DeviceModel {
     this.maxQueueSize = Math.max(0, ...description.queueSizes);
     this.#rings = description.queueSizes.map(() => undefined);
     this.#generation = device.generation;
+    const complain = limitedLog(log.warn, reactor);
+    this.#complain = (problem) => complain(`device ${device.number}: ${problem}`);
     const accepted = () => this.#accepted;
     const regions = () => this.#regions;
     const rings = () => this.#rings.filter((ring) => ring !== undefined);
@@ -203,7 +206,7 @@ export class CarriedDevice implements DeviceModel {
   async #giveUp(work: () => Promise<void>): Promise<void> {
     const problem = await this.#guarded(work);
     if (problem === undefined) return;
-    this.options.log.warn(`device ${this.options.device.number}: ${problem}`);
+    this.#complain(problem);
     this.options.device.side.link.bus.drop("a device could not be reset");
   }
 
@@ -229,7 +232,7 @@ export class CarriedDevice implements DeviceModel {
       isTaken = await device.setConfig(offset, copy);
       this.#generation = device.generation;
     });
-    if (problem !== undefined) this.options.log.warn(`device ${device.number}: ${problem}`);
+    if (problem !== undefined) this.#complain(problem);
     return isTaken;
   }
 
@@ -247,7 +250,7 @@ export class CarriedDevice implements DeviceModel {
       }
       this.#accepted = accepted;
     });
-    if (problem !== undefined) this.options.log.warn(problem);
+    if (problem !== undefined) this.#complain(problem);
     return isAgreed;
   }
 

@@ -18,7 +18,7 @@
 import { VmsgError } from "../../linux/errors.ts";
 import type { Reactor } from "../../linux/reactor.ts";
 import type { MemoryRegion } from "../../memory/mod.ts";
-import type { Log } from "../../observe/log.ts";
+import { limitedLog, type Log } from "../../observe/log.ts";
 import type { DeviceSide } from "../../transport/device_side.ts";
 import { listDevices } from "../../transport/discovery.ts";
 import type { DriverSide, PeerListener } from "../../transport/driver_side.ts";
@@ -27,6 +27,9 @@ import { PeerLost } from "../../transport/requests.ts";
 import { CarriedDevice } from "./carried_device.ts";
 import { type ConfigSizeOf, describe, type Description, mayStandIn } from "./description.ts";
 import type { Shares } from "./shares.ts";
+
+/** Devices of A that are asked for at first. */
+const MAX_KNOWN = 1024;
 
 /** What one is made of. */
 export interface CarrierOptions {
@@ -50,9 +53,12 @@ interface Place {
   readonly device: RemoteDevice;
   /** On B. */
   readonly as: number;
-  readonly position: number;
   /** What is done about it, one thing after the other. */
   last: Promise<void>;
+  /** The look that has not begun yet; one is enough, however much happens until then. */
+  next: Promise<void> | undefined;
+  /** Among those that are carried. */
+  position: number | undefined;
   carried: { readonly model: CarriedDevice; readonly description: Description } | undefined;
   /** In which of its sessions the device was looked at. */
   seen: number | undefined;
@@ -63,11 +69,16 @@ export class Carrier implements PeerListener, Disposable {
   readonly #places = new Map<number, Place>();
   #isOpen = false;
   #isOver = false;
-  #toldLimit = false;
+  readonly #positions = new Set<number>();
+  /** Both can be had of us as often as the devices' side likes. */
+  readonly #tell: (line: string) => void;
+  readonly #complain: (line: string) => void;
 
   /** Nothing is carried before A's device side is there. */
   constructor(readonly options: CarrierOptions) {
-    const { from, numbers } = options;
+    const { from, numbers, log, reactor } = options;
+    this.#tell = limitedLog(log.info, reactor);
+    this.#complain = limitedLog(log.warn, reactor);
     for (const number of numbers?.keys() ?? []) this.#placeOf(number);
     if (numbers === undefined) from.onDevice = (number) => this.#look(this.#placeOf(number));
     from.listen(this);
@@ -98,10 +109,10 @@ export class Carrier implements PeerListener, Disposable {
   }
 
   async #discover(): Promise<void> {
-    const { from, shares: { limit } } = this.options;
+    const { from } = this.options;
     try {
       // A dialect that has no word for it has one device.
-      const numbers = await listDevices(from, limit + 1) ?? [0];
+      const numbers = await listDevices(from, MAX_KNOWN) ?? [0];
       for (const number of numbers) this.#placeOf(number);
     } catch (error) {
       if (!(error instanceof PeerLost)) throw error;
@@ -110,23 +121,17 @@ export class Carrier implements PeerListener, Disposable {
     }
   }
 
-  #placeOf(number: number): Place | undefined {
-    const { from, numbers, shares: { limit }, log } = this.options;
+  #placeOf(number: number): Place {
+    const { from, numbers } = this.options;
     const known = this.#places.get(number);
     if (known !== undefined) return known;
-    if (this.#places.size >= limit) {
-      if (!this.#toldLimit) {
-        log.warn(`device ${number} is not carried: at most ${limit} are (--limit)`);
-      }
-      this.#toldLimit = true;
-      return undefined;
-    }
     const device = from.device(number);
     const place: Place = {
       device,
       as: numbers?.get(number) ?? number,
-      position: this.#places.size,
       last: Promise.resolve(),
+      next: undefined,
+      position: undefined,
       carried: undefined,
       seen: undefined,
     };
@@ -142,16 +147,31 @@ export class Carrier implements PeerListener, Disposable {
   }
 
   /** Has a device looked at, after what is under way; resolves when that is done. */
-  #look(place: Place | undefined): Promise<void> {
-    if (place === undefined) return Promise.resolve();
-    place.last = place.last.then(() => this.#lookAt(place)).catch((error) => {
+  #look(place: Place): Promise<void> {
+    if (place.next !== undefined) return place.next;
+    place.last = place.next = place.last.then(() => {
+      place.next = undefined;
+      return this.#lookAt(place);
+    }).catch((error) => {
       if (error instanceof PeerLost || this.#isOver) return;
       if (!(error instanceof VmsgError)) throw error;
-      this.options.log.warn(`device ${place.device.number} is not carried: ${error.message}`);
+      this.#complain(`device ${place.device.number} is not carried: ${error.message}`);
     });
     // It has the reactor wait for it, and end with what is no failure of a peer's.
-    this.options.reactor.spawn(() => place.last);
-    return place.last;
+    const { last } = place;
+    this.options.reactor.spawn(() => last);
+    return last;
+  }
+
+  /** A device's position among those that are carried; undefined if there are too many. */
+  #positionOf(place: Place): number | undefined {
+    const { limit } = this.options.shares;
+    for (let free = 0; place.position === undefined && free < limit; free++) {
+      if (this.#positions.has(free)) continue;
+      this.#positions.add(free);
+      place.position = free;
+    }
+    return place.position;
   }
 
   async #lookAt(place: Place): Promise<void> {
@@ -164,7 +184,12 @@ export class Carrier implements PeerListener, Disposable {
     const { session } = device;
     if (place.seen === session) return;
     const { shares, configSizeOf, reactor, to, log, windows } = this.options;
-    const share = shares.of(device, place.position);
+    const position = this.#positionOf(place);
+    if (position === undefined) {
+      const what = `device ${device.number} is not carried: at most ${shares.limit} are`;
+      return this.#complain(`${what} (--limit)`);
+    }
+    const share = shares.of(device, position);
     const description = await describe(device, share.sharing, configSizeOf);
     device.checkSession(session);
     place.seen = session;
@@ -172,8 +197,8 @@ export class Carrier implements PeerListener, Disposable {
       if (mayStandIn(description, place.carried.description)) {
         return await place.carried.model.deviceReady();
       }
-      log.warn(`device ${device.number} is another one than before`);
-      await this.#remove(place);
+      this.#complain(`device ${device.number} is another one than before`);
+      await this.#takeAway(place);
     }
     while (to.restMs(as) > 0) await reactor.sleep(to.restMs(as));
     if (this.#isOver) return;
@@ -181,7 +206,7 @@ export class Carrier implements PeerListener, Disposable {
     const model = new CarriedDevice({ reactor, device, share, description, log });
     place.carried = { model, description };
     to.add(as, model, windows);
-    log.info(
+    this.#tell(
       `device ${device.number} (device id ${description.deviceId}) is carried${
         as === device.number ? "" : ` as ${as}`
       }`,
@@ -191,11 +216,21 @@ export class Carrier implements PeerListener, Disposable {
 
   async #remove(place: Place): Promise<void> {
     place.seen = undefined;
+    await this.#takeAway(place);
+    if (place.position === undefined) return;
+    this.#positions.delete(place.position);
+    place.position = undefined;
+    // There may be one that had none.
+    for (const other of this.#places.values()) {
+      if (other.position === undefined && other.device.isReady) this.#look(other);
+    }
+  }
+
+  async #takeAway(place: Place): Promise<void> {
     if (place.carried === undefined) return;
-    const { to, log } = this.options;
     place.carried = undefined;
-    log.info(`device ${place.device.number} is gone`);
-    await to.remove(place.as);
+    this.#tell(`device ${place.device.number} is gone`);
+    await this.options.to.remove(place.as);
   }
 
   /** Looks at nothing any more; the devices are the device side's to end. */

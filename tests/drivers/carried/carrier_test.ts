@@ -307,3 +307,31 @@ for (const copied of [false, true]) {
       }, { models: (reactor) => ({ 0: rngDevice(reactor) }), copied }),
   );
 }
+
+cleanTest(
+  "carrier: many come and go, few at a time",
+  () =>
+    withCarrier(async ({ driver, devices, wait, lines }) => {
+      await wait(() => driver.isReady);
+      for (let number = 10; number < 20; number++) {
+        const device = driver.device(number);
+        await assertRejects(() => device.info());
+        devices.add(number, new FakeDevice());
+        await wait(() => device.isReady);
+        if (number === 19) break;
+        await devices.remove(number);
+        await wait(() => device.isRemoved);
+      }
+      assert(!/--limit/.test(lines.join("\n")));
+      const [other, waits] = [driver.device(30), driver.device(31)];
+      for (const device of [other, waits]) await assertRejects(() => device.info());
+      devices.add(30, new FakeDevice());
+      await wait(() => other.isReady);
+      devices.add(31, new FakeDevice());
+      await wait(() => /device 31 is not carried/.test(lines.join("\n")));
+      await assertRejects(() => waits.info());
+      await devices.remove(19);
+      await wait(() => waits.isReady);
+      assertEquals((await waits.info()).deviceId, 1);
+    }, { models: () => ({}), limit: 2 }),
+);
