@@ -309,7 +309,7 @@ const ROOM_LINES: Readonly<Record<string, number>> = {
   bus: 2400,
   transport: 2250,
   sharing: 1400,
-  drivers: 3200,
+  drivers: 3300,
   devices: 3000,
   vhost_user: 300,
   network: 4500,
