@@ -8,6 +8,7 @@ import type { Fuzzer } from "./fuzzer.ts";
 import { FRAME_FUZZERS } from "./frames.ts";
 import { FRONT_END_FUZZERS } from "./front_ends.ts";
 import { HOSTILE_DEVICE_FUZZERS } from "./hostile_device.ts";
+import { KERNEL_BRIDGE_FUZZERS } from "./kernel_bridge.ts";
 import { LIVE_DEVICE_FUZZERS } from "./live_device.ts";
 import { READER_FUZZERS } from "./readers.ts";
 import { RING_FUZZERS } from "./rings.ts";
@@ -25,6 +26,7 @@ export const FUZZERS: readonly Fuzzer[] = [
   ...BACK_END_FUZZERS,
   ...SLOT_FUZZERS,
   ...ARRIVAL_FUZZERS,
+  ...KERNEL_BRIDGE_FUZZERS,
   ...HOSTILE_DEVICE_FUZZERS,
   ...FRONT_END_FUZZERS,
   ...LIVE_DEVICE_FUZZERS,

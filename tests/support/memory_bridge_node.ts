@@ -125,6 +125,24 @@ export class MemoryNode extends BridgeNode {
     return frames;
   }
 
+  /** Takes all that is there, if the cursors make sense; how many frames there were. */
+  takeSafely(): number {
+    const header = this.header("tx");
+    const count = (header[PROD]! - header[CONS]!) >>> 0;
+    return count <= ENTRIES ? this.take().length : 0;
+  }
+
+  /** Cursors of the ring to the process as it has them. */
+  startAnew(): void {
+    const header = this.header("rx");
+    header[PROD] = header[CONS]!;
+  }
+
+  /** Is there a session? */
+  get isAttached(): boolean {
+    return this.#memory !== undefined;
+  }
+
   override [Symbol.dispose](): void {
     this.asked.push("close");
     this.#forget();
