@@ -14,6 +14,19 @@ import { unixStreamPair } from "../../src/linux/unix_socket.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { VirtualClock } from "../support/virtual_clock.ts";
 
+cleanTest("a stop that is refused is none, and is asked for again with the next signal", () => {
+  using reactor = new Reactor();
+  using stop = createEventFd();
+  let asked = 0;
+  stopReactorFrom(reactor, stop, () => ++asked === 2);
+  for (const isStopped of [false, true]) {
+    signalEventFd(stop);
+    reactor.turn();
+    assertEquals(reactor.isStopped, isStopped);
+  }
+  assertEquals(asked, 2);
+});
+
 cleanTest("a turn: descriptors first, then timers, then one batch of every task", () => {
   using reactor = new Reactor();
   using bell = createEventFd();
