@@ -54,6 +54,9 @@ bridgeTest(
     rig.assertMapped(process);
     assertEquals([disk.sectors, await card.isUp()], [DISK_BYTES / SECTOR, true]);
     await assertRandom(entropy);
+    // In one message of 80 bytes, and byte by byte.
+    const { driver } = disk;
+    assertEquals(await driver.readConfig(0, 60), await driver.readConfig(0, 60, 1));
     for (const size of [0, 56, 1400, ...Array(30).fill(64)]) await card.ping(size);
     // From the pool, and with windows of its own that go afterwards.
     for (const length of [SECTOR, 60 << 10, 200 << 10, 1 << 20]) {
@@ -134,6 +137,17 @@ bridgeTest(
     await rig.ctl("add", "--net", "responder", "--number", "1");
     assertEquals(await node.published([0, 1, 7]), next);
     await (await rig.settled(Card.open(next, 1), "net is there again")).ping();
+
+    for (const [number, rest] of [["7", [0, 1]], ["1", [0]], ["0", []]] as const) {
+      const { session } = node;
+      await rig.ctl("remove", number);
+      await node.published(rest, session);
+    }
+    await rig.ctl("add", "--device", "rng", "--number", "3");
+    const last = await node.published([3]);
+    await assertRandom(
+      await rig.settled(Entropy.open(last, 3), "the one that is left is brought up"),
+    );
   },
 );
 

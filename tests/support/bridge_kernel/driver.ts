@@ -230,7 +230,7 @@ export class Driver implements EventListener {
     await this.setStatus(0);
     for (const queue of this.queues.values()) {
       queue.ended(new Error("unbound"));
-      if (this.plan.ringMemory === undefined) await this.session.del(queue.rings);
+      if (this.session.live.has(queue.rings)) await this.session.del(queue.rings);
     }
     this.queues.clear();
     if (this.plan.pool !== undefined) return;
