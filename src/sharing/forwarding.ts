@@ -229,8 +229,7 @@ class ForwardedRing implements SharedRing {
     const { device, log } = this.forwarding.options;
     this.#runs = false;
     this.forwarding.running--;
-    // What was used and cannot be given back is done once more, as after a device that was lost.
-    const base = this.owner.mayTouch?.() === false ? this.queue.guest.base : this.queue.stop();
+    const base = this.queue.stop(this.owner.mayTouch?.() ?? true);
     const where = `device ${device.number}, ring ${this.owner.index}`;
     log.debug(`${where} had a shadow: ${JSON.stringify(this.queue.counters)}`);
     retire(this.queue.counters);

@@ -173,11 +173,14 @@ export abstract class ForwardingQueue {
    * Ends the queue when the device touches it no more: what it has used is given back, the rest is
    * the guest's again as if it had never been taken.
    *
+   * @param mayTouch the guest's memory; if not, what was used is the guest's again, too, and is done once more
    * @returns where the guest's queue goes on
    */
-  stop(): number {
-    this.giveBack();
-    this.guest.stop();
+  stop(mayTouch = true): number {
+    if (mayTouch) this.giveBack();
+    // All that was completed has been published.
+    if (mayTouch) this.guest.stop();
+    else this.guest.rewind((this.#next - this.#first) >>> 0);
     return this.guest.base;
   }
 }
