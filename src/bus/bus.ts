@@ -12,6 +12,7 @@
  */
 
 import type { LentVector } from "../ivshmem/end.ts";
+import { VmsgError } from "../linux/errors.ts";
 import type { Fd } from "../linux/fd.ts";
 import type { Reactor, Task } from "../linux/reactor.ts";
 import type { MappedMemory, MemoryRegion } from "../memory/mod.ts";
@@ -164,6 +165,13 @@ export interface KernelBus {
   publish(numbers: readonly number[]): void;
   /** Can this process end without harm to the machine? If not, says why, once. */
   mayEnd(): boolean;
+}
+
+/** @throws VmsgError NUMBER_TAKEN if no device of a bus can have this number */
+export function checkDeviceNumber({ description, kernel }: Bus, number: number): void {
+  if (kernel === undefined || number < kernel.deviceNumbers) return;
+  const what = `device numbers are below ${kernel.deviceNumbers} there, not ${number}`;
+  throw new VmsgError("NUMBER_TAKEN", `${description}: ${what}`);
 }
 
 /** What all buses made of two queues share. */

@@ -13,6 +13,8 @@ import {
   BUS_SECTION,
   type BusSettings,
   detectable,
+  isSameBus,
+  lendsMemory,
   openBus,
   parseBus,
 } from "./bus_option.ts";
@@ -143,12 +145,15 @@ export const bridgeCommand: PlaneCommand<BridgeSettings> = planeCommand({
         "--bus is given twice: where the devices are, then where the drivers are",
       );
     }
-    const [from, to] = buses.map((text) => JSON.stringify(parseBus(text, "driver").bus));
-    if (from === to) throw new UsageError("--bus: the two buses are one");
+    const from = parseBus(buses[0]!, "driver"), to = parseBus(buses[1]!, "device");
+    if (isSameBus(buses[0]!, buses[1]!)) throw new UsageError("--bus: the two buses are one");
+    if (lendsMemory(to) && options.list("memory").length > 0) {
+      throw new UsageError(`--bus ${to.bus.kind} gives the memory: leave --memory out`);
+    }
     const numbers = parseNumbers(options.list("device"));
     return {
-      from: parseBus(buses[0]!, "driver"),
-      to: parseBus(buses[1]!, "device"),
+      from,
+      to,
       numbers,
       limit: options.wholeNumber("limit", 1, MAX_LIMIT) ?? numbers?.size,
       copied: parseCopied(options),
@@ -158,16 +163,16 @@ export const bridgeCommand: PlaneCommand<BridgeSettings> = planeCommand({
   },
   open: ({ from, to, numbers, limit, copied, memories, limits }, context) => {
     const { reactor, log, stack } = context;
-    const codec = codecFor(to.dialect);
     const detect = detectable(to);
-    rehearse([codec, ...detect], context.isTraced);
+    rehearse([codecFor(to.dialect), ...detect], context.isTraced);
     const fromBus = stack.use(openBus(from, "driver", reactor, log));
     const toBus = stack.use(openBus(to, "device", reactor, log));
+    const codec = codecFor(to.dialect, toBus.slotSize);
     const driverSide = stack.use(
       new DriverSide({
         reactor,
         bus: fromBus,
-        codec: codecFor(from.dialect),
+        codec: codecFor(from.dialect, fromBus.slotSize),
         log,
         tracer: context.tracerFor(fromBus, "bus0"),
       }),
@@ -197,6 +202,7 @@ export const bridgeCommand: PlaneCommand<BridgeSettings> = planeCommand({
     driverSide.open();
     stack.use(new WarmUp(reactor, () => side.counters.received > 0, true));
     return {
+      mayEnd: () => toBus.kernel?.mayEnd() ?? true,
       finish: () => log.debug(`transport: ${JSON.stringify(side.counters)}`),
     };
   },

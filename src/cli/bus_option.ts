@@ -60,6 +60,15 @@ export function parseBus(text: string, side: Side): BusSettings {
   };
 }
 
+/** Is it one bus, whatever is spoken on it? Of two that a driver side may be at. */
+export function isSameBus(one: string, other: string): boolean {
+  const [a, b] = [one, other].map((text) =>
+    parseKind("--bus", text, BUS_KINDS, ["reset", "dialect"])
+  );
+  const settings = ({ kind, group }: typeof a) => JSON.stringify(kind.parse(group, "driver"));
+  return a.kind === b.kind && settings(a) === settings(b);
+}
+
 /** See {@link BusKind.lendsMemory}. */
 export function lendsMemory({ bus }: BusSettings): boolean {
   return findKind(BUS_KINDS, "--bus", bus.kind).lendsMemory === true;

@@ -71,6 +71,17 @@ export class IovecRing {
     }
   }
 
+  /** Is any segment, or part of one, at these addresses? */
+  isWithin(from: number, to: number): boolean {
+    for (let index = this.#tail; index !== this.#head; index = (index + 1) >>> 0) {
+      const slot = index & this.#mask;
+      const at = Number(this.#addresses[slot * IOVEC_DOUBLE_WORDS]);
+      const length = this.#words[slot * IOVEC_WORDS + LENGTH_WORD];
+      if (at < to && at + length > from) return true;
+    }
+    return false;
+  }
+
   /** Forgets the oldest buffer's segments. @param count how many they are */
   shift(count: number): void {
     this.#tail = (this.#tail + count) >>> 0;

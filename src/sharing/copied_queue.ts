@@ -69,6 +69,11 @@ export class CopiedQueue extends ForwardingQueue {
     this.#writable = new IovecRing(Math.max(CHAIN_CAPACITY, SEGMENTS_PER_ENTRY * size));
   }
 
+  /** What the device reads is copied already. */
+  override holdsIn(from: number, to: number): boolean {
+    return this.#writable.isWithin(from, to);
+  }
+
   /** Buffers of one queue are mostly of one kind: those that the device reads are fetched together. */
   protected override popped({ array, segments, writableFrom }: ChainBatch): void {
     if (writableFrom[0] > 0) array.touch(0, segments.count);

@@ -16,7 +16,7 @@
 
 import { VmsgError } from "../linux/errors.ts";
 import type { Reactor } from "../linux/reactor.ts";
-import { AddressSpace } from "../memory/mod.ts";
+import { AddressSpace, type MemoryRegion } from "../memory/mod.ts";
 import { retire } from "../observe/counters.ts";
 import type { Log } from "../observe/log.ts";
 import type { RemoteDevice } from "../transport/remote_device.ts";
@@ -156,7 +156,7 @@ export class Forwarding implements Sharing {
   open(owner: RingOwner, setup: QueueSetup, { features, maxSize }: RingTerms): SharedRing {
     const eventIndex = hasFeature(features, RingFeature.EVENT_IDX);
     const indirect = hasFeature(features, RingFeature.INDIRECT_DESC);
-    const queue = openDeviceQueue(this.#space, {
+    const queue = openDeviceQueue(owner.memory ?? this.#space, {
       ...setup,
       eventIndex,
       indirect,
@@ -208,6 +208,11 @@ class ForwardedRing implements SharedRing {
 
   used(): void {
     this.forwarding.options.reactor.schedule(this.#task);
+  }
+
+  holdsIn({ memory, offset, size }: MemoryRegion): boolean {
+    const from = Number(memory.address) + offset;
+    return this.queue.holdsIn(from, from + size);
   }
 
   #move(): boolean {

@@ -88,6 +88,11 @@ export abstract class ForwardingQueue {
    */
   protected abstract add(buffer: ChainBatch, slot: number): boolean;
 
+  /** Will anything of a buffer that is out be written to these addresses of this process? */
+  holdsIn(_from: number, _to: number): boolean {
+    return false;
+  }
+
   /** These buffers of the guest's are about to be added. */
   protected popped(_buffers: ChainBatch): void {}
 

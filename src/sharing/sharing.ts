@@ -20,7 +20,7 @@
  *     lost                      the device side is gone; rings that ran are stopped before
  */
 
-import type { MemoryRegion } from "../memory/mod.ts";
+import type { AddressSpace, MemoryRegion } from "../memory/mod.ts";
 import type { QueueSetup } from "../virtio/device.ts";
 import type { RingEvents } from "../transport/remote_private.ts";
 import type { DeviceTerms } from "./division.ts";
@@ -48,6 +48,8 @@ export interface RingOwner {
   call(): void;
   /** Tells the driver that the ring is broken. */
   fail(): void;
+  /** The driver's memory, where it comes and goes while rings run: what is carried over is looked up here, not in regions. */
+  readonly memory?: AddressSpace;
   /** May the driver's memory be touched now? Always unless given. Whoever said no has the ring looked at again. */
   mayTouch?(): boolean;
 }
@@ -91,6 +93,8 @@ export interface SharedRing {
   available(): void;
   /** The device has used buffers. */
   used(): void;
+  /** Is a buffer out that will be written to in this region? Only where buffers are carried over. */
+  holdsIn?(region: MemoryRegion): boolean;
   /**
    * Has the device side hear the driver's kicks and call it, out of band, as far as it can. Only where the ring is the
    * driver's own and is started, and again when one of them has become another.

@@ -165,8 +165,12 @@ const WRONG_USAGE: readonly [string[], RegExp][] = [
   [onBus("device", "shm"), /--bus shm: file= is missing/],
   [onBus("proxy", "bridge", "--vhost-user", "socket=vu"), /--bus bridge: it goes with vmsg device/],
   [
-    onBus("bridge", BUS, "--bus", "bridge"),
-    /--bus bridge: it goes with vmsg device/,
+    onBus("bridge", "bridge", "--bus", BUS),
+    /--bus bridge: it goes with vmsg device, or second with vmsg bridge/,
+  ],
+  [
+    onBus("bridge", BUS, "--bus", "bridge", "--memory", "file=ram"),
+    /--bus bridge gives the memory: leave --memory out/,
   ],
   [onBus("device", "bridge,dialect=proto"), /--bus bridge: the kernel speaks v1, not proto/],
   [onBus("device", "bridge,reset"), /--bus bridge: reset is for buses whose queues outlive/],

@@ -26,7 +26,9 @@ export const bridgeKind: BusKind<BridgeSettings> = {
   lendsMemory: true,
   parse: (group, side) => {
     if (side === "driver") {
-      throw group.error("it goes with vmsg device: the driver side is the kernel");
+      throw group.error(
+        "it goes with vmsg device, or second with vmsg bridge: the driver side is the kernel",
+      );
     }
     const dialect = group.text("dialect") ?? "v1";
     if (dialect !== "v1") throw group.error(`the kernel speaks v1, not ${dialect}`);

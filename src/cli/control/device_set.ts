@@ -6,6 +6,7 @@
  * wants just that one waits for it.
  */
 
+import { checkDeviceNumber } from "../../bus/bus.ts";
 import { VmsgError } from "../../linux/errors.ts";
 import type { MemoryRegion } from "../../memory/mod.ts";
 import type { DeviceSide } from "../../transport/device_side.ts";
@@ -69,16 +70,13 @@ export class DeviceSet implements Disposable {
 
   /** What a kernel that shows its memory itself cannot be given. */
   #assertServable(number: number, { kind }: Chosen): void {
-    const { description, kernel } = this.side.options.bus;
-    if (kernel === undefined) return;
-    if (number >= kernel.deviceNumbers) {
-      const what = `device numbers are below ${kernel.deviceNumbers} there, not ${number}`;
-      throw new VmsgError("NUMBER_TAKEN", `${description}: ${what}`);
-    }
+    const { bus } = this.side.options;
+    checkDeviceNumber(bus, number);
+    if (bus.kernel === undefined) return;
     // The node would stay open in another process, and with it the kernel's devices.
     if (kind === vhostUserKind.name) {
       const what = "a vhost-user back end cannot be given the kernel's memory";
-      throw new VmsgError("WRONG_KIND", `${description}: ${what}: use a device of vmsg's own`);
+      throw new VmsgError("WRONG_KIND", `${bus.description}: ${what}: use a device of vmsg's own`);
     }
   }
 

@@ -11,6 +11,9 @@
  * long as a device may take (transport/conversation.ts). Rings that ran go on from where they are when a device is there
  * again; if nobody knows where that is, the driver is told that its device needs a reset.
  *
+ * Where rings and buffers are copied, A knows nothing of B's memory, and only this process looks at it, as it is at that moment: a
+ * kernel's windows come and go (bus/bus.ts, KernelBus) without a word to A, and a ring stops only if what it was given lies in one that goes.
+ *
  * DRIVER_OK is passed on together with the rings that were set up until then: so it is what a device can refuse last, and then it
  * needs a reset. What the device touches of the driver's memory it touches while the driver is at work, and for the
  * rings that are carried over, no longer than its lease holds ({@link RingOwner.mayTouch}).
@@ -18,6 +21,7 @@
 
 import { VmsgError } from "../../linux/errors.ts";
 import type { Reactor } from "../../linux/reactor.ts";
+import type { AddressSpace } from "../../memory/mod.ts";
 import { TranslatedSpace } from "../../memory/translated_space.ts";
 import { limitedLog, type Log } from "../../observe/log.ts";
 import type { SharedRegion } from "../../sharing/sharing.ts";
@@ -60,6 +64,10 @@ class CarriedRing implements WantedRing {
     private readonly given: QueueSetup,
   ) {
     this.base = given.base;
+  }
+
+  get memory(): AddressSpace {
+    return this.host.memory;
   }
 
   setup(): QueueSetup {
@@ -140,7 +148,8 @@ export class CarriedDevice implements DeviceModel {
   }
 
   get #regions(): readonly SharedRegion[] {
-    return this.#isOver ? [] : this.#host.regions.map(this.options.share.show);
+    const { show, isCopied } = this.options.share;
+    return this.#isOver || isCopied ? [] : this.#host.regions.map(show);
   }
 
   connect(host: DeviceHost): void {
@@ -255,7 +264,7 @@ export class CarriedDevice implements DeviceModel {
   }
 
   termsChanged(): void {
-    if (this.#host.terms?.untilMs === 0) this.#isAtWork = false;
+    if (!this.#host.mayTouchMemory()) this.#isAtWork = false;
   }
 
   reset(): Promise<void> {
@@ -276,6 +285,10 @@ export class CarriedDevice implements DeviceModel {
   async memoryRemoved(regions: readonly MemoryRegion[]): Promise<void> {
     await this.#giveUp(() => this.#session.apply());
     for (const region of regions) this.#session.letGo(this.options.share.show(region));
+  }
+
+  holdsIn(region: MemoryRegion): number {
+    return this.#session.told.rings.findIndex((ring) => ring?.shared.holdsIn?.(region) === true);
   }
 
   // --- rings -------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@
  */
 
 import { VmsgError } from "../../linux/errors.ts";
+import { checkDeviceNumber } from "../../bus/bus.ts";
 import type { Reactor } from "../../linux/reactor.ts";
 import type { MemoryRegion } from "../../memory/mod.ts";
 import { limitedLog, type Log } from "../../observe/log.ts";
@@ -74,12 +75,15 @@ export class Carrier implements PeerListener, Disposable {
   readonly #tell: (line: string) => void;
   readonly #complain: (line: string) => void;
 
-  /** Nothing is carried before A's device side is there. */
+  /** Nothing is carried before A's device side is there. @throws VmsgError NUMBER_TAKEN for one that B cannot have */
   constructor(readonly options: CarrierOptions) {
-    const { from, numbers, log, reactor } = options;
+    const { from, to, numbers, log, reactor } = options;
     this.#tell = limitedLog(log.info, reactor);
     this.#complain = limitedLog(log.warn, reactor);
-    for (const number of numbers?.keys() ?? []) this.#placeOf(number);
+    for (const [number, as] of numbers ?? []) {
+      checkDeviceNumber(to.options.bus, as);
+      this.#placeOf(number);
+    }
     if (numbers === undefined) from.onDevice = (number) => this.#look(this.#placeOf(number));
     from.listen(this);
   }
@@ -184,6 +188,7 @@ export class Carrier implements PeerListener, Disposable {
     const { session } = device;
     if (place.seen === session) return;
     const { shares, configSizeOf, reactor, to, log, windows } = this.options;
+    checkDeviceNumber(to.options.bus, as);
     const position = this.#positionOf(place);
     if (position === undefined) {
       const what = `device ${device.number} is not carried: at most ${shares.limit} are`;

@@ -4,7 +4,7 @@
  *     own       they work on the driver's own rings and buffers: where A carries files, the driver's are passed on; where both
  *               buses lie in one file, A's device side is told which part of it
  *     copied    rings and buffers are copied into what A's device side sees, and out of it (sharing/segment.ts): the memory behind
- *               A's queues, or a file that it was given by its command line
+ *               A's queues, or a file that it was given by its command line; always where B is a kernel's own bus
  *
  * A device side of A that cannot be told of memory has to know B's by its own means, if nothing is copied.
  */
@@ -45,6 +45,8 @@ export interface SharesOptions {
 /** How one device sees it. */
 export interface Share {
   readonly sharing: Sharing;
+  /** A is told nothing of the driver's memory. */
+  readonly isCopied: boolean;
   /** A region of the driver's, as A is told of it; the same object each time. */
   show(region: MemoryRegion): SharedRegion;
 }
@@ -70,7 +72,9 @@ export class Shares implements Disposable {
       );
     }
     this.#between = between;
-    const isCopied = copied !== undefined || (between === undefined && !from.carriesFds);
+    // A kernel's windows are no files, and come and go.
+    const mustCopy = to.kernel !== undefined || (between === undefined && !from.carriesFds);
+    const isCopied = copied !== undefined || mustCopy;
     const { known, size } = copied ?? {};
     const room = known?.memory.size ?? roomOf(from, size);
     const most = isCopied ? Math.max(1, Math.floor(room / SHARE)) : DEFAULT_LIMIT;
@@ -83,10 +87,11 @@ export class Shares implements Disposable {
     const { reactor, log } = this.options;
     const place = this.#segment;
     if (place === undefined) {
-      return { sharing: new Descriptors(device), show: (region) => this.#show(region) };
+      const show = (region: MemoryRegion) => this.#show(region);
+      return { sharing: new Descriptors(device), isCopied: false, show };
     }
     const sharing = new Forwarding({ reactor, device, place, position, log });
-    return { sharing, show: (region) => region };
+    return { sharing, isCopied: true, show: (region) => region };
   }
 
   #show(region: MemoryRegion): SharedRegion {
