@@ -126,3 +126,129 @@ for (const from of ["v1", "v1, shm", "proto, shm"] as const) {
     },
   );
 }
+
+bridgeTest("bridge, carried: offline at work, and back: all are brought up anew", async (rig) => {
+  const { bridge, session: first } = await carry(rig, "v1");
+  let session = first;
+  for (let round = 0; round < 3; round++) {
+    const [entropy, disk, card] = await open(rig, session);
+    await assertStored(rig, disk, LARGEST);
+    await assertRandom(entropy);
+    await card.ping();
+    // At work: buffers are with the devices.
+    const going = [card.ping(), entropy.read(4096), disk.read(0, LARGEST)];
+    session.goOffline();
+    await Promise.allSettled(going);
+    await rig.node.until(() => session.hasReadOffline, "it has read of it");
+    await rig.unmapped(bridge);
+    session.goOnline(true);
+    // Another session where frames were left that nobody had read.
+    session = await rig.node.published([0, 1, 2]);
+  }
+  await (await open(rig, session))[2].ping();
+});
+
+bridgeTest("bridge, carried: devices are unplugged and plugged on the first bus", async (rig) => {
+  const { bridge, session } = await carry(rig, "v1");
+  await open(rig, session);
+  await rig.ctl("remove", "1");
+  const next = await rig.node.published([0, 2], session);
+  rig.assertMapped(bridge);
+  const entropy = await rig.settled(Entropy.open(next, 0), "rng is brought up again");
+  const card = await rig.settled(Card.open(next, 2), "net is brought up again");
+  await rig.ctl("add", "--device", "blk,file=disk.img", "--number", "1");
+  assertEquals(await rig.node.published([0, 1, 2]), next);
+  await assertStored(rig, await rig.settled(Disk.open(next, 1), "the disk is there"), LARGEST);
+  await assertRandom(entropy);
+  await card.ping();
+  rig.assertMapped(bridge);
+  // The loopback knows numbers up to 31.
+  await rig.ctl("add", "--device", "rng", "--number", "40");
+  await bridge.waitFor(/device 40 is not carried: .*device numbers are below 32 there, not 40/);
+  await rig.ctl("add", "--device", "rng", "--number", "31");
+  assertEquals(await rig.node.published([0, 1, 2, 31]), next);
+});
+
+for (const from of ["v1", "proto, shm"] as const) {
+  bridgeTest(
+    `bridge, carried from ${from}: the devices' process is killed, and rings go on with the next`,
+    async (rig) => {
+      const { bridge, device, session, startDevice } = await carry(rig, from);
+      const [entropy, disk, card] = await open(rig, session);
+      let running = device;
+      for (let round = 0; round < 2; round++) {
+        await card.ping();
+        await running.end("SIGKILL");
+        // Nobody works on it before the next one is there; its window is its own.
+        const bytes = rig.node.choices.bytes(LARGEST);
+        const written = disk.write(0, bytes);
+        const window = await rig.settled(session.add({ length: PAGE }), "a window is mapped");
+        await rig.settled(session.del(window), "and unmapped, though no device answers");
+        Deno.removeSync(`${rig.processes.directory}/ctl.sock`);
+        running = await startDevice();
+        await rig.settled(written, "it is written");
+        assertEquals(await disk.read(0, LARGEST), bytes);
+        await assertRandom(entropy);
+        await card.ping();
+      }
+      rig.assertMapped(bridge);
+    },
+  );
+}
+
+bridgeTest(
+  "bridge, carried: a window that goes with buffers in it stops the ring, and no other",
+  async (rig) => {
+    const { bridge, session } = await carry(rig, "v1");
+    const [entropy, , card] = await open(rig, session);
+    const { rings } = card.driver.queue(0);
+    await rig.settled(session.del(rings), "the receive queue's own memory goes");
+    await bridge.waitFor(/device 2 needs a reset: the memory of queue 0 is gone/);
+    rig.assertMapped(bridge);
+    await assertRandom(entropy);
+    await card.driver.setStatus(0);
+    const again = await rig.settled(Card.open(session, 2), "it is brought up again");
+    await again.ping();
+
+    // Receive buffers are with the device for as long as nothing comes.
+    await rig.settled(session.del(again.driver.pool.windows[0]!), "the buffers' memory goes");
+    await until(() =>
+      bridge.stderr.filter((line) => line.includes("the memory of queue 0 is gone")).length === 2
+    );
+    rig.assertMapped(bridge);
+    await again.driver.setStatus(0);
+    await (await rig.settled(Card.open(session, 2), "and once more")).ping();
+    await assertRandom(entropy);
+  },
+);
+
+bridgeTest(
+  "bridge, carried: memory goes in time, though the devices' process stands still",
+  async (rig) => {
+    const { bridge, device, session } = await carry(rig, "v1, shm");
+    const [, , card] = await open(rig, session);
+    device.kill("SIGSTOP");
+    try {
+      const startMs = performance.now();
+      await rig.settled(session.del(card.driver.queue(0).rings), "its memory goes");
+      // The kernel's own patience is 5 s, and the machine may be busy.
+      assert(performance.now() - startMs < 20_000);
+      rig.assertMapped(bridge);
+    } finally {
+      device.kill("SIGCONT");
+    }
+    await card.driver.setStatus(0);
+    const again = await rig.settled(Card.open(session, 2), "it is brought up again");
+    await again.ping();
+    rig.assertMapped(bridge);
+  },
+);
+
+bridgeTest("bridge, carried: a number that the kernel ignores is refused", async (rig) => {
+  const { code, stderr } = await rig.processes.run(
+    ...["bridge", "--bus", "linux-user,socket=a.sock,name=a"],
+    ...["--bus", "bridge,path=unix:node.sock", "--device", "1,as=32"],
+  );
+  assertEquals(code, 1);
+  assertMatch(stderr.at(-1)!, /bridge .*node.sock.*: device numbers are below 32 there, not 32/);
+});
