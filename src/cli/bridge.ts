@@ -119,7 +119,7 @@ export const bridgeCommand: PlaneCommand<BridgeSettings> = planeCommand({
       name: "confined",
       help:
         "copy every ring and buffer, also where the device side could be shown the drivers' memory; without it they are " +
-        "copied where the first bus carries no files, unless both buses lie in one file",
+        "copied where the first bus carries no files, unless both buses lie in one file, and always for a kernel (--bus bridge)",
     },
     {
       name: "segment",

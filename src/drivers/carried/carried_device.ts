@@ -62,6 +62,7 @@ class CarriedRing implements WantedRing {
     readonly host: DeviceHost,
     readonly index: number,
     private readonly given: QueueSetup,
+    private readonly isAtWork: () => boolean,
   ) {
     this.base = given.base;
   }
@@ -82,8 +83,9 @@ class CarriedRing implements WantedRing {
     return !this.isOver && this.host.mayTouchMemory();
   }
 
+  /** A driver that has to reset its device is told nothing of a ring, which may have gone with its memory. */
   call(): void {
-    this.host.used(this.index);
+    if (this.isAtWork()) this.host.used(this.index);
   }
 
   fail(): void {
@@ -264,7 +266,10 @@ export class CarriedDevice implements DeviceModel {
   }
 
   termsChanged(): void {
-    if (!this.#host.mayTouchMemory()) this.#isAtWork = false;
+    const { terms } = this.#host;
+    // A kernel's bus has none, and no lease that could run out.
+    const isOver = terms === undefined ? !this.#host.mayTouchMemory() : terms.untilMs === 0;
+    if (isOver) this.#isAtWork = false;
   }
 
   reset(): Promise<void> {
@@ -303,7 +308,7 @@ export class CarriedDevice implements DeviceModel {
     const config = { ...setup, packed, eventIndex: false, indirect: false };
     const problem = whyNoQueue(memory, config);
     if (problem !== undefined) return problem;
-    this.#rings[index] = new CarriedRing(this.#host, index, setup);
+    this.#rings[index] = new CarriedRing(this.#host, index, setup, () => this.#isAtWork);
     return this.#isAtWork ? this.#startNow(index) : undefined;
   }
 
