@@ -301,7 +301,7 @@ const MAX_HOUSE_LINES = 57_000;
 const ROOM_LINES: Readonly<Record<string, number>> = {
   virtio: 1750,
   message: 1700,
-  memory: 600,
+  memory: 620,
   linux: 2400,
   ivshmem: 1600,
   xen: 900,
