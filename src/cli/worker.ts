@@ -103,13 +103,15 @@ async function run(
         nameOf(fd)
       }) is always ready and has nothing: it is looked at less often`,
     );
-  const running = command.open(settings, context);
-  // Borrowed: the main thread closes it, so it is not put on the stack.
+  let mayEnd = () => true;
+  // Opening may wait for others. Borrowed: the main thread closes it, so it is not put on the stack.
   stopReactorFrom(reactor, new Fd(stopFd), () => {
-    const ends = running.mayEnd?.() ?? true;
+    const ends = mayEnd();
     if (!ends) post({ kind: "stays" });
     return ends;
   });
+  const running = command.open(settings, context);
+  if (running.mayEnd !== undefined) mayEnd = () => running.mayEnd!();
   enterRunning(plane);
   post({ kind: "ready", thread: threadId() });
   await reactor.run();

@@ -5,6 +5,7 @@
  */
 
 import type { Clock } from "../linux/clock.ts";
+import { countingAsNow } from "../observe/counters.ts";
 import { DeviceState, MemoryState } from "../observe/state.ts";
 import type { RemoteDevice } from "../transport/remote_device.ts";
 import { VENDOR_ELSEWHERE } from "../virtio/device.ts";
@@ -24,6 +25,7 @@ interface Link {
 /** See the head of this file. */
 export class ToldState implements Disposable {
   readonly #memory: MemoryState;
+  readonly #counting = countingAsNow();
   #device: { readonly key: string; readonly state: DeviceState } | undefined;
   #isGone = false;
   #rings: readonly (ToldRing | undefined)[] = [];
@@ -45,7 +47,10 @@ export class ToldState implements Disposable {
         this.#device?.state[Symbol.dispose]();
         this.#rings = [];
         const options = { where: "remote", leavesPlace } as const;
-        const state = new DeviceState(number, info.deviceId, info.maxQueues, reactor, options);
+        const { deviceId, maxQueues } = info;
+        const state = this.#counting(() =>
+          new DeviceState(number, deviceId, maxQueues, reactor, options)
+        );
         this.#device = { key, state };
       }
     }

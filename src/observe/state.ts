@@ -12,7 +12,7 @@ import type { Clock } from "../linux/clock.ts";
 import { fileIdentity } from "../linux/fd.ts";
 import { fileAt } from "../linux/process_files.ts";
 import type { MemoryRegion } from "../memory/mod.ts";
-import { type Counters, counterShape, noteCounters, retire } from "./counters.ts";
+import { type Counters, counterShape, countingAsNow, noteCounters, retire } from "./counters.ts";
 
 /** The kind of these groups: they are no counters, and are not shown as such. */
 export const STATE = "state";
@@ -168,6 +168,7 @@ export class DeviceState implements Disposable {
 /** Which memory of the driver side's a device sees. */
 export class MemoryState {
   readonly #name: string;
+  readonly #counting = countingAsNow();
   readonly #shown: { readonly region: MemoryRegion; readonly words: Counters<string> }[] = [];
 
   /** Of the device of this number; none so far. */
@@ -186,7 +187,7 @@ export class MemoryState {
     regionsLeft -= fresh.length;
     fresh.forEach((region, n) => {
       const make = () => regionWords(`${this.#name} ${kept + n}`, region);
-      this.#shown.push({ region, words: noteCounters(undefined, make) });
+      this.#shown.push({ region, words: this.#counting(() => noteCounters(undefined, make)) });
     });
   }
 }
