@@ -128,6 +128,14 @@ for (const from of ["v1", "v1, shm", "proto, shm"] as const) {
   );
 }
 
+/** Offline is read, nothing is mapped; then online again, in another session where frames were left that nobody had read. */
+async function returned(rig: BridgeRig, bridge: VmsgProcess, session: Session): Promise<Session> {
+  await rig.node.until(() => session.isFaulted || session.hasReadOffline, "it has read of it");
+  await rig.unmapped(bridge);
+  if (!session.isFaulted) session.goOnline(true);
+  return await rig.node.published([0, 1, 2]);
+}
+
 bridgeTest("bridge, carried: offline at work, and back: all are brought up anew", async (rig) => {
   const { bridge, session: first } = await carry(rig, "v1");
   let session = first;
@@ -140,14 +148,37 @@ bridgeTest("bridge, carried: offline at work, and back: all are brought up anew"
     const going = [card.ping(), entropy.read(4096), disk.read(0, LARGEST)];
     session.goOffline();
     await Promise.allSettled(going);
-    await rig.node.until(() => session.isFaulted || session.hasReadOffline, "it has read of it");
-    await rig.unmapped(bridge);
-    // Another session where frames were left that nobody had read: then it faults, now or when it is online.
-    if (!session.isFaulted) session.goOnline(true);
-    session = await rig.node.published([0, 1, 2]);
+    session = await returned(rig, bridge, session);
   }
   await (await open(rig, session))[2].ping();
 });
+
+for (const from of ["v1", "proto, shm"] as const) {
+  bridgeTest(`bridge, carried from ${from}: offline at every step, and return`, async (rig) => {
+    const { node } = rig;
+    const { bridge, session: first } = await carry(rig, from);
+    let session = first;
+    for (let step = 1;; step++) {
+      let frames = 0;
+      node.onFrame = () => {
+        if (++frames === step) session.goOffline();
+      };
+      const work = async () => {
+        await Card.open(session, 2, {}, 4);
+        const disk = await Disk.open(session, 1);
+        await disk.write(0, new Uint8Array(80 << 10));
+      };
+      await rig.settled(work(), `step ${step}`).catch((error) => {
+        if (frames < step) throw error;
+      });
+      node.onFrame = undefined;
+      if (frames < step) break;
+      session = await returned(rig, bridge, session);
+    }
+    rig.assertMapped(bridge);
+    assertEquals((await bridge.end("SIGTERM")).code, 0);
+  });
+}
 
 bridgeTest("bridge, carried: devices are unplugged and plugged on the first bus", async (rig) => {
   const { bridge, session } = await carry(rig, "v1");

@@ -13,6 +13,8 @@ const DISK_SIZE = 1 << 20;
 /** One of two buses: the bus, and what whoever is on it is told besides. */
 interface Setup {
   readonly bus: string;
+  /** As its drivers have it, if not in the same words. */
+  readonly driver?: string;
   /** The devices of the first bus, the drivers of the second. */
   readonly end?: readonly string[];
   readonly bridge?: readonly string[];
@@ -56,6 +58,10 @@ const TO = {
   "v1-2025, shm": { bus: `${B_SHM},dialect=v1-2025`, end: B_MEMORY, bridge: B_MEMORY },
   "proto": { bus: `${B_SOCKET},dialect=proto`, end: B_MEMORY, bridge: B_MEMORY },
   "proto, shm": { bus: `${B_SHM},dialect=proto`, end: B_MEMORY, bridge: B_MEMORY },
+  "proto, found out": {
+    ...{ bus: `${B_SOCKET},dialect=auto`, driver: `${B_SOCKET},dialect=proto` },
+    ...{ end: B_MEMORY, bridge: B_MEMORY },
+  },
 } as const satisfies Readonly<Record<string, Setup>>;
 
 /** Each dialect with each, and each kind of memory with some. */
@@ -63,6 +69,7 @@ const PAIRS: readonly (readonly [keyof typeof FROM, keyof typeof TO])[] = [
   ["v1", "v1"],
   ["v1, confined", "v1-2025, shm"],
   ["v1, shm", "proto"],
+  ["v1, shm", "proto, found out"],
   ["v1, shm", "v1, shm"],
   ["v1, shm", "v1, shm of both"],
   ["v1", "rfc"],
@@ -100,12 +107,12 @@ for (const [fromName, toName] of PAIRS) {
   const from: Setup = FROM[fromName], to: Setup = TO[toName];
   processTest(`bridge: devices of ${fromName} for drivers of ${toName}`, async (vmsg) => {
     const bytes = await makeFiles(vmsg);
-    const { end = [] } = from, { end: more = [] } = to;
+    const { end = [] } = from, { end: more = [], driver = to.bus } = to;
     const told = [...from.bridge ?? [], ...to.bridge ?? []];
     await vmsg.start("device", "--bus", from.bus, ...end, ...DEVICES);
     await vmsg.start("bridge", "--bus", from.bus, "--bus", to.bus, ...told, ...NUMBERS);
     const run = async (...what: string[]) => {
-      const done = await vmsg.run("driver", "--bus", to.bus, ...more, ...what);
+      const done = await vmsg.run("driver", "--bus", driver, ...more, ...what);
       assertDone(done);
       return done.stdout;
     };
