@@ -180,9 +180,9 @@ export function signal(fd: number): void {
   libc.write(fd, one, 8n);
 }
 
-/** Takes an eventfd's signals back, if it has any: it does not block. */
-export function unsignal(fd: number): void {
-  libc.read(fd, count, 8n);
+/** Takes an eventfd's signals back; whether it had any. It does not block. */
+export function unsignal(fd: number): boolean {
+  return Number(libc.read(fd, count, 8n)) > 0;
 }
 
 export function closeFd(fd: number): void {

@@ -280,7 +280,8 @@ export class Session {
 
   /** A kick has come. */
   kicked(): void {
-    unsignal(this.fds.kick);
+    // It may have been seen before the endpoint came back, and taken then.
+    if (!unsignal(this.fds.kick)) return;
     this.kicks++;
     if (this.isFaulted) return;
     if (this.#fill()) this.ring();
