@@ -3,8 +3,8 @@
  *
  *     deno task test:user [arguments of scripts/run_tests.ts]
  *
- * Without files it runs all tests but those of guests that do for a user what they do for root, through the same code:
- * a few of each kind stay. `deno task test:user tests` runs every one.
+ * Without files it runs all tests but those of guests that do for a user what they do for root, through the same code (a
+ * few of each kind stay), and some others that do. `deno task test:user tests` runs every one.
  *
  * The user is 65534 (nobody), without groups and capabilities. It gets a directory of its own, which is gone
  * afterwards: a copy of the sources as git knows them, of this Deno and of the packages that it has fetched
@@ -29,6 +29,18 @@ const USERS_GUESTS = [
   "no_shared_memory",
   "prepare",
   "readme",
+];
+/** Other tests that take long, and do the same whoever runs them. */
+const SAME_FOR_ALL = [
+  "tests/bench",
+  "tests/bus/bridge_carried_test.ts",
+  "tests/bus/bridge_process_hostile_test.ts",
+  "tests/cli/check_buses_test.ts",
+  "tests/cli/check_drivers_test.ts",
+  "tests/cli/check_faults_test.ts",
+  "tests/cli/check_kinds_test.ts",
+  "tests/end_to_end/bridge_test.ts",
+  "tests/fuzz",
 ];
 /** What is made for executables, and what was found out about root's guests. */
 const NOT_COPIED = ["denort", "executables", "accelerator"];
@@ -69,7 +81,7 @@ function rootsTests(): string[] {
     if (!names.includes(name)) throw new Error(`${GUESTS}/${name} is gone`);
   }
   const left = names.filter((name) => name.endsWith("_test.ts") && !kept.includes(name));
-  return ["tests/bench", ...left.map((name) => `${GUESTS}/${name}`)];
+  return [...SAME_FOR_ALL, ...left.map((name) => `${GUESTS}/${name}`)];
 }
 
 async function testAsUser(args: readonly string[]): Promise<number> {
