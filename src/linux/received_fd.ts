@@ -83,6 +83,7 @@ const MAX_CLOSING = 8;
 const MAX_STUCK = 64;
 let closing = 0;
 const waiting: number[] = [];
+const pending = new Set<Promise<void>>();
 
 /** False while so many descriptors cannot be closed that a message must bring no more. */
 export function mayReceive(): boolean {
@@ -92,11 +93,18 @@ export function mayReceive(): boolean {
 function closeElsewhere(number: number): void {
   if (closing === MAX_CLOSING) return void waiting.push(number);
   closing++;
-  libc.close_elsewhere(number).then(() => {
+  const closed: Promise<void> = libc.close_elsewhere(number).then(() => {
     closing--;
+    pending.delete(closed);
     const next = waiting.shift();
     if (next !== undefined) closeElsewhere(next);
   });
+  pending.add(closed);
+}
+
+/** Resolves when none is being closed any more, in Deno's own loop and not in a reactor's. */
+export async function allClosed(): Promise<void> {
+  while (pending.size > 0) await Promise.all(pending);
 }
 
 /** Owns a descriptor that a peer sent. */

@@ -4,6 +4,7 @@
  */
 
 import { assertEquals } from "@std/assert";
+import { allClosed } from "../../src/linux/received_fd.ts";
 
 /** What belongs to us: sockets, eventfds, epolls, memfds and files of a test's directory; mappings of the latter. */
 export function held(): string[] {
@@ -43,6 +44,8 @@ export function cleanTest(name: string, body: () => void | Promise<void>): void 
   Deno.test(name, async () => {
     const before = held();
     await body();
+    // Another thread closes what a peer sent.
+    await allClosed();
     assertEquals(leftBehind(before), [], "descriptors or mappings were left behind");
   });
 }
