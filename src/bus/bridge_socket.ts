@@ -10,9 +10,9 @@
  */
 
 import { allocate, type Block } from "../linux/arena.ts";
-import { linuxErrno, VmsgError } from "../linux/errors.ts";
+import { EINTR, linuxErrno, VmsgError } from "../linux/errors.ts";
 import type { Fd } from "../linux/fd.ts";
-import { libc } from "../linux/libc.ts";
+import { errno, libc } from "../linux/libc.ts";
 import { mapMemoryFile, type MappedPart } from "../linux/memory_file.ts";
 import { MONOTONIC } from "../linux/clock.ts";
 import { EPOLLIN, type Reactor, type Timer } from "../linux/reactor.ts";
@@ -147,7 +147,8 @@ export class SocketNode extends BridgeNode {
     const leftMs = endMs - MONOTONIC.now();
     pollBlock.view.setInt32(0, this.#stream!.fd.number, true);
     pollBlock.view.setInt16(4, POLLIN, true);
-    return leftMs > 0 && libc.poll(pollBlock.address, 1n, Math.ceil(leftMs)) >= 0;
+    if (leftMs <= 0) return false;
+    return libc.poll(pollBlock.address, 1n, Math.ceil(leftMs)) >= 0 || errno() === EINTR;
   }
 
   // --- asking ------------------------------------------------------------------------------------

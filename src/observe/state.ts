@@ -192,13 +192,26 @@ export class MemoryState {
   }
 }
 
-function regionWords(name: string, { at, size, memory, offset, fd, fileOffset }: MemoryRegion) {
-  const words = new RegionWords(STATE, name);
-  const address = Number(memory.address) + offset;
+/** Files behind regions that are shown: finding one takes longer than a window may take that comes while frames flow. */
+const files = new WeakMap<MemoryRegion, { readonly identity: string; readonly offset: number }>();
+
+function fileBehind(region: MemoryRegion, address: number) {
+  const known = files.get(region);
+  if (known !== undefined) return known;
+  const { fd, fileOffset } = region;
   // Memory that came without a file that is open has one all the same, unless it is anonymous.
-  const behind = fd === undefined
+  const found = fd === undefined
     ? fileAt(address) ?? { identity: "0:0", offset: 0 }
     : { identity: fileIdentity(fd), offset: fileOffset ?? 0 };
+  files.set(region, found);
+  return found;
+}
+
+function regionWords(name: string, region: MemoryRegion) {
+  const words = new RegionWords(STATE, name);
+  const { at, size, memory, offset } = region;
+  const address = Number(memory.address) + offset;
+  const behind = fileBehind(region, address);
   const [device, inode] = behind.identity.split(":");
   const numbers = {
     at,

@@ -27,9 +27,9 @@ export async function listDevices(side: Requests, most: number): Promise<number[
     late: () => {},
   };
   for (let offset = 0; offset < NUMBERS && numbers.length < most;) {
-    const asked = { offset, count: WINDOW };
+    const asked = { offset, count: Math.min(WINDOW, NUMBERS - offset) };
     const next = await side.requests.request(asker, Kind.GET_DEVICES, asked, (answer) => {
-      const count = answer.offset === offset ? Math.min(answer.count, WINDOW) : 0;
+      const count = answer.offset === offset ? Math.min(answer.count, asked.count) : 0;
       for (let i = 0; i < count && numbers.length < most; i++) {
         if ((answer.bytes[i >> 3]! >> (i & 7) & 1) !== 0) numbers.push(offset + i);
       }
