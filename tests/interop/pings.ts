@@ -13,15 +13,27 @@ export const isEchoReply = (sequence: number) => (frame: Uint8Array) =>
   frame[12] === 8 && frame[13] === 0 && frame[23] === 1 && frame[34] === 0 &&
   (frame[40]! << 8) + frame[41]! === sequence;
 
-/** ARP and three pings to the responder, all answers checked. */
-export async function ping(peer: DriverPeer, mac: Uint8Array): Promise<void> {
+/**
+ * ARP and three pings to the responder, all answers checked. With `whenNotified` the ring is looked into only when the
+ * device has said so, for each answer anew: the peer's first traffic on this ring.
+ */
+export async function ping(
+  peer: DriverPeer,
+  mac: Uint8Array,
+  { whenNotified = false } = {},
+): Promise<void> {
+  const answer = async (count: number) => {
+    if (whenNotified) await peer.notified(0, count);
+  };
   await peer.send(arpRequest(mac, GUEST, HOST));
+  await answer(1);
   const arp = await peer.receive(isArpReply);
   assertEquals([...arp.subarray(0, 6)], [...mac], "to us");
   const host = { mac: arp.slice(22, 28), address: [...arp.subarray(28, 32)] };
   assertEquals(host.address, HOST);
   for (let sequence = 1; sequence <= 3; sequence++) {
     await peer.send(echoRequest({ mac, address: GUEST }, host, sequence));
+    await answer(1 + sequence);
     const reply = await peer.receive(isEchoReply(sequence));
     assertEquals([...reply.subarray(6, 12)], [...host.mac]);
     assertEquals([...reply.subarray(26, 34)], [...HOST, ...GUEST]);

@@ -812,6 +812,19 @@ export class DriverPeer extends ProtoPeer {
     throw new Error("no such frame came");
   }
 
+  /** Waits for so many notifications of a queue in all. It does not look into the ring: who did may be told nothing. */
+  async notified(index: number, count: number): Promise<void> {
+    const endMs = performance.now() + TIMEOUT_MS;
+    for (;;) {
+      await this.drain();
+      if (this.used[index]! >= count) return;
+      if (performance.now() > endMs) {
+        throw new Error(`queue ${index}: ${this.used[index]} notifications of ${count}`);
+      }
+      await new Promise((resolve) => setTimeout(resolve, 1));
+    }
+  }
+
   /** Waits until the device has used everything that was sent. */
   async sent(): Promise<void> {
     const ring = this.#rings[1]!;

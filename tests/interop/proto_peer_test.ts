@@ -58,8 +58,7 @@ async function driveDevice(vmsg: Processes, dialect: string, form: Form): Promis
     peer.deviceInfoSize,
     { proto: 40, rfc: 30, "rfc-q": 44, "v1-2025": 32, v1: 52 }[form],
   );
-  await ping(peer, found.mac);
-  assert(peer.used[0]! >= 4, "every answer was announced");
+  await ping(peer, found.mac, { whenNotified: true });
   if (form.startsWith("rfc")) await peer.resetQueues();
   // 2.4: the guest goes down and comes up again.
   assertEquals(await peer.setStatus(0), 0);
