@@ -1,7 +1,7 @@
 /**
  * Runs the tests and says plainly what ran.
  *
- *     deno task test [--report=FILE] [--leave-out=FILE,FILE...] [arguments of deno test, files]
+ *     deno task test [--report=FILE] [--leave-out=FILE,FILE...] [--again=N] [arguments of deno test, files]
  *
  * After what `deno test` prints come the slowest tests and the seconds of each directory, the tests that could
  * not run here, with reasons (a test prints `NOT RUN: name: reason`), the failures once more, and as the last
@@ -13,6 +13,10 @@
  * that emulate whole machines with vmsg inside, those without guests, and two halves of the rest. A guest that is
  * emulated uses one processor, a test that waits for it none.
  *
+ * With --again, up to N tests that failed run once more at the end, each alone. Tests wait for machines and processes, all on
+ * few processors that others may use as well. One that passes then counts as passed, and is named with what was wrong
+ * before: a fault to be found, in it or in what it tests. If more failed, or something outside of a test, none runs again.
+ *
  * With --report the counts go into a file too, one line for a shell's `read`: passed, failed, skipped; what
  * failed follows.
  */
@@ -21,6 +25,7 @@ import { brief, countsOf, type Failure, failuresOf, plain, timesOf } from "./tes
 
 const REPORT = "--report=";
 const LEAVE_OUT = "--leave-out=";
+const AGAIN = "--again=";
 /** Where most tests wait for guests or for other slow programs. */
 const GUESTS = "tests/guest";
 const WITH_GUESTS = [GUESTS, "tests/bench", "tests/compile"];
@@ -102,7 +107,7 @@ const valueOf = (option: string) =>
 const report = valueOf(REPORT);
 const leftOut = valueOf(LEAVE_OUT)?.split(",") ?? [];
 const args = Deno.args.filter((argument) =>
-  ![REPORT, LEAVE_OUT].some((o) => argument.startsWith(o))
+  ![REPORT, LEAVE_OUT, AGAIN].some((o) => argument.startsWith(o))
 );
 const ignore = (paths: readonly string[]) => paths.length === 0 ? [] : [`--ignore=${paths}`];
 // deno test gets the terminal's signal as well, ends its tests and prints what it has.
@@ -138,7 +143,7 @@ printTimes(runs);
 for (const line of new Set(runs.flatMap(({ output }) => output.match(NOT_RUN) ?? []))) {
   console.log(line);
 }
-const failures: Failure[] = [];
+let failures: Failure[] = [];
 const sum = { passed: 0, failed: 0, skipped: 0 };
 for (const { output, complaints, code } of runs) {
   const { passed, failed, skipped } = countsOf(output, code);
@@ -148,11 +153,31 @@ for (const { output, complaints, code } of runs) {
   if (passed + failed === 0) failures.push({ name: "no test ran", error: [], said: [] });
   failures.push(...failuresOf(`${output}\n${complaints}`, code));
 }
-for (const line of brief(failures, FAILURE_LINES)) console.log(line);
+const inTests = runs.flatMap(({ output }) => timesOf(output).filter(({ hasFailed }) => hasFailed));
+const passedAgain: Failure[] = [];
+if (inTests.length === sum.failed && sum.failed <= Number(valueOf(AGAIN) ?? 0)) {
+  for (const { name, file } of inTests) {
+    console.log(`once more, alone: ${name}`);
+    const { code } = await test([file, "--filter", `/^${RegExp.escape(name)}$/`], true);
+    if (code !== 0) continue;
+    sum.passed++;
+    sum.failed--;
+    const isOfIt = (failure: Failure) =>
+      [" => ", " ... "].some((end) => failure.name.startsWith(name + end));
+    passedAgain.push(...failures.filter(isOfIt));
+    failures = failures.filter((failure) => !isOfIt(failure));
+  }
+}
+const linesOf = (limit: number) => [
+  ...brief(failures, limit),
+  ...brief(passedAgain, limit, "PASSED ONLY WHEN RUN AGAIN"),
+];
+for (const line of linesOf(FAILURE_LINES)) console.log(line);
 const skipped = sum.skipped > 0 ? `, ${sum.skipped} skipped` : "";
 if (report !== undefined) {
   const counts = `${sum.passed} ${sum.failed} ${sum.skipped}`;
-  Deno.writeTextFileSync(report, [counts, ...brief(failures, REPORT_LINES), ""].join("\n"));
+  Deno.writeTextFileSync(report, [counts, ...linesOf(REPORT_LINES), ""].join("\n"));
 }
 console.log(`${sum.passed} passed, ${sum.failed} failed${skipped}`);
-Deno.exit(runs.find(({ code }) => code !== 0)?.code ?? (failures.length === 0 ? 0 : 1));
+const code = runs.find(({ code }) => code !== 0)?.code ?? 1;
+Deno.exit(failures.length === 0 ? 0 : code);

@@ -18,6 +18,7 @@ import { cacheDirectory } from "./lab/cache.ts";
 const USER = "65534";
 const ROOT = new URL("../", import.meta.url).pathname;
 const REPORT = "--report=";
+const AGAIN = "--again=";
 const GUESTS = "tests/guest";
 /** Of the tests with guests those that run as a user as well: of each dialect and mode, and what people type. */
 const USERS_GUESTS = [
@@ -41,6 +42,7 @@ const SAME_FOR_ALL = [
   "tests/cli/check_kinds_test.ts",
   "tests/end_to_end/bridge_test.ts",
   "tests/fuzz",
+  "tests/scripts",
 ];
 /** What is made for executables, and what was found out about root's guests. */
 const NOT_COPIED = ["denort", "executables", "accelerator"];
@@ -102,7 +104,9 @@ async function testAsUser(args: readonly string[]): Promise<number> {
     await run("chown", "-R", `${USER}:${USER}`, home);
     const report = args.find((arg) => arg.startsWith(REPORT))?.slice(REPORT.length);
     const given = args.filter((arg) => !arg.startsWith(REPORT));
-    const rest = given.length > 0 ? given : [`--leave-out=${rootsTests()}`];
+    const rest = given.every((arg) => arg.startsWith(AGAIN))
+      ? [...given, `--leave-out=${rootsTests()}`]
+      : given;
     const accel = Deno.env.get("VMSG_ACCEL");
     const child = new Deno.Command("setpriv", {
       args: [

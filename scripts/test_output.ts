@@ -16,7 +16,7 @@
 const COLORS = /\x1b\[[0-9;]*m/g;
 const SUMMARY = /^(?:ok|FAILED) \| .*$/gm;
 const FROM = /^running \d+ tests? from (?:\.\/)?(.+)$/;
-const ENDED = /^(\S.*?) \.\.\. (?:ok|FAILED).*\(([^()]*)\)$/;
+const ENDED = /^(\S.*?) \.\.\. (ok|FAILED).*\(([^()]*)\)$/;
 const ERRORS = /^ ERRORS\s*$([\s\S]*)^ FAILURES\s*$/m;
 /** A step's place follows its test's name; a file that failed outside of its tests has no place. */
 const FAILURE = /^(?:.+ => \.{1,2}\/\S+:\d+:\d+|\.\S+ \(uncaught error\))$/;
@@ -54,6 +54,7 @@ export interface Timed {
   readonly name: string;
   readonly file: string;
   readonly ms: number;
+  readonly hasFailed: boolean;
 }
 
 /** The text of a run without colors. */
@@ -78,14 +79,16 @@ function msOf(text: string): number {
   return ms;
 }
 
-/** How long each test took; steps begin with a blank, and are part of theirs. */
+/** How long each test took, and whether it failed; steps begin with a blank, and are part of theirs. */
 export function timesOf(output: string): Timed[] {
   const times: Timed[] = [];
   let file = "";
   for (const line of output.split("\n")) {
     file = FROM.exec(line)?.[1] ?? file;
-    const [, name, time] = ENDED.exec(line) ?? [];
-    if (name !== undefined) times.push({ name, file, ms: msOf(time!) });
+    const [, name, result, time] = ENDED.exec(line) ?? [];
+    if (name !== undefined) {
+      times.push({ name, file, ms: msOf(time!), hasFailed: result === "FAILED" });
+    }
   }
   return times;
 }
@@ -121,14 +124,14 @@ export function failuresOf(output: string, code: number): Failure[] {
  * Failures in at most so many lines, for the end of a log that may be cut at its beginning: each has its name, and as
  * much of the rest as all can have.
  */
-export function brief(failures: readonly Failure[], limit: number): string[] {
+export function brief(failures: readonly Failure[], limit: number, word = "FAILED"): string[] {
   const named = failures.length > limit ? failures.slice(0, limit - 1) : failures;
   const room = Math.floor(limit / Math.max(1, named.length)) - 1;
   const lines = named.flatMap(({ name, error, said }) => {
     const rest = said.slice(Math.max(0, said.length - Math.floor(room / 3)));
     const text = [...error.slice(0, room - rest.length), ...rest.map((line) => `| ${line}`)];
-    return [`FAILED: ${name}`, ...text.map((line) => `    ${line}`)];
+    return [`${word}: ${name}`, ...text.map((line) => `    ${line}`)];
   });
-  if (named.length < failures.length) lines.push(`FAILED: ${failures.length - named.length} more`);
+  if (named.length < failures.length) lines.push(`${word}: ${failures.length - named.length} more`);
   return lines;
 }

@@ -23,10 +23,13 @@ Deno.test("with steps", async (t) => {
 });
 `;
 
-async function runTests(directory: string, file: string) {
+async function runTests(directory: string, file: string, ...more: string[]) {
   const report = `${directory}/report`;
   const { code, stdout } = await new Deno.Command(Deno.execPath(), {
-    args: ["run", "--no-config", "--allow-all", SCRIPT, `--report=${report}`, "--no-check", file],
+    args: [
+      ...["run", "--no-config", "--allow-all", SCRIPT, `--report=${report}`, "--no-check"],
+      ...[...more, file],
+    ],
     cwd: directory,
     env: { NO_COLOR: "1", DENO_NO_UPDATE_CHECK: "1" },
     stdin: "null",
@@ -52,6 +55,40 @@ Deno.test("run_tests: the end names what was slow and what failed, and why", () 
     assertEquals(failed.at(-1), "2 passed, 2 failed, 1 skipped");
     assertEquals(report[0], "2 2 1");
     assertEquals(report.filter((line) => line.startsWith("FAILED")).length, 2);
+  }));
+
+/** Fails, and passes when it runs once more. */
+const SECOND = (name: string) => `
+Deno.test("${name}", async (t) => {
+  const isFirst = await Deno.mkdir("${name}").then(() => true, () => false);
+  await t.step("of one", () => {
+    if (isFirst) throw new Error("what was wrong at first");
+  });
+});`;
+
+Deno.test("run_tests --again: what passes alone is named, what fails twice has failed, and many are no chance", () =>
+  withDirectory(async (directory) => {
+    const names = ["not (yet)? a-z", "not (yet)? a-z, there"];
+    const write = (tests: string) => Deno.writeTextFile(`${directory}/c_test.ts`, tests);
+    const once = async (again: number) => {
+      const { code, lines, report } = await runTests(directory, "c_test.ts", `--again=${again}`);
+      for (const name of names) await Deno.remove(`${directory}/${name}`).catch(() => {});
+      const named = report.filter((line) => /^[A-Z ]+: /.test(line)).map((line) =>
+        line.replace(/ => .*/, "")
+      );
+      assertEquals(lines.at(-1), report[0]!.replace(/^(\d+) (\d+) 0$/, "$1 passed, $2 failed"));
+      return [code, report[0], ...named];
+    };
+    const again = names.map((name) => `PASSED ONLY WHEN RUN AGAIN: ${name} ... of one`);
+    const failed = names.map((name) => `FAILED: ${name} ... of one`);
+    await write(`Deno.test("good", () => {});${names.map(SECOND).join("")}`);
+    assertEquals(await once(2), [0, "3 0 0", ...again]);
+    assertEquals(await once(1), [1, "1 2 0", ...failed]);
+    assertEquals(await once(0), [1, "1 2 0", ...failed]);
+    await write(`${SECOND(names[0]!)}Deno.test("bad", () => { throw new Error("always"); });`);
+    assertEquals(await once(2), [1, "1 1 0", "FAILED: bad", again[0]]);
+    await write(`${SECOND(names[0]!)}\nthrow new Error("outside");`);
+    assertEquals((await once(2)).slice(0, 2), [1, "0 1 0"]);
   }));
 
 Deno.test("run_tests: a file that cannot be loaded is a failure that says why", () =>
