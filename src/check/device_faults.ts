@@ -15,7 +15,6 @@ import { type DriverRole, KNOWN, NEARLY, RUNNING } from "./roles.ts";
 const LATE_MS = 100;
 const PAUSE_MS = 1000;
 const SILENCE_MS = 3000;
-const ANSWER_MS = 2000;
 /** Bytes of a configuration that are looked at; `proto` does not say how many there are. */
 const MOST_CONFIG = 16;
 const PROTO_CONFIG = 8;
@@ -61,7 +60,7 @@ async function answersTo(
 ): Promise<Message> {
   const { talk } = d;
   for (let count = 0; count < sent.length;) {
-    const heard = await talk.next(ANSWER_MS);
+    const heard = await talk.next();
     expect(heard !== undefined, `${sent.length} requests were answered ${count} times`);
     if (heard.message.response) count++;
   }

@@ -24,6 +24,8 @@ const QUIET_MS = 100;
 /** The naps of the prototype before it gives up: how long they would be together, and how many of a millisecond they are. */
 const PROTO_ANSWER_MS = 3.5;
 const PROTO_NAPS = 50;
+/** How often it is asked so, on a machine that has other work. */
+const PROTO_TRIES = 10;
 /** Requests that are sent to one who reads none of its answers: more than queues hold. */
 const FLOOD = 12_000;
 
@@ -45,6 +47,32 @@ async function offers(d: DriverRole, bit: number): Promise<boolean> {
 }
 
 const isProto = ({ talk }: DriverRole) => talk.codec.dialect === "proto";
+
+/**
+ * As the prototype waits: it looks 1024 times, with naps of a few microseconds, which by a kernel's usual slack are a
+ * good 50 ms together, and more on a machine that has other work. Naps of our own last longer there as well. And where
+ * all answers need longer than the naps' own length, it is the device. What was missed, if anything was.
+ */
+async function missedOf({ talk }: DriverRole): Promise<string | undefined> {
+  const took: number[] = [];
+  for (let n = 0; n < 5; n++) {
+    for (const kind of [GET_DEVICE_INFO, GET_DEVICE_FEATURES, GET_DEVICE_STATUS, GET_VQUEUE]) {
+      const sentMs = talk.reactor.now();
+      talk.send(kind);
+      const answer = await talk.withinNaps(({ message: m }) => m.response, PROTO_NAPS);
+      if (answer === undefined) {
+        // It is not to be taken for the next one's.
+        await talk.answer(kind, 0);
+        return `${kindName(kind)} was not answered within ${PROTO_NAPS} naps`;
+      }
+      expectSame(kindName(answer.message.kind), kindName(kind), "what was answered");
+      took.push(answer.atMs - sentMs);
+    }
+  }
+  const quickest = Math.min(...took).toFixed(1);
+  const isQuick = +quickest <= PROTO_ANSWER_MS;
+  return isQuick ? undefined : `the quickest of ${took.length} answers took ${quickest} ms`;
+}
 
 /** There are queues, as many as their sizes show, and none behind. */
 async function endsBehindQueues(d: DriverRole): Promise<void> {
@@ -456,37 +484,21 @@ export const DEVICE_BODIES: Bodies<DriverRole> = byRule({
       // GET_CONFIG and SET_CONFIG of one byte.
       d.talk.put([0, id, ...d.number, 0, 0, 0, id === 6 || id === 7 ? 1 : 0]);
     }
-    // Without tokens no answer says that it is the last.
-    for (let waitMs = 2000; await d.talk.next(waitMs) !== undefined;) waitMs = QUIET_MS;
-    const answers = heard.slice(from).filter(({ message }) => message.response);
-    expectSame(answers.map(({ bytes }) => bytes[1]), PROTO_ANSWERED, "the ids that were answered");
-  },
-  /**
-   * As the prototype waits: it looks 1024 times, with naps of a few microseconds, which by a kernel's usual slack are a
-   * good 50 ms together, and more on a machine that has other work. Naps of our own last longer there as well, so no
-   * answer may miss them. And where all of them need longer than the naps' own length, it is the device.
-   */
-  async P2(d) {
-    const { talk } = d;
-    const took: number[] = [];
-    for (let n = 0; n < 5; n++) {
-      for (const kind of [GET_DEVICE_INFO, GET_DEVICE_FEATURES, GET_DEVICE_STATUS, GET_VQUEUE]) {
-        const sentMs = talk.reactor.now();
-        talk.send(kind);
-        const answer = await talk.withinNaps(({ message: m }) => m.response, PROTO_NAPS);
-        expect(
-          answer !== undefined,
-          `${kindName(kind)} was not answered within ${PROTO_NAPS} naps`,
-        );
-        expectSame(kindName(answer.message.kind), kindName(kind), "what was answered");
-        took.push(answer.atMs - sentMs);
-      }
-    }
-    const quickest = Math.min(...took).toFixed(1);
-    expect(
-      +quickest <= PROTO_ANSWER_MS,
-      `the quickest of ${took.length} answers took ${quickest} ms`,
+    // Without tokens no answer says that it is the last: so many have to come, and nothing soon behind them.
+    const answers = () => heard.slice(from).filter(({ message }) => message.response);
+    const withinMs = () => answers().length < PROTO_ANSWERED.length ? undefined : QUIET_MS;
+    while (await d.talk.next(withinMs()) !== undefined);
+    expectSame(
+      answers().map(({ bytes }) => bytes[1]),
+      PROTO_ANSWERED,
+      "the ids that were answered",
     );
+  },
+  /** Who has other work may miss one moment, and not each of them. */
+  async P2(d) {
+    let missed: string | undefined = "";
+    for (let n = 0; n < PROTO_TRIES && missed !== undefined; n++) missed = await missedOf(d);
+    expect(missed === undefined, missed ?? "");
     await d.calm("these requests");
   },
   async "P3 P7 P10 P13"(d) {

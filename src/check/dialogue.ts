@@ -15,7 +15,8 @@ import { isPrivate } from "../message/private.ts";
 import { isBusMessage, kindName } from "../message/table.ts";
 import { expect } from "./outcome.ts";
 
-const ANSWER_MS = 2000;
+/** As a driver side of ours waits for one: a peer may have other work to do. */
+const ANSWER_MS = 5000;
 /** What one rule may take; the longest conversations give a peer a few times ten seconds. */
 const RULE_MS = 60_000;
 /** Tokens of requests begin here, so that both bytes are used. */

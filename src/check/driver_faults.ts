@@ -31,7 +31,8 @@ async function isAlive(s: DeviceRole): Promise<boolean> {
   const from = s.said.length;
   s.generation++;
   await s.announce({});
-  if (s.of(Kind.GET_CONFIG, from).length > 0) return true;
+  const isRead = () => s.of(Kind.GET_CONFIG, from).length > 0;
+  if (s.config.length > 0 && await s.serve(isRead, LIFE_MS)) return true;
   await s.announce({ status: s.status | Status.DEVICE_NEEDS_RESET });
   if (!await s.serve(() => s.of(Kind.SET_DEVICE_STATUS, from).length > 0, LIFE_MS)) return false;
   await s.bringUp();

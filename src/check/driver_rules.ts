@@ -239,7 +239,8 @@ export const DRIVER_BODIES: Bodies<DeviceRole> = byRule({
     const from = s.said.length;
     s.generation++;
     await s.announce({});
-    expect(s.of(GET_CONFIG, from).length > 0, "nothing is read again");
+    const isRead = () => s.of(GET_CONFIG, from).length > 0;
+    expect(await s.serve(isRead, HALF_MS), "nothing is read again");
   },
   /** NEEDS_RESET leads to a reset by status 0, and queues are not reset one by one. */
   async "R14 R15 R16 R28"(s) {

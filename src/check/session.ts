@@ -15,7 +15,7 @@ import { type Rule, RULES, type RuleSide } from "./rules.ts";
 const COME_MS = 30_000;
 const LOOK_MS = 10;
 /** A first request can be lost where the peer drops what came before it was there. */
-const KNOCKS = 20;
+const KNOCKS = 50;
 const KNOCK_MS = 100;
 /** A driver that gave up in the rule before may come once more, only to end. */
 const ATTEMPTS = 3;

@@ -10,11 +10,53 @@ import { RULES } from "../../src/check/rules.ts";
 import { cleanTest } from "../support/leaks.ts";
 import { DEVICE_FAULTS } from "./device_faults.ts";
 import { DRIVER_FAULTS } from "./driver_faults.ts";
-import { ALL, brokenIn } from "./fault.ts";
+import { ALL, brokenIn, isAnswer } from "./fault.ts";
 import { LED_DEVICE } from "./led_device.ts";
 import { LED_DRIVER } from "./led_driver.ts";
 import { askOurDevice, askOurDriver, NOT_OF_OURS } from "./peers.ts";
+import type { Change, Way } from "./relay.ts";
 import { ruleOf } from "./wording.ts";
+
+type Make = (way: Way) => Change;
+
+/** Sides on a machine that has other work to do: by rule, what is late, and by how much. */
+const SLOW: readonly (readonly [number: string, side: "device" | "driver", what: string, Make])[] =
+  [
+    ["P2", "device", "one answer of many takes a tenth of a second", ({ reactor, say }) => {
+      let count = 0;
+      return (from, bytes) => {
+        if (from === "driver" || ++count !== 7) return [bytes];
+        reactor.sleep(100).then(() => say("device", bytes));
+        return [];
+      };
+    }],
+    ["P1", "device", "answers come a while apart", ({ reactor, say }) => {
+      let count = 0;
+      return (from, bytes) => {
+        if (from === "driver" || !isAnswer(bytes)) return [bytes];
+        reactor.sleep(150 * ++count).then(() => say("device", bytes));
+        return [];
+      };
+    }],
+    ["R12", "driver", "an event is seen after a while", ({ reactor, say }) => (from, bytes) => {
+      if (from === "driver" || isAnswer(bytes)) return [bytes];
+      reactor.sleep(300).then(() => say("device", bytes));
+      return [];
+    }],
+  ];
+
+for (const [number, side, what, change] of SLOW) {
+  const rule = ruleOf(number, side);
+  for (const dialect of rule.dialects) {
+    cleanTest(
+      `a ${side} side that is slow is not wrong, ${number} ${dialect}: ${what}`,
+      async () => {
+        const ask = side === "device" ? askOurDevice : askOurDriver;
+        assertEquals((await ask(rule, dialect, change, false))?.verdict, "passed");
+      },
+    );
+  }
+}
 
 for (const side of ["device", "driver"] as const) {
   const faults = side === "device" ? DEVICE_FAULTS : DRIVER_FAULTS;

@@ -4,7 +4,7 @@
  * Steps, each skipped when it is not asked for:
  *
  *     resolve   ARP until the target's MAC is known, again after each restart of the device side
- *     ping      one echo request per interval; a request that is not answered in time is lost
+ *     ping      one echo request per interval; one that is not answered is lost
  *     send      UDP to the discard port (RFC 863) for a while: frames and bits per second to the device
  *     receive   UDP from the responder's chargen port: the same from the device
  *
@@ -33,7 +33,9 @@ import type { NetDriver, NetDriverListener } from "./net_driver.ts";
 
 const ARP_RETRY_MS = 200;
 const ECHO_SIZE = 56;
-const ECHO_TIMEOUT_MS = 1000;
+/** As ping(8): an answer counts however late, as long as so many are open, and the last ones are waited for so long. */
+const ECHO_TIMEOUT_MS = 10_000;
+const MAX_OPEN = 1 << 15;
 const SOURCE_PORT = 0xc000;
 const BATCH = 64;
 /** No frame we ask for is longer. */
@@ -217,6 +219,10 @@ export class Pinger implements NetDriverListener {
       this.#sendEcho();
       if (this.#sent < this.options.count) await this.reactor.sleep(this.options.intervalMs);
     }
+    const nowMs = this.reactor.now();
+    for (const [sequence, sentMs] of this.#sentMs) {
+      if (nowMs - sentMs > ECHO_TIMEOUT_MS) this.#sentMs.delete(sequence);
+    }
     if (this.#sentMs.size === 0) return;
     this.#allAnswered = this.reactor.defer();
     const timeout = this.reactor.timer(() => this.#allAnswered?.resolve());
@@ -234,8 +240,7 @@ export class Pinger implements NetDriverListener {
     const by = this.#station(frame);
     const length = writeEchoRequest(by, this.#target, ECHO_SIZE, this.#identifier, sequence);
     this.#sentMs.set(sequence, this.reactor.now());
-    // An answer that is overdue is not waited for.
-    this.#sentMs.delete((sequence - Math.ceil(ECHO_TIMEOUT_MS / this.options.intervalMs)) & 0xffff);
+    this.#sentMs.delete((sequence - MAX_OPEN) & 0xffff);
     this.#send(length);
   }
 

@@ -1,16 +1,25 @@
 /** `vmsg driver --count`: it ends, also where a device side is never understood. */
 
-import { assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { inProcessBus } from "../../../src/bus/in_process_bus.ts";
+import { NetDevice } from "../../../src/devices/net/net_device.ts";
 import { NetDriver } from "../../../src/drivers/net/net_driver.ts";
 import { Pinger } from "../../../src/drivers/net/pinger.ts";
 import { VmsgError } from "../../../src/linux/errors.ts";
 import { mapAnonymous } from "../../../src/linux/mapping.ts";
+import { Reactor } from "../../../src/linux/reactor.ts";
 import type { Dialect } from "../../../src/message/codec.ts";
+import { codecFor } from "../../../src/message/codecs.ts";
+import type { PortListener } from "../../../src/network/port.ts";
+import { ResponderPort } from "../../../src/network/responder_port.ts";
 import { createLog } from "../../../src/observe/log.ts";
 import { knownMemory } from "../../../src/sharing/driver_memory.ts";
+import { DeviceSide } from "../../../src/transport/device_side.ts";
+import { DriverSide } from "../../../src/transport/driver_side.ts";
 import { withDriverSide } from "../../support/driver_rig.ts";
 import { cleanTest } from "../../support/leaks.ts";
 import { DIALECTS } from "../../../src/message/message.ts";
+import { VirtualClock } from "../../support/virtual_clock.ts";
 
 /** A driver whose device side takes everything and says nothing; how long it went on. */
 async function goesOn(dialect: Dialect, count: number): Promise<number> {
@@ -39,6 +48,49 @@ for (const dialect of DIALECTS) {
     },
   );
 }
+
+/** A responder of which nothing is heard for a while behind the first echo. */
+class SlowPort extends ResponderPort {
+  readonly #again = this.reactor.timer(() => this.#listener?.readable());
+  #listener: PortListener | undefined;
+  #hushMs: number | undefined;
+
+  constructor(reactor: Reactor, readonly hushMs: number) {
+    super({}, reactor);
+  }
+
+  override open(listener: PortListener): void {
+    this.#listener = listener;
+    super.open(listener);
+  }
+
+  override nextLength(): number {
+    if (this.responder.counters.echoReplies > 0 && this.#hushMs === undefined) {
+      this.#hushMs = this.reactor.now() + this.hushMs;
+      this.#again.arm(this.hushMs);
+    }
+    return this.#again.armed ? 0 : super.nextLength();
+  }
+}
+
+cleanTest("pinger: an answer counts however late, and the last ones are waited for", async () => {
+  using reactor = new Reactor(new VirtualClock());
+  using stack = new DisposableStack();
+  const pair = stack.use(inProcessBus(reactor));
+  const [codec, log] = [codecFor("v1"), createLog("test", "error", () => {})];
+  const devices = stack.use(new DeviceSide({ reactor, bus: pair.device, codec, log }));
+  const mac = Uint8Array.of(2, 0, 0, 0, 0, 1);
+  devices.add(0, new NetDevice(reactor, new SlowPort(reactor, 3000), { mac, mtu: 1500 }));
+  const side = stack.use(new DriverSide({ reactor, bus: pair.driver, codec, log }));
+  const options = { target: "10.0.2.2", address: "10.0.2.15", throughputMs: 0, intervalMs: 10 };
+  const pinger = new Pinger(reactor, { ...options, count: 150, print: () => {} });
+  pinger.use(stack.use(new NetDriver(reactor, side, 0, pinger, log, {})));
+  devices.open();
+  side.open();
+  const { sent, received, roundTripsUs } = await reactor.until(pinger.run());
+  assertEquals([sent, received], [150, 150]);
+  assert(roundTripsUs.at(-1)! >= 3e6, `the longest took ${roundTripsUs.at(-1)} us`);
+});
 
 cleanTest("pinger: who does not count waits for ever", async () => {
   assertEquals(await goesOn("v1", Infinity) >= 60_000, true);
