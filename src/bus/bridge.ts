@@ -25,6 +25,7 @@ import { createSealedMemory, type Fd } from "../linux/fd.ts";
 import { mapShared } from "../linux/mapping.ts";
 import type { Reactor, Timer } from "../linux/reactor.ts";
 import { limitedLog, type Log } from "../observe/log.ts";
+import type { Tracer } from "../observe/trace.ts";
 import {
   awokenDevice,
   BridgeId,
@@ -43,6 +44,7 @@ import {
   type BridgeNode,
 } from "./bridge_node.ts";
 import { BRIDGE_SLOT, BridgeConsumer, BridgeProducer } from "./bridge_ring.ts";
+import { BridgeTrace } from "./bridge_trace.ts";
 import { BridgeWindows } from "./bridge_windows.ts";
 import { type BusListener, type BusOptions, type KernelBus, QueueBus } from "./bus.ts";
 import { Doorbells } from "./doorbells.ts";
@@ -82,6 +84,7 @@ export class BridgeBus extends QueueBus implements KernelBus {
   readonly #look: Timer;
   readonly #pause: Timer;
   readonly #complain: (line: string) => void;
+  #trace: BridgeTrace | undefined;
   #session: Session | undefined;
   #isResolved = false;
   #epoch = 0n;
@@ -121,6 +124,10 @@ export class BridgeBus extends QueueBus implements KernelBus {
       emptied: () => this.#next === undefined ? this.#begin() : this.#goOnline(),
       complain: (line) => this.#complain(`${this.description}: ${line}`),
     });
+  }
+
+  traceBy(tracer: Tracer): void {
+    this.#trace = new BridgeTrace(tracer);
   }
 
   /** For log lines. */
@@ -214,6 +221,9 @@ export class BridgeBus extends QueueBus implements KernelBus {
     };
     this.#wasAttached = true;
     node.watch(() => this.#faulted(), () => this.#end("whoever played the kernel is gone", false));
+    this.#trace?.note(
+      `attached, the endpoint is ${isOnline ? `online, epoch ${epoch}` : "offline"}`,
+    );
     if (isOnline) this.#goOnline(epoch);
     else this.log.info(`${this.description}: the endpoint is offline, waiting for it`);
   }
@@ -280,6 +290,7 @@ export class BridgeBus extends QueueBus implements KernelBus {
   /** Nothing of this epoch counts any more. */
   #leave(reason: string): void {
     this.#next = undefined;
+    this.#trace?.note(reason);
     this.detach(reason);
     this.#windows.dropAll();
   }
@@ -319,7 +330,9 @@ export class BridgeBus extends QueueBus implements KernelBus {
     const { tx } = this;
     if (tx.free < this.#wanted.length + 2) return false;
     const say = (id: number, value?: number) => {
-      writeTopology(tx.view, tx.claim(), id, this.#epoch, value);
+      const at = tx.claim();
+      writeTopology(tx.view, at, id, this.#epoch, value);
+      this.#trace?.sent(tx.view, at);
       tx.publish();
     };
     say(BridgeId.TOPOLOGY_RESET);
@@ -336,7 +349,7 @@ export class BridgeBus extends QueueBus implements KernelBus {
   #flush(): void {
     if (!this.isAttached) return;
     const isTold = !this.#isPublished && this.#tellTopology();
-    if (this.#windows.answer(this.tx) || isTold) this.ringSoon();
+    if (this.#windows.answer(this.tx, this.#trace) || isTold) this.ringSoon();
     else if (this.#hasToSay && !this.#look.armed) this.#look.arm(LOOK_MS);
   }
 
@@ -351,8 +364,9 @@ export class BridgeBus extends QueueBus implements KernelBus {
   override send(): void {
     const device = eventDevice(this.tx.view, this.#offset);
     // A claim that is not sent is the next one's.
-    if (device >= 0 && !this.#awake.has(device)) this.earlyEvents++;
-    else super.send();
+    if (device < 0 || this.#awake.has(device)) return super.send();
+    this.earlyEvents++;
+    this.#trace?.note(`dev ${device}: not sent, since its status was not written so far`);
   }
 
   protected override ring(): void {
@@ -368,7 +382,9 @@ export class BridgeBus extends QueueBus implements KernelBus {
   /** Cursors that were set back are stored again; whoever did not see them is told. */
   #restore(): void {
     const [sent, received] = [this.tx.lags(), this.rx.lags()];
-    if ((sent || received) && this.isAttached) this.ringSoon();
+    if (!sent && !received) return;
+    this.#trace?.note(`a cursor was set back (${sent ? "tx.prod" : "rx.cons"}): stored again`);
+    if (this.isAttached) this.ringSoon();
   }
 
   #lookAfter(): void {
@@ -391,6 +407,7 @@ export class BridgeBus extends QueueBus implements KernelBus {
 
   protected override keeps(slot: DataView): boolean {
     const isOwn = isBridgeFrame(slot);
+    if (isOwn) this.#trace?.received(slot);
     if (isOwn) this.#take(slot);
     else this.#noteAwake(slot);
     // The kernel may wait for room.

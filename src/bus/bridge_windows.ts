@@ -14,6 +14,7 @@ import type { MappedPart } from "../linux/memory_file.ts";
 import type { Reactor } from "../linux/reactor.ts";
 import { MAX_WINDOWS, type MemoryRegion } from "../memory/mod.ts";
 import { BridgeId, type MapRequest, mapRequestOf, writeMapAnswer } from "./bridge_frames.ts";
+import type { BridgeTrace } from "./bridge_trace.ts";
 import type { OutgoingQueue } from "./message_queue.ts";
 
 /** How long a device may take to let go of a window. */
@@ -144,13 +145,14 @@ export class BridgeWindows implements Disposable {
   }
 
   /** Writes the answers that are ready, as far as there is room; true if any was. */
-  answer(queue: OutgoingQueue): boolean {
+  answer(queue: OutgoingQueue, trace?: BridgeTrace): boolean {
     let count = 0;
     for (; count < this.#open.length; count++) {
       const { request, status } = this.#open[count]!;
       const at = status === undefined ? -1 : queue.claim();
       if (at < 0) break;
       writeMapAnswer(queue.view, at, request, status!);
+      trace?.sent(queue.view, at);
       queue.publish();
     }
     this.#open.splice(0, count);

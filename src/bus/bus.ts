@@ -16,6 +16,7 @@ import { VmsgError } from "../linux/errors.ts";
 import type { Fd } from "../linux/fd.ts";
 import type { Reactor, Task } from "../linux/reactor.ts";
 import type { MappedMemory, MemoryRegion } from "../memory/mod.ts";
+import type { Tracer } from "../observe/trace.ts";
 import type { IncomingQueue, OutgoingQueue } from "./message_queue.ts";
 
 export type { LentVector } from "../ivshmem/end.ts";
@@ -157,6 +158,8 @@ export interface Bus extends Disposable {
  * which devices there are: no vmsg is at its other end, and nothing private is said.
  */
 export interface KernelBus {
+  /** Has a tracer see what is said about the bus itself. */
+  traceBy(tracer: Tracer): void;
   /** The most entries a queue should have. */
   readonly maxQueueSize: number;
   /** Device numbers are below. */

@@ -12,6 +12,7 @@
  * whose {@link codecFor} gives the codec of a dialect.
  */
 
+import { isOfBridge } from "./bridge_messages.ts";
 import { type Conduct, CONDUCTS } from "./conduct.ts";
 import type { Definition } from "./layout.ts";
 import { type Dialect, type Kind, KIND_COUNT, MAX_MESSAGE, type Message } from "./message.ts";
@@ -106,7 +107,8 @@ export class Codec {
 
   #compile(definition: Definition, form: Form): void {
     const { name, kind, bus, event } = definition;
-    const wire = wireOf(definition, this.dialect);
+    const isHeld = this.slotSize === MAX_MESSAGE || !isOfBridge(kind);
+    const wire = isHeld ? wireOf(definition, this.dialect) : undefined;
     const layouts = [wire?.request, wire?.response];
     for (const layout of layouts) {
       if (layout !== undefined && this.headerSize + layout.size > this.maxSize) {

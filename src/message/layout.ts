@@ -17,6 +17,7 @@ const SIZES = {
   u24: 3,
   u32: 4,
   u64: 8,
+  s32: 4, // below 0: a negative errno
   "u32/32": 4, // 32 times the number, rounded up when read
   next: 4, // bits 0-30 `nextOffset`, bit 31 `nextWrap` (docs/wire.md 3.6)
   uuid: 16,

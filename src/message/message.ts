@@ -45,14 +45,22 @@ export const Kind = {
   IOMMU_ENABLE: 20,
   IOMMU_TRANSLATE: 21,
   IOMMU_INVALIDATE: 22,
+  // about a kernel's bridge itself, see bridge_messages.ts
+  MAP_ADD: 23,
+  MAP_DEL: 24,
+  ENDPOINT_ONLINE: 25,
+  ENDPOINT_OFFLINE: 26,
+  TOPOLOGY_RESET: 27,
+  TOPOLOGY_DEV_ADD: 28,
+  TOPOLOGY_COMMIT: 29,
   // between two vmsg processes only, see private.ts
-  HELLO: 23,
-  ADD_MEMORY: 24,
-  REMOVE_MEMORY: 25,
-  STOP_VQUEUE: 26,
-  SET_VQUEUE_STATE: 27,
-  SET_DOORBELLS: 28,
-  SET_NOTIFIER: 29,
+  HELLO: 30,
+  ADD_MEMORY: 31,
+  REMOVE_MEMORY: 32,
+  STOP_VQUEUE: 33,
+  SET_VQUEUE_STATE: 34,
+  SET_DOORBELLS: 35,
+  SET_NOTIFIER: 36,
 } as const;
 
 /** One of the values of {@link Kind}. */
@@ -130,7 +138,7 @@ export const FIELDS = [
   "prot", // Access of a translation: bit 0 read, bit 1 write; 0 = not mapped
   "number", // EVENT_DEVICE: the device number it is about
   "state", // EVENT_DEVICE: DEVICE_ADDED or DEVICE_REMOVED. IOMMU_ENABLE: 1 = on
-  "epoch", // The sender's epoch, a random number below 2^53
+  "epoch", // The sender's epoch, a random number below 2^53; a kernel's bridge: since it was last online
   "peerEpoch", // The receiver's epoch as the sender knows it
   "nonce", // The lease's token, see private.ts
   "version", // `proto`: revision of the device. HELLO: version of the private messages
@@ -140,6 +148,11 @@ export const FIELDS = [
   "base", // A queue's next index
   "wrap", // A packed queue's wrap counters
   "result", // 0, or the errno of what failed
+  "map", // A kernel's bridge: which window of memory
+  "sequence", // Which publication of it
+  "mapLength", // Bytes of it that can be mapped
+  "maxMessage", // The endpoint's longest message
+  "reason", // Why the endpoint went
 ] as const;
 
 /** One of {@link FIELDS}. */

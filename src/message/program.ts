@@ -29,6 +29,7 @@ const UUID = 6;
 const WORDS = 7;
 const BYTES = 8;
 const TIMES_32 = 9;
+const S32 = 10;
 
 const TWO_32 = 4294967296;
 const NEXT_OFFSET = positionOf("nextOffset");
@@ -41,6 +42,7 @@ const OPERATION: Readonly<Record<Type, number>> = {
   u32: U32,
   "u32/32": TIMES_32,
   u64: U64,
+  s32: S32,
   next: NEXT,
   uuid: UUID,
   "words[2]": WORDS,
@@ -148,6 +150,7 @@ export class Program {
           view.setUint8(to + 2, numbers[operand]! >>> 16);
           break;
         case U32:
+        case S32:
           view.setUint32(to, numbers[operand]!, true);
           break;
         case TIMES_32:
@@ -214,6 +217,9 @@ export class Program {
           break;
         case U32:
           numbers[operand] = view.getUint32(from, true);
+          break;
+        case S32:
+          numbers[operand] = view.getInt32(from, true);
           break;
         case TIMES_32:
           numbers[operand] = Math.ceil(view.getUint32(from, true) / 32);

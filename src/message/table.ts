@@ -3,7 +3,7 @@
  *
  * One entry per {@link Kind}: its name, its class, who sends it, and per dialect its id and the layout
  * of request and answer. Sources: docs/wire.md 2.2 for `proto`, 3.2 for `v1`, 3.4 for `v1-2025`, 3.8 for `rfc` and
- * `rfc-q`, private.ts for our own. `v1-2025` has entries only where it differs from `v1`, `rfc` where it differs from
+ * `rfc-q`, private.ts for our own, 4.7 for a kernel's bridge. `v1-2025` has entries only where it differs from `v1`, `rfc` where it differs from
  * that, and `rfc-q` from that ({@link OLDER}). A message whose entry has no response is never answered in that dialect; `proto` has several such requests. All layouts
  * are checked when this file loads; the sizes of 3.3 and 3.4 are what tests/message asserts.
  */
@@ -18,6 +18,7 @@ import {
   request,
   type Wire,
 } from "./layout.ts";
+import { BRIDGE_MESSAGES, isOfBridge } from "./bridge_messages.ts";
 import { isPrivate, PRIVATE_MESSAGES } from "./private.ts";
 
 export type { Definition, Layout, LayoutField, Type, Wire } from "./layout.ts";
@@ -312,6 +313,7 @@ export const MESSAGES: readonly Definition[] = [
   ...TRANSPORT_MESSAGES,
   ...BUS_MESSAGES,
   ...PROTO_MESSAGES,
+  ...BRIDGE_MESSAGES,
   ...PRIVATE_MESSAGES,
 ];
 
@@ -328,11 +330,11 @@ const OLDER: Readonly<Partial<Record<Dialect, Dialect>>> = {
 };
 
 /**
- * How a dialect writes a message, undefined if it does not have it. The private messages are `v1`'s only, and
- * `rfc-q` has no bus messages.
+ * How a dialect writes a message, undefined if it does not have it. The private messages and those of a kernel's bridge
+ * are `v1`'s only, and `rfc-q` has no bus messages.
  */
 export function wireOf({ kind, bus, wire }: Definition, dialect: Dialect): Wire | undefined {
-  if (isPrivate(kind) || (bus && dialect === "rfc-q")) return wire[dialect];
+  if (isPrivate(kind) || isOfBridge(kind) || (bus && dialect === "rfc-q")) return wire[dialect];
   let asked: Dialect | undefined = dialect;
   while (asked !== undefined && !(asked in wire)) asked = OLDER[asked];
   return asked && wire[asked];

@@ -109,6 +109,19 @@ function payload(m: Message, deviceId: number): string {
         ((m.flags & QUEUE_GOES_ON) !== 0 ? " goes on" : "");
     case Kind.SET_NOTIFIER:
       return m.response ? result(m) : notifier(m);
+    case Kind.MAP_ADD:
+    case Kind.MAP_DEL:
+      return `window ${m.map} ${m.response ? result(m) : place(m)}`;
+    case Kind.ENDPOINT_ONLINE:
+      return `${printable(m.bytes)}, epoch ${m.epoch}, messages of up to ${m.maxMessage} bytes`;
+    case Kind.ENDPOINT_OFFLINE:
+      return `epoch ${m.epoch}, ${["", "removed", "reset"][m.reason] || `reason ${m.reason}`}`;
+    case Kind.TOPOLOGY_RESET:
+      return `epoch ${m.epoch}`;
+    case Kind.TOPOLOGY_DEV_ADD:
+      return `device ${m.number}, epoch ${m.epoch}`;
+    case Kind.TOPOLOGY_COMMIT:
+      return `${m.count} devices, epoch ${m.epoch}`;
     default:
       return fromTable(m);
   }
@@ -223,7 +236,21 @@ function access(prot: number): string {
 }
 
 function result(m: Message): string {
-  return m.result === 0 ? "done" : `errno ${m.result}`;
+  return m.result === 0 ? "done" : `errno ${Math.abs(m.result)}`;
+}
+
+/** A window of a kernel's memory. */
+function place({ kind, length, address, offset, mapLength, flags }: Message): string {
+  const where = `${length} bytes at ${hex(address)}`;
+  if (kind === Kind.MAP_DEL) return where;
+  const part = mapLength === length ? "" : ` (${mapLength} bytes can be)`;
+  return `${where}, mapped from ${hex(offset)}${part}${(flags & 1) !== 0 ? ", kept" : ""}`;
+}
+
+/** A name that somebody else gave, up to its NUL. */
+function printable(bytes: Uint8Array): string {
+  const text = String.fromCharCode(...bytes.subarray(0, 16));
+  return text.split("\0")[0]!.replace(/[^ -~]/g, "?");
 }
 
 function memory(m: Message): string {

@@ -18,7 +18,9 @@ local f = {
   latency = ProtoField.relative_time("vmsg.latency", "Latency"),
 }
 for name, is_hex in pairs(FIELDS) do
-  f[name] = ProtoField.uint64("vmsg." .. name, name, is_hex and base.HEX or base.DEC)
+  -- A negative errno, or a positive one.
+  local make = name == "result" and ProtoField.int64 or ProtoField.uint64
+  f[name] = make("vmsg." .. name, name, is_hex and base.HEX or base.DEC)
 end
 vmsg.fields = f
 
@@ -42,7 +44,7 @@ local function names_of(value, first, names, others)
   return table.concat(words, " ")
 end
 
-local WIDTHS = { u8 = 1, u16 = 2, u24 = 3, u32 = 4, u64 = 8 }
+local WIDTHS = { u8 = 1, u16 = 2, u24 = 3, u32 = 4, u64 = 8, s32 = 4 }
 
 -- Shows a payload, as the codec reads it, with "behind" bytes of the packet behind it; what is wrong with it, or nil, and its words.
 local function show(tvb, at, room, behind, layout, exact, tree, kind)
@@ -70,6 +72,7 @@ local function show(tvb, at, room, behind, layout, exact, tree, kind)
       local item = tree:add_le(f[name], range)
       local value = range:le_uint64()
       values[name] = value:tonumber()
+      if type == "s32" then value = range:le_int() end
       local text = FIELDS[name] and "0x" .. value:tohex():gsub("^0+(%x)", "%1") or tostring(value)
       local special = name == "status" and (values.status == 0 and "0 (reset)" or names_of(values.status, 0, STATUSES, {})) or name == "device_id" and KINDS[values.device_id]
       if special then item:append_text(" " .. special) end
@@ -92,7 +95,7 @@ local function show(tvb, at, room, behind, layout, exact, tree, kind)
       show_words(from, count)
       used = from - at + 4 * count
     else
-      local count = type:find("^bits") and math.ceil(values.count / 8) or values.length
+      local count = type:find("^bits") and math.ceil(values.count / 8) or values.length or tonumber(type:match("%d+"))
       local most = tonumber(type:match("%d+"))
       if type == "bits[count]~" and values.count % 8 ~= 0 then count = rest end
       if most and count > most then return "bad length" end

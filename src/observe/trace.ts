@@ -13,7 +13,7 @@
 
 import type { Clock } from "../linux/clock.ts";
 import { codecFor } from "../message/codecs.ts";
-import { Kind, type Message } from "../message/message.ts";
+import { Kind, MAX_MESSAGE, type Message } from "../message/message.ts";
 import { isBusMessage, MESSAGES } from "../message/table.ts";
 import { describe, fieldsOf } from "../message/text.ts";
 import { parseTraceFilter } from "./trace_filter.ts";
@@ -125,7 +125,7 @@ export function createTracer(
   /** The request that an answer belongs to; a request itself is kept until its answer comes. */
   const requestOf = (direction: Direction, message: Message, nowMs: number, text: string) => {
     const { kind, device, token, response, dialect } = message;
-    const isAnswered = dialect === undefined || codecFor(dialect).answered(kind);
+    const isAnswered = dialect === undefined || codecFor(dialect, MAX_MESSAGE).answered(kind);
     if (MESSAGES[kind].event || !isAnswered) return undefined;
     // Both sides may ask the same.
     const isOurs = (direction === "->") !== response;

@@ -6,7 +6,7 @@
  *     0, dev0          the device with that number
  *     net, net0        devices of that kind, the device with that number if it is of that kind
  *     bus              what is about the bus and no device
- *     request, answer, event, private (between two vmsg processes), malformed, note
+ *     request, answer, event, private (between two vmsg processes), bridge (a kernel's own), malformed, note
  *     SET_VQUEUE       messages of that name, request and answer; with `*` for any letters: GET_*
  *
  * Shown is what one of the first sort and one of the second say, where there are any of that sort; and never what a
@@ -14,6 +14,7 @@
  */
 
 import { UsageError } from "../linux/errors.ts";
+import { isOfBridge } from "../message/bridge_messages.ts";
 import { Kind, type Message } from "../message/message.ts";
 import { isPrivate } from "../message/private.ts";
 import { isBusMessage, kindName, MESSAGES } from "../message/table.ts";
@@ -45,6 +46,7 @@ function deviceOf(message: Message): number | undefined {
     case Kind.SET_NOTIFIER:
       return message.response ? undefined : message.memoryDevice;
     case Kind.EVENT_DEVICE:
+    case Kind.TOPOLOGY_DEV_ADD:
       return message.number;
     default:
       return undefined;
@@ -56,6 +58,7 @@ const SORTS: Readonly<Record<string, Term>> = {
   answer: ({ message }) => message?.response === true,
   event: ({ message }) => message !== undefined && isEvent(message),
   private: ({ message }) => message !== undefined && isPrivate(message.kind),
+  bridge: ({ message }) => message !== undefined && isOfBridge(message.kind),
   malformed: ({ sort }) => sort === "malformed",
   note: ({ sort }) => sort === "note",
 };

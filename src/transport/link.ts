@@ -97,6 +97,7 @@ export class Link implements Disposable {
   constructor(readonly bus: Bus, public codec: Codec, readonly options: LinkOptions) {
     this.counters = new LinkCounters("bus", bus.description);
     this.tracer = options.tracer;
+    if (this.tracer !== undefined) bus.kernel?.traceBy(this.tracer);
     this.#retry = options.reactor.timer(() => this.#sendWaiting());
   }
 

@@ -6,7 +6,7 @@
 /** Bytes of the largest message of that session. */
 export const BRIDGE_SLOT = 128;
 
-/** One frame about a device, as it was seen. */
+/** One frame, as it was seen. */
 export interface Frame {
   /** Who sent it: the kernel has the driver, the process the devices. */
   readonly from: "kernel" | "process";
@@ -15,14 +15,12 @@ export interface Frame {
   readonly line: string;
 }
 
-const BUS_BIT = 2;
-
-/** The frames about devices, in order; those about the bus are the bridge's own. */
+/** The frames, in order. */
 export function readFrames(): Frame[] {
   const text = Deno.readTextFileSync(new URL("bridge-kernel.txt", import.meta.url));
   return text.split("\n").filter((line) => /^[KD]>/.test(line)).map((line) => ({
     from: line.startsWith("K") ? "kernel" as const : "process" as const,
     bytes: Uint8Array.fromHex(line.slice(4, line.indexOf(" ;"))),
     line,
-  })).filter(({ bytes }) => (bytes[0]! & BUS_BIT) === 0);
+  }));
 }

@@ -126,7 +126,7 @@ testUnless(
 );
 
 testUnless(
-  "dissector: the recorded session of Linux's bridge, frames about devices",
+  "dissector: the recorded session of Linux's bridge",
   NEEDS,
   async () => {
     assertEquals(BRIDGE_SLOT, MAX_MESSAGE);

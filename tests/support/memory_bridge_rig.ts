@@ -7,6 +7,7 @@ import { codecFor } from "../../src/message/codecs.ts";
 import { Kind, Message, QUEUE_ENABLED } from "../../src/message/message.ts";
 import { describe } from "../../src/message/text.ts";
 import { createLog } from "../../src/observe/log.ts";
+import { createTracer } from "../../src/observe/trace.ts";
 import { DeviceSide } from "../../src/transport/device_side.ts";
 import { FakeDevice } from "./fake_device.ts";
 import { LateDevice } from "./late_device.ts";
@@ -24,6 +25,8 @@ export const FEATURES_OK = 0x0b, DRIVER_OK = 0x0f, NEEDS_RESET = 0x40;
 export class MemoryBridgeRig {
   readonly reactor = new Reactor(new VirtualClock());
   readonly lines: string[] = [];
+  /** As `--trace` has it. */
+  readonly traced: string[] = [];
   readonly node: MemoryNode;
   readonly bus: BridgeBus;
   readonly side: DeviceSide;
@@ -37,7 +40,8 @@ export class MemoryBridgeRig {
     const options = { discardOnAttach: false, ringPerMessage: false } as const;
     const endpoint = { name, id: "", create: false };
     this.bus = new BridgeBus(this.reactor, this.node, endpoint, log, options);
-    this.side = new DeviceSide({ reactor: this.reactor, bus: this.bus, codec: CODEC, log });
+    const tracer = createTracer((line) => this.traced.push(line), this.reactor);
+    this.side = new DeviceSide({ reactor: this.reactor, bus: this.bus, codec: CODEC, log, tracer });
     this.side.add(0, this.device);
     this.side.add(LATE, this.late);
   }
