@@ -63,6 +63,7 @@ const NUMBERS = 0x1_0000;
 /** What goes for a head of ENDPOINT_OFFLINE: type and id. */
 const OFFLINE_HEAD = 0x02 | BridgeId.ENDPOINT_OFFLINE << 8;
 
+const OTHER = "is the bridge of a kernel of another time: one as of mid 2026 is needed";
 const REBOOT = "reboot this machine";
 const KEPT_OPEN =
   "the node is kept open, because kernels of 2026 do not survive that it is closed now: wait until it is online, or reboot";
@@ -115,13 +116,14 @@ export class BridgeBus extends QueueBus implements KernelBus {
     this.deviceNumbers = endpoint.name === "loopback" ? LOOPBACK_NUMBERS : NUMBERS;
     this.#complain = limitedLog(log.warn, reactor);
     this.#look = reactor.timer(() => this.#lookAfter());
-    this.#pause = reactor.timer(() => this.#begin());
+    this.#pause = reactor.timer(() => this.#goOn());
     this.#windows = new BridgeWindows(reactor, {
       map: (offset, length) => node.map(offset, length),
       windowAdded: (region) => this.listener!.windowAdded!(region),
       windowRemoved: (region, done) => this.listener!.windowRemoved!(region, done),
       answered: () => this.#flush(),
-      emptied: () => this.#next === undefined ? this.#begin() : this.#goOnline(),
+      // Not at once: what lets go of them may be coming to its end, and this bus after it.
+      emptied: () => this.#pause.armed || this.#pause.arm(0),
       complain: (line) => this.#complain(`${this.description}: ${line}`),
     });
   }
@@ -188,6 +190,11 @@ export class BridgeBus extends QueueBus implements KernelBus {
     this.#pause.arm(ms);
   }
 
+  #goOn(): void {
+    if (this.#next === undefined) this.#begin();
+    else this.#goOnline();
+  }
+
   #begin(): void {
     const isWanted = this.#session === undefined && this.listener !== undefined;
     if (!isWanted || !this.node.isOpen || this.#pause.armed || !this.#windows.isEmpty) return;
@@ -208,10 +215,12 @@ export class BridgeBus extends QueueBus implements KernelBus {
     stack.defer(() => [tx, rx].forEach((one) => one.end()));
     const [call, kick] = [stack.use(createEventFd()), stack.use(createEventFd())];
     const bells = stack.use(new Doorbells(reactor, call, kick, () => this.#called()));
-    const { isOnline, epoch, maxMessage } = node.attach({ ring, kick, call });
-    if (isOnline && maxMessage < BRIDGE_SLOT) {
+    const { isOnline, isKnown, epoch, maxMessage } = node.attach({ ring, kick, call });
+    if (isOnline && (!isKnown || maxMessage < BRIDGE_SLOT)) {
       node.detach();
-      throw this.#tooSmall(maxMessage);
+      throw isKnown
+        ? this.#tooSmall(maxMessage)
+        : new VmsgError("NO_BRIDGE", `${node.path} ${OTHER}`);
     }
     const owner = stack.move();
     this.#session = {
@@ -250,6 +259,7 @@ export class BridgeBus extends QueueBus implements KernelBus {
 
   /** Ends the session, then begins another. */
   #restart(reason: string, pauseMs = 0): void {
+    if (this.node.isKernel && this.#isGoingOffline) return this.#leave(reason);
     if (pauseMs > 0) this.log.warn(`${this.description}: the next session in ${pauseMs} ms`);
     this.#beginLater(pauseMs);
     this.#end(reason, true);
@@ -271,9 +281,9 @@ export class BridgeBus extends QueueBus implements KernelBus {
 
   // --- the endpoint ------------------------------------------------------------------------------
 
-  /** Is there a session whose endpoint is not there? */
+  /** Is there a session whose endpoint is not there, be it that the frame that says so is not read yet? */
   get isOffline(): boolean {
-    return this.#session !== undefined && !this.isAttached;
+    return this.#session !== undefined && (!this.isAttached || this.#isGoingOffline);
   }
 
   #goOnline(epoch: bigint = this.#next!): void {
@@ -305,6 +315,7 @@ export class BridgeBus extends QueueBus implements KernelBus {
   }
 
   #offline(slot: DataView): void {
+    if (epochOf(slot) === this.#next) this.#next = undefined;
     if (!this.isAttached || epochOf(slot) !== this.#epoch) return;
     const what = `the endpoint went offline (${offlineReasonOf(slot)})`;
     this.#leave(this.node.isKernel ? `${what}; ${KEPT_OPEN}` : what);
@@ -370,6 +381,8 @@ export class BridgeBus extends QueueBus implements KernelBus {
   }
 
   protected override ring(): void {
+    // Which would be a fault.
+    if (this.#isGoingOffline) return;
     this.#session!.bells.ring();
     if (!this.#look.armed) this.#look.arm(LOOK_MS);
   }
@@ -390,15 +403,14 @@ export class BridgeBus extends QueueBus implements KernelBus {
   #lookAfter(): void {
     if (this.#session === undefined) return;
     this.#restore();
-    if (this.isPaused && this.#isGoingOffline()) this.#leave("the endpoint went offline");
+    if (this.isPaused && this.#isGoingOffline) this.#leave("the endpoint went offline");
     this.#flush();
     if (this.isAttached && (!this.tx.isRead || this.#hasToSay)) this.#look.arm(LOOK_MS);
   }
 
-  /** Answers wait for room that nobody makes any more, and what says so waits behind what is not read because of that. */
-  #isGoingOffline(): boolean {
-    for (const head of this.rx.heads()) if (head === OFFLINE_HEAD) return true;
-    return false;
+  /** Does ENDPOINT_OFFLINE wait, perhaps behind what is not read because answers have no room, which nobody makes any more? */
+  get #isGoingOffline(): boolean {
+    return this.rx.awaits(OFFLINE_HEAD);
   }
 
   protected override get reads(): boolean {

@@ -7,7 +7,7 @@
  */
 
 import { allocate, type Block } from "../linux/arena.ts";
-import { LinuxError, VmsgError } from "../linux/errors.ts";
+import { type LinuxError, VmsgError } from "../linux/errors.ts";
 import { Fd, O_CLOEXEC, O_RDWR } from "../linux/fd.ts";
 import { check, cString, errno, libc, linuxError } from "../linux/libc.ts";
 import { mapShared } from "../linux/mapping.ts";
@@ -32,7 +32,7 @@ export function argumentSize(request: number): number {
 /** The largest of them. */
 export const MAX_ARGUMENT: number = argumentSize(ATTACH);
 const BUS_NAME = 16, BUS_ID = 48;
-const FLAG_CREATE = 1, FLAG_ONLINE = 1;
+const FLAG_CREATE = 1, FLAG_ONLINE = 1, ABI = 1;
 /** Where each ring begins: a page's start. */
 export const BRIDGE_RING_OFFSETS = { tx: 0, rx: Math.ceil(BRIDGE_RING / 4096) * 4096 } as const;
 /** Bytes of the memory for both rings. */
@@ -58,6 +58,8 @@ export interface BridgeFds {
 /** What ATTACH tells. */
 export interface BridgeCaps {
   readonly isOnline: boolean;
+  /** Is it what is spoken here? A kernel of before mid 2026 counts no epochs; of one that is offline nothing is told. */
+  readonly isKnown: boolean;
   /** The largest message; 0 where the endpoint is offline. */
   readonly maxMessage: number;
   readonly epoch: bigint;
@@ -124,10 +126,12 @@ export abstract class BridgeNode implements Disposable {
       view.setUint32(at! + 20, BRIDGE_SLOT, true);
     }
     this.#ask(ATTACH, "attach", [ring, kick, call]);
+    const epoch = view.getBigUint64(120, true);
     return {
       maxMessage: view.getUint32(96, true),
       isOnline: (view.getUint32(100, true) & FLAG_ONLINE) !== 0,
-      epoch: view.getBigUint64(120, true),
+      isKnown: view.getUint32(88, true) === ABI && epoch > 0n,
+      epoch,
     };
   }
 
@@ -144,7 +148,7 @@ export abstract class BridgeNode implements Disposable {
   }
 }
 
-const NOT_THERE = ["ENOENT", "ENODEV", "ENXIO"];
+const [NOT_THERE, DENIED] = [["ENOENT", "ENODEV", "ENXIO"], ["EACCES", "EPERM"]];
 
 /** The node of this machine's kernel. */
 export class DeviceNode extends BridgeNode {
@@ -160,11 +164,12 @@ export class DeviceNode extends BridgeNode {
       const number = libc.open(cString(path), O_RDWR | O_CLOEXEC, 0);
       this.#fd = new Fd(check(number, `open ${path}`));
     } catch (error) {
-      if (!(error instanceof LinuxError) || !NOT_THERE.includes(error.code)) throw error;
-      throw new VmsgError(
-        "NO_BRIDGE",
-        `${path} is not there (${error.code}): the kernel needs CONFIG_VIRTIO_MSG_BRIDGE, and its modules loaded`,
-      );
+      const { code } = error as LinuxError;
+      const problem = NOT_THERE.includes(code)
+        ? `not there (${code}): the kernel needs CONFIG_VIRTIO_MSG_BRIDGE, and its modules loaded`
+        : `not this user's to open (${code}): be given it, or be root`;
+      if (![...NOT_THERE, ...DENIED].includes(code)) throw error;
+      throw new VmsgError("NO_BRIDGE", `${path} is ${problem}`);
     }
   }
 

@@ -190,11 +190,13 @@ export class BridgeConsumer extends BridgeRing implements IncomingQueue {
     return isPossible;
   }
 
-  /** The first two bytes of what waits, oldest first; nothing is taken. */
-  *heads(): Generator<number> {
+  /** Does a frame wait that begins with these two bytes? Nothing is taken. */
+  awaits(head: number): boolean {
     this.#look();
-    const count = (this.other - this.own) >>> 0;
-    for (let i = 0; i < count; i++) yield this.words[offsetOf(this.own + i) / 4]! & 0xffff;
+    for (let at = this.own; at !== this.other; at = (at + 1) >>> 0) {
+      if ((this.words[offsetOf(at) / 4]! & 0xffff) === head) return true;
+    }
+    return false;
   }
 
   /** A session begins with an empty ring. */

@@ -14,6 +14,7 @@ import {
   inWords,
   LATE,
   local,
+  type MemoryBridgeRig,
   memoryBridgeTest as bridgeTest,
   NEEDS_RESET,
   offline,
@@ -121,6 +122,39 @@ bridgeTest(
   },
 );
 
+/** What ends a session, or begins another one. */
+const ENDS: Readonly<Record<string, (rig: MemoryBridgeRig) => unknown>> = {
+  "a fault": ({ node }) => node.faulted(),
+  "a device that is removed": ({ side }) => void side.remove(0),
+  "a driver side that breaks the rules": ({ bus }) => bus.drop("it breaks the rules"),
+};
+
+for (const [what, end] of Object.entries(ENDS)) {
+  bridgeTest(`${what} when ENDPOINT_OFFLINE lies there unread: no DETACH, no kick`, async (rig) => {
+    rig.side.open();
+    await rig.said();
+    rig.node.kicks();
+    rig.node.put(offline(1));
+    end(rig);
+    await rig.reactor.sleep(100);
+    assertEquals([rig.node.asked, rig.node.kicks()], [["RESOLVE", "ATTACH"], 0]);
+    assertEquals(rig.bus.isOffline, true);
+  });
+}
+
+bridgeTest("the end when ENDPOINT_OFFLINE lies there unread, and nothing is rung", async (rig) => {
+  rig.side.open();
+  await rig.said();
+  await rig.bringUp(0);
+  rig.node.kicks();
+  rig.node.put(offline(1));
+  rig.device.host.used(0);
+  assertEquals([rig.bus.mayEnd(), rig.node.kicks()], [false, 0]);
+  rig.side[Symbol.dispose]();
+  rig.bus[Symbol.dispose]();
+  assertEquals(rig.node.asked, ["RESOLVE", "ATTACH", "close"]);
+});
+
 bridgeTest("where no kernel is, a fault while offline is a fault", async (rig) => {
   rig.side.open();
   await rig.said();
@@ -227,29 +261,43 @@ bridgeTest(
 bridgeTest(
   "a session that ends is followed by one when its memory is let go, or must be",
   async (rig) => {
-    rig.side.open();
-    await rig.said();
-    rig.node.put(add(1, 0x10_0000, 3 * PAGE));
-    await rig.said();
-    await rig.bringUp(LATE);
-    rig.late.isLate = true;
+    await rig.holdMemory();
     rig.node.faulted();
     assertEquals([await rig.said(100).catch(() => []), rig.node.asked.slice(2)], [[], ["DETACH"]]);
-    rig.late.isLate = false;
-    rig.late.answer();
+    rig.letGo();
     assertEquals([await rig.said(), rig.node.asked.slice(2)], [PUBLISHED, ["DETACH", "ATTACH"]]);
   },
 );
 
 bridgeTest(
+  "an epoch that is over before the last one's memory is let go never begins",
+  async (rig) => {
+    await rig.holdMemory();
+    rig.node.put(offline(1));
+    await rig.said();
+    rig.node.put(online(2), offline(2));
+    await rig.said();
+    rig.node.kicks();
+    rig.letGo();
+    assertEquals([await rig.said(100), rig.node.kicks(), rig.bus.isAttached], [[], 0, false]);
+    rig.node.put(online(3));
+    assertEquals(await rig.said(), again(3));
+  },
+);
+
+bridgeTest("no session begins when memory is let go because everything ends", async (rig) => {
+  await rig.holdMemory();
+  rig.node.faulted();
+  await rig.reactor.sleep(1);
+  rig.side[Symbol.dispose]();
+  rig.bus[Symbol.dispose]();
+  assertEquals(rig.node.asked, ["RESOLVE", "ATTACH", "DETACH", "RELEASE", "close"]);
+});
+
+bridgeTest(
   "more requests for windows than a kernel has open begin another session",
   async (rig) => {
-    rig.side.open();
-    await rig.said();
-    rig.node.put(add(1, 0x10_0000, 3 * PAGE));
-    await rig.said();
-    await rig.bringUp(LATE);
-    rig.late.isLate = true;
+    await rig.holdMemory();
     rig.node.put(del(1));
     for (let sent = 1; rig.node.asked.length === 2; sent += 64) {
       assertEquals(sent < 2000, true, "it takes any number");
@@ -257,8 +305,7 @@ bridgeTest(
       await rig.reactor.sleep(1);
     }
     assertEquals(rig.node.asked.slice(2), ["DETACH"]);
-    rig.late.isLate = false;
-    rig.late.answer();
+    rig.letGo();
     await rig.reactor.sleep(1);
     assertEquals(rig.node.asked.slice(2), ["DETACH", "ATTACH"]);
   },
@@ -362,6 +409,22 @@ for (
     assertEquals(rig.node.take().map(inWords), PUBLISHED);
   });
 }
+
+bridgeTest("a bridge of another time is told from one whose endpoint is offline", async (rig) => {
+  const { node } = rig;
+  const assertRefused = (caps: { abi: number; epoch: bigint }, open: () => void) => {
+    Object.assign(node, { ...caps, isOnline: true });
+    const { message } = assertThrows(open, VmsgError);
+    assertMatch(message, /memory is the bridge of a kernel of another time: one as of mid 2026/);
+    assertEquals(node.asked.splice(0), ["RESOLVE", "ATTACH", "DETACH"]);
+  };
+  assertRefused({ abi: 1, epoch: 0n }, () => rig.side.open());
+  assertRefused({ abi: 2, epoch: 1n }, () => node.opened());
+  Object.assign(node, { abi: 0, epoch: 0n, isOnline: false });
+  node.opened();
+  node.put(online(1));
+  assertEquals(await rig.said(), PUBLISHED);
+});
 
 bridgeTest("an endpoint whose messages are smaller is not used", async (rig) => {
   rig.node.limit = 72;

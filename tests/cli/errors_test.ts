@@ -233,6 +233,11 @@ const FAILURES: readonly [string[], RegExp][] = [
     onBus("device", "bridge,path=no"),
     /no is not there \(ENOENT\): the kernel needs CONFIG_VIRTIO_MSG_BRIDGE, and its modules loaded/,
   ],
+  // Nobody may write this one.
+  [
+    onBus("device", "bridge,path=/sys/kernel/uevent_seqnum"),
+    /uevent_seqnum is not this user's to open \(EACCES\): be given it, or be root/,
+  ],
   [onBus("device", "bridge,path=/dev/null"), /\/dev\/null is no virtio-msg bridge \(ENOTTY\)/],
   [
     onBus("device", "bridge,path=/dev/null", "--device", "vhost-user,socket=be,id=rng"),

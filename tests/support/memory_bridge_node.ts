@@ -25,6 +25,9 @@ export class MemoryNode extends BridgeNode {
   refusal = 0;
   epoch = 1n;
   limit = 128;
+  abi = 1;
+  /** Online, whatever the epoch. */
+  isOnline = false;
   isWatched = false;
   faulted: () => void = () => {};
   gone: () => void = () => {};
@@ -56,8 +59,9 @@ export class MemoryNode extends BridgeNode {
     this.#memory = mapShared(fds[0]!.number, this.#rx + HEADER + ENTRIES * SLOT);
     this.#kick = fds[1];
     this.#call = fds[2];
+    view.setUint32(88, this.abi, true);
     view.setUint32(96, this.limit, true);
-    view.setUint32(100, this.epoch > 0n ? 1 : 0, true);
+    view.setUint32(100, this.isOnline || this.epoch > 0n ? 1 : 0, true);
     view.setBigUint64(120, this.epoch, true);
     return 0;
   }

@@ -79,6 +79,22 @@ export class MemoryBridgeRig {
     assertEquals(this.side.status(device), DRIVER_OK);
   }
 
+  /** Has the late device work on a window, and take its time from then on, until {@link letGo}. */
+  async holdMemory(): Promise<void> {
+    this.side.open();
+    await this.said();
+    this.node.put(add(1, 0x10_0000, 3 * PAGE));
+    await this.said();
+    await this.bringUp(LATE);
+    this.late.isLate = true;
+  }
+
+  /** It does, and is quick again. */
+  letGo(): void {
+    this.late.isLate = false;
+    this.late.answer();
+  }
+
   dispose(): void {
     this.side[Symbol.dispose]();
     this.bus[Symbol.dispose]();
