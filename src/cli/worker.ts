@@ -18,6 +18,7 @@ import { forgetProgramPages } from "../linux/program_pages.ts";
 import { nameOf } from "../linux/received_fd.ts";
 import { Reactor, stopReactorFrom } from "../linux/reactor.ts";
 import { openCounterFile } from "../observe/counter_file.ts";
+import { counterShape } from "../observe/counters.ts";
 import { LineWriter } from "../linux/line_writer.ts";
 import { createLog, limitedLog, withoutRepeats } from "../observe/log.ts";
 import type { TraceFormat } from "../observe/trace.ts";
@@ -64,6 +65,8 @@ async function runPair(line: PairLine): Promise<number> {
   return 0;
 }
 
+const LineCounters = counterShape("written", "dropped");
+
 /** What stands in the place of lines that nobody read; in JSON where the others are. */
 function gapIn(format: TraceFormat | undefined): ((count: number) => string) | undefined {
   return format === "json" ? (dropped) => JSON.stringify({ dropped }) : undefined;
@@ -79,7 +82,14 @@ async function run(
   // First, so that it is removed last: whatever counts is gone by then.
   stack.use(openCounterFile(plane));
   const reactor = stack.use(new Reactor());
-  const stderr = stack.use(new LineWriter(reactor, STDERR, gapIn(common.trace?.format)));
+  const stderr = stack.use(
+    new LineWriter(
+      reactor,
+      STDERR,
+      gapIn(common.trace?.format),
+      new LineCounters("lines", "standard error"),
+    ),
+  );
   const toStderr = (line: string) => stderr.write(line);
   const log = withoutRepeats(createLog(`vmsg ${plane}`, common.logLevel, toStderr), reactor);
   const context: PlaneContext = {

@@ -52,6 +52,13 @@ export class Fd implements Disposable {
     libc.close(this.number);
   }
 
+  /** Gives it to somebody else to close. */
+  release(): number {
+    const { number } = this;
+    this.#number = -1;
+    return number;
+  }
+
   /** Closes it, if it is open. */
   [Symbol.dispose](): void {
     if (this.#number >= 0) this.close();

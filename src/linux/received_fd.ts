@@ -90,7 +90,8 @@ export function mayReceive(): boolean {
   return closing + waiting.length < MAX_STUCK;
 }
 
-function closeElsewhere(number: number): void {
+/** Closes a descriptor that was released, in another thread. */
+export function closeElsewhere(number: number): void {
   if (closing === MAX_CLOSING) return void waiting.push(number);
   closing++;
   const closed: Promise<void> = libc.close_elsewhere(number).then(() => {

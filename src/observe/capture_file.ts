@@ -24,6 +24,7 @@ import { check, cString, libc, linuxError } from "../linux/libc.ts";
 import { softLimit } from "../linux/limits.ts";
 import { mapAnonymous } from "../linux/mapping.ts";
 import { openOwnFile } from "../linux/own_file.ts";
+import { closeElsewhere } from "../linux/received_fd.ts";
 import type { Reactor, Timer } from "../linux/reactor.ts";
 import { type Counters, counterShape } from "./counters.ts";
 import type { Log } from "./log.ts";
@@ -294,8 +295,9 @@ export class CaptureFile implements Disposable {
     this.#close();
   }
 
+  /** On NFS that is when all is written: not for the data plane to wait for. */
   #close(): void {
-    this.#fd?.[Symbol.dispose]();
+    if (this.#fd !== undefined) closeElsewhere(this.#fd.release());
     this.#fd = undefined;
   }
 
@@ -306,10 +308,11 @@ export class CaptureFile implements Disposable {
       if (isEmpty || this.#fd === undefined) break;
       pause(LOOK_MS);
     }
-    this.#close();
     this.reactor.dropTimer(this.#timer);
-    // What a thread still reads stays where it is.
+    // What a thread still works with stays as it is, and where it is.
     if (this.#write.isWriting) return;
+    this.#fd?.[Symbol.dispose]();
+    this.#fd = undefined;
     for (const buffer of this.#buffers) buffer[Symbol.dispose]();
   }
 }

@@ -3,6 +3,7 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { VmsgError } from "../../src/linux/errors.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
+import { allClosed } from "../../src/linux/received_fd.ts";
 import { capturingPort } from "../../src/network/capturing_port.ts";
 import { ResponderPort } from "../../src/network/responder_port.ts";
 import { bytes, GuestMemory, keepingLog, Listener, takeFrame } from "./support.ts";
@@ -24,6 +25,8 @@ async function withFile(body: (path: string) => Promise<void> | void): Promise<v
   try {
     await body(`${directory}/c.pcapng`);
   } finally {
+    // Another thread closes files that have reached their limit.
+    await allClosed();
     Deno.removeSync(directory, { recursive: true });
   }
 }
