@@ -102,8 +102,12 @@ export function writeBlock(memory: Uint16Array, place: AmpPlace): void {
  * What the block in memory says; undefined where there is none yet, or what is wrong with it.
  *
  * @param memory all that the layout may lie in
+ * @param least bytes of an element that are enough
  */
-export function readBlock(memory: Uint16Array): AmpPlace | string | undefined {
+export function readBlock(
+  memory: Uint16Array,
+  least: number = ELEMENT_SIZE,
+): AmpPlace | string | undefined {
   if (loadAcquire16(memory, 0) !== BLOCK_MAGIC) return undefined;
   // One copy, so that what is checked is what is used.
   const view = new DataView(copyBlock(memory).buffer);
@@ -119,8 +123,8 @@ export function readBlock(memory: Uint16Array): AmpPlace | string | undefined {
   }
   const [count, elementSize] = [u16(10), u16(12)];
   if (count < 2) return `${count} elements`;
-  if (elementSize < ELEMENT_SIZE) {
-    return `elements of ${elementSize} bytes, and a message here may need ${ELEMENT_SIZE}`;
+  if (elementSize < least) {
+    return `elements of ${elementSize} bytes, and a message here may need ${least}`;
   }
   const notifications = 8 * words * ((u16(6) & HAS_MASKS) === 0 ? 2 : 3);
   return placed(view, memory.byteLength, { count, elementSize, notifications });

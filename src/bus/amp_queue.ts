@@ -13,7 +13,7 @@
  */
 
 import { loadAcquire16, type MappedMemory, storeRelease16 } from "../memory/mod.ts";
-import { type AmpPlace, ELEMENT_SIZE } from "./amp_block.ts";
+import { type AmpPlace, ELEMENT_SIZE, HEAD_SIZE } from "./amp_block.ts";
 import type { Side } from "./bus.ts";
 import type { IncomingQueue, OutgoingQueue } from "./message_queue.ts";
 
@@ -26,6 +26,17 @@ const WORDS = ELEMENT_SIZE / 4;
 export const AmpStatus = { INIT: 0, READY: 1, RUN: 2, SHUTDOWN: 3, PEER_DEAD: 4 } as const;
 /** The others are flags, which whoever writes a status clears. */
 const STATUS_BITS = 0x1f;
+
+/** A side's head in a copy of the memory, for people; undefined where it has none. @param at a multiple of 2 */
+export function readHead(bytes: Uint8Array, at: number) {
+  const [magic, word, tail, head] = new Uint16Array(
+    bytes.slice(at, at + HEAD_SIZE).buffer,
+  ) as unknown as [number, number, number, number];
+  if (magic !== HEAD_MAGIC) return undefined;
+  const status = word & STATUS_BITS;
+  const name = Object.keys(AmpStatus)[status] ?? `status ${status}`;
+  return { status: word === status ? name : `${name} 0x${word.toString(16)}`, tail, head };
+}
 
 /** See the head of this file. */
 export class AmpQueue implements OutgoingQueue, IncomingQueue {

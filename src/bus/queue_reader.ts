@@ -1,6 +1,6 @@
 /**
  * Reads message queues from outside, for people: of linux-user's files, or of the pages that ivshmem and shm have in
- * shared memory, of whichever implementation. Nothing is written, locked or mapped: the bytes are copied once, and what
+ * shared memory, in either layout, of whichever implementation. Nothing is written, locked or mapped: the bytes are copied once, and what
  * is made of them is made of the copy.
  *
  * A slot keeps its message until the producer comes round again, so what was said last lies behind the tail. Who is
@@ -18,8 +18,9 @@ import { type Dialect, Kind, Message } from "../message/message.ts";
 import { isBusMessage, MESSAGES } from "../message/table.ts";
 import { describe } from "../message/text.ts";
 import type { Side } from "./bus.ts";
-import { isAmpLayout } from "./amp_block.ts";
-import { QUEUE_PAGE } from "./page_bus.ts";
+import { isAmpLayout, readBlock } from "./amp_block.ts";
+import { readHead } from "./amp_queue.ts";
+import { type PageLayout, QUEUE_PAGE } from "./page_bus.ts";
 import { SLOT_SIZE, SLOTS_OFFSET, spscCapacity, spscSize, TAIL_WORD } from "./spsc_queue.ts";
 
 /** Bytes of a queue file of the linux-user bus. */
@@ -27,6 +28,13 @@ const QUEUE_FILE = spscSize(4096);
 const block = allocate(QUEUE_FILE);
 /** As messages are tried where no dialect is given: their sizes tell these from each other. `rfc-q` reads as `rfc`. */
 const SIZED: readonly Dialect[] = ["v1", "v1-2025", "rfc"];
+/** What the layouts call the index that is written next, and the one that is read next. */
+export const NAMES: Readonly<Record<PageLayout, readonly ["head" | "tail", "head" | "tail"]>> = {
+  spsc: ["head", "tail"],
+  amp1: ["tail", "head"],
+};
+/** The shortest message has 6 bytes. */
+const LEAST_ELEMENT = 6;
 /** Bytes that are shown of a slot that is not understood. */
 const SHOWN_BYTES = 16;
 
@@ -49,8 +57,12 @@ export interface ReadQueue {
   readonly path: string;
   /** Its producer. */
   readonly from: Side;
+  readonly layout: PageLayout;
+  /** What its producer says of itself, in a layout that has a word for it. */
+  readonly status: string | undefined;
   readonly dialect: Dialect;
   readonly capacity: number;
+  /** Named as the layout does ({@link NAMES}): in one they are what in the other they are not. */
   readonly head: number;
   readonly tail: number;
   /** Messages that wait. */
@@ -69,10 +81,22 @@ export interface ReadOptions {
   readonly offset?: number;
 }
 
+/** One direction, wherever its layout has it. */
 interface Area {
   readonly path: string;
+  /** Its producer. */
   readonly from: Side;
+  readonly layout: PageLayout;
+  /** What its producer says of itself, in a layout that has a word for it. */
+  readonly status?: string | undefined;
   readonly bytes: Uint8Array;
+  /** Where slots begin, how many bytes each has, and how many there are. */
+  readonly start: number;
+  readonly stride: number;
+  readonly capacity: number;
+  /** The slot that is written next, and the one that is read next. */
+  readonly next: number;
+  readonly unread: number;
 }
 
 /**
@@ -109,96 +133,119 @@ function areasOf(path: string, offset: number): Area[] {
   };
   if (kind === "file" && fileSize(fd) === QUEUE_FILE && offset === 0) {
     const bytes = read(0, QUEUE_FILE);
-    if (bytes.length === QUEUE_FILE) {
-      return [{ path, from: path.endsWith("-device") ? "device" : "driver", bytes }];
+    if (bytes.length === QUEUE_FILE && !isAmpLayout(bytes)) {
+      return [spscArea(path, path.endsWith("-device") ? "device" : "driver", bytes)];
     }
   }
   const bytes = read(offset, 2 * QUEUE_PAGE);
-  if (isAmpLayout(bytes)) {
-    throw new VmsgError("QUEUE", `${path}: queues of the layout amp1, which cannot be read here`);
-  }
+  if (isAmpLayout(bytes)) return ampAreas(path, read(offset, QUEUE_FILE));
   if (bytes.length < 2 * QUEUE_PAGE) {
     const what = `${bytes.length} bytes from ${offset} on`;
     throw new VmsgError("QUEUE", `${path}: ${what}, two queues have ${2 * QUEUE_PAGE}`);
   }
   return [
-    { path, from: "driver", bytes: bytes.slice(0, QUEUE_PAGE) },
-    { path, from: "device", bytes: bytes.slice(QUEUE_PAGE) },
+    spscArea(path, "driver", bytes.slice(0, QUEUE_PAGE)),
+    spscArea(path, "device", bytes.slice(QUEUE_PAGE)),
   ];
 }
 
-function slotsOf({ bytes }: Area): number[] {
-  const isWritten = (slot: number) => {
-    const at = SLOTS_OFFSET + SLOT_SIZE * slot;
-    return bytes.subarray(at, at + SLOT_SIZE).some((byte) => byte !== 0);
+function spscArea(path: string, from: Side, bytes: Uint8Array): Area {
+  const view = viewOf(bytes);
+  return {
+    ...{ path, from, layout: "spsc", bytes, start: SLOTS_OFFSET, stride: SLOT_SIZE },
+    capacity: spscCapacity(bytes.length),
+    next: view.getUint32(0, true),
+    unread: view.getUint32(4 * TAIL_WORD, true),
   };
-  return Array.from({ length: spscCapacity(bytes.length) }, (_, slot) => slot).filter(isWritten);
+}
+
+/** Both directions of an AMP layout, of whose elements anybody's may be short or long. */
+function ampAreas(path: string, bytes: Uint8Array): Area[] {
+  const place = readBlock(new Uint16Array(bytes.buffer, 0, bytes.length >> 1), LEAST_ELEMENT);
+  if (typeof place !== "object") {
+    throw new VmsgError("QUEUE", `${path}: a layout amp1 that cannot be: ${place}`);
+  }
+  const { count, elementSize } = place;
+  return (["driver", "device"] as const).map((from) => {
+    const [own, other] = from === "driver"
+      ? [place.driver, place.device]
+      : [place.device, place.driver];
+    const [said, heard] = [readHead(bytes, own.head), readHead(bytes, other.head)];
+    return {
+      ...{ path, from, layout: "amp1", bytes, start: own.elements, stride: elementSize },
+      status: said?.status ?? "no head yet",
+      capacity: count,
+      // Who has no head yet has written nothing and read nothing.
+      next: said?.tail ?? 0,
+      unread: heard?.head ?? 0,
+    };
+  });
+}
+
+function viewOf(bytes: Uint8Array): DataView {
+  return new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+}
+
+/** A copy of one slot, with zeros behind where its elements are short. */
+function slotAt({ bytes, start, stride }: Area, slot: number): Uint8Array {
+  const at = start + stride * slot;
+  const copy = new Uint8Array(SLOT_SIZE);
+  copy.set(bytes.subarray(at, at + Math.min(stride, SLOT_SIZE)));
+  return copy;
+}
+
+function slotsOf(area: Area): number[] {
+  return Array.from({ length: area.capacity }, (_, slot) => slot)
+    .filter((slot) => slotAt(area, slot).some((byte) => byte !== 0));
 }
 
 /** The dialect in which most slots are understood; `proto` has no sizes, and takes much of the others for its own. */
 function guess(areas: readonly Area[]): Dialect {
   const message = new Message();
-  const understood = (dialect: Dialect) =>
-    areas.reduce((sum, area) => {
-      const view = viewOf(area);
-      const codec = codecFor(dialect);
-      const isSound = (slot: number) =>
-        codec.decode(view, SLOTS_OFFSET + SLOT_SIZE * slot, message) === undefined;
-      return sum + slotsOf(area).filter(isSound).length;
-    }, 0);
+  const slots = areas.flatMap((area) => slotsOf(area).map((slot) => viewOf(slotAt(area, slot))));
+  const understood = (dialect: Dialect) => {
+    const codec = codecFor(dialect);
+    return slots.filter((view) => codec.decode(view, 0, message) === undefined).length;
+  };
   const counts = SIZED.map(understood);
   const most = Math.max(...counts);
   return 2 * most >= understood("proto") ? SIZED[counts.indexOf(most)]! : "proto";
 }
 
-function viewOf({ bytes }: Area): DataView {
-  return new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
-}
-
 function queueOf(area: Area, dialect: Dialect): ReadQueue {
-  const view = viewOf(area);
-  const capacity = spscCapacity(view.byteLength);
-  const [head, tail] = [view.getUint32(0, true), view.getUint32(4 * TAIL_WORD, true)];
+  const { path, from, layout, status, capacity, next, unread } = area;
+  const [written, read] = NAMES[layout];
   const outside = (name: string, index: number) =>
     index < capacity ? undefined : `the ${name} is ${index}, and there are ${capacity} slots`;
-  const problem = outside("head", head) ?? outside("tail", tail);
+  const problem = outside(written, next) ?? outside(read, unread);
   // As its consumer does, nothing is taken to wait behind an index that cannot be.
-  const waiting = problem === undefined ? (head - tail + capacity) % capacity : 0;
-  const end = head < capacity ? head : 0;
+  const waiting = problem === undefined ? (next - unread + capacity) % capacity : 0;
+  const end = next < capacity ? next : 0;
   const age = (slot: number) => (end - slot - 1 + capacity) % capacity;
   const message = new Message();
-  // The slot at the head is the producer's, who may be writing it, or died over it.
-  const messages = slotsOf(area).filter((slot) => slot !== head).sort((a, b) => age(b) - age(a))
-    .map((slot) => messageOf(view, slot, age(slot) < waiting, dialect, message));
-  return {
-    path: area.path,
-    from: area.from,
-    dialect,
-    capacity,
-    head,
-    tail,
-    waiting,
-    problem,
-    messages,
-  };
+  // The slot that is written next is the producer's, who may be writing it, or died over it.
+  const messages = slotsOf(area).filter((slot) => slot !== next).sort((a, b) => age(b) - age(a))
+    .map((slot) => messageOf(area, slot, age(slot) < waiting, dialect, message));
+  const [head, tail] = written === "head" ? [next, unread] : [unread, next];
+  return { path, from, layout, status, dialect, capacity, head, tail, waiting, problem, messages };
 }
 
 function messageOf(
-  view: DataView,
+  area: Area,
   slot: number,
   waits: boolean,
   dialect: Dialect,
   message: Message,
 ): ReadMessage {
-  const at = SLOTS_OFFSET + SLOT_SIZE * slot;
+  const bytes = slotAt(area, slot);
   const codec = codecFor(dialect);
-  const reason = codec.decode(view, at, message);
+  const reason = codec.decode(viewOf(bytes), 0, message);
   if (reason !== undefined) {
-    const bytes = Array.from(
-      { length: SHOWN_BYTES },
-      (_, n) => view.getUint8(at + n).toString(16).padStart(2, "0"),
+    const shown = Array.from(
+      bytes.subarray(0, SHOWN_BYTES),
+      (b) => b.toString(16).padStart(2, "0"),
     );
-    const text = `not understood (${reason}): ${bytes.join(" ")} ...`;
+    const text = `not understood (${reason}): ${shown.join(" ")} ...`;
     return { slot, waits, text, asks: false, unanswered: false, pair: undefined };
   }
   const { kind, device, token, response } = message;

@@ -8,6 +8,7 @@
 import {
   busOfQueueFile,
   isHeartbeat,
+  NAMES,
   type ReadMessage,
   type ReadQueue,
   readQueues,
@@ -93,7 +94,8 @@ function messageLine({ slot, waits, unanswered, text }: ReadMessage): string {
 }
 
 function queueLines(queue: ReadQueue, last: number): string[] {
-  const { path, from, dialect, capacity, head, tail, waiting, problem, messages } = queue;
+  const { path, from, status, dialect, capacity, waiting, problem, messages } = queue;
+  const indices = NAMES[queue.layout].map((name) => `${name} ${queue[name]}`).join(" ");
   const newest = messages.at(-1);
   const read = messages.filter((message) =>
     !message.waits && (message === newest || message.unanswered || !isHeartbeat(message))
@@ -101,7 +103,8 @@ function queueLines(queue: ReadQueue, last: number): string[] {
   const waits = messages.filter((message) => message.waits);
   const left = waits.length - last;
   return [
-    `${path}: from the ${from} side, ${dialect}, head ${head} tail ${tail} of ${capacity}, ` +
+    `${path}: from the ${from} side, ${status === undefined ? "" : `${status}, `}${dialect}, ` +
+    `${indices} of ${capacity}, ` +
     (problem ?? `${waiting === 0 ? "none" : waiting} ${waiting === 1 ? "waits" : "wait"}`),
     ...read.slice(-last).map(messageLine),
     ...waits.slice(0, last).map(messageLine),
@@ -194,7 +197,7 @@ export const inspectCommand: Command = {
   name: "inspect",
   summary: "the state of a link: messages in queues, status, features and queues of devices",
   description:
-    "Shows what lies in message queues (of the linux-user bus, its files; of ivshmem and shm, the memory), also those of other " +
+    "Shows what lies in message queues (of the linux-user bus, its files; of ivshmem and shm, the memory, in either layout), also those of other " +
     "implementations: what waits, what was said last, and which request has no answer. Of processes of vmsg, running " +
     "or crashed, it shows status, features and queues of devices, with indices and buffers of their rings, and what they " +
     "wait for. Reads only.",

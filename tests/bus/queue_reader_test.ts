@@ -1,4 +1,4 @@
-import { assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
 import { type ReadQueue, readQueues, unansweredIn } from "../../src/bus/queue_reader.ts";
 import { SpscQueue } from "../../src/bus/spsc_queue.ts";
 import { VmsgError } from "../../src/linux/errors.ts";
@@ -160,5 +160,118 @@ Deno.test("queue reader: takes whatever bytes lie there", async () => {
     }
     const queues = await pages.read(round % 2 === 0 ? undefined : "proto");
     assertEquals(queues.map(({ messages }) => messages.length), [61, 61]);
+  }
+});
+
+/** A foreign AMP layout (docs/wire.md 4.5) with everything where ours has it not, and elements of so many bytes. */
+class AmpPages {
+  readonly bytes = new Uint8Array(4096 + 64 * 1024);
+  readonly view = new DataView(this.bytes.buffer, 4096);
+  readonly #at = {
+    driver: { head: 112, elements: 40_003 },
+    device: { head: 202, elements: 1001 },
+  };
+
+  constructor(readonly dialect: Dialect, readonly elementSize: number, readonly count = 5) {
+    [0x4c4f, 64, 1, 1, 0, count, elementSize, 0].forEach((value, i) =>
+      this.view.setUint16(2 * i, value, true)
+    );
+    this.view.setUint8(8, 2);
+    this.view.setUint8(9, 4);
+    const { driver, device } = this.#at;
+    [64, device.head, device.elements, 128, driver.head, driver.elements].forEach((at, i) =>
+      this.view.setUint32(16 + 8 * i, at, true)
+    );
+  }
+
+  head(of: "driver" | "device", status: number, tail: number, head: number) {
+    [0x514f, status, tail, head].forEach((value, i) =>
+      this.view.setUint16(this.#at[of].head + 2 * i, value, true)
+    );
+  }
+
+  say(from: "driver" | "device", slot: number, kind: Kind, response: boolean, fields: Fields = {}) {
+    const message = new Message();
+    message.reset(kind, response);
+    message.say(fields);
+    const bytes = new Uint8Array(64);
+    codecFor(this.dialect).encode(message, new DataView(bytes.buffer), 0);
+    const at = 4096 + this.#at[from].elements + this.elementSize * slot;
+    this.bytes.set(bytes.subarray(0, this.elementSize), at);
+  }
+
+  async read(): Promise<ReadQueue[]> {
+    let queues: ReadQueue[] = [];
+    await withDirectory((directory) => {
+      Deno.writeFileSync(`${directory}/shm`, this.bytes);
+      queues = readQueues([`${directory}/shm`], { offset: 4096 });
+    });
+    return queues;
+  }
+}
+
+Deno.test("queue reader: an AMP layout of somebody else's, its cursors, states and messages", async () => {
+  for (const [dialect, elementSize] of [["rfc", 44], ["v1", 68], ["v1", 256]] as const) {
+    const pages = new AmpPages(dialect, elementSize);
+    // Written from slot 3 on and round the end; the device has read the first of three.
+    pages.say("driver", 3, Kind.GET_DEVICE_STATUS, false);
+    pages.say("driver", 4, Kind.SET_DEVICE_STATUS, false, { status: 3 });
+    pages.say("driver", 0, Kind.GET_VQUEUE, false, { index: 1 });
+    pages.say("device", 2, Kind.GET_DEVICE_STATUS, true, { status: 1 });
+    pages.head("driver", 2, 1, 2);
+    pages.head("device", 0x8003, 3, 4);
+    const [driver, device] = await pages.read() as [ReadQueue, ReadQueue];
+    assertEquals([driver.dialect, driver.layout, driver.from], [dialect, "amp1", "driver"]);
+    assertEquals([driver.status, device.status], ["RUN", "SHUTDOWN 0x8003"]);
+    // The tail of who writes, the head of who reads.
+    assertEquals([driver.tail, driver.head, driver.capacity, driver.waiting], [1, 4, 5, 2]);
+    assertEquals([device.tail, device.head, device.waiting], [3, 2, 1]);
+    assertEquals(textsOf(driver), [
+      ["dev 0 GET_DEVICE_STATUS?", false],
+      ["dev 0 SET_DEVICE_STATUS? ACKNOWLEDGE DRIVER", true],
+      ["dev 0 GET_VQUEUE? queue 1", true],
+    ]);
+    assertEquals(textsOf(device), [["dev 0 GET_DEVICE_STATUS = ACKNOWLEDGE", true]]);
+  }
+});
+
+Deno.test("queue reader: an AMP layout that nobody has joined, cursors that cannot be, and one that is none", async () => {
+  const pages = new AmpPages("rfc", 64);
+  const [driver, device] = await pages.read() as [ReadQueue, ReadQueue];
+  assertEquals([driver.status, driver.waiting, driver.messages], ["no head yet", 0, []]);
+  pages.head("driver", 9, 5, 0);
+  const [broken, other] = await pages.read() as [ReadQueue, ReadQueue];
+  assertEquals([broken.status, broken.problem], [
+    "status 9",
+    "the tail is 5, and there are 5 slots",
+  ]);
+  assertEquals([device.problem, other.problem], [undefined, undefined]);
+  pages.head("device", 2, 0, 7);
+  pages.head("driver", 2, 0, 5);
+  await assertRejects(() => pages.read(), VmsgError, "no queues are there: the head is 7, and");
+  pages.view.setUint16(12, 5, true);
+  await assertRejects(() => pages.read(), VmsgError, "a layout amp1 that cannot be: elements of 5");
+  pages.view.setUint16(12, 64, true);
+  pages.view.setUint32(36, 1, true);
+  await assertRejects(() => pages.read(), VmsgError, "device elements up to 42949");
+});
+
+Deno.test("queue reader: takes whatever bytes lie in an AMP layout", async () => {
+  const random = new Random(23);
+  for (let round = 0; round < 30; round++) {
+    const pages = new AmpPages("v1", 8 + random.below(60));
+    for (let at = 4096 + 1001; at < pages.bytes.length; at++) pages.bytes[at] = random.below(256);
+    for (const side of ["driver", "device"] as const) {
+      pages.head(side, random.below(65536), random.below(5), random.below(5));
+    }
+    const queues = await pages.read();
+    assertEquals(queues.map(({ messages }) => messages.length), [4, 4]);
+    // A block with anything in it is refused in a line, or read.
+    for (let n = 0; n < 3; n++) pages.view.setUint8(2 + random.below(62), random.below(256));
+    try {
+      await pages.read();
+    } catch (error) {
+      assert(error instanceof VmsgError, String(error));
+    }
   }
 });

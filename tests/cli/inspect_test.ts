@@ -12,6 +12,8 @@ import {
   until,
   VMSG_COMMAND,
 } from "../support/processes.ts";
+import { ampWire } from "../interop/amp_wire.ts";
+import { DriverPeer } from "../interop/proto_peer.ts";
 
 const BUS = ["--bus", "linux-user,socket=lu.sock"];
 
@@ -23,6 +25,13 @@ function start(vmsg: Processes, ...args: string[]) {
 async function inspect(vmsg: Processes, ...args: string[]): Promise<Ended> {
   await using process = await start(vmsg, "inspect", ...args);
   return await process.ended();
+}
+
+/** All of its threads: none reads another message. */
+function hasStopped(pid: number): boolean {
+  return [...Deno.readDirSync(`/proc/${pid}/task`)].every(({ name }) =>
+    /\) T/.test(Deno.readTextFileSync(`/proc/${pid}/task/${name}/stat`))
+  );
 }
 
 processTest("inspect: a living link, and what a killed device leaves", async (vmsg) => {
@@ -259,5 +268,50 @@ processTest(
     // Without the memory the rest is shown.
     const { stdout } = await inspect(vmsg, String(device.pid));
     assertMatch(stdout.join("\n"), /its ring cannot be shown: not all of it lies in memory/);
+  },
+);
+
+processTest(
+  "inspect: an AMP layout in rfc, of a device under somebody else's driver side, and when it was killed",
+  async (vmsg) => {
+    await Deno.writeFile(`${vmsg.directory}/amp`, new Uint8Array(8192), { mode: 0o600 });
+    await Deno.writeFile(`${vmsg.directory}/ram`, new Uint8Array(16 << 20), { mode: 0o600 });
+    const bus = ["--bus", "shm,file=amp,layout=amp1,dialect=rfc"];
+    const device = await start(vmsg, "device", ...bus, "--memory", "file=ram,at=0x40000000");
+    await device.waitFor(/waiting for the driver side/);
+    const text = async (...args: string[]) => (await inspect(vmsg, ...args)).stdout.join("\n");
+    assertMatch(await text("amp"), /amp: from the driver side, no head yet, .* of 63, none wait\n/);
+    {
+      // It reads nothing that comes after its bring-up, so that it waits.
+      using peer = DriverPeer.on("rfc", await ampWire(`${vmsg.directory}/amp`, false), {
+        path: `${vmsg.directory}/ram`,
+        size: 16 << 20,
+        at: 0x4000_0000,
+      });
+      await peer.bringUp();
+      Deno.kill(device.pid, "SIGSTOP");
+      await until(() => hasStopped(device.pid));
+      await peer.send(new Uint8Array(60));
+      const said = await text("amp", String(device.pid));
+      assertMatch(said, /device 0 net: status ACKNOWLEDGE DRIVER DRIVER_OK FEATURES_OK/);
+      assertMatch(
+        said,
+        /from the driver side, RUN, rfc, tail \d+ head \d+ of 63, (1 waits|2 wait)\n/,
+      );
+      assertMatch(said, /from the device side, RUN, rfc, tail \d+ head \d+ of 63, /);
+      assertMatch(said, /^ +\d+ waits dev 0 EVENT_AVAIL queue 1$/m);
+    }
+    await device.end("SIGKILL");
+    const { queues } = JSON.parse(await text("--json", "amp"));
+    const words = new DataView(Deno.readFileSync(`${vmsg.directory}/amp`).buffer);
+    for (const [n, [own, other]] of [[72, 64], [64, 72]].entries()) {
+      const { tail, head, layout, last } = queues[n];
+      assertEquals([tail, head, layout], [
+        words.getUint16(own! + 4, true),
+        words.getUint16(other! + 6, true),
+        "amp1",
+      ]);
+      assert(!last.startsWith("not understood"), last);
+    }
   },
 );
