@@ -51,10 +51,12 @@ export async function describe(
   // Addresses are the bus's with it and without, and drivers demand it (rule V43).
   setBit(features, RingFeature.ACCESS_PLATFORM);
   const queueSizes: number[] = [];
-  const most = configSizeIsNamed ? Math.min(maxQueues, MAX_QUEUES) : MAX_QUEUES;
+  // The first peers of `rfc-q` left the number out.
+  const isCounted = !configSizeIsNamed || maxQueues === 0;
+  const most = isCounted ? MAX_QUEUES : Math.min(maxQueues, MAX_QUEUES);
   while (queueSizes.length < most) {
     const { maxSize } = await device.queue(queueSizes.length);
-    if (maxSize === 0 && !configSizeIsNamed) break;
+    if (maxSize === 0 && isCounted) break;
     const size = Math.min(maxSize, MAX_QUEUE_SIZE);
     queueSizes.push(size === 0 ? 0 : 2 ** Math.floor(Math.log2(size)));
   }
