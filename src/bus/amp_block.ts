@@ -7,7 +7,7 @@
  *     14 u16 reserved
  *     16 u64 notifications, 24 u64 head, 32 u64 elements of the device side; from 40 on the driver side's
  *
- * Notifications of single queues are not used here: messages carry them, as on every bus.
+ * Notifications of single queues are not used here, only set to 0: messages carry them, as on every bus.
  */
 
 import { loadAcquire16, storeRelease16 } from "../memory/mod.ts";
@@ -32,12 +32,16 @@ export function isAmpLayout(bytes: Uint8Array): boolean {
 
 /** Where one side has what, from the layout's start on. */
 export interface AmpSide {
+  /** Meaningless without any. */
+  readonly notifications: number;
   readonly head: number;
   readonly elements: number;
 }
 
 /** What a block says. */
 export interface AmpPlace {
+  /** Bytes of a side's notifications. */
+  readonly notificationSize: number;
   readonly count: number;
   readonly elementSize: number;
   readonly device: AmpSide;
@@ -49,10 +53,12 @@ export function placeIn(size: number): AmpPlace {
   const elements = BLOCK_SIZE + 2 * HEAD_SIZE;
   const count = Math.min(0xffff, Math.floor((size - elements) / (2 * ELEMENT_SIZE)));
   return {
-    count,
-    elementSize: ELEMENT_SIZE,
-    device: { head: BLOCK_SIZE, elements },
-    driver: { head: BLOCK_SIZE + HEAD_SIZE, elements: elements + ELEMENT_SIZE * count },
+    ...{ count, elementSize: ELEMENT_SIZE, notificationSize: 0 },
+    device: { notifications: 0, head: BLOCK_SIZE, elements },
+    driver: {
+      ...{ notifications: 0, head: BLOCK_SIZE + HEAD_SIZE },
+      elements: elements + ELEMENT_SIZE * count,
+    },
   };
 }
 
@@ -126,28 +132,29 @@ export function readBlock(
   if (elementSize < least) {
     return `elements of ${elementSize} bytes, and a message here may need ${least}`;
   }
-  const notifications = 8 * words * ((u16(6) & HAS_MASKS) === 0 ? 2 : 3);
-  return placed(view, memory.byteLength, { count, elementSize, notifications });
+  const notificationSize = 8 * words * ((u16(6) & HAS_MASKS) === 0 ? 2 : 3);
+  const sideOf = (side: Side): AmpSide => {
+    const at = (n: number) => Number(view.getBigUint64(AREAS[side] + 8 * n, true));
+    return { notifications: at(0), head: at(1), elements: at(2) };
+  };
+  const sides = { device: sideOf("device"), driver: sideOf("driver") };
+  const place = { count, elementSize, notificationSize, ...sides };
+  return misplaced(place, memory.byteLength) ?? place;
 }
 
-interface Sizes {
-  readonly count: number;
-  readonly elementSize: number;
-  /** Bytes of a side's notifications. */
-  readonly notifications: number;
-}
-
-/** Everything lies in the memory, aligned, and nothing in anything else. */
-function placed(view: DataView, size: number, sizes: Sizes): AmpPlace | string {
-  const { count, elementSize, notifications } = sizes;
+/** Does anything not lie in the memory, or aligned, or does it lie in anything else? */
+function misplaced(place: AmpPlace, size: number): string | undefined {
+  const { count, elementSize, notificationSize } = place;
   const parts: [what: string, at: number, size: number, alignment: number][] = [
     ["block", 0, BLOCK_SIZE, 1],
   ];
   for (const side of ["device", "driver"] as const) {
-    const at = (n: number) => Number(view.getBigUint64(AREAS[side] + 8 * n, true));
-    if (notifications > 0) parts.push([`${side} notifications`, at(0), notifications, 8]);
-    parts.push([`${side} head`, at(1), HEAD_SIZE, 2]);
-    parts.push([`${side} elements`, at(2), count * elementSize, 1]);
+    const { notifications, head, elements } = place[side];
+    if (notificationSize > 0) {
+      parts.push([`${side} notifications`, notifications, notificationSize, 8]);
+    }
+    parts.push([`${side} head`, head, HEAD_SIZE, 2]);
+    parts.push([`${side} elements`, elements, count * elementSize, 1]);
   }
   for (const [what, at, bytes, alignment] of parts.slice(1)) {
     if (at === 0) return `${what} at 0`;
@@ -159,9 +166,5 @@ function placed(view: DataView, size: number, sizes: Sizes): AmpPlace | string {
     const before = inOrder[i - 1];
     if (before !== undefined && before[1] + before[2] > at) return `${what} in ${before[0]}`;
   }
-  const sideOf = (side: Side): AmpSide => ({
-    head: Number(view.getBigUint64(AREAS[side] + 8, true)),
-    elements: Number(view.getBigUint64(AREAS[side] + 16, true)),
-  });
-  return { count, elementSize, device: sideOf("device"), driver: sideOf("driver") };
+  return undefined;
 }

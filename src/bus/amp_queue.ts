@@ -50,6 +50,8 @@ export class AmpQueue implements OutgoingQueue, IncomingQueue {
   readonly #bytes: Uint8Array;
   readonly #words: Uint16Array;
   readonly #longs: Uint32Array;
+  /** Of this side, of which none is used. */
+  #notifications = { at: 0, end: 0 };
   #count = 0;
   #elementSize = 0;
   /** Positions of the heads, in words of 16 bits. */
@@ -81,6 +83,8 @@ export class AmpQueue implements OutgoingQueue, IncomingQueue {
     const [own, theirs] = this.side === "device"
       ? [place.device, place.driver]
       : [place.driver, place.device];
+    const at = this.offset + own.notifications;
+    this.#notifications = { at, end: at + place.notificationSize };
     this.#count = place.count;
     this.#elementSize = place.elementSize;
     this.#own = (this.offset + own.head) / 2;
@@ -110,10 +114,13 @@ export class AmpQueue implements OutgoingQueue, IncomingQueue {
     return loadAcquire16(this.#words, head + STATUS) & STATUS_BITS;
   }
 
-  /** Begins anew: both cursors and all elements of this side become 0. */
+  /** Begins anew: both cursors, all notifications and all elements of this side become 0. */
   clear(): void {
-    const end = this.#ownElements + this.#count * this.#elementSize;
-    for (let at = this.#ownElements; at < end; at++) this.#bytes[at] = 0;
+    const zero = (at: number, end: number) => {
+      for (; at < end; at++) this.#bytes[at] = 0;
+    };
+    zero(this.#notifications.at, this.#notifications.end);
+    zero(this.#ownElements, this.#ownElements + this.#count * this.#elementSize);
     this.isAstray = false;
     storeRelease16(this.#words, this.#own + TAIL, 0);
     storeRelease16(this.#words, this.#own + HEAD, 0);

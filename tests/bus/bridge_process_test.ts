@@ -4,6 +4,7 @@ import { assert, assertEquals, assertMatch, assertNotEquals, assertRejects } fro
 import { fromFileUrl } from "@std/path";
 import { Card } from "../support/bridge_kernel/card.ts";
 import { Disk, SECTOR } from "../support/bridge_kernel/disk.ts";
+import { Driver, EVENT_IDX } from "../support/bridge_kernel/driver.ts";
 import { Entropy } from "../support/bridge_kernel/entropy.ts";
 import { Pool } from "../support/bridge_kernel/pool.ts";
 import {
@@ -161,6 +162,53 @@ bridgeTest("bridge: the link goes down and up, and the driver is told", async (r
     assertEquals(await card.isUp(), isUp);
   }
   await card.ping();
+});
+
+bridgeTest("bridge: a console and sockets are brought up, and carry bytes", async (rig) => {
+  const { processes: { directory }, node: { memory } } = rig;
+  const { process, session } = await rig.publish(
+    ...["--device", "console,socket=console.sock", "--device", "vsock,socket=vsock.sock"],
+  );
+  const open = async (dev: number, deviceId: number, queues: number[]) => {
+    const driver = new Driver(session, dev, { deviceId, features: EVENT_IDX, queues });
+    await rig.settled(driver.bringUp(), `device ${dev} is brought up`);
+    return driver;
+  };
+  const awaitBytes = async (driver: Driver) => {
+    const buffer = await driver.pool.take(PAGE);
+    const come = driver.queue(0).add({ readable: [], writable: [buffer] });
+    driver.kick(0);
+    return async () =>
+      memory.read(buffer.address, await rig.settled(come, "the device gives bytes"));
+  };
+  const send = async (driver: Driver, bytes: Uint8Array) => {
+    const buffer = await driver.pool.take(bytes.length);
+    memory.write(buffer.address, bytes);
+    await driver.transfer(1, { readable: [buffer], writable: [] });
+  };
+
+  const console = await open(0, 3, [0, 1]);
+  const typed = await awaitBytes(console);
+  using person = await Deno.connect({ transport: "unix", path: `${directory}/console.sock` });
+  await person.write(new TextEncoder().encode("typed"));
+  assertEquals(new TextDecoder().decode(await typed()), "typed");
+  await send(console, new TextEncoder().encode("shown"));
+  const shown = new Uint8Array(5);
+  for (let have = 0; have < 5;) have += (await person.read(shown.subarray(have)))!;
+  assertEquals(new TextDecoder().decode(shown), "shown");
+
+  const sockets = await open(1, 19, [0, 1, 2]);
+  const answer = await awaitBytes(sockets);
+  // VIRTIO 1.3, 5.10.6: from 3:1025 to 2:1234, where nobody listens; a stream, REQUEST, which RST answers.
+  const header = (from: number[], to: number[], operation: number, room: number) =>
+    new Uint8Array(
+      Uint32Array.of(from[0]!, 0, to[0]!, 0, from[1]!, to[1]!, 0, 1 | operation << 16, 0, room, 0)
+        .buffer,
+    );
+  await send(sockets, header([3, 1025], [2, 1234], 1, 1 << 16));
+  assertEquals((await answer()).slice(0, 32), header([2, 1234], [3, 1025], 3, 0).slice(0, 32));
+  rig.assertMapped(process);
+  assertEquals((await process.end("SIGTERM")).code, 0);
 });
 
 /** All orders in which n windows come and go. */
