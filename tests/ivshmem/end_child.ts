@@ -46,7 +46,7 @@ const ANSWER = 3;
 const OVER = 0xffff_ffff;
 /** Rings may be lost: who sees no effect rings again. */
 const RING_AGAIN_MS = 500;
-const GIVE_UP_MS = 40_000;
+const GIVE_UP_MS = 60_000;
 
 const log = createLog("end", "debug", console.log);
 
@@ -262,7 +262,7 @@ async function intx(address: string): Promise<void> {
     device.unmask(VFIO_PCI_INTX_IRQ_INDEX);
   });
   device.write32(registers, EDU_RAISE, 1);
-  await reactor.until(Promise.race([promise, reactor.sleep(2000)]));
+  await reactor.until(Promise.race([promise, reactor.sleep(GIVE_UP_MS)]));
   reactor.unwatch(fd);
   console.log(`INTX ${interrupts} of ${EDU_INTERRUPTS}`);
 }
@@ -296,7 +296,7 @@ async function uio(address: string): Promise<void> {
   };
   end.open(reactor, { rung, joined: () => {}, left: () => {} });
   registers[EDU_RAISE >> 2] = 1;
-  await reactor.until(Promise.race([promise, reactor.sleep(2000)]));
+  await reactor.until(Promise.race([promise, reactor.sleep(GIVE_UP_MS)]));
   console.log(`UIO interrupts=${end.interrupts} ${rings} of ${EDU_INTERRUPTS}`);
 }
 

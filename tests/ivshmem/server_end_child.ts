@@ -7,11 +7,12 @@ import { openServerEnd, type ServerEnd } from "../../src/ivshmem/server_end.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import { loadAcquire32, storeRelease32 } from "../../src/memory/mod.ts";
 import { createLog } from "../../src/observe/log.ts";
+import { PATIENT } from "./support.ts";
 
 const [path = "", peer = "0"] = Deno.args;
 const log = createLog("child", "info", (line) => console.error(line));
 const reactor = new Reactor();
-const end: ServerEnd = openServerEnd(path, { log });
+const end: ServerEnd = openServerEnd(path, { log, clock: PATIENT });
 const words = new Uint32Array(end.memory.buffer);
 const other = Number(peer);
 end.open(reactor, {

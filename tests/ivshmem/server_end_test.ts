@@ -20,7 +20,7 @@ import { everyKind, fillEventFd } from "../support/descriptor_kinds.ts";
 import { cleanTest, withDirectory } from "../support/leaks.ts";
 import { leaveSocket } from "../support/left_socket.ts";
 import { processTest } from "../support/processes.ts";
-import { countOf, keptLog, wait, withServer } from "./support.ts";
+import { countOf, keptLog, PATIENT, wait, withServer } from "./support.ts";
 import { VirtualClock } from "../support/virtual_clock.ts";
 
 const F_SETFL = 4;
@@ -390,7 +390,7 @@ processTest("server end: ten ends that come at once are all let in", async (vmsg
   const path = `${vmsg.directory}/iv.sock`;
   const ends = Array.from(
     { length: 10 },
-    () => stack.use(openServerEnd(path, { log: keptLog([]) })),
+    () => stack.use(openServerEnd(path, { log: keptLog([]), clock: PATIENT })),
   );
   assertEquals(ends.map(({ id }) => id), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
 });
@@ -401,7 +401,7 @@ processTest("server end: two processes ring each other through one server", asyn
   const socket = `${vmsg.directory}/iv.sock`;
   using reactor = new Reactor();
   const lines: string[] = [];
-  using end = openServerEnd(socket, { log: keptLog(lines) });
+  using end = openServerEnd(socket, { log: keptLog(lines), clock: PATIENT });
   const words = new Uint32Array(end.memory.buffer);
   const told = new Told();
   end.open(reactor, told);

@@ -1,5 +1,6 @@
 /** A server in this process, and clients that show every message they get. */
 
+import { type Clock, MONOTONIC } from "../../src/linux/clock.ts";
 import { Reactor } from "../../src/linux/reactor.ts";
 import type { Fd } from "../../src/linux/fd.ts";
 import { allocate } from "../../src/linux/arena.ts";
@@ -28,6 +29,9 @@ export function countOf(fd: Fd): number {
 
 /** How long anything is waited for: of the reactor's time, and long enough where that is the real one. */
 export const TIMEOUT_MS = 60_000;
+
+/** For an end whose server is another process, which may get no processor in the two seconds that it has. */
+export const PATIENT: Clock = { now: () => MONOTONIC.now() / 30 };
 
 /** Waits, in turns of a millisecond, until something is so. */
 export async function wait(reactor: Reactor, condition: () => boolean): Promise<void> {

@@ -7,50 +7,44 @@ import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { VmsgError } from "../../src/linux/errors.ts";
 import { allocateHugePages, HUGE_PAGE_SIZE } from "../../src/linux/huge_pages.ts";
 import { cleanTest } from "../support/leaks.ts";
+import { growPool } from "../support/huge_pages.ts";
 import { testUnless } from "../support/needs.ts";
 
-const POOL = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+const FREE = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
 const PAGES = 4;
 
-const read = (name: string) => Number(Deno.readTextFileSync(`${POOL}/${name}`));
+/** Those that this process has. */
+function held(): number {
+  const text = Deno.readTextFileSync("/proc/self/status");
+  return 1024 * Number(/^HugetlbPages:\s+(\d+) kB$/m.exec(text)![1]) / HUGE_PAGE_SIZE;
+}
 
-/** Makes the pool larger until it is disposed; a string says why it cannot be. */
-function growPool(): Disposable | string {
-  let before: number;
+/** Why they cannot be had here. */
+function lacking(): string | undefined {
   try {
-    before = read("nr_hugepages");
-    Deno.writeTextFileSync(`${POOL}/nr_hugepages`, `${before + PAGES}`);
+    using _pool = growPool(PAGES);
+    if (Number(Deno.readTextFileSync(FREE)) >= PAGES) return undefined;
+    return "huge pages: the kernel has none to give";
   } catch (error) {
     return `huge pages: the pool cannot be changed here (${(error as Error).message})`;
   }
-  const restore = () => Deno.writeTextFileSync(`${POOL}/nr_hugepages`, `${before}`);
-  if (read("free_hugepages") >= PAGES) return { [Symbol.dispose]: restore };
-  restore();
-  return "huge pages: the kernel has none to give";
 }
 
-function grownPool(): Disposable {
-  const pool = growPool();
-  if (typeof pool === "string") throw new Error(pool);
-  return pool;
-}
-
-const probe = growPool();
-const lacks = typeof probe === "string" ? [{ what: probe }] : [];
-if (typeof probe !== "string") probe[Symbol.dispose]();
+const what = lacking();
+const lacks = what === undefined ? [] : [{ what }];
 
 testUnless(
   "huge pages: they are taken, lie where the kernel says, and are given back",
   lacks,
   () => {
-    using _pool = grownPool();
-    const free = read("free_hugepages");
+    using _pool = growPool(PAGES);
+    const before = held();
     {
       // Rounded up.
       using pages = allocateHugePages(2 * HUGE_PAGE_SIZE + 1);
       const { mapping, runs } = pages;
       assertEquals(mapping.size, 3 * HUGE_PAGE_SIZE);
-      assertEquals(read("free_hugepages"), free - 3);
+      assertEquals(held(), before + 3);
       let offset = 0;
       for (const run of runs) {
         assertEquals(run.offset, offset);
@@ -69,7 +63,7 @@ testUnless(
       assert(bytes.every((byte) => byte === 0));
       bytes.fill(1);
     }
-    assertEquals(read("free_hugepages"), free);
+    assertEquals(held(), before);
   },
 );
 

@@ -14,11 +14,14 @@ import {
   ip,
   keepingLog,
   Listener,
+  lookPatiently,
   Namespace,
   networkTest,
   Relay,
+  sendLargeFrames,
   takeFrame,
   Tcp,
+  THREE_PINGS,
   transfer,
   turnUntil,
 } from "./support.ts";
@@ -34,6 +37,7 @@ function pair(): void {
   ip("link add wire type veth peer name host");
   ip("link set host up");
   ip("addr add 10.0.2.1/24 dev host");
+  lookPatiently("host");
 }
 
 networkTest("packet: the kernel pings a responder on the wire", ["ip", "ping"], async () => {
@@ -46,7 +50,7 @@ networkTest("packet: the kernel pings a responder on the wire", ["ip", "ping"], 
   const relay = new Relay(reactor, [port, responder]);
   let status: Deno.CommandStatus | undefined;
   const child = new Deno.Command("ping", {
-    args: ["-c", "3", "-i", "0.1", "-W", "2", "-s", "1400", "10.0.2.2"],
+    args: [...THREE_PINGS, "-s", "1400", "10.0.2.2"],
     stdout: "null",
   }).spawn();
   const ended = child.status.then((s) => status = s);
@@ -62,9 +66,11 @@ networkTest("packet: a TCP stream comes in frames of 64 KiB", ["ip"], async () =
   using one = new Namespace();
   using reactor = new Reactor();
   pair();
+  sendLargeFrames();
   using port = new PacketPort({ name: "wire" }, reactor, keepingLog([]));
   using _two = new Namespace();
   using tap = new TapPort({ address: "10.0.2.2/24" }, reactor);
+  lookPatiently("tap0");
   port.setFeatures(words(port.features));
   tap.setFeatures(words(port.features));
   const relay = new Relay(reactor, [port, tap]);
@@ -87,6 +93,7 @@ networkTest("packet: a driver without offloads gets plain frames only", ["ip"], 
   using port = new PacketPort({ name: "wire" }, reactor, keepingLog(log));
   using two = new Namespace();
   using tap = new TapPort({ address: "10.0.2.2/24" }, reactor);
+  lookPatiently("tap0");
   one.enter();
   const before = receiveMerging("wire");
   port.setFeatures(words([]));

@@ -10,7 +10,17 @@ import { Reactor } from "../../src/linux/reactor.ts";
 import { ResponderPort } from "../../src/network/responder_port.ts";
 import { TapPort } from "../../src/network/tap.ts";
 import { pattern } from "./responder_support.ts";
-import { ip, Namespace, networkTest, Relay, turnUntil } from "./support.ts";
+import { PATIENCE_MS } from "../support/processes.ts";
+import {
+  ip,
+  lookPatiently,
+  Namespace,
+  networkTest,
+  Relay,
+  setNet,
+  THREE_PINGS,
+  turnUntil,
+} from "./support.ts";
 
 /** Datagrams that are asked for at once: as many as any socket buffer holds, so none is lost. */
 const WINDOW = 32;
@@ -30,12 +40,13 @@ class Link implements Disposable {
     const features = new Uint32Array(2);
     for (const bit of this.tap.features) features[bit >> 5] |= 1 << (bit & 31);
     this.tap.setFeatures(features);
+    lookPatiently("resp0");
     this.port = new ResponderPort({}, this.reactor);
     this.relay = new Relay(this.reactor, [this.tap, this.port]);
   }
 
   /** Runs a shell's command while frames pass; returns what it printed. */
-  async run(command: string, timeoutMs = 20_000): Promise<string> {
+  async run(command: string, timeoutMs = PATIENCE_MS): Promise<string> {
     const child = new Deno.Command("sh", {
       args: ["-c", command],
       stdin: "null",
@@ -125,17 +136,18 @@ for (const offloads of [false, true]) {
     async () => {
       using link = new Link(offloads);
       await link.configured();
-      await link.run("ping -6 -c 2 -i 0.1 -W 2 fd00::2");
-      await link.run("ping -6 -c 2 -i 0.1 -W 2 fe80::5055:aff:fe00:202%resp0");
+      for (const address of ["fd00::2", "fe80::5055:aff:fe00:202%resp0"]) {
+        await link.run(["ping", "-6", ...THREE_PINGS, address].join(" "));
+      }
       const sum = await link.run(fetchWindows("fd00::2", WINDOWS, 1452));
       assertEquals(sum.split(" ")[0], expectedSum(WINDOWS, 1452));
-      // An address of ours that the kernel tries to take is defended.
+      // An address of ours that the kernel tries to take is defended. By itself it would wait one second for an objection.
+      setNet("ipv6/conf/resp0/dad_transmits", PATIENCE_MS / 1000);
       ip("-6 addr add fd00::2/64 dev resp0");
       await turnUntil(
         link.reactor,
         () => ip("-6 addr show dev resp0").includes("dadfailed"),
         "detection of the duplicate",
-        10_000,
       );
       const { checksumErrors, malformed } = link.port.responder.counters;
       assertEquals({ checksumErrors, malformed }, { checksumErrors: 0, malformed: 0 });
@@ -151,7 +163,7 @@ for (const offloads of [false, true]) {
       // A TAP keeps 1000 frames that nobody has read yet.
       const count = 500;
       // Of what waits for an answer to ARP the kernel keeps only some.
-      await link.run("ping -c 1 -W 2 10.0.2.2");
+      await link.run(["ping", ...THREE_PINGS, "10.0.2.2"].join(" "));
       await link.run(
         `bash -c 'dd if=/dev/zero bs=1472 count=${count} >/dev/udp/10.0.2.2/9 2>/dev/null'`,
       );

@@ -15,6 +15,7 @@ import {
   resizeFile,
 } from "../../src/linux/fd.ts";
 import { check, cString, libc } from "../../src/linux/libc.ts";
+import { growPool } from "./huge_pages.ts";
 
 const EFD_SEMAPHORE = 1;
 const MFD_HUGETLB = 4;
@@ -68,13 +69,9 @@ async function command(name: string, ...args: string[]): Promise<void> {
   if (!success) throw new Error(`${name}: ${new TextDecoder().decode(stderr)}`);
 }
 
-const NR_HUGE_PAGES = "/proc/sys/vm/nr_hugepages";
-
 /** Memory of one huge page. @param stack gives the page back to the machine */
 function hugeMemory(stack: AsyncDisposableStack): Fd {
-  const before = Deno.readTextFileSync(NR_HUGE_PAGES).trim();
-  Deno.writeTextFileSync(NR_HUGE_PAGES, `${Number(before) + 2}`);
-  stack.defer(() => Deno.writeTextFileSync(NR_HUGE_PAGES, before));
+  stack.use(growPool(2));
   const number = libc.memfd_create(cString("vmsg-test-huge"), MFD_HUGETLB);
   const fd = stack.use(new Fd(check(number, "memfd_create")));
   resizeFile(fd, 1 << 21);

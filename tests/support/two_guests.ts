@@ -45,6 +45,8 @@ export interface TwoGuests {
   readonly proxy: VmsgProcess;
   /** Where A connects. */
   readonly socket: string;
+  /** How often B was answered. */
+  readonly rounds: number;
   /** Runs A's part. The test may wait for anything in it, processes too. */
   attack<T>(body: (attack: Attack) => Promise<T>): Promise<T>;
   /** Waits until B was answered so many times more; fails if it is not, or was turned away. The longest took so many ms. */
@@ -125,5 +127,10 @@ export async function withTwoGuests(
   };
 
   await answered();
-  await body({ device, proxy, socket, attack, answered });
+  await body({
+    ...{ device, proxy, socket, attack, answered },
+    get rounds() {
+      return second.rounds;
+    },
+  });
 }

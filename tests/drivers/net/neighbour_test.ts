@@ -26,14 +26,8 @@ namespacesTest(
       assertEquals((await set.ended()).code, 0);
     }
     const to = ["--ping", "10.9.0.1", "--address", "10.9.0.2"];
-    const driver = await one.startVmsg(
-      "driver",
-      ...bus,
-      ...to,
-      ...["--count", "20", "--interval", "0.25", "--json"],
-    );
-    const { code, stdout } = await driver.ended();
-    const { sent, received } = JSON.parse(stdout.at(-1)!);
-    assertEquals([code, sent, received], [0, 20, 20]);
+    const driver = await one.startVmsg("driver", ...bus, ...to, "--interval", "0.25");
+    // Five seconds of pings, in which it has asked several times; unanswered it would say nothing more.
+    await driver.waitFor(/icmp_seq=(\d{3,}|[2-9]\d) /);
   },
 );
