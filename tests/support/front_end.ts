@@ -28,7 +28,7 @@ import { withDirectory } from "./leaks.ts";
 import { VirtualClock } from "./virtual_clock.ts";
 
 /** How long an answer or a condition may take, of which virtual time costs nothing. */
-const TIMEOUT_MS = 30_000;
+const TIMEOUT_MS = 60_000;
 /** Where the guest's memory lies for the front end. */
 export const USER_ADDRESS = 0x7f00_0000_0000;
 /** How much of it there is. */

@@ -331,14 +331,16 @@ function runModel(
   const seed = Random.seed();
   console.log(`SEED=${seed}`);
   const random = new Random(seed);
+  const anyOrder = format === "split, any order";
+  let kicks = 0, calls = 0, overtaken = 0;
   for (let round = 0; round < 8; round++) {
     using memory = new MockMemory([
       { at: LOW, size: 0x80000 },
       { at: HIGH, size: 0x1000 },
       { at: HIGH + 0x1000, size: 0x1000 },
     ]);
-    const size = random.pick([8, 16, 64, 256]);
-    const anyOrder = format === "split, any order";
+    // By turns, so that no seed leaves a case out: with a large ring a driver may hardly ever be called.
+    const size = [8, 16, 64, 256][round % 4]!;
     const options = { size, eventIndex, indirect };
     const driver = format.startsWith("split")
       ? new MockDriver(memory, { ...options, start: random.pick([0, 65530, 65535, 32760]) })
@@ -350,8 +352,11 @@ function runModel(
     const model = new Model(memory, driver, random, anyOrder);
     for (let i = 0; i < STEPS; i++) model.step();
     model.finish();
-    assert(model.kicks > 0 && model.calls > 0, "the test tests something");
-    assertEquals(model.overtaken > 0, anyOrder);
+    kicks += model.kicks;
+    calls += model.calls;
+    overtaken += model.overtaken;
     memory.checkGuards();
   }
+  assert(kicks > 0 && calls > 0, "the test tests something");
+  assertEquals(overtaken > 0, anyOrder);
 }

@@ -5,7 +5,7 @@ import { Disk } from "../../../src/devices/blk/disk.ts";
 import { VmsgError } from "../../../src/linux/errors.ts";
 import { testUnless } from "../../support/needs.ts";
 import { has } from "../../network/support.ts";
-import { delay } from "../../support/processes.ts";
+import { until } from "../../support/processes.ts";
 
 function withFile(bytes: number, body: (path: string) => void | Promise<void>): Promise<void> {
   const path = Deno.makeTempFileSync();
@@ -82,7 +82,7 @@ testUnless(
       }
       const child = start().spawn();
       try {
-        while (!await Deno.stat(`${path}.sock`).catch(() => undefined)) await delay(10);
+        await until(() => Deno.stat(`${path}.sock`).then(() => true, () => false));
         assertMatch(refusal(path), /is in use/);
       } finally {
         child.kill("SIGTERM");

@@ -47,10 +47,12 @@ testUnless(
       };
       start();
       try {
-        await drive(socket, () => {
-          daemons.at(-1)!.kill("SIGKILL");
-          // The next one would find it in use.
+        await drive(socket, async (reactor) => {
+          const daemon = daemons.at(-1)!;
+          daemon.kill("SIGKILL");
+          // The next one would find them in use: the socket, and the disk, which is locked until the last thread has ended.
           Deno.removeSync(socket);
+          await waitUntil(reactor, () => hasEnded(daemon.pid), PATIENCE_MS);
           start();
         });
       } finally {
@@ -60,7 +62,20 @@ testUnless(
     }),
 );
 
-async function drive(socket: string, kill: () => void): Promise<void> {
+/** Is nothing of a child left but how it ended? */
+function hasEnded(pid: number): boolean {
+  try {
+    const isAlone = [...Deno.readDirSync(`/proc/${pid}/task`)].length <= 1;
+    return isAlone && /^\d+ \(.*\) Z/.test(Deno.readTextFileSync(`/proc/${pid}/stat`));
+  } catch {
+    return true;
+  }
+}
+
+async function drive(
+  socket: string,
+  kill: (reactor: Reactor) => Promise<void>,
+): Promise<void> {
   const seed = Random.seed();
   const random = new Random(seed);
   using reactor = new Reactor();
@@ -126,7 +141,7 @@ async function drive(socket: string, kill: () => void): Promise<void> {
     };
     if (killsIt) {
       await waitUntil(reactor, () => takeBack() < REQUESTS, PATIENCE_MS);
-      kill();
+      await kill(reactor);
     }
     await waitUntil(reactor, () => takeBack() === 0, PATIENCE_MS);
   };
