@@ -33,8 +33,11 @@ const BATCH = 64;
 
 /** Who leads the conversation. */
 export interface Party {
-  /** Makes a request the message in hand again. */
-  takeUp(request: DataView): void;
+  /** Keeps a copy of the request in hand, and makes that the message in hand again. */
+  readonly link: {
+    keep(request: DataView): DataView;
+    takeUp(request: DataView): void;
+  };
   /** Handles the request in hand. */
   handle(): void;
   /**
@@ -98,7 +101,7 @@ export class Conversation implements Disposable {
     if (!this.isBusy && this.#waiting.length === 0) this.#handle(request);
     else if (this.all.waiting === MAX_WAITING) return false;
     else {
-      this.#waiting.push(copyOf(request));
+      this.#waiting.push(this.party.link.keep(request));
       this.all.waiting++;
     }
     return true;
@@ -119,7 +122,9 @@ export class Conversation implements Disposable {
     if (this.#isAsked) throw new Error("a device was asked two things at once");
     this.#isAsked = true;
     this.#hasRequest = this.#current !== undefined;
-    if (this.#current !== this.#kept) this.#kept = this.#current && copyOf(this.#current);
+    if (this.#current !== this.#kept) {
+      this.#kept = this.#current && this.party.link.keep(this.#current);
+    }
     this.#limit ??= this.reactor.timer(() => this.#late());
     // For all that one request asks together.
     if (!this.#limit.armed) this.#limit.arm(ANSWER_LIMIT_MS);
@@ -157,7 +162,7 @@ export class Conversation implements Disposable {
   /** Goes on with the request that the device was asked for. */
   #goOn(then: () => void): void {
     this.#current = this.#hasRequest ? this.#kept : undefined;
-    if (this.#current !== undefined) this.party.takeUp(this.#current);
+    if (this.#current !== undefined) this.party.link.takeUp(this.#current);
     then();
     this.#current = undefined;
   }
@@ -166,7 +171,7 @@ export class Conversation implements Disposable {
     this.#isLate = true;
     const hasRequest = this.#hasRequest;
     this.#hasRequest = false;
-    if (hasRequest) this.party.takeUp(this.#kept!);
+    if (hasRequest) this.party.link.takeUp(this.#kept!);
     this.party.failed(`no answer within ${ANSWER_LIMIT_MS} ms`, hasRequest);
     this.#goOnWaiting();
   }
@@ -181,7 +186,7 @@ export class Conversation implements Disposable {
       if (this.isBusy) return false;
       const request = this.#waiting[this.#taken++]!;
       this.all.waiting--;
-      this.party.takeUp(request);
+      this.party.link.takeUp(request);
       this.#handle(request);
     }
     if (this.#taken < this.#waiting.length) return true;
@@ -197,7 +202,7 @@ export class Conversation implements Disposable {
 
   /** Forgets the requests that have no answer: that of which the device was asked, and those that wait. */
   surrender(): { readonly asked: DataView | undefined; readonly waiting: readonly DataView[] } {
-    const asked = this.#isAsked && this.#hasRequest ? copyOf(this.#kept!) : undefined;
+    const asked = this.#isAsked && this.#hasRequest ? this.#kept : undefined;
     const waiting = this.#waiting.slice(this.#taken);
     this.abandon();
     return { asked, waiting };
@@ -210,7 +215,7 @@ export class Conversation implements Disposable {
 
   /** A copy of the request that is being handled, to {@link take} it later. */
   copyOfRequest(): DataView {
-    return copyOf(this.#current!);
+    return this.party.link.keep(this.#current!);
   }
 
   /** Whoever sent the requests is gone: none of them is answered. */
@@ -226,8 +231,4 @@ export class Conversation implements Disposable {
     this.#isOver = true;
     if (this.#limit !== undefined) this.reactor.dropTimer(this.#limit);
   }
-}
-
-function copyOf(request: DataView): DataView {
-  return new DataView(request.buffer.slice(0), request.byteOffset, request.byteLength);
 }

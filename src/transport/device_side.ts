@@ -177,7 +177,7 @@ export class DeviceSide implements BusListener, Disposable {
     if (this.#devices.has(number)) throw new Error(`device number ${number} is given twice`);
     const link = this.#link;
     const conversation = new Conversation(this.options.reactor, {
-      takeUp: (request) => link.takeUp(request),
+      link,
       handle: () => this.#answering(device).handle(),
       failed: (reason, hasRequest) => {
         slot.failed(reason);

@@ -15,8 +15,10 @@ import type { Bus } from "../bus/bus.ts";
 import type { Reactor, Timer } from "../linux/reactor.ts";
 import type { Codec, Malformed } from "../message/codec.ts";
 import { type Kind, Message } from "../message/message.ts";
+import { MESSAGES } from "../message/table.ts";
 import { type Counters, counterShape } from "../observe/counters.ts";
 import type { Tracer } from "../observe/trace.ts";
+import { AnswerTimes } from "./answer_times.ts";
 
 const LinkCounters = counterShape(
   "received",
@@ -88,6 +90,10 @@ export class Link implements Disposable {
   /** Answers that wait for room, oldest first, as they will be sent. */
   readonly #answers: Uint8Array[] = [];
   readonly #retry: Timer;
+  readonly #answerTimes = new AnswerTimes();
+  /** When the request in hand came, and those did that are kept. */
+  #cameMs = 0;
+  readonly #keptMs = new WeakMap<DataView, number>();
 
   /**
    * Reads nothing by itself.
@@ -105,12 +111,23 @@ export class Link implements Disposable {
   receive(slot: DataView): Malformed | undefined {
     this.counters.received++;
     const malformed = this.codec.decode(slot, 0, this.in);
-    if (malformed === undefined) this.tracer?.message("<-", this.in, slot, 0, this.in.size);
-    return malformed;
+    if (malformed !== undefined) return malformed;
+    const { kind, response, size } = this.in;
+    if (!response && !MESSAGES[kind].event) this.#cameMs = this.options.reactor.turnMs();
+    this.tracer?.message("<-", this.in, slot, 0, size);
+    return undefined;
   }
 
-  /** Makes a message that was received before the one in hand again. */
+  /** A copy of the request in hand, which is in this slot. */
+  keep(slot: DataView): DataView {
+    const kept = new DataView(slot.buffer.slice(0), slot.byteOffset, slot.byteLength);
+    this.#keptMs.set(kept, this.#cameMs);
+    return kept;
+  }
+
+  /** Makes a request that was kept the one in hand again. */
   takeUp(slot: DataView): void {
+    this.#cameMs = this.#keptMs.get(slot) ?? this.#cameMs;
     const malformed = this.codec.decode(slot, 0, this.in);
     if (malformed !== undefined) throw new Error(`a message became ${malformed} by waiting`);
   }
@@ -158,11 +175,13 @@ export class Link implements Disposable {
    * @returns false if there is no room or no peer now
    */
   send(reserve = 0): boolean {
+    const { out, options } = this;
+    if (out.response) this.#answerTimes.add(out.kind, options.reactor.now() - this.#cameMs);
     if (this.#encode(reserve)) {
       this.bus.send();
       return true;
     }
-    if (this.out.response && this.bus.isAttached) this.#keepAnswer();
+    if (out.response && this.bus.isAttached) this.#keepAnswer();
     return false;
   }
 
