@@ -18,10 +18,8 @@ import { viewOf } from "./process_view.ts";
 import { readCaptures } from "./trace.ts";
 
 function verdictsOfCaptures(paths: readonly string[]): Verdict[] {
-  const lines: string[] = [];
   // All of them, and by its name the heartbeat, of which else a few are shown.
-  readCaptures(paths, "*,malformed,HELLO", true, (line) => lines.push(line));
-  return diagnose(lines);
+  return diagnose(readCaptures(paths, "*,malformed,HELLO", true));
 }
 
 /** How often, and after what time, processes are looked at. */

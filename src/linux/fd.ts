@@ -89,19 +89,6 @@ export function fileSize(fd: Fd): number {
 
 const chunk = allocate(1 << 16);
 
-/** All of a file. */
-export function readFile(path: string): Uint8Array {
-  using fd = new Fd(check(libc.open(cString(path), O_CLOEXEC, 0), `open ${path}`));
-  const bytes = new Uint8Array(fileSize(fd));
-  for (let at = 0, count; at < bytes.length; at += count) {
-    const length = Math.min(chunk.bytes.length, bytes.length - at);
-    count = check(libc.pread(fd.number, chunk.address, length, BigInt(at)), `read ${path}`);
-    if (count === 0) return bytes.subarray(0, at);
-    bytes.set(chunk.bytes.subarray(0, count), at);
-  }
-  return bytes;
-}
-
 /** Makes a text all that is in an open file. */
 export function rewriteFile(fd: Fd, text: string, name: string): void {
   resizeFile(fd, 0, name);

@@ -301,66 +301,88 @@ export class BringUp {
   }
 }
 
-/** Where each device of a trace stands, and its buses if that is where it ends. @param json its lines as JSON */
-export function diagnose(json: readonly string[]): Verdict[] {
-  const lines: Line[] = json.map((line) => JSON.parse(line));
-  const messages = lines.filter(({ message }) => message !== undefined);
+/** Where each device of a trace stands, and its buses if that is where it ends. @param json its lines as JSON, as many as there are */
+export function diagnose(json: Iterable<string>): Verdict[] {
   const devices = new Map<string, BringUp>();
-  for (const line of messages) {
-    if (aboutDevice(line) === undefined) continue;
+  const requests = new Requests();
+  let messages = 0, malformed = 0, endS = 0;
+  for (const text of json) {
+    const line: Line = JSON.parse(text);
+    endS = Math.max(endS, line.time ?? 0);
+    if (line.malformed !== undefined) malformed++;
+    if (line.message !== undefined) messages++;
+    requests.see(line);
+    if (line.message === undefined || aboutDevice(line) === undefined) continue;
     const name = subjectOf(line);
     const device = devices.get(name) ?? new BringUp(name);
     devices.set(name, device);
     device.see(line);
   }
-  const unanswered = unansweredIn(lines, messages);
-  const endS = Math.max(0, ...lines.slice(-1).map(({ time = 0 }) => time));
+  const unanswered = requests.unanswered();
   const verdicts = [...devices.values()].map((device): Verdict => {
     const stuck = notAnswered(unanswered.get(device.name)) ?? device.missing(endS);
     return { subject: `${device.name} ${device.kind}`.trim(), seen: device.seen(), stuck };
   });
-  const malformed = lines.filter((line) => line.malformed !== undefined).length;
-  const seen = `${messages.length} messages, ${malformed} not understood`;
+  const seen = `${messages} messages, ${malformed} not understood`;
   const buses = [...unanswered].filter(([subject]) => !devices.has(subject))
     .map(([subject, line]): Verdict => ({ subject, seen, stuck: notAnswered(line) }));
   const all = [...buses, ...verdicts];
   const isSound = devices.size > 0 && all.every(({ stuck }) => stuck === undefined);
   // One that is dropped while others are understood holds nobody up.
-  const bus = isSound ? undefined : busProblem(messages.length, malformed, all.length);
+  const bus = isSound ? undefined : busProblem(messages, malformed, all.length);
   return bus === undefined ? all : [{ subject: "bus", seen, stuck: bus }, ...all];
 }
 
-/**
- * The first request of each subject that was not answered, if nothing of that subject was answered later. A heartbeat
- * goes by itself: one who never answered it may be no vmsg.
- */
-function unansweredIn(lines: readonly Line[], messages: readonly Line[]): Map<string, Line> {
-  const requests = new Map<string, Line>();
-  const lastAnswer = new Map<string, Line>();
-  const heartbeats = new Map<string, Line | undefined>();
-  for (const line of messages) {
+/** Requests without an answer that are kept, more than a trace names at its end. */
+const MAX_REQUESTS = 1 << 16;
+
+/** What is asked, until it is answered. */
+class Requests {
+  readonly #open = new Map<string, Line>();
+  /** By subject: the number of the last answer, and the first heartbeat since one was answered. */
+  readonly #answers = new Map<string, number>();
+  readonly #heartbeats = new Map<string, Line | undefined>();
+  /** Those that the trace names. */
+  readonly #named: string[] = [];
+  #last: Line = {};
+
+  see(line: Line): void {
+    const { bus, message, sort, number = 0, request, unanswered } = line;
+    if (unanswered !== undefined) this.#named.push(`${bus} ${unanswered}`);
+    if (message === undefined) return;
+    this.#last = line;
     const subject = subjectOf(line);
-    if (line.message === "HELLO") {
-      if (line.sort === "answer") heartbeats.set(subject, undefined);
-      else if (heartbeats.has(subject)) heartbeats.set(subject, heartbeats.get(subject) ?? line);
-    } else if (line.sort === "answer") lastAnswer.set(subject, line);
-    else requests.set(`${line.bus} ${line.number}`, line);
+    if (message === "HELLO") {
+      const isKnown = this.#heartbeats.has(subject);
+      // It goes by itself: one who never answered it may be no vmsg.
+      if (sort === "answer") this.#heartbeats.set(subject, undefined);
+      else if (isKnown && !this.#heartbeats.get(subject)) this.#heartbeats.set(subject, line);
+    } else if (sort === "answer") {
+      this.#answers.set(subject, number);
+      this.#open.delete(`${bus} ${request}`);
+    } else if (sort === "request") {
+      this.#open.set(`${bus} ${number}`, line);
+      if (this.#open.size > MAX_REQUESTS) this.#open.delete(this.#open.keys().next().value!);
+    }
   }
-  const last = messages.at(-1);
-  const isOld = ({ time = 0 }: Line) => (last?.time ?? 0) - time >= PATIENCE_S;
-  const found = new Map<string, Line>();
-  for (const { bus, unanswered } of lines) {
-    const request = unanswered === undefined ? undefined : requests.get(`${bus} ${unanswered}`);
-    if (request === undefined) continue;
-    const subject = subjectOf(request);
-    const isOver = (lastAnswer.get(subject)?.number ?? 0) > (request.number ?? 0);
-    if (isOver || found.has(subject)) continue;
-    if (isOld(request) || request === last) found.set(subject, request);
+
+  /** The first request of each subject that was not answered, if nothing of that subject was answered later. */
+  unanswered(): Map<string, Line> {
+    const isOld = ({ time = 0 }: Line) => (this.#last.time ?? 0) - time >= PATIENCE_S;
+    const found = new Map<string, Line>();
+    for (const request of this.#named.flatMap((name) => this.#open.get(name) ?? [])) {
+      const subject = subjectOf(request);
+      const isOver = (this.#answers.get(subject) ?? 0) > (request.number ?? 0);
+      if (isOver || found.has(subject)) continue;
+      if (isOld(request) || request === this.#last) found.set(subject, request);
+    }
+    for (const [subject, request] of this.#heartbeats) {
+      if (request !== undefined && isOld(request) && !found.has(subject)) {
+        found.set(subject, request);
+      }
+    }
+    return found;
   }
-  for (const [subject, request] of heartbeats) {
-    if (request !== undefined && isOld(request) && !found.has(subject)) found.set(subject, request);
-  }
-  return found;
 }
 
 function aboutDevice({ device, fields }: Line): unknown {

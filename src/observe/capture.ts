@@ -15,7 +15,7 @@ import { type Dialect, Message } from "../message/message.ts";
 import type { Malformed } from "../message/codec.ts";
 import { codecFor } from "../message/codecs.ts";
 import type { CaptureFile, CaptureInterface } from "./capture_file.ts";
-import { LINKTYPE_USER0, type ReadPacket } from "./pcapng.ts";
+import { LINKTYPE_USER0, printable, type ReadPacket } from "./pcapng.ts";
 import type { Tracer } from "./trace.ts";
 
 /** "vmsg" as it is read. */
@@ -132,7 +132,7 @@ export function readMessage({ interface: { linkType }, data }: ReadPacket) {
     bus: head.getUint8(8),
     /** Tells a tracer of it. */
     tell(tracer: Tracer) {
-      if ((flags & Flag.NOTE) !== 0) return tracer.note(new TextDecoder().decode(body));
+      if ((flags & Flag.NOTE) !== 0) return tracer.note(printable(body));
       const size = Math.min(body.length, MAX_SLOT);
       const bytes = new Uint8Array(slot.buffer).fill(0);
       bytes.set(body.subarray(0, size));

@@ -113,8 +113,11 @@ export class CaptureFile implements Disposable {
     this.#limit = Math.min(ring ? limit / 2 : limit, softLimit("file size"));
     this.#room = Math.min(BUFFER_SIZE, this.#limit / 2);
     this.#timer = reactor.timer(() => this.#flush());
-    this.#append(sectionHeader(APPLICATION));
-    this.#flush();
+    const head = sectionHeader(APPLICATION);
+    // At once, so that whoever is killed now leaves a file that is one; nobody waits for a pipe's reader.
+    const isNow = fileStatus(this.#fd).kind === "file" && this.#limit >= MIN_LIMIT;
+    if (isNow) this.#writeNow([head]);
+    else this.#append(head);
   }
 
   #open(path: string): Fd {

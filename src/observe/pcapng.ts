@@ -27,6 +27,9 @@ const ISB_IFDROP = 5;
 /** Powers of ten in a second: nanoseconds, and what it is unless said. */
 const RESOLUTION = 9;
 const DEFAULT_RESOLUTION = 6;
+/** A block's type and size, and what a section header has behind them; and its largest size, as Wireshark has it. */
+const BLOCK_HEAD = 12;
+const MAX_BLOCK = 16 << 20;
 /** Bytes of an enhanced packet before its data. */
 export const PACKET_HEAD = 28;
 /** Bytes of {@link interfaceStatistics}. */
@@ -155,28 +158,32 @@ function broken(problem: string): VmsgError {
 /**
  * Reads a file.
  *
+ * @param read gives the bytes from there on, fewer where the file ends; they are given on and not copied
  * @throws VmsgError CAPTURE with what is wrong; the caller knows the name of the file
  */
-export function* readPcapng(bytes: Uint8Array): Generator<ReadItem> {
-  const whole = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
-  if (bytes.length < 28 || whole.getUint32(0, true) !== SECTION_HEADER) {
-    throw broken("it is no pcapng file");
-  }
+export function* readPcapng(
+  read: (at: number, size: number) => Uint8Array,
+): Generator<ReadItem> {
   let interfaces: Known[] = [];
-  for (let at = 0, size; at < bytes.length; at += size) {
-    size = at + 12 > bytes.length ? Infinity : whole.getUint32(at + 4, true);
-    if (at + size > bytes.length) return yield { kind: "cut" };
-    if (size < 12 || size % 4 !== 0 || whole.getUint32(at + size - 4, true) !== size) {
+  for (let at = 0, size;; at += size) {
+    const head = viewOf(read(at, BLOCK_HEAD));
+    const isShort = head.byteLength < BLOCK_HEAD;
+    const type = isShort ? 0 : head.getUint32(0, true);
+    if (at === 0 && type !== SECTION_HEADER) throw broken("it is no pcapng file");
+    if (isShort) return head.byteLength === 0 ? undefined : yield { kind: "cut" };
+    // Before its size, which is in that order too.
+    if (type === SECTION_HEADER && head.getUint32(8, true) !== BYTE_ORDER_MAGIC) {
+      throw broken("a machine of the other byte order wrote it");
+    }
+    size = head.getUint32(4, true);
+    if (size < BLOCK_HEAD || size % 4 !== 0 || size > MAX_BLOCK) {
       throw broken("it has a broken block");
     }
-    const view = new DataView(bytes.buffer, bytes.byteOffset + at, size);
-    const type = view.getUint32(0, true);
-    if (type === SECTION_HEADER) {
-      if (size < 28 || view.getUint32(8, true) !== BYTE_ORDER_MAGIC) {
-        throw broken("a machine of the other byte order wrote it");
-      }
-      interfaces = [];
-    } else if (type === INTERFACE_DESCRIPTION) interfaces.push(interfaceOf(view));
+    const view = viewOf(read(at, size));
+    if (view.byteLength < size) return yield { kind: "cut" };
+    if (view.getUint32(size - 4, true) !== size) throw broken("it has a broken block");
+    if (type === SECTION_HEADER) interfaces = [];
+    else if (type === INTERFACE_DESCRIPTION) interfaces.push(interfaceOf(view));
     else if (type === ENHANCED_PACKET) yield packetOf(view, interfaces);
     else if (type === INTERFACE_STATISTICS && size >= 24) {
       const dropped = optionsOf(view, 20).get(ISB_IFDROP);
@@ -186,6 +193,14 @@ export function* readPcapng(bytes: Uint8Array): Generator<ReadItem> {
       yield { kind: "statistics", interface: about, dropped: count };
     }
   }
+}
+
+const viewOf = ({ buffer, byteOffset, length }: Uint8Array) =>
+  new DataView(buffer, byteOffset, length);
+
+/** A text that somebody else wrote, for a terminal: without what it would obey, and in one line. */
+export function printable(bytes: AllowSharedBufferSource | undefined): string {
+  return new TextDecoder().decode(bytes).replace(/\p{C}/gu, "?");
 }
 
 function optionsOf(view: DataView, start: number): Map<number, DataView> {
@@ -204,7 +219,7 @@ function optionsOf(view: DataView, start: number): Map<number, DataView> {
 function interfaceOf(view: DataView): Known {
   if (view.byteLength < 20) throw broken("it has a broken block");
   const options = optionsOf(view, 16);
-  const text = (code: number) => new TextDecoder().decode(options.get(code));
+  const text = (code: number) => printable(options.get(code));
   const resolution = options.get(IF_TSRESOL);
   const power = resolution?.byteLength === 1 ? resolution.getUint8(0) : DEFAULT_RESOLUTION;
   if (power > RESOLUTION) throw broken("it counts time in units that are not known here");

@@ -298,7 +298,11 @@ const STEPS: [name: string, words: string[], step: RegExp | undefined, owes?: st
 
 for (const [name, words, step, owes] of STEPS) {
   Deno.test(`doctor: ${name}`, () => {
-    const stuck = diagnose(said(...words)).find((verdict) => verdict.stuck !== undefined)?.stuck;
+    const find = (...more: string[]) =>
+      diagnose([...said(...words), ...more]).find(({ stuck }) => stuck !== undefined)?.stuck;
+    const stuck = find();
+    // A capture that has frames of cards, or was cut off, says so at its end.
+    assertEquals(find('{"capture":"3 Ethernet frames are not shown here"}'), stuck);
     if (step === undefined) assertEquals(stuck, undefined);
     else assertMatch(stuck?.step ?? "nothing is said to be stuck", step);
     assertEquals(stuck?.owes, owes);

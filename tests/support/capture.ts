@@ -14,7 +14,8 @@ export type Frame = Uint8Array;
 
 /** What is in a capture. */
 export function readAll(path: string): ReadItem[] {
-  return [...readPcapng(Deno.readFileSync(path))];
+  const bytes = Deno.readFileSync(path);
+  return [...readPcapng((at, size) => bytes.subarray(at, at + size))];
 }
 
 /** The packets of a capture; one that is cut off at the end is left out. */
