@@ -1,33 +1,26 @@
 /** `vmsg demo` leaves nothing behind, however it ends, and says in one line why it cannot run. */
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
+import { childrenOf, readProc } from "../support/proc_files.ts";
 import { type Processes, processTest, until, VMSG_COMMAND } from "../support/processes.ts";
 
 /** Starts the demo with a TMPDIR of its own, in a home of its own. */
 function startDemo(vmsg: Processes, temporary: string) {
-  const command = [...VMSG_COMMAND, "demo", "--throughput", "30"].join(" ");
+  const command = [...VMSG_COMMAND, "demo", "--throughput", "600"].join(" ");
   return vmsg.startProgram("sh", "-c", `TMPDIR=${temporary} exec ${command}`);
 }
 
 /** A process that is there, as its number and when it started; undefined for one that has ended. */
 function alive(pid: string): string | undefined {
-  try {
-    const stat = Deno.readTextFileSync(`/proc/${pid}/stat`);
-    const [state, ...words] = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-    return state === "Z" || state === "X" ? undefined : `${pid} ${words[18]}`;
-  } catch {
-    return undefined;
-  }
+  const stat = readProc(`${pid}/stat`);
+  if (stat === "") return undefined;
+  const [state, ...words] = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+  return state === "Z" || state === "X" ? undefined : `${pid} ${words[18]}`;
 }
 
 /** The processes that one has started, and those that they have. */
 function descendants(pid: string): string[] {
-  const children: string[] = [];
-  for (const { name } of Deno.readDirSync(`/proc/${pid}/task`)) {
-    const words = Deno.readTextFileSync(`/proc/${pid}/task/${name}/children`).split(" ");
-    children.push(...words.filter((word) => word !== ""));
-  }
-  return children.flatMap((child) => [child, ...descendants(child)]);
+  return childrenOf(pid).flatMap((child) => [child, ...descendants(child)]);
 }
 
 for (const signal of ["SIGKILL", "SIGTERM", "SIGINT"] as const) {

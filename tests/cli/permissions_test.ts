@@ -7,6 +7,7 @@ import { KEPT } from "../../src/cli/permissions.ts";
 import { findProgram } from "../../src/linux/programs.ts";
 import { openKeeper } from "../../src/cli/keeper.ts";
 import { testUnless } from "../support/needs.ts";
+import { childrenOf, readProc } from "../support/proc_files.ts";
 import { type Processes, processTest, withProcesses } from "../support/processes.ts";
 
 const root = (path: string) => fromFileUrl(new URL(`../../${path}`, import.meta.url));
@@ -69,7 +70,7 @@ testUnless(
       for (const option of [["--net", "passt"], ["--net", "hub=a", "--hub", "passt,name=a"]]) {
         const { text, child } = await allowedFor(vmsg, "device", ...BUS, ...option);
         assertEquals(text, "allowed: run ffi");
-        const status = await Deno.readTextFile(`/proc/${await passtOf(child.pid)}/status`);
+        const status = await Deno.readTextFile(`/proc/${passtOf(child.pid)}/status`);
         assertMatch(status, /^NoNewPrivs:\t1$/m);
         await child.end("SIGTERM");
       }
@@ -78,12 +79,8 @@ testUnless(
 );
 
 /** The passt that a process has started, on any of its threads. */
-async function passtOf(pid: number): Promise<string> {
-  for (const { name } of Deno.readDirSync(`/proc/${pid}/task`)) {
-    const children = await Deno.readTextFile(`/proc/${pid}/task/${name}/children`);
-    for (const child of children.split(" ").filter((word) => word !== "")) {
-      if ((await Deno.readTextFile(`/proc/${child}/comm`)).startsWith("passt")) return child;
-    }
-  }
-  throw new Error("it has started no passt");
+function passtOf(pid: number): string {
+  const passt = childrenOf(pid).find((child) => readProc(`${child}/comm`).startsWith("passt"));
+  if (passt === undefined) throw new Error("it has started no passt");
+  return passt;
 }

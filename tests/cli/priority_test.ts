@@ -1,15 +1,15 @@
 /** Of a data plane's threads the one that carries frames goes first. */
 
 import { assertEquals } from "@std/assert";
-import { delay, PATIENCE_MS, processTest } from "../support/processes.ts";
+import { readProc, threadsOf } from "../support/proc_files.ts";
+import { processTest, until } from "../support/processes.ts";
 
 /** By name of a thread that there is one of. */
 function niceOf(pid: number, thread: (name: string, id: string) => boolean): number {
-  for (const { name: id } of Deno.readDirSync(`/proc/${pid}/task`)) {
-    const stat = Deno.readTextFileSync(`/proc/${pid}/task/${id}/stat`);
-    const [, name, fields] = /^\d+ \((.*)\) (.*)$/s.exec(stat)!;
+  for (const id of threadsOf(pid)) {
+    const [, name, fields] = /^\d+ \((.*)\) (.*)$/s.exec(readProc(`${pid}/task/${id}/stat`)) ?? [];
     // proc_pid_stat(5): nice is field 19, of which the third is the first here.
-    if (thread(name!, id)) return Number(fields!.split(" ")[19 - 3]);
+    if (name !== undefined && thread(name, id)) return Number(fields!.split(" ")[19 - 3]);
   }
   throw new Error(`process ${pid} has no such thread`);
 }
@@ -20,8 +20,6 @@ processTest("a data plane's main thread steps back for its Worker", async (vmsg)
   const { pid } = device;
   const worker = niceOf(pid, (name) => name.startsWith("worker-"));
   const main = () => niceOf(pid, (_, id) => id === String(pid));
-  for (let waitedMs = 0; main() === worker && waitedMs < PATIENCE_MS; waitedMs += 10) {
-    await delay(10);
-  }
+  await until(() => main() !== worker);
   assertEquals(main() - worker, 10);
 });

@@ -1,6 +1,6 @@
 /** What a running ping said (iputils, busybox, `vmsg driver`), looked at from outside. */
 
-import { assertEquals } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
 
 /** An answer, with the times of `performance.now()` here. */
 export interface Answer {
@@ -16,6 +16,16 @@ export function answersIn(lines: Iterable<{ text: string; atMs: number }>): Answ
     if (sequence === undefined) return [];
     return [{ sequence: Number(sequence), sentMs: atMs - Number(ms), atMs }];
   });
+}
+
+/**
+ * Asserts that of a `vmsg driver` that was ended no ping was lost: all are answered in turn, up to one behind which they were
+ * under way when the end came.
+ */
+export function assertInTurn(stdout: readonly string[], sent: number, received: number): void {
+  const sequences = stdout.flatMap((line) => /icmp_seq=(\d+) /.exec(line)?.[1] ?? []).map(Number);
+  assertEquals(sequences, Array.from({ length: received }, (_, i) => i + 1));
+  assert(sent >= received, `${received} of ${sent}`);
 }
 
 /** By how much more than another a line may be read late here, on a machine that has other work to do. */

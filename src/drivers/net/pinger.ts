@@ -36,6 +36,7 @@ const ECHO_SIZE = 56;
 /** As ping(8): an answer counts however late, as long as so many are open, and the last ones are waited for so long. */
 const ECHO_TIMEOUT_MS = 10_000;
 const MAX_OPEN = 1 << 15;
+const FULL_RETRY_MS = 1;
 const SOURCE_PORT = 0xc000;
 const BATCH = 64;
 /** No frame we ask for is longer. */
@@ -216,6 +217,10 @@ export class Pinger implements NetDriverListener {
 
   async #ping(): Promise<void> {
     while (this.#sent < this.options.count) {
+      // Where a device takes none, as it stands still, none is sent; without it they are lost, as with a pulled cable.
+      while (this.#targetMac !== undefined && this.#driver.isUp && !this.#driver.claim()) {
+        await this.reactor.sleep(FULL_RETRY_MS);
+      }
       this.#sendEcho();
       if (this.#sent < this.options.count) await this.reactor.sleep(this.options.intervalMs);
     }
@@ -234,7 +239,6 @@ export class Pinger implements NetDriverListener {
   #sendEcho(): void {
     const sequence = ++this.#sent & 0xffff;
     const frame = this.#targetMac === undefined ? undefined : this.#claim();
-    // Without a device side the ping is lost, as with a pulled cable.
     if (frame === undefined) return;
     writeEthernetHeader(frame, this.#targetMac!, 0, this.#driver.mac, EtherType.IPV4);
     const by = this.#station(frame);
