@@ -6,6 +6,7 @@ import { check, libc } from "../../src/linux/libc.ts";
 import { openPty } from "../../src/linux/terminal.ts";
 import {
   type Ended,
+  PATIENCE_MS,
   type Processes,
   processTest,
   until,
@@ -52,15 +53,14 @@ function rowOf(
   return found!;
 }
 
-processTest("top: figures of real traffic move, as text, JSON and for Prometheus", async (vmsg) => {
-  const [device, driver] = await pinging(vmsg);
-  const once = await top(vmsg, "--once", "--interval", "0.3", "all");
+/** What is said of a device that is pinged, and of its driver. */
+function assertFigures(once: Ended, device: VmsgProcess, driver: VmsgProcess): void {
   assertEquals([once.code, once.stderr], [0, []]);
   assertMatch(once.stdout[0]!, /PER SECOND +TOTAL +COUNTER +PROCESS +OF$/);
   const row = rowOf(once.stdout, "transmitted", device.pid);
   assert(Number(row[0]) > 0 && Number(row[1]) >= 20, row.join());
-  assertEquals(row.slice(3), [`device ${device.pid}`, "device 0 net, responder"]);
   assert(Number(rowOf(once.stdout, "sent", driver.pid)[0]) > 0);
+  assertEquals(row.slice(3), [`device ${device.pid}`, "device 0 net, responder"]);
   // The card told of what it used, at most once a batch; the bring-up's requests took their time.
   const total = (counter: string, pid: number) => Number(rowOf(once.stdout, counter, pid)[1]);
   const [notified, batches] = [total("notified", device.pid), total("batches", device.pid)];
@@ -97,6 +97,21 @@ processTest("top: figures of real traffic move, as text, JSON and for Prometheus
   }
   const rates = once.stdout.slice(1).map((line) => parseFloat(line)).filter(Number.isFinite);
   assertEquals(rates, rates.toSorted((a, b) => b - a), "by rate");
+}
+
+processTest("top: figures of real traffic move, as text, JSON and for Prometheus", async (vmsg) => {
+  const [device, driver] = await pinging(vmsg);
+  // Figures that move are read one after the other; and of a process that is not scheduled for a while nothing moves.
+  const endMs = performance.now() + PATIENCE_MS;
+  for (let isFound = false; !isFound;) {
+    const once = await top(vmsg, "--once", "--interval", "0.3", "all");
+    try {
+      assertFigures(once, device, driver);
+      isFound = true;
+    } catch (error) {
+      if (performance.now() > endMs) throw error;
+    }
+  }
 
   const alone = await top(vmsg, "--once", "--interval", "0.1", String(driver.pid));
   assert(alone.stdout.slice(1).every((line) => line.includes(`  driver ${driver.pid}  `)));

@@ -5,7 +5,8 @@ import { createEventFd, signalEventFd } from "../../src/linux/eventfd.ts";
 import { Fd } from "../../src/linux/fd.ts";
 import { check, libc } from "../../src/linux/libc.ts";
 import { watchThread } from "../../src/cli/watchdog.ts";
-import { delay } from "../support/processes.ts";
+import { readProc } from "../support/proc_files.ts";
+import { delay, until } from "../support/processes.ts";
 
 const LOOK_MS = 20;
 
@@ -38,6 +39,8 @@ Deno.test("watchdog: a loop that waits for work is left alone", async () => {
   using fd = createEventFd();
   const worker = child();
   const thread = await childOn(worker, fd, "turn");
+  // epoll_wait, or one of its kin: what it does before that may last.
+  await until(() => /^(232|281|441|22) /.test(readProc(`self/task/${thread}/syscall`)));
   let problem = "";
   using _watchdog = watchThread(thread, ({ message }) => problem = message, LOOK_MS);
   await delay(20 * LOOK_MS);

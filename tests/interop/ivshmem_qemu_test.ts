@@ -13,6 +13,7 @@ import { IVSHMEM_DEVICE, IVSHMEM_VENDOR, Register } from "../../src/ivshmem/end.
 import { openServerEnd } from "../../src/ivshmem/server_end.ts";
 import { guestlessTest } from "../guest/support.ts";
 import { keptLog, TIMEOUT_MS, wait } from "../ivshmem/support.ts";
+import { PATIENT } from "../support/patient_clock.ts";
 
 const bytes = allocate(4096);
 
@@ -113,7 +114,7 @@ guestlessTest(
     await server.waitFor(/waiting for peers/);
     using reactor = new Reactor();
     const lines: string[] = [];
-    using end = openServerEnd(`${directory}/iv.sock`, { log: keptLog(lines) });
+    using end = openServerEnd(`${directory}/iv.sock`, { log: keptLog(lines), clock: PATIENT });
     const news: string[] = [];
     let rings = 0;
     end.open(reactor, {

@@ -6,6 +6,7 @@
 import { Reactor } from "../../src/linux/reactor.ts";
 import { openServerEnd } from "../../src/ivshmem/server_end.ts";
 import { createLog } from "../../src/observe/log.ts";
+import { PATIENT } from "../support/patient_clock.ts";
 import { MemoryFile, Queue, type Wire } from "./proto_peer.ts";
 
 /** Slots in a page. */
@@ -28,7 +29,9 @@ export interface IvshmemWire extends Wire {
  */
 export function joinIvshmem(server: string, file: string, rings = 0): IvshmemWire {
   using stack = new DisposableStack();
-  const end = stack.use(openServerEnd(server, { log: createLog("", "error", () => {}) }));
+  const end = stack.use(
+    openServerEnd(server, { log: createLog("", "error", () => {}), clock: PATIENT }),
+  );
   const reactor = stack.use(new Reactor());
   const limit = reactor.timer(() => {});
   const memory = stack.use(new MemoryFile(file, undefined));
