@@ -16,6 +16,7 @@ import {
   regionBytes,
   u32s,
   USER_ADDRESS,
+  waitUntil,
 } from "../support/front_end.ts";
 import { processTest, until } from "../support/processes.ts";
 import { type Attack, withTwoGuests } from "../support/two_guests.ts";
@@ -58,6 +59,8 @@ async function runNotified(front: RawFrontEnd, request: number, fd: Fd): Promise
     await front.barrier();
   }
 }
+
+const CUT_OFF = /memory that a peer shares was cut off/;
 
 /** What is done with the descriptor. */
 const ROLES: Readonly<Record<string, (front: RawFrontEnd, fd: Fd) => Promise<void> | void>> = {
@@ -154,12 +157,13 @@ guardedTest(
         for (const index of [0, 1]) front.startRing(index, kick);
         await front.barrier();
         resizeFile(memory, 0);
+        const isTold = () => guests.device.stderr.some((line) => CUT_OFF.test(line));
+        await waitUntil(reactor, () => (signalEventFd(kick), isTold()));
         for (let i = 0; i < 20; i++) {
           signalEventFd(kick);
           await reactor.sleep(5);
         }
       });
-      await guests.device.waitFor(/memory that a peer shares was cut off/);
       await guests.answered();
     }),
 );
@@ -187,7 +191,7 @@ guardedTest("a queue file that is cut off ends neither side", async (vmsg) => {
     Deno.truncateSync(`${vmsg.directory}/queue-linux-user-${side}`, 0);
   }
   for (const process of [device, proxy]) {
-    await process.waitFor(/memory that a peer shares was cut off/);
+    await process.waitFor(CUT_OFF);
     assertEquals((await process.end("SIGTERM")).code, 0);
   }
 });

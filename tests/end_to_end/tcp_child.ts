@@ -2,7 +2,7 @@
  * One end of a TCP transfer whose every byte is looked at.
  *
  *     tcp_child.ts receive PORT             prints LISTENING, then GOT bytes, at last END bytes, wrong
- *     tcp_child.ts send ADDRESS PORT MS     sends for so long, then closes and prints SENT bytes
+ *     tcp_child.ts send ADDRESS PORT FILE   sends until that file is there, then closes and prints SENT bytes
  */
 
 /** A prime, so that lost or doubled segments and pages show. */
@@ -29,11 +29,18 @@ async function receive(port: number): Promise<void> {
   console.log(`END ${got} bytes, ${wrong} wrong`);
 }
 
-async function send(hostname: string, port: number, ms: number): Promise<void> {
+function isThere(path: string): boolean {
+  try {
+    return Deno.statSync(path).isFile;
+  } catch {
+    return false;
+  }
+}
+
+async function send(hostname: string, port: number, stop: string): Promise<void> {
   using connection = await Deno.connect({ hostname, port });
-  const endMs = performance.now() + ms;
   let sent = 0;
-  while (performance.now() < endMs) {
+  while (!isThere(stop)) {
     const at = sent % PERIOD;
     sent += await connection.write(PATTERN.subarray(at, at + PERIOD));
   }
@@ -43,4 +50,4 @@ async function send(hostname: string, port: number, ms: number): Promise<void> {
 
 const [mode, ...args] = Deno.args;
 if (mode === "receive") await receive(Number(args[0]));
-else await send(args[0]!, Number(args[1]), Number(args[2]));
+else await send(args[0]!, Number(args[1]), args[2]!);

@@ -78,6 +78,7 @@ processTest(
         const kilobytes = Number(/^VmSize:\s+(\d+) kB/m.exec(status)![1]);
         assert(kilobytes * 1024 < TEBI, `${kilobytes} kB of address space`);
       }
+      await guests.proxy.waitFor(/\(--memory-limit\)/);
       const refused = guests.proxy.stderr.filter((line) => line.includes("(--memory-limit)"));
       assert(refused.length >= 1 && refused.length <= 2, refused.join("\n"));
     }),
