@@ -2,7 +2,8 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { findProgram } from "../../src/linux/programs.ts";
-import { delay, type Processes, processTest, VMSG_COMMAND } from "../support/processes.ts";
+import { readCounters } from "../../src/observe/read_counters.ts";
+import { type Processes, processTest, until, VMSG_COMMAND } from "../support/processes.ts";
 
 const BUS = ["--bus", "linux-user,socket=lu.sock"];
 /** Every message, HELLO as well. */
@@ -11,6 +12,8 @@ const FILE = "trace.jsonl";
 /** Reads nothing before it may. */
 const GO = "go";
 const SLOW_READER = `>(until [ -e ${GO} ]; do sleep 0.05; done; exec cat >${FILE})`;
+/** So many that neither a pipe nor what waits for it holds them. */
+const MESSAGES = 3000;
 /** Lines of the log that may be among those that were dropped. */
 const MAX_LOG_LINES = 20;
 
@@ -24,17 +27,29 @@ interface Traced {
   readonly counted: number;
 }
 
+/** Messages of its bus that a process has counted, by its file. */
+function messagesOf(path: string): number {
+  const { counters } = readCounters(path).groups.find(({ kind }) => kind === "bus")!;
+  return counters.filter(({ name }) => name === "sent" || name === "received")
+    .reduce((sum, { value }) => sum + value, 0);
+}
+
 /** What a device side traces while a driver floods it; standard error goes where `target` says. */
 async function flooded(vmsg: Processes, target: string): Promise<Traced> {
   const args = ["device", ...BUS, "--net", "responder", ...TRACE, "--log-level", "debug"];
-  const script = `exec "$@" 2> ${target}`;
+  const script = `XDG_RUNTIME_DIR=$PWD exec "$@" 2> ${target}`;
   const device = await vmsg.startProgram("bash", "-c", script, "bash", ...VMSG_COMMAND, ...args);
   // Pings for how many messages there are at least, frames for how fast.
   const flood = ["--count", "1500", "--interval", "0.001", "--throughput", "0.5"];
-  assertEquals((await vmsg.run("driver", ...BUS, ...flood)).code, 0);
+  // A device that is slow says less, and more at a time.
+  do assertEquals((await vmsg.run("driver", ...BUS, ...flood)).code, 0); while (
+    messagesOf(`${vmsg.directory}/vmsg/device.${device.pid}`) < MESSAGES
+  );
   await Deno.writeTextFile(`${vmsg.directory}/${GO}`, "");
-  // Whoever reads slowly takes what there is before the last lines come.
-  await delay(500);
+  // Whoever reads slowly has taken what there is before the last lines come.
+  const isDrained = async () =>
+    (await Deno.readTextFile(`${vmsg.directory}/${FILE}`).catch(() => "")).includes('"dropped"');
+  if (target === SLOW_READER) await until(isDrained);
   // Ends when the reader of its standard error has.
   assertEquals((await device.end("SIGTERM")).code, 0);
   const found = { lines: 0, missing: 0, told: 0, counted: 0 };

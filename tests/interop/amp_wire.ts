@@ -58,9 +58,13 @@ export async function ampWire(path: string, ends: boolean): Promise<Wire> {
         memory.setU16(own + 4, next(tail));
       },
       pop: () => undefined,
+      length: 0,
     },
     device: {
       push() {},
+      get length() {
+        return (u16(theirs + 4) - u16(own + 6) + count) % count;
+      },
       pop() {
         const head = u16(own + 6);
         if (head === u16(theirs + 4)) return undefined;

@@ -1,7 +1,7 @@
 /** vmsg as a device on ivshmem, under peers that share no code with it: the prototype's proxy, and the kernel's driver. */
 
 import { assert, assertEquals } from "@std/assert";
-import { type Processes, processTest } from "../support/processes.ts";
+import { PATIENCE_MS, type Processes, processTest } from "../support/processes.ts";
 import { joinIvshmem } from "./ivshmem_wire.ts";
 import { KernelPeer } from "./kernel_peer.ts";
 import { ping } from "./pings.ts";
@@ -99,8 +99,8 @@ processTest(
     // The answer rings the first one, which is there until it has come; then the second one is rung.
     using second = new KernelPeer(join(), memory);
     await second.push("getStatus", false, 0, () => {});
-    assert(await first.wire.interrupted(10_000));
+    assert(await first.wire.interrupted(PATIENCE_MS));
     first[Symbol.dispose]();
-    assert(await second.wire.interrupted(10_000), "rung when the other one is gone");
+    assert(await second.wire.interrupted(PATIENCE_MS), "rung when the other one is gone");
   },
 );

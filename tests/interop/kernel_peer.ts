@@ -6,8 +6,8 @@
 import type { IvshmemWire } from "./ivshmem_wire.ts";
 import { DriverPeer, type FoundDevice, type PeerMemory } from "./proto_peer.ts";
 
-/** The kernel waits 100 s; no interrupt in this time is a lost one. */
-const TIMEOUT_MS = 30_000;
+/** As the kernel does. */
+const TIMEOUT_MS = 100_000;
 const ACKNOWLEDGE = 1, DRIVER = 2, DRIVER_OK = 4, FEATURES_OK = 8;
 const bit = (n: number) => 1n << BigInt(n);
 /** MAC, MRG_RXBUF, STATUS, INDIRECT_DESC, EVENT_IDX, VERSION_1, ACCESS_PLATFORM. */

@@ -129,6 +129,8 @@ const sleeper = new Int32Array(new SharedArrayBuffer(4));
 const TIMEOUT_MS = 60_000;
 /** The least pause between two late looks. QEMU has none; but a machine may have more to do than our tests. */
 const PATIENCE_US = 2000;
+/** By how much longer the last looks' are, in all most of a minute: a process may not be scheduled for long. */
+const LAST_LOOKS = 512, LAST_TIMES = 50;
 
 /** Stands still, as usleep does. */
 function sleepUs(us: number): void {
@@ -216,6 +218,12 @@ export class Queue {
     this.file.setU32(this.at, next);
   }
 
+  /** Messages that were not taken yet. */
+  get length(): number {
+    const [head, tail] = [0, 64].map((at) => this.file.u32(this.at + at)) as [number, number];
+    return (head - tail + this.capacity) % this.capacity;
+  }
+
   pop(): Uint8Array | undefined {
     const tail = this.file.u32(this.at + 64);
     if (tail === this.file.u32(this.at)) return undefined;
@@ -227,8 +235,8 @@ export class Queue {
 
 /** A bus: two queues and a doorbell. */
 export interface Wire extends Disposable {
-  readonly driver: Pick<Queue, "push" | "pop">;
-  readonly device: Pick<Queue, "push" | "pop">;
+  readonly driver: Pick<Queue, "push" | "pop" | "length">;
+  readonly device: Pick<Queue, "push" | "pop" | "length">;
   /** Rings the other side. */
   ring(): Promise<void>;
 }
@@ -522,7 +530,8 @@ export class DriverPeer extends ProtoPeer {
     const startMs = performance.now();
     await this.push(name, false, size, fill, token);
     for (let poll = 0; poll < POLLS; poll++) {
-      if (poll > 128) sleepUs(Math.max(this.patienceUs, poll / 128));
+      const times = poll < LAST_LOOKS ? 1 : LAST_TIMES;
+      if (poll > 128) sleepUs(Math.max(times * this.patienceUs, poll / 128));
       const slot = this.in.pop();
       if (slot === undefined) continue;
       const message = this.decode(slot);
@@ -548,10 +557,15 @@ export class DriverPeer extends ProtoPeer {
   /** The status that an EVENT_CONFIG brought last. */
   eventStatus = 0;
 
-  /** Sends a request whose answer is not waited for. */
+  /** Sends a request whose answer is not taken; it is there then. */
   async tell(name: Name): Promise<void> {
+    await this.drain();
     await this.push(name, false, 0, () => {});
-    await new Promise((resolve) => setTimeout(resolve, 100));
+    const endMs = performance.now() + TIMEOUT_MS;
+    while (this.in.length === 0) {
+      if (performance.now() > endMs) throw new Error(`no answer to ${name}`);
+      await new Promise((resolve) => setTimeout(resolve, 1));
+    }
   }
 
   /** Puts a request into the queue, and does not ring. */

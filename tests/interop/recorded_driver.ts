@@ -12,7 +12,7 @@ import { BytePeer } from "./recorded_answers.ts";
 import { exchanges, hex, idOf, isAnswer, payload, readRecording } from "./recording.ts";
 
 const [INFO, GET_FEATURES, SET_FEATURES, GET_VQUEUE] = [0x03, 0x04, 0x05, 0x0b];
-const PATIENCE_MS = 30_000;
+const PATIENCE_MS = 60_000;
 
 using reactor = new Reactor();
 using end = openBus(

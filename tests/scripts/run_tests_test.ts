@@ -1,6 +1,6 @@
 /** scripts/run_tests.ts on tests of which some fail: the end of its output says what, why, and how long all took. */
 
-import { assertEquals, assertMatch } from "@std/assert";
+import { assert, assertEquals, assertMatch } from "@std/assert";
 import { fromFileUrl } from "@std/path";
 import { brief } from "../../scripts/test_output.ts";
 import { withDirectory } from "../support/leaks.ts";
@@ -45,7 +45,8 @@ Deno.test("run_tests: the end names what was slow and what failed, and why", () 
     const { code, lines, report } = await runTests(directory, "a_test.ts");
     const end = lines.slice(lines.indexOf("slowest:"));
     assertEquals(code, 1);
-    assertMatch(end[1]!, /^ +\d+ s a_test.ts: slow$/);
+    // Others may take as long, on a machine that has other work to do.
+    assert(end.some((line) => /^ +\d+ s a_test.ts: slow$/.test(line)), end.join("\n"));
     const failed = end.slice(end.indexOf("NOT RUN: left out: it is a try") + 1);
     assertMatch(failed[0]!, /^FAILED: talks and fails => \.\/a_test\.ts:\d+:\d+$/);
     assertEquals(failed[1], "    error: Error: what was wrong");

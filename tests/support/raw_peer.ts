@@ -10,7 +10,7 @@ import { Kind, Message, QUEUE_ENABLED } from "../../src/message/message.ts";
 import { kindName } from "../../src/message/table.ts";
 
 /** How long a message may take to come: longer than the side under test takes for anything. */
-const TIMEOUT_MS = 30_000;
+const TIMEOUT_MS = 60_000;
 
 /** Fills a message's payload, its device and its token. */
 export type Fill = (message: Message) => void;
