@@ -1,6 +1,6 @@
 /** What a process lacks, of room in a file system or of what its limits grant, is told in one line. */
 
-import { assert, assertEquals, assertMatch } from "@std/assert";
+import { assertEquals, assertMatch } from "@std/assert";
 import { openKeeper } from "../../src/cli/keeper.ts";
 import { testUnless } from "../support/needs.ts";
 import {
