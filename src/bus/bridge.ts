@@ -57,6 +57,8 @@ const FIRST_PAUSE_MS = 1000;
 const MAX_PAUSE_MS = 30_000;
 /** Entries of a queue: Linux takes whole pages of a pool for each receive buffer. */
 const MAX_QUEUE_SIZE = 256;
+/** The largest frame about the bridge itself: endpoints have at least messages of this size. */
+const LEAST_MESSAGE = 72;
 /** Of the loopback endpoint; other numbers are ignored there. */
 const LOOPBACK_NUMBERS = 32;
 const NUMBERS = 0x1_0000;
@@ -78,6 +80,7 @@ export class BridgeBus extends QueueBus implements KernelBus {
   override readonly carriesFds = false;
   readonly kernel: KernelBus = this;
   readonly maxQueueSize: number = MAX_QUEUE_SIZE;
+  maxMessage: number = BRIDGE_SLOT;
   readonly deviceNumbers: number;
   /** Events that were dropped because they came before their time. */
   earlyEvents = 0;
@@ -216,7 +219,7 @@ export class BridgeBus extends QueueBus implements KernelBus {
     const [call, kick] = [stack.use(createEventFd()), stack.use(createEventFd())];
     const bells = stack.use(new Doorbells(reactor, call, kick, () => this.#called()));
     const { isOnline, isKnown, epoch, maxMessage } = node.attach({ ring, kick, call });
-    if (isOnline && (!isKnown || maxMessage < BRIDGE_SLOT)) {
+    if (isOnline && (!isKnown || maxMessage < LEAST_MESSAGE)) {
       node.detach();
       throw isKnown
         ? this.#tooSmall(maxMessage)
@@ -233,13 +236,13 @@ export class BridgeBus extends QueueBus implements KernelBus {
     this.#trace?.note(
       `attached, the endpoint is ${isOnline ? `online, epoch ${epoch}` : "offline"}`,
     );
-    if (isOnline) this.#goOnline(epoch);
+    if (isOnline) this.#goOnline(epoch, maxMessage);
     else this.log.info(`${this.description}: the endpoint is offline, waiting for it`);
   }
 
   #tooSmall(maxMessage: number): VmsgError {
     const what = `messages of ${maxMessage} bytes are its largest`;
-    return new VmsgError("BUS_MEMORY", `${this.description}: ${what}, ${BRIDGE_SLOT} are needed`);
+    return new VmsgError("BUS_MEMORY", `${this.description}: ${what}, ${LEAST_MESSAGE} are needed`);
   }
 
   #faulted(): void {
@@ -286,7 +289,9 @@ export class BridgeBus extends QueueBus implements KernelBus {
     return this.#session !== undefined && (!this.isAttached || this.#isGoingOffline);
   }
 
-  #goOnline(epoch: bigint = this.#next!): void {
+  #goOnline(epoch: bigint = this.#next!, maxMessage = this.maxMessage): void {
+    // Whole words, as codecs have it.
+    this.maxMessage = Math.min(BRIDGE_SLOT, maxMessage) & ~7;
     this.#next = epoch;
     if (!this.#windows.isEmpty) return;
     this.#next = undefined;
@@ -308,10 +313,10 @@ export class BridgeBus extends QueueBus implements KernelBus {
   #online(slot: DataView): void {
     if (this.isAttached) this.#leave("the endpoint comes anew");
     const limit = endpointLimitOf(slot);
-    if (limit < BRIDGE_SLOT) return this.log.error(this.#tooSmall(limit).message);
+    if (limit < LEAST_MESSAGE) return this.log.error(this.#tooSmall(limit).message);
     // What is left there would be taken for one of the new epoch, and end it.
     if (!this.tx.isRead) return this.#restart("frames were left from before");
-    this.#goOnline(epochOf(slot));
+    this.#goOnline(epochOf(slot), limit);
   }
 
   #offline(slot: DataView): void {

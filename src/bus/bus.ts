@@ -160,6 +160,8 @@ export interface Bus extends Disposable {
 export interface KernelBus {
   /** Has a tracer see what is said about the bus itself. */
   traceBy(tracer: Tracer): void;
+  /** Bytes of the largest message, at most those of a slot; others after each attach. */
+  readonly maxMessage: number;
   /** The most entries a queue should have. */
   readonly maxQueueSize: number;
   /** Device numbers are below. */

@@ -17,6 +17,7 @@ import { linuxErrno } from "../linux/errors.ts";
 import type { Reactor } from "../linux/reactor.ts";
 import { MemoryQuota, type MemoryRegion } from "../memory/mod.ts";
 import type { Codec, Malformed } from "../message/codec.ts";
+import { codecFor } from "../message/codecs.ts";
 import { detectDialect } from "../message/detect.ts";
 import { Kind } from "../message/message.ts";
 import { isPrivate } from "../message/private.ts";
@@ -115,11 +116,9 @@ export class DeviceSide implements BusListener, Disposable {
         this.#forEach((slot, isLeaving) => isLeaving || slot.showForeignMemory()),
       resume: () => this.#forEach((slot) => slot.resumeIfPaused()),
     });
-    this.#arrivals = new Arrivals(
-      reactor,
-      this.#notifications,
-      () => this.#isKnown && link.codec.has(Kind.EVENT_DEVICE) && bus.kernel === undefined,
-    );
+    const isHeard = () =>
+      this.#isKnown && link.codec.has(Kind.EVENT_DEVICE) && bus.kernel === undefined;
+    this.#arrivals = new Arrivals(reactor, this.#notifications, isHeard);
   }
 
   /** Has a driver side said who it is? */
@@ -255,7 +254,8 @@ export class DeviceSide implements BusListener, Disposable {
   }
 
   attached(): void {
-    this.#speak(this.options.codec);
+    const { codec, bus: { kernel } } = this.options;
+    this.#speak(kernel === undefined ? codec : codecFor(codec.dialect, kernel.maxMessage));
     this.#toldMalformed = false;
     this.#notifications.cancelAll();
     this.#peer.attached();

@@ -426,16 +426,33 @@ bridgeTest("a bridge of another time is told from one whose endpoint is offline"
   assertEquals(await rig.said(), PUBLISHED);
 });
 
-bridgeTest("an endpoint whose messages are smaller is not used", async (rig) => {
-  rig.node.limit = 72;
+bridgeTest("an endpoint with smaller messages, as ffa, gets no larger answers", async (rig) => {
+  const answer = async () => {
+    rig.ask(Kind.GET_DEVICE_FEATURES, 0, { count: 31 });
+    await rig.reactor.sleep(0.1);
+    return rig.node.take().map((hex) => hex.length / 2);
+  };
+  rig.node.limit = 104;
+  rig.side.open();
+  await rig.said();
+  assertEquals(await answer(), [104]);
+  for (const [epoch, limit, most] of [[2, 79, 72], [3, 4096, 128]] as const) {
+    rig.node.put(offline(epoch - 1), online(epoch, limit));
+    await rig.said();
+    assertEquals(await answer(), [most]);
+  }
+});
+
+bridgeTest("an endpoint whose messages are too small is not used", async (rig) => {
+  rig.node.limit = 71;
   assertMatch(
     assertThrows(() => rig.side.open(), VmsgError).message,
-    /of 72 bytes .* 128 are needed/,
+    /of 71 bytes .* 72 are needed/,
   );
   assertEquals(rig.node.asked, ["RESOLVE", "ATTACH", "DETACH"]);
   rig.node.limit = 128;
   rig.node.epoch = 0n;
   rig.node.opened();
-  rig.node.put(online(1, 72));
+  rig.node.put(online(1, 71));
   assertEquals([await rig.said(), rig.bus.isAttached], [[], false]);
 });
