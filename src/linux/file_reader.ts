@@ -7,11 +7,13 @@ import { check, lastError, libc } from "./libc.ts";
 import { openToRead } from "./process_files.ts";
 
 const window = allocate(1 << 16);
+/** Whose bytes are in it. */
+let holder: FileReader | undefined;
 
-/** A file that is read for the most part from the beginning to the end; one at a time. */
+/** A file that is read for the most part from the beginning to the end. */
 export class FileReader implements Disposable {
   readonly #fd: Fd;
-  /** What is in the window. */
+  /** What is in the window, as long as it is ours. */
   #from = 0;
   #length = 0;
 
@@ -32,7 +34,7 @@ export class FileReader implements Disposable {
     const bytes = new Uint8Array(size);
     for (let done = 0; done < size;) {
       const from = at + done - this.#from;
-      if (from < 0 || from >= this.#length) {
+      if (holder !== this || from < 0 || from >= this.#length) {
         this.#fill(at + done);
         if (this.#length === 0) return bytes.subarray(0, done);
         continue;
@@ -49,6 +51,7 @@ export class FileReader implements Disposable {
     const count = libc.pread(this.#fd.number, address, bytes.length, BigInt(at));
     this.#length = check(count, `read ${this.path}`);
     this.#from = at;
+    holder = this;
   }
 
   [Symbol.dispose](): void {
