@@ -33,7 +33,7 @@ const saysNoMore: Look = ({ bytes, message }, { codec }) => {
 /** Rules by number: is it so of this message? */
 const LOOKS: Readonly<Record<string, Look>> = {
   // No size is above 255, so its high byte is 0, and behind the low one.
-  G1: ({ bytes }) => bytes[7] === 0,
+  G1: ({ bytes }, { codec }) => bytes[codec.headerSize - 1] === 0,
   G2: hasItsSize,
   G3: ({ message }, { codec }) => message.size <= codec.maxSize,
   G4: ({ bytes }) => bytes[0]! <= 3,
@@ -82,9 +82,15 @@ export const COMMON_BODIES: Bodies<Asker> = byRule({
       [2, 0x3f, 0, 0, 1, 0, 8, 0],
       [0, 0x02, ...asker.number, 1, 0, 7, 0],
       [0, 0x02, ...asker.number, 1, 0, 0xff, 0xff],
-      [0, 0x0a, ...asker.number, 1, 0, 47, 0],
-      [0, 0x04, ...asker.number, 1, 0, 20, 0, 0, 0, 0, 0, 2, 0, 0, 0],
-      [0, 0x06, ...asker.number, 1, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0],
+      // A byte less than it has.
+      [0, 0x0a, ...asker.number, 1, 0, asker.talk.codec.conduct.hasTokens ? 47 : 43, 0],
+      // In `rfc` Linux leaves the data out of the size.
+      ...asker.talk.codec.conduct.hasTokens
+        ? [
+          [0, 0x04, ...asker.number, 1, 0, 20, 0, 0, 0, 0, 0, 2, 0, 0, 0],
+          [0, 0x06, ...asker.number, 1, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0],
+        ]
+        : [],
     ]),
   G15: (asker) =>
     asker.unheeded("an event", [

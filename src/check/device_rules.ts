@@ -130,7 +130,8 @@ async function window(d: DriverRole, offset: number, count: number): Promise<Mes
   const answer = await d.must(Kind.GET_DEVICES, { offset, count }, { offset }, "B18 B31");
   const { count: shown, nextOffset: next, size, bytes } = answer;
   const asked = `GET_DEVICES of ${count} from ${offset} on, answered with ${shown}, next ${next}`;
-  d.claim("B9 B18 B31", size, 14 + Math.ceil(shown / 8), `the size of ${asked}`);
+  const needed = d.talk.codec.sizeOf(6 + Math.ceil(shown / 8));
+  d.claim("B9 B18 B31", size, needed, `the size of ${asked}`);
   d.claim("B18 B31", shown <= count, true, `as many at most: ${asked}`);
   d.claim("B18 B31", next === 0 || next > offset, true, `next is 0 or behind: ${asked}`);
   d.claim("B10", next === 0 || next >= offset + count, true, `next is 0 or behind all: ${asked}`);
@@ -157,7 +158,9 @@ async function numbersShown(d: DriverRole, count: number): Promise<number[]> {
 export const DEVICE_BODIES: Bodies<DriverRole> = byRule({
   async G1(d) {
     const { bytes } = await d.talk.ask(GET_DEVICE_FEATURES, { index: 0x0107, count: 4 });
-    expectSame([...bytes.slice(6, 16)], [32, 0, 7, 1, 0, 0, 4, 0, 0, 0], "size, index and count");
+    const { headerSize: at } = d.talk.codec;
+    const is = [...bytes.slice(at - 2, at + 8)];
+    expectSame(is, [at + 24, 0, 7, 1, 0, 0, 4, 0, 0, 0], "size, index and count");
   },
   async G3(d) {
     const { configBytes } = d.talk.codec.limits;
@@ -170,14 +173,14 @@ export const DEVICE_BODIES: Bodies<DriverRole> = byRule({
     await d.negotiate();
     const { bytes, token } = d.talk.bytesOf(SET_VQUEUE, d.ring(0));
     // In `v1` they are none: rule V49.
-    const reserved = d.talk.codec.dialect === "v1" ? [] : [12, 20];
+    const reserved = { v1: [], "v1-2025": [12, 20] }[d.talk.codec.dialect as string] ?? [10];
     for (const at of reserved) bytes.fill(0xff, at, at + 4);
     d.talk.put(bytes);
     await d.talk.answer(SET_VQUEUE, token);
     await d.shows(0, d.ring(0));
     await d.converse();
   },
-  G6: overlooks((bytes) => bytes.fill(0xff, 8)),
+  G6: (d) => overlooks((bytes) => bytes.fill(0xff, d.talk.codec.headerSize))(d),
   G11: (d) => d.unheeded("an answer to nobody", [[1, 8, ...d.number, 9, 0, 12, 0, KNOWN]]),
   async "G10 G12"(d) {
     // The same twice, and lower than before: nothing to draw a conclusion from.
@@ -203,6 +206,10 @@ export const DEVICE_BODIES: Bodies<DriverRole> = byRule({
       talk.expectTime();
       await reactor.sleep(1);
     }
+    // Without tokens any of them would be the last one's.
+    const { hasTokens } = talk.codec.conduct;
+    let left = hasTokens ? 0 : sent.length;
+    while (left > 0 && await talk.next() !== undefined) left--;
     await d.status();
     const answers = heard.slice(from, -1).map(({ message }) => message);
     const [is, wanted] = [answers, sent].map((all) => all.map((one) => [one.token, one.status]));
@@ -215,7 +222,7 @@ export const DEVICE_BODIES: Bodies<DriverRole> = byRule({
     d.claim("V30", await d.status(), 0, "the status");
     const { bytes, message } = await d.talk.ask(GET_DEVICE_INFO);
     const { configSize, maxQueues, featureBlocks, adminStart, adminCount } = message;
-    d.claim("V3", bytes[16]! % 32, 0, "feature bits beyond whole blocks");
+    d.claim("V3", bytes[d.talk.codec.headerSize + 8]! % 32, 0, "feature bits beyond whole blocks");
     d.claim("V29", message.size, 52, "the size of GET_DEVICE_INFO's answer");
     const hasAdmin = await offers(d, RingFeature.ADMIN_VQ);
     d.claim("V31", adminStart + adminCount <= maxQueues, true, "admin queues lie inside");
@@ -254,7 +261,7 @@ export const DEVICE_BODIES: Bodies<DriverRole> = byRule({
   },
   async "V5 V6"(d) {
     for (const [index, count] of [[0, 2], [1, 3], [70, 4], [0, 0], [NOWHERE, 2]] as const) {
-      const size = 16 + 4 * count;
+      const size = d.talk.codec.sizeOf(8 + 4 * count);
       const is = await d.must(GET_DEVICE_FEATURES, { index, count }, { index, count, size }, "V6");
       if (index >= 70) d.claim("V5", zeros(is.words, 0), true, `blocks from ${index} on are 0`);
     }
@@ -269,7 +276,8 @@ export const DEVICE_BODIES: Bodies<DriverRole> = byRule({
     const withoutVersion1 = [low, (high & ~1) >>> 0];
     const andOneMore = [low, (high | high + 1) >>> 0];
     const inBlock11 = [0, 1, ...new Array(9).fill(0), 0x8000_0000];
-    for (const words of [withoutVersion1, andOneMore, inBlock11]) {
+    const { featuresComeWhole } = d.talk.codec.conduct;
+    for (const words of [withoutVersion1, andOneMore, ...featuresComeWhole ? [] : [inBlock11]]) {
       await d.setFeatures(words);
       const status = await d.setStatus(NEARLY);
       d.claim("V7", status, KNOWN, `the resulting status with features ${words}`);
@@ -300,13 +308,13 @@ export const DEVICE_BODIES: Bodies<DriverRole> = byRule({
   },
   async V12(d) {
     const { configSize } = await d.ask(GET_DEVICE_INFO);
-    const isOld = isProto(d);
-    require(isOld || configSize >= 6, `a configuration of ${configSize} bytes has too few to tell`);
+    const isOld = d.talk.codec.conduct.configAccessIsPowerOfTwo;
+    require(isProto(d) || configSize >= 6, `a configuration of ${configSize} bytes is too short`);
     const { generation, bytes: whole } = await d.config(0, isOld ? 4 : 6);
     const parts = isOld ? [[0, 1], [1, 1], [2, 2]] as const : [[0, 1], [1, 3], [2, 4]] as const;
     for (const [offset, length] of parts) {
       const says = { offset, length, bytes: whole.slice(offset, offset + length) };
-      const more = isOld ? {} : { size: 20 + length, generation };
+      const more = isProto(d) ? {} : { size: d.talk.codec.sizeOf(12 + length), generation };
       await d.must(GET_CONFIG, { offset, length }, { ...says, ...more });
     }
   },
@@ -330,7 +338,7 @@ export const DEVICE_BODIES: Bodies<DriverRole> = byRule({
     const isNew = then.generation !== before.generation;
     d.claim("V59", isNew, true, `generation ${then.generation} after a change is another`);
     // The data may be left out, and then there is nothing to compare.
-    const data = answer.size === 20 ? then.bytes[0] : answer.bytes[0];
+    const data = answer.size === d.talk.codec.sizeOf(12) ? then.bytes[0] : answer.bytes[0];
     const is = [answer.length, answer.generation, data];
     d.claim("V14", is, [1, then.generation, then.bytes[0]], "what answers a write");
   },
@@ -354,7 +362,8 @@ export const DEVICE_BODIES: Bodies<DriverRole> = byRule({
     await d.shows(1, d.ring(1));
   },
   async "V27 V38"(d) {
-    const size = d.talk.codec.dialect === "v1" ? 32 : 20;
+    const { codec } = d.talk;
+    const size = codec.sizeOf(codec.dialect === "v1" ? 24 : 12);
     for (const index of [0xff, NOWHERE]) {
       await d.must(GET_SHM, { index }, { index, length: 0, address: 0, size });
     }
@@ -454,7 +463,8 @@ export const DEVICE_BODIES: Bodies<DriverRole> = byRule({
     d.claim("B9", known, [true, false], `whether ${numbers} have the device, and nobody`);
     d.claim("B9 B10", await numbersShown(d, 8), numbers, "the numbers, in smaller windows");
     const { count, size } = await d.ask(Kind.GET_DEVICES, { count: 1024 });
-    const fits = count <= d.talk.codec.limits.deviceBits && size === 14 + count / 8;
+    const fits = count <= d.talk.codec.limits.deviceBits &&
+      size === d.talk.codec.sizeOf(6 + count / 8);
     d.claim("B11", fits, true, `a count of ${count} fits`);
     await d.must(Kind.GET_DEVICES, { count: 64 }, { count: 64 }, "B11");
   },

@@ -169,6 +169,13 @@ export class Dialogue implements BusListener {
     this.bus.send();
   }
 
+  /** Bytes as they are in revision 1, and in a dialect that has no token without it. */
+  framed(bytes: readonly number[]): readonly number[] {
+    if (this.codec.conduct.hasTokens) return bytes;
+    const size = (bytes[6]! | bytes[7]! << 8) - 2;
+    return [...bytes.slice(0, 4), size & 0xff, size >> 8, ...bytes.slice(8)];
+  }
+
   #show(bytes: ArrayLike<number>): void {
     const slot = Uint8Array.from({ length: SLOT_SIZE }, (_, i) => bytes[i] ?? 0);
     const message = new Message();

@@ -15,6 +15,7 @@ export interface Quirk {
 }
 
 const REVISION_1 = "v1 v1-2025";
+const ANY_REVISION_1 = `${REVISION_1} rfc`;
 
 const TABLE: readonly (readonly [RuleSide, rules: string, dialects: string, text: string])[] = [
   [
@@ -39,16 +40,28 @@ const TABLE: readonly (readonly [RuleSide, rules: string, dialects: string, text
     "Linux of 2025 sends token 1 with every request, its AMP bus 0",
   ],
   [
-    ...["driver", "R12", REVISION_1] as const,
+    ...["driver", "R12", ANY_REVISION_1] as const,
     "QEMU's vhost-user network card has a configuration of its own, and does not read it again",
   ],
   [
-    ...["driver", "R14", REVISION_1] as const,
+    ...["driver", "R14", ANY_REVISION_1] as const,
     "Linux's network driver, and QEMU's and User-Mode Linux's vhost-user, reset no device that needs it",
   ],
   [
     ...["driver", "R27", REVISION_1] as const,
     "Linux drops an EVENT_CONFIG that names a range without its data",
+  ],
+  [
+    ...["driver", "G2", "rfc"] as const,
+    "Linux and Xen of 2025 leave the data out of the sizes of SET_DRIVER_FEATURES and SET_CONFIG",
+  ],
+  [
+    ...["driver", "G6 G21", "rfc"] as const,
+    "front ends of Trusty and LK want sizes exact, and zeros behind",
+  ],
+  [
+    ...["driver", "R16", "rfc"] as const,
+    "Linux of 2025 sends RESET_VQUEUE for each queue at its end, whatever was negotiated",
   ],
   [...["driver", "R37", "v1"] as const, "Linux gives a device up for good when a request fails"],
   [

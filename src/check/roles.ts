@@ -171,7 +171,7 @@ export class DriverRole extends Asker {
   async unheeded(what: string, messages: readonly (readonly number[])[]): Promise<void> {
     const { heard } = this.talk;
     const [status, from] = [await this.status(), heard.length + 1];
-    for (const bytes of messages) this.talk.put(bytes);
+    for (const bytes of messages) this.talk.put(this.talk.framed(bytes));
     const events = await this.calm(what);
     expectSame(heard.length - from - events.length, 0, `answers to ${what}`);
     expectSame(await this.status(), status, `the status after ${what}`);
@@ -309,7 +309,7 @@ export class DeviceRole extends Asker {
     await this.bringUp();
     const { heard } = this.talk;
     const from = heard.length + 1;
-    for (const bytes of messages) this.talk.put(bytes);
+    for (const bytes of messages) this.talk.put(this.talk.framed(bytes));
     await this.ping(1);
     await this.lookOn();
     expectSame(heard.length - from, 0, `messages, besides PING's answer, after ${what}`);

@@ -81,6 +81,13 @@ const UNASKED: readonly (readonly [keyof typeof SIDES, numbers: string, reason: 
   ["device", "U1 U2 U3 U4 U5", "vmsg does not open /dev/virtio-msg-bridge"],
 ];
 
+/** Of what `v1-2025` has, what `rfc` has not: tokens. */
+const NOT_IN_RFC = "G8 G9 G10 G12";
+/** And what holds in `rfc-q`, where sizes are not read, there are no bus messages, and writes and features are echoed. */
+const IN_RFC_Q = "G4 G11 G13 G16 G18 G20 G21 " +
+  "V1 V4 V7 V8 V9 V10 V11 V12 V15 V16 V17 V18 V19 V20 V21 V22 V23 V24 V25 V26 V28 V30 V40 V42 V43 V61 " +
+  "R1 R2 R3 R4 R5 R6 R7 R10 R11 R12 R13 R14 R15 R16 R17 R23 R24 R25 R27 R31 R32 R33 R34";
+
 const LETTERS = "GVRBPU";
 const has = (numbers: string, number: string) => numbers.split(" ").includes(number);
 const place = ({ number }: Rule) => 1000 * LETTERS.indexOf(number[0]!) + Number(number.slice(1));
@@ -90,8 +97,11 @@ function rule(number: string, sides: readonly RuleSide[], dialects: readonly Dia
   for (const [whose, numbers, reason] of UNASKED) {
     if (has(numbers, number)) { for (const side of SIDES[whose]) unasked[side] = reason; }
   }
+  const spoken = [...dialects];
+  if (dialects.includes("v1-2025") && !has(NOT_IN_RFC, number)) spoken.push("rfc");
+  if (has(IN_RFC_Q, number)) spoken.push("rfc-q");
   const section = `7.${LETTERS.indexOf(number[0]!) + 1}`;
-  return { number, section, must: !has(SHOULD, number), sides, dialects, unasked };
+  return { number, section, must: !has(SHOULD, number), sides, dialects: spoken, unasked };
 }
 
 export const RULES: readonly Rule[] = TABLE.flatMap(([whose, dialects, numbers]) =>

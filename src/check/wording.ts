@@ -3,7 +3,7 @@
 /** By the number of the rule. */
 export const WORDING: Readonly<Record<string, string>> = {
   G1: "fields are little-endian",
-  G2: "the header is 8 bytes and counts in the size, which is never below 8",
+  G2: "the header is 8 bytes, in `rfc` 6, and counts in the size, which is never below that",
   G3: "no message is larger than the bus carries",
   G4: "type bits 2 to 7 are sent as 0 and ignored",
   G5: "reserved fields are sent as 0 and ignored (in `v1` see V49)",

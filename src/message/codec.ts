@@ -185,6 +185,11 @@ export class Codec {
     return program.decode(view, from, size - this.headerSize, this.maxSize - size, message);
   }
 
+  /** Bytes of a message with such a payload. */
+  sizeOf(payload: number): number {
+    return this.#fixedSize === 0 ? this.headerSize + payload : this.#fixedSize;
+  }
+
   /** Whether the dialect has the message. */
   has(kind: Kind): boolean {
     return this.#programs[2 * kind] !== undefined;

@@ -37,7 +37,7 @@ const QUICK =
     .split(" ");
 const isFull = Deno.env.get("VMSG_GUEST_FULL") !== undefined;
 
-for (const dialect of ["v1", "v1-2025", "proto"] as const) {
+for (const dialect of ALL) {
   processTest(`check --driver: vmsg driver keeps the rules of ${dialect}`, async (vmsg) => {
     await makeFile(vmsg, "ram", RAM_SIZE);
     const command = [...VMSG_COMMAND, "driver", ...busOf(dialect), ...MEMORY];
@@ -56,7 +56,12 @@ for (const dialect of ["v1", "v1-2025", "proto"] as const) {
 }
 
 /** The same driver, not wrong, but with the relay that makes others so. */
-const RELAYED = { v1: "G8 R1 R2 R6 R14 R33", "v1-2025": "R1 R4 R16", proto: "P4 P5 P6 P8" };
+const RELAYED = {
+  v1: "G8 R1 R2 R6 R14 R33",
+  "v1-2025": "R1 R4 R16",
+  rfc: "R2 R33",
+  proto: "P4 P5 P6 P8",
+};
 
 for (const [dialect, numbers] of Object.entries(RELAYED)) {
   processTest(
@@ -84,10 +89,14 @@ const QUICK_FAULTS = [
   "SET_DEVICE_STATUS is followed by something else",
 ];
 
+/** And those that are tried in dialects without tokens. */
+const QUICK_RFC_FAULTS = ["EVENT_AVAIL before DRIVER_OK was answered"];
+
 for (const [place, fault] of DRIVER_FAULTS.entries()) {
   const { what, unled } = fault;
-  if (!isFull && !QUICK_FAULTS.includes(what)) continue;
   for (const dialect of ALL) {
+    const quick = dialect.startsWith("rfc") ? QUICK_RFC_FAULTS : QUICK_FAULTS;
+    if (!isFull && !quick.includes(what)) continue;
     const rules = brokenIn(fault, "driver", dialect)
       .filter((number) => isRule(number) && (unled || !(number in LED_DRIVER)));
     if (rules.length === 0) continue;
@@ -113,6 +122,8 @@ const WRONG_DEVICES: readonly (readonly [Dialect, what: string])[] = [
   ["v1", "an answer of the size of 2025"],
   ["v1", "SET_VQUEUE always takes all and enables"],
   ["v1-2025", "one queue too few is told"],
+  ["rfc", "an answer of 65 bytes"],
+  ["rfc-q", "a queue forgets its descriptor area"],
   ["proto", "no GET_VQUEUE after SET_VQUEUE"],
   ["proto", "a request that comes while another is worked on is lost"],
 ];

@@ -22,6 +22,7 @@ import {
   PING,
   PROTO,
   react,
+  REVISION_1,
   said,
   sayOtherwise,
   status,
@@ -142,7 +143,7 @@ export const DEVICE_FAULTS: readonly Fault[] = [
   fault("G4", "type bits are not ignored", { change: omit("driver", (b) => b[0]! > 3) }),
   fault("G5", "SET_VQUEUE with something in a reserved field is not taken", {
     in: ["v1-2025"],
-    change: omit("driver", (b) => idOf(b) === Id.SET_QUEUE && b[20] !== 0),
+    change: omit("driver", (b) => idOf(b) === Id.SET_QUEUE && (b[12] !== 0 || b[20] !== 0)),
   }),
   fault("G6 B16", "a slot that holds an older message", {
     change: edit("device", "all", (_, b) => b[63] = 7),
@@ -157,6 +158,7 @@ export const DEVICE_FAULTS: readonly Fault[] = [
     change: edit("device", [Id.EVENT_USED], (_, b) => b[4] = 7),
   }),
   fault("G10 G12 G13 G20", "tokens of one byte", {
+    in: REVISION_1,
     change: edit("device", "all", (_, b) => b[5] = 0),
   }),
   fault("G11", "an answer is taken for a request", {

@@ -33,7 +33,7 @@ for (const rule of ASKED) {
   }
 }
 
-for (const dialect of ["v1", "v1-2025", "proto"] as const) {
+for (const dialect of ["v1", "v1-2025", "rfc", "rfc-q", "proto"] as const) {
   const rules = ASKED.filter(({ dialects }) => dialects.includes(dialect));
 
   cleanTest(

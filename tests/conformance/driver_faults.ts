@@ -19,6 +19,7 @@ import {
   PING,
   PROTO,
   react,
+  REVISION_1,
   said,
   status,
 } from "./fault.ts";
@@ -66,6 +67,7 @@ const UNLED_FAULTS: readonly Fault[] = [
   }),
   fault("R21", "a read in two parts, whatever their generations", {
     unled: true,
+    in: REVISION_1,
     change: () => (from, bytes) =>
       from === "driver" && status(0x0f)(bytes)
         ? [bytes, readConfig(0, 44), readConfig(44, 6)]
@@ -160,7 +162,7 @@ export const DRIVER_FAULTS: readonly Fault[] = [
   fault("G4", "a type bit more", { change: edit("driver", "all", (_, b) => b[0]! |= 0x80) }),
   fault("G4", "type bits are not ignored", { change: omit("device", (b) => b[0]! > 3) }),
   fault("G5 R30", "something in a reserved field", {
-    change: edit("driver", [Id.SET_QUEUE], (_, b) => b[20] = 7),
+    change: edit("driver", [Id.SET_QUEUE], (_, b) => b[15] = b[20] = 7),
   }),
   fault("G6 B16", "a slot that holds an older message", {
     change: edit("driver", "all", (_, b) => b[63] = 7),
@@ -186,7 +188,7 @@ export const DRIVER_FAULTS: readonly Fault[] = [
       return (from, bytes) => {
         const isIt = idOf(bytes) === Id.SET_STATUS;
         if (from === "driver" && isIt) open.splice(0, 2, bytes[4]!, bytes[5]!);
-        if (from === "device" && isIt) bytes.set(open, 4);
+        if (from === "device" && isIt) bytes.set([3, 0, ...open, 12, 0], 2);
         return [bytes];
       };
     },

@@ -5,6 +5,7 @@
 
 import type { Dialect } from "../../src/message/codec.ts";
 import { DIALECTS, type Kind, Message } from "../../src/message/message.ts";
+import { codecFor } from "../../src/message/codecs.ts";
 import type { RuleSide } from "../../src/check/rules.ts";
 import type { Change, From, Way } from "./relay.ts";
 import { ruleOf } from "./wording.ts";
@@ -26,18 +27,70 @@ export interface Fault {
 
 interface How {
   readonly change: Make;
-  /** Both forms of revision 1 unless given. */
+  /**
+   * Unless given, both forms of revision 1, and what has no tokens. What is of `v1-2025` alone is of these as well.
+   */
   readonly in?: readonly Dialect[];
   readonly unled?: boolean;
 }
 
-const REVISION_1: readonly Dialect[] = ["v1", "v1-2025"];
+export const REVISION_1: readonly Dialect[] = ["v1", "v1-2025"];
 export const PROTO: readonly Dialect[] = ["proto"];
 export const ALL: readonly Dialect[] = DIALECTS;
 
 export function fault(breaks: string, what: string, how: How): Fault {
   const { change, in: dialects = REVISION_1, unled = false } = how;
-  return { breaks: breaks.split(" "), what, change, dialects, unled };
+  const isOfRevision1 = how.in === undefined || `${how.in}` === "v1-2025";
+  return {
+    ...{ breaks: breaks.split(" "), what, unled },
+    change: isOfRevision1 ? withTokens(change) : change,
+    dialects: isOfRevision1 ? [...dialects, ...WITHOUT_TOKENS] : dialects,
+  };
+}
+
+/** What it has that `v1-2025` has not are two bytes less, and four less in what says where a queue is (docs/wire.md 3.8). */
+const WITHOUT_TOKENS: readonly Dialect[] = ["rfc", "rfc-q"];
+/** Where in those the word is, in front of the areas. */
+const WORD_AT = 20;
+
+function saysAreas([type, id]: Uint8Array): boolean {
+  return (type! & 2) === 0 && id === ((type! & 1) === 1 ? Id.GET_QUEUE : Id.SET_QUEUE);
+}
+
+/** The same in `v1-2025`, with token 0, and longer by as much. */
+function widened(bytes: Uint8Array): Uint8Array {
+  const wide = new Uint8Array(bytes.length + 8);
+  wide.set(bytes.subarray(0, 4));
+  wide.set(bytes.subarray(4), 6);
+  const more = saysAreas(bytes) ? 4 : 0;
+  if (more > 0) {
+    wide.copyWithin(WORD_AT + more, WORD_AT, wide.length);
+    wide.fill(0, WORD_AT, WORD_AT + more);
+  }
+  const view = viewOf(wide);
+  view.setUint16(6, view.getUint16(6, true) + 2 + more, true);
+  return wide;
+}
+
+function narrowed(wide: Uint8Array): Uint8Array {
+  const bytes = new Uint8Array(64);
+  const more = saysAreas(wide) ? 4 : 0;
+  bytes.set(wide.subarray(0, 4));
+  bytes.set(wide.subarray(6, WORD_AT), 4);
+  bytes.set(wide.subarray(WORD_AT + more, 66 + more), WORD_AT - 2);
+  const view = viewOf(bytes);
+  view.setUint16(4, Math.max(viewOf(wide).getUint16(6, true) - 2 - more, 0), true);
+  return bytes;
+}
+
+/** A change of what `v1-2025` looks like, of what has no tokens as well. */
+function withTokens(make: Make): Make {
+  return (way) => {
+    if (!WITHOUT_TOKENS.includes(way.codec.dialect)) return make(way);
+    const say = (from: From, bytes: Uint8Array) => way.say(from, narrowed(bytes));
+    const change = make({ ...way, codec: codecFor("v1-2025"), say });
+    return (from, bytes) => change(from, widened(bytes)).map(narrowed);
+  };
 }
 
 /** Which of its rules must find it there. */

@@ -50,7 +50,12 @@ async function announces(d: DriverRole, device: FakeDevice): Promise<void> {
     const { message } = await eventOf(d, Kind.EVENT_CONFIG);
     const { status, size, offset, length, generation } = message;
     d.claim("V15", status, RUNNING, "the status in EVENT_CONFIG");
-    d.claim("V41 V60", [size, offset, length], [24, 0, 0], "EVENT_CONFIG's size and range");
+    d.claim(
+      "V41 V60",
+      [size, offset, length],
+      [d.talk.codec.sizeOf(16), 0, 0],
+      "EVENT_CONFIG's size and range",
+    );
     d.claim("V17", length, 0, "EVENT_CONFIG's length");
     const now = (await d.config(0, 1)).generation;
     d.claim("V15", generation, now, "the generation in EVENT_CONFIG");
@@ -79,8 +84,15 @@ async function announcesFailure(d: DriverRole, device: FakeDevice): Promise<void
   const { message } = await eventOf(d, Kind.EVENT_CONFIG);
   const broken = RUNNING | Status.DEVICE_NEEDS_RESET;
   const { size, offset, length } = message;
-  const is = [message.status, message.generation, size, offset, length, await d.status()];
-  const wanted = [broken, generation, 24, 0, 0, broken];
+  const is = [
+    message.status,
+    message.generation,
+    size,
+    offset,
+    length,
+    await d.status(),
+  ];
+  const wanted = [broken, generation, d.talk.codec.sizeOf(16), 0, 0, broken];
   expectSame(is, wanted, "status, generation, size, range; the status then");
   await d.setStatus(RUNNING);
   expectSame(await d.status(), broken, "the status without a reset");

@@ -8,7 +8,7 @@ import { WORDING as SAID } from "../../src/check/wording.ts";
 import { codecFor } from "../../src/message/codecs.ts";
 import { LED_DEVICE } from "./led_device.ts";
 import { LED_DRIVER } from "./led_driver.ts";
-import { ruleOf, SECTIONS, WORDING } from "./wording.ts";
+import { IN_RFC_Q, NOT_IN_RFC, ruleOf, SECTIONS, WORDING } from "./wording.ts";
 
 /** Rules that are seen from inside only: where a test looks, below tests/. */
 const SEEN_INSIDE: readonly (readonly [number: string, file: string, test: string])[] = [
@@ -78,12 +78,11 @@ const ALSO_IN_V1 = ["R9"];
 Deno.test("a rule is asked in the dialects that docs/wire.md gives it, and in more as said", () => {
   for (const { number, dialects } of RULES.filter(({ section }) => section < "7.5")) {
     const [, mark = ""] = WORDING.get(number)!.match(/^(25|v1|all)\b.*?:/) ?? [];
-    if (mark === "all") {
-      assertEquals<readonly string[]>(dialects, ["v1", "v1-2025", "proto"], number);
-      continue;
-    }
-    const isBoth = mark === "" || [...ALSO_IN_2025, ...ALSO_IN_V1].includes(number);
+    const isBoth = ["", "all"].includes(mark) || [...ALSO_IN_2025, ...ALSO_IN_V1].includes(number);
     const wanted = isBoth ? ["v1", "v1-2025"] : [mark === "v1" ? "v1" : "v1-2025"];
+    if (mark === "all") wanted.push("proto");
+    if (wanted.includes("v1-2025") && !NOT_IN_RFC.includes(number)) wanted.push("rfc");
+    if (IN_RFC_Q.includes(number)) wanted.push("rfc-q");
     assertEquals<readonly string[]>(dialects, wanted, number);
   }
 });

@@ -11,6 +11,11 @@ export const WORDING: ReadonlyMap<string, string> = new Map(
     [number!, words!] as const
   ),
 );
+/** What it says of the dialects without tokens. */
+const numbersIn = (text: RegExp): readonly string[] =>
+  text.exec(TEXT)![1]!.split(/\s/).filter((word) => word !== "");
+export const NOT_IN_RFC = numbersIn(/those of tokens: ([G\d\s]+)\. In/);
+export const IN_RFC_Q = numbersIn(/are echoed, hold ([GVRB\d\s]+)\./);
 /** The numbers of the sections. */
 export const SECTIONS: ReadonlySet<string> = new Set(
   TEXT.match(/^### (7\.\d)/gm)?.map((line) => line.slice(4)),
