@@ -135,7 +135,9 @@ async function serveDriver(vmsg: Processes, form: Form, offered?: bigint): Promi
   assertEquals(peer.aborts, []);
   assertEquals(code, 0);
   assertMatch(stdout.join("\n"), /^3 packets transmitted, 3 received, 0% packet loss/m);
-  assertEquals(stderr.filter((line) => /dropped|another dialect/.test(line)), []);
+  // Where this process is not scheduled for a while the peer is silent, which may have that reason.
+  const complaints = stderr.filter((line) => !/no \S+ answer, the peer may/.test(line));
+  assertEquals(complaints.filter((line) => /dropped|another dialect/.test(line)), []);
   assertEquals([peer.pings, peer.statuses], [3, [0, 1, 3, 0xb, 0xf]]);
   assert(peer.frames >= 4);
   return peer;
