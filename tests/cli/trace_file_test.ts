@@ -12,6 +12,7 @@ import {
   withProcesses,
 } from "../support/processes.ts";
 import { openKeeper } from "../../src/cli/keeper.ts";
+import { countsHere, pingFor } from "../support/traffic.ts";
 import { STALLING_LACKS, stallingFile } from "../support/stalling_file.ts";
 
 const BUS = "linux-user,socket=lu.sock";
@@ -21,7 +22,9 @@ const TRACE = "--log-level error --trace 'HELLO,*' --trace-format json";
 async function startTraced(vmsg: Processes, path: string): Promise<VmsgProcess> {
   const command = `${VMSG_COMMAND.join(" ")} device --bus ${BUS} ${TRACE}`;
   // It says that it is there before the file may be slow.
-  const device = await vmsg.startProgram("sh", "-c", `exec ${command} 2>${path}`);
+  const device = await vmsg.startProgram(
+    ...["sh", "-c", `${countsHere(vmsg)} exec ${command} 2>${path}`] as const,
+  );
   await until(() => vmsg.files().includes("lu.sock"));
   return device;
 }
@@ -56,7 +59,7 @@ processTest(
   async (vmsg) => {
     const path = `${vmsg.directory}/trace`;
     const device = await startTraced(vmsg, path);
-    await ping(vmsg, 2000);
+    await pingFor(vmsg, device, BUS, 2000);
     assertEquals((await device.end("SIGTERM")).code, 0);
     const { lost, last } = account(Deno.readTextFileSync(path));
     assertEquals(lost, 0);
@@ -114,7 +117,7 @@ processTest(
     await ping(vmsg, 10);
     await limit(Deno.statSync(path).size + 5000);
     // Twice what its buffers hold.
-    await ping(vmsg, 4000);
+    await pingFor(vmsg, device, BUS, 8000);
     await limit("unlimited");
     await until(() => Deno.readTextFileSync(path).includes("dropped"));
     await ping(vmsg, 10);
@@ -132,7 +135,7 @@ testUnless("trace file: a disk that stalls holds nobody up", STALLING_LACKS, asy
     await ping(vmsg, 10);
     await until(() => /"message":"EVENT_AVAIL"/.test(file.text()));
     file.hold();
-    await ping(vmsg, 1000);
+    await pingFor(vmsg, device, BUS, 1000, 200);
     file.release();
     assertEquals((await device.end("SIGTERM")).code, 0);
     const { lost, last } = account(file.text());

@@ -1,13 +1,8 @@
 /** Standard error that nobody reads: the data plane goes on, and what was dropped is counted. */
 
-import { assert, assertEquals, assertMatch } from "@std/assert";
-import { readCounters } from "../../src/observe/read_counters.ts";
-import {
-  type Processes,
-  processTest,
-  VMSG_COMMAND,
-  type VmsgProcess,
-} from "../support/processes.ts";
+import { assert, assertEquals } from "@std/assert";
+import { type Processes, processTest, VMSG_COMMAND } from "../support/processes.ts";
+import { countsHere, pingFor } from "../support/traffic.ts";
 
 const BUS = "linux-user,socket=lu.sock";
 
@@ -20,7 +15,7 @@ async function startUnread(vmsg: Processes, ...options: string[]) {
   const start = vmsg.startProgram(
     ...[
       "env",
-      `XDG_RUNTIME_DIR=${vmsg.directory}`,
+      countsHere(vmsg),
       "sh",
       "-c",
       `exec ${command} 2>${path}`,
@@ -30,26 +25,6 @@ async function startUnread(vmsg: Processes, ...options: string[]) {
   return { device: await start, reader };
 }
 
-/** Messages of the bus that a process has counted. */
-function messagesOf(vmsg: Processes, { pid }: VmsgProcess): number {
-  const { groups } = readCounters(`${vmsg.directory}/vmsg/device.${pid}`);
-  const { counters } = groups.find(({ kind }) => kind === "bus")!;
-  return counters.filter(({ name }) => name === "sent" || name === "received")
-    .reduce((sum, { value }) => sum + value, 0);
-}
-
-/** Pings, until there were so many messages more: a device that is slow says less, and more at a time. */
-async function pingFor(vmsg: Processes, device: VmsgProcess, messages: number): Promise<void> {
-  const pings = ["--count", "2000", "--interval", "0.0005"];
-  await vmsg.run("driver", "--bus", BUS, "--count", "1");
-  const wanted = messagesOf(vmsg, device) + messages;
-  while (messagesOf(vmsg, device) < wanted) {
-    const { code, stdout } = await vmsg.run("driver", "--bus", BUS, ...pings);
-    assertEquals(code, 0);
-    assertMatch(stdout.join("\n"), /^2000 packets transmitted, 2000 received, 0% packet loss$/m);
-  }
-}
-
 /** So many that neither a pipe nor what waits for it holds them. */
 const MANY = 4000;
 
@@ -57,7 +32,7 @@ processTest("cli: a trace in JSON at full rate says how much of it was lost", as
   // All messages, also those that only say that the other side is still there.
   const options = ["--log-level", "error", "--trace", "'HELLO,*'", "--trace-format", "json"];
   const { device, reader } = await startUnread(vmsg, ...options);
-  await pingFor(vmsg, device, MANY);
+  await pingFor(vmsg, device, BUS, MANY);
   const text = new Response(reader.readable).text();
   await vmsg.run("driver", "--bus", BUS, "--count", "20", "--interval", "0.01");
   assertEquals((await device.end("SIGTERM")).code, 0);
@@ -83,7 +58,7 @@ processTest(
   "cli: a full pipe behind --trace holds nobody up, also not at the end",
   async (vmsg) => {
     const { device, reader } = await startUnread(vmsg, "--trace");
-    await pingFor(vmsg, device, MANY);
+    await pingFor(vmsg, device, BUS, MANY);
     // What waited is read now, and the gap is told.
     const gap = reader.readable.pipeThrough(new TextDecoderStream());
     let text = "";
@@ -92,7 +67,7 @@ processTest(
       if (/^vmsg: \d{3,} lines were dropped here: nobody read what was written$/m.test(text)) break;
     }
     // Unread again, it is full at once. One that does not end in time is left behind with exit code 1 (data_plane.ts).
-    await pingFor(vmsg, device, MANY);
+    await pingFor(vmsg, device, BUS, MANY);
     assertEquals((await device.end("SIGTERM")).code, 0);
     await gap.cancel();
   },

@@ -2,8 +2,8 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { findProgram } from "../../src/linux/programs.ts";
-import { readCounters } from "../../src/observe/read_counters.ts";
 import { type Processes, processTest, until, VMSG_COMMAND } from "../support/processes.ts";
+import { countsHere, messagesOf } from "../support/traffic.ts";
 
 const BUS = ["--bus", "linux-user,socket=lu.sock"];
 /** Every message, HELLO as well. */
@@ -27,23 +27,16 @@ interface Traced {
   readonly counted: number;
 }
 
-/** Messages of its bus that a process has counted, by its file. */
-function messagesOf(path: string): number {
-  const { counters } = readCounters(path).groups.find(({ kind }) => kind === "bus")!;
-  return counters.filter(({ name }) => name === "sent" || name === "received")
-    .reduce((sum, { value }) => sum + value, 0);
-}
-
 /** What a device side traces while a driver floods it; standard error goes where `target` says. */
 async function flooded(vmsg: Processes, target: string): Promise<Traced> {
   const args = ["device", ...BUS, "--net", "responder", ...TRACE, "--log-level", "debug"];
-  const script = `XDG_RUNTIME_DIR=$PWD exec "$@" 2> ${target}`;
+  const script = `${countsHere(vmsg)} exec "$@" 2> ${target}`;
   const device = await vmsg.startProgram("bash", "-c", script, "bash", ...VMSG_COMMAND, ...args);
   // Pings for how many messages there are at least, frames for how fast.
   const flood = ["--count", "1500", "--interval", "0.001", "--throughput", "0.5"];
   // A device that is slow says less, and more at a time.
   do assertEquals((await vmsg.run("driver", ...BUS, ...flood)).code, 0); while (
-    messagesOf(`${vmsg.directory}/vmsg/device.${device.pid}`) < MESSAGES
+    messagesOf(vmsg, device) < MESSAGES
   );
   await Deno.writeTextFile(`${vmsg.directory}/${GO}`, "");
   // Whoever reads slowly has taken what there is before the last lines come.
