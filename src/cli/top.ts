@@ -7,6 +7,7 @@ import {
   figuresAsPrometheus,
   figuresOf,
   readAll,
+  type Reading,
   readPath,
   sortFigures,
   SORTS,
@@ -61,16 +62,21 @@ export const topCommand: Command = {
     const intervalMs = options.number("interval", 0.1, 3600)! * 1000;
     const look = lookAt(options.operands);
     const view: View = { sort, zeros: options.flag("zeros"), paused: false };
+    const complain = ({ problems }: Reading) =>
+      problems.forEach((problem) => console.error(`vmsg: ${problem}`));
     if (options.flag("json")) console.log(figuresAsJson(look()));
-    else if (options.flag("prometheus")) console.log(figuresAsPrometheus(look()));
-    else if (!options.flag("once") && Deno.stdout.isTerminal() && Deno.stdin.isTerminal()) {
+    else if (options.flag("prometheus")) {
+      const now = look();
+      complain(now);
+      console.log(figuresAsPrometheus(now));
+    } else if (!options.flag("once") && Deno.stdout.isTerminal() && Deno.stdin.isTerminal()) {
       return await watchFigures(look, view, intervalMs);
     } else {
       const before = look();
       // Nothing moves in the files of those that are gone.
       if (before.instances.some(({ isRunning }) => isRunning)) pause(intervalMs);
       const now = look();
-      for (const problem of now.problems) console.error(`vmsg: ${problem}`);
+      complain(now);
       for (const line of tableOf(sortFigures(figuresOf(now, before), sort), view.zeros)) {
         console.log(line.trimEnd());
       }

@@ -99,8 +99,9 @@ function create(directory: string, subcommand: string): CounterFile | undefined 
 /** Removes what processes that are gone left behind, but for the newest. */
 function cleanUp(directory: string): void {
   const dead: { path: string; at: number }[] = [];
-  for (const { path, isRunning } of filesIn(directory)) {
-    if (isRunning) continue;
+  for (const { path, pid, isRunning } of filesIn(directory)) {
+    // One with our number is of another that had it, as in containers that begin with 1, or of a Worker, and new.
+    if (isRunning && pid !== Deno.pid) continue;
     using fd = openPath(path, O_NOFOLLOW);
     // Another one cleans up at the same time, which is as good.
     if (fd !== undefined) dead.push({ path, at: fileStatus(fd).modified });

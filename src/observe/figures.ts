@@ -190,16 +190,17 @@ export function figuresAsPrometheus({ instances }: Reading): string {
     lines.push(`${metric}${suffix}{${text.join(",")}} ${value}`);
     metrics.set(metric, { type, lines });
   };
-  for (const { subcommand, pid, isRunning, startMs, groups } of instances) {
-    const process: Label[] = [["subcommand", subcommand], ["pid", String(pid)]];
+  const numbered = numbering();
+  // One that crashed may have had the number of one that runs, as in containers that begin with 1: the newest keeps it.
+  const newest = instances.toSorted((a, b) => b.startMs - a.startMs);
+  for (const { subcommand, pid, isRunning, startMs, groups } of newest) {
+    const number = numbered(String(pid), subcommand);
+    const process: Label[] = [["subcommand", subcommand], ["pid", number]];
     add("vmsg_running", "gauge", process, Number(isRunning));
     add("vmsg_start_time_seconds", "gauge", process, startMs / 1000);
-    const seen = new Map<string, number>();
+    const named = numbering();
     for (const { kind, name, counters } of groups.filter(isCounted)) {
-      const nth = (seen.get(`${kind} ${name}`) ?? 0) + 1;
-      seen.set(`${kind} ${name}`, nth);
-      // Two lines must not have the same labels.
-      const labels: Label[] = [...process, ["name", nth === 1 ? name : `${name} #${nth}`]];
+      const labels: Label[] = [...process, ["name", named(name, snake(kind))]];
       if (kind === LATENCY) addLatency(add, labels, counters);
       else {for (const { name, value } of unique(counters)) {
           add(`vmsg_${snake(kind)}_${snake(name)}_total`, "counter", labels, value);
@@ -211,6 +212,16 @@ export function figuresAsPrometheus({ instances }: Reading): string {
 }
 
 type Label = [name: string, value: string];
+
+/** Tells the second of a name, and those after it, from the first: two lines must not have the same labels. */
+function numbering(): (name: string, of: string) => string {
+  const seen = new Map<string, number>();
+  return (name, of) => {
+    const nth = (seen.get(`${of} ${name}`) ?? 0) + 1;
+    seen.set(`${of} ${name}`, nth);
+    return nth === 1 ? name : `${name} #${nth}`;
+  };
+}
 
 function addLatency(
   add: (metric: string, type: string, labels: Label[], value: number, suffix?: string) => void,

@@ -258,6 +258,7 @@ processTest("top: files that are no counters are refused in a line, others shown
     `vmsg: ${directory}/proxy.8: not a file of counters but a link`,
     `vmsg: ${directory}/proxy.9: not a file of counters`,
   ]);
+  assertEquals((await top(vmsg, "--prometheus", "all")).stderr, all.stderr);
   rowOf(all.stdout, "transmitted", device.pid);
   assertEquals(JSON.parse((await top(vmsg, "--json", "all")).stdout.join("")).problems.length, 3);
 

@@ -278,6 +278,22 @@ cleanTest(
   },
 );
 
+cleanTest(
+  "counters: what crashed with our number, as in a container, takes no place for ever",
+  async () => {
+    await withDirectory((directory) => {
+      for (let n = 1; n <= 16; n++) {
+        const path = `${directory}/device.${Deno.pid}${n > 1 ? `.${n}` : ""}`;
+        Deno.writeFileSync(path, wholeFile());
+        Deno.utimeSync(path, n, n);
+      }
+      using file = openCounterFile("device", [directory]);
+      assertEquals(file.path, `${directory}/device.${Deno.pid}`);
+      assertEquals([...Deno.readDirSync(directory)].length, 9);
+    });
+  },
+);
+
 /** A file with a device and a bus, to be damaged. */
 function wholeFile(): Uint8Array<ArrayBuffer> {
   const memory = new CounterMemory(new ArrayBuffer(1024), "device", 77, 1.7e12);

@@ -132,6 +132,18 @@ Deno.test("figures: a histogram gives p50, p99 and the longest", async () => {
   assertEquals([readLatency([]).p99Us, readLatency([{ name: "count", value: 5 }]).p50Us], [0, 0]);
 });
 
+Deno.test("figures: processes of one number, as in containers, are told apart in Prometheus", async () => {
+  const { instances, ...rest } = await reading(0, LIVE, () => traffic("a", 1, 2));
+  const older = instances.map((instance) => ({ ...instance, startMs: 1.6e12 }));
+  const metrics = figuresAsPrometheus({ ...rest, instances: [...older, ...instances] });
+  assertEquals(metrics.split("\n").filter((line) => line.startsWith("vmsg_start")), [
+    `vmsg_start_time_seconds{subcommand="device",pid="${LIVE}"} 1700000000`,
+    `vmsg_start_time_seconds{subcommand="device",pid="${LIVE} #2"} 1600000000`,
+  ]);
+  const samples = metrics.split("\n").map((line) => line.replace(/ \S+$/, ""));
+  assertEquals(new Set(samples).size, samples.length);
+});
+
 Deno.test("figures: Prometheus gets names and labels it takes, and none twice", async () => {
   const Odd = counterShape("bad size", "bad_size");
   const read = await reading(0, DEAD, () => {
