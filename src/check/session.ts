@@ -121,7 +121,8 @@ export async function askAll(
         : askOfDriver(rule, talk, played));
       if (typeof asked === "string") {
         missing = asked;
-      } else known = departures;
+      } // Who said nothing at all may stand still: before the next rule it is asked whether it is there.
+      else known = asked.verdict === "failed" && talk.heard.length === 0 ? -1 : departures;
     }
     const outcome: Outcome = typeof asked === "string"
       ? { verdict: "not applicable", reason: asked }

@@ -311,7 +311,13 @@ export function diagnose(json: Iterable<string>): Verdict[] {
     endS = Math.max(endS, line.time ?? 0);
     if (line.malformed !== undefined) malformed++;
     if (line.message !== undefined) messages++;
-    requests.see(line);
+    if (requests.see(line)) {
+      // What was asked before both sides knew each other was dropped.
+      const start = line.bus === undefined ? "dev " : `${line.bus} dev `;
+      for (const { name, isKnown } of devices.values()) {
+        if (name.startsWith(start) && !isKnown) devices.delete(name);
+      }
+    }
     if (line.message === undefined || aboutDevice(line) === undefined) continue;
     const name = subjectOf(line);
     const device = devices.get(name) ?? new BringUp(name);
@@ -346,10 +352,11 @@ class Requests {
   readonly #named: string[] = [];
   #last: Line = {};
 
-  see(line: Line): void {
+  /** True of the first answer to a heartbeat, by which two vmsg sides know each other. */
+  see(line: Line): boolean {
     const { bus, message, sort, number = 0, request, unanswered } = line;
     if (unanswered !== undefined) this.#named.push(`${bus} ${unanswered}`);
-    if (message === undefined) return;
+    if (message === undefined) return false;
     this.#last = line;
     const subject = subjectOf(line);
     if (message === "HELLO") {
@@ -357,13 +364,18 @@ class Requests {
       // It goes by itself: one who never answered it may be no vmsg.
       if (sort === "answer") this.#heartbeats.set(subject, undefined);
       else if (isKnown && !this.#heartbeats.get(subject)) this.#heartbeats.set(subject, line);
-    } else if (sort === "answer") {
+      if (isKnown || sort !== "answer") return false;
+      for (const [name, asked] of this.#open) if (asked.bus === bus) this.#open.delete(name);
+      return true;
+    }
+    if (sort === "answer") {
       this.#answers.set(subject, number);
       this.#open.delete(`${bus} ${request}`);
     } else if (sort === "request") {
       this.#open.set(`${bus} ${number}`, line);
       if (this.#open.size > MAX_REQUESTS) this.#open.delete(this.#open.keys().next().value!);
     }
+    return false;
   }
 
   /** The first request of each subject that was not answered, if nothing of that subject was answered later. */
@@ -428,7 +440,8 @@ function busProblem(
   if (subjects > 0) return undefined;
   return {
     step: "no device was asked for",
-    owes: "device side",
-    likely: "the device side has none, or the driver side wants other numbers: vmsg ctl list",
+    owes: "either side",
+    likely:
+      "the driver side has no guest so far (nobody has connected to its front end), or looks for devices and finds none: vmsg ctl list",
   };
 }

@@ -309,6 +309,29 @@ for (const [name, words, step, owes] of STEPS) {
   });
 }
 
+Deno.test("doctor: what a proxy without a guest asked before it was heard is not the device side's", () => {
+  const asked = (bus?: string) => ({
+    bus,
+    time: 0,
+    device: 0,
+    message: "GET_DEVICE_INFO",
+    words: "i",
+  });
+  const answer = { sort: "answer", device: undefined, message: "HELLO", time: 9 };
+  const request = { ...asked(), sort: "request", number: 1 };
+  const dropped = [request, { ...answer, number: 2 }, { unanswered: 1 }];
+  const of = (lines: object[]) => diagnose(lines.map((line) => JSON.stringify(line)));
+  assertEquals(of(dropped).map(({ subject, stuck }) => [subject, stuck?.step]), [
+    ["bus", "no device was asked for"],
+  ]);
+  // What was asked afterwards, or on another bus, is.
+  const later = [{ ...answer, number: 2 }, { ...request, number: 3 }, { ...answer, number: 4 }];
+  const other = [{ ...request, bus: "bus1" }, { ...answer, number: 2 }];
+  for (const lines of [[...later, { unanswered: 3 }], [...other, { bus: "bus1", unanswered: 1 }]]) {
+    assertEquals(of(lines)[0]!.stuck?.step, "i was never answered");
+  }
+});
+
 Deno.test("doctor: of a driver that has reset the device it is said what was seen of it", () => {
   const [verdict] = diagnose(said(...RUNS, "EVENT_AVAIL", "EVENT_USED", ...status(0)));
   assertEquals(
