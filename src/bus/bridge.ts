@@ -21,7 +21,7 @@
 
 import { LinuxError, VmsgError } from "../linux/errors.ts";
 import { createEventFd } from "../linux/eventfd.ts";
-import { createSealedMemory, type Fd } from "../linux/fd.ts";
+import { createSealedMemory } from "../linux/fd.ts";
 import { mapShared } from "../linux/mapping.ts";
 import type { Reactor, Timer } from "../linux/reactor.ts";
 import { limitedLog, type Log } from "../observe/log.ts";
@@ -70,9 +70,11 @@ const REBOOT = "reboot this machine";
 const KEPT_OPEN =
   "the node is kept open, because kernels of 2026 do not survive that it is closed now: wait until it is online, or reboot";
 
-interface Session extends Disposable {
+interface Session {
   readonly bells: Doorbells;
   readonly startMs: number;
+  /** Of all that it is made of. */
+  readonly owner: Disposable;
 }
 
 /** See the head of this file. */
@@ -156,36 +158,27 @@ export class BridgeBus extends QueueBus implements KernelBus {
   }
 
   /** What fails the first time ends the process, later it is tried again. */
-  #try(action: () => void): boolean {
+  #try(action: () => void): void {
     try {
       action();
-      return true;
     } catch (error) {
       if (!(error instanceof VmsgError)) throw error;
       if (!this.#wasAttached && this.node.isOpen) throw this.#explained(error);
       this.log.warn(`${this.description}: ${error.message}`);
       this.#beginLater(Math.max(this.#pauseMs, FIRST_PAUSE_MS));
-      return false;
     }
   }
 
   #explained(error: VmsgError): VmsgError {
-    const { description } = this;
-    if (error.code === "EBUSY") {
-      return new VmsgError(
-        "BUS_IN_USE",
-        `${description}: it has a device side already: end that one`,
-      );
-    }
-    if (error.code === "ENOTTY") {
-      return new VmsgError("NO_BRIDGE", `${this.node.path} is no virtio-msg bridge (ENOTTY)`);
-    }
-    if (error.code !== "ENOENT" && error.code !== "ENODEV") return error;
-    const what = `${description}: the kernel has no such endpoint (${error.code})`;
-    return new VmsgError(
-      "NO_BRIDGE",
-      `${what}: load its module, as virtio_msg_loopback, or name another`,
-    );
+    const { description, node: { path } } = this;
+    const none = `${description}: the kernel has no such endpoint (${error.code}): ` +
+      "load its module, as virtio_msg_loopback, or name another";
+    const problem = ({
+      EBUSY: `${description}: it has a device side already: end that one`,
+      ...{ ENOTTY: `${path} is no virtio-msg bridge (ENOTTY)`, ENOENT: none, ENODEV: none },
+    } as Record<string, string>)[error.code];
+    if (problem === undefined) return error;
+    return new VmsgError(error.code === "EBUSY" ? "BUS_IN_USE" : "NO_BRIDGE", problem);
   }
 
   #beginLater(ms: number): void {
@@ -225,12 +218,7 @@ export class BridgeBus extends QueueBus implements KernelBus {
         ? this.#tooSmall(maxMessage)
         : new VmsgError("NO_BRIDGE", `${node.path} ${OTHER}`);
     }
-    const owner = stack.move();
-    this.#session = {
-      bells,
-      startMs: reactor.now(),
-      [Symbol.dispose]: () => owner.dispose(),
-    };
+    this.#session = { bells, startMs: reactor.now(), owner: stack.move() };
     this.#wasAttached = true;
     node.watch(() => this.#faulted(), () => this.#end("whoever played the kernel is gone", false));
     this.#trace?.note(
@@ -279,7 +267,7 @@ export class BridgeBus extends QueueBus implements KernelBus {
     this.#leave(reason);
     if (detaches) this.#try(() => this.node.detach());
     this.#session = undefined;
-    session[Symbol.dispose]();
+    session.owner[Symbol.dispose]();
   }
 
   // --- the endpoint ------------------------------------------------------------------------------
@@ -466,16 +454,6 @@ export class BridgeBus extends QueueBus implements KernelBus {
     if (this.isAttached) this.#restart(reason, this.#pauseMs);
   }
 
-  /** Descriptors do not travel to a kernel. */
-  override sendFd(_fd: Fd): number {
-    return -1;
-  }
-
-  /** See {@link sendFd}. */
-  override takeFd(_ordinal: number): Fd | undefined {
-    return undefined;
-  }
-
   /** Ends the session, unless that is what the machine would not survive. */
   override [Symbol.dispose](): void {
     const { node } = this;
@@ -493,7 +471,7 @@ export class BridgeBus extends QueueBus implements KernelBus {
       if (!(error instanceof LinuxError)) throw error;
     }
     this.#session = undefined;
-    session?.[Symbol.dispose]();
+    session?.owner[Symbol.dispose]();
     this.#windows[Symbol.dispose]();
     node[Symbol.dispose]();
   }

@@ -365,8 +365,15 @@ export abstract class QueueBus implements Bus {
     return this.incoming.grantAddress;
   }
 
-  abstract sendFd(...fds: readonly Fd[]): number;
-  abstract takeFd(ordinal: number): Fd | undefined;
+  /** A bus on which descriptors do not travel. */
+  sendFd(..._fds: readonly Fd[]): number {
+    return -1;
+  }
+
+  takeFd(_ordinal: number): Fd | undefined {
+    return undefined;
+  }
+
   abstract drop(reason: string): void;
   /** Closes what the bus is made of. */
   abstract [Symbol.dispose](): void;

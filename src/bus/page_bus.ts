@@ -25,7 +25,6 @@
  */
 
 import { VmsgError } from "../linux/errors.ts";
-import type { Fd } from "../linux/fd.ts";
 import type { Reactor, Timer } from "../linux/reactor.ts";
 import { loadAcquire32, type MappedMemory, storeRelease32 } from "../memory/mod.ts";
 import { AmpHandshake } from "./amp_handshake.ts";
@@ -217,16 +216,6 @@ export abstract class PageBus extends QueueBus {
   #fail(other: number): void {
     const what = `${this.description}: ${this.#taken(other)}: end one of the two`;
     this.reactor.fail(new VmsgError("BUS_IN_USE", what));
-  }
-
-  /** Descriptors do not travel between systems. */
-  override sendFd(_fd: Fd): number {
-    return -1;
-  }
-
-  /** See {@link sendFd}. */
-  override takeFd(_ordinal: number): Fd | undefined {
-    return undefined;
   }
 
   /** Starts over with whoever is there: a peer cannot be sent away. */
