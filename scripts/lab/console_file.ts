@@ -8,7 +8,7 @@ import { VmsgError } from "../../src/linux/errors.ts";
 const MARK = "FILE| ";
 const END = "FILE-END";
 /** A busy machine emulates slowly. */
-const PATIENCE_MS = 60_000;
+const PATIENCE_MS = 180_000;
 
 /** Shell: says a file on the console, each line by one write, so that no other one comes in between. */
 export function sayFile(path: string): string {

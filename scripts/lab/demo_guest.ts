@@ -21,9 +21,9 @@ import { runTask } from "./task.ts";
 import type { Command } from "../../src/cli/command.ts";
 import { eachLine, selfCommand, untilInterrupted } from "../../src/cli/self.ts";
 
-/** From power-on to the last ping, twenty times what it takes under emulation. */
-const GUEST_TIMEOUT_MS = 120_000;
-const PROXY_TIMEOUT_MS = 60_000;
+/** From power-on to the last ping, many times what it takes under emulation. */
+const GUEST_TIMEOUT_MS = 300_000;
+const PROXY_TIMEOUT_MS = 180_000;
 
 function parseKinds(wanted: string | undefined): GuestKind[] {
   const named = GUEST_KINDS.find((kind) => kind === wanted);

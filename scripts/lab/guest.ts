@@ -26,6 +26,12 @@ export interface GuestOptions {
 /** What init prints when the script has run, before it powers the guest off. */
 export const DONE_LINE = "GUEST-DONE";
 
+/**
+ * A line of a guest's kernel behind the beginning of another one. The kernel writes at any moment, its own line in one piece, and
+ * what a program has written goes on behind it. (A line of another kernel that is passed on has a label: "U| [    4.2...] ...".)
+ */
+const KERNEL_LINE = /^(?!\S+[|:] \[)([!-~].*?)(\[ *\d+\.\d{6}\] .*)$/s;
+
 /** The console is kept up to this many characters; older lines go first. */
 const MAX_CONSOLE = 1 << 20;
 
@@ -132,16 +138,21 @@ export class Guest implements AsyncDisposable {
 
   async #read(stream: ReadableStream<Uint8Array<ArrayBuffer>>): Promise<void> {
     let rest = "";
+    let begun = "";
     for await (const text of stream.pipeThrough(new TextDecoderStream())) {
       const lines = (rest + text).split("\n");
       rest = lines.pop() ?? "";
-      for (const line of lines) this.#addLine(line);
+      for (const line of lines) {
+        const [, beginning = "", whole = begun + line] = KERNEL_LINE.exec(begun + line) ?? [];
+        this.#addLine(whole);
+        begun = beginning;
+      }
       if (rest.length > MAX_CONSOLE) {
         this.#addLine(rest);
         rest = "";
       }
     }
-    if (rest !== "") this.#addLine(rest);
+    if (begun + rest !== "") this.#addLine(begun + rest);
   }
 
   #addLine(text: string): void {

@@ -40,7 +40,8 @@ export interface InitramfsParts {
 // The applets are linked by busybox itself, which knows which it has (it wants /proc to name
 // itself). A microvm has no ACPI power button: with reboot=t a reboot is a triple fault, which
 // ends QEMU (-no-reboot). Changing a terminal's settings waits for its output to be out; without
-// that the last lines are lost when the host is slow.
+// that the last lines are lost when the host is slow. A neighbour may be slow as well: who asks for its address gives up
+// after three seconds, and drops what waits for it.
 const init = (disk: string | undefined) =>
   `#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
@@ -50,6 +51,7 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 mount -t tmpfs tmpfs /tmp
 exec </dev/console >/dev/console 2>&1
+for kind in mcast ucast; do echo 100 >/proc/sys/net/ipv4/neigh/default/\${kind}_solicit; done
 for module in $(cat /modules/order); do
   insmod "/modules/$module.ko" || echo "insmod $module failed"
 done

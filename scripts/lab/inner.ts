@@ -48,6 +48,17 @@ export interface InnerGuestOptions {
   readonly oneRange?: boolean;
 }
 
+/**
+ * Shell: runs an emulator, and passes on what it writes by whole lines. It writes its guest's console character by character, so that
+ * others' lines came in between. And QEMU marks the terminal it writes to as one not to wait for (O_NONBLOCK), which holds for
+ * all who were started with the same one: what they write while it is busy was lost, line by line.
+ */
+const byLines = (command: string): string => `
+lines() { while IFS= read -r line || [ -n "$line" ]; do echo "$line"; done; }
+( set -o pipefail
+{ ${command.trim()} </dev/null 2>&1 >&3 | lines >&2; } 3>&1 | lines )
+`;
+
 /** Of the huge page, of the machine with it, and where the page is taken from. */
 const ONE_RANGE = { guestMiB: 1024, machineMiB: 4096, directory: "/dev/hugepages" };
 
@@ -74,10 +85,11 @@ export async function innerUml(
     machine: {},
     boot: (socket) => `
 mkdir -p /tmp/uml
-TMPDIR=/dev/shm HOME=/tmp setarch x86_64 -R linux.uml mem=${memoryMiB}M \\
+${
+      byLines(`TMPDIR=/dev/shm HOME=/tmp setarch x86_64 -R linux.uml mem=${memoryMiB}M \\
   initrd=/mnt/inner/initramfs.cpio uml_dir=/tmp/uml/ con0=null,fd:1 con=null ssl=null quiet \\
-  virtio_uml.device=${socket}:${deviceType} </dev/null
-`,
+  virtio_uml.device=${socket}:${deviceType}`)
+    }`,
   };
 }
 
@@ -101,9 +113,10 @@ mkdir -p ${ONE_RANGE.directory}
 mount -t hugetlbfs -o pagesize=1G hugetlbfs ${ONE_RANGE.directory}`;
   const boot = (netdev: string, memory = backend) =>
     `${oneRange ? directory : ""}
-qemu-system-x86_64 -L /mnt/inner -M microvm,rtc=on,memory-backend=ram \\
-  -append "console=ttyS0 reboot=t panic=-1 quiet" ${qemuArguments(netdev, memoryMiB, memory)}
-`;
+${
+      byLines(`qemu-system-x86_64 -L /mnt/inner -M microvm,rtc=on,memory-backend=ram \\
+  -append "console=ttyS0 reboot=t panic=-1 quiet" ${qemuArguments(netdev, memoryMiB, memory)}`)
+    }`;
   return {
     files: [
       ...await withLibraries(installation.qemu, "/bin/qemu-system-x86_64"),
@@ -143,10 +156,9 @@ export async function innerVirt(
     ],
     // KVM is built in. A machine that another one sees has a power of two of memory.
     machine: { extraArgs: ["-M", "virtualization=on"], memoryMiB: 1024 },
-    boot: (socket) => `
-${ARM64_QEMU.split("/").at(-1)} -M virt,gic-version=host,memory-backend=ram \\
-  -append "console=ttyAMA0 panic=-1 quiet cma=0" ${qemuArguments(vhostUser(socket), memoryMiB)}
-`,
+    boot: (socket) =>
+      byLines(`${ARM64_QEMU.split("/").at(-1)} -M virt,gic-version=host,memory-backend=ram \\
+  -append "console=ttyAMA0 panic=-1 quiet cma=0" ${qemuArguments(vhostUser(socket), memoryMiB)}`),
   };
 }
 
@@ -165,6 +177,6 @@ function qemuArguments(netdev: string, memoryMiB: number, backend = MEMFD): stri
     "-kernel /mnt/inner/vmlinuz -initrd /mnt/inner/initramfs.cpio",
     netdev,
     "-global virtio-mmio.force-legacy=false",
-    "-device virtio-net-device,netdev=net0,mac=52:54:00:76:6d:01 </dev/null",
+    "-device virtio-net-device,netdev=net0,mac=52:54:00:76:6d:01",
   ].join(" \\\n  ");
 }

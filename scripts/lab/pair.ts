@@ -25,9 +25,10 @@ import {
 import { untilListening } from "./listening.ts";
 import { buildMachineImage, type MachineImageOptions } from "./machine_image.ts";
 import type { QemuInstallation } from "./qemu.ts";
+import { DHCP_ONCE } from "./scripts.ts";
 
 /** How long a process of ours takes to listen. */
-const SERVER_TIMEOUT_MS = 60_000;
+const SERVER_TIMEOUT_MS = 180_000;
 
 /** The network interface that `vmsg driver` makes in machine B. */
 export const DRIVER_INTERFACE = "vm0";
@@ -235,7 +236,7 @@ ip route add default via "$router" dev ${DRIVER_INTERFACE}
 echo "LEASE $ip/$mask router=$router"
 END
 chmod +x /tmp/lease.sh
-udhcpc -i ${DRIVER_INTERFACE} -s /tmp/lease.sh -f -q -n -t 30 -T 1 || echo "LEASE none"
+udhcpc -i ${DRIVER_INTERFACE} -s /tmp/lease.sh ${DHCP_ONCE} || echo "LEASE none"
 `;
   return `
 echo "$ ${command}"

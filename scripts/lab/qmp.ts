@@ -19,7 +19,8 @@ interface QmpMessage {
   readonly error?: { readonly desc: string };
 }
 
-const TIMEOUT_MS = 10_000;
+/** A QEMU that is there answers at once, unless its machine has no time for it. */
+const TIMEOUT_MS = 180_000;
 const RETRY_MS = 20;
 
 /**

@@ -30,8 +30,28 @@ echo ${address} >/sys/bus/pci/drivers_probe
 `;
 }
 
-/** How long a guest waits for its network card, in tenths of a second. */
-const INTERFACE_WAIT = 50;
+/** How long a guest waits for its network card, in tenths of a second; only one that never gets one meets it. */
+const INTERFACE_WAIT = 1200;
+
+/** Options of busybox's udhcpc, to be asked in the foreground once, for as long as a slow machine may need. */
+export const DHCP_ONCE = "-f -q -n -t 120 -T 1";
+/** For how many seconds a busybox's ping that has had no answer waits for one. */
+export const PING_WAIT_S = 60;
+
+/**
+ * Shell: `pings COUNT PEER` has each of its echo requests answered before it sends the next one, and ends with 0 if all were. (A
+ * ping of many waits no longer for the last ones than the others took twice, and a second at least.)
+ */
+export const PINGS = `
+pings() {
+  answered=0
+  for request in $(seq $1); do
+    ping -c 1 -W ${PING_WAIT_S} $2 | grep "bytes from" && answered=$((answered + 1))
+  done
+  echo "$1 packets transmitted, $answered packets received"
+  [ $answered = $1 ]
+}
+`;
 
 /** Shell: sets `interface` to the first network card, or to nothing. */
 const FIND_INTERFACE = `
@@ -60,7 +80,7 @@ case $1 in
 esac
 END
 chmod +x /tmp/lease.sh
-udhcpc -i "$interface" -s /tmp/lease.sh -f -q -n -t 5 -T 1 || echo "LEASE none"
+udhcpc -i "$interface" -s /tmp/lease.sh ${DHCP_ONCE} || echo "LEASE none"
 `;
 
 /**
@@ -84,10 +104,30 @@ echo "INTERFACE \${interface:-none}"
 [ -n "$interface" ] || exit 1
 ip link set "$interface" up
 ${isStatic ? `ip addr add ${address} dev "$interface"` : DHCP}
-ping -c ${count} -i 0.2 -W 2 ${peer}
+${PINGS}pings ${count} ${peer}
 echo "PING rc=$?"
 `;
 }
+
+/**
+ * Shell: `counted LABEL COMMAND` runs a ping, and says how many requests the kernel has sent and how many were answered: when all were,
+ * or half as many seconds as $patience says have passed. The kernel counts answers that a ping misses, which has room for a dozen
+ * that come together (SO_RCVBUF) and does not wait for late ones.
+ */
+export const COUNTED = `
+echoes() {
+  awk -v name=$1 '/^Icmp:/ && at { print $at } /^Icmp:/ { for (i = 1; i <= NF; i++) if ($i == name) at = i }' /proc/net/snmp
+}
+since() { echo "$(($(echoes OutEchos) - sent)) sent, $(($(echoes InEchoReps) - answered)) answered"; }
+counted() {
+  label=$1 sent=$(echoes OutEchos) answered=$(echoes InEchoReps)
+  shift
+  "$@"
+  tries=0
+  until since | awk '{ exit $1 != $3 }' || [ $tries -gt \${patience:-240} ]; do tries=$((tries + 1)); sleep 0.5; done
+  echo "$label $(since)"
+}
+`;
 
 function isAddress(text: string): boolean {
   return /^\d{1,3}(\.\d{1,3}){3}$/.test(text) &&

@@ -18,7 +18,7 @@ const FULL = Deno.env.get("VMSG_GUEST_FULL") === "1";
 /** Those that are seen by a reset, which these guests do not do. */
 const BY_RESET = ["R16", "R27", "R28", "R32"];
 /** Checks that the guest may miss while it boots. */
-const BOOTS = 5;
+const BOOTS = 20;
 
 interface Line {
   readonly rule: string;

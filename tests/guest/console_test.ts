@@ -19,7 +19,7 @@ const MISSING_MS = 300;
 const SCRIPT = `
 echo 'root::0:0:root:/root:/bin/sh' >/etc/passwd
 tries=0
-while [ ! -e /dev/vport0p1 ] && [ "$tries" -lt 50 ]; do sleep 0.1; tries=$((tries + 1)); done
+while [ ! -e /dev/vport0p1 ] && [ "$tries" -lt 1200 ]; do sleep 0.1; tries=$((tries + 1)); done
 echo "PORT $(cat /sys/class/virtio-ports/vport0p1/name)"
 # A port that nobody holds at the other end reads as ended.
 line=

@@ -5,7 +5,7 @@
 
 import { assertEquals, assertMatch } from "@std/assert";
 import { qmpCommand } from "../../scripts/lab/qmp.ts";
-import { pingScript } from "../../scripts/lab/scripts.ts";
+import { COUNTED, pingScript } from "../../scripts/lab/scripts.ts";
 import { GUEST_TIMEOUT_MS, guestTest } from "./support.ts";
 
 const BUS = ["--bus", "linux-user,socket=lu.sock"];
@@ -15,13 +15,14 @@ const DIMM_MIB = 256;
  * Waits for the memory; then more frames than the receive queue has buffers, so that some lie in it: a kernel takes
  * them from there first.
  */
-const SCRIPT = pingScript({ address: "dhcp", peer: "10.0.2.2", count: 2 }) + `
+const script = (share: boolean) =>
+  pingScript({ address: "dhcp", peer: "10.0.2.2", count: 2 }) + COUNTED + `
 total() { grep MemTotal /proc/meminfo | tr -cd 0-9; }
 before=$(total)
 echo "READY"
 while [ $(total) -lt $((before + ${DIMM_MIB * 1024})) ]; do sleep 0.1; done
 echo "PLUGGED"
-ping -q -c 500 -i 0.01 -W 1 -s 1400 10.0.2.2
+patience=${share ? 240 : 0} counted ECHOES ping -q -c 500 -i 0.01 -W 1 -s 1400 10.0.2.2
 echo "ALIVE"
 `;
 const HOW_TO_SHARE = /share=on/;
@@ -37,7 +38,7 @@ for (const [kind, share] of [["ram", false], ["memfd", false], ["memfd", true]] 
       const qmp = `${directory}/qmp.sock`;
       const guest = await boot({
         socket: `${directory}/vu.sock`,
-        script: SCRIPT,
+        script: script(share),
         extraArgs: ["-m", "256,slots=2,maxmem=1G", "-qmp", `unix:${qmp},server=on,wait=off`],
       });
       await guest.waitFor(/^READY/, GUEST_TIMEOUT_MS.q35);
@@ -57,7 +58,7 @@ for (const [kind, share] of [["ram", false], ["memfd", false], ["memfd", true]] 
         stderr.filter((line) => HOW_TO_SHARE.test(line))
       );
       if (share) {
-        assertMatch(guest.console(), /^500 packets transmitted, 500 packets received/m);
+        assertMatch(guest.console(), /^ECHOES 500 sent, 500 answered$/m);
         return assertEquals(said, [[], []]);
       }
       const [[atProxy, ...more], [atDevice, ...others]] = said as [string[], string[]];

@@ -19,7 +19,7 @@ const PING = pingScript({ address: "10.0.2.15/24", peer: "10.0.2.2", count: 3 })
 const LOST = `
 ( ${PING} )
 echo RUNNING
-while ping -c 1 -W 1 10.0.2.2 >/dev/null; do sleep 0.1; done
+while ping -c 1 -W 3 10.0.2.2 >/dev/null; do sleep 0.1; done
 echo LOST
 `;
 /** The device is lost, and some time later the guest's driver starts over. */
@@ -32,7 +32,7 @@ echo "$device" >/sys/bus/virtio/drivers/virtio_net/bind
 `;
 /** The device is lost, and comes back. */
 const COME_BACK = `${LOST}
-until ping -c 1 -W 1 10.0.2.2 >/dev/null; do sleep 0.1; done
+until ping -c 1 -W 5 10.0.2.2 >/dev/null; do sleep 0.1; done
 echo BACK
 `;
 

@@ -5,7 +5,7 @@ import { type Guest, startGuest } from "../../scripts/lab/guest.ts";
 import { openKeeper } from "../../src/cli/keeper.ts";
 import { VmsgError } from "../../src/linux/errors.ts";
 
-const TIMEOUT_MS = 60_000;
+const TIMEOUT_MS = 180_000;
 
 async function exists(path: string): Promise<boolean> {
   return await Deno.stat(path).then(() => true, () => false);
@@ -57,6 +57,29 @@ Deno.test("the console has every line of both outputs, the last without its end 
   assertEquals(heard.toSorted(), ["a", "b", "c"]);
   assertEquals(guest.console(), heard.map((line) => line + "\n").join(""));
   assertEquals(await guest.waitFor(/^b/, 0), "b");
+});
+
+Deno.test("what a program writes is a line although the kernel's came in between", async () => {
+  const parts = [
+    "PING rc=[    4.2] no\\n",
+    "U| [   65.741223] other\\n",
+    "PING rc=[   87.315311] kvm: one\\r\\n",
+    "[   87.315312] two\\n",
+  ];
+  const script = `printf '${
+    [...parts, "0\\r[  101.000001] kvm: three\\n\\nSUM 5\\nla[ 1.000000] four\\nst"].join("")
+  }'`;
+  await using guest = await startShell(script);
+  await guest.status;
+  assertEquals(guest.console().split("\n"), [
+    ...[
+      "PING rc=[    4.2] no",
+      "U| [   65.741223] other",
+      "[   87.315311] kvm: one",
+      "[   87.315312] two",
+    ],
+    ...["[  101.000001] kvm: three", "PING rc=0", "SUM 5", "[ 1.000000] four", "last", ""],
+  ]);
 });
 
 Deno.test("waiting in vain is an error that says why", async () => {

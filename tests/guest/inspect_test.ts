@@ -27,7 +27,7 @@ for (const kind of ["uml", "microvm"] as const) {
       const script = pingScript({ address: "dhcp", peer: "10.0.2.2", count: 3 }) +
         "\nping -i 0.1 -c 1000 10.0.2.2 | sed 's/^/LATER /'\n";
       const guest = await boot({ socket: `${vmsg.directory}/vu.sock`, script });
-      await guest.waitFor(/^LATER .*seq=10 /, GUEST_TIMEOUT_MS[kind]);
+      await guest.waitFor(/^LATER .*seq=[1-9]\d /, GUEST_TIMEOUT_MS[kind]);
       await device.end("SIGKILL");
 
       const inspect = async (...args: string[]) => {

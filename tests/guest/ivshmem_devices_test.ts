@@ -88,7 +88,7 @@ vmsg device ${bus} --confined --device ${device}
       await Promise.all([a.booted(), b.booted()]);
       await b.machine.waitFor(/^DISK size=98304 /, TIMEOUT_MS);
       await untilWritten(b.machine, FILES_BEFORE);
-      await a.run("kill -9 $(pidof vmsg)");
+      await a.kill("vmsg");
       await delay(MISSING_MS);
       await a.run("sh /tmp/start.sh >/dev/console 2>&1 &");
       await assertWhole(b.machine, TIMEOUT_MS);

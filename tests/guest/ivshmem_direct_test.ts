@@ -102,7 +102,7 @@ class Flood {
   constructor(readonly a: ControlledMachine) {}
 
   async start(): Promise<void> {
-    await this.a.runUntilDone(`ping -c 1 -W 1 ${INNER}`);
+    await this.a.runUntilDone(`ping -c 1 -W 5 ${INNER}`);
     // Slow enough that the guest's receive buffers, 256 and more, outlast the lease by far.
     await this.a.run(`ping -i 0.005 -s 1400 ${INNER} >/tmp/flood.log 2>&1 &`);
     // Written in blocks of 4 KiB, so this is after 50 answers and more.
@@ -197,7 +197,7 @@ machineTest(
         // A proxy that is started at once finds the pins of the one that was killed.
         await kill(
           "vmsg linux.uml",
-          "rm -f /tmp/inner.sock; sh /tmp/start.sh >/dev/console 2>&1 &",
+          "{ while pidof vmsg; do sleep 0.1; done; rm -f /tmp/inner.sock; exec sh /tmp/start.sh; } >/dev/console 2>&1 &",
         );
       }
       for (let round = 0; round < MACHINES; round++) {

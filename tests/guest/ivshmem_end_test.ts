@@ -135,7 +135,7 @@ async function check(test: GuestTest): Promise<void> {
   await second.waitFor(/^GUEST-DONE/, TIMEOUT_MS);
   checkFirst(first.console().split("\n"), await Deno.readFile(plain));
   checkSecond(second.console().split("\n"));
-  assertEquals((await server.end("SIGTERM", 2000)).code, 0);
+  assertEquals((await server.end("SIGTERM")).code, 0);
 }
 
 /** What was printed for each action, in their order; the lines of the log apart. */

@@ -10,6 +10,7 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { openKeeper } from "../../src/cli/keeper.ts";
 import { DOORBELL_ADDRESS, OTHER_MEMORY_ADDRESS } from "../../scripts/lab/machine.ts";
+import { PING_WAIT_S } from "../../scripts/lab/scripts.ts";
 import {
   assertFailure,
   failing,
@@ -138,7 +139,7 @@ machineTest(
       // The machine is followed by a process of this host, which has another id.
       during: `
 until [ "$(grep -c "connected;" /tmp/high)" = 2 ]; do sleep 0.1; done
-ping -c 5 -i 0.1 -W 2 10.0.2.2
+ping -c 5 -i 0.1 -W ${PING_WAIT_S} 10.0.2.2
 echo "PING again rc=$?"`,
     };
     const machine = await host.start({

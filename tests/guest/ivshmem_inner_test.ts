@@ -149,7 +149,7 @@ function ownKernelTest(size: string): void {
       const a = await starting;
       await Promise.all([a.booted(), b.booted()]);
       assertMatch(await b.machine.waitFor(/^LEASE /, TIMEOUT_MS), /^LEASE 10\.0\.2\.15\/24/);
-      assertMatch(await b.run("ping -c 3 -i 0.2 10.0.2.2"), / 3 packets received/);
+      assertMatch(await b.run("pings 3 10.0.2.2"), / 3 packets received/);
       assertEquals((await b.run(file.fetch)).trimEnd(), file.sum);
       await assertConfined(a, b);
     });
@@ -188,7 +188,7 @@ function restartTest(kind: InnerKind): void {
       assertEquals(await b.machine.waitFor(/^PING rc=/, TIMEOUT_MS), "PING rc=0");
       await goesOn("at first");
       const pid = await b.run("pidof vmsg");
-      await a.run("kill -9 $(pidof vmsg)");
+      await a.kill("vmsg");
       // What was on its way to the console.
       await delay(1000);
       const silent = answers();

@@ -7,6 +7,7 @@
 import { assertEquals, assertMatch } from "@std/assert";
 import { openKeeper } from "../../src/cli/keeper.ts";
 import { DOORBELL_ADDRESS, OTHER_MEMORY_ADDRESS } from "../../scripts/lab/machine.ts";
+import { PING_WAIT_S } from "../../scripts/lab/scripts.ts";
 import { linkScript, said, startHost, STEP_TIMEOUT_MS } from "./link_support.ts";
 import { machineTest } from "./machine_support.ts";
 
@@ -20,7 +21,7 @@ const takeAway = (what: string, file: string, text: string) => `
 /** Shell: waits until the driver has said a line so often, then pings. */
 const againBy = (what: string, count: number) => `
 until [ $(grep -c "a vmsg device side is there" /tmp/taken) -ge ${count} ]; do sleep 0.1; done
-ping -c 5 -i 0.1 -W 2 10.0.2.2
+ping -c 5 -i 0.1 -W ${PING_WAIT_S} 10.0.2.2
 echo "AGAIN ${what} rc=$?"
 `;
 

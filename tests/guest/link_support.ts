@@ -6,11 +6,12 @@
 import { assertEquals, assertMatch } from "@std/assert";
 import type { Keeper } from "../../src/cli/keeper.ts";
 import type { Machine, MachineOptions } from "../../scripts/lab/machine.ts";
+import { PING_WAIT_S } from "../../scripts/lab/scripts.ts";
 import type { VmsgProcess } from "../support/processes.ts";
 import type { MachineTest } from "./machine_support.ts";
 
 /** How long one step of a machine may take under emulation, several times what it does take. */
-export const STEP_TIMEOUT_MS = 200_000;
+export const STEP_TIMEOUT_MS = 300_000;
 
 /** A driver and what is done through it. */
 export interface Form {
@@ -31,7 +32,7 @@ ${before}
 { vmsg driver ${driver} --tap vm0,address=10.0.2.15/24 2>&1; echo "DRIVER ${name} rc=$?"; } |
   while read -r line; do echo "${name}: $line"; done | tee /tmp/${name} &
 until grep -q -e "connected;" -e "DRIVER ${name} rc=" /tmp/${name} 2>/dev/null; do sleep 0.1; done
-ping -c 5 -i 0.1 -W 2 10.0.2.2
+ping -c 5 -i 0.1 -W ${PING_WAIT_S} 10.0.2.2
 echo "PING ${name} rc=$?"
 ${during}
 killall vmsg 2>/dev/null

@@ -10,6 +10,7 @@
 
 import { assert, assertEquals } from "@std/assert";
 import type { GuestKind } from "../../scripts/lab/machines.ts";
+import { COUNTED } from "../../scripts/lab/scripts.ts";
 import { Namespace } from "../network/support.ts";
 import { VMSG_COMMAND } from "../support/processes.ts";
 import { readCounters } from "../../src/observe/read_counters.ts";
@@ -33,7 +34,7 @@ const USE: Readonly<Record<"microvm" | "uml", string>> = {
   microvm: `
 on() {
   taskset $2 wget -q -O /dev/null $server/$1-before
-  taskset $2 ping -c ${PINGS} -i 0.02 -W 5 10.0.2.2 | sed -n 's/.* \\([0-9]*\\) packets received.*/PINGS \\1/p'
+  patience=20 counted PINGS taskset $2 ping -q -c ${PINGS} -i 0.02 10.0.2.2
   taskset $2 wget -q -O /dev/null $server/$1-after
 }
 use() { on $1-first 1; on $1-second 2; }`,
@@ -47,10 +48,10 @@ use() {
 };
 
 const script = (kind: "microvm" | "uml", port: number) =>
-  `${configure("10.0.2.15/24")}
+  `${configure("10.0.2.15/24")}${COUNTED}
 server=http://10.0.2.2:${port}
 combined() { ethtool -L eth0 combined $1 && echo "COMBINED $1"; }
-answered() { ping -c 1 -W 1 10.0.2.2 >/dev/null; }
+answered() { ping -c 1 -W 3 10.0.2.2 >/dev/null; }
 received() { cat /sys/class/net/eth0/statistics/rx_packets; }
 ${USE[kind]}
 until answered; do :; done
@@ -177,7 +178,7 @@ function multiQueueTest(kind: "microvm" | "uml", mode: Mode, isShort: boolean): 
       assertUse(kind, "killed", grew, 2, knows ? 2 : 1);
       assertUse(kind, "one", grew, 1);
       // What waits in the queue of a pair that is given up is lost, which may be one.
-      const answered = [...guest.console().matchAll(/^PINGS (\d+)/gm)].map(([, count]) =>
+      const answered = [...guest.console().matchAll(/^PINGS \d+ sent, (\d+)/gm)].map(([, count]) =>
         Number(count)
       );
       assertEquals(answered.filter((count) => count < PINGS - 1), []);

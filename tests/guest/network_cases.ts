@@ -63,7 +63,7 @@ const NETWORKS: Readonly<Record<"tap" | "passt", Network>> = {
 /** Shell: the card up and with an address. */
 export const configure = (address: string): string => `
 tries=0
-while [ ! -e /sys/class/net/eth0 ] && [ "$tries" -lt 50 ]; do sleep 0.1; tries=$((tries + 1)); done
+while [ ! -e /sys/class/net/eth0 ] && [ "$tries" -lt 1200 ]; do sleep 0.1; tries=$((tries + 1)); done
 ip link set eth0 up
 ip addr add ${address} dev eth0
 `;
@@ -187,9 +187,10 @@ const STRAY_FRAMES = 8;
 
 /** Shell: frames that the guest's card has sent and received so far, when none is under way any more. */
 const FRAMES = `
-sleep 1
 cd /sys/class/net/eth0/statistics
-echo FRAMES $(cat tx_packets rx_packets)
+before= frames=$(cat tx_packets rx_packets)
+while [ "$before" != "$frames" ]; do sleep 1; before=$frames frames=$(cat tx_packets rx_packets); done
+echo FRAMES $frames
 `;
 
 /**

@@ -16,13 +16,14 @@ import {
   type PairOptions,
 } from "../../scripts/lab/pair.ts";
 import { compiledExecutable } from "../../scripts/lab/executable.ts";
+import { COUNTED, PINGS } from "../../scripts/lab/scripts.ts";
 import { until } from "../support/processes.ts";
 import { type MachineTest, machineTest } from "./machine_support.ts";
 
 /** From power-on or reset to the shell; only a machine that hangs meets it, see `GUEST_TIMEOUT_MS`. */
 export const BOOT_TIMEOUT_MS = 300_000;
 /** How long a command may take unless told. */
-const RUN_TIMEOUT_MS = 150_000;
+const RUN_TIMEOUT_MS = 300_000;
 /** Where the second serial port of a q35 is. */
 const PORT = "/dev/ttyS1";
 const READY = /^SHELL READY$/;
@@ -32,6 +33,7 @@ function scriptWithShell(script: string): string {
   return `
 # What comes before the port is open is lost.
 exec 9<>${PORT}
+${PINGS}${COUNTED}
 stty -echo -onlcr <&9
 cat >/tmp/start.sh <<'END-OF-START'
 ${script}
@@ -119,6 +121,12 @@ export class ControlledMachine implements AsyncDisposable {
     await this.run(`until ${command}; do sleep 0.2; done`, timeoutMs);
   }
 
+  /** Kills all programs of these names, and waits until they are gone: a function of PCI is in use until then. */
+  async kill(...names: readonly string[]): Promise<void> {
+    const all = names.join(" ");
+    await this.run(`killall -9 ${all}; while pidof ${all} >/dev/null; do sleep 0.1; done`);
+  }
+
   /** Resets the machine and waits until its shell is there again. */
   async reset(): Promise<void> {
     const { lineCount } = this.machine;
@@ -137,7 +145,7 @@ export class ControlledMachine implements AsyncDisposable {
    * more, where a machine that was slow was thought to be gone.
    */
   async hasSaid(pattern: RegExp, count: number): Promise<void> {
-    await until(() => this.count(pattern) >= count);
+    await until(() => this.count(pattern) >= count, BOOT_TIMEOUT_MS);
   }
 
   /** Ends the machine. */

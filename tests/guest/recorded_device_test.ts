@@ -6,6 +6,7 @@
 import { assertEquals } from "@std/assert";
 import { fromFileUrl } from "@std/path";
 import { exchanges, hex, idOf, readRecording, withoutChoices } from "../interop/recording.ts";
+import { until } from "../support/processes.ts";
 import { GUEST_TIMEOUT_MS, guestTest } from "./support.ts";
 
 const PROGRAM = fromFileUrl(new URL("../interop/recorded_device.ts", import.meta.url));
@@ -43,6 +44,10 @@ for (const kind of ["uml", "microvm"] as const) {
       }
       await device.waitFor(/^DRIVER_OK/);
       const said = (word: string) => device.stdout.filter((line) => line.startsWith(`${word} `));
+      const saidRequests = () =>
+        said("SAID").map((line) => Uint8Array.fromHex(line.split(" ")[1]!));
+      // Each status is asked for once it was set.
+      await until(() => idOf(saidRequests().at(-1)!) !== 0xa);
       assertEquals(said("ABORT"), []);
       for (const line of said("FEATURES")) {
         const words = line.split(" ").slice(1).map(Number);
@@ -51,7 +56,7 @@ for (const kind of ["uml", "microvm"] as const) {
       }
       assertEquals(said("QUEUE").slice(0, 2), ["QUEUE 0", "QUEUE 1"]);
       // The driver's role: each request is one that the prototype's driver made, but for its own choices.
-      const requests = said("SAID").map((line) => Uint8Array.fromHex(line.split(" ")[1]!));
+      const requests = saidRequests();
       assertEquals(requests.filter((bytes) => !KNOWN.has(withoutChoices(bytes))).map(hex), []);
       // QEMU answers its guest's reads of the configuration by itself.
       const ids = new Set(requests.map(idOf));

@@ -20,14 +20,14 @@ import { type Lack, testUnless } from "../support/needs.ts";
 import { type Processes, withProcesses } from "../support/processes.ts";
 
 /**
- * How long a guest may take to its last line, in ms: twenty times what it does take, as only one that hangs
+ * How long a guest may take to its last line, in ms: many times what it does take, as only one that hangs
  * is to meet it. A machine may be slow, or busy with something else.
  */
 export const GUEST_TIMEOUT_MS: Readonly<Record<GuestKind, number>> = {
-  uml: 60_000,
-  microvm: 120_000,
-  q35: 150_000,
-  arm64: 150_000,
+  uml: 180_000,
+  microvm: 300_000,
+  q35: 300_000,
+  arm64: 300_000,
 };
 
 /** What to boot, and how. */

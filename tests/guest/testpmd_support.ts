@@ -41,14 +41,21 @@ export function startTestpmd(directory: string, port: string, ...args: string[])
 export class Testpmd implements AsyncDisposable {
   readonly #writer: WritableStreamDefaultWriter<Uint8Array<ArrayBuffer>>;
   readonly ended: Promise<Deno.CommandStatus>;
+  /** What it said on its standard output, which is waited for, and what on the other one: its lines come in between. */
   text = "";
+  errors = "";
 
   constructor(readonly child: Deno.ChildProcess) {
     this.#writer = child.stdin.getWriter();
-    const streams = [child.stdout, child.stderr].map(async (stream) => {
-      for await (const text of stream.pipeThrough(new TextDecoderStream())) this.text += text;
-    });
-    this.ended = Promise.all(streams).then(() => child.status);
+    const follow = async (
+      stream: ReadableStream<Uint8Array<ArrayBuffer>>,
+      said: "text" | "errors",
+    ) => {
+      for await (const text of stream.pipeThrough(new TextDecoderStream())) this[said] += text;
+    };
+    this.ended = Promise.all([follow(child.stdout, "text"), follow(child.stderr, "errors")]).then(
+      () => child.status,
+    );
   }
 
   /** Says a line, and returns what it answers up to `until`. */
@@ -63,7 +70,10 @@ export class Testpmd implements AsyncDisposable {
     for (;;) {
       const text = this.text.slice(after);
       if (text.search(pattern) >= 0) return text;
-      assert(performance.now() < deadlineMs, `testpmd said nothing like ${pattern}: ${this.text}`);
+      assert(
+        performance.now() < deadlineMs,
+        `testpmd said nothing like ${pattern}: ${this.text}${this.errors}`,
+      );
       await delay(10);
     }
   }

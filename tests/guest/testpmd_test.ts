@@ -5,7 +5,7 @@
  * Both sides' counts must agree exactly: testpmd's statistics, and the capture that `vmsg device` makes.
  */
 
-import { assert, assertEquals } from "@std/assert";
+import { assertEquals } from "@std/assert";
 import { readFrames } from "../support/capture.ts";
 import { delay, PATIENCE_MS, until } from "../support/processes.ts";
 import { guestlessTest } from "./support.ts";
@@ -14,8 +14,8 @@ import { startTestpmd, TESTPMD_PROGRAMS } from "./testpmd_support.ts";
 const BUS = ["--bus", "linux-user,socket=lu.sock"];
 /** Frames a second that the device side makes. */
 const FLOOD = 20_000;
-/** How long each direction runs, in ms. */
-const RUN_MS = 500;
+/** How many frames go in each direction at least, and by each queue. */
+const FRAMES = 1000, BY_QUEUE = 100;
 const RESPONDER = "52:55:0a:00:02:02";
 
 interface Captured {
@@ -72,11 +72,11 @@ for (const [queues, packed] of [[1, 0], [2, 0], [2, 1]] as const) {
 
         await testpmd.say("set fwd txonly", /Set txonly/);
         await testpmd.say("start", /txonly packet forwarding -/);
-        await delay(RUN_MS);
+        await until(async () => (await testpmd.packets()).sent > FRAMES);
+        await until(async () => (await testpmd.sentByQueue()).every((sent) => sent > BY_QUEUE));
         await testpmd.say("stop", /Done\./);
         const { sent } = await testpmd.packets();
-        const byQueue = await testpmd.sentByQueue();
-        assert(byQueue.length === queues && byQueue.every((frames) => frames > 100), `${byQueue}`);
+        assertEquals((await testpmd.sentByQueue()).length, queues);
         // What is in the ring is still to be taken, and the capture is written every 200 ms.
         const capture = `${directory}/frames.pcapng`;
         const deadlineMs = performance.now() + PATIENCE_MS;
@@ -85,14 +85,13 @@ for (const [queues, packed] of [[1, 0], [2, 0], [2, 1]] as const) {
           await delay(200);
           captured = readCapture(capture);
         }
-        console.log(`out: testpmd sent ${sent} frames in ${RUN_MS} ms`);
-        assert(sent > 1000, `testpmd sent only ${sent} frames`);
+        console.log(`out: testpmd sent ${sent} frames`);
         assertEquals(captured.bySource.get(mac), sent);
         assertEquals(captured.strange, 0);
 
         await testpmd.say("set fwd rxonly", /Set rxonly/);
         await testpmd.say("start", /rxonly packet forwarding -/);
-        await delay(RUN_MS);
+        await until(async () => (await testpmd.packets()).received > FRAMES);
         // Nobody else sends to it, and all that was put into its ring is taken soon.
         assertEquals((await device.end("SIGTERM")).code, 0);
         const sentIn = readCapture(capture).bySource.get(RESPONDER.replaceAll(":", ""))!;
@@ -100,13 +99,12 @@ for (const [queues, packed] of [[1, 0], [2, 0], [2, 1]] as const) {
         await testpmd.say("stop", /Done\./);
         const { received } = await testpmd.packets();
         console.log(`in: testpmd received ${received} frames of a flood of ${FLOOD} a second`);
-        assert(received > FLOOD * RUN_MS / 1000 / 20, `testpmd received only ${received} frames`);
         assertEquals(received, sentIn);
 
         assertEquals((await testpmd.quit()).code, 0);
         assertEquals((await proxy.end("SIGTERM")).code, 0);
       } catch (error) {
-        console.error(`--- testpmd\n${testpmd.text}`);
+        console.error(`--- testpmd\n${testpmd.text}${testpmd.errors}`);
         throw error;
       } finally {
         await keeper.end(testpmd.child.pid);

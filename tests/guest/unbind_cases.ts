@@ -23,12 +23,11 @@ const PATTERN = "not one byte";
 
 const PING = pingScript({ address: "dhcp", peer: "10.0.2.2", count: 3 });
 const SCRIPT = `
-# rx NAME: how many frames come in half a second
+# rx NAME: so many frames come
 rx() {
-  before=$(cat /sys/class/net/eth0/statistics/rx_packets)
-  sleep 0.5
-  after=$(cat /sys/class/net/eth0/statistics/rx_packets)
-  echo "RX $1 $((after - before))"
+  enough=$(($(cat /sys/class/net/eth0/statistics/rx_packets) + ${FLOOD / 20}))
+  until [ $(cat /sys/class/net/eth0/statistics/rx_packets) -gt $enough ]; do sleep 0.05; done
+  echo "RX $1"
 }
 ( ${PING} )
 rx before
@@ -85,7 +84,7 @@ export function unbindTest(mode: Mode): void {
       );
       await proxy.waitFor(/waiting for a front end/);
       const guest = await test.boot({ socket: `${vmsg.directory}/vu.sock`, script: SCRIPT });
-      await guest.waitFor(/^GUEST-DONE/, GUEST_TIMEOUT_MS.uml + 20_000);
+      await guest.waitFor(/^GUEST-DONE/, GUEST_TIMEOUT_MS.uml);
       await guest.status;
 
       const lines = guest.console().split("\n");
@@ -94,11 +93,7 @@ export function unbindTest(mode: Mode): void {
         if (line === undefined) throw new Error(`the guest did not say ${start}`);
         return line.slice(start.length);
       };
-      for (const when of ["before", "after"]) {
-        const frames = Number(said(`RX ${when} `));
-        console.log(`${frames} frames in half a second ${when} the driver was unbound`);
-        assert(frames > FLOOD / 20, `only ${frames} frames came ${when}`);
-      }
+      for (const when of ["before", "after"]) said(`RX ${when}`);
       said("UNBOUND virtio");
       assertEquals(said("CARDS "), "lo");
       const [filled, left] = said("FILLED ").match(/\d+/g)!.map(Number);

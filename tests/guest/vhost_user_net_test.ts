@@ -8,6 +8,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { type Answer, answersIn, assertNoneLostSince, sinceReturn } from "../support/pings.ts";
 import { delay, type Processes, until, type VmsgProcess } from "../support/processes.ts";
+import { COUNTED } from "../../scripts/lab/scripts.ts";
 import { configure } from "./network_cases.ts";
 import { GUEST_TIMEOUT_MS, guestlessTest, type GuestTest, guestTest } from "./support.ts";
 import { startTestpmd, type Testpmd, TESTPMD_PROGRAMS } from "./testpmd_support.ts";
@@ -57,7 +58,7 @@ async function killed(
     console.log(`testpmd killed: gap ${gapMs} ms, ${lost} pings of 100 ms lost in it`);
     return next;
   } catch (error) {
-    console.error(`--- testpmd\n${next.text}`);
+    console.error(`--- testpmd\n${next.text}${next.errors}`);
     throw error;
   }
 }
@@ -89,20 +90,17 @@ guestTest(
     const guest = await test.boot({
       script: `${configure("10.0.2.15/24")}
 cat /sys/class/net/eth0/mtu | sed 's/^/MTU /'
-echoes() {
-  awk -v name=$1 '/^Icmp:/ && at { print $at } /^Icmp:/ { for (i = 1; i <= NF; i++) if ($i == name) at = i }' /proc/net/snmp
-}
-ping -c ${PINGS} -i 0.1 10.0.2.2 2>&1 | while read -r line; do echo "$line"; done
-echo "ECHOES $(echoes OutEchos) $(echoes InEchoReps)"
+${COUNTED}
+pinging() { ping -c ${PINGS} -i 0.1 10.0.2.2 2>&1 | while read -r line; do echo "$line"; done; }
+patience=20 counted ECHOES pinging
 `,
       kernelArgs: [`virtio_uml.device=${test.directory}/vu.sock:1`],
       onLine: (text) => answers.push(...answersIn([{ text, atMs: performance.now() }])),
     });
     assertEquals(await guest.waitFor(/^MTU /, GUEST_TIMEOUT_MS.uml), "MTU 1500");
     await using _next = await killed(test, testpmd, () => answers);
-    // Its ping misses answers that come together; its kernel counts all of them.
-    const [, sent, answered] = (await guest.waitFor(/^ECHOES /, GUEST_TIMEOUT_MS.uml)).split(" ")
-      .map(Number);
+    const echoes = await guest.waitFor(/^ECHOES /, GUEST_TIMEOUT_MS.uml);
+    const [sent, answered] = echoes.match(/\d+/g)!.map(Number);
     assertEquals(sent, PINGS);
     // testpmd may have been killed with one in its hands.
     assert(answered === PINGS || answered === PINGS - 1, `${answered} of ${PINGS} were answered`);

@@ -31,7 +31,7 @@ const OTHER =
 /** Shell: until the second proxy has said this. */
 const second = (text: string) => `
 i=0; until grep -q "${text}" /tmp/second.log; do
-  i=$((i + 1)); [ $i -lt 300 ] || { cat /tmp/second.log; echo "LATE ${text}"; break; }; sleep 0.2
+  i=$((i + 1)); [ $i -lt 1500 ] || { cat /tmp/second.log; echo "LATE ${text}"; break; }; sleep 0.2
 done
 `;
 

@@ -9,6 +9,7 @@ import {
   startXenMachine,
   type XenMachineOptions,
 } from "../../scripts/lab/xen_machine.ts";
+import { COUNTED } from "../../scripts/lab/scripts.ts";
 import { waitForDomu } from "../../scripts/lab/xen_scripts.ts";
 import type { Target } from "../../scripts/toolchain.ts";
 import { toolchainLacks } from "../support/executable.ts";
@@ -30,20 +31,12 @@ export interface XenTest extends Omit<GuestTest, "installation" | "boot"> {
 export const DISK_FILES = 16;
 
 /** What a DomU does; with the word `short` it is idle after three pings, with `disk` it uses its other devices and ends. */
-// Its ping misses answers that come together, or late; its kernel counts all of them.
 export const DOMU = `
 ip link set eth0 up
 ip addr add 10.0.2.15/24 dev eth0
-echoes() {
-  awk -v name=$1 '/^Icmp:/ && at { print $at } /^Icmp:/ { for (i = 1; i <= NF; i++) if ($i == name) at = i }' /proc/net/snmp
-}
-since() { echo "$(($(echoes OutEchos) - sent)) sent, $(($(echoes InEchoReps) - answered)) answered"; }
-pings() {
-  sent=$(echoes OutEchos) answered=$(echoes InEchoReps)
-  ping -q $2 10.0.2.2 >/dev/null
-  i=0; until since | awk '{ exit $1 != $3 }' || [ $i -gt 240 ]; do i=$((i + 1)); sleep 0.5; done
-  echo "$1 $(since)"
-}
+${COUNTED}
+quietly() { "$@" >/dev/null; }
+pings() { counted $1 quietly ping -q $2 10.0.2.2; }
 pings PING "-c 3"
 # While nobody serves the card, what the kernel sends to renew this entry is not answered, and it gives up its neighbour.
 arp -s 10.0.2.2 $(awk '$1 == "10.0.2.2" { print $4 }' /proc/net/arp)
@@ -72,7 +65,7 @@ XEN="--xen domain=domu"
 proxy() { vmsg proxy --bus ${BUS} --confined $XEN >/tmp/proxy.log 2>&1 & P=$!; tail -n +1 -f /tmp/proxy.log & }
 ready() {
   i=0; until grep -q "$1" /tmp/proxy.log; do
-    i=$((i + 1)); [ $i -lt 600 ] || { echo "LATE $1"; break; }; sleep 0.2
+    i=$((i + 1)); [ $i -lt 1500 ] || { echo "LATE $1"; break; }; sleep 0.2
   done
 }
 cd /tmp
@@ -96,8 +89,13 @@ export const KILLED_UNDER_DISK = [
   "kill -9 $P; sleep 0.3; proxy; ready 'going on with'; echo 'DISK proxy'",
 ].join("\n");
 
-/** Shell: until xl knows the domain no more. */
-export const GONE = `while xl domid domu >/dev/null 2>&1; do sleep 0.5; done; sleep 2\n`;
+/** Shell: until xl knows the domain no more, nor counts it, and who served it has let go; or a while has passed. */
+export const GONE = `
+i=0; while [ $i -lt 240 ] && { [ $(xl list | wc -l) -gt 2 ] || ls /run/vmsg/xen-* >/dev/null 2>&1; }; do
+  i=$((i + 1)); sleep 0.5
+done
+sleep 2
+`;
 
 /** Shell: what Dom0 and a proxy hold. */
 export const holds = (name: string) => `

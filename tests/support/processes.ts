@@ -13,7 +13,7 @@ import { TextLineStream } from "@std/streams/text-line-stream";
 import { type Keeper, openKeeper } from "../../src/cli/keeper.ts";
 
 /** How long anything may take that is not timed by the test; a busy machine is slow. */
-export const PATIENCE_MS = 60_000;
+export const PATIENCE_MS = 180_000;
 
 /** What is printed of a failed test's processes at most. */
 const PRINTED_PROCESSES = 8;

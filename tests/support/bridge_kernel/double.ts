@@ -69,7 +69,7 @@ export class DoubleProcess implements AsyncDisposable {
     new DataView(bytes.buffer).setUint32(0, number, true);
     bytes.set(argument, 4);
     sendBytes(this.#socket, bytes, fds);
-    await waitReadable([this.#socket], 60_000);
+    await waitReadable([this.#socket], 180_000);
     const { bytes: answer, fds: came } = receiveBytes(this.#socket, 8 + argument.length);
     const view = new DataView(answer!.buffer);
     return { result: view.getInt32(4, true), argument: answer!.slice(8), fds: came };

@@ -30,7 +30,7 @@ import { GuestMemory } from "./windows.ts";
 
 const POLL_ERR = 0x08, POLL_HUP = 0x10;
 /** How long a test waits for the process; it may be starting on a busy machine. */
-const PATIENCE_MS = 60_000;
+const PATIENCE_MS = 180_000;
 /** How often it looks while the process may do nothing. */
 const LOOK_MS = 5;
 
