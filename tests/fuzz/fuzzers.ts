@@ -2,6 +2,7 @@
 
 import { BACK_END_FUZZERS } from "./back_ends.ts";
 import { ARRIVAL_FUZZERS } from "./arrivals.ts";
+import { CAPTURE_FUZZERS } from "./captures.ts";
 import { COUNTER_FILE_FUZZERS } from "./counter_files.ts";
 import { DISK_FUZZERS } from "./disks.ts";
 import type { Fuzzer } from "./fuzzer.ts";
@@ -22,6 +23,7 @@ export const FUZZERS: readonly Fuzzer[] = [
   ...FRAME_FUZZERS,
   ...DISK_FUZZERS,
   ...COUNTER_FILE_FUZZERS,
+  ...CAPTURE_FUZZERS,
   ...SOCKET_FUZZERS,
   ...BACK_END_FUZZERS,
   ...SLOT_FUZZERS,
