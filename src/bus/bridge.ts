@@ -25,6 +25,7 @@ import { createSealedMemory } from "../linux/fd.ts";
 import { mapShared } from "../linux/mapping.ts";
 import type { Reactor, Timer } from "../linux/reactor.ts";
 import { limitedLog, type Log } from "../observe/log.ts";
+import { BridgeState } from "../observe/state.ts";
 import type { Tracer } from "../observe/trace.ts";
 import {
   awokenDevice,
@@ -88,6 +89,7 @@ export class BridgeBus extends QueueBus implements KernelBus {
   earlyEvents = 0;
   readonly #windows: BridgeWindows;
   readonly #look: Timer;
+  readonly #state: BridgeState;
   readonly #pause: Timer;
   readonly #complain: (line: string) => void;
   #trace: BridgeTrace | undefined;
@@ -120,6 +122,7 @@ export class BridgeBus extends QueueBus implements KernelBus {
     super("device", reactor, options, tx, rx);
     this.deviceNumbers = endpoint.name === "loopback" ? LOOPBACK_NUMBERS : NUMBERS;
     this.#complain = limitedLog(log.warn, reactor);
+    this.#state = new BridgeState(reactor);
     this.#look = reactor.timer(() => this.#lookAfter());
     this.#pause = reactor.timer(() => this.#goOn());
     this.#windows = new BridgeWindows(reactor, {
@@ -129,8 +132,19 @@ export class BridgeBus extends QueueBus implements KernelBus {
       answered: () => this.#flush(),
       // Not at once: what lets go of them may be coming to its end, and this bus after it.
       emptied: () => this.#pause.armed || this.#pause.arm(0),
+      refused: () => this.#state.words.refused++,
       complain: (line) => this.#complain(`${this.description}: ${line}`),
     });
+  }
+
+  /** Cursors, for whoever inspects this process. */
+  #showCursors(): void {
+    const { tx, rx } = this;
+    const { words } = this.#state;
+    words["tx prod"] = tx.ours;
+    words["tx cons"] = tx.theirs;
+    words["rx prod"] = rx.theirs;
+    words["rx cons"] = rx.ours;
   }
 
   traceBy(tracer: Tracer): void {
@@ -220,6 +234,8 @@ export class BridgeBus extends QueueBus implements KernelBus {
     }
     this.#session = { bells, startMs: reactor.now(), owner: stack.move() };
     this.#wasAttached = true;
+    this.#state.words.sessions++;
+    this.#state.is("offline");
     node.watch(() => this.#faulted(), () => this.#end("whoever played the kernel is gone", false));
     this.#trace?.note(
       `attached, the endpoint is ${isOnline ? `online, epoch ${epoch}` : "offline"}`,
@@ -235,6 +251,7 @@ export class BridgeBus extends QueueBus implements KernelBus {
 
   #faulted(): void {
     const session = this.#session!;
+    this.#state.words.faults++;
     if (this.isOffline && this.node.isKernel) {
       // Attaching anew would need a DETACH.
       return this.log.error(
@@ -267,6 +284,7 @@ export class BridgeBus extends QueueBus implements KernelBus {
     this.#leave(reason);
     if (detaches) this.#try(() => this.node.detach());
     this.#session = undefined;
+    this.#state.is("none");
     session.owner[Symbol.dispose]();
   }
 
@@ -287,6 +305,7 @@ export class BridgeBus extends QueueBus implements KernelBus {
     this.#epoch = epoch;
     this.#published = undefined;
     this.#awake.clear();
+    this.#state.is("online", epoch);
     this.attach();
   }
 
@@ -295,7 +314,9 @@ export class BridgeBus extends QueueBus implements KernelBus {
     this.#next = undefined;
     this.#trace?.note(reason);
     this.detach(reason);
+    this.#state.is("offline");
     this.#windows.dropAll();
+    this.#windows.show(this.#state);
   }
 
   #online(slot: DataView): void {
@@ -344,6 +365,7 @@ export class BridgeBus extends QueueBus implements KernelBus {
     say(BridgeId.TOPOLOGY_COMMIT, this.#wanted.length);
     this.#published = new Set(this.#wanted);
     this.#isPublished = true;
+    this.#state.published(this.#wanted.length);
     return true;
   }
 
@@ -353,7 +375,9 @@ export class BridgeBus extends QueueBus implements KernelBus {
   #flush(): void {
     if (!this.isAttached) return;
     const isTold = !this.#isPublished && this.#tellTopology();
-    if (this.#windows.answer(this.tx, this.#trace) || isTold) this.ringSoon();
+    const isAnswered = this.#windows.answer(this.tx, this.#trace);
+    this.#windows.show(this.#state);
+    if (isAnswered || isTold) this.ringSoon();
     else if (this.#hasToSay && !this.#look.armed) this.#look.arm(LOOK_MS);
   }
 
@@ -377,12 +401,14 @@ export class BridgeBus extends QueueBus implements KernelBus {
     // Which would be a fault.
     if (this.#isGoingOffline) return;
     this.#session!.bells.ring();
+    this.#showCursors();
     if (!this.#look.armed) this.#look.arm(LOOK_MS);
   }
 
   #called(): void {
     this.#restore();
     this.rung();
+    this.#showCursors();
   }
 
   /** Cursors that were set back are stored again; whoever did not see them is told. */
@@ -399,6 +425,7 @@ export class BridgeBus extends QueueBus implements KernelBus {
     if (this.isPaused && this.#isGoingOffline) this.#leave("the endpoint went offline");
     this.#flush();
     if (this.isAttached && (!this.tx.isRead || this.#hasToSay)) this.#look.arm(LOOK_MS);
+    this.#showCursors();
   }
 
   /** Does ENDPOINT_OFFLINE wait, perhaps behind what is not read because answers have no room, which nobody makes any more? */
@@ -422,7 +449,10 @@ export class BridgeBus extends QueueBus implements KernelBus {
 
   #noteAwake(slot: DataView): void {
     const device = awokenDevice(slot);
-    if (device >= 0 && this.#published?.has(device) === true) this.#awake.add(device);
+    if (device >= 0 && this.#published?.has(device) === true) {
+      this.#awake.add(device);
+      this.#state.words.awake = this.#awake.size;
+    }
   }
 
   #take(slot: DataView): void {

@@ -61,6 +61,14 @@ abstract class BridgeRing {
     this.other = 0;
   }
 
+  /** This side's cursor, and the other's as it was last seen. */
+  get ours(): number {
+    return this.shown;
+  }
+  get theirs(): number {
+    return this.other;
+  }
+
   /** Stores this side's cursor again if it was set back; was it? */
   lags(): boolean {
     if (loadAcquire32(this.words, this.word) === this.shown) return false;

@@ -13,6 +13,7 @@ import { type Mapping, PAGE_SIZE, remap } from "../linux/mapping.ts";
 import type { MappedPart } from "../linux/memory_file.ts";
 import type { Reactor } from "../linux/reactor.ts";
 import { MAX_WINDOWS, type MemoryRegion } from "../memory/mod.ts";
+import type { BridgeState } from "../observe/state.ts";
 import { BridgeId, type MapRequest, mapRequestOf, writeMapAnswer } from "./bridge_frames.ts";
 import type { BridgeTrace } from "./bridge_trace.ts";
 import type { OutgoingQueue } from "./message_queue.ts";
@@ -36,6 +37,8 @@ export interface WindowsOwner {
   answered(): void;
   /** No window of an earlier session is left. */
   emptied(): void;
+  /** A window was not taken. */
+  refused(): void;
   /** For people; a kernel can have it said as often as it likes. */
   complain(line: string): void;
 }
@@ -47,6 +50,7 @@ interface Window {
 
 interface Open {
   readonly request: MapRequest;
+  readonly sinceMs: number;
   /** What will be answered; undefined while it is not done. */
   status: number | undefined;
 }
@@ -57,12 +61,19 @@ export class BridgeWindows implements Disposable {
   readonly #live = new Map<bigint, Window>();
   readonly #leaving = new Set<Window>();
   #open: Open[] = [];
+  #bytes = 0;
 
   constructor(readonly reactor: Reactor, readonly owner: WindowsOwner) {}
 
   /** Is none left that could be in the way of another session's? */
   get isEmpty(): boolean {
     return this.#live.size === 0 && this.#leaving.size === 0;
+  }
+
+  /** Says how many there are, and what waits. */
+  show(state: BridgeState): void {
+    const count = this.#live.size + this.#leaving.size;
+    state.windows(count, this.#bytes, this.#open.length, this.#open[0]?.sinceMs ?? 0);
   }
 
   /** Does any answer wait for room? */
@@ -74,7 +85,7 @@ export class BridgeWindows implements Disposable {
   take(slot: DataView): boolean {
     if (this.#open.length >= MAX_OPEN) return false;
     const request = mapRequestOf(slot);
-    const open: Open = { request, status: undefined };
+    const open: Open = { request, sinceMs: this.reactor.now(), status: undefined };
     this.#open.push(open);
     if (request.id === BridgeId.MAP_ADD) {
       open.status = -this.#add(request);
@@ -109,12 +120,18 @@ export class BridgeWindows implements Disposable {
     }
     const region = { at, size: length, memory: part.memory, offset: part.offset };
     const refusal = this.owner.windowAdded(region);
-    if (refusal === 0) this.#live.set(map, { region, mapping: part.memory });
-    else part.memory[Symbol.dispose]();
+    if (refusal !== 0) {
+      part.memory[Symbol.dispose]();
+      this.owner.refused();
+    } else {
+      this.#live.set(map, { region, mapping: part.memory });
+      this.#bytes += length;
+    }
     return refusal;
   }
 
   #refuse(number: number, why: string): number {
+    this.owner.refused();
     this.owner.complain(`memory of the kernel's is refused: ${why}`);
     return number;
   }
@@ -128,6 +145,7 @@ export class BridgeWindows implements Disposable {
       this.#leaving.delete(window);
       if (isTold) return;
       isTold = true;
+      this.#bytes -= window.region.size;
       done();
       if (this.isEmpty) this.owner.emptied();
     };

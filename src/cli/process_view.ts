@@ -10,6 +10,7 @@ import { DEVICE_KINDS, featureNames, statusNames } from "../message/text.ts";
 import type { Instance } from "../observe/figures.ts";
 import { MemoryReader } from "../observe/memory_reader.ts";
 import {
+  type ReadBridge,
   type ReadDevice,
   type ReadPeer,
   type ReadQueue,
@@ -35,6 +36,7 @@ export interface ProcessView extends Omit<Instance, "groups"> {
   readonly remote: readonly DeviceView[];
   readonly peers: readonly ReadPeer[];
   readonly requests: readonly ReadRequests[];
+  readonly bridges: readonly ReadBridge[];
 }
 
 /** A device with its rings. */
@@ -174,12 +176,29 @@ function peerLine({ state, sinceMs, heardMs }: ReadPeer): string {
   return `  ${PEERS[state]}, for ${ago(sinceMs)}${heard}`;
 }
 
+function bridgeLines(bridge: ReadBridge): string[] {
+  const { state, sinceMs, sessions, faults, epoch, published, open, waitsSinceMs, tx, rx } = bridge;
+  const { windows, bytes, refused, awake } = bridge;
+  const session = state === "none" ? "no session" : `endpoint ${state}`;
+  return [
+    `  kernel's bridge: ${session}${state === "online" ? `, epoch ${epoch}` : ""}, ` +
+    `for ${ago(sinceMs)}, session ${sessions}, ${faults} faults, ` +
+    `${published ?? "no"} devices published, ${awake} taken by drivers`,
+    `    ${windows} windows mapped, ${bytes} bytes, ${refused} refused; ` +
+    (open === 0
+      ? "no request for one waits"
+      : `${open} requests for one wait, the first for ${ago(waitsSinceMs)}`),
+    `    ring to the kernel: prod ${tx.prod} cons ${tx.cons}; from it: prod ${rx.prod} cons ${rx.cons}`,
+  ];
+}
+
 /** For people. */
 export function processLines(
-  { subcommand, pid, isRunning, devices, remote, peers, requests }: ProcessView,
+  { subcommand, pid, isRunning, devices, remote, peers, requests, bridges }: ProcessView,
 ): string[] {
   return [
     `process ${pid}: ${subcommand}, ${isRunning ? "running" : "ended"}`,
+    ...bridges.flatMap(bridgeLines),
     ...peers.map(peerLine),
     ...devices.flatMap((device) => deviceLines(device, "")),
     ...remote.flatMap((device) => deviceLines(device, ", at the other end")),

@@ -19,7 +19,7 @@ import { readCaptures } from "./trace.ts";
 
 function verdictsOfCaptures(paths: readonly string[]): Verdict[] {
   // All of them, and by its name the heartbeat, of which else a few are shown.
-  return diagnose(readCaptures(paths, "*,malformed,HELLO", true));
+  return diagnose(readCaptures(paths, "*,malformed,note,HELLO", true));
 }
 
 /** How often, and after what time, processes are looked at. */

@@ -7,6 +7,7 @@
 
 import { QUEUE_ENABLED } from "../message/message.ts";
 import { DEVICE_KINDS, statusNames } from "../message/text.ts";
+import { bridgeSeen, bridgeStep, BridgeWatch } from "./bridge_stand.ts";
 
 /** A line of a trace as JSON, as far as it matters here. */
 export type Line =
@@ -305,7 +306,8 @@ export class BringUp {
 export function diagnose(json: Iterable<string>): Verdict[] {
   const devices = new Map<string, BringUp>();
   const requests = new Requests();
-  let messages = 0, malformed = 0, endS = 0;
+  const watches = new Map<string | undefined, BridgeWatch>();
+  let messages = 0, malformed = 0, endS = 0, isBridgesLast = false;
   for (const text of json) {
     const line: Line = JSON.parse(text);
     endS = Math.max(endS, line.time ?? 0);
@@ -318,6 +320,10 @@ export function diagnose(json: Iterable<string>): Verdict[] {
         if (name.startsWith(start) && !isKnown) devices.delete(name);
       }
     }
+    const isBridges = BridgeWatch.isAbout(line);
+    if (isBridges && !watches.has(line.bus)) watches.set(line.bus, new BridgeWatch());
+    watches.get(line.bus)?.see(line);
+    if ((line.message ?? line.note ?? line.malformed) !== undefined) isBridgesLast = isBridges;
     if (line.message === undefined || aboutDevice(line) === undefined) continue;
     const name = subjectOf(line);
     const device = devices.get(name) ?? new BringUp(name);
@@ -325,6 +331,12 @@ export function diagnose(json: Iterable<string>): Verdict[] {
     device.see(line);
   }
   const unanswered = requests.unanswered();
+  const bridges = [...watches].map(([name, watch]): Verdict => {
+    // A capture may end with what was said last, and nobody knows how long ago that is.
+    const stand = watch.at(isBridgesLast ? Infinity : endS);
+    const subject = `${name ?? ""} bridge`.trim();
+    return { subject, seen: bridgeSeen(stand), stuck: bridgeStep(stand) };
+  });
   const verdicts = [...devices.values()].map((device): Verdict => {
     const stuck = notAnswered(unanswered.get(device.name)) ?? device.missing(endS);
     return { subject: `${device.name} ${device.kind}`.trim(), seen: device.seen(), stuck };
@@ -332,7 +344,11 @@ export function diagnose(json: Iterable<string>): Verdict[] {
   const seen = `${messages} messages, ${malformed} not understood`;
   const buses = [...unanswered].filter(([subject]) => !devices.has(subject))
     .map(([subject, line]): Verdict => ({ subject, seen, stuck: notAnswered(line) }));
-  const all = [...buses, ...verdicts];
+  // What it waits for itself is said there.
+  const told = [...watches.keys()].map((name) => `${name ?? ""} bus`.trim());
+  const others = buses.filter(({ subject }) => !told.includes(subject));
+  if (bridges.some(({ stuck }) => stuck !== undefined)) return [...bridges, ...verdicts];
+  const all = [...bridges, ...others, ...verdicts];
   const isSound = devices.size > 0 && all.every(({ stuck }) => stuck === undefined);
   // One that is dropped while others are understood holds nobody up.
   const bus = isSound ? undefined : busProblem(messages, malformed, all.length);

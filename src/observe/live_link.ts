@@ -14,8 +14,15 @@
 import type { Kind } from "../message/message.ts";
 import { kindName } from "../message/table.ts";
 import { BAD_STATUS, BringUp, DRIVER_OK, type MissingStep, type Verdict } from "./bring_up.ts";
+import { bridgeSeen, type BridgeStand, bridgeStep } from "./bridge_stand.ts";
 import type { Instance } from "./figures.ts";
-import { type ReadDevice, type ReadPeer, type ReadRequests, readState } from "./state.ts";
+import {
+  type ReadBridge,
+  type ReadDevice,
+  type ReadPeer,
+  type ReadRequests,
+  readState,
+} from "./state.ts";
 
 /** A process, and what /proc says of it. */
 export interface Process extends Instance {
@@ -49,6 +56,7 @@ class End {
   readonly devices: readonly ReadDevice[];
   readonly requests: readonly ReadRequests[];
   readonly peers: readonly ReadPeer[];
+  readonly bridge: ReadBridge | undefined;
   readonly isDriver: boolean;
   readonly #counters: ReadonlyMap<string, number>;
 
@@ -60,7 +68,9 @@ class End {
     const bus = groups.find(({ kind }) => kind === "bus");
     this.bus = bus?.name ?? "";
     this.#counters = new Map(bus?.counters.map(({ name, value }) => [name, value]));
-    ({ devices: this.devices, requests: this.requests, peers: this.peers } = readState(groups));
+    const state = readState(groups);
+    ({ devices: this.devices, requests: this.requests, peers: this.peers } = state);
+    this.bridge = state.bridges[0];
   }
 
   of(counter: string): number {
@@ -144,7 +154,8 @@ const stopped = (end: End | undefined) => end?.process.isStopped && `${end.who} 
 
 /** It knows of no other side, and has heard none. */
 function alone(end: End | undefined, other: End | undefined, side: string): string | undefined {
-  if (end === undefined || other !== undefined) return undefined;
+  // The other side of a bridge is a kernel.
+  if (end === undefined || other !== undefined || end.bridge !== undefined) return undefined;
   if (end.isAlone && end.of("received") > 0) return `no ${side} side: ${end.who} waits for one`;
   if (end.of("received") > 0) return undefined;
   const bell = end.doorbell;
@@ -366,6 +377,32 @@ function deviceVerdict(device: ReadDevice, { driver, device: end }: Ends, nowMs:
   return { subject: `dev ${number} ${state.kind}`, seen: state.seen(), stuck };
 }
 
+/** Of a process at a kernel's bridge, as its bus or the second of its two. */
+function bridgeVerdict(end: End | undefined, nowMs: number): Verdict | undefined {
+  if (end?.bridge === undefined || !end.process.isRunning || end.process.isStopped) {
+    return undefined;
+  }
+  const { state, sinceMs, published, windows, refused, open, waitsSinceMs, tx, awake } = end.bridge;
+  const was = end.before?.bridge?.tx;
+  const stand: BridgeStand = {
+    state,
+    ageS: (nowMs - sinceMs) / 1000,
+    published,
+    isAsked: awake > 0,
+    unread: was !== undefined && was.cons === tx.cons && was.prod !== was.cons
+      ? (tx.prod - tx.cons) >>> 0
+      : 0,
+    ...{ windows, refused },
+    waitsS: open === 0 ? 0 : (nowMs - waitsSinceMs) / 1000,
+  };
+  const { pid } = end.process;
+  return {
+    subject: `process ${pid}, kernel's bridge`,
+    seen: bridgeSeen(stand),
+    stuck: bridgeStep(stand),
+  };
+}
+
 function linksOf(processes: readonly Process[], before: readonly Process[]): Ends[] {
   const links: { driver?: End; device?: End; queueFile: string | undefined }[] = [];
   // Those that run say more of their bus, and take the places before those that are gone.
@@ -408,13 +445,17 @@ export function diagnoseProcesses(
     const { driver, device } = ends;
     const subject = (driver ?? device)!.bus;
     const seen = [driver, device].flatMap((end) => end ? [end.text()] : []).join("; ");
+    const bridges = [driver, device].flatMap((end) => bridgeVerdict(end, nowMs) ?? []);
+    const isStuck = bridges.some(({ stuck }) => stuck !== undefined);
     for (const [what, owes, likely] of STEPS) {
       const step = what(ends);
       if (step) return [{ subject, seen, stuck: { step, owes, likely } }];
     }
-    const devices = device?.devices ?? [];
+    // Nobody can drive what the kernel does not see.
+    const devices = isStuck ? [] : device?.devices ?? [];
     return [
       { subject, seen, stuck: undefined },
+      ...bridges,
       ...devices.map((one) => deviceVerdict(one, ends, nowMs)),
     ];
   });

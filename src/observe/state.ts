@@ -54,6 +54,12 @@ const RegionWords = counterShape(
   ...REGION_NUMBERS.flatMap((name) => [`${name} low`, `${name} high`] as const),
 );
 const PeerWords = counterShape("state", "since ms", "heard ms");
+const BridgeWords = counterShape(
+  ...["state", "since ms", "sessions", "faults", "epoch", "is published", "published"] as const,
+  "awake",
+  ...["windows", "bytes low", "bytes high", "refused", "open", "waits since ms"] as const,
+  ...["tx prod", "tx cons", "rx prod", "rx cons"] as const,
+);
 const RequestWords = counterShape("open", "kind", "device", "since ms");
 
 type QueueCounters = InstanceType<typeof QueueWords>;
@@ -251,6 +257,62 @@ export class PeerState {
   }
 }
 
+/** The states of a kernel's bridge. */
+export const BRIDGE_STATES = ["none", "offline", "online"] as const;
+
+/** What a device side knows of the kernel's bridge (bus/bridge.ts), in words that it sets when they change, but for the cursors: once a turn. */
+export class BridgeState {
+  readonly words: InstanceType<typeof BridgeWords> = new BridgeWords(STATE, "bridge");
+
+  constructor(readonly clock: Clock) {}
+
+  /** It came into this state, or anew into it. */
+  is(state: typeof BRIDGE_STATES[number], epoch = 0n): void {
+    this.words.state = BRIDGE_STATES.indexOf(state);
+    this.words["since ms"] = Math.floor(this.clock.now());
+    this.words.epoch = Number(BigInt.asUintN(32, epoch));
+    this.words["is published"] = this.words.published = 0;
+    this.words.awake = this.words.refused = 0;
+  }
+
+  published(count: number): void {
+    this.words["is published"] = 1;
+    this.words.published = count;
+  }
+
+  /** Windows that are mapped, their bytes, requests that wait for their answer and the oldest's time. */
+  windows(count: number, bytes: number, open: number, sinceMs: number): void {
+    this.words.windows = count;
+    this.words["bytes low"] = low(bytes);
+    this.words["bytes high"] = high(bytes);
+    this.words.open = open;
+    this.words["waits since ms"] = Math.floor(sinceMs);
+  }
+}
+
+/** A kernel's bridge as it was read. */
+export interface ReadBridge {
+  readonly state: typeof BRIDGE_STATES[number];
+  readonly sinceMs: number;
+  /** How many there were, and how many the kernel faulted. */
+  readonly sessions: number;
+  readonly faults: number;
+  readonly epoch: number;
+  /** Devices; undefined: none were published so far. */
+  readonly published: number | undefined;
+  /** Devices whose status the kernel has written since. */
+  readonly awake: number;
+  readonly windows: number;
+  readonly bytes: number;
+  readonly refused: number;
+  /** Requests for windows that are not answered, and since when. */
+  readonly open: number;
+  readonly waitsSinceMs: number;
+  /** The ring to the kernel, as it was when this side last looked, and the one from it. */
+  readonly tx: { readonly prod: number; readonly cons: number };
+  readonly rx: { readonly prod: number; readonly cons: number };
+}
+
 /** What a driver side waits for. */
 export class RequestState {
   readonly #words: InstanceType<typeof RequestWords> = new RequestWords(STATE, "requests");
@@ -320,6 +382,7 @@ export interface ReadState {
   readonly remote: readonly ReadDevice[];
   readonly peers: readonly ReadPeer[];
   readonly requests: readonly ReadRequests[];
+  readonly bridges: readonly ReadBridge[];
 }
 
 /** The requests of a process as they were read. */
@@ -387,7 +450,27 @@ export function readState(
     device: at("device"),
     sinceMs: at("since ms"),
   }));
-  return { devices, remote, peers, requests };
+  const ring = (name: string, at: (of: string) => number) => ({
+    prod: at(`${name} prod`),
+    cons: at(`${name} cons`),
+  });
+  const bridges = named(/^bridge$/).map(({ at, wide }) => ({
+    state: BRIDGE_STATES[at("state")] ?? "none",
+    sinceMs: at("since ms"),
+    sessions: at("sessions"),
+    faults: at("faults"),
+    epoch: at("epoch"),
+    published: at("is published") !== 0 ? at("published") : undefined,
+    awake: at("awake"),
+    windows: at("windows"),
+    bytes: wide("bytes"),
+    refused: at("refused"),
+    open: at("open"),
+    waitsSinceMs: at("waits since ms"),
+    tx: ring("tx", at),
+    rx: ring("rx", at),
+  }));
+  return { devices, remote, peers, requests, bridges };
 }
 
 interface Named {

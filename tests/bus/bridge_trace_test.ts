@@ -4,9 +4,11 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import { Kind } from "../../src/message/message.ts";
 import { findProgram } from "../../src/linux/programs.ts";
 import { dissectMessages } from "../support/capture.ts";
+import { Card } from "../support/bridge_kernel/card.ts";
 import { Entropy } from "../support/bridge_kernel/entropy.ts";
 import { PAGE as WINDOW_PAGE } from "../support/bridge_kernel/windows.ts";
 import { bridgeTest } from "../support/bridge_rig.ts";
+import { until } from "../support/processes.ts";
 import {
   add,
   del,
@@ -134,5 +136,62 @@ bridgeTest(
     if (findProgram("tshark") === undefined) return console.log("NOT RUN: no tshark");
     const told = await dissectMessages(`${processes.directory}/c.pcapng`);
     assertEquals([...names(told)], all);
+  },
+);
+
+interface Verdict {
+  readonly subject: string;
+  readonly stuck?: { readonly step: string; readonly owes: string };
+}
+
+bridgeTest(
+  "bridge: inspect and doctor say where a session stands, and a capture as well",
+  async (rig) => {
+    const { node, processes } = rig;
+    const { process, session } = await rig.publish(
+      ...["--device", "rng", "--net", "responder", "--capture", "c.pcapng"],
+    );
+    /** What is stuck, of the process or of its capture; looks until it says that. */
+    const says = async (expected: RegExp, owes: string, operand = `${process.pid}`) => {
+      let said: Verdict["stuck"];
+      await until(async () => {
+        const { stdout } = await processes.run("doctor", "--json", operand);
+        const verdicts: Verdict[] = JSON.parse(stdout.join("\n"));
+        said = verdicts.find(({ stuck }) => stuck !== undefined)?.stuck;
+        return expected.test(said?.step ?? "nothing");
+      });
+      if (said !== undefined) assertEquals(said.owes, owes);
+    };
+    const inspect = async () =>
+      (await processes.run("inspect", `${process.pid}`)).stdout.join("\n");
+    const asksNone = /^2 devices were published, and the kernel asks for none$/;
+    await says(asksNone, "driver side");
+    await says(asksNone, "driver side", "c.pcapng");
+    assertMatch(
+      await inspect(),
+      /kernel's bridge: endpoint online, epoch 1, for \S+ s, session 1, 0 faults, 2 devices published, 0 taken by drivers\n {4}0 windows mapped, 0 bytes, 0 refused; no request for one waits\n {4}ring to the kernel: prod 4 cons 4; from it: prod 0 cons 0\n/,
+    );
+
+    const entropy = await rig.settled(Entropy.open(session, 0), "it is brought up");
+    const card = await rig.settled(Card.open(session, 1), "and the card");
+    await entropy.read(64);
+    await card.ping();
+    await says(/^nothing$/, "");
+    assertMatch(await inspect(), /2 taken by drivers\n {4}[1-9]\d* windows mapped, [1-9]\d* bytes/);
+
+    // The kernel hangs: what is sent is read by nobody.
+    session.pause();
+    const ping = card.ping();
+    ping.catch(() => {});
+    await says(/^the kernel does not read: [1-9]\d* frames wait in the ring$/, "driver side");
+    session.resume();
+    await rig.settled(ping, "it goes on");
+
+    session.goOffline();
+    await node.until(() => session.hasReadOffline, "it has read of it");
+    const isOffline = /^the endpoint of the kernel's bridge is offline$/;
+    await says(isOffline, "driver side");
+    await says(isOffline, "driver side", "c.pcapng");
+    assertMatch(await inspect(), /kernel's bridge: endpoint offline, for .* no devices published/);
   },
 );
