@@ -42,6 +42,9 @@ export function firstBehind(ranges: readonly { readonly end: number }[], address
   return low;
 }
 
+const GUEST_ADVICE =
+  "is all of a guest's memory shared (QEMU: share=on, also for a DIMM that is plugged in later)?";
+
 /** The windows through which one device sees the other side's memory. */
 export class AddressSpace {
   readonly #windows: MemoryWindow[] = [];
@@ -53,6 +56,9 @@ export class AddressSpace {
   #table: ArrayBuffer | undefined;
   /** Pages that are not known are asked for and passed over, to find all that a chain lacks. */
   collects = false;
+
+  /** Without windows. @param advice what people can do about what is missing */
+  constructor(readonly advice: string = GUEST_ADVICE) {}
 
   /** The windows in ascending order. */
   get windows(): readonly MemoryWindow[] {
@@ -166,8 +172,7 @@ export class AddressSpace {
 
   /** Why {@link translate} did not find all of a range; goes on from "0x1000 (16 bytes)". */
   explain(_address: number, _length: number): string {
-    return "is outside of memory: is all of a guest's memory shared (QEMU: share=on, also for a " +
-      "DIMM that is plugged in later)?";
+    return `is outside of memory: ${this.advice}`;
   }
 
   /** The same for {@link findHalves}. */

@@ -86,7 +86,8 @@ export class CopiedQueue extends ForwardingQueue {
     const length = readableLength + writableLength;
     if (length === 0 || length > this.#pool.size) {
       this.guest.refuse(
-        `a buffer of ${length} bytes, the segment has room for 1 to ${this.#pool.size} in this queue`,
+        `a buffer of ${length} bytes, the segment has room for 1 to ${this.#pool.size} in this queue: ` +
+          "give a larger one, or have fewer devices share it",
       );
       return false;
     }

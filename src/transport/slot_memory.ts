@@ -45,6 +45,9 @@ export interface MemoryTable {
   whenGone?: () => void;
 }
 
+const WINDOW_ADVICE =
+  "the kernel has shown no window there, or taken it away (MAP_ADD, MAP_DEL: --trace bridge)";
+
 function hex(address: number): string {
   return `0x${address.toString(16)}`;
 }
@@ -52,7 +55,7 @@ function hex(address: number): string {
 /** See the head of this file. Methods that add return 0 or an errno, and then have changed nothing. */
 export class SlotMemory {
   /** What the device finds bus addresses in. */
-  readonly space: AddressSpace = new AddressSpace();
+  readonly space: AddressSpace;
   /** The same as a list. */
   readonly regions: MemoryRegion[] = [];
   /** By address, in the order they came. */
@@ -69,6 +72,7 @@ export class SlotMemory {
     readonly owner: DeviceContext,
   ) {
     this.#seen = new MemoryState(number);
+    this.space = new AddressSpace(owner.link.bus.kernel && WINDOW_ADVICE);
   }
 
   /** The table with this address. */

@@ -234,7 +234,16 @@ bridgeTest(
   "bridge, carried: a window that goes with buffers in it stops the ring, and no other",
   async (rig) => {
     const { bridge, session } = await carry(rig, "v1");
-    const [entropy, , card] = await open(rig, session);
+    const [entropy, disk, card] = await open(rig, session);
+    // One that does not fit where it would be copied to: its device stops, in words, and works again after a reset.
+    disk.write(0, new Uint8Array(3 << 20)).catch(() => {});
+    await bridge.waitFor(
+      /device 1, ring 0 is broken: a buffer of 3145745 bytes, the segment has room for 1 to \d+ in this queue: give a larger one/,
+    );
+    await disk.driver.setStatus(0);
+    const large = await rig.settled(Disk.open(session, 1), "the disk is brought up again");
+    await assertStored(rig, large, LARGEST);
+
     const { rings } = card.driver.queue(0);
     await rig.settled(session.del(rings), "the receive queue's own memory goes");
     await bridge.waitFor(/device 2 needs a reset: the memory of queue 0 is gone/);
