@@ -313,8 +313,8 @@ const ROOM_LINES: Readonly<Record<string, number>> = {
   devices: 3000,
   vhost_user: 300,
   network: 4500,
-  // With what doctor knows of links, from captures and from what processes count.
-  observe: 2100,
+  // With what doctor knows of links and of a kernel's bridge, from captures and from what processes count.
+  observe: 2250,
   check: 1400,
   // With a kind of bus more, the bridge of kernels.
   cli: 3400,

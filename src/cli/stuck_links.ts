@@ -10,10 +10,11 @@ import { fileStatus, openPath } from "../linux/fd.ts";
 import { Reactor } from "../linux/reactor.ts";
 import { mappedFiles } from "../linux/process_files.ts";
 import { readText } from "../linux/sysfs.ts";
-import { diagnose, type Verdict } from "../observe/bring_up.ts";
+import { diagnose } from "../observe/bring_up.ts";
 import { type Instance, readAll, type Reading, readPath } from "../observe/figures.ts";
 import { diagnoseProcesses, type Process, ringName, type RingState } from "../observe/live_link.ts";
 import { isCounterFile } from "../observe/read_counters.ts";
+import type { Verdict } from "../observe/verdict.ts";
 import { viewOf } from "./process_view.ts";
 import { readCaptures } from "./trace.ts";
 

@@ -4,7 +4,7 @@
  * (state.ts, ReadBridge); the steps and what is usually the reason are the same.
  */
 
-import type { Line, MissingStep } from "./bring_up.ts";
+import type { Line, MissingStep } from "./verdict.ts";
 
 /** What is known of one. */
 export interface BridgeStand {

@@ -8,18 +8,7 @@
 import { QUEUE_ENABLED } from "../message/message.ts";
 import { DEVICE_KINDS, statusNames } from "../message/text.ts";
 import { bridgeSeen, bridgeStep, BridgeWatch } from "./bridge_stand.ts";
-
-/** A line of a trace as JSON, as far as it matters here. */
-export type Line =
-  & {
-    readonly [
-      name in "bus" | "direction" | "message" | "sort" | "words" | "malformed" | "note" | "capture"
-    ]?: string;
-  }
-  & {
-    readonly [name in "time" | "number" | "device" | "latency" | "request" | "unanswered"]?: number;
-  }
-  & { readonly fields?: Readonly<Record<string, number | string | readonly number[]>> };
+import type { Line, MissingStep, Verdict } from "./verdict.ts";
 
 const DRIVER = 2;
 const FEATURES_OK = 8;
@@ -30,23 +19,6 @@ const NEEDS_RESET = 0x40;
 export const BAD_STATUS = 0xc0;
 /** An answer that takes longer than that, in seconds, is said to be missing; one that was cut off with the capture is not. */
 const PATIENCE_S = 1;
-
-/** A step that was not taken. */
-export interface MissingStep {
-  readonly step: string;
-  readonly owes: "device side" | "driver side" | "either side";
-  /** What is usually the reason, and what to do. */
-  readonly likely: string;
-}
-
-/** What is to be said of a device, or of a bus as a whole. */
-export interface Verdict {
-  readonly subject: string;
-  /** What was seen of it. */
-  readonly seen: string;
-  /** The first step that did not happen; undefined: nothing is stuck. */
-  readonly stuck: MissingStep | undefined;
-}
 
 /** Devices whose drivers have something for them from the start: net, blk, console, rng, vsock. */
 const BUSY_KINDS = [1, 2, 3, 4, 19];

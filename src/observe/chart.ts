@@ -7,8 +7,9 @@
  */
 
 import { MESSAGES } from "../message/table.ts";
-import { BAD_STATUS, BringUp, type Line } from "./bring_up.ts";
+import { BAD_STATUS, BringUp } from "./bring_up.ts";
 import { CHART_PAGE } from "./chart_page.ts";
+import type { Line } from "./verdict.ts";
 
 /** Which way: to the device side, to the driver side, or a line of its own. */
 const TO_DEVICE = 0;

@@ -13,7 +13,7 @@
 
 import type { Kind } from "../message/message.ts";
 import { kindName } from "../message/table.ts";
-import { BAD_STATUS, BringUp, DRIVER_OK, type MissingStep, type Verdict } from "./bring_up.ts";
+import { BAD_STATUS, BringUp, DRIVER_OK } from "./bring_up.ts";
 import { bridgeSeen, type BridgeStand, bridgeStep } from "./bridge_stand.ts";
 import type { Instance } from "./figures.ts";
 import {
@@ -23,6 +23,7 @@ import {
   type ReadRequests,
   readState,
 } from "./state.ts";
+import type { MissingStep, Verdict } from "./verdict.ts";
 
 /** A process, and what /proc says of it. */
 export interface Process extends Instance {
