@@ -1,6 +1,5 @@
 /** Of a data plane's threads the one that carries frames goes first. */
 
-import { assertEquals } from "@std/assert";
 import { readProc, threadsOf } from "../support/proc_files.ts";
 import { processTest, until } from "../support/processes.ts";
 
@@ -14,12 +13,14 @@ function niceOf(pid: number, thread: (name: string, id: string) => boolean): num
   throw new Error(`process ${pid} has no such thread`);
 }
 
+const [STEP, LAST] = [10, 19];
+
 processTest("a data plane's main thread steps back for its Worker", async (vmsg) => {
   await using device = await vmsg.start("device", "--bus", "linux-user,socket=lu.sock");
   await device.waitFor(/waiting for the driver side/);
   const { pid } = device;
   const worker = niceOf(pid, (name) => name.startsWith("worker-"));
   const main = () => niceOf(pid, (_, id) => id === String(pid));
-  await until(() => main() !== worker);
-  assertEquals(main() - worker, 10);
+  // There is no step behind the last one, where the test's own processes have it.
+  await until(() => main() === Math.min(worker + STEP, LAST));
 });
