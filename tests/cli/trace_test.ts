@@ -104,6 +104,52 @@ processTest(
   },
 );
 
+for (const dialect of ["rfc", "rfc-q"]) {
+  processTest(
+    `capture: of both sides over the AMP layout, ${dialect}; nothing malformed in tshark`,
+    async (vmsg) => {
+      const sized = { amp: 8192, ram: 16 << 20 };
+      for (const [name, size] of Object.entries(sized)) {
+        await Deno.writeFile(`${vmsg.directory}/${name}`, new Uint8Array(size), { mode: 0o600 });
+      }
+      const both = ["--bus", `shm,file=amp,layout=amp1,dialect=${dialect}`];
+      both.push("--memory", "file=ram,at=0x40000000");
+      const ofDevice = ["--net", "responder", "--capture", "a.pcapng"];
+      const device = await vmsg.start("device", ...both, ...ofDevice);
+      const ofDriver = ["--count", "3", "--interval", "0.05", "--capture", "b.pcapng"];
+      const driver = await vmsg.run("driver", ...both, ...ofDriver);
+      assertEquals([driver.code, (await device.end("SIGTERM")).code], [0, 0]);
+      const traces = await Promise.all(
+        ["b", "a"].map((name) => vmsg.run("trace", `${name}.pcapng`)),
+      );
+      // What was sent last, at the driver's end, need not have been read.
+      const [sent, received] = traces.map(({ stdout }, n) =>
+        stdout.filter((line) =>
+          line.includes(n === 0 ? " -> " : " <- ") && !/GET_DEVICE_INFO/.test(line)
+        )
+          .map((line) => line.replace(/^\S+ (?:->|<-) /, "").replace(/ {3}\d+ us.*$/, ""))
+      ) as [string[], string[]];
+      assert(received.length > 20 && received.length <= sent.length);
+      assertEquals(received, sent.slice(0, received.length));
+      if (findProgram("tshark") === undefined) {
+        return console.log("NOT RUN: captures of the AMP layout in tshark: no tshark");
+      }
+      for (const name of ["a", "b"]) {
+        const lines = await dissectMessages(`${vmsg.directory}/${name}.pcapng`);
+        for (
+          const words of ["SET_VQUEUE?", "SET_DEVICE_STATUS? status ACKNOWLEDGE DRIVER DRIVER_OK"]
+        ) {
+          assert(
+            lines.some((line) => line.startsWith("virtio-msg") && line.includes(words)),
+            words,
+          );
+        }
+        assertEquals(lines.filter((line) => line.startsWith("ICMP")).length, name === "a" ? 6 : 0);
+      }
+    },
+  );
+}
+
 processTest("capture: a process that is killed leaves a file that is whole", async (vmsg) => {
   const device = await vmsg.start("device", ...BUS, "--net", "responder", "--capture", "k.pcapng");
   const driver = await vmsg.start("driver", ...BUS, "--count", "1000", "--interval", "0.002");

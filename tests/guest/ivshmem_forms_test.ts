@@ -49,6 +49,11 @@ const FORMS: readonly Form[] = [
   { name: "proto", driver: `--bus ${PCI},bind,dialect=proto,peer=2 --memory hugepages=2M` },
   { name: "detected", driver: `--bus ${PCI},bind,dialect=proto,peer=3 --memory hugepages=2M` },
   { name: "after", driver: `--bus ${PCI},bind --memory hugepages=2M` },
+  // Another layout in the memory that had queues, and a dialect that has no tokens.
+  {
+    name: "amp1",
+    driver: `--bus ${PCI},bind,layout=amp1,dialect=rfc,peer=4 --memory hugepages=2M`,
+  },
 ];
 
 machineTest(
@@ -113,6 +118,10 @@ machineTest(
     // It does not say goodbye, and the next one speaks another dialect.
     await pinged("after");
     await auto.waitFor(/the driver side speaks v1$/);
+    await auto.end("SIGTERM");
+
+    await host.device(`${bus},layout=amp1,dialect=rfc`, ...seen);
+    await pinged("amp1");
     assertEquals((await machine.status).code, 0);
   },
 );

@@ -103,7 +103,7 @@ export async function startHost(test: MachineTest, { directory }: Keeper): Promi
     start: (options) => test.start({ ...options, doorbell: { socket }, memoryFile: memory }),
     async device(bus, ...args) {
       const device = await test.vmsg.start("device", "--bus", bus, ...args);
-      await device.waitFor(/waiting for a (driver side|peer)/);
+      await device.waitFor(/waiting for (a|the) (driver side|peer)/);
       return device;
     },
   };
