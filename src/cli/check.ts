@@ -56,13 +56,9 @@ function faultOptions(options: Options): FaultMode[] {
 }
 
 function playedOption(options: Options, side: RuleSide): PlayedKind {
-  const text = options.text("as") ?? "net";
-  const kind = PLAYED_KINDS.find((kind) => kind === text);
-  if (kind === undefined) throw new UsageError(`--as ${text}: one of ${PLAYED_KINDS.join(", ")}`);
-  if (side === "device" && options.text("as") !== undefined) {
-    throw new UsageError("--as needs --driver");
-  }
-  return kind;
+  const kind = options.choice("as", PLAYED_KINDS);
+  if (side === "device" && kind !== undefined) throw new UsageError("--as needs --driver");
+  return kind ?? "net";
 }
 
 function memoryOption(options: Options, side: RuleSide): DriverMemorySettings | undefined {

@@ -46,6 +46,14 @@ export class Options {
     return this.list("_");
   }
 
+  /** One of some words; a usage error otherwise. */
+  choice<Word extends string>(name: string, words: readonly Word[]): Word | undefined {
+    const text = this.text(name);
+    const word = words.find((word) => word === text);
+    if (word !== undefined || text === undefined) return word;
+    throw new UsageError(`--${name} is one of ${words.join(", ")}, not ${text}`);
+  }
+
   /** A whole number within limits; a usage error otherwise. */
   wholeNumber(name: string, min: number, max: number): number | undefined {
     return this.number(name, min, max, "whole number", Number.isSafeInteger);

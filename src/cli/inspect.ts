@@ -15,7 +15,7 @@ import {
   unansweredIn,
 } from "../bus/queue_reader.ts";
 import { MONOTONIC } from "../linux/clock.ts";
-import { UsageError, VmsgError } from "../linux/errors.ts";
+import { VmsgError } from "../linux/errors.ts";
 import { fileIdentity, fileStatus, openPath } from "../linux/fd.ts";
 import { mappedFiles } from "../linux/process_files.ts";
 import { directoryNames } from "../linux/sysfs.ts";
@@ -156,11 +156,7 @@ function takeMemory(
 }
 
 function inspect(options: Options): number {
-  const dialect = DIALECTS.find((known) => known === options.text("dialect"));
-  if (options.text("dialect") !== undefined && dialect === undefined) {
-    const given = options.text("dialect");
-    throw new UsageError(`--dialect is one of ${DIALECTS.join(", ")}, not ${given}`);
-  }
+  const dialect = options.choice("dialect", DIALECTS);
   const offset = options.wholeNumber("offset", 0, Number.MAX_SAFE_INTEGER)!;
   const last = options.wholeNumber("last", 1, MOST)!;
   const found = find(options.operands);

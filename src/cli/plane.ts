@@ -4,7 +4,6 @@
  */
 
 import type { PairLine } from "../devices/net/pair_line.ts";
-import { UsageError } from "../linux/errors.ts";
 import { MEMORY_FILES, type MemoryFiles } from "../linux/memory_file.ts";
 import type { Reactor } from "../linux/reactor.ts";
 import { type Log, LOG_LEVELS, type LogLevel } from "../observe/log.ts";
@@ -85,16 +84,8 @@ const COMMON_OPTIONS: readonly Option[] = [
 ];
 
 export function parseCommon(options: Options): CommonSettings {
-  const text = options.text("log-level") ?? "info";
-  const logLevel = LOG_LEVELS.find((level) => level === text);
-  if (logLevel === undefined) {
-    throw new UsageError(`--log-level is one of ${LOG_LEVELS.join(", ")}, not ${text}`);
-  }
-  const files = options.text("memory-files") ?? "memory";
-  const memoryFiles = MEMORY_FILES.find((which) => which === files);
-  if (memoryFiles === undefined) {
-    throw new UsageError(`--memory-files is one of ${MEMORY_FILES.join(", ")}, not ${files}`);
-  }
+  const logLevel = options.choice("log-level", LOG_LEVELS) ?? "info";
+  const memoryFiles = options.choice("memory-files", MEMORY_FILES) ?? "memory";
   const plain = options.flag("trace") ? { filter: "", format: "text" } as const : undefined;
   const trace = plain ?? parseTrace(options);
   return { trace, capture: parseCapture(options), logLevel, memoryFiles };

@@ -54,11 +54,7 @@ export const topCommand: Command = {
     "vmsg top --prometheus > /var/lib/node_exporter/vmsg.prom",
   ],
   run: async (options) => {
-    const wanted = options.text("sort");
-    const sort = SORTS.find((sort) => sort === wanted);
-    if (sort === undefined) {
-      throw new UsageError(`--sort is one of ${SORTS.join(", ")}, not ${wanted}`);
-    }
+    const sort = options.choice("sort", SORTS)!;
     const intervalMs = options.number("interval", 0.1, 3600)! * 1000;
     const look = lookAt(options.operands);
     const view: View = { sort, zeros: options.flag("zeros"), paused: false };

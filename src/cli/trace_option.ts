@@ -1,6 +1,5 @@
 /** `--trace` and `--capture`: what goes over a bus, and a card's frames, for people and for Wireshark. */
 
-import { UsageError } from "../linux/errors.ts";
 import type { Reactor } from "../linux/reactor.ts";
 import { captureMessages, type TracedBus } from "../observe/capture.ts";
 import {
@@ -54,11 +53,7 @@ export const TRACE_OPTIONS: readonly Option[] = [
 
 export function parseTrace(options: Options): TraceSettings | undefined {
   const filter = options.text("trace");
-  const text = options.text("trace-format") ?? "text";
-  const format = TRACE_FORMATS.find((each) => each === text);
-  if (format === undefined) {
-    throw new UsageError(`--trace-format is one of ${TRACE_FORMATS.join(", ")}, not ${text}`);
-  }
+  const format = options.choice("trace-format", TRACE_FORMATS) ?? "text";
   if (filter === undefined) return undefined;
   parseTraceFilter(filter);
   return { filter, format };
