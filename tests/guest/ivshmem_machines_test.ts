@@ -183,6 +183,7 @@ const WATCH_MS = 2400;
 /** Stops that are followed by `cont`, and those that are followed by a reset. */
 const STOPS = 2;
 const RESETS = Deno.env.get("VMSG_GUEST_FULL") === "1" ? 20 : 1;
+const MOST_STOPS = 2 * (STOPS + RESETS);
 
 /** The driver's memory in B, as seen from this host, and whether anybody writes to it. */
 class WatchedMemory implements Disposable {
@@ -279,8 +280,10 @@ pairTest("ivshmem machines: no write into a machine that stands still", async (t
   await a.run(`while :; do ping -i 0.01 ${B_ADDRESS}; sleep 0.1; done >/dev/null 2>&1 &`);
 
   let seen = 0;
-  for (let round = 0; round < STOPS + RESETS; round++) {
-    const resets = round >= STOPS;
+  // The lease lasts for 50 to 150 ms after a stop, so a few changes each are usual; where A's machine stood still just then, there is none.
+  const isEnough = () => seen >= STOPS + RESETS;
+  for (let round = 0; round < STOPS + RESETS || (!isEnough() && round < MOST_STOPS); round++) {
+    const resets = round >= STOPS && round < STOPS + RESETS;
     const driverPid = await vmsgPid(b);
     const came = a.count(DRIVER_CAME);
     using memory = new WatchedMemory(pair.memoryFile, await hugePages(b));
@@ -304,8 +307,7 @@ pairTest("ivshmem machines: no write into a machine that stands still", async (t
     if (!resets) assertEquals(await vmsgPid(b), driverPid);
     await a.hasSaid(DRIVER_CAME, came + (resets ? 1 : 0));
   }
-  // The lease lasts for 50 to 150 ms after a stop, so a few each are usual.
-  assert(seen >= STOPS + RESETS, `${seen} changes in all: there was no flood`);
+  assert(isEnough(), `${seen} changes in all: there was no flood`);
   assertEquals(await vmsgPid(a), devicePid);
   assertEquals(a.count(DEVICE_STARTED), 1);
 });
