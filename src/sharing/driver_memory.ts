@@ -2,7 +2,7 @@
  * Where a user-space driver's rings and buffers lie, and how the device side gets to see them.
  *
  *     own       a sealed memfd, sent to the device side: two processes of one host
- *     file      a file that both sides were told of, for dialects that announce no memory
+ *     file      a file that both sides were told of, as dialects need it that announce no memory
  *     segment   part of the shared memory that holds the bus's queues
  *     confined  a segment as confined mode has it, with its header
  *     pages     huge pages of this machine, whose RAM the device side's machine can see
@@ -63,8 +63,14 @@ export function knownMemory(memory: MappedMemory, at: number): DriverMemory {
   }
   // A ring at address 0 is one that was not set up, for QEMU and others.
   const offset = at === 0 ? PAGE_SIZE : 0;
-  const size = memory.size - offset;
-  return { memory, offset, size, at: at + offset, regions: [], [Symbol.dispose]: () => {} };
+  const place = { memory, offset, size: memory.size - offset, at: at + offset };
+  const region = {
+    ...place,
+    from: MEMORY_WINDOW,
+    fileOffset: place.at,
+    advice: "give both sides the same --memory",
+  };
+  return { ...place, regions: [region], [Symbol.dispose]: () => {} };
 }
 
 /**

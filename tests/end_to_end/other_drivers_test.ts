@@ -21,6 +21,7 @@ const SETUPS: Readonly<Record<string, [bus: string, both: string[], driver: stri
   "v1, shm": ["shm,file=shm,size=1M", [], []],
   "v1, shm, amp1": ["shm,file=shm,size=1M,layout=amp1", [], []],
   "v1-2025, ivshmem, amp1": ["ivshmem,server=iv.sock,layout=amp1,dialect=v1-2025", MEMORY, []],
+  "v1, shm, a file": ["shm,file=shm,size=1M", MEMORY, []],
   "v1, ivshmem": ["ivshmem,server=iv.sock", [], []],
   "proto, ivshmem": ["ivshmem,server=iv.sock,dialect=proto", MEMORY, []],
 };
