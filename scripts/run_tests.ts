@@ -110,9 +110,15 @@ const args = Deno.args.filter((argument) =>
   ![REPORT, LEAVE_OUT, AGAIN].some((o) => argument.startsWith(o))
 );
 const ignore = (paths: readonly string[]) => paths.length === 0 ? [] : [`--ignore=${paths}`];
+let isEnding = false;
 // deno test gets the terminal's signal as well, ends its tests and prints what it has.
-Deno.addSignalListener("SIGINT", () => {});
-Deno.addSignalListener("SIGTERM", () => children.forEach((child) => child.kill("SIGTERM")));
+Deno.addSignalListener("SIGINT", () => {
+  isEnding = true;
+});
+Deno.addSignalListener("SIGTERM", () => {
+  isEnding = true;
+  for (const child of children) child.kill("SIGTERM");
+});
 
 /** All tests: see the head of this file. */
 async function testAll(): Promise<Run[]> {
@@ -130,7 +136,7 @@ async function testAll(): Promise<Run[]> {
   ].filter((args) => args.length > 0);
   const runs: Run[] = [];
   const lane = async (isShownAtOnce: boolean) => {
-    for (let args; (args = groups.shift()) !== undefined;) {
+    for (let args; !isEnding && (args = groups.shift()) !== undefined;) {
       runs.push(await test(args, isShownAtOnce));
     }
   };
@@ -155,7 +161,7 @@ for (const { output, complaints, code } of runs) {
 }
 const inTests = runs.flatMap(({ output }) => timesOf(output).filter(({ hasFailed }) => hasFailed));
 const passedAgain: Failure[] = [];
-if (inTests.length === sum.failed && sum.failed <= Number(valueOf(AGAIN) ?? 0)) {
+if (!isEnding && inTests.length === sum.failed && sum.failed <= Number(valueOf(AGAIN) ?? 0)) {
   for (const { name, file } of inTests) {
     console.log(`once more, alone: ${name}`);
     const { code } = await test([file, "--filter", `/^${RegExp.escape(name)}$/`], true);
