@@ -119,10 +119,10 @@ export async function askAll(
       asked = await (side === "device"
         ? askOfDevice(rule, talk, known)
         : askOfDriver(rule, talk, played));
+      // Who said nothing at all may stand still: before the next rule it is asked whether it is there.
       if (typeof asked === "string") {
         missing = asked;
-      } // Who said nothing at all may stand still: before the next rule it is asked whether it is there.
-      else known = asked.verdict === "failed" && talk.heard.length === 0 ? -1 : departures;
+      } else known = asked.verdict === "failed" && talk.heard.length === 0 ? -1 : departures;
     }
     const outcome: Outcome = typeof asked === "string"
       ? { verdict: "not applicable", reason: asked }
