@@ -40,7 +40,10 @@ const SAME_FOR_ALL = [
   "tests/cli/check_drivers_test.ts",
   "tests/cli/check_faults_test.ts",
   "tests/cli/check_kinds_test.ts",
+  "tests/cli/check_test.ts",
+  "tests/cli/flood_test.ts",
   "tests/end_to_end/bridge_test.ts",
+  "tests/end_to_end/other_drivers_test.ts",
   "tests/fuzz",
   "tests/scripts",
 ];
