@@ -147,23 +147,23 @@ interface Verdict {
 bridgeTest(
   "bridge: inspect and doctor say where a session stands, and a capture as well",
   async (rig) => {
-    const { node, processes } = rig;
+    const { node } = rig;
     const { process, session } = await rig.publish(
       ...["--device", "rng", "--net", "responder", "--capture", "c.pcapng"],
     );
+    const run = async (...args: string[]) =>
+      (await (await rig.vmsg(...args)).ended()).stdout.join("\n");
     /** What is stuck, of the process or of its capture; looks until it says that. */
     const says = async (expected: RegExp, owes: string, operand = `${process.pid}`) => {
       let said: Verdict["stuck"];
       await until(async () => {
-        const { stdout } = await processes.run("doctor", "--json", operand);
-        const verdicts: Verdict[] = JSON.parse(stdout.join("\n"));
+        const verdicts: Verdict[] = JSON.parse(await run("doctor", "--json", operand));
         said = verdicts.find(({ stuck }) => stuck !== undefined)?.stuck;
         return expected.test(said?.step ?? "nothing");
       });
       if (said !== undefined) assertEquals(said.owes, owes);
     };
-    const inspect = async () =>
-      (await processes.run("inspect", `${process.pid}`)).stdout.join("\n");
+    const inspect = () => run("inspect", `${process.pid}`);
     const asksNone = /^2 devices were published, and the kernel asks for none$/;
     await says(asksNone, "driver side");
     await says(asksNone, "driver side", "c.pcapng");

@@ -7,22 +7,29 @@ import type { Session } from "./bridge_kernel/session.ts";
 import { openKeeper } from "../../src/cli/keeper.ts";
 import { findProgram } from "../../src/linux/programs.ts";
 import { testUnless } from "./needs.ts";
-import { type Processes, until, type VmsgProcess, withProcesses } from "./processes.ts";
+import {
+  type Processes,
+  until,
+  VMSG_COMMAND,
+  type VmsgProcess,
+  withProcesses,
+} from "./processes.ts";
+import { countsHere } from "./traffic.ts";
 
 /** A node, and the processes of a test. */
 export class BridgeRig {
   constructor(readonly node: BridgeNode, readonly processes: Processes) {}
 
+  /** Starts vmsg with its counters in the test's own directory. */
+  vmsg(...args: readonly string[]): Promise<VmsgProcess> {
+    const { processes } = this;
+    return processes.startProgram("env", countsHere(processes), ...VMSG_COMMAND, ...args);
+  }
+
   /** Starts a device side with these devices. */
   start(...devices: readonly string[]): Promise<VmsgProcess> {
-    return this.processes.start(
-      "device",
-      "--bus",
-      "bridge,path=unix:node.sock",
-      "--control",
-      "ctl.sock",
-      ...devices,
-    );
+    const bus = "bridge,path=unix:node.sock";
+    return this.vmsg("device", "--bus", bus, "--control", "ctl.sock", ...devices);
   }
 
   /** Starts one and waits until its devices are published. */
