@@ -3,7 +3,7 @@
  * buses and dialects for a kernel's own drivers.
  */
 
-import { assert, assertEquals, assertMatch, assertNotEquals } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertNotEquals, assertRejects } from "@std/assert";
 import { Card } from "../support/bridge_kernel/card.ts";
 import { Disk, SECTOR } from "../support/bridge_kernel/disk.ts";
 import { Entropy } from "../support/bridge_kernel/entropy.ts";
@@ -236,11 +236,13 @@ bridgeTest(
     const { bridge, session } = await carry(rig, "v1");
     const [entropy, disk, card] = await open(rig, session);
     // One that does not fit where it would be copied to: its device stops, in words, and works again after a reset.
-    disk.write(0, new Uint8Array(3 << 20)).catch(() => {});
+    const lost = assertRejects(() => disk.write(0, new Uint8Array(3 << 20)), Error, "reset");
     await bridge.waitFor(
       /device 1, ring 0 is broken: a buffer of 3145745 bytes, the segment has room for 1 to \d+ in this queue: give a larger one/,
     );
     await disk.driver.setStatus(0);
+    disk.driver.queue(0).ended(new Error("reset"));
+    await lost;
     const large = await rig.settled(Disk.open(session, 1), "the disk is brought up again");
     await assertStored(rig, large, LARGEST);
 
