@@ -430,7 +430,8 @@ export class BridgeBus extends QueueBus implements KernelBus {
 
   /** Does ENDPOINT_OFFLINE wait, perhaps behind what is not read because answers have no room, which nobody makes any more? */
   get #isGoingOffline(): boolean {
-    return this.rx.awaits(OFFLINE_HEAD);
+    // One of an epoch that is over says nothing.
+    return this.rx.awaits(OFFLINE_HEAD, this.#epoch);
   }
 
   protected override get reads(): boolean {

@@ -198,11 +198,14 @@ export class BridgeConsumer extends BridgeRing implements IncomingQueue {
     return isPossible;
   }
 
-  /** Does a frame wait that begins with these two bytes? Nothing is taken. */
-  awaits(head: number): boolean {
+  /** Does a frame wait that begins with these two bytes, of this epoch or a later one? Nothing is taken. */
+  awaits(head: number, epoch: bigint): boolean {
     this.#look();
     for (let at = this.own; at !== this.other; at = (at + 1) >>> 0) {
-      if ((this.words[offsetOf(at) / 4]! & 0xffff) === head) return true;
+      const from = offsetOf(at) / 4;
+      if ((this.words[from]! & 0xffff) !== head) continue;
+      const [low, high] = [this.words[from + 2]!, this.words[from + 3]!];
+      if ((BigInt(high) << 32n | BigInt(low)) >= epoch) return true;
     }
     return false;
   }
