@@ -111,7 +111,7 @@ function payload(m: Message, deviceId: number): string {
       return m.response ? result(m) : notifier(m);
     case Kind.MAP_ADD:
     case Kind.MAP_DEL:
-      return `window ${m.map} ${m.response ? result(m) : place(m)}`;
+      return `window ${m.map}${m.response ? ` ${result(m)}` : `: ${place(m)}`}`;
     case Kind.ENDPOINT_ONLINE:
       return `${printable(m.bytes)}, epoch ${m.epoch}, messages of up to ${m.maxMessage} bytes`;
     case Kind.ENDPOINT_OFFLINE:

@@ -26,8 +26,9 @@ export interface BridgeStand {
 
 /** A kernel takes some time for its modules' work; it gives a request up after 5 s. */
 const PATIENCE_S = 1;
-/** Requests that are followed; a kernel has as many open at most. */
+/** Requests that are followed; a kernel has as many open at most. And windows: a damaged capture may name any number. */
 const MAX_OPEN = 1024;
+const MAX_WINDOWS = 1 << 16;
 
 /** The first step that did not happen. */
 export function bridgeStep(stand: BridgeStand): MissingStep | undefined {
@@ -126,8 +127,8 @@ export class BridgeWatch {
       } else {
         this.#open.delete(request);
         if (message === "MAP_DEL") this.#windows.delete(window);
-        else if (fields.result === 0) this.#windows.add(window);
-        else this.#refused++;
+        else if (fields.result !== 0) this.#refused++;
+        else if (this.#windows.size < MAX_WINDOWS) this.#windows.add(window);
       }
     } else if (rest.device !== undefined && rest.direction === "<-") this.#isAsked = true;
   }

@@ -40,13 +40,13 @@ memoryBridgeTest("frames and sessions of the bridge are traced", async (rig) => 
     "-> bus   TOPOLOGY_COMMIT 2 devices, epoch 1",
   ]);
   assertEquals(await said(add(1, 0x10_0000, 4 * PAGE), add(2, 0x20_0000, PAGE + 1)), [
-    "<- bus   MAP_ADD? window 1 16384 bytes at 0x100000, mapped from 0x1000, kept",
+    "<- bus   MAP_ADD? window 1: 16384 bytes at 0x100000, mapped from 0x1000, kept",
     "-> bus   MAP_ADD = window 1 done",
-    "<- bus   MAP_ADD? window 2 4097 bytes at 0x200000, mapped from 0x2000, kept",
+    "<- bus   MAP_ADD? window 2: 4097 bytes at 0x200000, mapped from 0x2000, kept",
     "-> bus   MAP_ADD = window 2 errno 22",
   ]);
   assertEquals(await said(del(1)), [
-    "<- bus   MAP_DEL? window 1 0 bytes at 0x0",
+    "<- bus   MAP_DEL? window 1: 0 bytes at 0x0",
     "-> bus   MAP_DEL = window 1 done",
   ]);
   // Before a driver has written the status no event is sent, and the trace says so.
