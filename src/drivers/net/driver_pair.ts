@@ -58,6 +58,9 @@ export class DriverPair {
   /** The claimed transmit buffer. */
   readonly #claimed = new IovecList(1);
   #starved = false;
+  /** Sent since it was counted: once a batch, since at millions of frames a second counting each is a tenth of the time. */
+  #sent = 0;
+  #bytesSent = 0;
   readonly #receiveTask: Task = { run: () => this.#receive() };
   readonly #publishTask: Task = { run: () => this.#publish() };
 
@@ -127,6 +130,7 @@ export class DriverPair {
     // A pair that this device does not have.
     if (queue === undefined) return false;
     let more = true;
+    let frames = 0, bytes = 0;
     for (let i = 0; i < BATCH; i++) {
       if (!this.#held && !this.#collect(queue)) {
         more = queue.wantCalls();
@@ -136,10 +140,12 @@ export class DriverPair {
       this.#held = !owner.received(this.index, this.#frame);
       more = !this.#held;
       if (this.#held) break;
-      owner.counters.received++;
-      owner.counters.bytesReceived += this.#frame.length - NET_HEADER_SIZE;
+      frames++;
+      bytes += this.#frame.length - NET_HEADER_SIZE;
       for (const buffer of this.#merged) this.#giveReceiveBuffer(queue, buffer);
     }
+    owner.counters.received += frames;
+    owner.counters.bytesReceived += bytes;
     if (showBuffers(queue, owner.counters)) owner.available(2 * this.index + RECEIVE);
     return this.#checkBroken(queue, RECEIVE) && more;
   }
@@ -228,13 +234,16 @@ export class DriverPair {
     if (!this.owner.isUp || buffer === undefined) throw new Error("send without claim");
     const address = this.#buffers.place.at + this.#buffers.transmitOffset(buffer);
     this.#queues[TRANSMIT]!.addOne(address, length, false, buffer);
-    this.owner.counters.sent++;
-    this.owner.counters.bytesSent += length - NET_HEADER_SIZE;
+    this.#sent++;
+    this.#bytesSent += length - NET_HEADER_SIZE;
     this.owner.reactor.schedule(this.#publishTask);
   }
 
   #publish(): boolean {
     const { owner } = this;
+    owner.counters.sent += this.#sent;
+    owner.counters.bytesSent += this.#bytesSent;
+    this.#sent = this.#bytesSent = 0;
     if (owner.isUp && showBuffers(this.#queues[TRANSMIT]!, owner.counters)) {
       owner.available(2 * this.index + TRANSMIT);
     }
